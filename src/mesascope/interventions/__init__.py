@@ -1,0 +1,1 @@
+"""Changing what happens inside a forward pass, and what it costs."""

@@ -1,0 +1,1 @@
+"""Instruments: each reads a capture and returns a labelled Dataset."""

@@ -1,0 +1,1 @@
+"""One file per published study; none holds a loop, a hook or a plot."""

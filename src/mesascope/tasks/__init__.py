@@ -1,0 +1,1 @@
+"""Data-generating processes with exact oracles, one file per kind."""

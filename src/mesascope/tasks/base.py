@@ -1,0 +1,73 @@
+"""What a task is: a process that makes sequences, and predictors that are known to be right."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Sequences with what is to be predicted at every position.
+
+    Attributes:
+        inputs: what the model reads: tokens, or vectors.
+        targets: what it shall predict at each position, from this and all earlier inputs.
+        weight: how much a position counts in the loss; 0 where it is not scored.
+        latents: the ground truth behind each sequence, by name; the first axis is ``batch``.
+    """
+
+    inputs: Int[Tensor, "batch pos"] | Float[Tensor, "batch pos d_in"]
+    targets: Int[Tensor, "batch pos"] | Float[Tensor, "batch pos d_out"]
+    weight: Float[Tensor, "batch pos"]
+    latents: Mapping[str, Shaped[Tensor, "batch *rest"]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """The number of sequences."""
+        return self.inputs.shape[0]
+
+    def __getitem__(self, rows: slice) -> "Batch":
+        """Some of the sequences, with everything that belongs to them."""
+        return Batch(
+            inputs=self.inputs[rows],
+            targets=self.targets[rows],
+            weight=self.weight[rows],
+            latents={name: value[rows] for name, value in self.latents.items()},
+        )
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on another device."""
+        return replace(
+            self,
+            inputs=self.inputs.to(device),
+            targets=self.targets.to(device),
+            weight=self.weight.to(device),
+            latents={name: value.to(device) for name, value in self.latents.items()},
+        )
+
+
+class Task(ABC):
+    """A data-generating process with exact oracles. Subclasses are frozen dataclasses: their fields are the task.
+
+    To add one, write `sample`, `loss` and `oracles`, and let `mesascope.testing.check_task` judge it.
+    """
+
+    @abstractmethod
+    def sample(self, n: int, generator: torch.Generator) -> Batch:
+        """Draw ``n`` sequences; the same generator state gives the same sequences."""
+
+    @abstractmethod
+    def loss(self, prediction: Float[Tensor, "batch pos d_out"], batch: Batch) -> Float[Tensor, "batch pos"]:
+        """The error of a prediction at every position, not yet weighted; 0 where it is perfect."""
+
+    @abstractmethod
+    def oracles(self, batch: Batch) -> Mapping[str, Float[Tensor, "batch pos d_out"]]:
+        """Predictors that see the same prompt, by name; position ``t`` uses inputs 0..t only."""
+
+
+def training_loss(task: Task, prediction: Float[Tensor, "batch pos d_out"], batch: Batch) -> Float[Tensor, ""]:
+    """The weighted mean of the task's loss over scored positions: what training minimises."""
+    return (task.loss(prediction, batch) * batch.weight).sum() / batch.weight.sum()

@@ -1,0 +1,1 @@
+"""Training: one loop that one reads top to bottom."""
