@@ -1,1 +1,25 @@
 """Instruments: each reads a capture and returns a labelled Dataset."""
+
+from mesascope.measures.attribution import attribution
+from mesascope.measures.base import Measure, measure, measure_all
+from mesascope.measures.behaviour import behaviour
+from mesascope.measures.heads import copying, patterns, position
+from mesascope.measures.lens import estimate, lens, logit_lens
+from mesascope.measures.norms import norms
+from mesascope.measures.similarity import similarity
+
+__all__ = [
+    "Measure",
+    "attribution",
+    "behaviour",
+    "copying",
+    "estimate",
+    "lens",
+    "logit_lens",
+    "measure",
+    "measure_all",
+    "norms",
+    "patterns",
+    "position",
+    "similarity",
+]

@@ -11,9 +11,7 @@ _CHOICES = {
     "positions": ("none", "learned", "sinusoidal", "rotary"),
     "activation": ("gelu", "relu", "silu", "tanh"),
 }
-_AT_LEAST_ONE = (
-    "num_hidden_layers hidden_size num_attention_heads num_key_value_heads max_position_embeddings".split()
-)
+_AT_LEAST_ONE = "num_hidden_layers hidden_size num_attention_heads num_key_value_heads max_position_embeddings".split()
 
 
 class DecoderConfig(PretrainedConfig):

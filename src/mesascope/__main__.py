@@ -1,0 +1,5 @@
+"""``python -m mesascope`` is the command line."""
+
+from mesascope.cli import main
+
+main()

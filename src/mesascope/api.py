@@ -1,0 +1,113 @@
+"""What the command line does, as functions: run a study, open a model, draw a report."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from mesascope.cluster import executor
+from mesascope.inspection import inspect_model
+from mesascope.report import render
+from mesascope.runner import Silent, Watcher, run_study
+from mesascope.store import Run
+from mesascope.studies.catalogue import find
+
+RUNS = Path("runs")
+
+
+def run(
+    study: str,
+    *,
+    scale: str = "laptop",
+    seeds: int | None = None,
+    out: Path | str | None = None,
+    device: str = "auto",
+    on: str | None = None,
+    watcher: Watcher | None = None,
+) -> Run:
+    """Run a study to its verdicts and its report, or go on with it where it was stopped.
+
+    Args:
+        study: the name of a study, or a ``.py`` file that holds ``STUDY``.
+        scale: smoke, laptop or paper.
+        seeds: training replicates; as many as the scale says by default.
+        out: the run's directory; ``runs/STUDY-SCALE`` by default.
+        device: auto, cpu or cuda (``cuda:1`` and so on too).
+        on: here, processes or ray[:ADDRESS]; by default processes, but here for a smoke run or on a GPU.
+        watcher: hears how it gets on.
+
+    Returns:
+        The run; its ``path`` holds ``report.html``, ``verdicts.json`` and ``results``.
+
+    Raises:
+        ValueError: something that is asked for does not exist; the message is one line.
+    """
+    entry = find(study)
+    chosen = choose_device(device)
+    place = Path(out) if out is not None else RUNS / f"{entry.name}-{scale}"
+    spread = on or ("here" if scale == "smoke" or chosen != "cpu" else "processes")
+    done = run_study(
+        study,
+        scale=scale,
+        seeds=seeds,
+        path=place,
+        device=chosen,
+        executor=executor(spread),
+        watcher=watcher or Silent(),
+    )
+    report(done.path)
+    return done
+
+
+def inspect(
+    model: str,
+    *,
+    text: Path | str | None = None,
+    tokens: int = 512,
+    out: Path | str | None = None,
+    measures: Sequence[str] | None = None,
+    device: str = "auto",
+) -> Run:
+    """Open a causal language model on a text, measure it, and write a report.
+
+    Args:
+        model: a Hub name, a folder, or a ``.gguf`` file.
+        text: a UTF-8 file; English prose that ships with Python by default.
+        tokens: how many tokens of it to read.
+        out: the run's directory; ``runs/inspect-MODEL`` by default.
+        measures: names of measures; all by default.
+        device: auto, cpu or cuda.
+
+    Raises:
+        ValueError: something that is asked for does not exist; the message is one line.
+    """
+    place = Path(out) if out is not None else RUNS / f"inspect-{Path(model).name}"
+    source = Path(text) if text is not None else None
+    device = choose_device(device)
+    done = inspect_model(model, text=source, tokens=tokens, path=place, chosen=measures, device=device)
+    report(done.path)
+    return done
+
+
+def report(path: Path | str) -> Path:
+    """Draw a run's report anew and return the file."""
+    opened = Run.open(path)
+    return opened.write_text("report.html", render(opened.path))
+
+
+def choose_device(device: str) -> str:
+    """The device that is meant, if it is there.
+
+    Raises:
+        ValueError: there is no such device on this machine.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        return device
+    kind, _, number = device.partition(":")
+    if kind != "cuda" or (number and not number.isdigit()):
+        raise ValueError(f"a device must be auto, cpu or cuda, but got {device!r}")
+    if not torch.cuda.is_available() or int(number or 0) >= torch.cuda.device_count():
+        raise ValueError(f"the device {device} must be on this machine, but is not; use --device cpu")
+    return device

@@ -1,0 +1,62 @@
+"""Running a model once, quietly: evaluation mode, no gradients, no cache, right positions for padding."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mesascope.capture.hooks import accepts
+from mesascope.capture.sites import UnsupportedModel
+
+Inputs = Shaped[Tensor, "batch pos *d_in"]
+Mask = Int[Tensor, "batch pos"]
+
+
+@contextmanager
+def quiet(model: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode without gradients; every module's mode is restored on exit."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def predict(model: PreTrainedModel, inputs: Inputs, mask: Mask | None = None) -> Float[Tensor, "batch pos d_out"]:
+    """What a model predicts at every position.
+
+    Args:
+        model: any causal language model, or one of ours.
+        inputs: tokens or vectors.
+        mask: 1 where an input is real, 0 at padding, on either side; positions are counted from the first real one.
+
+    Raises:
+        UnsupportedModel: the model gives no logits.
+    """
+    output = model(**_arguments(model, inputs, mask))
+    logits = output.get("logits") if isinstance(output, dict) else None
+    if not isinstance(logits, Tensor) or logits.shape[:2] != inputs.shape[:2]:
+        raise UnsupportedModel(
+            f"a model must predict at every position, but {type(model).__name__} gives no such logits; "
+            "load it as a causal language model"
+        )
+    return logits
+
+
+def _arguments(model: PreTrainedModel, inputs: Inputs, mask: Mask | None) -> dict[str, Any]:
+    """The arguments of one forward pass."""
+    given: dict[str, Any] = {model.main_input_name: inputs}
+    if accepts(model, "use_cache"):
+        given["use_cache"] = False
+    if mask is not None:
+        given["attention_mask"] = mask
+        if accepts(model, "position_ids"):
+            given["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+    return given

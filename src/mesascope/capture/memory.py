@@ -1,0 +1,71 @@
+"""How much a capture will keep, before it is made."""
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from pathlib import Path
+
+import torch
+
+from mesascope.capture.layer import Layer
+from mesascope.capture.sites import SITES
+from mesascope.capture.trace import Trace
+
+
+class NotEnoughMemory(MemoryError):  # noqa: N818  it is a MemoryError by its base
+    """A capture would keep more than what is free."""
+
+
+def estimate(
+    trace: Trace, layers: Sequence[Layer], places: Mapping[str, Sequence[int]], batch: int, length: int
+) -> int:
+    """The bytes of the sites to be kept.
+
+    Args:
+        trace: of a probe, whose shapes are scaled up.
+        layers: of the model.
+        places: site to the layers that are kept.
+        batch, length: of the inputs.
+    """
+    total = 0
+    for name, chosen in places.items():
+        for number in chosen:
+            total += _entries(trace, layers[number], name, batch, length) * trace.logits.dtype.itemsize
+    return total
+
+
+def refuse_too_large(needed: int, device: torch.device) -> None:
+    """Refuse what does not fit.
+
+    Raises:
+        NotEnoughMemory: more bytes are needed than are free.
+    """
+    free = _free(device)
+    if free is not None and needed > free:
+        raise NotEnoughMemory(
+            f"a capture must fit into memory, but needs {needed / 1e9:.2f} GB of {free / 1e9:.2f} GB free; ask for "
+            "fewer sites or layers=, or reduce= large sites while the model runs"
+        )
+
+
+def _entries(trace: Trace, layer: Layer, name: str, batch: int, length: int) -> int:
+    """How many numbers one layer has at a site."""
+    stream = trace.of(layer.block)[0].result
+    width = {"d_model": stream.shape[-1], "d_out": trace.logits.shape[-1], "d_head": 0}
+    for each in trace.attentions:
+        if each.name == layer.attention:
+            of = {"query": each.call.query, "key": each.call.key, "value": each.call.value, "head_out": each.output}
+            width["d_head"] = of[name].shape[-1] if name in of else 0
+    width |= {"batch": batch, "pos": length, "query": length, "key": length}
+    width |= {"head": layer.heads, "kv_head": layer.kv_heads}
+    return prod(width[axis] for axis in SITES[name].inner)
+
+
+def _free(device: torch.device) -> int | None:
+    """Free bytes on a device, where they can be known."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    table = Path("/proc/meminfo")
+    if device.type != "cpu" or not table.exists():
+        return None
+    lines = [line.split() for line in table.read_text().splitlines()]
+    return next((int(words[1]) * 1024 for words in lines if words[0] == "MemAvailable:"), None)

@@ -1,0 +1,238 @@
+"""The command line: a thin door to `mesascope.api`. It imports what a command needs when the command runs."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Which algorithm runs inside a transformer's forward pass, and how it gets there during training.",
+)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+DONE, CONTRADICTED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+COLOURS = {"supported": "green", "contradicted": "red", "inconclusive": "yellow"}
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+
+
+def main() -> None:
+    """Run the command line; a mistake of the user's gives one line and exit code 2."""
+    try:
+        with _one_line_errors():
+            app()
+    except KeyboardInterrupt:
+        err.print("interrupted; run the same command again to go on")
+        sys.exit(INTERRUPTED)
+
+
+@app.command("list")
+def list_(as_json: AsJson = False) -> None:
+    """Show the studies and the tasks, one line each."""
+    from mesascope.studies import catalogue
+
+    entries = [*catalogue.studies(), *catalogue.tasks()]
+    if as_json:
+        print(json.dumps([{"kind": e.kind, "name": e.name, "title": e.title} for e in entries], indent=2))
+        return
+    width = max(len(entry.name) for entry in entries)
+    for kind, heading in (("study", "Studies (mesascope run NAME)"), ("task", "Tasks (mesascope.tasks)")):
+        out.print(f"[bold]{heading}[/bold]")
+        for entry in entries:
+            if entry.kind == kind:
+                out.print(f"  {entry.name:<{width}}  {escape(entry.title)}")
+
+
+@app.command()
+def show(study: str) -> None:
+    """Tell what a study does: setting, scales, instruments, claims."""
+    from mesascope.studies.catalogue import load
+
+    value = load(study)
+    out.print(f"[bold]{escape(value.title)}[/bold]\n{escape(value.about)}\n")
+    out.print(f"Paper: {escape(value.citation.authors)} ({value.citation.year}). {escape(value.citation.title)}.")
+    out.print(f"       {value.citation.url}\n\n[bold]Scales[/bold]")
+    for name, scale in value.scales.items():
+        steps = f"{scale.training.steps:,} steps".replace(",", " ")
+        out.print(f"  {name:<7} {scale.seeds} seeds, {steps}, about {scale.minutes:g} min on two cores")
+    out.print("\n[bold]Instruments[/bold]")
+    for one in (*value.measures, *value.sweeps):
+        out.print(f"  {one.name:<12} {escape(one.title)}")
+    out.print("\n[bold]Claims[/bold]")
+    for claim in value.claims:
+        out.print(f"  {escape(claim.sentence)}\n    [dim]{escape(claim.source)}[/dim]")
+
+
+@app.command()
+def cite(study: str) -> None:
+    """Print the BibTeX of a study's paper."""
+    from mesascope.studies.catalogue import load
+
+    print(load(study).citation.bibtex)
+
+
+@app.command()
+def run(
+    study: Annotated[str, typer.Argument(help="A study's name, or a .py file that holds STUDY.")],
+    scale: Annotated[str, typer.Option(help="smoke, laptop or paper.")] = "laptop",
+    seeds: Annotated[int | None, typer.Option(help="Training replicates.")] = None,
+    out_dir: Annotated[Path | None, typer.Option("--out", help="The run's directory.")] = None,
+    device: Device = "auto",
+    on: Annotated[str | None, typer.Option(help="here, processes or ray[:ADDRESS].")] = None,
+    strict: Annotated[bool, typer.Option(help="Exit with 1 if a claim is contradicted.")] = False,
+) -> None:
+    """Re-run a study end to end; run it again to go on after a stop."""
+    from mesascope import api
+    from mesascope.console import Display
+    from mesascope.runner import verdicts_of
+
+    with Display(err) as display:
+        done = api.run(study, scale=scale, seeds=seeds, out=out_dir, device=device, on=on, watcher=display)
+    verdicts = verdicts_of(done)
+    for verdict in verdicts:
+        _print_verdict(verdict)
+    out.print(f"\nReport: {done.path / 'report.html'}", soft_wrap=True)
+    if strict and any(verdict.word == "contradicted" for verdict in verdicts):
+        raise typer.Exit(CONTRADICTED)
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="A Hub name, a folder, or a .gguf file.")],
+    text: Annotated[Path | None, typer.Option(help="A UTF-8 file; Python's manual by default.")] = None,
+    tokens: Annotated[int, typer.Option(help="How many tokens of it to read.")] = 512,
+    out_dir: Annotated[Path | None, typer.Option("--out", help="The run's directory.")] = None,
+    measures: Annotated[str | None, typer.Option(help="Names of measures, with commas between.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Open a language model on a text."""
+    from mesascope import api
+
+    names = [name.strip() for name in measures.split(",")] if measures else None
+    with err.status("opening the model"):
+        done = api.inspect(model, text=text, tokens=tokens, out=out_dir, measures=names, device=device)
+    out.print(f"Report: {done.path / 'report.html'}", soft_wrap=True)
+
+
+@app.command()
+def report(run_dir: Annotated[Path, typer.Argument(metavar="RUN")], as_json: AsJson = False) -> None:
+    """Draw a run's report anew."""
+    from mesascope import api
+    from mesascope.report import summary
+
+    if as_json:
+        print(json.dumps(summary(run_dir), indent=2))
+        return
+    out.print(f"Report: {api.report(run_dir)}", soft_wrap=True)
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="RUN")], second: Annotated[Path, typer.Argument(metavar="RUN")]
+) -> None:
+    """Set the verdicts of two runs side by side."""
+    from rich.table import Table
+
+    tables = [{row["name"]: row for row in _verdict_rows(path)} for path in (first, second)]
+    table = Table("claim", str(first), str(second))
+    for name in dict.fromkeys([*tables[0], *tables[1]]):
+        table.add_row(escape(name), *(_cell(rows.get(name)) for rows in tables))
+    out.print(table)
+
+
+@app.command()
+def runs(
+    folder: Annotated[Path, typer.Argument(help="Where to look.")] = Path("runs"), as_json: AsJson = False
+) -> None:
+    """Show the runs in a folder and what they found."""
+    rows = [_run_row(file.parent) for file in sorted(folder.glob("*/run.json"))]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    if not rows:
+        out.print(f"no runs in {folder}/", soft_wrap=True)
+    for row in rows:
+        counts = ", ".join(f"{n} {word}" for word, n in row["verdicts"].items()) or row["state"]
+        out.print(f"{row['path']}  {row['study']} {row['scale'] or ''}  {counts}", soft_wrap=True)
+
+
+def _print_verdict(verdict: Any) -> None:
+    """A claim's verdict in two or three lines."""
+    colour = COLOURS.get(verdict.word, "dim")
+    out.print(f"\n[bold {colour}]{verdict.word.upper()}[/bold {colour}]  {escape(verdict.sentence)}")
+    if verdict.value is not None:
+        low, high = verdict.interval
+        out.print(
+            f"  {escape(verdict.about)}: {verdict.value:.3g} [{low:.3g}, {high:.3g}]".replace("[", "\\[")
+            + f"; {escape(verdict.control_about)}: {verdict.control:.3g}"
+        )
+    out.print(f"  [dim]{escape(verdict.reason)}; {escape(verdict.source)}[/dim]")
+
+
+def _verdict_rows(path: Path) -> list[dict[str, Any]]:
+    """The verdicts of a run that has them."""
+    from mesascope.store import Run
+
+    return Run.open(path).read_json("verdicts")
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    """A verdict in a table."""
+    if row is None:
+        return "-"
+    return row["word"] if row["value"] is None else f"{row['word']} ({row['value']:.3g})"
+
+
+def _run_row(path: Path) -> dict[str, Any]:
+    """One run as a line of a listing; a run that cannot be read says so."""
+    empty = {"path": str(path), "study": "?", "scale": None, "verdicts": {}}
+    try:
+        record = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        file = path / "verdicts.json"
+        words = [row["word"] for row in json.loads(file.read_text(encoding="utf-8"))] if file.exists() else []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return {**empty, "state": f"unreadable: {error}"}
+    state = "done" if (path / "report.html").exists() else "unfinished"
+    counts = {word: words.count(word) for word in dict.fromkeys(words)}
+    return {**empty, "study": record.get("study"), "scale": record.get("scale"), "verdicts": counts, "state": state}
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """What the user can mend is told in one line; everything else is a bug and keeps its traceback."""
+    try:
+        yield
+    except (ValueError, MemoryError) as error:
+        _fail(str(error))
+    except RuntimeError as error:
+        if type(error).__module__.startswith("mesascope"):
+            _fail(str(error))
+        raise
+    except OSError as error:
+        if error.errno is None:
+            raise
+        _fail(f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror))
+
+
+def _fail(line: str) -> None:
+    """Print one line and leave with exit code 2."""
+    if os.environ.get("MESASCOPE_DEBUG"):
+        raise
+    err.print(f"mesascope: {escape(' '.join(line.split()))}", soft_wrap=True)
+    sys.exit(BAD_INPUT)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""What a measure is: an instrument that reads a capture, and says what it needs recorded."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import xarray as xr
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mesascope.capture import Reduction, capture
+from mesascope.instruments import Instrument, described
+from mesascope.tasks.base import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure(Instrument):
+    """An instrument that is called with a capture.
+
+    Attributes:
+        sites: what must be recorded.
+        reductions: large sites that are reduced while the forward pass runs, by the name of the result.
+    """
+
+    sites: tuple[str, ...]
+    reductions: Mapping[str, Reduction] = field(default_factory=dict)
+
+
+def measure(
+    *,
+    title: str,
+    sites: Sequence[str],
+    reductions: Mapping[str, Reduction] | None = None,
+    every_step: bool = True,
+    order: int = 50,
+) -> Callable[[Callable[..., xr.Dataset]], Measure]:
+    """Make a measure of a function of a capture: its name and docstring become the measure's."""
+
+    def decorate(function: Callable[..., xr.Dataset]) -> Measure:
+        return Measure(
+            **described(function),
+            title=title,
+            sites=tuple(sites),
+            reductions=dict(reductions or {}),
+            every_step=every_step,
+            order=order,
+        )
+
+    return decorate
+
+
+def measure_all(
+    model: PreTrainedModel,
+    inputs: Tensor | Batch,
+    measures: Sequence[Measure],
+    *,
+    oracles: Mapping[str, Tensor] | None = None,
+    batch_size: int | None = None,
+) -> dict[str, xr.Dataset]:
+    """Record once what all these measures need, then compute them, by name.
+
+    Args:
+        model: any model that capture supports.
+        inputs: tokens or vectors, or a batch with targets.
+        measures: the instruments.
+        oracles: predictions of known algorithms, for measures that compare.
+        batch_size: sequences per forward pass; all at once by default.
+    """
+    sites = sorted({site for one in measures for site in one.sites})
+    reductions = {name: how for one in measures for name, how in one.reductions.items()}
+    recorded = capture(model, inputs, sites, oracles=oracles, reduce=reductions, batch_size=batch_size)
+    return {one.name: one(recorded) for one in measures}

@@ -1,0 +1,161 @@
+"""What each layer already knows of the answer."""
+
+import torch
+import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
+
+from mesascope.axes import label
+from mesascope.capture import Capture
+from mesascope.measures.base import measure
+from mesascope.measures.behaviour import per_position
+from mesascope.measures.regression import affine_fit, halves, r_squared
+
+
+@measure(title="Read-out, layer by layer", sites=["resid_pre", "resid_post", "prediction"], order=20)
+def lens(recorded: Capture, first: int = 0) -> xr.Dataset:
+    """The answer read from the residual stream at every depth, in two ways. Affine lens: an affine map from the
+    stream to the next term, one for all positions, fitted by ridge regression on half of the sequences and scored
+    on the other half. Own read-out: the model's own final norm and output map, applied early. The sites are the
+    embedding and the stream after each layer.
+
+    Args:
+        recorded: a capture of a batch with vector targets.
+        first: positions before this one are left out, of the fit and of the mean over positions.
+    """
+    batch = _vector_batch(recorded, "lens")
+    stream = _depths(recorded)
+    fitted, scored = halves(len(batch))
+    affine, own, explained = [], [], []
+    for resid in stream:
+        weight, constant = affine_fit(resid[fitted, first:].flatten(0, 1), batch.targets[fitted, first:].flatten(0, 1))
+        guess = resid[scored].double() @ weight + constant
+        affine.append(per_position(guess, batch.targets[scored]).mean(0))
+        own.append(per_position(recorded.frame.readout(resid[scored]), batch.targets[scored]).mean(0))
+        explained.append(r_squared(guess[:, first:].flatten(0, 1), batch.targets[scored, first:].flatten(0, 1)))
+    errors, own_errors = torch.stack(affine), torch.stack(own)
+    depth = {"layer": depth_names(len(stream) - 1)}
+    unit = "squared units of the terms"
+    where = f"positions {first} and later" if first else "all positions"
+    log = {"scale": "log"}
+    return xr.Dataset(
+        {
+            "affine_error": label(
+                errors[:, first:].mean(1),
+                "layer",
+                units=unit,
+                about=f"error of the affine lens on held-out sequences, {where}",
+                coords=depth,
+            ).assign_attrs(log, headline=1),
+            "own_error": label(
+                own_errors[:, first:].mean(1),
+                "layer",
+                units=unit,
+                about=f"error of the model's own read-out applied at this depth, {where}",
+                coords=depth,
+            ).assign_attrs(log),
+            "affine_error_at": label(
+                errors, "layer", "pos", units=unit, about="error of the affine lens at each position", coords=depth
+            ).assign_attrs(log),
+            "explained": label(
+                torch.tensor(explained),
+                "layer",
+                units="1",
+                about=f"R² of the affine lens on held-out sequences, {where}",
+                coords=depth,
+            ),
+        }
+    )
+
+
+@measure(title="What the attention of each layer writes", sites=["attn_write"], order=25)
+def estimate(recorded: Capture, first: int = 0) -> xr.Dataset:
+    """How well the terms of the sequence can be read, by an affine map fitted on half of the sequences and scored on
+    the other half, from what the attention of a layer writes, without the rest of the residual stream: the last
+    term (a copy), the one before it, and the next one (the answer). The embedding already holds the last term, so
+    only the attention's own output can tell whether attention copies.
+
+    Args:
+        recorded: a capture of a batch with vector inputs and targets.
+        first: positions before this one are left out.
+    """
+    batch = _vector_batch(recorded, "estimate")
+    before = torch.cat([torch.zeros_like(batch.inputs[:, :1]), batch.inputs[:, :-1]], dim=1)
+    terms = {"previous term": before, "last term": batch.inputs, "next term": batch.targets}
+    fitted, scored = halves(len(batch))
+    found = torch.zeros(recorded["attn_write"].shape[0], len(terms))
+    for layer, write in enumerate(recorded["attn_write"]):
+        for column, term in enumerate(terms.values()):
+            weight, constant = affine_fit(write[fitted, first:].flatten(0, 1), term[fitted, first:].flatten(0, 1))
+            guess = write[scored, first:].double() @ weight + constant
+            found[layer, column] = r_squared(guess.flatten(0, 1), term[scored, first:].flatten(0, 1))
+    return xr.Dataset(
+        {
+            "explained": label(
+                found,
+                "layer",
+                "stat",
+                units="1",
+                about="R² on held-out sequences of an affine map from the attention's write to a term",
+                coords={"stat": list(terms)},
+            )
+        }
+    )
+
+
+@measure(title="Logit lens", sites=["resid_pre", "resid_post"], order=20)
+def logit_lens(recorded: Capture) -> xr.Dataset:
+    """The model's own final norm and output map applied to the residual stream before each layer and after the last
+    (nostalgebraist 2020): the loss on the true next token, how often the top token is the true one, and how often it
+    is the token the model will finally choose. For a language model; positions without a next token do not count.
+    """
+    tokens = recorded.inputs
+    if tokens.is_floating_point():
+        raise ValueError("logit_lens needs tokens, but the inputs are vectors; use lens")
+    final = recorded.frame.readout(recorded["resid_post"][-1]).argmax(-1)[:, :-1]
+    loss, right, settled = [], [], []
+    for resid in _depths(recorded):
+        logits = recorded.frame.readout(resid)[:, :-1].float()
+        top = logits.argmax(-1)
+        loss.append(per_position(logits, tokens[:, 1:]).mean())
+        right.append((top == tokens[:, 1:]).double().mean())
+        settled.append((top == final).double().mean())
+    depth = {"layer": depth_names(len(loss) - 1)}
+    return xr.Dataset(
+        {
+            "loss": label(
+                torch.stack(loss), "layer", units="nat", about="mean loss on the true next token", coords=depth
+            ).assign_attrs(headline=1),
+            "accuracy": label(
+                torch.stack(right),
+                "layer",
+                units="1",
+                about="share of positions whose top token is right",
+                coords=depth,
+            ),
+            "settled": label(
+                torch.stack(settled),
+                "layer",
+                units="1",
+                about="share of positions whose top token is the one finally chosen",
+                coords=depth,
+            ),
+        }
+    )
+
+
+def depth_names(layers: int) -> list[str]:
+    """The places between layers, from the embedding to the end."""
+    return ["embedding", *(f"after {layer}" for layer in range(layers))]
+
+
+def _depths(recorded: Capture) -> Float[Tensor, "depth batch pos d_model"]:
+    """The residual stream at the embedding and after each layer."""
+    return torch.cat([recorded["resid_pre"][:1], recorded["resid_post"]])
+
+
+def _vector_batch(recorded: Capture, name: str):
+    """The batch, if it has one and its targets are vectors."""
+    if recorded.batch is None or not recorded.batch.targets.is_floating_point():
+        raise ValueError(f"{name} needs a capture of a Batch with vector targets; for tokens use logit_lens")
+    return recorded.batch

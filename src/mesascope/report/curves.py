@@ -1,0 +1,239 @@
+"""Curves: over positions beside oracles, over training, over layers, or over any other ordered axis."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from mesascope.report.panel import (
+    DASHES,
+    GREY,
+    MODEL,
+    OTHERS,
+    SERIES,
+    Panel,
+    axis,
+    band,
+    entry,
+    faint,
+    layout,
+    line,
+    log_look,
+    step_axis,
+    ticks,
+    with_units,
+)
+from mesascope.report.shown import Shown, position_names
+from mesascope.report.text import number, several, word
+
+THIN = 5  # up to so many seeds are drawn one by one; more become a band
+APART = 30.0  # quantities whose sizes differ by more than this get plots of their own
+
+
+@dataclass
+class _Drawing:
+    """Traces and legend of one plot, as they come to be."""
+
+    traces: list[dict[str, Any]] = field(default_factory=list)
+    legend: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, name: str, colour: str, traces: Sequence[dict[str, Any]], dash: str = "solid", kind: str = "line"):
+        """Add the traces of one entry of the legend."""
+        first = len(self.traces)
+        self.traces.extend(traces)
+        self.legend.append(entry(name, colour, range(first, len(self.traces)), dash, kind))
+
+
+def over_steps(shown: Shown) -> Panel:
+    """Curves over training, one for each label of the other dim if there is one."""
+    return _panel(shown, "step", "Over training")
+
+
+def over_axis(shown: Shown) -> Panel:
+    """Curves over layers, positions or coordinates: after training, and before it dashed."""
+    along = next(d for d in shown.rest if d not in ("predictor", "stat", "component"))
+    return _panel(shown, along, "")
+
+
+def _panel(shown: Shown, along: str, lead: str) -> Panel:
+    """One plot with all series, or one for each where their sizes lie too far apart."""
+    series = next((d for d in shown.rest if d != along), None)
+    labels = shown.names(series) if series else [shown.title]
+    groups = [[k] for k in range(len(labels))] if series and _far_apart(shown, series) else [range(len(labels))]
+    plots, legend, below = [], [], []
+    for group in groups:
+        drawing = _draw(shown, along, series, [labels[k] for k in group], group)
+        floor = _floor(shown, drawing.traces, along)
+        y = axis(
+            with_units(labels[group[0]] if len(groups) > 1 else shown.title, shown.units),
+            **_y_look(shown, drawing.traces, floor),
+        )
+        x = _x_axis(shown, along)[1]
+        height = 380 if len(groups) == 1 else 260
+        title = "" if len(groups) == 1 else labels[group[0]]
+        legend = drawing.legend if len(groups) == 1 else []
+        below += [floor] if floor else []
+        plot = {"title": title, "data": drawing.traces, "layout": layout(x, y), "height": height}
+        plots.append(plot | ({"thin": shown.array.sizes[along]} if "ticktext" in x and along != "step" else {}))
+    notes = [lead, *_notes(shown, along, series, below), _apart_note(shown, along, len(groups) > 1)]
+    data = {"plots": plots, "legend": legend if len(legend) > 1 else []}
+    return Panel(kind="figure", title=shown.title, caption=shown.caption(*filter(None, notes)), data=data)
+
+
+def _draw(shown: Shown, along: str, series: str | None, labels: Sequence[str], group: Sequence[int]) -> _Drawing:
+    """All lines of one plot: the controls behind, the oracles next, the model in front."""
+    drawing, x = _Drawing(), _x_axis(shown, along)[0]
+    for control in shown.controls:
+        _add_control(drawing, shown, control, along, series, group)
+    order = sorted(zip(group, labels, strict=True), key=lambda one: one[1] == "model")
+    known = "model" in (shown.names(series) if series else [])
+    for k, label in order:
+        now = _rows(shown.at() if along != "step" else shown.array, along, series, k)
+        if known and label != "model":
+            drawing.add(label, *_oracle(x, now, label, k), dash=DASHES[k % len(DASHES)])
+            continue
+        colour = MODEL if known or series is None or len(group) < len(shown.names(series)) else SERIES[k % len(SERIES)]
+        _add_model(drawing, shown, x, now, label if series else _after(shown, along), colour)
+        _add_untrained(drawing, shown, along, series, k, colour, f"{label}, untrained" if series else "untrained")
+    return drawing
+
+
+def _oracle(x: np.ndarray, rows: np.ndarray, label: str, k: int) -> tuple[str, list[dict[str, Any]]]:
+    """A muted curve for a predictor whose algorithm is known."""
+    colour = OTHERS[k % len(OTHERS)]
+    return colour, [line(x, _mean(rows), label, colour, width=1.5, dash=DASHES[k % len(DASHES)])]
+
+
+def _add_model(drawing: _Drawing, shown: Shown, x: np.ndarray, rows: np.ndarray, label: str, colour: str) -> None:
+    """The mean in bold, with each seed thin or all seeds as a band."""
+    traces = []
+    if len(rows) > THIN:
+        traces.append(band(x, np.nanmin(rows, 0), np.nanmax(rows, 0), colour))
+    elif len(rows) > 1:
+        traces += [faint(x, row, colour) for row in rows]
+    marks = {"mode": "lines+markers", "marker": {"size": 5}} if len(x) <= 40 else {}
+    drawing.add(label, colour, [*traces, line(x, _mean(rows), label, colour, width=2.8, **marks)])
+
+
+def _add_untrained(
+    drawing: _Drawing, shown: Shown, along: str, series: str | None, k: int, colour: str, label: str
+) -> None:
+    """The first step, dashed, where it differs from the last."""
+    if along == "step" or shown.array.sizes.get("step", 1) < 2:
+        return
+    first, last = (_rows(shown.at(step), along, series, k) for step in (0, -1))
+    if np.allclose(first, last, equal_nan=True):
+        return
+    shade = GREY if series is None else colour
+    x = _x_axis(shown, along)[0]
+    drawing.add(label, shade, [line(x, _mean(first), label, shade, width=1.6, dash="dash")], dash="dash")
+
+
+def _add_control(
+    drawing: _Drawing, shown: Shown, control: xr.DataArray, along: str, series: str | None, group: Sequence[int]
+) -> None:
+    """What the curve is where there is nothing to find: a grey band over seeds and its dashed mean."""
+    at = control.isel(step=-1) if along != "step" and "step" in control.dims else control
+    if along not in at.dims:
+        at = at.expand_dims({along: shown.array.sizes[along]}, axis=-1)
+    x = _x_axis(shown, along)[0]
+    for k in group if series in at.dims else [None]:
+        rows = _rows(at, along, series, k)
+        if rows.shape[-1] != len(x):
+            continue
+        name = f"nothing to find ({str(control.name).replace('_', ' ')})"
+        spread = [band(x, np.nanmin(rows, 0), np.nanmax(rows, 0), GREY, 0.22)]
+        drawing.add(name, GREY, [*spread, line(x, _mean(rows), name, GREY, width=1.6, dash="dot")], "dot", "band")
+
+
+def _rows(array: xr.DataArray, along: str, series: str | None, k: int | None) -> np.ndarray:
+    """Seeds as rows and the drawn axis as columns; further dims of a control are averaged."""
+    if series in array.dims and k is not None:
+        array = array.isel({series: k})
+    extra = [d for d in array.dims if d not in ("seed", along)]
+    return array.mean(extra).transpose("seed", along).values
+
+
+def _mean(rows: np.ndarray) -> np.ndarray:
+    """Mean over seeds; NaN where no seed has a number."""
+    counted = np.isfinite(rows).sum(0)
+    return np.where(counted > 0, np.nansum(rows, 0) / np.maximum(counted, 1), np.nan)
+
+
+def _x_axis(shown: Shown, along: str) -> tuple[np.ndarray, dict[str, Any]]:
+    """Where points lie, and the axis: logarithmic for steps, labelled where labels are words."""
+    size = shown.array.sizes[along]
+    if along == "step":
+        return step_axis(np.asarray(shown.array["step"].values, dtype=float).tolist())
+    labels = position_names(shown, along)
+    whole = labels == [str(k) for k in range(size)]
+    few = {"dtick": 1} if size <= 12 else {"nticks": 10}
+    look = {**few, "tickformat": "d"} if whole else ticks(labels, 14)
+    return np.arange(size, dtype=float), axis(word(along), **look)
+
+
+def _floor(shown: Shown, traces: Sequence[dict[str, Any]], along: str) -> float | None:
+    """On a logarithmic axis: where to cut, if an exact oracle's rounding errors would flatten all else."""
+    if not _logarithmic(shown):
+        return None
+    values = np.array([v for t in traces for v in t["y"] if v is not None and v > 0])
+    bold = [v for t in traces if t["line"]["width"] > 2 for v in t["y"] if v is not None and v > 0]
+    if not len(values) or not bold:
+        return None
+    cut = max(min(bold) / 30, max(values) * 1e-12)
+    return float(cut) if values.min() < cut else None
+
+
+def _y_look(shown: Shown, traces: Sequence[dict[str, Any]], floor: float | None) -> dict[str, Any]:
+    """Linear or logarithmic, with the frame cut at the floor."""
+    if not _logarithmic(shown):
+        return {"zeroline": True, "zerolinecolor": "#cfcbc0", "tickformat": "~g"}
+    values = [v for t in traces for v in t["y"] if v is not None and v > 0] or [1.0]
+    look = log_look(floor or min(values), max(values))
+    if floor:
+        look["range"] = [float(np.log10(floor)), float(np.log10(max(values))) + 0.1]
+    return look
+
+
+def _logarithmic(shown: Shown) -> bool:
+    """As asked for; errors beside oracles also where they span over a decade and a half."""
+    if shown.log or "scale" in shown.array.attrs or set(shown.rest) != {"pos", "predictor"}:
+        return shown.log
+    positive = shown.array.where(shown.array > 0)
+    return bool((shown.array >= 0).all() and positive.max() > 30 * positive.min())
+
+
+def _far_apart(shown: Shown, series: str) -> bool:
+    """Whether quantities along ``stat`` are too different in size to share a linear axis."""
+    if series != "stat" or shown.log:
+        return False
+    sizes = np.abs(shown.array).max([str(d) for d in shown.array.dims if d != "stat"]).values
+    sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
+    return len(sizes) > 1 and bool(sizes.max() > APART * sizes.min())
+
+
+def _after(shown: Shown, along: str) -> str:
+    """What the single curve of a plot is called."""
+    return f"trained, {shown.moment().removeprefix('at ')}" if along != "step" and shown.moment() else shown.title
+
+
+def _notes(shown: Shown, along: str, series: str | None, below: Sequence[float]) -> list[str]:
+    """What the lines are, in words."""
+    notes = [shown.moment()] if along != "step" and series else []
+    if shown.seeds > 1:
+        each = "thin lines: the seeds" if shown.seeds <= THIN else "band: the range over seeds"
+        notes.append(f"Bold: mean over {shown.over_seeds}; {each}")
+    elif shown.seeded:
+        notes.append(several(shown.seeds, "seed"))
+    if shown.controls:
+        notes.append("Grey: the same quantity where there is nothing to find, its range and mean over seeds")
+    if below:
+        notes.append(f"Values below {number(min(below))} lie under the frame")
+    return notes
+
+
+def _apart_note(shown: Shown, along: str, many: bool) -> str:
+    """What a dashed line is, where there is no legend to say it."""
+    return "Dashed: before training" if many and along != "step" and "step" in shown.array.dims else ""

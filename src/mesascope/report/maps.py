@@ -1,0 +1,199 @@
+"""Heat maps: two axes in colour, a plot for each seed, and controls for the axes that are left."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from mesascope.report.panel import DIVERGING, SEQUENTIAL, Panel, axis, layout, ticks
+from mesascope.report.shown import Shown, escaped, names, position_names
+from mesascope.report.text import listed, number, plain, rounded, word
+
+SEEDS = 4  # so many seeds stand side by side; of more, one is chosen
+PRINTED = 60  # up to so many cells carry their number
+MOST = 200_000  # cells in one figure; beyond that only the last step is kept
+ROWS = ("layer", "query", "batch", "component", "predictor", "stat", "head", "kv_head", "pos")
+FIRST = ("layer", "head", "query", "key", "pos", "batch", "component", "predictor")
+
+
+def drawable(shown: Shown) -> bool:
+    """Whether the cells of the last step are few enough to stand in a page."""
+    return len(shown.rest) >= 2 and shown.at().size <= MOST
+
+
+def heat_maps(shown: Shown) -> Panel:
+    """Two of the dims as rows and columns; every other becomes a control above the plots."""
+    rows, columns = _pair(shown.rest)
+    array = shown.array if shown.array.size <= MOST else shown.at()
+    choices = [str(d) for d in array.dims if d not in ("seed", rows, columns)]
+    if shown.seeds > SEEDS:
+        choices = ["seed", *choices]
+    plots, combos = _plots(shown, array, rows, columns, choices)
+    low, high, colours = _range(shown, array)
+    look = _look(shown, array, rows, columns, low, high, colours)
+    notes = _notes(shown, array, choices, rows, columns)
+    data = {
+        "plots": [{"title": title, **look} for title in plots],
+        "variants": combos,
+        "choices": [_choice(array, d) for d in choices],
+        "scale": _scale(shown, low, high, colours),
+        "least": 200 if array.sizes[columns] <= 5 else 270,
+    }
+    return Panel(kind="figure", title=shown.title, caption=shown.caption(*notes), data=data)
+
+
+def _pair(dims: Sequence[str]) -> tuple[str, str]:
+    """Which two dims are drawn: rows first.
+
+    >>> _pair(("stat", "head", "layer"))
+    ('layer', 'head')
+    """
+    drawn = sorted(dims, key=lambda d: FIRST.index(d) if d in FIRST else len(FIRST))[:2]
+    rows, columns = sorted(drawn, key=lambda d: ROWS.index(d) if d in ROWS else len(ROWS))
+    return rows, columns
+
+
+def _plots(
+    shown: Shown, array: xr.DataArray, rows: str, columns: str, choices: Sequence[str]
+) -> tuple[list[str], list[list[dict[str, Any]]]]:
+    """The titles of the plots, and for every combination of choices the cells of each plot."""
+    spread = [] if "seed" in choices else list(range(array.sizes["seed"]))
+    titles = [f"seed {name}" for name in names(array, "seed")] if spread and shown.seeded else [""]
+    titles += [_control_title(control) for control in shown.controls if {rows, columns} <= set(control.dims)]
+    combos = []
+    for at in itertools.product(*(range(array.sizes[d]) for d in choices)):
+        where = dict(zip(choices, at, strict=True))
+        chosen = array.isel(where)
+        cells = [chosen.isel(seed=s) for s in spread] or [chosen]
+        cells += [_control(c, where, rows, columns) for c in shown.controls if {rows, columns} <= set(c.dims)]
+        combos.append([_cells(shown, one.transpose(rows, columns)) for one in cells])
+    return titles, combos
+
+
+def _cells(shown: Shown, cells: xr.DataArray) -> dict[str, Any]:
+    """Colours and texts of one plot; colours are logarithms on a logarithmic scale."""
+    values = cells.values
+    with np.errstate(all="ignore"):
+        z = np.where(values > 0, np.log10(values), np.nan) if shown.log else values
+    if values.size > PRINTED:
+        return {"z": rounded(z, 3)}
+    return {"z": rounded(z, 3), "text": [[_brief(v) for v in row] for row in values]}
+
+
+def _brief(value: float) -> str:
+    """A number short enough for a cell: two digits.
+
+    >>> _brief(-0.0486), _brief(1234.0), _brief(0.00012)
+    ('−0.05', '1,200', '0')
+    """
+    if not np.isfinite(value):
+        return ""
+    if abs(value) < 1:
+        return f"{round(float(value), 2) + 0.0:g}".replace("-", "−")
+    return number(float(f"{value:.2g}"))
+
+
+def _control(control: xr.DataArray, where: dict[str, int], rows: str, columns: str) -> xr.DataArray:
+    """The control at the same place, averaged over seeds and over what the figure does not have."""
+    here = {d: min(k, control.sizes[d] - 1) for d, k in where.items() if d in control.dims and d != "seed"}
+    if "step" in control.dims and "step" not in here:
+        here["step"] = -1
+    at = control.isel(here)
+    return at.mean([d for d in at.dims if d not in (rows, columns)])
+
+
+def _control_title(control: xr.DataArray) -> str:
+    """What stands over the plot of a control."""
+    return f"nothing to find ({str(control.name).replace('_', ' ')})"
+
+
+def _range(shown: Shown, array: xr.DataArray) -> tuple[float, float, tuple[str, ...]]:
+    """Ends of the colour scale over all that is drawn, controls included, and its colours."""
+    values = np.concatenate([one.values.ravel() for one in (array, *shown.controls)])
+    values = values[np.isfinite(values)]
+    if shown.log:
+        values = np.log10(values[values > 0])
+    low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
+    if (center := shown.center) is not None and not shown.log:
+        reach = max(high - center, center - low) or 1.0
+        return center - reach, center + reach, DIVERGING
+    return low, high if high > low else low + 1.0, SEQUENTIAL
+
+
+def _look(
+    shown: Shown, array: xr.DataArray, rows: str, columns: str, low: float, high: float, colours: Sequence[str]
+) -> dict[str, Any]:
+    """Trace and layout that all plots of the figure share; the cells come with the choice."""
+    height, width = array.sizes[rows], array.sizes[columns]
+    few = height * width <= PRINTED
+    steps = [[k / (len(colours) - 1), colour] for k, colour in enumerate(colours)]
+    value = "10^%{z:.3~g}" if shown.log and not few else "%{text}" if few else "%{z:.3~g}"
+    down_word, across_word = plain(word(rows)), plain(word(columns))
+    place = f"{down_word} %{{customdata[0]}}, {across_word} %{{customdata[1]}}: <b>{value}</b><extra></extra>"
+    down, across = (escaped(_cell_names(shown, array, d)) for d in (rows, columns))
+    trace = {
+        "type": "heatmap",
+        "zmin": low,
+        "zmax": high,
+        "colorscale": steps,
+        "showscale": False,
+        "xgap": 1,
+        "ygap": 1,
+    }
+    trace |= {"hovertemplate": place, "hoverongaps": False}
+    trace |= {"texttemplate": "%{text}", "textfont": {"size": 12}} if few else {}
+    x = axis(word(columns), **_ticks(shown, array, columns), showgrid=False)
+    y = axis(word(rows), **_ticks(shown, array, rows), showgrid=False, autorange="reversed")
+    each = 34 if few else 20 if height <= 16 else 12
+    tall = min(max(height * each, 90), 460) + 70
+    return {"data": [trace], "layout": layout(x, y, hovermode="closest"), "height": tall, "labels": [down, across]}
+
+
+def _cell_names(shown: Shown, array: xr.DataArray, dim: str) -> list[str]:
+    """Labels for the pointer: a position also says its token."""
+    own, tokens = names(array, dim), position_names(shown, dim)
+    return own if own == tokens else [f"{p} “{t}”" for p, t in zip(own, tokens, strict=True)]
+
+
+def _ticks(shown: Shown, array: xr.DataArray, dim: str) -> dict[str, Any]:
+    """Tick labels; tokens where they are few enough to be read."""
+    labels = position_names(shown, dim) if array.sizes[dim] <= 32 else names(array, dim)
+    tokens = labels != names(array, dim)
+    whole = labels == [str(k) for k in range(len(labels))]
+    return {"nticks": 8, "tickformat": "d"} if whole and len(labels) > 12 else ticks(labels, 32 if tokens else 16)
+
+
+def _choice(array: xr.DataArray, dim: str) -> dict[str, Any]:
+    """A control: a slider over steps, layers and examples, else a list of names."""
+    slider = dim in ("step", "layer", "batch", "pos")
+    options = names(array, dim)
+    return {
+        "name": word(dim),
+        "options": options,
+        "slider": slider,
+        "selected": len(options) - 1 if dim == "step" else 0,
+    }
+
+
+def _scale(shown: Shown, low: float, high: float, colours: Sequence[str]) -> dict[str, Any]:
+    """The colour scale, drawn beside the title."""
+    ends = [10**v if shown.log else v for v in (low, (low + high) / 2, high)]
+    words = ["0" if abs(v) < 1e-3 * max(map(abs, ends)) and not shown.log else number(float(f"{v:.3g}")) for v in ends]
+    return {"colours": list(colours), "ends": words, "units": "" if shown.units == "1" else shown.units}
+
+
+def _notes(shown: Shown, array: xr.DataArray, choices: Sequence[str], rows: str, columns: str) -> list[str]:
+    """What the plots are, in words."""
+    notes = [] if "step" in choices else [shown.moment()]
+    if shown.seeded and "seed" not in choices and shown.seeds > 1:
+        notes.append(f"One plot for each of {shown.over_seeds}, with the same colours")
+    if shown.log:
+        notes.append("Colours are logarithmic")
+    if any({rows, columns} <= set(control.dims) for control in shown.controls):
+        over = ", mean over seeds" if shown.seeds > 1 else ""
+        notes.append(f"Beside it the same quantity where there is nothing to find{over}")
+    if choices:
+        notes.append(f"Choose the {listed(word(d) for d in choices)} above the plots")
+    return [*filter(None, notes)]

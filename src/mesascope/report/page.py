@@ -1,0 +1,138 @@
+"""Puts the page together: one file, no request to any network, nothing from outside taken for markup."""
+
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from mesascope.report import facts
+from mesascope.report.panel import Panel
+from mesascope.report.read import Result, read
+from mesascope.report.text import script_json, sentence
+from mesascope.report.training import training
+from mesascope.report.verdicts import card, counted
+from mesascope.report.views import panels
+
+SCRIPTS = ("figures.js", "attention.js", "start.js")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """One file of results on the page."""
+
+    key: str
+    title: str
+    about: str
+    citation: str
+    problem: str
+    file: str
+    shown: list[Panel]
+    folded: list[Panel]
+
+
+def render(run: Path) -> str:
+    """The whole report of a run as the text of one HTML file.
+
+    Args:
+        run: a run directory; only ``run.json`` must be there.
+
+    Raises:
+        FileNotFoundError: it holds no ``run.json``.
+        ValueError: ``run.json`` is not a JSON object.
+    """
+    record = read(run)
+    about = record.run
+    return _template().render(
+        title=facts.heading(about),
+        badges=facts.badges(about),
+        about=sentence(about.get("about")),
+        paper=facts.paper(about),
+        cards=[card(one) for one in record.verdicts],
+        counts=[(count, card({"word": word})) for word, count in counted(record.verdicts).items()],
+        inspected=facts.is_inspection(about),
+        training=training(record.logs),
+        sections=[_section(k, one) for k, one in enumerate(record.results)],
+        command=facts.command(about),
+        parameters=facts.parameters(about),
+        circumstances=facts.circumstances(about),
+        timings=facts.timings(about),
+        notes=facts.notes(about),
+        problems=record.problems,
+        run_name=record.path.resolve().name,
+        style=Markup(_text("page.css")),
+        scripts=[Markup(_plotly()), *(Markup(_text(name)) for name in SCRIPTS)],
+    )
+
+
+def summary(run: Path) -> dict[str, Any]:
+    """The run in short, as plain values for JSON: verdicts, files of results, and what could not be read."""
+    record = read(run)
+    kept = ("name", "word", "sentence", "value", "interval", "control", "difference", "bound", "unit", "reason")
+    return {
+        "path": str(record.path),
+        "study": record.run.get("study"),
+        "title": facts.heading(record.run),
+        "model": record.run.get("model") if facts.is_inspection(record.run) else None,
+        "scale": record.run.get("scale"),
+        "seeds": record.run.get("seeds") or [],
+        "started": record.run.get("started"),
+        "seconds": facts.total_seconds(record.run),
+        "counts": counted(record.verdicts),
+        "verdicts": [{k: one[k] for k in kept if k in one} for one in record.verdicts],
+        "results": [_brief(one) for one in record.results if one.data is not None],
+        "problems": list(record.problems),
+    }
+
+
+def _section(place: int, result: Result) -> Section:
+    """The panels of one file, those marked as headlines first."""
+    drawn = panels(result.data) if result.data is not None else []
+    first = [one for one in drawn if one.headline]
+    attrs = result.data.attrs if result.data is not None else {}
+    return Section(
+        key=f"result-{place}",
+        title=result.title,
+        about=sentence(attrs.get("about")),
+        citation=str(attrs.get("citation") or ""),
+        problem=result.problem,
+        file=f"results/{result.file}",
+        shown=first or drawn,
+        folded=[one for one in drawn if not one.headline] if first else [],
+    )
+
+
+def _brief(result: Result) -> dict[str, Any]:
+    """One file of results in short."""
+    data = result.data
+    sizes = {str(k): int(v) for k, v in data.sizes.items()} if data is not None else {}
+    variables = [str(name) for name in data.data_vars] if data is not None else []
+    return {"file": f"results/{result.file}", "title": result.title, "variables": variables, "sizes": sizes}
+
+
+@cache
+def _template():
+    """The page's template; everything is escaped unless marked as ours."""
+    environment = Environment(
+        loader=PackageLoader("mesascope.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["script_json"] = lambda value: Markup(script_json(value))
+    return environment.get_template("template.html.j2")
+
+
+def _text(name: str) -> str:
+    """A file of ours beside this one."""
+    return files("mesascope.report").joinpath(name).read_text(encoding="utf-8")
+
+
+@cache
+def _plotly() -> str:
+    """The drawing library, as it ships with the plotly package."""
+    return files("plotly").joinpath("package_data/plotly.min.js").read_text(encoding="utf-8")

@@ -1,0 +1,41 @@
+// Draws what can be seen, one figure at a time; what is folded away is drawn when it is opened or printed.
+"use strict";
+(() => {
+  const kinds = { "data-figure": mesascope.figure, "data-attention": mesascope.attention, "data-tokens": mesascope.tokens };
+  const waiting = new Set(document.querySelectorAll("[data-figure],[data-attention],[data-tokens]"));
+  const draw = host => {
+    waiting.delete(host);
+    const kind = Object.keys(kinds).find(name => host.hasAttribute(name));
+    const json = host.parentElement.querySelector('script[type="application/json"]');
+    kinds[kind](host, JSON.parse(json.textContent));
+  };
+  const open = host => !host.closest("details:not([open])");
+  const next = () => {
+    const host = [...waiting].find(open);
+    if (!host) return;
+    draw(host);
+    setTimeout(next, 0);
+  };
+  document.querySelectorAll("details.more").forEach(one => one.addEventListener("toggle", next));
+  addEventListener("beforeprint", () => {
+    document.querySelectorAll("details").forEach(one => { one.open = true; });
+    waiting.forEach(draw);
+  });
+  for (const button of document.querySelectorAll("[data-copy]")) button.addEventListener("click", async () => {
+    const code = button.parentElement.querySelector("code");
+    const done = () => { button.textContent = "Copied"; setTimeout(() => { button.textContent = "Copy"; }, 1500); };
+    try { await navigator.clipboard.writeText(code.textContent); done(); }
+    catch { getSelection().selectAllChildren(code); if (document.execCommand("copy")) done(); }
+  });
+  const contents = document.querySelector("nav details"), small = matchMedia("(max-width: 1099px)");
+  const fold = () => { contents.open = !small.matches; };
+  small.addEventListener("change", fold);
+  fold();
+  const links = new Map([...document.querySelectorAll("nav a")].map(a => [a.getAttribute("href").slice(1), a]));
+  const seen = new IntersectionObserver(entries => entries.filter(one => one.isIntersecting).forEach(one => {
+    links.forEach(a => a.removeAttribute("aria-current"));
+    links.get(one.target.id)?.setAttribute("aria-current", "true");
+  }), { rootMargin: "-10% 0px -80% 0px" });
+  document.querySelectorAll("section[id]").forEach(one => seen.observe(one));
+  next();
+})();

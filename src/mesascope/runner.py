@@ -1,0 +1,239 @@
+"""The order of the stages: train, open, measure, change, judge. Nothing else knows it."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import xarray as xr
+
+from mesascope.instruments import Instrument
+from mesascope.measures import measure_all
+from mesascope.models.load import load_checkpoint
+from mesascope.store import MANIFEST, Run, RunError, Say, ignore
+from mesascope.studies.base import SCALES, Scale, Study
+from mesascope.studies.catalogue import load
+from mesascope.studies.verdicts import Verdict, judge
+from mesascope.tasks.base import Batch
+from mesascope.train import fit
+
+HELD_OUT = 2**40 + 17  # the seed of the sequences that are opened; training's seeds are spread by SeedSequence
+
+JobProgress = Callable[[int, int, int, float], None]
+
+
+class Executor(Protocol):
+    """Whatever can apply a function to jobs, at once or one after another."""
+
+    def map(self, fn: Callable[..., Any], jobs: Sequence[Any], progress: JobProgress, say: Say) -> list[Any]:
+        """Results in the order of the jobs; ``progress`` hears (job, done, total, loss), ``say`` hears lines."""
+        ...
+
+
+class Watcher(Protocol):
+    """Whoever wants to hear how a run gets on."""
+
+    def stage(self, name: str, total: int) -> None:
+        """A stage of so many parts begins."""
+        ...
+
+    def part(self, index: int, done: int, total: int, loss: float) -> None:
+        """A part of the stage has got so far."""
+        ...
+
+    def say(self, line: str) -> None:
+        """Something a reader should know."""
+        ...
+
+
+class Silent:
+    """A watcher that keeps to itself."""
+
+    stage = part = say = staticmethod(ignore)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One seed's training, as another process can take it up."""
+
+    study: str
+    scale: str
+    seed: int
+    path: Path
+    device: str
+
+
+def run_study(
+    name: str,
+    *,
+    scale: str,
+    seeds: int | None,
+    path: Path,
+    device: str,
+    executor: Executor,
+    watcher: Watcher,
+) -> Run:
+    """Run a study to its verdicts, or go on with it where it was stopped.
+
+    Args:
+        name: of a study, or a ``.py`` file that holds ``STUDY``.
+        scale: smoke, laptop or paper.
+        seeds: training replicates; as many as the scale says by default.
+        path: the run's directory.
+        device: where to train and measure.
+        executor: what trains the seeds.
+        watcher: hears how it gets on.
+
+    Returns:
+        The run, with results and verdicts in it.
+
+    Raises:
+        ValueError: what is asked for does not exist; RunError: the directory cannot be used; TrainingDiverged.
+    """
+    study = load(name)
+    wanted = _scale(study, scale)
+    count = wanted.seeds if seeds is None else seeds
+    if count < 1:
+        raise ValueError(f"seeds must be 1 or more, but got {count}; give how many models to train")
+    run = Run.create(path, describe(study, scale, count))
+    with run.lock():
+        seconds: dict[str, float] = {}
+        with _timed(seconds, "training"):
+            watcher.stage("training", count)
+            jobs = [Job(study=name, scale=scale, seed=seed, path=path, device=device) for seed in range(count)]
+            executor.map(train_seed, jobs, watcher.part, watcher.say)
+        with _timed(seconds, "measuring"):
+            results = measure_run(study, wanted, run, range(count), device, watcher)
+        verdicts = [judge(claim, results, scale) for claim in study.claims]
+        run.write_json("verdicts", [verdict.as_json() for verdict in verdicts])
+        run.write_json("seconds", seconds)
+    return run
+
+
+def train_seed(job: Job, progress: Callable[[int, int, float], None] = ignore, say: Say = ignore) -> Path:
+    """Train one seed of a study; a function of plain values, so that any process can run it."""
+    study, run = load(job.study), Run.open(job.path)
+    training = study.scales[job.scale].training
+    return fit(study.task, study.model, training, job.seed, run, device=job.device, progress=progress, say=say)
+
+
+def measure_run(
+    study: Study, scale: Scale, run: Run, seeds: Sequence[int], device: str, watcher: Watcher
+) -> dict[str, xr.Dataset]:
+    """Apply the study's instruments to its checkpoints; results that are there for the same weights are kept."""
+    steps = scale.training.due
+    weights = _digest(run, seeds, steps)
+    found = {name: run.read_results(name) for name in run.results()}
+    fresh = {name: ds for name, ds in found.items() if ds.attrs.get("weights") == weights}
+    todo = [one for one in (*study.measures, *study.sweeps) if one.name not in fresh]
+    if not todo:
+        return fresh
+    batch = study.task.sample(scale.sequences, torch.Generator().manual_seed(HELD_OUT)).to(device)
+    watcher.stage("measuring", len(seeds))
+    per_seed = []
+    for index, seed in enumerate(seeds):
+        per_seed.append(_measure_seed(study, run, seed, steps, todo, batch, watcher, index))
+    for one in todo:
+        dataset = xr.concat([measured[one.name] for measured in per_seed], dim="seed", combine_attrs="override")
+        dataset = dataset.assign_coords(seed=list(seeds)).assign_attrs(weights=weights, sequences=len(batch))
+        run.write_results(one.name, dataset)
+        fresh[one.name] = dataset
+    return fresh
+
+
+def describe(study: Study, scale: str, seeds: int) -> dict[str, Any]:
+    """What a run is, in JSON's types: everything that decides its numbers."""
+    chosen = study.scales[scale]
+    return {
+        "study": study.name,
+        "title": study.title,
+        "about": study.about,
+        "scale": scale,
+        "seeds": list(range(seeds)),
+        "citation": {**asdict(study.citation), "bibtex": study.citation.bibtex},
+        "parameters": {
+            "task": _plain(study.task),
+            "model": study.model.to_diff_dict(),
+            "training": _plain(chosen.training),
+            "sequences": chosen.sequences,
+        },
+    }
+
+
+def verdicts_of(run: Run) -> list[Verdict]:
+    """The verdicts that a run holds."""
+    names = {field.name for field in fields(Verdict)}
+    return [Verdict(**{key: value for key, value in row.items() if key in names}) for row in run.read_json("verdicts")]
+
+
+def _scale(study: Study, scale: str) -> Scale:
+    """The scale of this name."""
+    if scale not in study.scales:
+        raise ValueError(f"a scale must be one of {', '.join(SCALES)}, but got {scale!r}")
+    return study.scales[scale]
+
+
+def _measure_seed(
+    study: Study,
+    run: Run,
+    seed: int,
+    steps: Sequence[int],
+    instruments: Sequence[Instrument],
+    batch: Batch,
+    watcher: Watcher,
+    index: int,
+) -> dict[str, xr.Dataset]:
+    """Every instrument on every checkpoint of one seed, along the axis step."""
+    ends = (steps[0], steps[-1])
+    found: dict[str, list[xr.Dataset]] = {one.name: [] for one in instruments}
+    for place, step in enumerate(steps):
+        model = load_checkpoint(run.checkpoint(seed, step), device=batch.inputs.device)
+        now = [one for one in instruments if one.every_step or step in ends]
+        for name, dataset in _apply(study, model, batch, now).items():
+            found[name].append(dataset.expand_dims(step=[step]))
+        watcher.part(index, place + 1, len(steps), float("nan"))
+    return {name: xr.concat(parts, dim="step", combine_attrs="override") for name, parts in found.items()}
+
+
+def _apply(study: Study, model: Any, batch: Batch, instruments: Sequence[Instrument]) -> dict[str, xr.Dataset]:
+    """Measures share one capture; sweeps have their own passes."""
+    measures = [one for one in study.measures if one in instruments]
+    found = measure_all(model, batch, measures, oracles=study.task.oracles(batch)) if measures else {}
+    sweeps = [one for one in study.sweeps if one in instruments]
+    return found | {one.name: one(model, study.task, batch) for one in sweeps}
+
+
+def _digest(run: Run, seeds: Sequence[int], steps: Sequence[int]) -> str:
+    """One word for all weights that are measured."""
+    digest = hashlib.sha256()
+    for seed in seeds:
+        for step in steps:
+            try:
+                digest.update((run.seed_path(seed) / f"step={step}" / MANIFEST).read_bytes())
+            except OSError as error:
+                raise RunError(f"seed {seed} must have a checkpoint at step {step}, but has none; run again") from error
+    return digest.hexdigest()
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Note how long a stage took."""
+    began = time.perf_counter()
+    yield
+    seconds[stage] = round(time.perf_counter() - began, 1)
+
+
+def _plain(value: Any) -> Any:
+    """A frozen value as a mapping that names its class."""
+    if is_dataclass(value) and not isinstance(value, type):
+        shown = {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+        return {"kind": type(value).__name__, **shown}
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,26 @@
+"""Affine recurrences in four dimensions: what the paper names as future work, with the same claims."""
+
+from dataclasses import replace
+
+from mesascope.models.config import DecoderConfig
+from mesascope.studies import affine
+from mesascope.studies.base import Scale
+from mesascope.studies.recurrence import claims, instruments, sweeps
+
+TASK = replace(affine.TASK, dim=4, matrix="dense")
+
+STUDY = replace(
+    affine.STUDY,
+    name="affine-4d",
+    title="Affine recurrences in four dimensions",
+    about=(
+        "Sequences x' = A x + b in four dimensions, A a dense matrix of spectral radius up to 1. The paper names "
+        "higher-dimensional recurrences as future work; the claims are its claims for numbers, carried over."
+    ),
+    task=TASK,
+    model=DecoderConfig(**{**affine.SHAPE, "d_in": 4, "d_out": 4}),
+    scales=affine.SCALES | {"laptop": Scale(training=affine.training(8_000, checkpoints=10), minutes=8)},
+    measures=instruments(first=TASK.identified_from + 1),
+    sweeps=sweeps(first=TASK.identified_from + 1),
+    claims=claims(first=TASK.identified_from + 1, layers=3),
+)

@@ -1,0 +1,148 @@
+"""What a study is: a task, a model, their training, the instruments, and the claims they decide."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import xarray as xr
+
+from mesascope.instruments import Instrument
+from mesascope.measures import Measure
+from mesascope.models.config import DecoderConfig
+from mesascope.tasks.base import Task
+from mesascope.train import Training
+
+SCALES = ("smoke", "laptop", "paper")
+
+Results = Mapping[str, xr.Dataset]
+PerSeed = Callable[[Results], xr.DataArray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Citation:
+    """A paper."""
+
+    key: str
+    authors: str
+    title: str
+    year: int
+    venue: str
+    url: str
+
+    @property
+    def bibtex(self) -> str:
+        """An entry to paste."""
+        fields = {
+            "author": self.authors,
+            "title": "{" + self.title + "}",
+            "year": str(self.year),
+            "journal": self.venue,
+            "url": self.url,
+        }
+        body = "".join(f"  {name} = {{{value}}},\n" for name, value in fields.items())
+        return f"@article{{{self.key},\n{body}}}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How much of everything: smoke shows that it runs, laptop answers the question, paper is thorough.
+
+    Attributes:
+        training: steps, batch, optimiser, checkpoints.
+        seeds: training replicates.
+        sequences: held-out sequences that are opened.
+        minutes: what a run takes on two cores, for a reader who decides whether to start it.
+    """
+
+    training: Training
+    seeds: int = 3
+    sequences: int = 512
+    minutes: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A sentence that numbers can decide.
+
+    Attributes:
+        name: a short name.
+        sentence: what is claimed.
+        source: who claims it, and where; ours where it is ours.
+        statistic: one number per seed; not a number where the seed has nothing to say (no such head, say).
+        about: what the statistic is, in words.
+        control: the same number where there is nothing to find.
+        control_about: what the control is, in words.
+        direction: whether the statistic must lie above or below the control.
+        bound: a fixed number that the statistic must lie beyond, too.
+        unit: of the statistic.
+        scales: where the claim can be decided; elsewhere it is not tested.
+    """
+
+    name: str
+    sentence: str
+    source: str
+    statistic: PerSeed
+    about: str
+    control: PerSeed
+    control_about: str
+    direction: Literal["above", "below"]
+    bound: float | None = None
+    unit: str = "1"
+    scales: tuple[str, ...] = ("laptop", "paper")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """One published study, as a value: nothing in it runs.
+
+    Attributes:
+        name: how it is called on the command line.
+        title: what it is about.
+        about: what is known of the paper's setting, and what is ours.
+        citation: the paper.
+        task: where sequences come from.
+        model: the decoder.
+        scales: smoke, laptop and paper.
+        measures: applied to captures of held-out sequences.
+        sweeps: applied to the model itself: a function of model, task and batch.
+        claims: decided from the results.
+    """
+
+    name: str
+    title: str
+    about: str
+    citation: Citation
+    task: Task
+    model: DecoderConfig
+    scales: Mapping[str, Scale]
+    measures: tuple[Measure, ...]
+    sweeps: tuple[Instrument, ...] = field(default=())
+    claims: tuple[Claim, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse a study that cannot be run or judged."""
+        if set(self.scales) != set(SCALES):
+            raise ValueError(f"a study needs the scales {', '.join(SCALES)}, but got {', '.join(self.scales)}")
+        names = [one.name for one in (*self.measures, *self.sweeps)]
+        if len(set(names)) < len(names):
+            raise ValueError(f"the names of a study's instruments must differ, but got {', '.join(names)}")
+        if len({claim.name for claim in self.claims}) < len(self.claims):
+            raise ValueError("the names of a study's claims must differ")
+
+
+def last(array: xr.DataArray) -> xr.DataArray:
+    """The trained model: the last checkpoint."""
+    return array.isel(step=-1, drop=True)
+
+
+def untrained(array: xr.DataArray) -> xr.DataArray:
+    """The model before training: the first checkpoint, at step 0."""
+    return array.sel(step=0, drop=True)
+
+
+def per_seed(values: xr.DataArray) -> np.ndarray:
+    """The numbers of a statistic, one per seed."""
+    if values.dims != ("seed",):
+        raise ValueError(f"a claim's statistic must have the axis seed and no other, but has {values.dims}")
+    return values.values.astype(float)

@@ -1,0 +1,200 @@
+"""What all recurrence studies share, instruments and claims: how a next term is first estimated and then refined."""
+
+import numpy as np
+import xarray as xr
+
+from mesascope import measures
+from mesascope.instruments import Instrument
+from mesascope.interventions import ablation
+from mesascope.measures.similarity import LEAST_SPREAD
+from mesascope.studies.base import Claim, Results, last, untrained
+
+PAPER = "Bhargav & Gu 2024, abstract"
+OURS = "ours"
+MOST_ERROR = 0.05  # of copying's
+LEAST_EXPLAINED = 0.9  # R² of a copy
+
+
+def instruments(*, first: int) -> tuple[measures.Measure, ...]:
+    """What is measured: behaviour, read-outs, contributions and heads, from position ``first`` on."""
+    return (
+        measures.behaviour,
+        measures.lens.using(first=first),
+        measures.estimate.using(first=first),
+        measures.attribution.using(first=first),
+        measures.position,
+        measures.similarity,
+        measures.copying,
+        measures.patterns,
+    )
+
+
+def sweeps(*, first: int) -> tuple[Instrument, ...]:
+    """What is changed: heads are taken away, the loss being that of positions from ``first`` on."""
+    return (ablation.using(first=first),)
+
+
+def claims(*, first: int, layers: int) -> tuple[Claim, ...]:
+    """The claims for a model with this many layers, judged from position ``first`` on.
+
+    Args:
+        first: the first position at which the rule has been determined for one step.
+        layers: of the decoder; the claims are about the first and the last.
+    """
+    top = layers - 1
+    return (
+        Claim(
+            name="learns in context",
+            sentence="Where earlier terms determine the rule, the model's error is a twentieth of copying's or less.",
+            source=f"{PAPER}; the threshold is ours",
+            statistic=lambda results: _against_copying(results, slice(first, None)),
+            about=f"summed squared error over copying's, positions {first} and later",
+            control=lambda results: _against_copying(results, slice(1, first - 1)),
+            control_about="the same where the rule is not yet determined",
+            direction="below",
+            bound=MOST_ERROR,
+        ),
+        Claim(
+            name="layer 0 copies",
+            sentence="Layer 0's attention writes a copy of the last term: a first estimate of the next one.",
+            source=PAPER,
+            statistic=lambda results: last(_readable(results, "last term")),
+            about="R² of the last term, read from what layer 0's attention writes",
+            control=lambda results: untrained(_readable(results, "last term")),
+            control_about="the same in the untrained model",
+            direction="above",
+            bound=LEAST_EXPLAINED,
+        ),
+        Claim(
+            name="layer 0 does not know the answer",
+            sentence="What layer 0's attention writes is the last term rather than the next one.",
+            source=f"{OURS}: what makes it a first estimate and no answer",
+            statistic=lambda results: last(_readable(results, "last term")),
+            about="R² of the last term, read from what layer 0's attention writes",
+            control=lambda results: last(_readable(results, "next term")),
+            control_about="the same for the next term",
+            direction="above",
+        ),
+        Claim(
+            name="refined layer by layer",
+            sentence="The next term can be read more precisely after every layer.",
+            source=f"{PAPER}, in our words",
+            statistic=lambda results: _worst_step(last(results["lens"]["affine_error"])),
+            about="largest change of log10 error of the affine lens from one depth to the next",
+            control=lambda results: _worst_step(untrained(results["lens"]["affine_error"])),
+            control_about="the same in the untrained model",
+            direction="below",
+            bound=0.0,
+        ),
+        Claim(
+            name="negative similarity, score",
+            sentence=f"Layer {top} has heads whose attention score falls as query and key get more alike.",
+            source=f"{PAPER}, first reading",
+            statistic=lambda results: _lowest(results, "interaction", slice(top, top)),
+            about=f"lowest correlation of score and similarity of a head in layer {top}, position fixed",
+            control=lambda results: _lowest(results, "null_low", slice(top, top)),
+            control_about="lower edge of the band with shuffled partners",
+            direction="below",
+        ),
+        Claim(
+            name="negative similarity, gain",
+            sentence=f"Layer {top} has heads that attend to what is like the query and subtract it.",
+            source=f"{PAPER}, second reading",
+            statistic=lambda results: _gain_of_similar(results, "gain", top),
+            about="lowest gain among heads whose score rises with similarity; 0 without such a head",
+            control=lambda results: _gain_of_similar(results, "gain_null", top),
+            control_about="the same with shuffled keys",
+            direction="below",
+        ),
+        Claim(
+            name=f"negative similarity belongs to layer {top}",
+            sentence=f"Negative similarity is stronger in layer {top} than in the layers before it.",
+            source=f"{PAPER}, in our words",
+            statistic=lambda results: _lowest(results, "interaction", slice(top, top)),
+            about=f"lowest correlation of score and similarity of a head in layer {top}, position fixed",
+            control=lambda results: _lowest(results, "interaction", slice(0, top - 1)),
+            control_about="the lowest in earlier layers",
+            direction="below",
+        ),
+        Claim(
+            name="negative heads matter",
+            sentence=f"Removing layer {top}'s negative-similarity heads costs more than removing as many others there.",
+            source=f"{OURS}: a test of the abstract's word 'refined'",
+            statistic=lambda results: _cost_of_negative(results, top)[0],
+            about="rise of the loss when they are mean-ablated; no value where there are none, or no others",
+            control=lambda results: _cost_of_negative(results, top)[1],
+            control_about="mean over all groups of as many other heads of the layer",
+            direction="above",
+            unit="units of the loss",
+        ),
+        Claim(
+            name="the head that matters most is negative",
+            sentence=f"Of layer {top}'s heads, the one whose removal costs most is a negative-similarity head.",
+            source=f"{OURS}: a test of the abstract's word 'refined'",
+            statistic=lambda results: _of_costliest(results, "interaction", top),
+            about="correlation of score and similarity of that head, position fixed",
+            control=lambda results: _of_costliest(results, "null_low", top),
+            control_about="lower edge of its band with shuffled partners",
+            direction="below",
+        ),
+    )
+
+
+def _against_copying(results: Results, places: slice) -> xr.DataArray:
+    """The model's summed error over copying's, at these positions."""
+    error = last(results["behaviour"]["error"]).isel(pos=places).sum("pos")
+    return error.sel(predictor="model", drop=True) / error.sel(predictor="copy", drop=True)
+
+
+def _readable(results: Results, term: str) -> xr.DataArray:
+    """How well layer 0's attention tells a term."""
+    return results["estimate"]["explained"].sel(layer=0, stat=term, drop=True)
+
+
+def _worst_step(error: xr.DataArray) -> xr.DataArray:
+    """The largest change of the logarithm from one depth to the next: below 0 where every step is down."""
+    return xr.DataArray(np.diff(np.log10(error), axis=error.get_axis_num("layer")), dims=error.dims).max("layer")
+
+
+def _lowest(results: Results, what: str, layers: slice) -> xr.DataArray:
+    """The lowest score among the heads of these layers whose scores differ at all; 0 if none do."""
+    looks = last(results["similarity"]).sel(layer=layers)
+    return looks[what].where(looks["spread"] >= LEAST_SPREAD, 0.0).min(("layer", "head"))
+
+
+def _gain_of_similar(results: Results, gain: str, layer: int) -> xr.DataArray:
+    """The lowest gain among the layer's heads that look for what is like the query; 0 if there are none."""
+    role = last(results["similarity"]["role"]).sel(layer=layer, drop=True)
+    gains = last(results["copying"][gain]).sel(layer=layer, drop=True)
+    return gains.where(role > 0, 0.0).min("head")
+
+
+def _cost_of_negative(results: Results, layer: int) -> tuple[xr.DataArray, xr.DataArray]:
+    """What the layer's negative heads are worth, and what groups of as many other heads are worth."""
+    roles = last(results["similarity"]["role"]).sel(layer=layer)
+    costs = last(results["ablation"]["group_cost"]).sel(layer=layer, stat="mean")
+    negative, others = [], []
+    for seed in roles.seed.values:
+        role = roles.sel(seed=seed).values
+        chosen = [int(head) for head in np.flatnonzero(role < 0)]
+        rest = set(range(len(role))) - set(chosen)
+        cost = costs.sel(seed=seed)
+        groups = [name for name in map(str, cost.component.values) if _same_size(name, len(chosen), rest)]
+        defined = bool(chosen) and bool(groups)
+        negative.append(float(cost.sel(component="+".join(map(str, chosen)))) if defined else np.nan)
+        others.append(float(cost.sel(component=groups).mean()) if defined else np.nan)
+    coords = {"seed": roles.seed}
+    return xr.DataArray(negative, coords, ("seed",)), xr.DataArray(others, coords, ("seed",))
+
+
+def _same_size(name: str, size: int, allowed: set[int]) -> bool:
+    """Whether a group such as 0+2 has this many heads, all of them allowed."""
+    heads = {int(head) for head in name.split("+")}
+    return len(heads) == size and heads <= allowed
+
+
+def _of_costliest(results: Results, what: str, layer: int) -> xr.DataArray:
+    """A similarity score of the layer's head whose mean ablation costs most."""
+    cost = last(results["ablation"]["cost"]).sel(layer=layer, stat="mean", drop=True)
+    scores = last(results["similarity"][what]).sel(layer=layer, drop=True)
+    return scores.isel(head=cost.argmax("head")).drop_vars("head", errors="ignore")

@@ -1,0 +1,105 @@
+"""Our own decoder, in all its variants, takes the same path as any other model."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from mesascope.capture import SITES, UnsupportedModel, capture
+
+from .ours import TOKENS, VECTORS, decoder, inputs
+
+VARIANTS = {
+    "plain": VECTORS,
+    "tokens": TOKENS,
+    "tied": TOKENS | {"tie_word_embeddings": True, "norm": "rms"},
+    "mlp": VECTORS | {"intermediate_size": 24},
+    "layer norm": VECTORS | {"intermediate_size": 24, "norm": "layer"},
+    "rms norm": TOKENS | {"intermediate_size": 24, "norm": "rms", "activation": "silu"},
+    "post norm": VECTORS | {"intermediate_size": 24, "norm": "layer", "norm_position": "post"},
+    "rotary": TOKENS | {"positions": "rotary", "norm": "rms"},
+    "sinusoidal": VECTORS | {"positions": "sinusoidal"},
+    "no positions": VECTORS | {"positions": "none"},
+    "shared": VECTORS | {"share_layers": True, "intermediate_size": 24, "norm": "layer"},
+    "grouped": TOKENS | {"num_key_value_heads": 2},
+    "linear": VECTORS | {"attention": "linear"},
+    "linear grouped": VECTORS | {"attention": "linear", "num_key_value_heads": 1, "norm": "layer"},
+    "one layer": VECTORS | {"num_hidden_layers": 1},
+}
+
+
+def missing(settings: dict) -> set[str]:
+    found = set() if settings.get("intermediate_size") else {"mlp_write"}
+    found |= {"score"} if settings.get("attention") == "linear" else set()
+    return found | ({"attn_write", "mlp_write"} if settings.get("norm_position") == "post" else set())
+
+
+@pytest.fixture(params=VARIANTS)
+def settings(request):
+    return VARIANTS[request.param]
+
+
+def test_all_sites_are_right_in_every_variant(settings):
+    model = decoder(**settings)
+    x = inputs(model)
+    sites = [name for name in SITES if name not in missing(settings)]
+    recorded = capture(model, x, sites)
+    with torch.no_grad():
+        assert torch.equal(recorded["prediction"], model.eval()(x).logits)
+    assert torch.equal(recorded.frame.readout(recorded["resid_post"][-1]), recorded["prediction"])
+    linear = settings.get("attention") == "linear"
+    assert recorded.frame.softmax == (not linear,) * model.config.num_hidden_layers
+    assert (recorded["pattern"].triu(1) == 0).all()
+    for name in sites:
+        assert recorded.xarray(name).dims == SITES[name].axes
+
+
+def test_what_a_variant_lacks_is_refused_by_name(settings):
+    model = decoder(**settings)
+    for site in missing(settings):
+        with pytest.raises(UnsupportedModel, match=f"{site} must be there in every layer asked for, but Decoder lacks"):
+            capture(model, inputs(model), [site])
+
+
+def test_parts_sum_to_the_prediction(settings):
+    model = decoder(**settings)
+    sites = ["resid_pre", "resid_post", "head_out", "prediction"]
+    sites += [site for site in ("attn_write", "mlp_write") if site not in missing(settings)]
+    recorded = capture(model, inputs(model), sites)
+    frame, last = recorded.frame, recorded["resid_post"][-1]
+    if "attn_write" not in recorded:
+        with pytest.raises(UnsupportedModel, match=r"what layers .* write to the stream is not known"):
+            frame.attribute(last, last)
+        return
+    heads = torch.einsum("lbphd,lhdm->lhbpm", recorded["head_out"], frame.output_projection)
+    parts = [recorded["resid_pre"][0], *heads.flatten(0, 1), *frame.output_bias[:, None, None].expand_as(heads[:, 0])]
+    parts += list(recorded["mlp_write"]) if "mlp_write" in recorded else []
+    total = frame.attribute(torch.stack(parts), last).sum(0) + frame.readout_bias
+    assert_close(total, recorded["prediction"], rtol=1e-4, atol=1e-4)
+
+
+def test_the_training_mode_of_every_module_is_restored():
+    model = decoder(**VECTORS).train()
+    model.layers[1].eval()
+    capture(model, inputs(model))
+    assert model.training
+    assert model.layers[0].training
+    assert not model.layers[1].training
+    assert not model.layers[1].attention.training
+
+
+def test_a_model_changed_after_the_capture_is_refused_by_its_frame():
+    model = decoder(**VECTORS)
+    recorded = capture(model, inputs(model))
+    with torch.no_grad():
+        model.readout.weight += 1
+    with pytest.raises(RuntimeError, match="before its model is changed"):
+        recorded.frame.readout(recorded["resid_post"][-1])
+
+
+def test_it_can_be_captured_in_other_precisions():
+    for dtype in (torch.float64, torch.bfloat16):
+        model = decoder(**VECTORS | {"intermediate_size": 24, "norm": "rms"}).to(dtype)
+        recorded = capture(model, inputs(model).to(dtype), list(SITES))
+        total = recorded["resid_pre"] + recorded["attn_write"] + recorded["mlp_write"]
+        torch.testing.assert_close(total, recorded["resid_post"])
+        assert recorded.xarray("pattern").shape == (3, 4, 4, 10, 10)

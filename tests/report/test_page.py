@@ -1,0 +1,172 @@
+"""The page as text: complete, escaped, self-contained."""
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+from mesascope.report import render, summary
+
+
+class _Elements(HTMLParser):
+    """Every element with its attributes, and the text outside scripts and styles."""
+
+    def __init__(self):
+        super().__init__()
+        self.found: list[tuple[str, dict]] = []
+        self.text, self.scripts, self._inside = "", [], ""
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+        self._inside = tag
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag):
+        self._inside = ""
+
+    def handle_data(self, data):
+        if self._inside == "script":
+            self.scripts[-1] += data
+        elif self._inside != "style":
+            self.text += data
+
+
+def parse(html: str) -> _Elements:
+    elements = _Elements()
+    elements.feed(html)
+    return elements
+
+
+def figures(html: str) -> list[dict]:
+    return [json.loads(text) for text in re.findall(r'<script type="application/json">(.*?)</script>', html, re.S)]
+
+
+def test_the_verdicts_come_first_and_in_words(study_run, samples):
+    text = parse(render(study_run)).text
+    for one in samples.verdicts():
+        assert one["word"] in text
+        assert one["sentence"] in text
+        assert one["reason"] in text
+    assert text.index("contradicted") < text.index("Training of 3 seeds") < text.index("What was run")
+
+
+def test_sections_follow_their_order(study_run):
+    headings = re.findall(r"<h2>(.*?)</h2>", render(study_run))
+    assert headings == [
+        "Verdicts",
+        "Training",
+        "Error against known predictors",
+        "Head roles",
+        "Attention patterns",
+        "Read-out through the layers",
+        "Direct attribution",
+        "Odds and ends",
+        "What was run",
+        "How to cite",
+    ]
+
+
+def test_every_figure_has_a_caption_and_a_label(study_run):
+    html = render(study_run)
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", html, re.S)
+    assert len(captions) == html.count("<figure") >= 14
+    assert all(caption.strip() for caption in captions)
+    drawn = [attrs for tag, attrs in parse(html).found if tag == "div" and "data-figure" in attrs]
+    assert all(attrs["data-label"] for attrs in drawn)
+
+
+def test_nothing_is_loaded_from_anywhere(study_run, inspect_run):
+    for run in (study_run, inspect_run):
+        elements = parse(render(run))
+        for tag, attrs in elements.found:
+            addresses = [
+                v for k, v in attrs.items() if k in ("src", "srcset", "href", "data", "action", "poster") and v
+            ]
+            assert tag == "a" or all(v.startswith("data:") for v in addresses), (tag, attrs)
+        assert not [tag for tag, _ in elements.found if tag in ("iframe", "object", "embed", "base", "img")]
+        policy = [
+            a["content"] for t, a in elements.found if t == "meta" and "Content-Security" in a.get("http-equiv", "")
+        ]
+        assert policy
+        assert policy[0].startswith("default-src 'none'")
+
+
+def test_the_page_is_small_enough(study_run, inspect_run):
+    library = 4.9e6
+    assert len(render(study_run)) - library < 3e6
+    assert len(render(inspect_run)) - library < 3e6
+
+
+def test_foreign_text_is_never_markup(tmp_path, samples):
+    html = render(samples.hostile(tmp_path / "run"))
+    elements = parse(html)
+    clean = parse(render(samples.write_study(tmp_path / "clean")))
+    assert "<img src=x" not in html
+    assert "<script>alert" not in html
+    assert not [tag for tag, _ in elements.found if tag == "img"]
+    assert not [name for _, attrs in elements.found for name in attrs if name.startswith("on")]
+    assert sum(t == "script" and not a for t, a in elements.found) == sum(
+        t == "script" and not a for t, a in clean.found
+    )
+    assert not [a for t, a in elements.found if t == "a" and not a["href"].startswith(("#", "http"))]
+    for data in figures(html):
+        for plot in data.get("plots", []):
+            drawn = json.dumps([plot["data"], plot["layout"]], ensure_ascii=False)
+            assert "<script" not in drawn
+            assert "<img" not in drawn
+
+
+def test_what_is_missing_is_left_out(tmp_path):
+    (tmp_path / "run.json").write_text('{"study": "affine"}')
+    text = parse(render(tmp_path)).text
+    assert "This run has no verdicts" in text
+    assert "mesascope run affine" in text
+
+
+def test_an_inspected_model_is_not_asked_for_verdicts(inspect_run):
+    text = parse(render(inspect_run)).text
+    assert "verdict" not in text.lower()
+    assert "seed" not in text.lower()
+    assert "mesascope inspect HuggingFaceTB/SmolLM2-135M-Instruct" in text
+
+
+def test_a_damaged_file_is_named(study_run):
+    file = study_run / "results/heads.nc"
+    file.write_bytes(file.read_bytes()[:500])
+    (study_run / "verdicts.json").write_text("[{")
+    text = parse(render(study_run)).text
+    assert "results/heads.nc could not be read" in text
+    assert "verdicts.json could not be read" in text
+    assert "Attention patterns" in text
+    assert any("heads.nc" in one for one in summary(study_run)["problems"])
+
+
+@pytest.mark.parametrize("content", ["", "step,loss\n", "step,loss\n1,0.5\n2,na", "step,loss\n1,0.5\n2", "what\n1"])
+def test_a_log_cut_short_is_no_obstacle(study_run, content):
+    (study_run / "models/seed=1/log.csv").write_text(content)
+    assert "Training of" in render(study_run)
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"must hold run\.json"):
+        render(tmp_path)
+    (tmp_path / "run.json").write_text("[]")
+    with pytest.raises(ValueError, match="must be a JSON object"):
+        render(tmp_path)
+
+
+def test_the_summary_is_plain(study_run):
+    found = json.loads(json.dumps(summary(study_run)))
+    assert found["counts"] == {"supported": 1, "contradicted": 1, "inconclusive": 1, "not tested at this scale": 1}
+    assert found["verdicts"][0]["interval"] == [0.009, 0.017]
+    assert [one["file"] for one in found["results"]][:2] == ["results/behaviour.nc", "results/heads.nc"]
+    assert found["seconds"] == pytest.approx(547.9)
+
+
+def test_a_report_needs_no_torch():
+    code = "import sys, mesascope.report; assert 'torch' not in sys.modules, 'torch was imported'"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stderr == ""
