@@ -20,7 +20,7 @@ from importlib import import_module
 from multiprocessing import connection, get_context, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 Fn = Callable[..., Any]
 JobProgress = Callable[[int, int, int, float], None]
@@ -33,6 +33,7 @@ class ClusterError(RuntimeError):
     """Jobs could not be run, or a process was lost; one line says why and what to do."""
 
 
+@runtime_checkable
 class Executor(Protocol):
     """What runs jobs."""
 
@@ -129,7 +130,9 @@ class Ray:
             ray = import_module("ray")
             queues = import_module("ray.util.queue")
         except ImportError as error:
-            raise ClusterError("--on ray needs Ray, but it is not installed; pip install 'mesascope[ray]'") from error
+            raise ClusterError(
+                "running on Ray needs the ray package, but it is not installed; pip install 'mesascope[ray]'"
+            ) from error
         ray.init(address=self.address, ignore_reinit_error=True, log_to_driver=False)
         news = queues.Queue()
         task = ray.remote(max_retries=0)(_ray_job)

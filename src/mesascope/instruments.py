@@ -1,11 +1,12 @@
 """What an instrument is: a function with a name, a meaning and a place on the page."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import xarray as xr
 
+Steps = Literal["all", "ends", "last"]
 Kind = TypeVar("Kind", bound="Instrument")
 
 
@@ -19,7 +20,7 @@ class Instrument:
         about: what it computes, with its source: shown above its figures.
         compute: the function behind it.
         options: arguments of the function that differ from its defaults.
-        every_step: applied to all checkpoints, or only to the first and the last.
+        steps: applied to all checkpoints, to the first and the last (ends), or to the last alone.
         order: place on the page.
     """
 
@@ -28,7 +29,7 @@ class Instrument:
     about: str
     compute: Callable[..., xr.Dataset]
     options: Mapping[str, Any] = field(default_factory=dict)
-    every_step: bool = True
+    steps: Steps = "all"
     order: int = 50
 
     def __call__(self, *subject: Any, **options: Any) -> xr.Dataset:
@@ -38,16 +39,21 @@ class Instrument:
         noted = {f"option {name}": str(value) for name, value in used.items()}
         return self.compute(*subject, **used).assign_attrs(**made_by, **noted)
 
+    def at(self, steps: Sequence[int]) -> list[int]:
+        """Which of these checkpoints it is applied to."""
+        chosen = {"all": steps, "ends": (steps[0], steps[-1]), "last": steps[-1:]}[self.steps]
+        return sorted(set(chosen))
+
     def using(self: Kind, **options: Any) -> Kind:
         """The same instrument with other options."""
         return replace(self, options={**self.options, **options})
 
 
 def instrument(
-    *, title: str, every_step: bool = True, order: int = 50
+    *, title: str, steps: Steps = "all", order: int = 50
 ) -> Callable[[Callable[..., xr.Dataset]], Instrument]:
     """Make an instrument of a function: its name and docstring become the instrument's."""
-    return lambda function: Instrument(**described(function), title=title, every_step=every_step, order=order)
+    return lambda function: Instrument(**described(function), title=title, steps=steps, order=order)
 
 
 def described(function: Callable[..., xr.Dataset]) -> dict[str, Any]:

@@ -2,8 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,12 +13,12 @@ import xarray as xr
 from mesascope.instruments import Instrument
 from mesascope.measures import measure_all
 from mesascope.models.load import load_checkpoint
-from mesascope.store import MANIFEST, Run, RunError, Say, ignore
+from mesascope.store import MANIFEST, Run, Say, ignore
 from mesascope.studies.base import SCALES, Scale, Study
 from mesascope.studies.catalogue import load
 from mesascope.studies.verdicts import Verdict, judge
 from mesascope.tasks.base import Batch
-from mesascope.train import fit
+from mesascope.train import fit, threads
 
 HELD_OUT = 2**40 + 17  # the seed of the sequences that are opened; training's seeds are spread by SeedSequence
 
@@ -58,7 +57,7 @@ class Silent:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One seed's training, as another process can take it up."""
+    """One seed of a study, as another process can take it up."""
 
     study: str
     scale: str
@@ -85,7 +84,7 @@ def run_study(
         seeds: training replicates; as many as the scale says by default.
         path: the run's directory.
         device: where to train and measure.
-        executor: what trains the seeds.
+        executor: what works on the seeds.
         watcher: hears how it gets on.
 
     Returns:
@@ -101,48 +100,42 @@ def run_study(
         raise ValueError(f"seeds must be 1 or more, but got {count}; give how many models to train")
     run = Run.create(path, describe(study, scale, count))
     with run.lock():
-        seconds: dict[str, float] = {}
-        with _timed(seconds, "training"):
-            watcher.stage("training", count)
+        results = _finished(study, wanted, run, range(count), watcher)
+        if results is None:
+            began = time.perf_counter()
+            watcher.stage("training and measuring", count)
             jobs = [Job(study=name, scale=scale, seed=seed, path=path, device=device) for seed in range(count)]
-            executor.map(train_seed, jobs, watcher.part, watcher.say)
-        with _timed(seconds, "measuring"):
-            results = measure_run(study, wanted, run, range(count), device, watcher)
+            results = _gather(study, wanted, run, executor.map(work, jobs, watcher.part, watcher.say))
+            run.write_json("seconds", {"training and measuring": round(time.perf_counter() - began, 1)})
         verdicts = [judge(claim, results, scale) for claim in study.claims]
         run.write_json("verdicts", [verdict.as_json() for verdict in verdicts])
-        run.write_json("seconds", seconds)
     return run
 
 
-def train_seed(job: Job, progress: Callable[[int, int, float], None] = ignore, say: Say = ignore) -> Path:
-    """Train one seed of a study; a function of plain values, so that any process can run it."""
-    study, run = load(job.study), Run.open(job.path)
-    training = study.scales[job.scale].training
-    return fit(study.task, study.model, training, job.seed, run, device=job.device, progress=progress, say=say)
+def work(job: Job, progress: Callable[[int, int, float], None] = ignore, say: Say = ignore) -> dict[str, xr.Dataset]:
+    """Train one seed of a study and apply the instruments to its checkpoints; plain values, so any process can.
+
+    Returns:
+        what each instrument found, along the axis ``step``, by its name.
+    """
+    study = load(job.study)
+    with threads(study.scales[job.scale].training.threads):
+        return _work(study, job, progress, say)
 
 
-def measure_run(
-    study: Study, scale: Scale, run: Run, seeds: Sequence[int], device: str, watcher: Watcher
-) -> dict[str, xr.Dataset]:
-    """Apply the study's instruments to its checkpoints; results that are there for the same weights are kept."""
-    steps = scale.training.due
-    weights = _digest(run, seeds, steps)
-    found = {name: run.read_results(name) for name in run.results()}
-    fresh = {name: ds for name, ds in found.items() if ds.attrs.get("weights") == weights}
-    todo = [one for one in (*study.measures, *study.sweeps) if one.name not in fresh]
-    if not todo:
-        return fresh
-    batch = study.task.sample(scale.sequences, torch.Generator().manual_seed(HELD_OUT)).to(device)
-    watcher.stage("measuring", len(seeds))
-    per_seed = []
-    for index, seed in enumerate(seeds):
-        per_seed.append(_measure_seed(study, run, seed, steps, todo, batch, watcher, index))
-    for one in todo:
-        dataset = xr.concat([measured[one.name] for measured in per_seed], dim="seed", combine_attrs="override")
-        dataset = dataset.assign_coords(seed=list(seeds)).assign_attrs(weights=weights, sequences=len(batch))
-        run.write_results(one.name, dataset)
-        fresh[one.name] = dataset
-    return fresh
+def _work(study: Study, job: Job, progress: Callable[[int, int, float], None], say: Say) -> dict[str, xr.Dataset]:
+    """The same, with the right number of threads."""
+    run, scale = Run.open(job.path), study.scales[job.scale]
+    fit(study.task, study.model, scale.training, job.seed, run, device=job.device, progress=progress, say=say)
+    batch = study.task.sample(scale.sequences, torch.Generator().manual_seed(HELD_OUT)).to(job.device)
+    steps, instruments = scale.training.due, (*study.measures, *study.sweeps)
+    found: dict[str, list[xr.Dataset]] = {one.name: [] for one in instruments}
+    for place, step in enumerate(steps):
+        model = load_checkpoint(run.checkpoint(job.seed, step), device=job.device)
+        for name, dataset in _apply(study, model, batch, [one for one in instruments if step in one.at(steps)]).items():
+            found[name].append(dataset.expand_dims(step=[step]))
+        progress(place + 1, len(steps), float("nan"))
+    return {name: xr.concat(parts, dim="step", combine_attrs="override") for name, parts in found.items()}
 
 
 def describe(study: Study, scale: str, seeds: int) -> dict[str, Any]:
@@ -177,26 +170,33 @@ def _scale(study: Study, scale: str) -> Scale:
     return study.scales[scale]
 
 
-def _measure_seed(
-    study: Study,
-    run: Run,
-    seed: int,
-    steps: Sequence[int],
-    instruments: Sequence[Instrument],
-    batch: Batch,
-    watcher: Watcher,
-    index: int,
+def _finished(
+    study: Study, scale: Scale, run: Run, seeds: Sequence[int], watcher: Watcher
+) -> dict[str, xr.Dataset] | None:
+    """The results that are there, if every checkpoint is good and they were measured on these very weights."""
+    steps = list(scale.training.due)
+    if any(run.checkpoints(seed, watcher.say) != steps for seed in seeds):
+        return None
+    weights, there = _digest(run, seeds, steps), run.results()
+    names = [one.name for one in (*study.measures, *study.sweeps)]
+    if not set(names) <= set(there):
+        return None
+    results = {name: run.read_results(name) for name in names}
+    return results if all(ds.attrs.get("weights") == weights for ds in results.values()) else None
+
+
+def _gather(
+    study: Study, scale: Scale, run: Run, per_seed: Sequence[Mapping[str, xr.Dataset]]
 ) -> dict[str, xr.Dataset]:
-    """Every instrument on every checkpoint of one seed, along the axis step."""
-    ends = (steps[0], steps[-1])
-    found: dict[str, list[xr.Dataset]] = {one.name: [] for one in instruments}
-    for place, step in enumerate(steps):
-        model = load_checkpoint(run.checkpoint(seed, step), device=batch.inputs.device)
-        now = [one for one in instruments if one.every_step or step in ends]
-        for name, dataset in _apply(study, model, batch, now).items():
-            found[name].append(dataset.expand_dims(step=[step]))
-        watcher.part(index, place + 1, len(steps), float("nan"))
-    return {name: xr.concat(parts, dim="step", combine_attrs="override") for name, parts in found.items()}
+    """The seeds' results along the axis ``seed``, written to the run."""
+    seeds = list(range(len(per_seed)))
+    stamp = {"weights": _digest(run, seeds, scale.training.due), "sequences": scale.sequences}
+    results = {}
+    for one in (*study.measures, *study.sweeps):
+        joined = xr.concat([found[one.name] for found in per_seed], dim="seed", combine_attrs="override")
+        results[one.name] = joined.assign_coords(seed=seeds).assign_attrs(stamp)
+        run.write_results(one.name, results[one.name])
+    return results
 
 
 def _apply(study: Study, model: Any, batch: Batch, instruments: Sequence[Instrument]) -> dict[str, xr.Dataset]:
@@ -212,19 +212,8 @@ def _digest(run: Run, seeds: Sequence[int], steps: Sequence[int]) -> str:
     digest = hashlib.sha256()
     for seed in seeds:
         for step in steps:
-            try:
-                digest.update((run.seed_path(seed) / f"step={step}" / MANIFEST).read_bytes())
-            except OSError as error:
-                raise RunError(f"seed {seed} must have a checkpoint at step {step}, but has none; run again") from error
+            digest.update((run.seed_path(seed) / f"step={step}" / MANIFEST).read_bytes())
     return digest.hexdigest()
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Note how long a stage took."""
-    began = time.perf_counter()
-    yield
-    seconds[stage] = round(time.perf_counter() - began, 1)
 
 
 def _plain(value: Any) -> Any:

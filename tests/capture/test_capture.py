@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaConfig, MiniMaxConfig, PreTrainedModel
 
 from mesascope.capture import (
     SITES,
@@ -159,27 +159,23 @@ def test_padding_is_seen_through_in_our_decoder(settings, side):
     mask[:, real] = 1
     sites = ["pattern", "head_out", "prediction"]
     alone, beside = capture(model, x, sites), capture(model, padded, sites, attention_mask=mask)
-    assert_close(beside["prediction"][:, real], alone["prediction"], rtol=1e-4, atol=1e-5)
-    assert_close(beside["pattern"][..., real, real], alone["pattern"], rtol=1e-4, atol=1e-5)
+    for seen, known in [
+        (beside["prediction"][:, real], alone["prediction"]),
+        (beside["pattern"][..., real, real], alone["pattern"]),
+        (beside["head_out"][:, :, real], alone["head_out"]),
+    ]:
+        assert (seen - known).abs().max() <= 1e-4 * known.abs().max()
 
 
-def test_a_model_that_sees_its_padding_is_refused(llama, monkeypatch):
-    rotary = llama.model.rotary_emb
-    forward = type(rotary).forward
-    monkeypatch.setattr(type(rotary), "forward", lambda self, x, position_ids: forward(self, x, position_ids**2))
-    llama.model.register_forward_pre_hook(_forget_mask, with_kwargs=True)
-    x, mask = tokens(), torch.ones(5, 9, dtype=torch.long)
+def test_a_model_that_sees_its_padding_is_refused():
+    model = decoder(**VECTORS)
+    model.register_forward_pre_hook(lambda module, args, given: (args, {"inputs": given["inputs"]}), with_kwargs=True)
+    x, mask = inputs(model), torch.ones(4, 10, dtype=torch.long)
     mask[1, :3] = 0
-    try:
-        with pytest.raises(UnsupportedModel, match=r"padding must not change .* in sequence 1"):
-            capture(llama, x, attention_mask=mask)
-    finally:
-        llama.model._forward_pre_hooks.clear()
-        llama.model._forward_pre_hooks_with_kwargs.clear()
-
-
-def _forget_mask(module, args, kwargs):
-    return args, kwargs | {"attention_mask": None}
+    with pytest.raises(
+        UnsupportedModel, match=r"padding must not change .* in sequence 1; pass sequences of one length"
+    ):
+        capture(model, x, attention_mask=mask)
 
 
 def test_what_is_no_transformers_model_is_refused():
@@ -204,10 +200,7 @@ def test_inputs_and_masks_of_wrong_shape_are_refused(llama):
         capture(llama, tokens(), attention_mask=torch.ones(5, 8))
 
 
-def test_a_layer_called_twice_is_refused(llama):
-    model = decoder(**VECTORS)
-    model.layers[1].register_forward_hook(lambda module, args, out: nn.Module.__call__ and module.forward(*args))
-    capture(model, inputs(model))  # a hook that calls forward itself is not seen as a second call
+def test_a_layer_called_twice_is_refused():
     model = decoder(**VECTORS)
     model.layers.append(model.layers[0])
     with pytest.raises(UnsupportedModel, match=r"a layer must be called once .* calls layers.0 2 times"):
@@ -226,10 +219,13 @@ def test_a_model_that_looks_at_the_name_of_its_kernel_is_refused():
 
 
 def test_a_hybrid_s_other_layers_are_named():
-    config = {"layer_types": ["linear_attention", "full_attention"], "num_hidden_layers": 2, "vocab_size": 20}
+    config = {
+        "layer_types": ["linear_attention", "full_attention"],
+        "num_hidden_layers": 2,
+        "vocab_size": 20,
+        "num_key_value_heads": 2,
+    }
     torch.manual_seed(0)
-    from transformers import MiniMaxConfig
-
     model = AutoModelForCausalLM.from_config(
         MiniMaxConfig(hidden_size=16, intermediate_size=8, num_attention_heads=2, num_local_experts=2, **config)
     )

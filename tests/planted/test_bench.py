@@ -30,7 +30,7 @@ def test_what_is_planted_is_found_and_nothing_else(name, seed, sequences):
     assert found["similarity"]["role"][0].values.tolist() == [LIKES.get(name, 0), 0, 0, 0]
     assert found["copying"]["role"][0].values.tolist() == [COPIES[name], 0, 0, 0]
     looks = found["position"]["score"][0].sel(stat=["first", "self", "previous", "two back"])
-    strong = {(int(h), str(s)) for h in looks.head for s in looks.stat if looks.sel(head=h, stat=s) > 0.9}
+    strong = {(int(h), str(s)) for h in looks["head"] for s in looks["stat"] if looks.sel(head=h, stat=s) > 0.9}
     assert strong == ({(0, LOOKS[name])} if name in LOOKS else set())
 
 

@@ -12,6 +12,7 @@ from mesascope.report.maps import heat_maps
 from mesascope.report.read import read
 from mesascope.report.shown import prepare
 from mesascope.report.table import table
+from mesascope.report.text import script_json
 from mesascope.report.tokens import coloured_text
 from mesascope.report.training import smooth, thin, training
 from mesascope.report.verdicts import strip
@@ -71,7 +72,7 @@ def test_a_view_can_be_asked_for():
 def test_a_view_that_cannot_draw_gives_way_to_a_table():
     (panel,) = panels(variable("stat", view="tokens"))
     assert panel.kind == "table"
-    assert "No figure: coloured text needs a variable `token`" in panel.caption
+    assert "No figure: coloured text needs a variable `token` and the dim `pos`" in panel.caption
 
 
 def test_a_map_with_too_many_cells_becomes_a_table():
@@ -107,9 +108,9 @@ def test_a_control_is_drawn_with_what_it_belongs_to(samples):
     assert [plot["title"] for plot in heads["similarity"].data["plots"]][-1] == "nothing to find (permuted)"
     readout = {panel.title: panel for panel in panels(data["layers"])}["readout"]
     assert [one["name"] for one in readout.data["legend"]] == [
-        "nothing to find (untrained keys)",
         "trained, step 6,000",
         "untrained",
+        "nothing to find (untrained keys)",
     ]
 
 
@@ -164,6 +165,19 @@ def test_numbers_that_are_none_draw_nothing():
         data = variable(dims)
         data["x"] = data["x"] * np.nan
         assert panels(data)[0].caption
+
+
+@pytest.mark.parametrize(
+    "dims", ["seed step", "seed step layer", "layer head", "seed component", "stat pos", "seed pos"]
+)
+def test_a_gap_stays_a_gap(dims):
+    for size in (3, 8):
+        data = variable(dims, size=size)
+        values = data["x"].values
+        values[..., 0], values[..., 1] = np.nan, np.inf
+        control = data["x"].assign_attrs(control_of="x")
+        panel = panels(data.assign(y=control))[0]
+        assert "NaN" not in script_json(panel.data)
 
 
 def test_logs_are_thinned_but_keep_their_ends(tmp_path, samples):

@@ -6,8 +6,9 @@ Besides anatomy this is the only file that knows conventions private to transfor
 import inspect
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -258,8 +259,10 @@ def _show_output(
     new = (new if write.gain == 1.0 else new / write.gain).reshape(given.shape)
     if isinstance(output, Tensor):
         return new
-    if isinstance(output, Mapping):
-        return type(output)({**output, next(iter(output)): new})
+    if isinstance(output, MutableMapping):
+        changed = copy(output)
+        changed[next(iter(output))] = new
+        return changed
     return [new, *output[1:]] if isinstance(output, list) else (new, *output[1:])
 
 

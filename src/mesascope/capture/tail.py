@@ -117,14 +117,20 @@ def find_norm(tail: Tail, resid: Float[Tensor, "batch pos d_model"]) -> Norm | N
     with torch.no_grad():
         bias, out = first(torch.zeros_like(x[:1]))[0], first(x)
         sampled = first(noise)
+    if out.shape != x.shape:
+        raise UnsupportedModel(
+            f"the prediction must be a norm and then a linear map, but {type(first).__name__} is more than a norm"
+        )
+    if not _is_affine(lambda u: tail(u, 1), out):
+        raise UnsupportedModel(f"the prediction must follow linearly from {type(first).__name__}, but does not")
     for centred in (False, True):
         norm = Norm(centred=centred, gain=_gain(noise, sampled - bias, centred), bias=bias)
         again = norm.direction(x) / norm.size(x, out) + bias
-        if close(again, out) and _is_affine(lambda u: tail(u, 1), out):
+        if close(again, out):
             return norm
     raise UnsupportedModel(
-        f"the final norm must be an RMSNorm or a LayerNorm before a linear map, but {type(first).__name__} is neither "
-        f"to {distance(again, out):.1e}"
+        f"the final norm must be an RMSNorm or a LayerNorm, but {type(first).__name__} is neither: the nearer misses "
+        f"by {distance(again, out):.1e}"
     )
 
 

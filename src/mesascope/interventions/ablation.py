@@ -18,9 +18,15 @@ MOST_HEADS = 6  # 63 groups in a layer; with more there would be hundreds
 HeadOut = Float[Tensor, "layer batch pos head d_head"]
 
 
-@instrument(title="What each head is worth", every_step=False, order=50)
+@instrument(title="What each head is worth", steps="last", order=50)
 def ablation(
-    model: PreTrainedModel, task: Task, batch: Batch, first: int = 0, seed: int = 0, groups: bool = True
+    model: PreTrainedModel,
+    task: Task,
+    batch: Batch,
+    first: int = 0,
+    seed: int = 0,
+    groups: bool = True,
+    sequences: int = 256,
 ) -> xr.Dataset:
     """How much the loss rises when the output of a head is replaced: by its mean over sequences at the same position
     (mean), or by what it is on another sequence (resample). The mean takes the head's content away; resampling also
@@ -34,7 +40,9 @@ def ablation(
         first: positions before this one are left out.
         seed: of the order in which sequences are exchanged.
         groups: whether groups of heads are ablated too.
+        sequences: at most so many of the batch are used.
     """
+    batch = batch[:sequences]
     recorded = capture(model, batch, ["head_out", "prediction"])
     outputs = recorded["head_out"]
     layers, heads = outputs.shape[0], outputs.shape[3]

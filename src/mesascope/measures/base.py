@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mesascope.capture import Reduction, capture
-from mesascope.instruments import Instrument, described
+from mesascope.instruments import Instrument, Steps, described
 from mesascope.tasks.base import Batch
 
 
@@ -30,7 +30,7 @@ def measure(
     title: str,
     sites: Sequence[str],
     reductions: Mapping[str, Reduction] | None = None,
-    every_step: bool = True,
+    steps: Steps = "all",
     order: int = 50,
 ) -> Callable[[Callable[..., xr.Dataset]], Measure]:
     """Make a measure of a function of a capture: its name and docstring become the measure's."""
@@ -41,7 +41,7 @@ def measure(
             title=title,
             sites=tuple(sites),
             reductions=dict(reductions or {}),
-            every_step=every_step,
+            steps=steps,
             order=order,
         )
 

@@ -108,7 +108,7 @@ def copying(recorded: Capture, first: int = 2, seed: int = 0) -> xr.Dataset:
     )
 
 
-@measure(title="Attention patterns", sites=["pattern"], every_step=False, order=60)
+@measure(title="Attention patterns", sites=["pattern"], steps="ends", order=60)
 def patterns(recorded: Capture, examples: int = 4) -> xr.Dataset:
     """The attention of every head on a few held-out sequences.
 

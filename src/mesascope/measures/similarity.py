@@ -20,7 +20,7 @@ Places = Int[Tensor, "pair"]
 
 
 @measure(title="Similarity heads", sites=["score"], order=42)
-def similarity(recorded: Capture, first: int = 2, shuffles: int = 20, seed: int = 0) -> xr.Dataset:
+def similarity(recorded: Capture, first: int = 2, shuffles: int = 10, seed: int = 0) -> xr.Dataset:
     """Whether a head's score before the softmax rises or falls with the similarity of query and key, minus the distance
     of their input terms. Position is held fixed: for every pair of positions Spearman's correlation over sequences,
     then the mean over pairs. Interaction: the same after everything that depends on the query's term alone or on the

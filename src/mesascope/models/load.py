@@ -1,5 +1,6 @@
 """Opening models: our own checkpoints, and any causal language model of transformers; never a pickle."""
 
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
@@ -7,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from mesascope.models.config import DecoderConfig
 from mesascope.models.transformer import Decoder
+
+
+_BROKEN = (OSError, ValueError, SafetensorError, struct.error, IndexError)  # what a missing or torn file raises
 
 
 class ModelNotFound(ValueError):  # noqa: N818  it says what happened
@@ -36,8 +41,10 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> Dec
             loaded: Any = Decoder.from_pretrained(
                 path, config=config, use_safetensors=True, output_loading_info=True, local_files_only=True
             )
-    except OSError as error:
-        raise ModelNotFound(f"a checkpoint must hold model.safetensors, but {path} does not: {_line(error)}") from error
+    except _BROKEN as error:
+        raise ModelNotFound(
+            f"a checkpoint must hold model.safetensors, whole, but {path} does not: {_line(error)}"
+        ) from error
     model, found = loaded
     _refuse_other_weights(str(path), found)
     return model.eval().to(device)
@@ -70,7 +77,7 @@ def load_pretrained(
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 place, revision=revision, dtype=dtype, output_loading_info=True, **options, **_weights(options)
             )
-        except (OSError, ValueError) as error:
+        except _BROKEN as error:
             raise ModelNotFound(
                 "a model must be a Hugging Face name, a folder with safetensors, or a .gguf file, "
                 f"but {name} cannot be opened: {_line(error)}"
@@ -103,9 +110,10 @@ def _place(name: str) -> tuple[str, dict[str, Any]]:
         return (str(path) if path.exists() else name), {}
     if not path.is_file():
         raise ModelNotFound(f"a .gguf file must be there to be opened, but {name} does not exist; check the path")
-    if find_spec("gguf") is None:
+    missing = [package for package in ("gguf", "accelerate") if find_spec(package) is None]
+    if missing:
         raise ModelNotFound(
-            f"opening {path.name} needs the gguf package, but it is not installed; pip install 'mesascope[gguf]'"
+            f"opening {path.name} needs {' and '.join(missing)}, not installed here; pip install 'mesascope[gguf]'"
         )
     return str(path.parent), {"gguf_file": path.name}
 

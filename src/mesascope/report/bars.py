@@ -5,15 +5,15 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from mesascope.report.panel import FONT, GREY, INK, MODEL, Panel, axis, entry, layout, log_look, with_units
+from mesascope.report.panel import FONT, GREY, INK, MODEL, Panel, axis, entry, layout, log_look, mean, with_units
 from mesascope.report.shown import Shown, names
-from mesascope.report.text import plain, rounded, word
+from mesascope.report.text import clipped, plain, rounded, word
 
 
 def bars(shown: Shown) -> Panel:
     """The mean over seeds as a bar, each seed as a dot; on a logarithmic axis, which has no zero, as a mark."""
     dim = shown.rest[0]
-    labels = [_short(name) for name in shown.names(dim)]
+    labels = [clipped(name) for name in shown.names(dim)]
     rows = shown.at().transpose("seed", dim).values
     traces, legend = [_mean(shown, rows, labels)], [entry("mean", MODEL, [0], kind="tick" if shown.log else "bar")]
     if shown.seeds > 1:
@@ -39,7 +39,7 @@ def bars(shown: Shown) -> Panel:
 def _mean(shown: Shown, rows: np.ndarray, labels: list[str]) -> dict[str, Any]:
     """Bars, or marks on a logarithmic axis."""
     common = {
-        "x": rounded(np.nanmean(rows, 0) if np.isfinite(rows).any() else rows[0]),
+        "x": rounded(mean(rows)),
         "y": list(range(len(labels))),
         "name": "mean",
         "text": [plain(one) for one in labels],
@@ -91,11 +91,6 @@ def _layout(shown: Shown, dim: str, labels: list[str]) -> dict[str, Any]:
     y = axis("", **marks, showgrid=False, range=[len(labels) - 0.4, -0.6], tickfont={"family": FONT, "size": 12.5})
     y["title"] = {"text": ""}
     return layout(x, y, hovermode="closest", bargap=0.35)
-
-
-def _short(name: str) -> str:
-    """A label that leaves room for the plot on a phone."""
-    return name if len(name) <= 26 else name[:25] + "…"
 
 
 def _notes(shown: Shown) -> list[str]:

@@ -15,12 +15,13 @@ from mesascope.report.panel import (
     SERIES,
     Panel,
     axis,
-    band,
     entry,
     faint,
     layout,
     line,
     log_look,
+    mean,
+    spread,
     step_axis,
     ticks,
     with_units,
@@ -97,24 +98,25 @@ def _draw(shown: Shown, along: str, series: str | None, labels: Sequence[str], g
         colour = MODEL if known or series is None or len(group) < len(shown.names(series)) else SERIES[k % len(SERIES)]
         _add_model(drawing, shown, x, now, label if series else _after(shown, along), colour)
         _add_untrained(drawing, shown, along, series, k, colour, f"{label}, untrained" if series else "untrained")
+    drawing.legend.sort(key=lambda one: (one["kind"] == "band", known and not one["name"].startswith("model")))
     return drawing
 
 
 def _oracle(x: np.ndarray, rows: np.ndarray, label: str, k: int) -> tuple[str, list[dict[str, Any]]]:
     """A muted curve for a predictor whose algorithm is known."""
     colour = OTHERS[k % len(OTHERS)]
-    return colour, [line(x, _mean(rows), label, colour, width=1.5, dash=DASHES[k % len(DASHES)])]
+    return colour, [line(x, mean(rows), label, colour, width=1.5, dash=DASHES[k % len(DASHES)])]
 
 
 def _add_model(drawing: _Drawing, shown: Shown, x: np.ndarray, rows: np.ndarray, label: str, colour: str) -> None:
     """The mean in bold, with each seed thin or all seeds as a band."""
     traces = []
     if len(rows) > THIN:
-        traces.append(band(x, np.nanmin(rows, 0), np.nanmax(rows, 0), colour))
+        traces.append(spread(x, rows, colour))
     elif len(rows) > 1:
         traces += [faint(x, row, colour) for row in rows]
     marks = {"mode": "lines+markers", "marker": {"size": 5}} if len(x) <= 40 else {}
-    drawing.add(label, colour, [*traces, line(x, _mean(rows), label, colour, width=2.8, **marks)])
+    drawing.add(label, colour, [*traces, line(x, mean(rows), label, colour, width=2.8, **marks)])
 
 
 def _add_untrained(
@@ -128,7 +130,7 @@ def _add_untrained(
         return
     shade = GREY if series is None else colour
     x = _x_axis(shown, along)[0]
-    drawing.add(label, shade, [line(x, _mean(first), label, shade, width=1.6, dash="dash")], dash="dash")
+    drawing.add(label, shade, [line(x, mean(first), label, shade, width=1.6, dash="dash")], dash="dash")
 
 
 def _add_control(
@@ -144,8 +146,8 @@ def _add_control(
         if rows.shape[-1] != len(x):
             continue
         name = f"nothing to find ({str(control.name).replace('_', ' ')})"
-        spread = [band(x, np.nanmin(rows, 0), np.nanmax(rows, 0), GREY, 0.22)]
-        drawing.add(name, GREY, [*spread, line(x, _mean(rows), name, GREY, width=1.6, dash="dot")], "dot", "band")
+        range_ = [spread(x, rows, GREY, 0.22)]
+        drawing.add(name, GREY, [*range_, line(x, mean(rows), name, GREY, width=1.6, dash="dot")], "dot", "band")
 
 
 def _rows(array: xr.DataArray, along: str, series: str | None, k: int | None) -> np.ndarray:
@@ -154,12 +156,6 @@ def _rows(array: xr.DataArray, along: str, series: str | None, k: int | None) ->
         array = array.isel({series: k})
     extra = [d for d in array.dims if d not in ("seed", along)]
     return array.mean(extra).transpose("seed", along).values
-
-
-def _mean(rows: np.ndarray) -> np.ndarray:
-    """Mean over seeds; NaN where no seed has a number."""
-    counted = np.isfinite(rows).sum(0)
-    return np.where(counted > 0, np.nansum(rows, 0) / np.maximum(counted, 1), np.nan)
 
 
 def _x_axis(shown: Shown, along: str) -> tuple[np.ndarray, dict[str, Any]]:
@@ -209,8 +205,9 @@ def _far_apart(shown: Shown, series: str) -> bool:
     """Whether quantities along ``stat`` are too different in size to share a linear axis."""
     if series != "stat" or shown.log:
         return False
-    sizes = np.abs(shown.array).max([str(d) for d in shown.array.dims if d != "stat"]).values
-    sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
+    values = np.abs(shown.array.transpose("stat", ...).values).reshape(shown.array.sizes["stat"], -1)
+    sizes = np.where(np.isfinite(values), values, 0.0).max(1)
+    sizes = sizes[sizes > 0]
     return len(sizes) > 1 and bool(sizes.max() > APART * sizes.min())
 
 

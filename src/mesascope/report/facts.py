@@ -110,7 +110,7 @@ def notes(run: Mapping[str, Any]) -> list[str]:
     return [str(one) for one in given] if isinstance(given, list | tuple) else [str(given)] if given else []
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | int) -> str:
     """A time in the unit that suits it.
 
     >>> duration(0.5), duration(90), duration(7200)

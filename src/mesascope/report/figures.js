@@ -70,8 +70,11 @@ const mesascope = (() => {
     return label;
   }
 
-  function chosen(data, at) {
-    return data.variants[(data.choices || []).reduce((sum, one, k) => sum * one.options.length + at[k], 0)];
+  function chosen(data, at, plot) {
+    if (!data.variants) return {};
+    const cells = data.variants[(data.choices || []).reduce((sum, one, k) => sum * one.options.length + at[k], 0)][plot];
+    if (!data.plots[plot].log || cells.text) return cells;
+    return { ...cells, text: cells.z.map(row => row.map(v => v === null ? "" : String(Number((10 ** v).toPrecision(3))))) };
   }
 
   function logarithmic(plots) {
@@ -94,13 +97,23 @@ const mesascope = (() => {
       free = at + half;
       return true;
     });
-    return { ...axis, tickangle: 0, tickvals: axis.tickvals.filter((_, k) => kept[k]), ticktext: axis.ticktext.filter((_, k) => kept[k]) };
+    return { ...axis, tickangle: 0, ticklabeloverflow: "allow", tickvals: axis.tickvals.filter((_, k) => kept[k]), ticktext: axis.ticktext.filter((_, k) => kept[k]) };
+  }
+
+  function clipped(axis, most) {
+    if (!axis.ticktext) return axis;
+    const short = text => {
+      const signs = text.match(/&[^;]+;|./gsu) || [];
+      return signs.length > most ? signs.slice(0, most - 1).join("") + "…" : text;
+    };
+    return { ...axis, ticktext: axis.ticktext.map(short) };
   }
 
   function drawPlot(spec, cells, element) {
     const layout = { ...spec.layout, height: spec.height, dragmode: coarse ? false : "zoom" };
-    if (spec.thin) layout.xaxis = thinned(layout.xaxis, spec.thin, element.clientWidth - 90);
-    const traces = spec.data.map(trace => ({ ...trace, ...(cells || {}) }));
+    layout.yaxis = clipped(layout.yaxis, element.clientWidth < 300 ? 12 : element.clientWidth < 450 ? 18 : 26);
+    if (spec.thin) layout.xaxis = thinned(clipped(layout.xaxis, element.clientWidth < 450 ? 12 : 26), spec.thin, element.clientWidth - 90);
+    const traces = spec.data.map(trace => ({ ...trace, ...cells }));
     if (spec.labels) traces[0].customdata = spec.labels[0].map(down => spec.labels[1].map(across => [down, across]));
     return Plotly.newPlot(element, traces, layout, config);
   }
@@ -111,7 +124,7 @@ const mesascope = (() => {
     const grid = make("div", { class: "plots" });
     if (data.plots.length > 1) grid.style.gridTemplateColumns = `repeat(auto-fit, minmax(min(100%, ${data.least || 270}px), 1fr))`;
     const redraw = () => plots.forEach((plot, k) => {
-      const cells = chosen(data, at)[k];
+      const cells = chosen(data, at, k);
       Plotly.restyle(plot, Object.fromEntries(Object.entries(cells).map(([name, value]) => [name, [value]])), [0]);
     });
     (data.choices || []).forEach((one, k) => {
@@ -130,7 +143,7 @@ const mesascope = (() => {
       grid.append(cell);
       plots.push(element);
     });
-    plots.forEach((element, k) => drawPlot(data.plots[k], data.variants ? chosen(data, at)[k] : null, element));
+    plots.forEach((element, k) => drawPlot(data.plots[k], chosen(data, at, k), element));
   }
 
   return { make, choice, colours, figure };

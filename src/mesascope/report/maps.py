@@ -13,7 +13,8 @@ from mesascope.report.text import listed, number, plain, rounded, word
 
 SEEDS = 4  # so many seeds stand side by side; of more, one is chosen
 PRINTED = 60  # up to so many cells carry their number
-MOST = 200_000  # cells in one figure; beyond that only the last step is kept
+MOST = 200_000  # cells in one figure
+STEPS = 60_000  # beyond so many cells only the last step is kept
 ROWS = ("layer", "query", "batch", "component", "predictor", "stat", "head", "kv_head", "pos")
 FIRST = ("layer", "head", "query", "key", "pos", "batch", "component", "predictor")
 
@@ -26,7 +27,7 @@ def drawable(shown: Shown) -> bool:
 def heat_maps(shown: Shown) -> Panel:
     """Two of the dims as rows and columns; every other becomes a control above the plots."""
     rows, columns = _pair(shown.rest)
-    array = shown.array if shown.array.size <= MOST else shown.at()
+    array = shown.array if shown.array.size <= STEPS else shown.at()
     choices = [str(d) for d in array.dims if d not in ("seed", rows, columns)]
     if shown.seeds > SEEDS:
         choices = ["seed", *choices]
@@ -35,7 +36,7 @@ def heat_maps(shown: Shown) -> Panel:
     look = _look(shown, array, rows, columns, low, high, colours)
     notes = _notes(shown, array, choices, rows, columns)
     data = {
-        "plots": [{"title": title, **look} for title in plots],
+        "plots": [{"title": title, "log": shown.log, **look} for title in plots],
         "variants": combos,
         "choices": [_choice(array, d) for d in choices],
         "scale": _scale(shown, low, high, colours),
@@ -129,7 +130,7 @@ def _look(
     height, width = array.sizes[rows], array.sizes[columns]
     few = height * width <= PRINTED
     steps = [[k / (len(colours) - 1), colour] for k, colour in enumerate(colours)]
-    value = "10^%{z:.3~g}" if shown.log and not few else "%{text}" if few else "%{z:.3~g}"
+    value = "%{text}" if few or shown.log else "%{z:.3~g}"
     down_word, across_word = plain(word(rows)), plain(word(columns))
     place = f"{down_word} %{{customdata[0]}}, {across_word} %{{customdata[1]}}: <b>{value}</b><extra></extra>"
     down, across = (escaped(_cell_names(shown, array, d)) for d in (rows, columns))
@@ -147,7 +148,8 @@ def _look(
     x = axis(word(columns), **_ticks(shown, array, columns), showgrid=False)
     y = axis(word(rows), **_ticks(shown, array, rows), showgrid=False, autorange="reversed")
     each = 34 if few else 20 if height <= 16 else 12
-    tall = min(max(height * each, 90), 460) + 70
+    longest = max(map(len, x.get("ticktext", [""])))  # long labels are turned and need room below
+    tall = min(max(height * each, 90), 460) + 70 + (6 * min(longest, 26) if longest > 4 else 0)
     return {"data": [trace], "layout": layout(x, y, hovermode="closest"), "height": tall, "labels": [down, across]}
 
 

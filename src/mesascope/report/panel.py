@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mesascope.report.text import number, plain, rounded, superscript
+from mesascope.report.text import clipped, number, plain, rounded, superscript
 
 INK = "#22272e"
 GREY = "#737881"
@@ -41,7 +41,7 @@ class Panel:
 def axis(title: str, **more: Any) -> dict[str, Any]:
     """A quiet axis with a title."""
     look = {"gridcolor": "#e9e6df", "linecolor": "#b9b5ab", "ticks": "outside", "ticklen": 4, "zeroline": False}
-    text = {"text": plain(title), "font": {"size": 13}, "standoff": 8}
+    text = {"text": plain(clipped(title, 48)), "font": {"size": 13}, "standoff": 8}
     return {"title": text, "automargin": True, "tickcolor": "#b9b5ab", "showline": True, **look, **more}
 
 
@@ -79,7 +79,7 @@ def ticks(labels: Sequence[Any], most: int = 12) -> dict[str, Any]:
     """
     every = max(1, -(-len(labels) // most))
     kept = list(range(0, len(labels), every))
-    return {"tickmode": "array", "tickvals": kept, "ticktext": [plain(labels[k]) for k in kept]}
+    return {"tickmode": "array", "tickvals": kept, "ticktext": [plain(clipped(str(labels[k]))) for k in kept]}
 
 
 def line(x: Any, y: Any, name: str, colour: str, **more: Any) -> dict[str, Any]:
@@ -104,12 +104,31 @@ def band(x: Any, low: Any, high: Any, colour: str, opacity: float = 0.16) -> dic
     return {**shape, "x": rounded(around, 7), "y": rounded(edge), "fillcolor": colour, "opacity": opacity, "name": ""}
 
 
+def mean(rows: np.ndarray) -> np.ndarray:
+    """Mean over rows of the finite values; NaN where there is none.
+
+    >>> mean(np.array([[1.0, np.nan], [3.0, np.nan]])).tolist()
+    [2.0, nan]
+    """
+    known = np.isfinite(rows)
+    total = np.where(known, rows, 0.0).sum(0)
+    return np.where(known.any(0), total / np.maximum(known.sum(0), 1), np.nan)
+
+
+def spread(x: Any, rows: np.ndarray, colour: str, opacity: float = 0.16) -> dict[str, Any]:
+    """The band from the least to the greatest finite value of the rows."""
+    known = np.isfinite(rows)
+    low = np.where(known.any(0), np.where(known, rows, np.inf).min(0), np.nan)
+    high = np.where(known.any(0), np.where(known, rows, -np.inf).max(0), np.nan)
+    return band(x, low, high, colour, opacity)
+
+
 def entry(name: str, colour: str, traces: Sequence[int], dash: str = "solid", kind: str = "line") -> dict[str, Any]:
     """One button of the legend, with the traces that it hides (its name is set as text, so it is not escaped)."""
     return {"name": name, "colour": colour, "dash": dash, "kind": kind, "traces": list(traces)}
 
 
-def step_axis(steps: Sequence[float]) -> tuple[np.ndarray, dict[str, Any]]:
+def step_axis(steps: Sequence[float | int]) -> tuple[np.ndarray, dict[str, Any]]:
     """Steps on a logarithmic axis, with step 0 a little to the left of the first positive one.
 
     >>> step_axis([0, 1, 10])[0].tolist()
@@ -129,7 +148,7 @@ def step_axis(steps: Sequence[float]) -> tuple[np.ndarray, dict[str, Any]]:
     return x, axis("training step", type="log", **marks)
 
 
-def log_look(low: float, high: float, most: int = 6) -> dict[str, Any]:
+def log_look(low: float | int, high: float | int, most: int = 6) -> dict[str, Any]:
     """A logarithmic axis with a few labels: powers of ten, and 2 and 5 times those where powers are few.
 
     >>> log_look(0.02, 3)["ticktext"]

@@ -17,9 +17,17 @@
     setTimeout(next, 0);
   };
   document.querySelectorAll("details.more").forEach(one => one.addEventListener("toggle", next));
+  const fit = () => document.querySelectorAll(".js-plotly-plot").forEach(plot =>
+    Plotly.relayout(plot, { width: plot.parentElement.clientWidth }));
   addEventListener("beforeprint", () => {
     document.querySelectorAll("details").forEach(one => { one.open = true; });
+    document.body.classList.add("printing");
     waiting.forEach(draw);
+    fit();
+  });
+  addEventListener("afterprint", () => {
+    document.body.classList.remove("printing");
+    document.querySelectorAll(".js-plotly-plot").forEach(plot => Plotly.relayout(plot, { width: null, autosize: true }));
   });
   for (const button of document.querySelectorAll("[data-copy]")) button.addEventListener("click", async () => {
     const code = button.parentElement.querySelector("code");

@@ -39,6 +39,15 @@ def plain(value: Any) -> str:
     return str(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("%{", "%&#123;")
 
 
+def clipped(text: str, most: int = 26) -> str:
+    """A label that leaves room for the plot.
+
+    >>> clipped("a long name", 6)
+    'a lon…'
+    """
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 def number(value: Any) -> str:
     """Three significant digits, with a real minus sign and powers of ten.
 

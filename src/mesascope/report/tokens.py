@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import xarray as xr
 
 from mesascope.report.panel import Panel
 from mesascope.report.shown import Shown, visible
@@ -15,6 +16,7 @@ MOST = 1500  # tokens in one panel
 
 def coloured_text(shown: Shown) -> Panel:
     """The tokens of each example with their numbers at every layer, averaged over seeds."""
+    _known(shown)
     slide = next((d for d in shown.rest if d not in ("batch", "pos")), None)
     array = shown.at().mean("seed")
     array = array if "batch" in array.dims else array.expand_dims("batch")
@@ -42,16 +44,19 @@ def coloured_text(shown: Shown) -> Panel:
 
 def _tokens(shown: Shown, examples: int) -> list[list[str]]:
     """The tokens of each example; one row of tokens serves all."""
-    labels = shown.labels
-    if labels is None:
-        raise ValueError(
-            f"coloured text needs a variable `token` in the same file, but {shown.name!r} has none beside it"
-        )
+    labels = _known(shown)
     for dim in [d for d in labels.dims if d not in ("batch", "pos")]:
         labels = labels.isel({dim: 0})
     if "batch" not in labels.dims:
         labels = labels.expand_dims({"batch": examples})
     return [[visible(token) for token in row] for row in labels.transpose("batch", "pos").values]
+
+
+def _known(shown: Shown) -> xr.DataArray:
+    """The variable that holds the tokens."""
+    if shown.labels is None or "pos" not in shown.array.dims:
+        raise ValueError(f"coloured text needs a variable `token` and the dim `pos`, but {shown.name!r} lacks one")
+    return shown.labels
 
 
 def _range(shown: Shown, values: np.ndarray) -> tuple[float, float, Sequence[str]]:

@@ -5,6 +5,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import shutil
 import time
 import uuid
@@ -73,8 +74,9 @@ def remove(path: Path) -> None:
 
 def why(path: Path, error: Exception) -> str:
     """One line for an error of the operating system at ``path``."""
-    number = error.errno if isinstance(error, OSError) else None
-    if number in _FULL or "os error 28" in str(error):
+    told = re.search(r"os error (\d+)", str(error))  # how safetensors says it
+    number = error.errno if isinstance(error, OSError) else told and int(told[1])
+    if number in _FULL:
         return f"the disk must have room for {path}, but is full; free some and run again: the run resumes"
     reason = (error.strerror if isinstance(error, OSError) else None) or error
     return f"a run directory must be writable, but {path} is not: {reason}; choose another directory"

@@ -68,6 +68,6 @@ def log_rows(path: Path) -> list[list[float]]:
     return rows
 
 
-def _log_line(step: float, *numbers: float) -> str:
+def _log_line(step: float | int, *numbers: float) -> str:
     """One line of the log."""
     return ",".join([str(int(step)), *map(repr, numbers)]) + "\n"

@@ -187,8 +187,9 @@ class Run:
         ):
             _refuse_rich(owner, attrs)
         target = self.path / "results" / f"{name}.nc"
+        image = dataset.to_netcdf(engine="h5netcdf")  # in memory: HDF5 crashes the process when a disk is full
         with replacing(target) as draft:
-            dataset.to_netcdf(draft, engine="h5netcdf")
+            draft.write_bytes(image)
         return target
 
     def read_results(self, name: str) -> xr.Dataset:

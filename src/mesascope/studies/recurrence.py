@@ -174,16 +174,16 @@ def _cost_of_negative(results: Results, layer: int) -> tuple[xr.DataArray, xr.Da
     roles = last(results["similarity"]["role"]).sel(layer=layer)
     costs = last(results["ablation"]["group_cost"]).sel(layer=layer, stat="mean")
     negative, others = [], []
-    for seed in roles.seed.values:
+    for seed in roles["seed"].values:
         role = roles.sel(seed=seed).values
         chosen = [int(head) for head in np.flatnonzero(role < 0)]
         rest = set(range(len(role))) - set(chosen)
         cost = costs.sel(seed=seed)
-        groups = [name for name in map(str, cost.component.values) if _same_size(name, len(chosen), rest)]
+        groups = [name for name in map(str, cost["component"].values) if _same_size(name, len(chosen), rest)]
         defined = bool(chosen) and bool(groups)
         negative.append(float(cost.sel(component="+".join(map(str, chosen)))) if defined else np.nan)
         others.append(float(cost.sel(component=groups).mean()) if defined else np.nan)
-    coords = {"seed": roles.seed}
+    coords = {"seed": roles["seed"]}
     return xr.DataArray(negative, coords, ("seed",)), xr.DataArray(others, coords, ("seed",))
 
 

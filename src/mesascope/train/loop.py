@@ -117,7 +117,7 @@ def fit(
         TrainingDiverged: a loss or gradient is not finite; what was saved before stays.
         RunError: the place cannot be written, or holds this seed's training by another recipe.
     """
-    with run.lock(f"models/seed={seed}"), _threads(training.threads):
+    with run.lock(f"models/seed={seed}"), threads(training.threads):
         _record(run, task, config, training, seed)
         found = run.resume_point(seed, training.due, say)
         model, optimizer, start = _begin(config, training, seed, found, device)
@@ -221,7 +221,7 @@ def _begin(
         model = Decoder(copy.deepcopy(config)).train()
     if found is not None:
         model.load_state_dict(load_checkpoint(found).state_dict(), strict=True)
-    model = torch.nn.Module.to(model, device)
+    torch.nn.Module.to(model, device)  # in place
     optimizer = training.optimizer.build(model)
     if found is None:
         return model, optimizer, 0
@@ -281,7 +281,7 @@ def _entropy(*path: int) -> int:
 
 
 @contextmanager
-def _threads(n: int) -> Iterator[None]:
+def threads(n: int) -> Iterator[None]:
     """So many threads of torch inside; as it was before outside."""
     before = torch.get_num_threads()
     torch.set_num_threads(n)

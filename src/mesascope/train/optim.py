@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Shaped
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 
+@runtime_checkable
 class Rule(Protocol):
     """How parameters follow their gradients."""
 
@@ -24,6 +25,7 @@ class Rule(Protocol):
         ...
 
 
+@runtime_checkable
 class Schedule(Protocol):
     """How the learning rate goes from the end of warm-up to the end of training."""
 

@@ -1,0 +1,173 @@
+"""Identities of the measures on small models, and their controls."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from mesascope import measures
+from mesascope.capture import capture
+from mesascope.measures.attribution import contributions
+from mesascope.measures.heads import position_scores
+from mesascope.models.planted import planted
+from mesascope.models.transformer import Decoder, DecoderConfig
+from mesascope.tasks.affine import Affine
+from mesascope.tasks.base import Batch
+
+
+def batch(n=64, dim=1):
+    task = Affine(dim=dim, matrix="diagonal" if dim == 1 else "dense", length=12)
+    return task, task.sample(n, torch.Generator().manual_seed(0))
+
+
+def decoder(seed=0, **changes):
+    torch.manual_seed(seed)
+    shape = {"d_in": 1, "d_out": 1, "hidden_size": 16, "num_attention_heads": 4, "num_hidden_layers": 2}
+    return Decoder(DecoderConfig(**(shape | changes))).eval()
+
+
+def language_model():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval(), torch.randint(0, 50, (3, 24), generator=torch.Generator().manual_seed(1))
+
+
+def test_behaviour_is_the_squared_error_of_everyone():
+    task, sequences = batch()
+    model = decoder()
+    found = measures.measure_all(model, sequences, [measures.behaviour], oracles=task.oracles(sequences))["behaviour"]
+    by_hand = (model(sequences.inputs).logits - sequences.targets).square().sum(-1).mean(0)
+    assert np.allclose(found["error"].sel(predictor="model"), by_hand.detach(), rtol=1e-5)
+    step = (sequences.inputs - sequences.targets).square().sum(-1).mean(0)
+    assert np.allclose(found["error"].sel(predictor="copy"), step, rtol=1e-5)
+    assert np.allclose(found["relative"].sel(predictor="copy"), 1.0)
+    assert (found["error"].sel(predictor="least squares")[4:] < 1e-6).all()
+
+
+def test_behaviour_of_tokens_is_the_cross_entropy():
+    model, ids = language_model()
+    tokens = Batch(inputs=ids[:, :-1], targets=ids[:, 1:], weight=torch.ones(3, 23))
+    found = measures.behaviour(capture(model, tokens, ["prediction"]))
+    loss = torch.nn.functional.cross_entropy(model(ids[:, :-1]).logits.transpose(1, 2), ids[:, 1:], reduction="none")
+    assert np.allclose(found["error"].sel(predictor="model"), loss.mean(0).detach(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["none", "layer", "rms"])
+@pytest.mark.parametrize("mlp", [0, 24])
+def test_contributions_sum_to_the_output_and_shares_to_one(norm, mlp):
+    _, sequences = batch()
+    model = decoder(norm=norm, intermediate_size=mlp)
+    sites = ["resid_pre", "resid_post", "attn_write", "head_out", "prediction"] + ["mlp_write"] * bool(mlp)
+    recorded = capture(model, sequences, sites)
+    total = sum(contributions(recorded).values())
+    assert torch.allclose(total.float(), recorded["prediction"], atol=2e-5)
+    found = measures.attribution(recorded)
+    assert float(found["share"].sum()) == pytest.approx(1.0, abs=1e-4)
+    assert float(found["gap"]) < 2e-5
+
+
+def test_a_planted_head_has_the_whole_share():
+    _, sequences = batch()
+    found = measures.measure_all(planted("copying", length=12), sequences, [measures.attribution])["attribution"]
+    assert float(found["share"].sel(component="head 0.0")) == pytest.approx(1.0, abs=0.01)
+
+
+def test_the_affine_lens_reads_what_is_there_and_not_what_is_not():
+    _, sequences = batch(n=256)
+    found = measures.measure_all(planted("uniform", length=12), sequences, [measures.lens, measures.estimate])
+    lens, estimate = found["lens"], found["estimate"]
+    assert float(lens["explained"].sel(layer="embedding")) < 0.95
+    written = estimate["explained"].isel(layer=0)
+    assert float(written.sel(stat="last term")) < 0.95
+    copied = measures.measure_all(planted("copying", length=12), sequences, [measures.estimate])["estimate"]
+    assert float(copied["explained"].isel(layer=0).sel(stat="last term")) > 0.999
+    previous = measures.measure_all(planted("previous", length=12), sequences, [measures.estimate])["estimate"]
+    shares = previous["explained"].isel(layer=0).sel(stat=["previous term", "last term"])
+    assert shares[0] > 0.99 > shares[1]
+
+
+def test_the_own_readout_at_the_end_is_the_models_output():
+    _, sequences = batch()
+    model = decoder(norm="layer")
+    found = measures.measure_all(model, sequences, [measures.lens])["lens"]
+    half = model(sequences.inputs[32:]).logits
+    error = (half - sequences.targets[32:]).square().sum(-1).mean()
+    assert float(found["own_error"][-1]) == pytest.approx(float(error), rel=1e-4)
+
+
+def test_the_logit_lens_at_the_end_is_the_models_loss():
+    model, ids = language_model()
+    found = measures.logit_lens(capture(model, ids, ["resid_pre", "resid_post"]))
+    loss = model(ids, labels=ids).loss
+    assert float(found["loss"][-1]) == pytest.approx(float(loss), rel=1e-5)
+    assert float(found["settled"][-1]) == 1.0
+
+
+def test_position_scores_of_known_patterns():
+    length = 8
+    eye = torch.eye(length)
+    shifted = torch.zeros(length, length)
+    shifted[range(1, length), range(length - 1)] = 1.0
+    uniform = torch.tril(torch.ones(length, length))
+    uniform = uniform / uniform.sum(-1, keepdim=True)
+    scores = position_scores(torch.stack([eye, shifted, uniform])[None])[0]
+    assert scores[0].tolist() == pytest.approx([0, 1, 0, 0, 0, scores[0, 5]])
+    assert scores[1, :4].tolist() == [0, 0, 1, 0]
+    assert scores[2, 4:].tolist() == pytest.approx([1.0, 0.0], abs=1e-6)
+
+
+def test_the_null_of_position_scores_is_what_uniform_attention_has():
+    _, sequences = batch()
+    found = measures.measure_all(planted("uniform", length=12), sequences, [measures.position])["position"]
+    assert np.allclose(found["score"][0, 0], found["score_null"][0, 0], atol=1e-6)
+
+
+def test_norms_are_norms_and_sinks_stand_apart():
+    model, ids = language_model()
+    recorded = capture(model, ids, ["resid_pre", "resid_post"])
+    found = measures.norms(recorded)
+    expected = recorded["resid_post"][-1].norm(dim=-1)
+    assert np.allclose(found["norm"][-1], expected, rtol=1e-5)
+    assert float(found["mean"][-1]) == pytest.approx(float(expected[:, 1:].mean()), rel=1e-5)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[int(ids[0, 5])] *= 1000
+    sinks = measures.norms(capture(model, ids, ["resid_pre", "resid_post"]))["sinks"]
+    assert int(sinks[0]) == int((ids[:, 1:] == ids[0, 5]).sum())
+
+
+def test_similarity_and_copying_refuse_tokens_and_say_why():
+    model, ids = language_model()
+    with pytest.raises(ValueError, match="needs vectors as inputs"):
+        measures.similarity(capture(model, ids, ["score"]))
+    with pytest.raises(ValueError, match="copying needs vectors"):
+        measures.copying(capture(model, ids, ["pattern", "head_out", "resid_post", "prediction"]))
+    with pytest.raises(ValueError, match="needs targets"):
+        measures.behaviour(capture(model, ids, ["prediction"]))
+    with pytest.raises(ValueError, match="lens needs a capture of a Batch"):
+        measures.lens(capture(model, ids, ["resid_pre", "resid_post", "prediction"]))
+    with pytest.raises(ValueError, match="logit_lens needs tokens"):
+        measures.logit_lens(capture(decoder(), batch()[1], ["resid_pre", "resid_post"]))
+
+
+def test_a_measure_without_its_site_is_refused_by_name():
+    with pytest.raises(KeyError, match="score"):
+        measures.similarity(capture(decoder(), batch()[1], ["pattern"]))
+
+
+def test_options_are_noted_and_used():
+    task, sequences = batch()
+    late = measures.lens.using(first=6)
+    found = measures.measure_all(decoder(), sequences, [late], oracles=task.oracles(sequences))["lens"]
+    assert found.attrs["option first"] == "6"
+    assert float(found["affine_error"][-1]) == pytest.approx(float(found["affine_error_at"][-1, 6:].mean()))
+
+
+def test_vectors_of_several_dimensions_pass_all_measures():
+    task, sequences = batch(dim=2)
+    model = decoder(d_in=2, d_out=2)
+    chosen = [measures.behaviour, measures.lens, measures.similarity, measures.copying, measures.attribution]
+    found = measures.measure_all(model, sequences, chosen, oracles=task.oracles(sequences))
+    assert all(bool(np.isfinite(array).all()) for dataset in found.values() for array in dataset.data_vars.values())

@@ -1,0 +1,134 @@
+"""A smoke run from the first byte to the report, what it leaves behind, and what happens when it is disturbed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from mesascope import api
+from mesascope.runner import verdicts_of
+from mesascope.store import Run, verify
+from mesascope.studies import catalogue
+from mesascope.testing import check_measure, check_study, check_task
+from mesascope.models.load import load_checkpoint
+
+NAMES = [entry.name for entry in catalogue.studies()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Run:
+    """One finished smoke run of the affine study."""
+    return api.run("affine", scale="smoke", out=tmp_path_factory.mktemp("runs") / "affine", on="here")
+
+
+def test_everything_is_there(finished):
+    study = catalogue.load("affine")
+    assert finished.results() == sorted(one.name for one in (*study.measures, *study.sweeps))
+    assert [verdict.name for verdict in verdicts_of(finished)] == [claim.name for claim in study.claims]
+    assert {verdict.word for verdict in verdicts_of(finished)} == {"not tested at this scale"}
+    page = (finished.path / "report.html").read_text(encoding="utf-8")
+    assert all(claim.sentence.replace("'", "&#39;") in page for claim in study.claims)
+
+
+def test_results_carry_axes_units_and_provenance(finished):
+    for name in finished.results():
+        dataset = finished.read_results(name)
+        assert {"study", "scale", "revision", "torch", "mesascope", "started", "weights"} <= set(dataset.attrs), name
+        for variable, array in dataset.data_vars.items():
+            assert array.attrs["units"], f"{name}.{variable}"
+            assert array.attrs["about"], f"{name}.{variable}"
+    assert finished.read_results("similarity")["interaction"].dims == ("seed", "step", "layer", "head")
+    assert finished.read_results("behaviour")["step"].values.tolist() == list(
+        catalogue.load("affine").scales["smoke"].training.due
+    )
+
+
+def test_results_open_with_plain_xarray_and_neither_torch_nor_mesascope(finished):
+    script = (
+        "import sys, xarray as xr\n"
+        "class Blocked:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name.split('.')[0] in ('torch', 'mesascope', 'transformers'): raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Blocked())\n"
+        "ds = xr.open_dataset(sys.argv[1], engine='h5netcdf')\n"
+        "print(ds['interaction'].dims, ds['interaction'].attrs['units'], ds.attrs['study'])\n"
+    )
+    file = finished.path / "results" / "similarity.nc"
+    done = subprocess.run([sys.executable, "-c", script, file], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[0] == "('seed', 'step', 'layer', 'head') 1 affine"
+
+
+def test_a_finished_run_is_not_done_again_and_another_place_gives_the_same_numbers(finished, tmp_path):
+    before = {file: file.stat().st_mtime_ns for file in finished.path.glob("results/*.nc")}
+    api.run("affine", scale="smoke", out=finished.path, on="here")
+    assert {file: file.stat().st_mtime_ns for file in finished.path.glob("results/*.nc")} == before
+    again = api.run("affine", scale="smoke", out=tmp_path / "again", on="processes")
+    for name in finished.results():
+        xr.testing.assert_identical(
+            finished.read_results(name).drop_attrs(deep=False), again.read_results(name).drop_attrs(deep=False)
+        )
+    weights = [run.path / "models" / "seed=0" / "step=60" / "model.safetensors" for run in (finished, again)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_a_damaged_checkpoint_is_named_and_made_again(finished, tmp_path):
+    import shutil
+
+    place = tmp_path / "damaged"
+    shutil.copytree(finished.path, place)
+    victim = place / "models" / "seed=1" / "step=60" / "model.safetensors"
+    whole = victim.read_bytes()
+    victim.write_bytes(whole[: len(whole) // 2])
+    lines: list[str] = []
+
+    class Listening:
+        def stage(self, name: str, total: int) -> None: ...
+        def part(self, index: int, done: int, total: int, loss: float) -> None: ...
+        def say(self, line: str) -> None:
+            lines.append(line)
+
+    api.run("affine", scale="smoke", out=place, on="here", watcher=Listening())
+    assert any("seed=1/step=60/model.safetensors" in line for line in lines)
+    assert victim.read_bytes() == whole
+    verify(victim.parent)
+
+
+def test_strict_and_json_and_compare_speak_of_the_run(finished, capsys, monkeypatch):
+    from mesascope import cli
+
+    for words in (["report", "--json", str(finished.path)], ["compare", str(finished.path), str(finished.path)]):
+        monkeypatch.setattr(sys, "argv", ["mesascope", *words])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert not stop.value.code
+        out = capsys.readouterr().out
+        assert "learns in context" in " ".join(out.split()) or json.loads(out)["study"] == "affine"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_study_conforms(name, finished, tmp_path):
+    study = catalogue.load(name)
+    check_task(study.task)
+    run = finished if name == "affine" else api.run(name, scale="smoke", out=tmp_path / name, on="here", seeds=1)
+    check_study(study, {found: run.read_results(found) for found in run.results()})
+
+
+def test_every_measure_of_the_study_conforms(finished):
+    study = catalogue.load("affine")
+    import torch
+
+    model = load_checkpoint(finished.checkpoint(0, 60))
+    batch = study.task.sample(32, torch.Generator().manual_seed(0))
+    for measure in study.measures:
+        check_measure(measure, model, batch)
+
+
+def test_the_loss_curve_is_the_one_it_was(finished):
+    """A golden curve: training at smoke scale has not changed. Machines round differently, hence the tolerance."""
+    golden = np.loadtxt(Path(__file__).parent / "golden" / "affine-smoke-loss.csv", delimiter=",", skiprows=1)
+    loss = finished.read_log(0)["loss"]
+    assert np.allclose(loss[golden[:, 0].astype(int)], golden[:, 1], rtol=1e-3)

@@ -1,0 +1,267 @@
+"""The run directory: what is refused, what survives a kill or a full disk, what comes back."""
+
+import errno
+import json
+import math
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from mesascope.axes import label
+from mesascope.store import MANIFEST, CheckpointDamaged, Run, RunError, Say, ignore, verify
+
+WHAT = {"study": "affine", "scale": "smoke", "parameters": {"training": {"steps": 5}}, "seeds": [0, 1]}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run.create(tmp_path / "run", WHAT)
+
+
+def put(run: Run, step: int, text: str = "weights", *, rolling: bool = False) -> Path:
+    return run.write_checkpoint(0, step, lambda folder: write(folder / "model.bin", text), rolling=rolling)
+
+
+def write(file: Path, text: str) -> None:
+    file.write_text(text)
+
+
+def resumed(run: Run, due: tuple[int, ...], say: Say = ignore) -> str:
+    found = run.resume_point(0, due, say)
+    return found.name if found else ""
+
+
+def dataset() -> xr.Dataset:
+    return xr.Dataset({"loss": label(np.arange(3.0), "step", units="1", about="a loss")})
+
+
+def drafts(run: Run) -> list[Path]:
+    return list(run.path.rglob(".tmp-*"))
+
+
+def test_run_json_says_what_was_asked_for_and_what_ran(run: Run) -> None:
+    record = json.loads((run.path / "run.json").read_text())
+    assert {key: record[key] for key in WHAT} == WHAT
+    assert {"mesascope", "torch", "transformers", "python", "revision", "platform", "started"} <= set(
+        record["provenance"]
+    )
+    assert Run.open(run.path).description == WHAT
+
+
+def test_taking_up_a_run_keeps_its_start_and_takes_new_seeds_and_prose(run: Run) -> None:
+    again = Run.create(run.path, {**WHAT, "seeds": [0, 1, 2], "about": "other words"})
+    assert again.record["provenance"] == run.record["provenance"]
+    assert Run.open(run.path).description["seeds"] == [0, 1, 2]
+
+
+def test_another_study_and_other_numbers_are_refused(run: Run) -> None:
+    with pytest.raises(RunError, match=r"holds one with study 'affine' \(now 'ngram'\); choose another directory"):
+        Run.create(run.path, {**WHAT, "study": "ngram"})
+    with pytest.raises(RunError, match=r"parameters.training.steps 5 \(now 6\)"):
+        Run.create(run.path, {**WHAT, "parameters": {"training": {"steps": 6}}})
+
+
+def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    with pytest.raises(RunError, match=r"must be a folder, but .* is a file"):
+        Run.create(tmp_path / "run", WHAT)
+
+
+def test_a_place_that_cannot_be_written_is_refused() -> None:
+    with pytest.raises(RunError, match="must be writable, but /proc/nowhere is not"):
+        Run.create("/proc/nowhere", WHAT)
+    with pytest.raises(RunError, match="must be writable, but /proc/self is not"):
+        Run.create("/proc/self", WHAT)
+
+
+def test_somebody_elses_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(RunError, match=r"needs an empty folder, but .* holds thesis.tex"):
+        Run.create(tmp_path, WHAT)
+
+
+def test_a_corrupt_run_json_is_named(run: Run) -> None:
+    (run.path / "run.json").write_text('{"study": "aff')
+    for opened in (lambda: Run.open(run.path), lambda: Run.create(run.path, WHAT)):
+        with pytest.raises(RunError, match=r"run.json must be JSON, but cannot be read .*delete the folder"):
+            opened()
+
+
+def test_opening_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"must hold run.json, but .* has none"):
+        Run.open(tmp_path)
+
+
+def test_checkpoints_are_listed_in_order_and_damaged_ones_named(run: Run) -> None:
+    for step in (0, 100, 20):
+        put(run, step)
+    (run.checkpoint(0, 20) / "model.bin").write_text("weight")
+    said: list[str] = []
+    assert run.checkpoints(0, said.append) == [0, 100]
+    assert "step=20/model.bin must have 7 bytes, but has 6" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda folder: write(folder / "model.bin", "weighty"), "its SHA-256 differs"),
+        (lambda folder: (folder / "model.bin").unlink(), "model.bin must be there, but is missing"),
+        (lambda folder: (folder / MANIFEST).unlink(), "checkpoint.json must list"),
+        (lambda folder: write(folder / MANIFEST, "[]"), "checkpoint.json must list"),
+    ],
+)
+def test_every_damage_is_told(run: Run, damage, reason: str) -> None:
+    folder = put(run, 3)
+    assert verify(folder) == 3
+    damage(folder)
+    with pytest.raises(CheckpointDamaged, match=reason):
+        run.checkpoint(0, 3)
+
+
+def test_resume_from_the_newest_that_has_all_before_it(run: Run) -> None:
+    due = (0, 1, 10, 100)
+    assert resumed(run, due) == ""
+    for step in due:
+        put(run, step)
+    assert resumed(run, due) == "step=100"
+    (run.seed_path(0) / "step=10" / "model.bin").write_text("")
+    said: list[str] = []
+    assert resumed(run, due, said.append) == "step=1"
+    assert "step=10/model.bin" in said[0]
+    assert "removed and trained again from the one before" in said[0]
+    assert not (run.seed_path(0) / "step=10").exists()
+
+
+def test_the_rolling_checkpoint_counts_only_if_nothing_before_it_is_lacking(run: Run) -> None:
+    due = (0, 10, 100)
+    put(run, 0)
+    put(run, 50, rolling=True)
+    assert resumed(run, due) == "step=0"
+    put(run, 10)
+    assert resumed(run, due) == "resume"
+    put(run, 60, rolling=True)
+    assert verify(run.seed_path(0) / "resume") == 60
+    put(run, 100)
+    assert resumed(run, due) == "step=100"
+
+
+def test_the_log_is_cut_to_the_checkpoint_and_a_torn_line_is_forgotten(run: Run) -> None:
+    with run.log(0, keep=0) as log:
+        for step in range(4):
+            log.add(step, 0.1 + step, 1e-3, 2.0, 0.5 * step)
+    file = run.seed_path(0) / "log.csv"
+    file.write_text(file.read_text() + "4,0.25,0.0")
+    assert run.read_log(0)["step"].tolist() == [0, 1, 2, 3]
+    with run.log(0, keep=2) as log:
+        assert (log.loss, log.seconds) == (1.1, 0.5)
+        log.add(2, 7.0, 1e-3, 2.0, 1.0)
+    assert run.read_log(0)["loss"].tolist() == [0.1, 1.1, 7.0]
+
+
+def test_results_open_with_plain_xarray_and_carry_provenance(run: Run) -> None:
+    file = run.write_results("inner", dataset())
+    with xr.open_dataset(file, engine="h5netcdf") as plain:
+        assert plain["loss"].attrs["units"] == "1"
+        assert plain.attrs["study"] == "affine"
+        assert plain.attrs["torch"] == run.record["provenance"]["torch"]
+    assert run.results() == ["inner"]
+    xr.testing.assert_equal(run.read_results("inner"), dataset())
+
+
+def test_rich_attributes_and_unknown_results_are_refused(run: Run) -> None:
+    with pytest.raises(RunError, match=r"must be strings or numbers, but 'ranges' of 'loss' is \{\}"):
+        run.write_results("inner", dataset().assign(loss=dataset()["loss"].assign_attrs(ranges={})))
+    with pytest.raises(RunError, match=r"results must be one of \[\], but got 'inner'"):
+        run.read_results("inner")
+
+
+def test_json_holds_null_where_a_number_is_not_finite(run: Run) -> None:
+    run.write_json("verdicts", [{"value": math.nan, "low": np.float32(1.5), "at": Path("a"), "n": np.arange(2)}])
+    assert run.read_json("verdicts") == [{"value": None, "low": 1.5, "at": "a", "n": [0, 1]}]
+    with pytest.raises(RunError, match=r"nothing.json must be there, but is missing"):
+        run.read_json("nothing")
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_old_file(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.write_text("report.html", "old")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(RunError, match=r"must have room for .*report.html, but is full; free some and run again"):
+            run.write_text("report.html", "new")
+        with pytest.raises(RunError, match=r"must have room for .*step=7, but is full"):
+            put(run, 7)
+    assert (run.path / "report.html").read_text() == "old"
+    assert not drafts(run)
+    assert not (run.seed_path(0) / "step=7").exists()
+
+
+FILL = """
+import resource, sys, numpy, torch, xarray, safetensors.torch
+from mesascope.store import Run, RunError
+run = Run.open(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+big = xarray.Dataset({"x": ("batch", numpy.random.rand(100_000))})
+tensors = {"x": torch.rand(100_000)}
+for write in (
+    lambda: run.write_results("big", big),
+    lambda: run.write_text("report.html", "x" * 100_000),
+    lambda: run.write_checkpoint(0, 1, lambda folder: safetensors.torch.save_file(tensors, folder / "x.safetensors")),
+    lambda: run.log(0, 0).sync() or [log := run.log(0, 0), [log.add(*[1.0] * 5) for _ in range(5000)], log.sync()],
+):
+    try:
+        write()
+    except RunError as error:
+        print(error)
+"""
+
+
+def test_no_writer_leaves_anything_half_written_when_the_disk_really_refuses(run: Run) -> None:
+    """A limit on the size of files stops numpy, HDF5, safetensors and text in the middle of a write."""
+    told = subprocess.run([sys.executable, "-c", FILL, run.path], capture_output=True, text=True, check=True)
+    lines = told.stdout.splitlines()
+    assert len(lines) == 4, told.stdout
+    assert all("but is full; free some and run again" in line for line in lines), told.stdout
+    assert not drafts(run)
+    assert not run.results()
+    assert not (run.path / "report.html").exists()
+    assert run.checkpoints(0) == []
+
+
+def _hold(path: Path, ready, release) -> None:
+    with Run.open(path).lock():
+        ready.set()
+        release.wait(30)
+
+
+def test_two_processes_cannot_write_one_run(run: Run) -> None:
+    context = multiprocessing.get_context("fork")
+    ready, release = context.Event(), context.Event()
+    holder = context.Process(target=_hold, args=(run.path, ready, release))
+    holder.start()
+    assert ready.wait(30)
+    with pytest.raises(RunError, match=f"in use by process {holder.pid}; wait for it"), run.lock(wait=0.2):
+        pass
+    release.set()
+    with run.lock():
+        pass
+    holder.join()
+
+
+def test_what_a_killed_process_left_is_removed_under_the_lock(run: Run) -> None:
+    for place in (run.path, run.path / "results", run.seed_path(0)):
+        (place / ".tmp-dead").mkdir(parents=True)
+        (place / ".tmp-dead" / "half").write_text("")
+    with run.lock():
+        assert [draft.parent for draft in drafts(run)] == [run.seed_path(0)]
+    with run.lock("models/seed=0"):
+        assert not drafts(run)

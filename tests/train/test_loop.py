@@ -1,0 +1,159 @@
+"""Training: it learns, it is reproducible, and it stops where numbers stop making sense."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import final
+
+import pytest
+import torch
+import trainee
+
+from mesascope.models.config import DecoderConfig
+from mesascope.models.load import load_checkpoint
+from mesascope.store import Run, RunError
+from mesascope.tasks.affine import Affine
+from mesascope.tasks.base import Batch
+from mesascope.train import SGD, Constant, Training, TrainingDiverged, fit, log_spaced
+from mesascope.train.loop import batch_of
+
+SHORT = Training(steps=8, batch_size=4, checkpoints=4)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run.create(tmp_path / "run", trainee.WHAT)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Breaks(Affine):
+    """An affine task whose loss, or the slope of it, is no number at some batch."""
+
+    what: str = "loss"
+
+    def loss(self, prediction: torch.Tensor, batch: Batch) -> torch.Tensor:
+        error = super().loss(prediction, batch)
+        if not torch.equal(batch.inputs, batch_of(Affine(length=6), SHORT, 0, 5).inputs):
+            return error
+        return error * float("nan") if self.what == "loss" else (error * 0).sqrt() + error.detach()
+
+
+@pytest.mark.parametrize(
+    ("steps", "n", "expected"),
+    [
+        (1000, 4, (0, 1, 32, 1000)),
+        (5, 50, (0, 1, 2, 3, 4, 5)),
+        (7, 2, (0, 7)),
+        (1, 2, (0, 1)),
+        (10, 6, (0, 1, 2, 3, 6, 10)),
+    ],
+)
+def test_log_spaced(steps: int, n: int, expected: tuple[int, ...]) -> None:
+    assert log_spaced(steps, n) == expected
+
+
+def test_log_spaced_gives_as_many_as_asked_for() -> None:
+    for steps in range(1, 60):
+        for n in range(2, steps + 2):
+            points = log_spaced(steps, n)
+            assert len(set(points)) == n
+            assert (points[0], points[-1]) == (0, steps)
+
+
+def test_the_loss_falls_and_the_log_says_so(run: Run) -> None:
+    last = fit(trainee.TASK, trainee.MODEL, trainee.TRAINING, 0, run)
+    log = run.read_log(0)
+    assert log["loss"][-20:].mean() < 0.5 * log["loss"][:20].mean()
+    assert log["learning rate"][19] == trainee.TRAINING.optimizer.lr
+    assert run.checkpoints(0) == list(trainee.TRAINING.due)
+    assert sorted(file.name for file in last.iterdir()) == [
+        "checkpoint.json",
+        "config.json",
+        "model.safetensors",
+        "state.safetensors",
+    ]
+
+
+def test_one_step_is_the_gradient_of_the_batch(run: Run) -> None:
+    """Without clipping, momentum and decay: weights after one step are w - lr dL/dw."""
+    training = Training(steps=1, batch_size=4, optimizer=SGD(lr=0.1), schedule=Constant(), clip=None, checkpoints=2)
+    fit(trainee.TASK, trainee.MODEL, training, 3, run)
+    before, after = (load_checkpoint(run.checkpoint(3, step)) for step in (0, 1))
+    batch = batch_of(trainee.TASK, training, 3, 0)
+    loss = trainee.TASK.loss(before(batch.inputs).logits, batch).mean()
+    loss.backward()
+    assert run.read_log(3)["loss"][0] == pytest.approx(loss.item())
+    for old, new in zip(before.parameters(), after.parameters(), strict=True):
+        assert old.grad is not None
+        torch.testing.assert_close(new, old - 0.1 * old.grad)
+
+
+def test_clipping_bounds_the_update_but_the_log_has_the_whole_norm(run: Run) -> None:
+    training = Training(steps=1, batch_size=4, optimizer=SGD(lr=1.0), schedule=Constant(), clip=0.01, checkpoints=2)
+    fit(trainee.TASK, trainee.MODEL, training, 0, run)
+    before, after = (load_checkpoint(run.checkpoint(0, step)) for step in (0, 1))
+    pairs = zip(before.parameters(), after.parameters(), strict=True)
+    moved = torch.stack([(a - b).detach().square().sum() for a, b in pairs]).sum()
+    assert run.read_log(0)["gradient norm"][0] > 0.1
+    assert moved.item() ** 0.5 == pytest.approx(0.01, rel=1e-3)
+
+
+def test_seeds_differ_in_weights_and_data_and_nothing_global_is_touched(run: Run) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    threads = torch.get_num_threads()
+    for seed in (0, 1):
+        fit(trainee.TASK, trainee.MODEL, replace(SHORT, threads=threads + 1), seed, run)
+    assert torch.equal(torch.rand(1), expected)
+    assert torch.get_num_threads() == threads
+    first = [load_checkpoint(run.checkpoint(seed, 0)).readout.weight for seed in (0, 1)]
+    assert not torch.equal(*first)
+    assert not torch.equal(*(batch_of(trainee.TASK, SHORT, seed, 0).inputs for seed in (0, 1)))
+
+
+def test_every_step_has_fresh_data() -> None:
+    batches = [batch_of(trainee.TASK, trainee.TRAINING, 0, step).inputs for step in range(40)]
+    assert len({tuple(batch.flatten().tolist()) for batch in batches}) == 40
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient norm"])
+def test_what_is_not_finite_ends_training_before_the_update(run: Run, what: str) -> None:
+    task = Breaks(length=6, what=what)
+    with pytest.raises(
+        TrainingDiverged, match=rf"the {what} became nan for seed 0 at step 5 \(the checkpoint of step 3"
+    ):
+        fit(task, trainee.MODEL, SHORT, 0, run)
+    assert run.checkpoints(0) == [0, 1, 3]
+    assert run.read_log(0)["step"].tolist() == [0, 1, 2, 3, 4]
+    for parameter in load_checkpoint(run.checkpoint(0, 3)).parameters():
+        assert parameter.isfinite().all()
+
+
+def test_another_recipe_in_the_same_place_is_refused(run: Run) -> None:
+    fit(trainee.TASK, trainee.MODEL, SHORT, 0, run)
+    with pytest.raises(RunError, match="by one recipe, but holds another training; choose another directory"):
+        fit(trainee.TASK, trainee.MODEL, replace(SHORT, clip=2.0), 0, run)
+    wider = DecoderConfig(d_in=1, d_out=1, num_hidden_layers=1, hidden_size=16)
+    with pytest.raises(RunError, match="holds another task and model"):
+        fit(Affine(length=7), wider, SHORT, 0, run)
+
+
+def test_a_configuration_is_not_changed_by_training(run: Run) -> None:
+    before = trainee.MODEL.to_dict()
+    fit(trainee.TASK, trainee.MODEL, SHORT, 0, run)
+    assert trainee.MODEL.to_dict() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1, but got 0"),
+        ({"checkpoints": 1}, "checkpoints must be at least 2, but got 1"),
+        ({"warmup": 8}, "warmup must be less than steps, but got 8 and 8"),
+        ({"clip": 0.0}, "clip must be above 0, or None"),
+    ],
+)
+def test_nonsense_is_refused(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(SHORT, **change)

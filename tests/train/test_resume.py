@@ -1,0 +1,100 @@
+"""A run that is killed, damaged or interrupted ends bit for bit where an undisturbed one ends."""
+
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import trainee
+
+from mesascope.store import MANIFEST, Run
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("undisturbed") / "run"
+    for seed in (0, 1):
+        trainee.train(path, seed)
+    return path
+
+
+def assert_same(first: Path, second: Path, seed: int = 0) -> None:
+    """Every checkpoint has the same bytes (weights, optimiser, configuration), and every step had the same loss."""
+    one, two = Run.open(first), Run.open(second)
+    for step in trainee.TRAINING.due:
+        assert (one.checkpoint(seed, step) / MANIFEST).read_text() == (
+            two.checkpoint(seed, step) / MANIFEST
+        ).read_text()
+    for column in ("step", "loss", "learning rate", "gradient norm"):
+        assert one.read_log(seed)[column].tolist() == two.read_log(seed)[column].tolist()
+    assert one.read_log(seed)["step"].tolist() == list(range(trainee.TRAINING.steps))
+    assert (two.read_log(seed)["seconds"][1:] >= two.read_log(seed)["seconds"][:-1]).all()
+    assert not list(two.seed_path(seed).rglob(".tmp-*"))
+
+
+def script(kind: str, path: Path) -> subprocess.Popen:
+    command = [sys.executable, str(Path(trainee.__file__)), kind, str(path)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_killed_three_times_at_random_moments(undisturbed: Path, tmp_path: Path) -> None:
+    with script("alone", tmp_path) as process:
+        told, _ = process.communicate(timeout=120)
+    endings = [tuple(map(int, line.split())) for line in told.splitlines()]
+    assert [code for code, _ in endings] == [-9, -9, -9]
+    assert 0 < endings[0][1] < endings[1][1] < endings[2][1] < trainee.TRAINING.steps
+    trainee.train(tmp_path, 0)
+    assert_same(undisturbed, tmp_path)
+    assert not (tmp_path / "models" / "seed=0" / "resume").exists()
+
+
+def test_children_die_with_a_killed_parent_and_both_seeds_resume(undisturbed: Path, tmp_path: Path) -> None:
+    with script("both", tmp_path) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline(), "it ended before its first step"
+        children = psutil.Process(process.pid).children(recursive=True)
+        time.sleep(random.uniform(0.02, 0.3))
+        process.kill()
+    gone, alive = psutil.wait_procs(children, timeout=5)
+    assert len(gone) >= 2
+    assert not alive
+    for seed in (0, 1):
+        trainee.train(tmp_path, seed)
+        assert_same(undisturbed, tmp_path, seed)
+
+
+def test_a_truncated_checkpoint_is_named_and_trained_again(undisturbed: Path, tmp_path: Path) -> None:
+    trainee.train(tmp_path, 0)
+    good, bad = trainee.TRAINING.due[-3:-1]
+    weights = Run.open(tmp_path).checkpoint(0, bad) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    said: list[str] = []
+    heard: list[int] = []
+    trainee.train(tmp_path, 0, say=said.append, progress=lambda done, total, loss: heard.append(done))
+    assert len(said) == 1
+    assert f"step={bad}/model.safetensors must have" in said[0]
+    assert heard[0] == good + 1
+    assert_same(undisturbed, tmp_path)
+
+
+def test_ctrl_c_keeps_the_last_checkpoint(undisturbed: Path, tmp_path: Path) -> None:
+    def interrupt(done: int, total: int, loss: float) -> None:
+        if done > 100:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trainee.train(tmp_path, 0, progress=interrupt, save_every=0.05)
+    trainee.train(tmp_path, 0)
+    assert_same(undisturbed, tmp_path)
+
+
+def test_what_is_done_is_not_done_again(undisturbed: Path) -> None:
+    run = Run.open(undisturbed)
+    before = {file: file.stat().st_mtime_ns for file in run.seed_path(0).rglob("step=*/*")}
+    heard: list[int] = []
+    assert trainee.train(undisturbed, 0, progress=lambda done, *_: heard.append(done)).name == "step=200"
+    assert heard == [200]
+    assert before == {file: file.stat().st_mtime_ns for file in run.seed_path(0).rglob("step=*/*")}

@@ -1,0 +1,56 @@
+"""A training that is easy to kill: it saves after every step, and tells how far it is."""
+
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from mesascope.cluster import Processes
+from mesascope.models.config import DecoderConfig
+from mesascope.store import Run, ignore
+from mesascope.tasks.affine import Affine
+from mesascope.train import AdamW, Training, fit
+
+TASK = Affine(length=6)
+MODEL = DecoderConfig(d_in=1, d_out=1, num_hidden_layers=1, hidden_size=8, num_attention_heads=2, norm="layer")
+TRAINING = Training(steps=200, batch_size=8, optimizer=AdamW(lr=1e-2), warmup=20, checkpoints=6)
+WHAT = {"study": "trainee", "scale": "smoke", "parameters": {}}
+
+
+def train(path: Path, seed: int, **options) -> Path:
+    return fit(TASK, MODEL, TRAINING, seed, Run.create(path, WHAT), **options)
+
+
+def job(work: tuple[Path, int], progress: Callable[..., None] = ignore, say: Callable[[str], None] = ignore) -> Path:
+    return train(*work, progress=progress, say=say, save_every=0.0)
+
+
+def tell(*news: object) -> None:
+    sys.stdout.write(f"{' '.join(map(str, news))}\n")
+    sys.stdout.flush()
+
+
+def train_and_be_killed(path: Path) -> None:
+    """Train in a process of its own and kill it at a random moment; tell how it ended and how far it was."""
+    heard, told = os.pipe()
+    child = os.fork()
+    if child == 0:
+        job((path, 0), lambda *_: os.write(told, b"."))
+        os._exit(0)
+    os.read(heard, 1)
+    time.sleep(random.uniform(0.02, 0.3))
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    tell(os.waitstatus_to_exitcode(status), len(Run.open(path).read_log(0)["step"]))
+
+
+if __name__ == "__main__":
+    place = Path(sys.argv[2])
+    if sys.argv[1] == "alone":
+        for _ in range(3):
+            train_and_be_killed(place)
+    else:
+        Processes().map(job, [(place, 0), (place, 1)], tell)
