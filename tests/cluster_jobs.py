@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 
-class Peculiar(Exception):
+class PeculiarError(Exception):
     """An error that cannot be copied to another process."""
 
     def __init__(self, *, number: int) -> None:
@@ -32,7 +32,7 @@ def fail(number: int, progress: Callable[..., None], say: Callable[[str], None])
 
 
 def fail_peculiarly(number: int, progress: Callable[..., None], say: Callable[[str], None]) -> int:
-    raise Peculiar(number=number)
+    raise PeculiarError(number=number)
 
 
 def die(number: int, progress: Callable[..., None], say: Callable[[str], None]) -> int:

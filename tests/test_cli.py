@@ -1,4 +1,4 @@
-"""The command line: quick where it should be, one clear line and exit code 2 for every mistake, nothing half-written."""
+"""The command line: quick where it should be; one clear line and exit code 2 for a mistake; nothing half-written."""
 
 import errno
 import json

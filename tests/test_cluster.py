@@ -57,7 +57,7 @@ def test_a_jobs_error_arrives_with_its_type_and_stops_the_others(where: Here | P
 
 
 def test_an_error_that_cannot_travel_is_told_in_words(jobs: ModuleType) -> None:
-    with pytest.raises(ClusterError, match="a job failed: Peculiar: peculiar 7") as caught:
+    with pytest.raises(ClusterError, match="a job failed: PeculiarError: peculiar 7") as caught:
         Processes().map(jobs.fail_peculiarly, [7])
     assert "in another process" in caught.value.__notes__[0]
 

@@ -10,11 +10,11 @@ import pytest
 import xarray as xr
 
 from mesascope import api
+from mesascope.models.load import load_checkpoint
 from mesascope.runner import verdicts_of
 from mesascope.store import Run, verify
 from mesascope.studies import catalogue
 from mesascope.testing import check_measure, check_study, check_task
-from mesascope.models.load import load_checkpoint
 
 NAMES = [entry.name for entry in catalogue.studies()]
 

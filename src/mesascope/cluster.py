@@ -34,6 +34,7 @@ class ClusterError(RuntimeError):
 
 
 @runtime_checkable
+@runtime_checkable
 class Executor(Protocol):
     """What runs jobs."""
 

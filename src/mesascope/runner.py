@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import xarray as xr
@@ -25,6 +25,7 @@ HELD_OUT = 2**40 + 17  # the seed of the sequences that are opened; training's s
 JobProgress = Callable[[int, int, int, float], None]
 
 
+@runtime_checkable
 class Executor(Protocol):
     """Whatever can apply a function to jobs, at once or one after another."""
 
@@ -33,6 +34,7 @@ class Executor(Protocol):
         ...
 
 
+@runtime_checkable
 class Watcher(Protocol):
     """Whoever wants to hear how a run gets on."""
 

@@ -81,7 +81,9 @@ def check_study(study: Study, results: dict[str, xr.Dataset]) -> None:
     _must(not missing, f"{study.name}: results must hold every instrument's, but lack {sorted(missing)}")
     for claim in study.claims:
         verdict = judge(claim, results, "laptop")
-        _must(len(verdict.per_seed) == results[study.measures[0].name].sizes["seed"], f"{claim.name}: one number a seed")
+        _must(
+            len(verdict.per_seed) == results[study.measures[0].name].sizes["seed"], f"{claim.name}: one number a seed"
+        )
         _must(_can_fail(claim, results), f"{claim.name} must fail where statistic and control change places")
 
 

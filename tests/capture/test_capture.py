@@ -233,3 +233,16 @@ def test_a_hybrid_s_other_layers_are_named():
         capture(model, tokens(), ["pattern"])
     assert capture(model, tokens(), ["pattern", "value"], layers=[1])["pattern"].shape == (1, 5, 2, 9, 9)
     assert capture(model, tokens(), ["resid_pre"])["resid_pre"].shape == (2, 5, 9, 16)
+
+
+def test_a_model_that_fails_when_it_is_looked_at_is_refused():
+    model = decoder(**VECTORS)
+
+    def insist(module, args, output):
+        if model.config._attn_implementation != "eager":
+            raise KeyError("unknown kernel")
+
+    model.register_forward_hook(insist)
+    with pytest.raises(UnsupportedModel, match=r"must run with its attention function wrapped, but Decoder fails"):
+        capture(model, inputs(model))
+    assert model.config._attn_implementation == "eager"

@@ -2,6 +2,7 @@
 
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,11 +14,17 @@ from mesascope.models.layers import Attention, rotate, sinusoids
 from mesascope.models.load import ModelNotFound, load_checkpoint
 from mesascope.models.transformer import Decoder
 
-SMALL = {"num_hidden_layers": 2, "hidden_size": 8, "num_attention_heads": 2, "max_position_embeddings": 12}
-VECTORS, TOKENS = {"d_in": 3, "d_out": 2}, {"vocab_size": 7}
+SMALL: dict[str, Any] = {
+    "num_hidden_layers": 2,
+    "hidden_size": 8,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 12,
+}
+VECTORS: dict[str, Any] = {"d_in": 3, "d_out": 2}
+TOKENS: dict[str, Any] = {"vocab_size": 7}
 
 
-def decoder(**options) -> Decoder:
+def decoder(**options) -> Any:
     torch.manual_seed(0)
     model = Decoder(DecoderConfig(**SMALL | options)).eval()
     for name, parameter in model.named_parameters():
@@ -26,7 +33,7 @@ def decoder(**options) -> Decoder:
     return model
 
 
-def some_input(model: Decoder, batch: int = 2, pos: int = 6) -> Tensor:
+def some_input(model: Any, batch: int = 2, pos: int = 6) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     if model.config.vocab_size is not None:
         return torch.randint(model.config.vocab_size, (batch, pos), generator=generator)
@@ -45,7 +52,7 @@ COMBINATIONS = list(
 )
 
 
-def configured(combination: tuple) -> Decoder:
+def configured(combination: tuple) -> Any:
     kind, attention, (norm, place), positions, width, share = combination
     return decoder(
         **kind,
@@ -89,7 +96,7 @@ def test_transformers_opens_what_it_saved(kind: dict, share: bool, tmp_path: Pat
     model.save_pretrained(tmp_path)
     assert isinstance(AutoConfig.from_pretrained(tmp_path), DecoderConfig)
     for opener in (AutoModel, AutoModelForCausalLM):
-        loaded = opener.from_pretrained(tmp_path)
+        loaded: Any = opener.from_pretrained(tmp_path)
         assert type(loaded) is Decoder
         assert torch.equal(model(some_input(model)).logits, loaded(some_input(model)).logits)
 
@@ -98,7 +105,8 @@ def test_shared_layers_are_one_layer_before_and_after_a_file(tmp_path: Path) -> 
     model = decoder(**VECTORS, share_layers=True, intermediate_size=16, norm="rms", num_hidden_layers=3)
     single = decoder(**VECTORS, share_layers=True, intermediate_size=16, norm="rms", num_hidden_layers=1)
     model.save_pretrained(tmp_path)
-    for one in (model, load_checkpoint(tmp_path)):
+    loaded: Any = load_checkpoint(tmp_path)
+    for one in (model, loaded):
         first, *others = (list(layer.parameters()) for layer in one.layers)
         assert all(a is b for other in others for a, b in zip(first, other, strict=True))
         assert sum(p.numel() for p in one.parameters()) == sum(p.numel() for p in single.parameters())

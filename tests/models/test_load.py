@@ -48,7 +48,7 @@ def test_missing_weights_are_refused(llama: LlamaForCausalLM, tmp_path: Path) ->
 def test_pickles_are_never_opened(llama: LlamaForCausalLM, tmp_path: Path) -> None:
     llama.config.save_pretrained(tmp_path)
     torch.save(llama.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(ModelNotFound, match="a folder with safetensors, or a .gguf file, but .* cannot be opened"):
+    with pytest.raises(ModelNotFound, match=r"a folder with safetensors, or a .gguf file, but .* cannot be opened"):
         load_pretrained(tmp_path)
 
 
@@ -81,7 +81,7 @@ def test_torn_weights_are_one_line(llama: LlamaForCausalLM, tmp_path: Path) -> N
         model.save_pretrained(folder)
         weights = folder / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-50])
-        with pytest.raises(ModelNotFound, match="incomplete|Incomplete|invalid|InvalidOffset"):
+        with pytest.raises(ModelNotFound, match=r"(?i)cannot be opened|whole, but"):
             opener(folder)
 
 
@@ -95,7 +95,7 @@ def test_gguf_without_its_packages_is_one_line(tmp_path: Path, monkeypatch: pyte
 def test_a_broken_gguf_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.gguf").write_bytes(b"GGUF")
     monkeypatch.setattr(load, "find_spec", lambda name: util.find_spec("json"))
-    with pytest.raises(ModelNotFound, match="a.gguf cannot be opened"):
+    with pytest.raises(ModelNotFound, match=r"a\.gguf cannot be opened"):
         load_pretrained(tmp_path / "a.gguf")
 
 

@@ -9,7 +9,7 @@ from mesascope.tasks.affine import Affine
 from mesascope.tasks.base import Batch
 
 LIKES = {"unlike": -1, "like, subtracted": 1, "like, added": 1}
-COPIES = {name: 1 for name in MECHANISMS} | {"like, subtracted": -1, "constant": 0, "position written": 0}
+COPIES = dict.fromkeys(MECHANISMS, 1) | {"like, subtracted": -1, "constant": 0, "position written": 0}
 LOOKS = {"previous": "previous", "copying": "self", "constant": "self", "position written": "self"}
 
 
@@ -23,14 +23,15 @@ def independent() -> Batch:
 
 
 @pytest.mark.parametrize("sequences", [affine, independent], ids=["affine", "independent"])
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("name", MECHANISMS)
 def test_what_is_planted_is_found_and_nothing_else(name, seed, sequences):
     found = measure_all(planted(name, seed=seed), sequences(), [similarity, copying, position])
     assert found["similarity"]["role"][0].values.tolist() == [LIKES.get(name, 0), 0, 0, 0]
     assert found["copying"]["role"][0].values.tolist() == [COPIES[name], 0, 0, 0]
-    looks = found["position"]["score"][0].sel(stat=["first", "self", "previous", "two back"])
-    strong = {(int(h), str(s)) for h in looks["head"] for s in looks["stat"] if looks.sel(head=h, stat=s) > 0.9}
+    looks = found["position"]["score"][0]
+    scores = ["first", "self", "previous", "two back"]
+    strong = {(head, score) for head in range(4) for score in scores if looks.sel(head=head, stat=score) > 0.9}
     assert strong == ({(0, LOOKS[name])} if name in LOOKS else set())
 
 

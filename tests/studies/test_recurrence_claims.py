@@ -8,6 +8,7 @@ from mesascope.studies.recurrence import claims
 from mesascope.studies.verdicts import judge
 
 SEEDS, LAYERS, HEADS, POSITIONS = 3, 3, 4, 20
+NAMED = [("interaction", 0), ("fixed_position", 0), ("role", 0), ("spread", 0)]
 CLAIMS = {claim.name: claim for claim in claims(first=3, layers=LAYERS)}
 
 
@@ -17,12 +18,14 @@ def array(values, *dims, **coords):
 
 def over_steps(untrained, trained, *dims, **coords):
     """Two checkpoints, three seeds with a little noise."""
-    values = np.stack([np.stack([np.asarray(v, float) * (1 + 0.01 * seed) for v in (untrained, trained)]) for seed in range(SEEDS)])
+    values = np.stack(
+        [np.stack([np.asarray(v, float) * (1 + 0.01 * seed) for v in (untrained, trained)]) for seed in range(SEEDS)]
+    )
     return array(values, "seed", "step", *dims, seed=range(SEEDS), step=[0, 100], **coords)
 
 
 def results(**changes):
-    """What a run would show in which every claim holds."""
+    """What a run would show in which every claim holds, but for changes: name -> (untrained, trained)."""
     copy = np.full(POSITIONS, 0.5)
     model = np.where(np.arange(POSITIONS) < 2, 0.4, 0.001)
     low, high = np.full((LAYERS, HEADS), -0.05), np.full((LAYERS, HEADS), 0.05)
@@ -39,22 +42,26 @@ def results(**changes):
         "next": ([0.3] * 3, [0.4] * 3),
         "depth": ([1.0, 1.1, 1.0, 1.2], [1.0, 0.3, 0.05, 0.001]),
         "interaction": (interaction * 0, interaction),
+        "fixed_position": (interaction * 0, interaction),
         "role": (role * 0, role),
         "spread": (np.ones((LAYERS, HEADS)), np.ones((LAYERS, HEADS))),
         "gain": (gain * 0, gain),
         "cost": (cost, cost),
     } | changes
     estimate = np.stack([shown["last"], shown["next"]], axis=-1)
+    terms = {"stat": ["last term", "next term"]}
     named = {"stat": ["mean", "resample"]}
-    flat = {"layer": range(LAYERS)}
+    flat, who, groups = {"layer": range(LAYERS)}, {"predictor": ["model", "copy"]}, {"component": list("0123")}
     return {
-        "behaviour": xr.Dataset({"error": over_steps(*shown["error"], "predictor", "pos", predictor=["model", "copy"])}),
-        "estimate": xr.Dataset({"explained": over_steps(*estimate, "layer", "stat", stat=["last term", "next term"], **flat)}),
+        "behaviour": xr.Dataset({"error": over_steps(*shown["error"], "predictor", "pos", **who)}),
+        "estimate": xr.Dataset(
+            {name: over_steps(*estimate, "layer", "stat", **terms, **flat) for name in ("explained", "step_explained")}
+        ),
         "lens": xr.Dataset({"affine_error": over_steps(*shown["depth"], "layer")}),
         "similarity": xr.Dataset(
             {
                 name: over_steps(*shown.get(name, (edge, edge)), "layer", "head", **flat)
-                for name, edge in [("interaction", 0), ("role", 0), ("spread", 0), ("null_low", low), ("null_high", high)]
+                for name, edge in [*NAMED, ("null_low", low), ("null_high", high), ("fixed_low", low)]
             }
         ),
         "copying": xr.Dataset(
@@ -66,7 +73,7 @@ def results(**changes):
         "ablation": xr.Dataset(
             {
                 "cost": over_steps(*shown["cost"], "layer", "head", "stat", **named, **flat),
-                "group_cost": over_steps(*shown["cost"], "layer", "component", "stat", component=list("0123"), **named, **flat),
+                "group_cost": over_steps(*shown["cost"], "layer", "component", "stat", **groups, **named, **flat),
             }
         ),
     }  # fmt: skip
@@ -92,13 +99,18 @@ def opposite():
     return {
         "learns in context": ({"error": (copied, copied)}, "contradicted"),
         "layer 0 copies": ({"last": ([0.3] * 3, [0.2] * 3)}, "contradicted"),
+        "layer 0 copies, step by step": ({"last": ([0.98] * 3, [0.3] * 3)}, "contradicted"),
         "layer 0 does not know the answer": ({"next": ([0.3] * 3, [0.99] * 3)}, "contradicted"),
         "refined layer by layer": ({"depth": ([1.0] * 4, [1.0, 0.3, 0.6, 0.1])}, "contradicted"),
         "negative similarity, score": ({"interaction": (none, none)}, "contradicted"),
-        "negative similarity, gain": ({"gain": (add, add)}, "contradicted"),
+        "negative similarity, score as it is": ({"fixed_position": (none, none)}, "contradicted"),
+        "negative similarity, gain": ({"gain": (add, add)}, "inconclusive"),
         "negative similarity belongs to layer 2": ({"interaction": (base, early)}, "contradicted"),
         "negative heads matter": ({"cost": (cheap, cheap)}, "contradicted"),
-        "the head that matters most is negative": ({"interaction": (none, tall), "cost": (cheap, cheap)}, "contradicted"),
+        "the head that matters most is negative": (
+            {"interaction": (none, tall), "cost": (cheap, cheap)},
+            "contradicted",
+        ),
     }
 
 

@@ -1,5 +1,6 @@
 """Training: it learns, it is reproducible, and it stops where numbers stop making sense."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
@@ -12,7 +13,7 @@ from mesascope.models.config import DecoderConfig
 from mesascope.models.load import load_checkpoint
 from mesascope.store import Run, RunError
 from mesascope.tasks.affine import Affine
-from mesascope.tasks.base import Batch
+from mesascope.tasks.base import Batch, Task
 from mesascope.train import SGD, Constant, Training, TrainingDiverged, fit, log_spaced
 from mesascope.train.loop import batch_of
 
@@ -26,14 +27,21 @@ def run(tmp_path: Path) -> Run:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Breaks(Affine):
+class Breaks(Task):
     """An affine task whose loss, or the slope of it, is no number at some batch."""
 
     what: str = "loss"
+    affine: Affine = trainee.TASK
+
+    def sample(self, n: int, generator: torch.Generator) -> Batch:
+        return self.affine.sample(n, generator)
+
+    def oracles(self, batch: Batch) -> Mapping[str, torch.Tensor]:
+        return {}
 
     def loss(self, prediction: torch.Tensor, batch: Batch) -> torch.Tensor:
-        error = super().loss(prediction, batch)
-        if not torch.equal(batch.inputs, batch_of(Affine(length=6), SHORT, 0, 5).inputs):
+        error = self.affine.loss(prediction, batch)
+        if not torch.equal(batch.inputs, batch_of(self.affine, SHORT, 0, 5).inputs):
             return error
         return error * float("nan") if self.what == "loss" else (error * 0).sqrt() + error.detach()
 
@@ -119,7 +127,7 @@ def test_every_step_has_fresh_data() -> None:
 
 @pytest.mark.parametrize("what", ["loss", "gradient norm"])
 def test_what_is_not_finite_ends_training_before_the_update(run: Run, what: str) -> None:
-    task = Breaks(length=6, what=what)
+    task = Breaks(what=what)
     with pytest.raises(
         TrainingDiverged, match=rf"the {what} became nan for seed 0 at step 5 \(the checkpoint of step 3"
     ):

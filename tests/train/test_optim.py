@@ -1,6 +1,7 @@
 """Updates against hand-written ones, schedules against their formulas, state that comes back bit for bit."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,12 @@ from mesascope.train.optim import Rule, Schedule, learning_rate, restore_state, 
 
 def decoder(**options) -> Decoder:
     torch.manual_seed(0)
-    config = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "norm": "layer"} | options
+    config: dict[str, Any] = {
+        "num_hidden_layers": 1,
+        "hidden_size": 8,
+        "num_attention_heads": 2,
+        "norm": "layer",
+    } | options
     return Decoder(DecoderConfig(d_in=1, d_out=1, **config))
 
 
@@ -109,5 +115,5 @@ def test_state_comes_back_from_a_file_bit_for_bit(rule: Rule, tmp_path) -> None:
 
 def test_state_of_another_model_is_refused() -> None:
     model = decoder()
-    with pytest.raises(ValueError, match="but it has no parameter layers.9"):
+    with pytest.raises(ValueError, match=r"but it has no parameter layers\.9"):
         restore_state(AdamW().build(model), model, {"layers.9/exp_avg": torch.zeros(1)})

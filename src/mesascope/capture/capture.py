@@ -182,7 +182,13 @@ def examine(
     if probe.shape[1] == 0:
         raise ValueError("the first sequence must have a real input, but the attention mask hides all of it")
     alone = predict(model, probe)
-    seen = trace(model, lambda: predict(model, probe))
+    try:
+        seen = trace(model, lambda: predict(model, probe))
+    except (RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise UnsupportedModel(
+            f"a model must run with its attention function wrapped, but {type(model).__name__} fails: {error}; its "
+            "modelling file may choose its path by the name of the attention implementation"
+        ) from error
     known = read_layers(model, seen)
     refuse_changed(type(model).__name__, alone, seen.logits)
     return seen, known

@@ -247,12 +247,13 @@ def _why_not_additive(frame: Frame, layers: Sequence[Layer], trace: Trace) -> st
         return str(frame.tail if isinstance(frame.tail, str) else frame.norm)
     (first,), (last,) = trace.of(layers[0].block), trace.of(layers[-1].block)
     writes = [write for layer in layers for write in (layer.attn_write, layer.mlp_write) if write is not None]
-    parts = torch.stack(
-        [first.inputs[layers[0].stream_at], *(_written(write, trace, last.result.shape) for write in writes)]
-    )
-    shares = frame.attribute(parts, last.result)
-    total, prediction = shares.sum(0) + frame.readout_bias, frame.tail(last.result)
-    if close(total, prediction, shares.abs().max().item()):
+    parts = [first.inputs[layers[0].stream_at], *(_written(write, trace, last.result.shape) for write in writes)]
+    total, largest = frame.readout_bias, 0.0
+    for part in parts:
+        share = frame.attribute(part, last.result)
+        total, largest = total + share, max(largest, share.abs().max().item())
+    prediction = frame.tail(last.result)
+    if close(total, prediction, largest):
         return ""
     return f"embedding, writes and bias miss the prediction by {distance(total, prediction):.1e} of it"
 

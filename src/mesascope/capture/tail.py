@@ -121,7 +121,7 @@ def find_norm(tail: Tail, resid: Float[Tensor, "batch pos d_model"]) -> Norm | N
         raise UnsupportedModel(
             f"the prediction must be a norm and then a linear map, but {type(first).__name__} is more than a norm"
         )
-    if not _is_affine(lambda u: tail(u, 1), out):
+    if not _is_affine(lambda u: tail(u, 1), out[:8]):
         raise UnsupportedModel(f"the prediction must follow linearly from {type(first).__name__}, but does not")
     for centred in (False, True):
         norm = Norm(centred=centred, gain=_gain(noise, sampled - bias, centred), bias=bias)

@@ -46,10 +46,9 @@ def similarity(recorded: Capture, first: int = 2, shuffles: int = 10, seed: int 
     unexplained = _unit(
         scores - einsum(alone, einsum(alone, scores, "p b m, l p h b -> l p h m"), "p b m, l p h m -> l p h b")
     )
-    closeness = _closeness(x, x, query, key)
-    nulls = [_interaction(unexplained, alone, shuffled) for shuffled in _shuffled(x, query, key, shuffles, seed)]
-    low, high = _band(torch.stack(nulls))
-    found = _interaction(unexplained, alone, closeness)
+    fixed, found = _correlations(scores, unexplained, alone, _closeness(x, x, query, key))
+    nulls = [_correlations(scores, unexplained, alone, other) for other in _shuffled(x, query, key, shuffles, seed)]
+    fixed_band, (low, high) = (_band(torch.stack(kind)) for kind in zip(*nulls, strict=True))
     role = ((found > high).int() - (found < low).int()) * (spread >= LEAST_SPREAD)
 
     def table(values: Tensor, about: str, **attrs: str | int) -> xr.DataArray:
@@ -68,10 +67,9 @@ def similarity(recorded: Capture, first: int = 2, shuffles: int = 10, seed: int 
             ),
             "null_low": table(low, "lower edge of the band with shuffled partners", control_of="interaction"),
             "null_high": table(high, "upper edge of the band with shuffled partners", control_of="interaction"),
-            "fixed_position": table(
-                einsum(scores, ranks(closeness), "l p h b, p b -> l h") / len(query),
-                "correlation of score and similarity, position held fixed",
-            ),
+            "fixed_position": table(fixed, "correlation of score and similarity, position held fixed"),
+            "fixed_low": table(fixed_band[0], "lower edge of its band", control_of="fixed_position"),
+            "fixed_high": table(fixed_band[1], "upper edge of its band", control_of="fixed_position"),
             "over_keys": table(_over_keys(recorded), "correlation of score and similarity over the keys of each query"),
         }
     )
@@ -100,15 +98,17 @@ def _alone(x: Float[Tensor, "batch pos d_in"], query: Places, key: Places) -> Fl
     return basis
 
 
-def _interaction(
+def _correlations(
+    scores: Float[Tensor, "layer pair head batch"],
     unexplained: Float[Tensor, "layer pair head batch"],
     alone: Float[Tensor, "pair batch basis"],
     closeness: Float[Tensor, "pair batch"],
-) -> Float[Tensor, "layer head"]:
-    """The rank correlation of what is left of the score with what is left of the similarity, averaged over pairs."""
+) -> tuple[Float[Tensor, "layer head"], Float[Tensor, "layer head"]]:
+    """The rank correlation of score and similarity, then of what is left of both, averaged over pairs."""
     ranked = ranks(closeness)
     left = _unit(ranked - einsum(alone, einsum(alone, ranked, "p b m, p b -> p m"), "p b m, p m -> p b"))
-    return einsum(unexplained, left, "l p h b, p b -> l h") / len(closeness)
+    whole = einsum(scores, ranked, "l p h b, p b -> l h") / len(closeness)
+    return whole, einsum(unexplained, left, "l p h b, p b -> l h") / len(closeness)
 
 
 def _unit(x: Float[Tensor, "*rest batch"]) -> Float[Tensor, "*rest batch"]:

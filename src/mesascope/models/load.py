@@ -15,7 +15,6 @@ from transformers.utils import logging
 from mesascope.models.config import DecoderConfig
 from mesascope.models.transformer import Decoder
 
-
 _BROKEN = (OSError, ValueError, SafetensorError, struct.error, IndexError)  # what a missing or torn file raises
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 import torch
 
-
 from mesascope.models.config import DecoderConfig
 from mesascope.models.transformer import Decoder
 

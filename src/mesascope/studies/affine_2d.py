@@ -19,7 +19,7 @@ STUDY = replace(
     ),
     task=TASK,
     model=DecoderConfig(**{**affine.SHAPE, "d_in": 2, "d_out": 2}),
-    scales=affine.SCALES | {"laptop": Scale(training=affine.training(8_000, checkpoints=10), minutes=8)},
+    scales=affine.SCALES | {"laptop": Scale(training=affine.training(8_000, checkpoints=10), minutes=8.0)},
     measures=instruments(first=TASK.identified_from + 1),
     sweeps=sweeps(first=TASK.identified_from + 1),
     claims=claims(first=TASK.identified_from + 1, layers=3),

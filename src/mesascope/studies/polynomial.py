@@ -20,7 +20,7 @@ STUDY = replace(
     ),
     task=TASK,
     model=affine.STUDY.model,
-    scales=affine.SCALES | {"laptop": Scale(training=affine.training(8_000, checkpoints=10), minutes=8)},
+    scales=affine.SCALES | {"laptop": Scale(training=affine.training(8_000, checkpoints=10), minutes=8.0)},
     measures=instruments(first=TASK.identified_from + 1),
     sweeps=sweeps(first=TASK.identified_from + 1),
     claims=claims(first=TASK.identified_from + 1, layers=3),

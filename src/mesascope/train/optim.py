@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 
 @runtime_checkable
+@runtime_checkable
 class Rule(Protocol):
     """How parameters follow their gradients."""
 
@@ -25,6 +26,7 @@ class Rule(Protocol):
         ...
 
 
+@runtime_checkable
 @runtime_checkable
 class Schedule(Protocol):
     """How the learning rate goes from the end of warm-up to the end of training."""
