@@ -132,7 +132,7 @@ def test_another_studys_run_is_refused_and_left_alone(command, tmp_path):
     (tmp_path / "run.json").write_text(json.dumps(record))
     code, _, err = command("run", "affine", "--scale", "smoke", "--out", tmp_path)
     assert (code, err.count("\n")) == (2, 1)
-    assert "must be empty or hold this run" in err
+    assert "must be empty or hold this very run" in err
     assert json.loads((tmp_path / "run.json").read_text()) == record
 
 

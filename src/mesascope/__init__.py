@@ -2,7 +2,7 @@
 
 What a notebook needs is here under short names, imported when first used, so that ``import mesascope`` is quick:
 
-- :func:`run`, :func:`inspect`, :func:`report`: what the command line does;
+- :func:`run`, :func:`inspect`: what the command line does;
 - :func:`capture`, :class:`Edit`, :class:`Reduction`: record and change a forward pass;
 - :mod:`measures`, :mod:`tasks`, :mod:`studies`.
 """
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mesascope import measures, studies, tasks
-    from mesascope.api import inspect, report, run
-    from mesascope.capture import Edit, Reduction, UnsupportedModel, capture
+    from mesascope.api import inspect, run
+    from mesascope.capturing import Edit, Reduction, UnsupportedModel, capture
 
 __version__ = "0.1.0"
 __all__ = [
@@ -23,19 +23,17 @@ __all__ = [
     "capture",
     "inspect",
     "measures",
-    "report",
     "run",
     "studies",
     "tasks",
 ]
 
 _HOMES = {
-    "Edit": "mesascope.capture",
-    "Reduction": "mesascope.capture",
-    "UnsupportedModel": "mesascope.capture",
-    "capture": "mesascope.capture",
+    "Edit": "mesascope.capturing",
+    "Reduction": "mesascope.capturing",
+    "UnsupportedModel": "mesascope.capturing",
+    "capture": "mesascope.capturing",
     "inspect": "mesascope.api",
-    "report": "mesascope.api",
     "run": "mesascope.api",
 }
 

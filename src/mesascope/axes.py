@@ -17,7 +17,7 @@ results, in the docs and under the figures.
 What a paper calls the seed of a *sequence* is the latent ``generator`` here, never ``seed``.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,7 @@ def label(
     *dims: str,
     units: str,
     about: str,
-    coords: Mapping[Hashable, Any] | None = None,
+    coords: Mapping[Any, Any] | None = None,
 ) -> xr.DataArray:
     """Give a tensor its axis names, its units and a sentence that says what it is.
 

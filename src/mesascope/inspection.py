@@ -43,10 +43,10 @@ def inspect_model(
     words, source = _read(text)
     if tokens < FEWEST_TOKENS:
         raise ValueError(f"tokens must be {FEWEST_TOKENS} or more, but got {tokens}")
+    model, tokenizer = load_pretrained(name, device=device)
+    ids, spelled = _tokenize(tokenizer, words, tokens, name)
     run = Run.create(path, _describe(name, source, tokens, instruments))
     with run.lock():
-        model, tokenizer = load_pretrained(name, device=device)
-        ids, spelled = _tokenize(tokenizer, words, tokens, name)
         for found, dataset in measure_all(model, ids.to(device), instruments).items():
             shown = label(spelled, "batch", "pos", units="text", about="the tokens of the text")
             per_token = any({"batch", "pos"} <= set(array.dims) for array in dataset.data_vars.values())
@@ -89,7 +89,7 @@ def _tokenize(
     ids = tokenizer(words[: tokens * 20], return_tensors="pt")["input_ids"][:, :tokens]
     if ids.shape[1] < tokens:
         raise ValueError(f"the text must have {tokens} tokens, but has {ids.shape[1]}; give --tokens or a longer text")
-    return ids, [[tokenizer.decode([int(i)]) for i in ids[0]]]
+    return ids, [[str(tokenizer.decode([int(i)])) for i in ids[0]]]
 
 
 def _describe(name: str, source: str, tokens: int, instruments: Sequence[Measure]) -> dict[str, Any]:

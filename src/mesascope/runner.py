@@ -54,7 +54,14 @@ class Watcher(Protocol):
 class Silent:
     """A watcher that keeps to itself."""
 
-    stage = part = say = staticmethod(ignore)
+    def stage(self, name: str, total: int) -> None:
+        """Nothing."""
+
+    def part(self, index: int, done: int, total: int, loss: float) -> None:
+        """Nothing."""
+
+    def say(self, line: str) -> None:
+        """Nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +159,7 @@ def describe(study: Study, scale: str, seeds: int) -> dict[str, Any]:
         "citation": {**asdict(study.citation), "bibtex": study.citation.bibtex},
         "parameters": {
             "task": _plain(study.task),
-            "model": study.model.to_diff_dict(),
+            "model": {k: v for k, v in study.model.to_diff_dict().items() if k != "transformers_version"},
             "training": _plain(chosen.training),
             "sequences": chosen.sequences,
         },

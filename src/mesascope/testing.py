@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 
 from mesascope.axes import AXES
-from mesascope.capture import SITES, capture
+from mesascope.capturing import SITES, capture
 from mesascope.measures import Measure
 from mesascope.models.transformer import Decoder
 from mesascope.studies.base import SCALES, Claim, Study
@@ -51,7 +51,7 @@ def check_measure(measure: Measure, model: torch.nn.Module, batch: Batch) -> xr.
         What it measured, for further checks.
     """
     unknown = set(measure.sites) - set(SITES)
-    _must(not unknown, f"sites must be from mesascope.capture.SITES, but {measure.name} asks for {sorted(unknown)}")
+    _must(not unknown, f"sites must be from mesascope.capturing.SITES, but {measure.name} asks for {sorted(unknown)}")
     first, second = (measure(_recorded(measure, model, batch)) for _ in range(2))
     _must(first.identical(second), f"{measure.name} must give the same numbers for the same capture")
     _must(bool(first.data_vars), f"{measure.name} must return at least one variable")

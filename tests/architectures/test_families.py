@@ -6,7 +6,7 @@ from torch.testing import assert_close
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
-from mesascope.capture import SITES, Edit, UnsupportedModel, capture
+from mesascope.capturing import SITES, Edit, UnsupportedModel, capture
 
 from .families import FAMILIES, OWN_ATTENTION, make, tokens
 

@@ -6,7 +6,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mesascope import measures
-from mesascope.capture import capture
+from mesascope.capturing import capture
 from mesascope.measures.attribution import contributions
 from mesascope.measures.heads import position_scores
 from mesascope.models.planted import planted

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mesascope.axes import label
-from mesascope.capture import Edit, capture
+from mesascope.capturing import Edit, capture
 from mesascope.instruments import instrument
 from mesascope.tasks.base import Batch, Task
 

@@ -7,7 +7,7 @@ import xarray as xr
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mesascope.capture import Reduction, capture
+from mesascope.capturing import Reduction, capture
 from mesascope.instruments import Instrument, Steps, described
 from mesascope.tasks.base import Batch
 

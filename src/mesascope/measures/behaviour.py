@@ -6,7 +6,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mesascope.axes import label
-from mesascope.capture import Capture
+from mesascope.capturing import Capture
 from mesascope.measures.base import measure
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mesascope.axes import label
-from mesascope.capture import Capture, Reduction
+from mesascope.capturing import Capture, Reduction
 from mesascope.measures.base import measure
 from mesascope.measures.regression import slope_and_r_squared
 

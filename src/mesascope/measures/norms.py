@@ -4,7 +4,7 @@ import torch
 import xarray as xr
 
 from mesascope.axes import label
-from mesascope.capture import Capture
+from mesascope.capturing import Capture
 from mesascope.measures.base import measure
 from mesascope.measures.lens import depth_names
 

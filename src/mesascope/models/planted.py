@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from mesascope.models.config import DecoderConfig
 from mesascope.models.transformer import Decoder
@@ -57,14 +58,14 @@ def _blank(length: int, nuisance: float, seed: int) -> Decoder:
         for parameter in model.parameters():
             parameter.zero_()
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            weight = getattr(model.layers[0].attention, name).weight
+            weight = _map(model, name)
             weight.copy_(nuisance * torch.randn(weight.shape, generator=generator))
-        model.embed.weight[TERM] = 1.0
-        model.embed.bias[ONE] = 1.0
+        model.get_parameter("embed.weight")[TERM] = 1.0
+        model.get_parameter("embed.bias")[ONE] = 1.0
         angle = torch.arange(length) * _step(length)
-        model.position_embed.weight[:, COS] = angle.cos()
-        model.position_embed.weight[:, SIN] = angle.sin()
-        model.readout.weight[0, OUT] = 1.0
+        model.get_parameter("position_embed.weight")[:, COS] = angle.cos()
+        model.get_parameter("position_embed.weight")[:, SIN] = angle.sin()
+        model.get_parameter("readout.weight")[0, OUT] = 1.0
         _clear(model)
     return model
 
@@ -74,28 +75,31 @@ def _step(length: int) -> float:
     return math.pi / (length + 1)
 
 
+def _map(model: Decoder, name: str) -> Tensor:
+    """One of the attention's four maps."""
+    return model.get_parameter(f"layers.0.attention.{name}.weight")
+
+
 def _clear(model: Decoder) -> None:
     """Empty head 0."""
-    attention, size = model.layers[0].attention, WIDTH // HEADS
-    for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
-        projection.weight[:size] = 0.0
-    attention.o_proj.weight[:, :size] = 0.0
+    size = WIDTH // HEADS
+    for name in ("q_proj", "k_proj", "v_proj"):
+        _map(model, name)[:size] = 0.0
+    _map(model, "o_proj")[:, :size] = 0.0
 
 
 def _look(model: Decoder, query: dict[tuple[int, int], float], key: dict[tuple[int, int], float]) -> None:
     """Set head 0's query and key maps: (row in the head, coordinate of the stream) -> weight."""
-    attention = model.layers[0].attention
-    for (row, coordinate), weight in query.items():
-        attention.q_proj.weight[row, coordinate] = weight * attention.head_dim**0.5
-    for (row, coordinate), weight in key.items():
-        attention.k_proj.weight[row, coordinate] = weight
+    for place, weight in query.items():
+        _map(model, "q_proj")[place] = weight * (WIDTH // HEADS) ** 0.5
+    for place, weight in key.items():
+        _map(model, "k_proj")[place] = weight
 
 
 def _write(model: Decoder, gain: float, coordinate: int = TERM) -> None:
     """Head 0 writes gain times the attended coordinate to the output."""
-    attention = model.layers[0].attention
-    attention.v_proj.weight[0, coordinate] = 1.0
-    attention.o_proj.weight[OUT, 0] = gain
+    _map(model, "v_proj")[0, coordinate] = 1.0
+    _map(model, "o_proj")[OUT, 0] = gain
 
 
 def _at_lag(model: Decoder, length: int, lag: int) -> None:

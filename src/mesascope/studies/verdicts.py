@@ -76,7 +76,7 @@ def judge(claim: Claim, results: Results, scale: str) -> Verdict:
     """
     statistic, control = per_seed(claim.statistic(results)), per_seed(claim.control(results))
     kept = np.isfinite(statistic) & np.isfinite(control)
-    described = {
+    described: dict[str, Any] = {
         "name": claim.name,
         "sentence": claim.sentence,
         "source": claim.source,
@@ -91,8 +91,7 @@ def judge(claim: Claim, results: Results, scale: str) -> Verdict:
     if not kept.any():
         word = NOT_TESTED if scale not in claim.scales else INCONCLUSIVE
         reason = "no seed has a value: there is nothing to measure it on"
-        empty = {"value": None, "interval": None, "control": None, "difference": None}
-        return Verdict(**described, word=word, reason=reason, **empty)
+        return Verdict(**described, word=word, reason=reason, value=None, interval=None, control=None, difference=None)
     interval, difference = _interval(statistic[kept]), _interval(statistic[kept] - control[kept])
     word, reason = _word(claim, scale, int(kept.sum()), interval, difference)
     return Verdict(

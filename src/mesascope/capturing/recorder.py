@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from mesascope.capture.edits import Edit, NothingChanged, apply
-from mesascope.capture.sites import site
+from mesascope.capturing.edits import Edit, NothingChanged, apply
+from mesascope.capturing.sites import site
 
 
 @dataclass(frozen=True, kw_only=True)

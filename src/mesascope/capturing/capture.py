@@ -10,17 +10,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mesascope.axes import label
-from mesascope.capture.anatomy import read_layers
-from mesascope.capture.checks import check_padding, check_untouched, refuse_changed, refuse_missing
-from mesascope.capture.edits import Edit
-from mesascope.capture.forward import predict, quiet
-from mesascope.capture.frame import Frame, make_frame
-from mesascope.capture.hooks import attach, kernel_of
-from mesascope.capture.layer import Layer
-from mesascope.capture.memory import estimate, refuse_too_large
-from mesascope.capture.recorder import Recorder, Reduction
-from mesascope.capture.sites import SITES, UnsupportedModel, site
-from mesascope.capture.trace import Trace, trace
+from mesascope.capturing.anatomy import read_layers
+from mesascope.capturing.checks import check_padding, check_untouched, refuse_changed, refuse_missing
+from mesascope.capturing.edits import Edit
+from mesascope.capturing.forward import predict, quiet
+from mesascope.capturing.frame import Frame, make_frame
+from mesascope.capturing.hooks import attach, kernel_of
+from mesascope.capturing.layer import Layer
+from mesascope.capturing.memory import estimate, refuse_too_large
+from mesascope.capturing.recorder import Recorder, Reduction
+from mesascope.capturing.sites import SITES, UnsupportedModel, site
+from mesascope.capturing.trace import Trace, trace
 from mesascope.tasks.base import Batch
 
 PROBE = 8  # positions of the first sequence on which the anatomy is read

@@ -18,9 +18,9 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
-from mesascope.capture import weights
-from mesascope.capture.layer import Layer, Write
-from mesascope.capture.sites import UnsupportedModel
+from mesascope.capturing import weights
+from mesascope.capturing.layer import Layer, Write
+from mesascope.capturing.sites import UnsupportedModel
 
 Touch = Callable[[str, int, Tensor], Tensor]
 Attend = Callable[..., tuple[Tensor, Tensor | None]]

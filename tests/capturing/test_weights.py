@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from torch.testing import assert_close
 
-from mesascope.capture import weights
+from mesascope.capturing import weights
 
 
 @pytest.fixture

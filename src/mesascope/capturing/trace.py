@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mesascope.capture.hooks import Attended, dispatching, first_tensor
-from mesascope.capture.rounding import same
-from mesascope.capture.sites import UnsupportedModel
+from mesascope.capturing.hooks import Attended, dispatching, first_tensor
+from mesascope.capturing.rounding import same
+from mesascope.capturing.sites import UnsupportedModel
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mesascope.capture.sites import site
+from mesascope.capturing.sites import site
 
 Index = int | slice | Sequence[int]
 

@@ -9,12 +9,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mesascope.capture.anatomy import softcap
-from mesascope.capture.layer import Layer, Write
-from mesascope.capture.rounding import close, distance
-from mesascope.capture.sites import UnsupportedModel
-from mesascope.capture.tail import Norm, Tail, find_norm, find_tail
-from mesascope.capture.trace import Call, Trace
+from mesascope.capturing.anatomy import softcap
+from mesascope.capturing.layer import Layer, Write
+from mesascope.capturing.rounding import close, distance
+from mesascope.capturing.sites import UnsupportedModel
+from mesascope.capturing.tail import Norm, Tail, find_norm, find_tail
+from mesascope.capturing.trace import Call, Trace
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mesascope.capture import SITES, UnsupportedModel, capture
+from mesascope.capturing import SITES, UnsupportedModel, capture
 
 from .ours import TOKENS, VECTORS, decoder, inputs
 

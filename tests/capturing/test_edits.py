@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from mesascope.capture import SITES, Edit, NothingChanged, capture
+from mesascope.capturing import SITES, Edit, NothingChanged, capture
 from mesascope.models.transformer import Decoder
 
 from .ours import TOKENS, decoder, inputs

@@ -7,9 +7,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mesascope.capture.rounding import close, distance, same
-from mesascope.capture.sites import UnsupportedModel
-from mesascope.capture.trace import Call, Trace
+from mesascope.capturing.rounding import close, distance, same
+from mesascope.capturing.sites import UnsupportedModel
+from mesascope.capturing.trace import Call, Trace
 
 Stream = Float[Tensor, "*rest d_model"]
 Prediction = Float[Tensor, "*rest d_out"]

@@ -9,7 +9,7 @@ from torch import nn
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, LlamaConfig, MiniMaxConfig, PreTrainedModel
 
-from mesascope.capture import (
+from mesascope.capturing import (
     SITES,
     NotEnoughMemory,
     NotRecorded,

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from mesascope.capture.layer import Layer
-from mesascope.capture.sites import SITES
-from mesascope.capture.trace import Trace
+from mesascope.capturing.layer import Layer
+from mesascope.capturing.sites import SITES
+from mesascope.capturing.trace import Trace
 
 
 class NotEnoughMemory(MemoryError):  # noqa: N818  it is a MemoryError by its base

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mesascope.capture import weights
-from mesascope.capture.hooks import Attended
-from mesascope.capture.layer import Layer, Weights
-from mesascope.capture.rounding import close, distance, same, tolerance
-from mesascope.capture.sites import UnsupportedModel
-from mesascope.capture.trace import Attention, Call, Trace
-from mesascope.capture.writes import find_writes
+from mesascope.capturing import weights
+from mesascope.capturing.hooks import Attended
+from mesascope.capturing.layer import Layer, Weights
+from mesascope.capturing.rounding import close, distance, same, tolerance
+from mesascope.capturing.sites import UnsupportedModel
+from mesascope.capturing.trace import Attention, Call, Trace
+from mesascope.capturing.writes import find_writes
 
 STRONG = 16.0  # by which queries are multiplied to see whether scores are capped
 ATTENTION_SITES = ("query", "key", "value", "score", "pattern", "head_out")

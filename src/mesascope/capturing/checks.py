@@ -7,12 +7,12 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mesascope.capture import weights
-from mesascope.capture.forward import predict
-from mesascope.capture.hooks import attach
-from mesascope.capture.layer import Layer
-from mesascope.capture.rounding import close, distance, same, sums_to
-from mesascope.capture.sites import UnsupportedModel
+from mesascope.capturing import weights
+from mesascope.capturing.forward import predict
+from mesascope.capturing.hooks import attach
+from mesascope.capturing.layer import Layer
+from mesascope.capturing.rounding import close, distance, same, sums_to
+from mesascope.capturing.sites import UnsupportedModel
 
 STREAM = ("resid_pre", "attn_write", "mlp_write", "resid_post")
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from mesascope.capture import UnsupportedModel
-from mesascope.capture.tail import Tail, find_norm
+from mesascope.capturing import UnsupportedModel
+from mesascope.capturing.tail import Tail, find_norm
 
 WIDTH = 16
 

@@ -5,9 +5,9 @@ from itertools import chain, product
 import torch
 from torch import Tensor
 
-from mesascope.capture.layer import Write
-from mesascope.capture.rounding import sums_to
-from mesascope.capture.trace import Attention, Call, Trace
+from mesascope.capturing.layer import Write
+from mesascope.capturing.rounding import sums_to
+from mesascope.capturing.trace import Attention, Call, Trace
 
 Found = tuple[Write | None, Write | None, dict[str, str]]
 

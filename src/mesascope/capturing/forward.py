@@ -9,8 +9,8 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mesascope.capture.hooks import accepts
-from mesascope.capture.sites import UnsupportedModel
+from mesascope.capturing.hooks import accepts
+from mesascope.capturing.sites import UnsupportedModel
 
 Inputs = Shaped[Tensor, "batch pos *d_in"]
 Mask = Int[Tensor, "batch pos"]

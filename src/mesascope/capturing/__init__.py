@@ -1,0 +1,25 @@
+"""Recording and editing what happens inside a forward pass: one path for every model."""
+
+from mesascope.capturing.capture import Capture, NotRecorded, capture, estimate_bytes
+from mesascope.capturing.edits import Edit, NothingChanged
+from mesascope.capturing.frame import Frame
+from mesascope.capturing.hooks import attach
+from mesascope.capturing.memory import NotEnoughMemory
+from mesascope.capturing.recorder import Reduction
+from mesascope.capturing.sites import SITES, Site, UnsupportedModel
+
+__all__ = [
+    "SITES",
+    "Capture",
+    "Edit",
+    "Frame",
+    "NotEnoughMemory",
+    "NotRecorded",
+    "NothingChanged",
+    "Reduction",
+    "Site",
+    "UnsupportedModel",
+    "attach",
+    "capture",
+    "estimate_bytes",
+]
