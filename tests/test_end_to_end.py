@@ -106,7 +106,7 @@ def test_strict_and_json_and_compare_speak_of_the_run(finished, capsys, monkeypa
             cli.main()
         assert not stop.value.code
         out = capsys.readouterr().out
-        assert "learns in context" in " ".join(out.split()) or json.loads(out)["study"] == "affine"
+        assert "learns in context" in " ".join(out.split()) or json.loads(out)[0]["study"] == "affine"
 
 
 @pytest.mark.parametrize("name", NAMES)

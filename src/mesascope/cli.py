@@ -127,15 +127,18 @@ def inspect(
 
 
 @app.command()
-def report(run_dir: Annotated[Path, typer.Argument(metavar="RUN")], as_json: AsJson = False) -> None:
-    """Draw a run's report anew."""
+def report(run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN...")], as_json: AsJson = False) -> None:
+    """Draw the reports of runs anew, and show their verdicts in a table."""
     from mesascope import api
     from mesascope.report import summary
 
     if as_json:
-        print(json.dumps(summary(run_dir), indent=2))
+        print(json.dumps([summary(path) for path in run_dirs], indent=2))
         return
-    out.print(f"Report: {api.report(run_dir)}", soft_wrap=True)
+    for path in run_dirs:
+        page = api.report(path)
+        _print_table(path)
+        out.print(f"Report: {page}", soft_wrap=True)
 
 
 @app.command()
@@ -179,6 +182,20 @@ def _print_verdict(verdict: Any) -> None:
             + f"; {escape(verdict.control_about)}: {verdict.control:.3g}"
         )
     out.print(f"  [dim]{escape(verdict.reason)}; {escape(verdict.source)}[/dim]")
+
+
+def _print_table(path: Path) -> None:
+    """A run's verdicts, a line each, if it has any."""
+    from rich.table import Table
+
+    if not (path / "verdicts.json").exists():
+        return
+    table = Table("verdict", "claim", "value", "control")
+    for row in _verdict_rows(path):
+        colour = COLOURS.get(row["word"], "dim")
+        value, control = (f"{row[key]:.3g}" if row[key] is not None else "-" for key in ("value", "control"))
+        table.add_row(f"[{colour}]{row['word']}[/{colour}]", escape(row["sentence"]), value, control)
+    out.print(table)
 
 
 def _verdict_rows(path: Path) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from mesascope.measures.base import measure
 @measure(
     title="Direct contributions to the output",
     sites=["resid_pre", "resid_post", "attn_write", "head_out", "prediction"],
+    steps="ends",
     order=30,
 )
 def attribution(recorded: Capture, first: int = 0) -> xr.Dataset:

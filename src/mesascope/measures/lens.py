@@ -73,9 +73,9 @@ def estimate(recorded: Capture, first: int = 0) -> xr.Dataset:
     """How well the terms of the sequence can be read, by an affine map fitted on half of the sequences and scored on
     the other half, from what the attention of a layer writes, without the rest of the residual stream: the last
     term (a copy), the one before it, and the next one (the answer). The embedding already holds the last term, so
-    only the attention's own output can tell whether attention copies. In a converging sequence all terms are nearly the
-    same and R² is high for any of them, so the error is also put in proportion to the step from the term before: 1 is
-    perfect, 0 no better than the term before.
+    only the attention's own output can tell whether attention copies. In a converging sequence all terms are nearly
+    the same and R² is high for any of them, so the error is also put in proportion to the step between neighbouring
+    terms: 1 is perfect, 0 no better than taking the neighbour.
 
     Args:
         recorded: a capture of a batch with vector inputs and targets.
@@ -84,18 +84,18 @@ def estimate(recorded: Capture, first: int = 0) -> xr.Dataset:
     batch = _vector_batch(recorded, "estimate")
     before = torch.cat([torch.zeros_like(batch.inputs[:, :1]), batch.inputs[:, :-1]], dim=1)
     terms = {"previous term": before, "last term": batch.inputs, "next term": batch.targets}
-    steps = {"last term": batch.inputs - before, "next term": batch.targets - batch.inputs}
+    step, ahead = batch.inputs - before, batch.targets - batch.inputs
+    steps = {"previous term": step, "last term": step, "next term": ahead}
     fitted, scored = halves(len(batch))
     found = torch.zeros(recorded["attn_write"].shape[0], len(terms))
-    of_step = torch.zeros(recorded["attn_write"].shape[0], len(steps))
+    of_step = torch.zeros_like(found)
     for layer, write in enumerate(recorded["attn_write"]):
         for column, (name, term) in enumerate(terms.items()):
             weight, constant = affine_fit(write[fitted, first:].flatten(0, 1), term[fitted, first:].flatten(0, 1))
             guess = write[scored, first:].double() @ weight + constant
             found[layer, column] = r_squared(guess.flatten(0, 1), term[scored, first:].flatten(0, 1))
-            if name in steps:
-                wrong, step = guess - term[scored, first:], steps[name][scored, first:].double()
-                of_step[layer, list(steps).index(name)] = 1 - wrong.square().sum() / step.square().sum()
+            wrong = (guess - term[scored, first:]).square().sum()
+            of_step[layer, column] = 1 - wrong / steps[name][scored, first:].double().square().sum()
     return xr.Dataset(
         {
             "explained": label(
@@ -111,8 +111,8 @@ def estimate(recorded: Capture, first: int = 0) -> xr.Dataset:
                 "layer",
                 "stat",
                 units="1",
-                about="one minus the squared error of that reading over the squared step from the term before",
-                coords={"stat": list(steps)},
+                about="one minus the squared error of that reading over the squared step between neighbouring terms",
+                coords={"stat": list(terms)},
             ).assign_attrs(headline=1),
         }
     )

@@ -44,6 +44,6 @@ def norms(recorded: Capture) -> xr.Dataset:
         "sinks": label(others.flatten(1).sum(1), "layer", units="tokens", about="further sinks found", coords=depth),
         "norm": label(
             norm.float(), "layer", "batch", "pos", units="1", about="norm of each token's vector", coords=depth
-        ).assign_attrs(scale="log"),
+        ).assign_attrs(scale="log", headline=1),
     }
     return xr.Dataset(found)

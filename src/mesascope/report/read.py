@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+VERSIONS = ("mesascope", "torch", "transformers", "numpy", "python")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
@@ -62,12 +64,23 @@ def read(run: Path) -> Record:
     problems += [f"results/{one.file}: {one.problem}" for one in results if one.problem]
     return Record(
         path=path,
-        run=about,
+        run=_told(about, path, problems),
         verdicts=_records(verdicts, problems),
         logs=_logs(path, problems),
         results=results,
         problems=problems,
     )
+
+
+def _told(about: dict[str, Any], path: Path, problems: list[str]) -> dict[str, Any]:
+    """What ``run.json`` says, its provenance beside the rest, and what the stages took."""
+    provenance = about.get("provenance")
+    if not isinstance(provenance, dict):
+        return about
+    versions = {name: provenance[name] for name in VERSIONS if provenance.get(name)}
+    timed = path / "seconds.json"
+    seconds = _json(timed, problems) if timed.exists() else None
+    return {**provenance, "versions": versions, "seconds": seconds, **about}
 
 
 def _json(file: Path, problems: list[str]) -> Any:

@@ -28,6 +28,7 @@ def card(verdict: Mapping[str, Any]) -> dict[str, Any]:
         "sentence": sentence(verdict.get("sentence")),
         "reason": sentence(verdict.get("reason")),
         "source": str(verdict.get("source", "")),
+        "about": sentence(verdict.get("about")),
         "value": number(verdict.get("value")) if verdict.get("value") is not None else "",
         "unit": "" if unit == "1" else unit,
         "interval": interval(verdict.get("interval")),
