@@ -1,6 +1,8 @@
 # make demo   trains and opens three small transformers, opens a language model, draws two reports
 # make test   runs every check: format, lint, types, layers, tests, doctests
-# make lint | make docs | make bench | make clean
+# make lint   the checks without the tests
+# make docs   runs the affine study and writes its page under docs/studies
+# make clean  removes everything that make made
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +10,7 @@ GGUF := .models/SmolLM2-135M-Instruct.Q4_1.gguf
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup models demo test lint clean
+.PHONY: help setup models demo test lint docs clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -38,6 +40,10 @@ demo: $(STAMP) $(GGUF)
 	$(BIN)/mesascope inspect $(GGUF)
 	@echo
 	@$(BIN)/mesascope report runs/affine-laptop runs/inspect-$(notdir $(GGUF))
+
+docs: $(STAMP)
+	$(BIN)/mesascope run affine
+	$(BIN)/python docs/build.py runs/affine-laptop
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

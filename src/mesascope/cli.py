@@ -30,12 +30,8 @@ Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 def main() -> None:
     """Run the command line; a mistake of the user's gives one line and exit code 2."""
-    try:
-        with _one_line_errors():
-            app()
-    except KeyboardInterrupt:
-        err.print("interrupted; run the same command again to go on")
-        sys.exit(INTERRUPTED)
+    with _one_line_errors():
+        app()
 
 
 @app.command("list")
@@ -98,7 +94,7 @@ def run(
     from mesascope.console import Display
     from mesascope.runner import verdicts_of
 
-    with Display(err) as display:
+    with _interruptible(), Display(err) as display:
         done = api.run(study, scale=scale, seeds=seeds, out=out_dir, device=device, on=on, watcher=display)
     verdicts = verdicts_of(done)
     for verdict in verdicts:
@@ -121,7 +117,7 @@ def inspect(
     from mesascope import api
 
     names = [name.strip() for name in measures.split(",")] if measures else None
-    with err.status("opening the model"):
+    with _interruptible(), err.status("opening the model"):
         done = api.inspect(model, text=text, tokens=tokens, out=out_dir, measures=names, device=device)
     out.print(f"Report: {done.path / 'report.html'}", soft_wrap=True)
 
@@ -224,6 +220,16 @@ def _run_row(path: Path) -> dict[str, Any]:
     state = "done" if (path / "report.html").exists() else "unfinished"
     counts = {word: words.count(word) for word in dict.fromkeys(words)}
     return {**empty, "study": record.get("study"), "scale": record.get("scale"), "verdicts": counts, "state": state}
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """After Ctrl-C, say how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        err.print("interrupted; run the same command again to go on")
+        raise typer.Exit(INTERRUPTED) from None
 
 
 @contextmanager

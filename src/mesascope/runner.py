@@ -14,6 +14,7 @@ from mesascope.instruments import Instrument
 from mesascope.measures import measure_all
 from mesascope.models.load import load_checkpoint
 from mesascope.store import MANIFEST, Run, Say, ignore
+from mesascope.store.provenance import provenance
 from mesascope.studies.base import SCALES, Scale, Study
 from mesascope.studies.catalogue import load
 from mesascope.studies.verdicts import Verdict, judge
@@ -168,8 +169,7 @@ def describe(study: Study, scale: str, seeds: int) -> dict[str, Any]:
 
 def verdicts_of(run: Run) -> list[Verdict]:
     """The verdicts that a run holds."""
-    names = {field.name for field in fields(Verdict)}
-    return [Verdict(**{key: value for key, value in row.items() if key in names}) for row in run.read_json("verdicts")]
+    return [Verdict.from_json(row) for row in run.read_json("verdicts")]
 
 
 def _scale(study: Study, scale: str) -> Scale:
@@ -182,16 +182,16 @@ def _scale(study: Study, scale: str) -> Scale:
 def _finished(
     study: Study, scale: Scale, run: Run, seeds: Sequence[int], watcher: Watcher
 ) -> dict[str, xr.Dataset] | None:
-    """The results that are there, if every checkpoint is good and they were measured on these very weights."""
+    """The results that are there, if all checkpoints are good and this very code measured them on these weights."""
     steps = list(scale.training.due)
     if any(run.checkpoints(seed, watcher.say) != steps for seed in seeds):
         return None
-    weights, there = _digest(run, seeds, steps), run.results()
     names = [one.name for one in (*study.measures, *study.sweeps)]
-    if not set(names) <= set(there):
+    if not set(names) <= set(run.results()):
         return None
-    results = {name: run.read_results(name) for name in names}
-    return results if all(ds.attrs.get("weights") == weights for ds in results.values()) else None
+    results, now = {name: run.read_results(name) for name in names}, _stamp(run, seeds, steps)
+    same = all(found.attrs.get(key) == value for found in results.values() for key, value in now.items())
+    return results if same else None
 
 
 def _gather(
@@ -199,7 +199,7 @@ def _gather(
 ) -> dict[str, xr.Dataset]:
     """The seeds' results along the axis ``seed``, written to the run."""
     seeds = list(range(len(per_seed)))
-    stamp = {"weights": _digest(run, seeds, scale.training.due), "sequences": scale.sequences}
+    stamp = {**_stamp(run, seeds, scale.training.due), "sequences": scale.sequences}
     results = {}
     for one in (*study.measures, *study.sweeps):
         joined = xr.concat([found[one.name] for found in per_seed], dim="seed", combine_attrs="override")
@@ -216,13 +216,14 @@ def _apply(study: Study, model: Any, batch: Batch, instruments: Sequence[Instrum
     return found | {one.name: one(model, study.task, batch) for one in sweeps}
 
 
-def _digest(run: Run, seeds: Sequence[int], steps: Sequence[int]) -> str:
-    """One word for all weights that are measured."""
+def _stamp(run: Run, seeds: Sequence[int], steps: Sequence[int]) -> dict[str, str]:
+    """What decides a result beside the run's description: the weights, and the code that measures now."""
     digest = hashlib.sha256()
     for seed in seeds:
         for step in steps:
             digest.update((run.seed_path(seed) / f"step={step}" / MANIFEST).read_bytes())
-    return digest.hexdigest()
+    code = provenance()
+    return {"weights": digest.hexdigest(), **{name: code[name] for name in ("mesascope", "revision", "torch")}}
 
 
 def _plain(value: Any) -> Any:

@@ -27,7 +27,7 @@ def test_a_mean_takes_away_exactly_the_heads_variance():
     found = ablation(model, TASK, BATCH, groups=False)
     mean = BATCH.inputs.mean(0, keepdim=True)
     loss = TASK.loss(mean.expand_as(BATCH.inputs), BATCH).mean()
-    assert float(found["cost"][0, 0].sel(stat="mean")) == pytest.approx(float(loss - found["loss"]), rel=1e-4)
+    assert float(found["cost"][0, 0].sel(stat="mean")) == pytest.approx(float(loss) - float(found["loss"]), rel=1e-4)
 
 
 def test_resampling_costs_more_than_the_mean():
@@ -45,7 +45,7 @@ def test_a_group_of_one_costs_what_the_head_costs_and_all_heads_cost_what_the_la
     write = capture(model, BATCH, ["attn_write"])["attn_write"][0]
     edit = Edit(site="attn_write", where={"layer": 0}, fn=lambda old: write.mean(0, keepdim=True).expand_as(old))
     edited = capture(model, BATCH, ["prediction"], edits=[edit])["prediction"]
-    by_layer = float(TASK.loss(edited, BATCH).mean() - found["loss"])
+    by_layer = float(TASK.loss(edited, BATCH).mean()) - float(found["loss"])
     assert float(groups.sel(layer=0, component="0+1+2+3", stat="mean")) == pytest.approx(by_layer, rel=1e-3)
 
 

@@ -1,5 +1,6 @@
 """What a head is worth: the loss without it."""
 
+import warnings
 from itertools import combinations
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mesascope.axes import label
-from mesascope.capturing import Edit, capture
+from mesascope.capturing import Edit, NothingChanged, capture
 from mesascope.instruments import instrument
 from mesascope.tasks.base import Batch, Task
 
@@ -105,7 +106,9 @@ def _replaced(
     """The prediction when these heads put out something else."""
     heads = list(group)
     edit = Edit(site="head_out", where={"layer": layer, "head": heads}, fn=lambda _: other[layer][:, :, heads])
-    return capture(model, batch, ["prediction"], edits=[edit], check=False)["prediction"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NothingChanged)  # a head whose output never changes is worth exactly 0
+        return capture(model, batch, ["prediction"], edits=[edit], check=False)["prediction"]
 
 
 def _loss(task: Task, prediction: Float[Tensor, "batch pos d_out"], batch: Batch, first: int) -> float:

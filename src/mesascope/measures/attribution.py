@@ -9,6 +9,8 @@ from mesascope.axes import label
 from mesascope.capturing import Capture
 from mesascope.measures.base import measure
 
+ROUNDING = 1e-5  # what is left of a layer's step beside attention's write, where the layer has no MLP
+
 
 @measure(
     title="Direct contributions to the output",
@@ -57,10 +59,11 @@ def contributions(recorded: Capture) -> dict[str, Float[Tensor, "batch pos d_out
 
     parts = {"embedding": through(recorded["resid_pre"][0])}
     biases = torch.zeros_like(parts["embedding"])
+    mlp_writes = recorded["resid_post"] - recorded["resid_pre"] - recorded["attn_write"]
     for layer, heads in enumerate(recorded["head_out"]):
         for head in range(heads.shape[2]):
             parts[f"head {layer}.{head}"] = through(heads[:, :, head] @ frame.output_projection[layer, head])
         biases = biases + through(frame.output_bias[layer].expand_as(final))
-        if "mlp_write" in recorded.sites:
-            parts[f"mlp {layer}"] = through(recorded["mlp_write"][layer])
+        if float(mlp_writes[layer].abs().max()) > ROUNDING * float(final.abs().max()):
+            parts[f"mlp {layer}"] = through(mlp_writes[layer])
     return parts | {"biases": biases + frame.readout_bias.double()}

@@ -12,7 +12,7 @@ from mesascope.measures.behaviour import per_position
 from mesascope.measures.regression import affine_fit, halves, r_squared
 
 
-@measure(title="Read-out, layer by layer", sites=["resid_pre", "resid_post", "prediction"], order=20)
+@measure(title="Read-out, layer by layer", sites=["resid_pre", "resid_post"], order=20)
 def lens(recorded: Capture, first: int = 0) -> xr.Dataset:
     """The answer read from the residual stream at every depth, in two ways. Affine lens: an affine map from the
     stream to the next term, one for all positions, fitted by ridge regression on half of the sequences and scored

@@ -1,5 +1,6 @@
 """From numbers to verdicts: a bootstrap over seeds, and plain words."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -62,6 +63,12 @@ class Verdict:
     def as_json(self) -> dict[str, Any]:
         """Plain values, for a file."""
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> "Verdict":
+        """The verdict that :meth:`as_json` made these values of; JSON's lists become tuples again."""
+        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+        return cls(**values)
 
 
 def judge(claim: Claim, results: Results, scale: str) -> Verdict:
