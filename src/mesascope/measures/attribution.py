@@ -39,10 +39,10 @@ def attribution(recorded: Capture, first: int = 0) -> xr.Dataset:
         {
             "share": label(
                 share, "component", units="1", about="share of the prediction's variance", coords=names
-            ).assign_attrs(center=0, headline=1),
+            ).assign_attrs(center=0, headline=1, view="bars"),
             "size": label(
                 size, "component", units="units of the terms", about="root mean square contribution", coords=names
-            ),
+            ).assign_attrs(view="bars"),
             "gap": label(
                 gap, units="units of the terms", about="largest difference between the sum and the prediction"
             ),

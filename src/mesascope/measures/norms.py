@@ -44,6 +44,15 @@ def norms(recorded: Capture) -> xr.Dataset:
         "sinks": label(others.flatten(1).sum(1), "layer", units="tokens", about="further sinks found", coords=depth),
         "norm": label(
             norm.float(), "layer", "batch", "pos", units="1", about="norm of each token's vector", coords=depth
-        ).assign_attrs(scale="log", headline=1),
+        ).assign_attrs(scale="log"),
+        "relative": label(
+            (kept / median[:, None, None]).float(),
+            "layer",
+            "batch",
+            "pos",
+            units="1",
+            about="norm of each token's vector over the median of its depth, sinks left out",
+            coords=depth,
+        ).assign_attrs(center=1, headline=1),
     }
     return xr.Dataset(found)
