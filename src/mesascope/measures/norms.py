@@ -2,6 +2,8 @@
 
 import torch
 import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
 
 from mesascope.axes import label
 from mesascope.capturing import Capture
@@ -9,6 +11,9 @@ from mesascope.measures.base import measure
 from mesascope.measures.lens import depth_names
 
 SINK = 10.0  # a token is a sink where its norm exceeds so many medians of its layer
+
+
+CUT = 5.0  # median absolute deviations: beyond it a token is simply far out
 
 
 @measure(title="Token norms", sites=["resid_pre", "resid_post"], order=15)
@@ -45,14 +50,20 @@ def norms(recorded: Capture) -> xr.Dataset:
         "norm": label(
             norm.float(), "layer", "batch", "pos", units="1", about="norm of each token's vector", coords=depth
         ).assign_attrs(scale="log"),
-        "relative": label(
-            (kept / median[:, None, None]).float(),
+        "standing": label(
+            _standing(kept).float(),
             "layer",
             "batch",
             "pos",
-            units="1",
-            about="norm of each token's vector over the median of its depth, sinks left out",
+            units="median absolute deviations",
+            about=f"each norm's distance from the median of its depth, cut at {CUT:g} to either side, sinks left out",
             coords=depth,
-        ).assign_attrs(center=1, headline=1),
+        ).assign_attrs(center=0, headline=1),
     }
     return xr.Dataset(found)
+
+
+def _standing(norm: Float[Tensor, "layer batch pos"]) -> Float[Tensor, "layer batch pos"]:
+    """The distance from the median of the layer, in median absolute deviations, cut at either end."""
+    away = norm - norm.flatten(1).nanmedian(1).values[:, None, None]
+    return (away / away.abs().flatten(1).nanmedian(1).values[:, None, None]).clamp(-CUT, CUT)
