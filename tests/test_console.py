@@ -10,7 +10,7 @@ from mesascope.console import Display
 
 def shown(terminal: bool) -> str:
     text = StringIO()
-    with Display(Console(file=text, force_terminal=terminal, width=100)) as display:
+    with Display(Console(file=text, force_terminal=terminal, width=100, highlight=False)) as display:
         display.stage("training", 2)
         display.part(0, 1, 10, 0.5)
         display.part(1, 10, 10, float("nan"))
