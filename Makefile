@@ -1,5 +1,6 @@
 # make demo   trains and opens three small transformers, opens a language model, draws two reports
 # make test   runs every check: format, lint, types, layers, tests, doctests
+# make test-slow   the checks that take minutes each
 # make lint   the checks without the tests
 # make docs   runs the affine study and writes its page under docs/studies
 # make clean  removes everything that make made
@@ -10,7 +11,7 @@ GGUF := .models/SmolLM2-135M-Instruct.Q4_1.gguf
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup models demo test lint docs clean
+.PHONY: help setup models demo test test-slow lint docs clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -53,6 +54,9 @@ lint: $(STAMP)
 
 test: lint $(GGUF)
 	$(BIN)/pytest -n auto
+
+test-slow: $(STAMP)
+	$(BIN)/pytest -m slow
 
 clean:
 	rm -rf $(VENV) .models runs .pytest_cache .ruff_cache .import_linter_cache
