@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
@@ -113,3 +114,18 @@ def test_loading_is_silent_and_leaves_bars_as_they_were(
         assert logging.get_verbosity() == level
     finally:
         logging.disable_progress_bar()
+
+
+@torch.no_grad()
+def test_a_published_model_may_carry_more_than_is_used_but_nothing_less(
+    llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
+    llama.save_pretrained(tmp_path)
+    file, ids = tmp_path / "model.safetensors", torch.arange(5)[None]
+    weights = load_file(file)
+    save_file({**weights, "model.spare": torch.ones(2)}, file, {"format": "pt"})
+    assert torch.equal(load_pretrained(tmp_path)[0](ids).logits, llama(ids).logits)
+    del weights["model.layers.0.mlp.up_proj.weight"]
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(ModelNotFound, match=r"1 missing keys, such as model\.layers\.0\.mlp\.up_proj\.weight"):
+        load_pretrained(tmp_path)

@@ -45,7 +45,7 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> Dec
             f"a checkpoint must hold model.safetensors, whole, but {path} does not: {_line(error)}"
         ) from error
     model, found = loaded
-    _refuse_other_weights(str(path), found)
+    _refuse_other_weights(str(path), found, ("missing_keys", "unexpected_keys", "mismatched_keys"))
     return model.eval().to(device)
 
 
@@ -82,7 +82,7 @@ def load_pretrained(
                 f"but {name} cannot be opened: {_line(error)}"
             ) from error
         model, found = loaded
-        _refuse_other_weights(str(name), found)
+        _refuse_other_weights(str(name), found, ("missing_keys", "mismatched_keys"))
         return model.eval().to(device), _tokenizer(place, revision, options)
 
 
@@ -130,9 +130,12 @@ def _tokenizer(place: str, revision: str, options: dict[str, Any]) -> PreTrained
         return None
 
 
-def _refuse_other_weights(name: str, found: dict[str, Any]) -> None:
-    """Raise unless the file held exactly the model's weights: what is missing would be random."""
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+def _refuse_other_weights(name: str, found: dict[str, Any], kinds: tuple[str, ...]) -> None:
+    """Raise where the file did not hold the model's weights: what is missing would be random.
+
+    A checkpoint of ours holds nothing else; a published one may carry buffers or heads that this class does not use.
+    """
+    for kind in kinds:
         if found.get(kind):
             keys = sorted(map(str, found[kind]))
             raise ModelNotFound(
