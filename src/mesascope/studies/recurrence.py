@@ -1,5 +1,7 @@
 """What all recurrence studies share, instruments and claims: how a next term is first estimated and then refined."""
 
+from dataclasses import replace
+
 import numpy as np
 import xarray as xr
 
@@ -34,14 +36,19 @@ def sweeps(*, first: int) -> tuple[Instrument, ...]:
     return (ablation.using(first=first),)
 
 
-def claims(*, first: int, layers: int) -> tuple[Claim, ...]:
+def claims(*, first: int, layers: int, scales: tuple[str, ...] = ("laptop", "paper")) -> tuple[Claim, ...]:
     """The claims for a model with this many layers, judged from position ``first`` on.
 
     Args:
         first: the first position at which the rule has been determined for one step.
         layers: of the decoder; the claims are about the first and the last.
+        scales: those at which the model is trained long enough to be judged.
     """
-    top = layers - 1
+    return tuple(replace(claim, scales=scales) for claim in _claims(first, layers - 1))
+
+
+def _claims(first: int, top: int) -> tuple[Claim, ...]:
+    """The claims, ``top`` being the last layer."""
     return (
         Claim(
             name="learns in context",
