@@ -22,6 +22,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol, runtime_checkable
 
+from mesascope.store import ignore
+
 Fn = Callable[..., Any]
 JobProgress = Callable[[int, int, int, float], None]
 JobSay = Callable[[str], None]
@@ -58,10 +60,6 @@ def executor(text: str) -> Executor:
     if text not in ("here", "processes"):
         raise ValueError(f"an executor must be here, processes or ray[:ADDRESS], but got {text!r}")
     return Here() if text == "here" else Processes()
-
-
-def ignore(*_: object) -> None:
-    """A callback that does nothing."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ def lens(recorded: Capture, first: int = 0) -> xr.Dataset:
         first: positions before this one are left out, of the fit and of the mean over positions.
     """
     batch = _vector_batch(recorded, "lens")
-    stream = _depths(recorded)
+    stream = depths(recorded)
     fitted, scored = halves(len(batch))
     affine, own, explained = [], [], []
     for resid in stream:
@@ -129,7 +129,7 @@ def logit_lens(recorded: Capture) -> xr.Dataset:
         raise ValueError("logit_lens needs tokens, but the inputs are vectors; use lens")
     final = recorded.frame.readout(recorded["resid_post"][-1]).argmax(-1)[:, :-1]
     loss, right, settled = [], [], []
-    for resid in _depths(recorded):
+    for resid in depths(recorded):
         logits = recorded.frame.readout(resid)[:, :-1].float()
         top = logits.argmax(-1)
         loss.append(per_position(logits, tokens[:, 1:]).mean())
@@ -164,7 +164,7 @@ def depth_names(layers: int) -> list[str]:
     return ["embedding", *(f"after {layer}" for layer in range(layers))]
 
 
-def _depths(recorded: Capture) -> Float[Tensor, "depth batch pos d_model"]:
+def depths(recorded: Capture) -> Float[Tensor, "depth batch pos d_model"]:
     """The residual stream at the embedding and after each layer."""
     return torch.cat([recorded["resid_pre"][:1], recorded["resid_post"]])
 

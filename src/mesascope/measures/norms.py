@@ -8,7 +8,7 @@ from torch import Tensor
 from mesascope.axes import label
 from mesascope.capturing import Capture
 from mesascope.measures.base import measure
-from mesascope.measures.lens import depth_names
+from mesascope.measures.lens import depth_names, depths
 
 SINK = 10.0  # a token is a sink where its norm exceeds so many medians of its layer
 
@@ -21,7 +21,7 @@ def norms(recorded: Capture) -> xr.Dataset:
     """Length of every token's vector in the residual stream, at each depth. Sinks (the first position, and any token
     over ten times the median of its depth) are reported apart and are not part of mean and variation.
     """
-    stream = torch.cat([recorded["resid_pre"][:1], recorded["resid_post"]]).double()
+    stream = depths(recorded).double()
     norm = stream.norm(dim=-1)
     median = norm[:, :, 1:].flatten(1).median(dim=1).values
     sink = norm > SINK * median[:, None, None]
