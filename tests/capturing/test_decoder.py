@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mesascope.capturing import SITES, UnsupportedModel, capture
+from mesascope.capturing import FORWARD, SITES, UnsupportedModel, capture
 
 from .ours import TOKENS, VECTORS, decoder, inputs
 
@@ -41,7 +41,7 @@ def settings(request):
 def test_all_sites_are_right_in_every_variant(settings):
     model = decoder(**settings)
     x = inputs(model)
-    sites = [name for name in SITES if name not in missing(settings)]
+    sites = [name for name in FORWARD if name not in missing(settings)]
     recorded = capture(model, x, sites)
     with torch.no_grad():
         assert torch.equal(recorded["prediction"], model.eval()(x).logits)
@@ -99,7 +99,7 @@ def test_a_model_changed_after_the_capture_is_refused_by_its_frame():
 def test_it_can_be_captured_in_other_precisions():
     for dtype in (torch.float64, torch.bfloat16):
         model = decoder(**VECTORS | {"intermediate_size": 24, "norm": "rms"}).to(dtype)
-        recorded = capture(model, inputs(model).to(dtype), list(SITES))
+        recorded = capture(model, inputs(model).to(dtype), list(FORWARD))
         total = recorded["resid_pre"] + recorded["attn_write"] + recorded["mlp_write"]
         torch.testing.assert_close(total, recorded["resid_post"])
         assert recorded.xarray("pattern").shape == (3, 4, 4, 10, 10)

@@ -5,12 +5,12 @@ import torch
 from torch.testing import assert_close
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from mesascope.capturing import SITES, Edit, NothingChanged, capture
+from mesascope.capturing import FORWARD, Edit, NothingChanged, capture
 from mesascope.models.transformer import Decoder
 
 from .ours import TOKENS, decoder, inputs
 
-EDITABLE = [name for name in SITES if name != "prediction"]
+EDITABLE = [name for name in FORWARD if name != "prediction"]
 MLP = TOKENS | {"intermediate_size": 24, "norm": "rms", "num_key_value_heads": 2}
 
 
@@ -22,10 +22,10 @@ def model() -> Decoder:
 @pytest.mark.parametrize("site", EDITABLE)
 def test_an_identity_edit_changes_no_bit_and_says_so(model, site):
     x = inputs(model)
-    plain = capture(model, x, list(SITES))
+    plain = capture(model, x, list(FORWARD))
     with pytest.warns(NothingChanged, match=f"an edit of {site} changed nothing, bit for bit"):
-        edited = capture(model, x, list(SITES), edits=[Edit(site=site, fn=torch.clone)])
-    for name in SITES:
+        edited = capture(model, x, list(FORWARD), edits=[Edit(site=site, fn=torch.clone)])
+    for name in FORWARD:
         assert torch.equal(edited[name], plain[name])
 
 
@@ -50,7 +50,7 @@ def test_replacing_the_whole_stream_makes_it_the_other_run(model, site, layer):
 
 def test_replacing_queries_keys_and_values_replaces_what_attention_writes(model):
     x, y = inputs(model), inputs(model).flip(0)
-    other = capture(model, y, list(SITES))
+    other = capture(model, y, list(FORWARD))
     edits = [
         Edit(site=site, where={"layer": 1}, fn=lambda _, s=site: other[s][1]) for site in ("query", "key", "value")
     ]
@@ -107,7 +107,7 @@ def test_writes_are_edited_as_they_are_added(model):
         Edit(site="attn_write", where={"layer": 1}, fn=torch.zeros_like),
         Edit(site="mlp_write", fn=lambda v: 2 * v),
     ]
-    edited = capture(model, x, list(SITES), edits=edits)
+    edited = capture(model, x, list(FORWARD), edits=edits)
     assert_close(edited["resid_pre"] + edited["attn_write"] + edited["mlp_write"], edited["resid_post"])
     assert (edited["attn_write"][1] == 0).all()
 

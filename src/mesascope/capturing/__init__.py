@@ -6,13 +6,18 @@ from mesascope.capturing.frame import Frame
 from mesascope.capturing.hooks import attach
 from mesascope.capturing.memory import NotEnoughMemory
 from mesascope.capturing.recorder import Reduction
-from mesascope.capturing.sites import SITES, Site, UnsupportedModel
+from mesascope.capturing.sites import FORWARD, SITES, Site, UnsupportedModel
+from mesascope.capturing.view import SUBLAYERS, LayerReduction, LayerView
 
 __all__ = [
+    "FORWARD",
     "SITES",
+    "SUBLAYERS",
     "Capture",
     "Edit",
     "Frame",
+    "LayerReduction",
+    "LayerView",
     "NotEnoughMemory",
     "NotRecorded",
     "NothingChanged",

@@ -1,6 +1,7 @@
 """Recording a model's forward pass, site by site, in bounded memory."""
 
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -15,15 +16,19 @@ from mesascope.capturing.checks import check_padding, check_untouched, refuse_ch
 from mesascope.capturing.edits import Edit
 from mesascope.capturing.forward import predict, quiet
 from mesascope.capturing.frame import Frame, make_frame
+from mesascope.capturing.gradients import backward, differentiable
 from mesascope.capturing.hooks import attach, kernel_of
+from mesascope.capturing.known import checked, framed, note_checked, remember, remembered
 from mesascope.capturing.layer import Layer
 from mesascope.capturing.memory import estimate, refuse_too_large
-from mesascope.capturing.recorder import Recorder, Reduction
-from mesascope.capturing.sites import SITES, UnsupportedModel, site
+from mesascope.capturing.recorder import Passing, Recorder, Reduction
+from mesascope.capturing.sites import SITES, UnsupportedModel, gradient_of, site
 from mesascope.capturing.trace import Trace, trace
+from mesascope.capturing.view import LayerReduction
 from mesascope.tasks.base import Batch
 
 PROBE = 8  # positions of the first sequence on which the anatomy is read
+CHECKED = 512  # positions of the first sequence on which the checks are made
 USUAL = ("resid_pre", "resid_post", "prediction")
 
 
@@ -47,6 +52,7 @@ class Capture:
         oracles: other predictors on the same inputs, as they were given.
         attention_mask: 1 where an input is real; ``None`` where all are.
         layers: which layers of the model were recorded, in order.
+        queries: the positions whose rows ``score`` and ``pattern`` have.
         frame: projections, read-out and head counts.
         kernel: the attention implementation that ran, such as ``sdpa``.
     """
@@ -58,6 +64,7 @@ class Capture:
     oracles: Mapping[str, Tensor] = field(default_factory=dict)
     attention_mask: Int[Tensor, "batch pos"] | None
     layers: tuple[int, ...]
+    queries: tuple[int, ...]
     frame: Frame
     kernel: str
 
@@ -81,6 +88,7 @@ class Capture:
         about = SITES[name].about if name in SITES else f"{name}, reduced while the model ran"
         values = values.float() if values.dtype == torch.bfloat16 else values
         coords: dict[Hashable, Sequence[int]] = {"layer": list(self.layers)} if "layer" in axes else {}
+        coords |= {"query": list(self.queries)} if "query" in axes else {}
         return label(values, *axes, units="1", about=about, coords=coords)
 
 
@@ -93,11 +101,15 @@ def capture(
     edits: Sequence[Edit] = (),
     attention_mask: Tensor | None = None,
     batch_size: int | None = None,
-    reduce: Mapping[str, Reduction] | None = None,
+    reduce: Mapping[str, Reduction | LayerReduction] | None = None,
     layers: Sequence[int] | None = None,
+    queries: Sequence[int] | None = None,
     check: bool = True,
 ) -> Capture:
-    """Run a model and record what happens inside, without gradients and in evaluation mode.
+    """Run a model and record what happens inside, in evaluation mode.
+
+    Sites that end in ``_grad`` are gradients of the loss summed over positions: the next token's cross-entropy, or
+    the targets' of the batch (squared error where they are vectors). Nothing but they needs a backward pass.
 
     Args:
         model: any transformers causal language model that dispatches its attention, or one of ours.
@@ -109,7 +121,9 @@ def capture(
         batch_size: sequences per forward pass; all at once by default.
         reduce: small things to compute from large sites layer by layer, by the name they shall have.
         layers: which layers to record; all by default.
-        check: before the run, hold one whole sequence against the untouched model and check every identity.
+        queries: positions whose rows of score and pattern are wanted; all by default.
+        check: before the run, hold the first sequence (its first 512 positions) against the untouched model and
+            check every identity. What was found holds for this model until a weight or the kernel changes.
 
     Raises:
         UnsupportedModel: the model, or a layer, has no such site, or a check does not hold.
@@ -123,29 +137,33 @@ def capture(
     """
     model = _transformers_model(model)
     x, mask = _on_device(model, inputs, attention_mask)
+    batch = inputs.to(model.device) if isinstance(inputs, Batch) else None
     reduce = dict(reduce or {})
     _refuse_names(sites, reduce)
+    at = _positions(queries, x.shape[1], edits)
     with quiet(model):
         probe, known = examine(model, x, mask)
         chosen = _chosen(layers, len(known))
         recorder = Recorder(keep=sites, reduce=reduce, edits=edits, layers=chosen, count=len(known), batch=len(x))
-        refuse_missing(type(model).__name__, known, recorder.places)
+        _refuse_edited_gradients(recorder, edits)
+        places = {gradient_of(name) or name: at for name, at in recorder.places.items()}
+        refuse_missing(type(model).__name__, known, places)
         kept = {name: chosen if "layer" in SITES[name].axes else chosen[:1] for name in sites}
-        refuse_too_large(estimate(probe, known, kept, *x.shape[:2]), x.device)
+        refuse_too_large(estimate(probe, known, kept, len(x), x.shape[1], len(at)), x.device)
         if check:
-            check_untouched(model, known, recorder.places, x, mask)
-            check_padding(model, x, mask)
-        _run(model, known, recorder, x, mask, batch_size or len(x))
-        frame = make_frame(model, known, chosen, probe)
+            _check(model, known, places, x[:, :CHECKED], None if mask is None else mask[:, :CHECKED])
+        frame = framed(model, chosen, lambda: make_frame(model, known, chosen, probe))
+        _run(model, known, recorder, _Run(x=x, mask=mask, batch=batch, queries=at, frame=frame), batch_size or len(x))
     recorder.warn_unchanged()
     return Capture(
         sites=recorder.kept,
-        axes={name: SITES[name].axes for name in sites} | {name: how.stacked for name, how in reduce.items()},
+        axes={name: SITES[name].axes for name in sites} | _reduced_axes(reduce),
         inputs=x,
         batch=inputs if isinstance(inputs, Batch) else None,
         oracles=dict(oracles or {}),
         attention_mask=mask,
         layers=tuple(chosen),
+        queries=tuple(at.tolist()),
         frame=frame,
         kernel=kernel_of(model),
     )
@@ -181,6 +199,9 @@ def examine(
     probe = row[None, :PROBE]
     if probe.shape[1] == 0:
         raise ValueError("the first sequence must have a real input, but the attention mask hides all of it")
+    known = remembered(model, probe)
+    if known is not None:
+        return known
     alone = predict(model, probe)
     try:
         seen = trace(model, lambda: predict(model, probe))
@@ -189,26 +210,78 @@ def examine(
             f"a model must run with its attention function wrapped, but {type(model).__name__} fails: {error}; its "
             "modelling file may choose its path by the name of the attention implementation"
         ) from error
-    known = read_layers(model, seen)
+    layers = read_layers(model, seen)
     refuse_changed(type(model).__name__, alone, seen.logits)
-    return seen, known
+    return remember(model, probe, (seen, layers))
 
 
-def _run(
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Run:
+    """What all micro-batches of a run share."""
+
+    x: Shaped[Tensor, "batch pos *d_in"]
+    mask: Int[Tensor, "batch pos"] | None
+    batch: Batch | None
+    queries: Int[Tensor, " query"]
+    frame: Frame
+
+
+def _run(model: PreTrainedModel, known: Sequence[Layer], recorder: Recorder, run: _Run, batch_size: int) -> None:
+    """All sequences, in micro-batches; where a gradient is wanted, each goes forth and back."""
+    back = recorder.differentiates
+    queries = run.queries if len(run.queries) < run.x.shape[1] else None
+    for start in range(0, len(run.x), batch_size):
+        rows = slice(start, min(start + batch_size, len(run.x)))
+        x, mask = run.x[rows], None if run.mask is None else run.mask[rows]
+        view = {"inputs": x, "mask": mask, "queries": run.queries, "frame": run.frame}
+        view["parallel"] = {number: layer.parallel for number, layer in enumerate(known)}
+        recorder.passing = Passing(rows=range(rows.start, rows.stop), view=view)
+        with differentiable(model, known) if back else nullcontext():
+            with attach(model, known, recorder.places, recorder, queries=queries, enter=recorder.enter):
+                prediction = predict(model, x, mask)
+            recorder.predicted(prediction)
+            if back:
+                backward(prediction, x, mask, None if run.batch is None else run.batch[rows])
+        del prediction
+
+
+def _check(
     model: PreTrainedModel,
     known: Sequence[Layer],
-    recorder: Recorder,
+    places: Mapping[str, Sequence[int]],
     inputs: Shaped[Tensor, "batch pos *d_in"],
     mask: Int[Tensor, "batch pos"] | None,
-    batch_size: int,
 ) -> None:
-    """All sequences, in micro-batches."""
-    with attach(model, known, recorder.places, recorder):
-        for start in range(0, len(inputs), batch_size):
-            rows = range(start, min(start + batch_size, len(inputs)))
-            recorder.rows = rows
-            part = None if mask is None else mask[rows.start : rows.stop]
-            recorder.predicted(predict(model, inputs[rows.start : rows.stop], part))
+    """The checks, once for the same model and places; padding is checked whenever there is some."""
+    if not checked(model, places):
+        check_untouched(model, known, places, inputs, mask)
+        note_checked(model, places)
+    check_padding(model, inputs, mask)
+
+
+def _reduced_axes(reduce: Mapping[str, Reduction | LayerReduction]) -> dict[str, tuple[str, ...]]:
+    """The axes of everything that reductions give."""
+    single = {name: how.stacked for name, how in reduce.items() if isinstance(how, Reduction)}
+    several = [how.axes for how in reduce.values() if isinstance(how, LayerReduction)]
+    return single | {name: ("layer", *axes) for each in several for name, axes in each.items()}
+
+
+def _refuse_edited_gradients(recorder: Recorder, edits: Sequence[Edit]) -> None:
+    """Refuse gradients through edits: a layer is run again, unedited, when its gradient is taken."""
+    if edits and recorder.differentiates:
+        raise ValueError("gradients must be of the untouched model, but edits were given; leave out either")
+
+
+def _positions(queries: Sequence[int] | None, length: int, edits: Sequence[Edit]) -> Int[Tensor, " query"]:
+    """The positions of the queries that are wanted."""
+    if queries is None:
+        return torch.arange(length)
+    wrong = [query for query in queries if not 0 <= query < length]
+    if wrong or not len(queries):
+        raise ValueError(f"queries must be positions from 0 to {length - 1}, but got {list(queries)[:8]}")
+    if any(edit.site in ("score", "pattern") for edit in edits):
+        raise ValueError("score and pattern must be whole to be edited, but queries= picks rows; leave out either")
+    return torch.tensor(sorted(set(queries)))
 
 
 def _transformers_model(model: nn.Module) -> PreTrainedModel:
@@ -233,13 +306,18 @@ def _on_device(
     return x, None if mask is None or bool(mask.bool().all()) else mask.to(model.device).long()
 
 
-def _refuse_names(sites: Sequence[str], reduce: Mapping[str, Reduction]) -> None:
-    """Refuse sites that do not exist, and reductions named as a site."""
+def _refuse_names(sites: Sequence[str], reduce: Mapping[str, Reduction | LayerReduction]) -> None:
+    """Refuse sites that do not exist, and results named as a site or as one another."""
     for name in sites:
         site(name)
-    clash = sorted(set(reduce) & set(SITES))
+    names = [name for name, how in reduce.items() if isinstance(how, Reduction)]
+    names += [name for how in reduce.values() if isinstance(how, LayerReduction) for name in how.axes]
+    clash = sorted(set(names) & set(SITES))
     if clash:
         raise ValueError(f"a reduction must have a name of its own, but {clash[0]!r} is a site; choose another")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"a reduction must have a name of its own, but two give {twice[0]!r}; rename one")
 
 
 def _chosen(layers: Sequence[int] | None, count: int) -> list[int]:

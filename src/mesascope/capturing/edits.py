@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mesascope.capturing.sites import site
+from mesascope.capturing.sites import gradient_of, site
 
 Index = int | slice | Sequence[int]
 
@@ -21,7 +21,7 @@ class Edit:
     """A change at one site.
 
     Attributes:
-        site: where; every site but ``prediction``.
+        site: where; every site but ``prediction`` and the gradients.
         fn: gets what is there in one layer (the axes of the site without ``layer``, cut down to ``where``, none of
             them dropped) for one micro-batch, and returns what shall be there instead, of a shape that broadcasts.
         where: axis to index: an int, a slice or a list of ints. ``layer`` picks layers, counted in the whole model;
@@ -43,6 +43,8 @@ class Edit:
         axes = site(self.site).axes
         if self.site == "prediction":
             raise ValueError("an edit must act before the prediction; edit resid_post of the last layer instead")
+        if gradient_of(self.site):
+            raise ValueError(f"an edit must act on the way forth, but {self.site} is a gradient; edit another site")
         unknown = sorted(set(self.where) - set(axes))
         if unknown:
             raise ValueError(f"where must name axes of {self.site} ({', '.join(axes)}), but got {', '.join(unknown)}")

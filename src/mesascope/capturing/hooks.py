@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
@@ -20,9 +22,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterf
 
 from mesascope.capturing import weights
 from mesascope.capturing.layer import Layer, Write
-from mesascope.capturing.sites import UnsupportedModel
+from mesascope.capturing.sites import GRADIENT, UnsupportedModel, gradient_of
 
+ORIGINAL = "mesascope_original"  # where a forward that was wrapped keeps what it wraps
 Touch = Callable[[str, int, Tensor], Tensor]
+Enter = Callable[[int, Callable[[Tensor], Tensor]], None]
+Wanted = set[tuple[str, int]]
 Attend = Callable[..., tuple[Tensor, Tensor | None]]
 _ATTACHED = itertools.count()
 
@@ -72,7 +77,13 @@ class Attended:
 
 @contextmanager
 def attach(
-    model: PreTrainedModel, layers: Sequence[Layer], places: Mapping[str, Sequence[int]], touch: Touch
+    model: PreTrainedModel,
+    layers: Sequence[Layer],
+    places: Mapping[str, Sequence[int]],
+    touch: Touch,
+    *,
+    queries: Int[Tensor, " query"] | None = None,
+    enter: Enter | None = None,
 ) -> Iterator[None]:
     """While this lasts, every forward pass shows what is at some places, and takes what it gets in return.
 
@@ -81,6 +92,8 @@ def attach(
         layers: where things are in it.
         places: site to the layers in which it is wanted.
         touch: called as ``touch(site, layer, value)``; returns ``value`` itself, or what replaces it.
+        queries: the only positions whose rows of score and pattern are shown (and cannot be replaced then).
+        enter: called as ``enter(layer, rerun)`` before a layer runs; ``rerun`` gives its queries for another stream.
 
     Everything is restored on exit, also after an error.
     """
@@ -91,12 +104,16 @@ def attach(
         number = numbers.get(call.module)
         if number is None:
             return call.run(call.query, call.key, call.value)
-        return _attend(call, layers[number], number, wanted, touch)
+        return _attend(call, layers[number], number, wanted, touch, queries)
 
     with dispatching(model, see), ExitStack() as hooks:
         for number, layer in enumerate(layers):
             for handle in _hook_modules(model, layer, number, wanted, touch):
                 hooks.callback(handle.remove)
+            if enter is not None:
+                block = model.get_submodule(layer.block)
+                note = partial(_enter, model, layer, partial(enter, number))
+                hooks.callback(block.register_forward_pre_hook(note, with_kwargs=True).remove)
         yield
 
 
@@ -183,7 +200,12 @@ def _call(
 
 
 def _attend(
-    call: Attended, layer: Layer, number: int, wanted: set[tuple[str, int]], touch: Touch
+    call: Attended,
+    layer: Layer,
+    number: int,
+    wanted: Wanted,
+    touch: Touch,
+    queries: Int[Tensor, " query"] | None,
 ) -> tuple[Tensor, Tensor | None]:
     """Show what goes in, let the original compute, show what comes out; mix by hand only what was edited."""
 
@@ -192,16 +214,56 @@ def _attend(
 
     query, key, value = show("query", call.query), show("key", call.key), show("value", call.value)
     out, returned = call.run(query, key, value)
-    if ("score", number) in wanted or ("pattern", number) in wanted:
-        pattern = pattern_before = attention_weights(call, layer, query, key, returned)
-        if ("score", number) in wanted:
-            score = weights.score_of(call.scores(query, key), call.added(query, key))
-            shown = show("score", score)
-            pattern = pattern if shown is score else weights.pattern_of_score(shown)
-        pattern = show("pattern", pattern)
-        if pattern is not pattern_before:
+    if queries is not None:
+        with torch.no_grad():
+            _show_rows(call, layer, (query.detach(), key.detach(), returned), queries, show, wanted, number)
+    elif ("score", number) in wanted or ("pattern", number) in wanted:
+        with torch.no_grad():
+            pattern = _show_all(call, layer, (query.detach(), key.detach(), returned), show, wanted, number)
+        if pattern is not None:
             out = weights.mix(pattern, value)
     return show("head_out", out), returned
+
+
+def _show_all(
+    call: Attended,
+    layer: Layer,
+    seen: tuple[Tensor, Tensor, Tensor | None],
+    show: Callable[[str, Tensor], Tensor],
+    wanted: Wanted,
+    number: int,
+) -> Tensor | None:
+    """Show score and pattern; give the pattern if either was edited."""
+    query, key, returned = seen
+    pattern = before = attention_weights(call, layer, query, key, returned)
+    if ("score", number) in wanted:
+        score = weights.score_of(call.scores(query, key), call.added(query, key))
+        shown = show("score", score)
+        pattern = pattern if shown is score else weights.pattern_of_score(shown)
+    pattern = show("pattern", pattern)
+    return None if pattern is before else pattern
+
+
+def _show_rows(
+    call: Attended,
+    layer: Layer,
+    seen: tuple[Tensor, Tensor, Tensor | None],
+    queries: Int[Tensor, " query"],
+    show: Callable[[str, Tensor], Tensor],
+    wanted: Wanted,
+    number: int,
+) -> None:
+    """Show the rows of some queries; no other row is computed where the softmax of plain scores is the pattern."""
+    query, key, returned = seen
+    plain = layer.weights is not None and layer.weights.how == "plain"
+    if ("score", number) in wanted or (("pattern", number) in wanted and plain):
+        score, added = call.scores(query[:, :, queries], key), call.added(query, key)[:, :, queries]
+        if ("score", number) in wanted:
+            show("score", weights.score_of(score, added))
+        if ("pattern", number) in wanted and plain:
+            show("pattern", weights.pattern_of(score, added))
+    if ("pattern", number) in wanted and not plain:
+        show("pattern", attention_weights(call, layer, query, key, returned)[:, :, queries])
 
 
 def attention_weights(call: Attended, layer: Layer, query: Tensor, key: Tensor, returned: Tensor | None) -> Tensor:
@@ -215,19 +277,60 @@ def attention_weights(call: Attended, layer: Layer, query: Tensor, key: Tensor, 
     return found
 
 
-def _hook_modules(
-    model: PreTrainedModel, layer: Layer, number: int, wanted: set[tuple[str, int]], touch: Touch
-) -> Iterator[Any]:
+class _ReachedError(Exception):
+    """A layer has come to its attention function; nothing after it is wanted."""
+
+    def __init__(self, query: Tensor) -> None:
+        super().__init__()
+        self.query = query
+
+
+def _enter(
+    model: PreTrainedModel,
+    layer: Layer,
+    enter: Callable[[Callable[[Tensor], Tensor]], None],
+    module: nn.Module,
+    args: tuple,
+    kwargs: dict,
+) -> None:
+    """Before a layer runs: offer to run it again on another stream, as far as its queries."""
+
+    def stop(call: Attended) -> tuple[Tensor, Tensor | None]:
+        raise _ReachedError(call.query)
+
+    def rerun(stream: Tensor) -> Tensor:
+        given, named = _replaced(layer.stream_at, stream, args, kwargs)
+        forward = getattr(module.forward, ORIGINAL, module.forward)
+        with dispatching(model, stop):
+            try:
+                forward(*given, **named)
+            except _ReachedError as reached:
+                return reached.query
+        raise UnsupportedModel(f"{layer.block} must attend, so that its queries can be had, but it did not")
+
+    enter(rerun)
+
+
+def _hook_modules(model: PreTrainedModel, layer: Layer, number: int, wanted: Wanted, touch: Touch) -> Iterator[Any]:
     """Hooks for the sites of one layer that lie between modules."""
     block = model.get_submodule(layer.block)
     shape: list[int] = []
     show = partial(touch, "resid_pre", number) if ("resid_pre", number) in wanted else lambda value: value
     yield block.register_forward_pre_hook(partial(_show_argument, layer.stream_at, show, shape), with_kwargs=True)
+    if number == 0 and any(gradient_of(site) for site, _ in wanted):
+        yield block.register_forward_pre_hook(partial(_root, layer.stream_at), with_kwargs=True)
+    if (f"resid_pre{GRADIENT}", number) in wanted:
+        show_gradient = partial(touch, f"resid_pre{GRADIENT}", number)
+        hook = partial(_show_gradient_by_argument, layer.stream_at, show_gradient)
+        yield block.register_forward_pre_hook(hook, with_kwargs=True)
     whole = Write(module=layer.block, gain=1.0)
     for site, write in (("attn_write", layer.attn_write), ("mlp_write", layer.mlp_write), ("resid_post", whole)):
         if (site, number) in wanted and write is not None:
             show_output = partial(_show_output, write, partial(touch, site, number), shape)
             yield model.get_submodule(write.module).register_forward_hook(show_output)
+        if (site + GRADIENT, number) in wanted and write is not None:
+            show_gradient = partial(_show_gradient, write, partial(touch, site + GRADIENT, number), shape)
+            yield model.get_submodule(write.module).register_forward_hook(show_gradient)
 
 
 def _show_argument(
@@ -237,11 +340,43 @@ def _show_argument(
     old = args[at] if isinstance(at, int) else kwargs[at]
     shape[:] = old.shape
     new = show(old)
-    if new is old:
-        return None
+    return None if new is old else _replaced(at, new, args, kwargs)
+
+
+def _replaced(at: int | str, new: Tensor, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """Arguments with another tensor in one place."""
     if isinstance(at, int):
         return (*args[:at], new, *args[at + 1 :]), kwargs
     return args, kwargs | {at: new}
+
+
+def _root(at: int | str, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict[str, Any]]:
+    """Let graphs begin at one argument of a module."""
+    stream = args[at] if isinstance(at, int) else kwargs[at]
+    return _replaced(at, stream.detach().requires_grad_(), args, kwargs)
+
+
+def _show_gradient_by_argument(
+    at: int | str, show: Callable[[Tensor], Tensor], module: nn.Module, args: tuple, kwargs: dict
+) -> None:
+    """Show the gradient by one argument of a module when it comes."""
+    stream = args[at] if isinstance(at, int) else kwargs[at]
+    stream.register_hook(partial(_seen, show))
+
+
+def _show_gradient(
+    write: Write, show: Callable[[Tensor], Tensor], shape: list[int], module: nn.Module, args: tuple, output: Any
+) -> None:
+    """Show the gradient by what a module writes, gain and shape of the stream included, when it comes."""
+    given, stream = first_tensor(output), tuple(shape)
+    if given is None or not given.requires_grad:
+        raise UnsupportedModel(f"{write.module} must give a tensor that has a gradient, but does not")
+    given.register_hook(lambda gradient: _seen(show, gradient.reshape(stream) / write.gain))
+
+
+def _seen(show: Callable[[Tensor], Tensor], gradient: Tensor) -> None:
+    """Show a gradient, and leave it as it is."""
+    show(gradient)
 
 
 def _show_output(
@@ -251,6 +386,7 @@ def _show_output(
     given = first_tensor(output)
     if given is None:
         raise UnsupportedModel(f"{write.module} must give a tensor, but gave {type(output).__name__}")
+    given = given.detach() if torch.is_grad_enabled() else given
     old = given.reshape(shape) if write.flat else given
     old = old if write.gain == 1.0 else old * write.gain
     new = show(old)

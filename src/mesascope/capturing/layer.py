@@ -58,3 +58,4 @@ class Layer:
     heads: int
     kv_heads: int
     missing: dict[str, str]
+    parallel: bool = False

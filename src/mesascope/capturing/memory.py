@@ -16,7 +16,12 @@ class NotEnoughMemory(MemoryError):  # noqa: N818  it is a MemoryError by its ba
 
 
 def estimate(
-    trace: Trace, layers: Sequence[Layer], places: Mapping[str, Sequence[int]], batch: int, length: int
+    trace: Trace,
+    layers: Sequence[Layer],
+    places: Mapping[str, Sequence[int]],
+    batch: int,
+    length: int,
+    queries: int | None = None,
 ) -> int:
     """The bytes of the sites to be kept.
 
@@ -25,11 +30,14 @@ def estimate(
         layers: of the model.
         places: site to the layers that are kept.
         batch, length: of the inputs.
+        queries: how many rows score and pattern have; ``length`` by default.
     """
     total = 0
     for name, chosen in places.items():
         for number in chosen:
-            total += _entries(trace, layers[number], name, batch, length) * trace.logits.dtype.itemsize
+            total += (
+                _entries(trace, layers[number], name, batch, length, queries or length) * trace.logits.dtype.itemsize
+            )
     return total
 
 
@@ -47,7 +55,7 @@ def refuse_too_large(needed: int, device: torch.device) -> None:
         )
 
 
-def _entries(trace: Trace, layer: Layer, name: str, batch: int, length: int) -> int:
+def _entries(trace: Trace, layer: Layer, name: str, batch: int, length: int, queries: int) -> int:
     """How many numbers one layer has at a site."""
     stream = trace.of(layer.block)[0].result
     width = {"d_model": stream.shape[-1], "d_out": trace.logits.shape[-1], "d_head": 0}
@@ -55,7 +63,7 @@ def _entries(trace: Trace, layer: Layer, name: str, batch: int, length: int) -> 
         if each.name == layer.attention:
             of = {"query": each.call.query, "key": each.call.key, "value": each.call.value, "head_out": each.output}
             width["d_head"] = of[name].shape[-1] if name in of else 0
-    width |= {"batch": batch, "pos": length, "query": length, "key": length}
+    width |= {"batch": batch, "pos": length, "query": queries, "key": length}
     width |= {"head": layer.heads, "kv_head": layer.kv_heads}
     return prod(width[axis] for axis in SITES[name].inner)
 

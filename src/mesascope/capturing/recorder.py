@@ -2,14 +2,21 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from mesascope.capturing.edits import Edit, NothingChanged, apply
-from mesascope.capturing.sites import site
+from mesascope.capturing.sites import gradient_of, site
+from mesascope.capturing.view import LayerReduction, LayerView, refuse_unlike
+
+DONE, DONE_BACK = "resid_post", "resid_pre_grad"  # what is seen last of a layer, on the way forth and back
+
+
+OURS = ("score", "pattern")  # made here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +48,23 @@ class Reduction:
         return ("layer", *self.axes) if "layer" in site(self.site).axes else self.axes
 
 
+@dataclass(kw_only=True)
+class Passing:
+    """What belongs to the micro-batch that runs now, and to no other.
+
+    Attributes:
+        rows: its sequences.
+        view: everything that a view needs beside layer, slot, sites and rerun.
+        held: values that reductions of several sites wait for, by layer.
+        reruns: how the queries of a layer are had from another stream, by layer.
+    """
+
+    rows: range = range(0)
+    view: dict[str, Any] = field(default_factory=dict)
+    held: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    reruns: dict[int, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+
+
 class Recorder:
     """Edits, keeps and reduces what it is shown, micro-batch by micro-batch, in tensors made once.
 
@@ -57,15 +81,19 @@ class Recorder:
         self,
         *,
         keep: Sequence[str],
-        reduce: Mapping[str, Reduction],
+        reduce: Mapping[str, Reduction | LayerReduction],
         edits: Sequence[Edit],
         layers: Sequence[int],
         count: int,
         batch: int,
     ) -> None:
         self.kept: dict[str, Tensor] = {}
-        self.rows = range(0)
-        self._keep, self._reduce, self._edits, self._batch = tuple(keep), dict(reduce), tuple(edits), batch
+        self.passing = Passing()
+        self._keep, self._edits, self._batch = tuple(keep), tuple(edits), batch
+        self._single = {name: how for name, how in reduce.items() if isinstance(how, Reduction)}
+        several = [how for how in reduce.values() if isinstance(how, LayerReduction)]
+        self._back = [how for how in several if any(map(gradient_of, how.sites))]
+        self._forth = [how for how in several if how not in self._back]
         self._slots = {layer: slot for slot, layer in enumerate(layers)}
         self._edited = [edit.layers(count) for edit in edits]
         self._changed = [False] * len(edits)
@@ -73,28 +101,40 @@ class Recorder:
     @property
     def places(self) -> dict[str, tuple[int, ...]]:
         """Every site within layers that must be shown, and in which layers."""
-        places: dict[str, set[int]] = {}
-        for name in [*self._keep, *(each.site for each in self._reduce.values())]:
-            if name != "prediction":
-                places.setdefault(name, set()).update(self._slots)
+        wanted = {*self._keep, *(each.site for each in self._single.values())} - {"prediction"}
+        wanted |= {name for how in (*self._forth, *self._back) for name in how.sites}
+        wanted |= ({DONE} if self._forth or self._back else set()) | ({DONE_BACK} if self._back else set())
+        places = {name: set(self._slots) for name in wanted}
         for edit, layers in zip(self._edits, self._edited, strict=True):
             places.setdefault(edit.site, set()).update(layers)
-        return {name: tuple(sorted(layers)) for name, layers in places.items()}
+        return {name: tuple(sorted(layers)) for name, layers in sorted(places.items())}
+
+    @property
+    def differentiates(self) -> bool:
+        """Whether a gradient is wanted anywhere."""
+        return any(map(gradient_of, self.places))
+
+    def enter(self, layer: int, rerun: Callable[[Tensor], Tensor]) -> None:
+        """Take note of how the queries of a layer are had from another stream."""
+        if layer in self._slots and (self._forth or self._back):
+            self.passing.reruns[layer] = rerun
 
     def __call__(self, name: str, layer: int, value: Float[Tensor, "batch *rest"]) -> Float[Tensor, "batch *rest"]:
         """Take what is at a site of a layer, and say what shall be there."""
         for number, edit in enumerate(self._edits):
             if edit.site == name and layer in self._edited[number]:
-                changed = apply(edit, value, self.rows, self._batch)
+                changed = apply(edit, value, self.passing.rows, self._batch)
                 self._changed[number] |= changed is not None
                 value = value if changed is None else changed
         if layer in self._slots:
-            self._take(name, value, self._slots[layer])
+            with torch.no_grad():
+                self._take(name, value.detach(), self._slots[layer])
+                self._hold(name, layer, value.detach())
         return value
 
     def predicted(self, value: Float[Tensor, "batch pos d_out"]) -> None:
         """Take the prediction."""
-        self._take("prediction", value, None)
+        self._take("prediction", value.detach(), None)
 
     def warn_unchanged(self) -> None:
         """Say which edits changed nothing in the whole run."""
@@ -105,13 +145,51 @@ class Recorder:
                     f"an edit of {edit.site}{where} changed nothing, bit for bit", NothingChanged, stacklevel=3
                 )
 
+    def _hold(self, name: str, layer: int, value: Float[Tensor, "batch *rest"]) -> None:
+        """Keep what reductions of several sites wait for; run those that have everything, and let go."""
+        back = {site for how in self._back for site in how.sites}
+        forth = {site for how in self._forth for site in how.sites}
+        held = self.passing.held.setdefault(layer, {})
+        if name in back | forth:
+            held[name] = value.clone() if self._may_be_overwritten(name) else value
+        if name == DONE:
+            self._see(self._forth, layer)
+            for done in set(held) - back:
+                del held[done]
+        if name == DONE_BACK:
+            self._see(self._back, layer)
+            del self.passing.held[layer]
+            self.passing.reruns.pop(layer, None)
+
+    def _may_be_overwritten(self, name: str) -> bool:
+        """Whether a value may be written to by the model: not what is made here, nor what a graph still needs."""
+        return name not in OURS and (self._edits != () or not self._back or gradient_of(name) is not None)
+
+    def _see(self, reductions: Sequence[LayerReduction], layer: int) -> None:
+        """Run reductions of several sites, and store what they give."""
+        for how in reductions:
+            held = self.passing.held[layer]
+            view = LayerView(
+                layer=layer,
+                slot=self._slots[layer],
+                sites={name: held[name] for name in how.sites},
+                rows=self.passing.rows,
+                rerun=self.passing.reruns[layer],
+                **self.passing.view | {"parallel": self.passing.view["parallel"][layer]},
+            )
+            for name, result in how.fn(view).items():
+                refuse_unlike(name, how.axes[name], len(self.passing.rows), result)
+                self._store(name, result, self._slots[layer])
+
     def _take(self, name: str, value: Float[Tensor, "batch *rest"], slot: int | None) -> None:
         """Keep and reduce a value."""
         if name in self._keep:
             self._store(name, value, slot)
-        for wanted, reduction in self._reduce.items():
+        for wanted, reduction in self._single.items():
             if reduction.site == name:
-                self._store(wanted, _reduced(wanted, reduction, value), slot)
+                result = reduction.fn(value)
+                refuse_unlike(wanted, reduction.axes, len(value), result)
+                self._store(wanted, result, slot)
 
     def _store(self, name: str, value: Shaped[Tensor, "batch *rest"], slot: int | None) -> None:
         """Copy a value to its place in the tensor of all layers and sequences."""
@@ -124,16 +202,5 @@ class Recorder:
                 f"{name} must have one shape in all layers and micro-batches, but got {tuple(value.shape[1:])} after "
                 f"{tuple(self.kept[name].shape[len(lead) :])}; pass layers= that agree"
             )
-        rows = slice(self.rows.start, self.rows.stop)
+        rows = slice(self.passing.rows.start, self.passing.rows.stop)
         self.kept[name][rows if slot is None else (slot, rows)] = value.detach()
-
-
-def _reduced(name: str, reduction: Reduction, value: Float[Tensor, "batch *rest"]) -> Shaped[Tensor, "batch *left"]:
-    """The reduction of a value, of the promised shape."""
-    result = reduction.fn(value)
-    if result.ndim != len(reduction.axes) or result.shape[0] != value.shape[0]:
-        raise ValueError(
-            f"the reduction {name} must return {reduction.axes} with {value.shape[0]} sequences, but got the shape "
-            f"{tuple(result.shape)}"
-        )
-    return result

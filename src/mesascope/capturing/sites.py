@@ -48,9 +48,27 @@ SITES: Mapping[str, Site] = MappingProxyType(
             _site("pattern", "layer batch head query key", "attention weights, by which values are mixed"),
             _site("head_out", "layer batch pos head d_head", "each head's mixed values, before the output projection"),
             _site("prediction", "batch pos d_out", "the model's output: logits, or predicted vectors"),
+            _site("resid_pre_grad", "layer batch pos d_model", "gradient of the summed loss by resid_pre"),
+            _site("attn_write_grad", "layer batch pos d_model", "gradient of the summed loss by attn_write"),
+            _site("mlp_write_grad", "layer batch pos d_model", "gradient of the summed loss by mlp_write"),
         ]
     )
 )
+
+
+GRADIENT = "_grad"
+
+
+def gradient_of(name: str) -> str | None:
+    """The site by which a gradient is taken, or nothing where this is no gradient.
+
+    >>> gradient_of("resid_pre_grad"), gradient_of("resid_pre")
+    ('resid_pre', None)
+    """
+    return name.removesuffix(GRADIENT) if name.endswith(GRADIENT) else None
+
+
+FORWARD = tuple(name for name in SITES if gradient_of(name) is None)  # what needs no backward pass
 
 
 def site(name: str) -> Site:
