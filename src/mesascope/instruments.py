@@ -56,7 +56,7 @@ def instrument(
     return lambda function: Instrument(**described(function), title=title, steps=steps, order=order)
 
 
-def described(function: Callable[..., xr.Dataset]) -> dict[str, Any]:
+def described(function: Callable[..., Any]) -> dict[str, Any]:
     """The name and the meaning of a function, as its definition and its docstring give them."""
     meaning = (function.__doc__ or "").split("Args:")[0].split(">>>")[0]
     return {"name": function.__name__, "about": " ".join(meaning.split()), "compute": function}

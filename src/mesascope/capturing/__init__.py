@@ -7,12 +7,13 @@ from mesascope.capturing.hooks import attach
 from mesascope.capturing.memory import NotEnoughMemory
 from mesascope.capturing.recorder import Reduction
 from mesascope.capturing.sites import FORWARD, SITES, Site, UnsupportedModel
-from mesascope.capturing.view import SUBLAYERS, LayerReduction, LayerView
+from mesascope.capturing.view import SUBLAYERS, WRITES, LayerReduction, LayerView
 
 __all__ = [
     "FORWARD",
     "SITES",
     "SUBLAYERS",
+    "WRITES",
     "Capture",
     "Edit",
     "Frame",

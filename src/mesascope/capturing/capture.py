@@ -144,7 +144,15 @@ def capture(
     with quiet(model):
         probe, known = examine(model, x, mask)
         chosen = _chosen(layers, len(known))
-        recorder = Recorder(keep=sites, reduce=reduce, edits=edits, layers=chosen, count=len(known), batch=len(x))
+        recorder = Recorder(
+            keep=sites,
+            reduce=reduce,
+            edits=edits,
+            layers=chosen,
+            count=len(known),
+            batch=len(x),
+            lacking=_lacking(known),
+        )
         _refuse_edited_gradients(recorder, edits)
         places = {gradient_of(name) or name: at for name, at in recorder.places.items()}
         refuse_missing(type(model).__name__, known, places)
@@ -257,6 +265,14 @@ def _check(
         check_untouched(model, known, places, inputs, mask)
         note_checked(model, places)
     check_padding(model, inputs, mask)
+
+
+def _lacking(known: Sequence[Layer]) -> dict[str, list[int]]:
+    """For every site and its gradient, the layers that do not have it."""
+    return {
+        name: [number for number, layer in enumerate(known) if (gradient_of(name) or name) in layer.missing]
+        for name in SITES
+    }
 
 
 def _reduced_axes(reduce: Mapping[str, Reduction | LayerReduction]) -> dict[str, tuple[str, ...]]:

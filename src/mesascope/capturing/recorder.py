@@ -1,7 +1,7 @@
 """What is done with the value at a place: edit it, keep it, reduce it."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,6 +75,7 @@ class Recorder:
         layers: those kept, in order.
         count: how many layers the model has.
         batch: how many sequences there are.
+        lacking: which layers lack a site; optional sites are not asked for there.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Recorder:
         layers: Sequence[int],
         count: int,
         batch: int,
+        lacking: Mapping[str, Collection[int]] | None = None,
     ) -> None:
         self.kept: dict[str, Tensor] = {}
         self.passing = Passing()
@@ -94,6 +96,7 @@ class Recorder:
         several = [how for how in reduce.values() if isinstance(how, LayerReduction)]
         self._back = [how for how in several if any(map(gradient_of, how.sites))]
         self._forth = [how for how in several if how not in self._back]
+        self._lacking = lacking or {}
         self._slots = {layer: slot for slot, layer in enumerate(layers)}
         self._edited = [edit.layers(count) for edit in edits]
         self._changed = [False] * len(edits)
@@ -105,6 +108,8 @@ class Recorder:
         wanted |= {name for how in (*self._forth, *self._back) for name in how.sites}
         wanted |= ({DONE} if self._forth or self._back else set()) | ({DONE_BACK} if self._back else set())
         places = {name: set(self._slots) for name in wanted}
+        for name in {name for how in (*self._forth, *self._back) for name in how.optional} - wanted:
+            places[name] = set(self._slots) - set(self._lacking.get(name, ()))
         for edit, layers in zip(self._edits, self._edited, strict=True):
             places.setdefault(edit.site, set()).update(layers)
         return {name: tuple(sorted(layers)) for name, layers in sorted(places.items())}
@@ -147,8 +152,9 @@ class Recorder:
 
     def _hold(self, name: str, layer: int, value: Float[Tensor, "batch *rest"]) -> None:
         """Keep what reductions of several sites wait for; run those that have everything, and let go."""
-        back = {site for how in self._back for site in how.sites}
-        forth = {site for how in self._forth for site in how.sites}
+        back, forth = (
+            {site for how in some for site in (*how.sites, *how.optional)} for some in (self._back, self._forth)
+        )
         held = self.passing.held.setdefault(layer, {})
         if name in back | forth:
             held[name] = value.clone() if self._may_be_overwritten(name) else value
@@ -172,7 +178,7 @@ class Recorder:
             view = LayerView(
                 layer=layer,
                 slot=self._slots[layer],
-                sites={name: held[name] for name in how.sites},
+                sites={name: held[name] for name in (*how.sites, *how.optional) if name in held},
                 rows=self.passing.rows,
                 rerun=self.passing.reruns[layer],
                 **self.passing.view | {"parallel": self.passing.view["parallel"][layer]},

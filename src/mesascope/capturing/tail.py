@@ -52,12 +52,15 @@ class Tail:
     scales: tuple[float, ...]
     cap: float | None
 
-    @torch.no_grad()
     def __call__(self, resid: Stream, start: int = 0) -> Prediction:
-        """The prediction before the cap, from the stream (or from what enters module ``start``)."""
+        """The prediction before the cap, from the stream (or from what enters module ``start``).
+
+        It has a graph where the stream asks for one, never for the weights alone.
+        """
         x = resid
-        for module, scale in list(zip(self.modules, self.scales, strict=False))[start:]:
-            x = module(x if scale == 1.0 else x * scale)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and resid.requires_grad):
+            for module, scale in list(zip(self.modules, self.scales, strict=False))[start:]:
+                x = module(x if scale == 1.0 else x * scale)
         return x if self.scales[-1] == 1.0 else x * self.scales[-1]
 
     def capped(self, prediction: Prediction) -> Prediction:

@@ -51,6 +51,10 @@ class LayerView:
             raise KeyError(f"{name!r} must be among the sites asked for, but those are {', '.join(self.sites)}")
         return self.sites[name]
 
+    def __contains__(self, name: object) -> bool:
+        """Whether a site is there."""
+        return name in self.sites
+
     def before(self, sublayer: str) -> Stream:
         """The stream that a sublayer reads; the MLP's needs ``attn_write`` too."""
         if sublayer == "attention" or self.parallel:
@@ -79,6 +83,7 @@ class LayerReduction:
 
     Attributes:
         sites: what is needed, each without the axis ``layer``.
+        optional: what is given too in layers that have it, such as ``mlp_write``.
         fn: gets one layer for one micro-batch; returns tensors whose first axis is ``batch``, by name.
         axes: of every result, ``batch`` first; ``layer`` is put before them when layers are stacked.
 
@@ -89,10 +94,11 @@ class LayerReduction:
     sites: tuple[str, ...]
     fn: Callable[[LayerView], Mapping[str, Tensor]]
     axes: Mapping[str, tuple[str, ...]]
+    optional: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse sites that do not exist or belong to no layer, and results that are not per sequence."""
-        loose = [name for name in self.sites if "layer" not in site(name).axes]
+        loose = [name for name in (*self.sites, *self.optional) if "layer" not in site(name).axes]
         if loose:
             raise ValueError(f"sites of a layer reduction must have layers, but {loose[0]} has none")
         wrong = [name for name, axes in self.axes.items() if not axes or axes[0] != "batch"]

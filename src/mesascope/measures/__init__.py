@@ -4,6 +4,7 @@ from mesascope.measures.attribution import attribution
 from mesascope.measures.base import Measure, measure, measure_all
 from mesascope.measures.behaviour import behaviour
 from mesascope.measures.heads import copying, patterns, position
+from mesascope.measures.inner import inner, objective
 from mesascope.measures.lens import estimate, lens, logit_lens
 from mesascope.measures.norms import norms
 from mesascope.measures.similarity import similarity
@@ -14,11 +15,13 @@ __all__ = [
     "behaviour",
     "copying",
     "estimate",
+    "inner",
     "lens",
     "logit_lens",
     "measure",
     "measure_all",
     "norms",
+    "objective",
     "patterns",
     "position",
     "similarity",

@@ -7,7 +7,7 @@ import xarray as xr
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mesascope.capturing import Reduction, capture
+from mesascope.capturing import LayerReduction, Reduction, capture
 from mesascope.instruments import Instrument, Steps, described
 from mesascope.tasks.base import Batch
 
@@ -18,18 +18,18 @@ class Measure(Instrument):
 
     Attributes:
         sites: what must be recorded.
-        reductions: large sites that are reduced while the forward pass runs, by the name of the result.
+        reductions: what is computed from large sites while the forward pass runs, by name.
     """
 
     sites: tuple[str, ...]
-    reductions: Mapping[str, Reduction] = field(default_factory=dict)
+    reductions: Mapping[str, Reduction | LayerReduction] = field(default_factory=dict)
 
 
 def measure(
     *,
     title: str,
     sites: Sequence[str],
-    reductions: Mapping[str, Reduction] | None = None,
+    reductions: Mapping[str, Reduction | LayerReduction] | None = None,
     steps: Steps = "all",
     order: int = 50,
 ) -> Callable[[Callable[..., xr.Dataset]], Measure]:
@@ -55,6 +55,7 @@ def measure_all(
     *,
     oracles: Mapping[str, Tensor] | None = None,
     batch_size: int | None = None,
+    queries: Sequence[int] | None = None,
 ) -> dict[str, xr.Dataset]:
     """Record once what all these measures need, then compute them, by name.
 
@@ -64,8 +65,9 @@ def measure_all(
         measures: the instruments.
         oracles: predictions of known algorithms, for measures that compare.
         batch_size: sequences per forward pass; all at once by default.
+        queries: positions whose attention is looked at; all by default.
     """
     sites = sorted({site for one in measures for site in one.sites})
     reductions = {name: how for one in measures for name, how in one.reductions.items()}
-    recorded = capture(model, inputs, sites, oracles=oracles, reduce=reductions, batch_size=batch_size)
+    recorded = capture(model, inputs, sites, oracles=oracles, reduce=reductions, batch_size=batch_size, queries=queries)
     return {one.name: one(recorded) for one in measures}

@@ -1,0 +1,213 @@
+"""Inner objectives: their identities in real architectures, their control, planted descent and a decoy."""
+
+import pytest
+import torch
+import xarray as xr
+from torch.testing import assert_close
+
+from mesascope.capturing import LayerReduction, UnsupportedModel, capture
+from mesascope.measures import inner, objective, objectives
+from mesascope.measures.inner import descent
+from mesascope.measures.sublayer import Sublayer
+from mesascope.models.transformer import Decoder, DecoderConfig
+
+from .families import make, tokens
+
+FAMILIES = ("llama", "gpt2", "gpt_neox", "phi")
+SITES = ("resid_pre", "attn_write", "mlp_write", "pattern", "value", "key", "query", "score")
+
+
+def measured(model, x, one, queries=None, **options) -> xr.Dataset:
+    measure = inner(one)
+    recorded = capture(model, x, measure.sites, reduce=measure.reductions, queries=queries, **options)
+    return measure(recorded)
+
+
+def at_every_sublayer(model, x, read, names=("attention", "mlp"), queries=None) -> None:
+    """Call a check with every sublayer of a model."""
+
+    def see(view):
+        for name in names:
+            read(Sublayer(view=view, name=name))
+        return {"seen": torch.ones(len(view.inputs))}
+
+    how = LayerReduction(sites=SITES, fn=see, axes={"seen": ("batch",)})
+    assert capture(model, x, [], reduce={"seen": how}, queries=queries)["seen"].shape == (2, len(x))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_gradient_of_linear_is_the_attention_update(family):
+    def check(at: Sublayer) -> None:
+        with torch.enable_grad():
+            z = at.x.clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(objectives.linear.value(z, at).sum(), z)
+        assert_close(-gradient, at.u, rtol=0, atol=0)
+        found = descent(objectives.linear.value, at)
+        assert_close(found["after"] - found["before"], -at.u.square().sum(-1), rtol=1e-4, atol=1e-4)
+
+    at_every_sublayer(make(family), tokens(), check, queries=[0, 3, 7])
+    found = measured(make(family), tokens(), objectives.linear)
+    assert "always" in found.attrs["tautology"]
+    assert found["cosine"].attrs["tautology"]
+    assert (abs(found["cosine"] - 1) < 1e-6).all()
+    assert found["opposition"].attrs.get("tautology") is None
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_gradient_of_quadratic_is_heads_times_representation_minus_what_is_mixed(family):
+    def check(at: Sublayer) -> None:
+        with torch.enable_grad():
+            z = at.x.clone().requires_grad_()
+            value = objectives.quadratic.value(z, at)
+            (gradient,) = torch.autograd.grad(value.sum(), z)
+        heads = at.pattern.shape[1]
+        assert_close(gradient, heads * at.x - (at.u - at.bias), rtol=1e-4, atol=1e-4)
+        offered = torch.einsum("bhkd,hdm->bhkm", at.values, at.projection)
+        away = (at.x[:, None, :, None] - offered[:, :, None]).square().sum(-1)
+        assert_close(value, (at.pattern * away).sum((1, 3)) / 2, rtol=1e-4, atol=1e-4)
+
+    at_every_sublayer(make(family), tokens(), check, names=("attention",), queries=[2, 5])
+
+
+def test_the_update_of_unshuffled_keys_is_the_attention_s_own():
+    """The control is built from parts; with every key in its place the parts must give the real update."""
+
+    def check(at: Sublayer) -> None:
+        stay = torch.arange(at.visible.shape[-1]).expand(at.visible.shape)
+        assert_close(Sublayer(view=at.view, name="attention", order=stay).u, at.u, rtol=1e-4, atol=1e-5)
+        for other in at.shuffled(2, seed=0):
+            assert other.order is not None
+            assert_close(other.order.sort(-1).values, stay, rtol=0, atol=0)
+            assert_close(other.pattern.sum(-1), at.pattern.sum(-1))
+            assert (other.pattern.sum(1)[~at.visible] == 0).all()
+            assert not torch.equal(other.u, at.u)
+
+    for family in FAMILIES:
+        at_every_sublayer(make(family), tokens(), check, names=("attention",))
+
+
+@pytest.mark.parametrize("precise", [False, True])
+def test_one_step_of_the_fast_weight_is_linear_attention(precise):
+    torch.manual_seed(0)
+    model = Decoder(
+        DecoderConfig(d_in=2, d_out=2, hidden_size=16, num_attention_heads=4, num_key_value_heads=2, attention="linear")
+    )
+    x = torch.randn(3, 9, 2)
+    model, x = (model.double(), x.double()) if precise else (model, x)
+    found = measured(model, x, objectives.fast_weight)
+    assert_close(
+        torch.from_numpy(found["unexplained"].sel(sublayer="attention").values),
+        torch.zeros(3).double(),
+        rtol=0,
+        atol=1e-6,
+    )
+    step = found["step"].sel(sublayer="attention")
+    assert (abs(step - 1) < 1e-5).all()
+    softmax = measured(make("llama"), tokens(), objectives.fast_weight)
+    assert (softmax["unexplained"].sel(sublayer="attention") > 0.01).all()
+
+
+def test_hopfield_s_gradient_moves_towards_keys_and_its_energy_is_ramsauer_s():
+    """One head without norm or positions: the new state is the attention over the stored patterns."""
+
+    def check(at: Sublayer) -> None:
+        scale = at.queries.shape[-1] ** -0.5
+        with torch.enable_grad():
+            z = at.x.clone().requires_grad_()
+            value = objectives.hopfield.value(z, at)
+            (gradient,) = torch.autograd.grad(value.sum(), z)
+            again = at.query(z)
+            scores = (again @ at.keys.mT * scale).masked_fill(~at.visible[:, None], -torch.inf)
+            energy = -scores.logsumexp(-1).sum(1) / scale + z.square().sum(-1) / 2
+            (expected,) = torch.autograd.grad(energy.sum(), z)
+            (pull,) = torch.autograd.grad((at.pattern @ at.keys * at.query(z)).sum(), z)
+        assert_close(value, energy, rtol=1e-4, atol=1e-4)
+        assert_close(gradient, expected, rtol=1e-4, atol=1e-4)
+        assert_close(gradient, at.x - pull, rtol=1e-3, atol=1e-3)
+
+    for family in FAMILIES:
+        at_every_sublayer(make(family), tokens(), check, names=("attention",), queries=[1, 4, 6])
+
+
+def test_hopfield_is_refused_where_scores_are_more_than_products():
+    with pytest.raises(UnsupportedModel, match="softmax of the scaled scores misses"):
+        measured(make("gemma2"), tokens(), objectives.hopfield)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_readout_after_the_last_layer_is_the_loss_and_its_gradient_the_model_s(family):
+    model, x = make(family), tokens()
+    found = measured(model, x, objectives.readout)
+    with torch.no_grad():
+        loss = model(x, labels=x).loss
+    each = torch.nn.functional.cross_entropy(model(x).logits[:, :-1].mT, x[:, 1:], reduction="none")
+    assert_close(each.mean(), loss)
+    end = each[:, 1:].mean().item()  # the first token is a sink
+    parallel = family in ("phi",)
+    if not parallel:
+        assert found["after"].values[-1, 1] == pytest.approx(end, rel=1e-4)
+
+
+def test_outer_holds_the_mlp_against_the_gradient_behind_the_attention():
+    model, x = make("llama"), tokens()
+    seen = {}
+
+    def keep(view):
+        at = Sublayer(view=view, name="mlp")
+        seen[view.layer] = at.gradient.clone()
+        return {"seen": torch.ones(len(view.inputs))}
+
+    sites = ("resid_pre", "attn_write", "mlp_write", "resid_pre_grad", "attn_write_grad")
+    capture(model, x, [], reduce={"seen": LayerReduction(sites=sites, fn=keep, axes={"seen": ("batch",)})})
+    kept = capture(model, x, ["attn_write_grad"])
+    for layer, gradient in seen.items():
+        assert_close(gradient, kept["attn_write_grad"][layer])
+    found = measured(model, x, objectives.outer)
+    assert found["cosine"].notnull().all()
+    assert (found["unexplained"] <= 1).all()
+    assert set(found.data_vars) >= {"cosine", "cosine_keys_shuffled", "cosine_at_sinks"}
+    assert "before" not in found
+
+
+@objective(title="pull", sites=("pattern", "value"), sublayers=("attention",))
+def pull(z, at):
+    """Half of the squared distance from where the update leads."""
+    return (z - at.x - at.u).square().sum(-1) / 2
+
+
+@objective(title="push", sublayers=("attention",))
+def push(z, at):
+    """What any update climbs: half of the squared distance from where it came."""
+    return -(z - at.x - at.u).square().sum(-1) / 2
+
+
+def test_an_objective_of_one_s_own_is_found_descending_and_its_opposite_climbing():
+    """Planted: every update goes to the minimum in one step. Decoy: the same function upside down."""
+    down, up = measured(make("llama"), tokens(), pull), measured(make("llama"), tokens(), push)
+    attention = {"sublayer": "attention"}
+    assert (down["descends"].sel(attention) == 1).all()
+    assert (abs(down["cosine"].sel(attention) - 1) < 1e-6).all()
+    assert (abs(down["step"].sel(attention) - 1) < 1e-5).all()
+    assert (up["descends"].sel(attention) == 0).all()
+    assert (abs(up["cosine"].sel(attention) + 1) < 1e-6).all()
+    assert down["cosine"].sel(sublayer="mlp").isnull().all()
+    assert down["cosine_keys_shuffled"].dims == ("draw", "layer", "sublayer")
+    assert "cosine_keys_shuffled" not in up  # it asks for no pattern, so it has no control of the keys
+
+
+def test_every_objective_gives_its_quantities_with_micro_batches_alike():
+    for one in objectives.OBJECTIVES:
+        whole, parts = (
+            measured(make("llama"), tokens(), one, queries=[0, 2, 5], batch_size=size) for size in (None, 1)
+        )
+        for name in one.quantities:
+            assert whole[name].dims == ("layer", "sublayer")
+            assert whole[name].attrs["about"]
+            assert_close(
+                torch.from_numpy(whole[name].values),
+                torch.from_numpy(parts[name].values),
+                rtol=1e-3,
+                atol=1e-5,
+                equal_nan=True,
+            )
+            assert whole[name].sel(sublayer="attention").notnull().all(), (one.name, name)
