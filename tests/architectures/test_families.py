@@ -7,6 +7,8 @@ from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
 from mesascope.capturing import SITES, Edit, UnsupportedModel, capture
+from mesascope.capturing.capture import examine
+from mesascope.capturing.forward import quiet
 
 from .families import FAMILIES, OWN_ATTENTION, make, tokens
 
@@ -130,3 +132,22 @@ def test_own_attention_is_refused_by_name(family):
     model = make(family)
     with pytest.raises(UnsupportedModel, match=f"{type(model).__name__} does its own attention"):
         capture(model, tokens())
+
+
+@pytest.mark.parametrize(
+    ("family", "parallel"),
+    {
+        "llama": False,
+        "gpt2": False,
+        "gemma2": False,
+        "granite": False,
+        "gpt_neox": True,
+        "phi": True,
+        "cohere": True,
+    }.items(),
+)
+def test_blocks_whose_mlp_reads_beside_attention_are_told_from_the_others(family, parallel):
+    model = make(family)
+    with quiet(model):
+        _, layers = examine(model, tokens())
+    assert [layer.parallel for layer in layers] == [parallel] * 2

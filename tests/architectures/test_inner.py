@@ -7,7 +7,6 @@ from torch.testing import assert_close
 
 from mesascope.capturing import LayerReduction, UnsupportedModel, capture
 from mesascope.measures import inner, objective, objectives
-from mesascope.measures.inner import descent
 from mesascope.measures.sublayer import Sublayer
 from mesascope.models.transformer import Decoder, DecoderConfig
 
@@ -42,7 +41,7 @@ def test_the_gradient_of_linear_is_the_attention_update(family):
             z = at.x.clone().requires_grad_()
             (gradient,) = torch.autograd.grad(objectives.linear.value(z, at).sum(), z)
         assert_close(-gradient, at.u, rtol=0, atol=0)
-        found = descent(objectives.linear.value, at)
+        found = objectives.linear.read(at)
         assert_close(found["after"] - found["before"], -at.u.square().sum(-1), rtol=1e-4, atol=1e-4)
 
     at_every_sublayer(make(family), tokens(), check, queries=[0, 3, 7])
@@ -211,3 +210,22 @@ def test_every_objective_gives_its_quantities_with_micro_batches_alike():
                 equal_nan=True,
             )
             assert whole[name].sel(sublayer="attention").notnull().all(), (one.name, name)
+
+
+def test_the_parabola_of_the_fast_weight_is_its_loss():
+    """The loss after the best step, written out key by key."""
+
+    def check(at: Sublayer) -> None:
+        found = objectives.fast_weight.read(at)
+        keys, values = at.keys.double(), at.values.double()
+        seen = at.visible.double()
+        step = torch.einsum("bhkd,bhke,bqk->bhqde", keys, values, seen)
+        linear = torch.einsum("bhqd,bhqde->bhqe", at.queries.double(), step)
+        best = (linear * at.mixed).sum(-1) / linear.square().sum(-1)
+        misses = torch.einsum("bhkd,bhqde->bhqke", keys, best[..., None, None] * step) - values[:, :, None]
+        loss = torch.einsum("bhqke,bqk->bhq", misses.square(), seen) / 2
+        assert_close(found["step"], best.mean(1), rtol=1e-4, atol=1e-5)
+        assert_close(found["after"], loss.mean(1), rtol=1e-4, atol=1e-5)
+
+    for family in FAMILIES:
+        at_every_sublayer(make(family), tokens(), check, names=("attention",), queries=[1, 4, 6])

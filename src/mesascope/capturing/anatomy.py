@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from mesascope.capturing import weights
 from mesascope.capturing.hooks import Attended
-from mesascope.capturing.layer import Layer, Weights
+from mesascope.capturing.layer import Layer, Weights, Write
 from mesascope.capturing.rounding import close, distance, same, tolerance
 from mesascope.capturing.sites import UnsupportedModel
 from mesascope.capturing.trace import Attention, Call, Trace
@@ -108,7 +108,18 @@ def _layer(trace: Trace, block: Call, name: str) -> Layer:
         heads=attention.call.query.shape[1],
         kv_heads=attention.call.key.shape[1],
         missing=missing | troubles | ({} if projection else {"projection": why}),
+        parallel=mlp_write is not None and not _reads_between(trace, block, attn_write, _stream(block, name)[1]),
     )
+
+
+def _reads_between(trace: Trace, block: Call, attn_write: Write | None, before: Tensor) -> bool:
+    """Whether something in a block reads the stream after attention's write, as the MLP of most models does."""
+    if attn_write is None:
+        return False
+    written = trace.of(attn_write.module)[0].result.reshape(before.shape)
+    between = before + attn_write.gain * written
+    given = [x for call in trace.within(block) for x in call.inputs.values()]
+    return any(x.shape == between.shape and x.is_floating_point() and close(x, between) for x in given)
 
 
 def _without_attention(block: Call, name: str) -> Layer:

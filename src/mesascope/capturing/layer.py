@@ -46,6 +46,7 @@ class Layer:
         weights: how attention weights are had.
         heads, kv_heads: their numbers; 0 without attention.
         missing: why a site is not there, by site; ``projection`` is explained here too.
+        parallel: the MLP reads the stream before attention has written to it.
     """
 
     block: str

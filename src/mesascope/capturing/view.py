@@ -1,7 +1,7 @@
 """One layer while the model runs: what a reduction of several sites is given."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
@@ -54,6 +54,11 @@ class LayerView:
     def __contains__(self, name: object) -> bool:
         """Whether a site is there."""
         return name in self.sites
+
+    def at(self, some: Int[Tensor, " fewer"]) -> "LayerView":
+        """The same view of fewer queries: these of them."""
+        rows = {name: self.sites[name][:, :, some] for name in ("score", "pattern") if name in self.sites}
+        return replace(self, queries=self.queries[some], sites={**self.sites, **rows})
 
     def before(self, sublayer: str) -> Stream:
         """The stream that a sublayer reads; the MLP's needs ``attn_write`` too."""

@@ -49,6 +49,7 @@ class Objective:
         sites: what of the layer it needs beside the stream and the writes.
         sublayers: whose updates it is about.
         tautology: why it cannot fail, where it cannot; its results are marked so and carry no claim.
+        most: tokens of a sequence at most, spread evenly over those looked at.
     """
 
     name: str
@@ -60,14 +61,29 @@ class Objective:
     sites: tuple[str, ...] = ()
     sublayers: tuple[str, ...] = SUBLAYERS
     tautology: str = ""
+    most: int | None = None
 
 
 def objective(
-    *, title: str, sites: tuple[str, ...] = (), sublayers: tuple[str, ...] = SUBLAYERS, tautology: str = ""
+    *,
+    title: str,
+    sites: tuple[str, ...] = (),
+    sublayers: tuple[str, ...] = SUBLAYERS,
+    tautology: str = "",
+    ordered: bool = True,
+    most: int | None = None,
 ) -> Callable[[Callable[[Tensor, Sublayer], Tensor]], Objective]:
     """Make an objective of a function of representations (batch, query, d_model) and the sublayer, frozen.
 
     Its name and docstring become the objective's; it gives one number per token, and autograd its gradient.
+
+    Args:
+        title: a heading.
+        sites: what of the layer it needs beside the stream and the writes.
+        sublayers: whose updates it is about.
+        tautology: why it cannot fail, where it cannot.
+        ordered: it depends on which key has which weight, and is computed anew where the control shuffles them.
+        most: tokens of a sequence at most, spread evenly, where it costs much.
 
     >>> @objective(title="Length")
     ... def length(z, at):
@@ -83,25 +99,30 @@ def objective(
             name=told["name"],
             about=told["about"],
             title=title,
-            read=partial(descent, function),
+            read=partial(descent, function, ordered),
             value=function,
             sites=sites,
             sublayers=sublayers,
             tautology=tautology,
+            most=most,
         )
 
     return decorate
 
 
-def descent(value: Callable[[Tensor, Sublayer], Tensor], at: Sublayer) -> dict[str, Tensor]:
+def descent(value: Callable[[Tensor, Sublayer], Tensor], ordered: bool, at: Sublayer) -> dict[str, Tensor]:
     """An objective before and after an update, and the update against its gradient."""
-    with torch.enable_grad():
-        z = at.x.detach().clone().requires_grad_()
-        before = value(z, at)
-        (gradient,) = torch.autograd.grad(before.sum(), z)
+
+    def start() -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            z = at.x.detach().clone().requires_grad_()
+            before = value(z, at)
+            return before.detach(), torch.autograd.grad(before.sum(), z)[0]
+
+    before, gradient = start() if ordered else at.once(f"start of {value!r}", start)
     with torch.no_grad():
         after = value(at.x + at.u, at)
-    return {"before": before.detach(), "after": after, **against(-gradient, at.u)}
+    return {"before": before, "after": after, **against(-gradient, at.u)}
 
 
 def against(direction: Float[Tensor, "*rest d"], update: Float[Tensor, "*rest d"]) -> dict[str, Float[Tensor, "*rest"]]:
@@ -152,15 +173,18 @@ def _told(one: Objective) -> list[str]:
 
 
 def _see(one: Objective, shuffles: bool, seed: int, view: LayerView) -> dict[str, Tensor]:
-    """All quantities of one layer, for every token looked at."""
-    absent = torch.full((len(view.inputs), len(view.queries), len(_told(one))), torch.nan, dtype=torch.float64)
+    """All quantities of one layer, for every token looked at; not a number where an objective looks at fewer."""
+    count = len(view.queries)
+    some = torch.linspace(0, count - 1, min(one.most or count, count)).round().long()
+    view = view.at(some)
+    absent = torch.full((len(view.inputs), count, len(_told(one))), torch.nan, dtype=torch.float64)
     at = {name: Sublayer(view=view, name=name) for name in one.sublayers if WRITES[name] in view}
-    real = [_numbers(one, at[name]) if name in at else absent for name in SUBLAYERS]
+    real = [absent.index_copy(1, some, _numbers(one, at[name])) if name in at else absent for name in SUBLAYERS]
     found = {_name(one, "real"): torch.stack(real, dim=2)}
     if shuffles:
-        draws = [_numbers(one, other) for other in at["attention"].shuffled(DRAWS, seed)]
-        control = [torch.stack(draws, -1), absent[..., None].expand(*absent.shape, DRAWS)]
-        found[_name(one, "shuffled")] = torch.stack(control, dim=2)
+        numbers = [_numbers(one, other) for other in at["attention"].shuffled(DRAWS, seed)]
+        draws = torch.stack([absent.index_copy(1, some, each) for each in numbers], -1)
+        found[_name(one, "shuffled")] = torch.stack([draws, absent[..., None].expand_as(draws)], dim=2)
     return found
 
 

@@ -11,7 +11,7 @@ from mesascope.capturing import UnsupportedModel
 from mesascope.measures.inner import Objective, against, objective
 from mesascope.measures.sublayer import Sublayer
 
-FEW = 8  # tokens of a sequence at which fast weights are written out
+FEW = 4  # tokens of a sequence at which fast weights are written out
 FIT = 1e-3  # how far scores may be from a multiple of the products of queries and keys
 Stream = Float[Tensor, "batch query d_model"]
 PerToken = Float[Tensor, "batch query"]
@@ -47,19 +47,24 @@ def quadratic(z: Stream, at: Sublayer) -> PerToken:
     return (at.pattern.sum((1, 3)) * z.square().sum(-1) - 2 * (z * offered).sum(-1) + weighted) / 2
 
 
-@objective(title="Hopfield energy", sites=("pattern", "value", "key", "query", "score"), sublayers=("attention",))
+@objective(
+    title="Hopfield energy",
+    sites=("pattern", "value", "key", "query", "score"),
+    sublayers=("attention",),
+    ordered=False,
+)
 def hopfield(z: Stream, at: Sublayer) -> PerToken:
     """The energy of a continuous Hopfield network (Ramsauer et al. 2021): E(z) = -(1/beta) sum_h logsumexp_i(beta
     <q_h(z), k[h,i]>) + 1/2 |z|^2. q_h is the layer's own query map, norm and rotary positions included, and beta the
     scale of its scores. It does not depend on the order of the keys; in the control the update does.
     """
-    beta = _scale(at)
+    beta = at.once("scale", lambda: _scale(at))
     products = torch.einsum("bhqd,bhkd->bhqk", at.query(z), at.keys)
     scores = (beta * products).masked_fill(~at.visible[:, None], -torch.inf)
     return z.square().sum(-1) / 2 - scores.logsumexp(-1).sum(1) / beta
 
 
-@objective(title="read-out")
+@objective(title="read-out", sites=("pattern", "value"), ordered=False, most=32)
 def readout(z: Stream, at: Sublayer) -> PerToken:
     """The loss on the true next token if the model stopped here: its own final norm and output map applied to the
     representation (the logit lens; nostalgebraist 2020).
@@ -70,26 +75,32 @@ def readout(z: Stream, at: Sublayer) -> PerToken:
 
 
 def _fast_weight(at: Sublayer) -> dict[str, Tensor]:
-    """The fast weight of every head at a few tokens, written out, so that autograd can be asked."""
-    some = torch.linspace(0, at.x.shape[1] - 1, min(FEW, at.x.shape[1])).long()
-    key, value, visible = at.keys.float(), at.values.float(), at.visible[:, some].float()
-    real = at.mixed[:, :, some].float()
+    """The first gradient step of every head's fast weight, held against what the head mixes.
 
-    def loss(weight: Float[Tensor, "batch head query d e"]) -> Float[Tensor, "batch head query"]:
-        miss = torch.einsum("bhkd,bhqde->bhqke", key, weight) - value[:, :, None]
-        return torch.einsum("bhqke,bqk->bhq", miss.square(), visible) / 2
+    Along the step the loss is a parabola, so its value at the best step needs no further pass.
+    """
+    before, seen, slope, bend = at.once("fast weight", lambda: _first_step(at))
+    found = against(seen, at.mixed)
+    after = before - found["step"] * slope + found["step"].square() * bend / 2
+    return {name: value.double().nanmean(1) for name, value in {"before": before, "after": after, **found}.items()}
+
+
+def _first_step(at: Sublayer) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The loss at W = 0, the step from there as the query sees it, the loss's slope along it and how it bends."""
+    key, value, visible = at.keys.float(), at.values.float(), at.visible.float()
+
+    def mapped(weight: Float[Tensor, "batch head query d e"]) -> Float[Tensor, "batch head query key e"]:
+        return torch.einsum("bhkd,bhqde->bhqke", key, weight)
+
+    def loss(misses: Float[Tensor, "batch head query key e"]) -> Float[Tensor, "batch head query"]:
+        return torch.einsum("bhqke,bqk->bhq", misses.square(), visible) / 2
 
     with torch.enable_grad():
-        weight = key.new_zeros(*real.shape[:3], key.shape[-1], value.shape[-1]).requires_grad_()
-        before = loss(weight)
+        weight = key.new_zeros(*at.mixed.shape[:3], key.shape[-1], value.shape[-1]).requires_grad_()
+        before = loss(mapped(weight) - value[:, :, None])
         (gradient,) = torch.autograd.grad(before.sum(), weight)
-    with torch.no_grad():
-        seen = torch.einsum("bhqd,bhqde->bhqe", at.queries[:, :, some].float(), -gradient)
-        found = against(seen, real)
-        after = loss(-gradient * found["step"].to(gradient.dtype)[..., None, None])
-    found = {"before": before.detach(), "after": after, **found}
-    empty = at.x.new_full(at.x.shape[:2], torch.nan, dtype=torch.float64)
-    return {name: empty.index_copy(1, some, one.double().nanmean(1)) for name, one in found.items()}
+    seen = torch.einsum("bhqd,bhqde->bhqe", at.queries.float(), -gradient)
+    return before.detach().double(), seen, gradient.double().square().sum((-1, -2)), 2 * loss(mapped(gradient)).double()
 
 
 fast_weight = Objective(
@@ -104,6 +115,7 @@ fast_weight = Objective(
     read=_fast_weight,
     sites=("pattern", "value", "key", "query"),
     sublayers=("attention",),
+    most=FEW,
 )
 
 outer = Objective(

@@ -1,8 +1,9 @@
 """One sublayer's update of a few tokens, frozen: everything that an inner objective may be a function of."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from mesascope.capturing import Frame, LayerView
 
+Result = TypeVar("Result")
 Stream = Float[Tensor, "batch query d_model"]
 Pattern = Float[Tensor, "batch head query key"]
 PerHead = Float[Tensor, "batch head key d_head"]
@@ -23,11 +25,19 @@ class Sublayer:
         view: the layer.
         name: attention or mlp.
         order: per query, from which key each key takes its weight; ``None`` outside the control.
+        shared: what was computed once for every order of the keys.
     """
 
     view: LayerView
     name: str
     order: Int[Tensor, "batch query key"] | None = None
+    shared: dict[str, Any] = field(default_factory=dict)
+
+    def once(self, name: str, compute: Callable[[], Result]) -> Result:
+        """Something that does not depend on the order of the keys, computed only the first time."""
+        if name not in self.shared:
+            self.shared[name] = compute()
+        return self.shared[name]
 
     @cached_property
     def x(self) -> Stream:
@@ -50,7 +60,7 @@ class Sublayer:
     @cached_property
     def visible(self) -> Bool[Tensor, "batch query key"]:
         """Which keys have any weight."""
-        return (self.view["pattern"] != 0).any(1)
+        return self.once("visible", lambda: (self.view["pattern"] != 0).any(1))
 
     @cached_property
     def mixed(self) -> Float[Tensor, "batch head query d_head"]:
@@ -60,12 +70,12 @@ class Sublayer:
     @cached_property
     def values(self) -> PerHead:
         """Values, one for each query head."""
-        return self._per_head(self.view["value"])
+        return self.once("values", lambda: self._per_head(self.view["value"]))
 
     @cached_property
     def keys(self) -> PerHead:
         """Keys, one for each query head, rotary positions included."""
-        return self._per_head(self.view["key"])
+        return self.once("keys", lambda: self._per_head(self.view["key"]))
 
     @cached_property
     def queries(self) -> Float[Tensor, "batch head query d_head"]:
@@ -106,7 +116,8 @@ class Sublayer:
         """The control: every query's weights fall on its visible keys in a random order, the same for all heads."""
         generator = torch.Generator().manual_seed(seed + self.view.layer)
         for _ in range(draws):
-            yield Sublayer(view=self.view, name=self.name, order=_order(self.visible, generator))
+            order = _order(self.visible, generator)
+            yield Sublayer(view=self.view, name=self.name, order=order, shared=self.shared)
 
     def _per_head(self, grouped: Float[Tensor, "batch kv_head key d_head"]) -> PerHead:
         """The same tensor of a group for each of its heads."""
