@@ -101,7 +101,7 @@ def test_the_own_readout_at_the_end_is_the_models_output():
 
 def test_the_logit_lens_at_the_end_is_the_models_loss():
     model, ids = language_model()
-    found = measures.logit_lens(capture(model, ids, ["resid_pre", "resid_post"]))
+    found = measures.measure_all(model, ids, [measures.logit_lens])["logit_lens"]
     loss = model(ids, labels=ids).loss.detach()
     assert float(found["loss"][-1]) == pytest.approx(float(loss), rel=1e-5)
     assert float(found["settled"][-1]) == 1.0
@@ -154,8 +154,8 @@ def test_similarity_and_copying_refuse_tokens_and_say_why():
         measures.behaviour(capture(model, ids, ["prediction"]))
     with pytest.raises(ValueError, match="lens needs a capture of a Batch"):
         measures.lens(capture(model, ids, ["resid_pre", "resid_post", "prediction"]))
-    with pytest.raises(ValueError, match="logit_lens needs tokens"):
-        measures.logit_lens(capture(decoder(), batch()[1], ["resid_pre", "resid_post"]))
+    with pytest.raises(ValueError, match="a lens on tokens needs tokens"):
+        measures.measure_all(decoder(), batch()[1], [measures.logit_lens])
 
 
 def test_a_measure_without_its_site_is_refused_by_name():

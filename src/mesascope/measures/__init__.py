@@ -5,12 +5,14 @@ from mesascope.measures.base import Measure, measure, measure_all
 from mesascope.measures.behaviour import behaviour
 from mesascope.measures.heads import copying, patterns, position
 from mesascope.measures.inner import inner, objective
-from mesascope.measures.lens import estimate, lens, logit_lens
+from mesascope.measures.lens import estimate, lens
 from mesascope.measures.norms import norms
 from mesascope.measures.similarity import similarity
+from mesascope.measures.token_lens import affine_lens, logit_lens
 
 __all__ = [
     "Measure",
+    "affine_lens",
     "attribution",
     "behaviour",
     "copying",

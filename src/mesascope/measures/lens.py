@@ -118,47 +118,6 @@ def estimate(recorded: Capture, first: int = 0) -> xr.Dataset:
     )
 
 
-@measure(title="Logit lens", sites=["resid_pre", "resid_post"], order=20)
-def logit_lens(recorded: Capture) -> xr.Dataset:
-    """The model's own final norm and output map applied to the residual stream before each layer and after the last
-    (nostalgebraist 2020): the loss on the true next token, how often the top token is the true one, and how often it
-    is the token the model will finally choose. For a language model; positions without a next token do not count.
-    """
-    tokens = recorded.inputs
-    if tokens.is_floating_point():
-        raise ValueError("logit_lens needs tokens, but the inputs are vectors; use lens")
-    final = recorded.frame.readout(recorded["resid_post"][-1]).argmax(-1)[:, :-1]
-    loss, right, settled = [], [], []
-    for resid in depths(recorded):
-        logits = recorded.frame.readout(resid)[:, :-1].float()
-        top = logits.argmax(-1)
-        loss.append(per_position(logits, tokens[:, 1:]).mean())
-        right.append((top == tokens[:, 1:]).double().mean())
-        settled.append((top == final).double().mean())
-    depth = {"layer": depth_names(len(loss) - 1)}
-    return xr.Dataset(
-        {
-            "loss": label(
-                torch.stack(loss), "layer", units="nat", about="mean loss on the true next token", coords=depth
-            ).assign_attrs(headline=1),
-            "accuracy": label(
-                torch.stack(right),
-                "layer",
-                units="1",
-                about="share of positions whose top token is right",
-                coords=depth,
-            ),
-            "settled": label(
-                torch.stack(settled),
-                "layer",
-                units="1",
-                about="share of positions whose top token is the one finally chosen",
-                coords=depth,
-            ),
-        }
-    )
-
-
 def depth_names(layers: int) -> list[str]:
     """The places between layers, from the embedding to the end."""
     return ["embedding", *(f"after {layer}" for layer in range(layers))]

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+PENALTIES = tuple(10.0**power for power in range(-6, 4))  # in units of the mean variance of what is read
 Rows = Float[Tensor, "row feature"]
 Values = Float[Tensor, "row out"]
 
@@ -28,6 +29,32 @@ def affine_fit(x: Rows, y: Values, penalty: float = 1e-6) -> tuple[Float[Tensor,
     ridge = penalty * gram.diagonal().mean() + torch.finfo(torch.float64).tiny
     weight = torch.linalg.solve(gram + ridge * torch.eye(len(gram), dtype=x.dtype, device=x.device), x.T @ y)
     return weight, mean_y - mean_x @ weight
+
+
+def ridge_fit(x: Rows, y: Values) -> tuple[Float[Tensor, "feature out"], Float[Tensor, "out"], float]:
+    """The affine map from x to y by ridge regression, its penalty chosen by generalised cross-validation.
+
+    Args:
+        x: what is read; fewer rows than features will do.
+        y: what it shall tell.
+
+    Returns:
+        the map, its constant, and the penalty in units of the mean variance of x (Golub, Heath & Wahba 1979).
+    """
+    x, y = x.double(), y.double()
+    mean_x, mean_y = x.mean(0), y.mean(0)
+    u, size, v = torch.linalg.svd(x - mean_x, full_matrices=False)
+    along, unit = u.T @ (y - mean_y), size.square().sum() / x.shape[1]
+    rest = (y - mean_y).square().sum() - along.square().sum()
+
+    def score(penalty: float) -> float:
+        kept = size.square() / (size.square() + penalty * unit)
+        error = ((1 - kept)[:, None] * along).square().sum() + rest.clamp_min(0)
+        return float(error / (len(x) - 1 - kept.sum()).clamp_min(1e-9).square())
+
+    penalty = min(PENALTIES, key=score)
+    weight = v.T @ ((size / (size.square() + penalty * unit))[:, None] * along)
+    return weight, mean_y - mean_x @ weight, penalty
 
 
 def r_squared(prediction: Values, y: Values) -> float:
