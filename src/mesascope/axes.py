@@ -13,6 +13,8 @@ results, in the docs and under the figures.
 - ``d_in``, ``d_out``: a coordinate of an input vector, of a predicted vector (or a token's logit).
 - ``component``: one additive part of the output (embedding, a head, an MLP, biases).
 - ``predictor``: the model or one of the task's oracles. ``stat``: a named number about one thing.
+- ``map``: one linear map inside a block, by its name there. ``eigen``: an index along a spectrum, largest first.
+- ``draw``: a replicate of a control.
 
 What a paper calls the seed of a *sequence* is the latent ``generator`` here, never ``seed``.
 """
@@ -25,7 +27,8 @@ import torch
 import xarray as xr
 
 AXES = frozenset(
-    "seed step layer batch pos head kv_head query key d_model d_head d_in d_out component predictor stat".split()
+    "seed step layer batch pos head kv_head query key d_model d_head d_in d_out component predictor stat map eigen "
+    "draw".split()
 )
 
 
