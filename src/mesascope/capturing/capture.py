@@ -14,7 +14,8 @@ from mesascope.capturing.anatomy import read_layers
 from mesascope.capturing.checks import check_padding, check_untouched, refuse_changed, refuse_missing
 from mesascope.capturing.edits import Edit
 from mesascope.capturing.forward import predict, quiet
-from mesascope.capturing.frame import Frame, make_frame
+from mesascope.capturing.frame import Frame
+from mesascope.capturing.framing import make_frame
 from mesascope.capturing.hooks import attach, kernel_of
 from mesascope.capturing.layer import Layer
 from mesascope.capturing.memory import estimate, refuse_too_large
