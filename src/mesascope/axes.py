@@ -13,6 +13,7 @@ results, in the docs and under the figures.
 - ``d_in``, ``d_out``: a coordinate of an input vector, of a predicted vector (or a token's logit).
 - ``component``: one additive part of the output (embedding, a head, an MLP, biases).
 - ``predictor``: the model or one of the task's oracles. ``stat``: a named number about one thing.
+- ``rank``: a place in an order, best first. ``draw``: one of several random repetitions of a control.
 
 What a paper calls the seed of a *sequence* is the latent ``generator`` here, never ``seed``.
 """
@@ -25,7 +26,8 @@ import torch
 import xarray as xr
 
 AXES = frozenset(
-    "seed step layer batch pos head kv_head query key d_model d_head d_in d_out component predictor stat".split()
+    "seed step layer batch pos head kv_head query key d_model d_head d_in d_out component predictor stat rank "
+    "draw".split()
 )
 
 

@@ -32,7 +32,7 @@ def normed(recorded) -> torch.Tensor:
 def test_values_follow_from_the_normed_stream_or_are_refused(family, recorded):
     if family in NORMED_VALUES:
         with pytest.raises(
-            UnsupportedModel, match="values must follow linearly .* as where a norm stands on the values"
+            UnsupportedModel, match=r"values must follow linearly .* as where a norm stands on the values"
         ):
             _ = recorded.frame.value_projection
         return

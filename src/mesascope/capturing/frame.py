@@ -40,6 +40,11 @@ class Frame:
     versions: tuple[tuple[nn.Parameter, int], ...]
 
     @property
+    def num_layers(self) -> int:
+        """How many layers the model has, recorded or not."""
+        return self.reading.depth
+
+    @property
     def output_projection(self) -> Float[Tensor, "layer head d_head d_model"]:
         """The maps from each head's output to the stream: ``head_out`` times this, plus bias, is ``attn_write``.
 
@@ -97,6 +102,12 @@ class Frame:
         self._refuse_trained()
         return self.reading.embedding(tokens)
 
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens are both read and predicted; raises as `embedding` and `unembedding` do."""
+        predicted = self._output_map(self._width()[None]).shape[-1]
+        return min(self.reading.vocabulary, predicted)
+
     def unembedding(self, tokens: Int[Tensor, " token"]) -> Float[Tensor, "token d_model"]:
         """The rows of the output map behind the final norm, scales included, for some tokens; before any cap.
 
@@ -116,8 +127,11 @@ class Frame:
         Raises:
             UnsupportedModel: the way from the last layer to the prediction is not a chain of modules.
         """
-        tail = self._tail()
-        return tail.capped(tail(resid))
+        return self._tail().capped(self.uncapped(resid))
+
+    def uncapped(self, resid: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_out"]:
+        """The same before any cap."""
+        return self._tail()(resid)
 
     def attribute(
         self, write: Float[Tensor, "*parts batch pos d_model"], resid_final: Float[Tensor, "batch pos d_model"]
@@ -168,7 +182,18 @@ class Frame:
         scaled = resid_final * tail.scales[0]
         with torch.no_grad():
             size = norm.size(scaled, tail.modules[0](scaled))
-        return norm.transposed(rows) * tail.scales[0] / size
+        return self.folded(rows) / size
+
+    def folded(self, rows: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_model"]:
+        """Rows of the output map with the final norm's linear part folded in: all but the division by its size.
+
+        Raises:
+            UnsupportedModel: the final norm is of no known kind.
+        """
+        tail = self._tail()
+        if isinstance(self.norm, str):
+            raise UnsupportedModel(self.norm)
+        return rows if self.norm is None else self.norm.transposed(rows) * tail.scales[0]
 
     @cached_property
     def readout_bias(self) -> Float[Tensor, " d_out"]:

@@ -60,6 +60,7 @@ class Reading:
         reads: per recorded layer, or why it is not known.
         entrance: the module of the model's first layer, and which of its arguments is the stream.
         stream: what entered the first layer on the probe.
+        depth: how many layers the model has.
     """
 
     model: PreTrainedModel
@@ -67,6 +68,7 @@ class Reading:
     reads: tuple[Read | str, ...]
     entrance: tuple[nn.Module, int | str]
     stream: Stream
+    depth: int
 
     @cached_property
     def norms(self) -> tuple[Norm | None, ...]:
@@ -115,6 +117,11 @@ class Reading:
         """
         with torch.no_grad():
             return self._embed()(tokens.to(self.probe.device)) * self._scale
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens can be embedded; raises as `embedding` does."""
+        return self._embed().num_embeddings
 
     @cached_property
     def _scale(self) -> float:
@@ -220,6 +227,7 @@ def find_reading(model: PreTrainedModel, layers: Sequence[Layer], chosen: Sequen
         reads=tuple(_read(model, layers[number], trace) for number in chosen),
         entrance=(model.get_submodule(first.block), first.stream_at),
         stream=entered.inputs[first.stream_at],
+        depth=len(layers),
     )
 
 

@@ -6,12 +6,17 @@ from mesascope.measures.behaviour import behaviour
 from mesascope.measures.heads import copying, patterns, position
 from mesascope.measures.lens import estimate, lens, logit_lens
 from mesascope.measures.norms import norms
+from mesascope.measures.ov import token_copying
+from mesascope.measures.roles import repeated_tokens, roles
 from mesascope.measures.similarity import similarity
+from mesascope.measures.token_attribution import contributions_to, token_attribution, top_tokens
+from mesascope.measures.token_similarity import token_similarity
 
 __all__ = [
     "Measure",
     "attribution",
     "behaviour",
+    "contributions_to",
     "copying",
     "estimate",
     "lens",
@@ -21,5 +26,11 @@ __all__ = [
     "norms",
     "patterns",
     "position",
+    "repeated_tokens",
+    "roles",
     "similarity",
+    "token_attribution",
+    "token_copying",
+    "token_similarity",
+    "top_tokens",
 ]
