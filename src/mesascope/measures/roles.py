@@ -51,8 +51,9 @@ def repeated_tokens(
     Raises:
         ValueError: too few tokens to draw from, or a length too short to tell places apart.
 
-    >>> repeated_tokens(torch.arange(20), 4, 1, torch.Generator().manual_seed(0), plain=0).unfold(1, 4,
-    4)[0].diff(dim=0) tensor([[0, 0, 0, 0]])
+    >>> tokens = repeated_tokens(torch.arange(20), 4, 1, torch.Generator().manual_seed(0), bos=99)
+    >>> tokens.shape, tokens[0, 1:5].equal(tokens[0, 5:])
+    (torch.Size([2, 9]), True)
     """
     if length < FEWEST or count < 1:
         raise ValueError(f"length must be {FEWEST} or more and count 1 or more, but got {length} and {count}")

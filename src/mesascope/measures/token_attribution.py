@@ -147,8 +147,9 @@ def _top(recorded: Capture, layer: int, head: int, k: int) -> tuple[Tensor, Tens
     """Size, token and position of one head's largest contributions; logits are held for one head alone."""
     write = recorded["head_out"][layer][:, :, head] @ recorded.frame.output_projection[layer, head]
     logits = recorded.frame.attribute(write, recorded["resid_post"][-1])[0]
-    top = logits.sub_(logits.mean(-1, keepdim=True)).flatten().topk(k)
-    return top.values, top.indices % logits.shape[-1], top.indices // logits.shape[-1]
+    each = logits.sub_(logits.mean(-1, keepdim=True)).topk(k)
+    top = each.values.flatten().topk(k)
+    return top.values, each.indices.flatten()[top.indices], top.indices // k
 
 
 def _all_heads(recorded: Capture) -> list[tuple[int, int]]:

@@ -2,9 +2,9 @@
 
 It has two layers, no norms and no MLPs. Its residual stream holds, each in coordinates of its own: the token, the token
 before it and the one two back (written by heads of the first layer), the logits, a constant 1, whether this is the
-first position, and the position as a point on a circle. The previous-token head of the first layer and the induction head of
-the second are one mechanism (Olsson et al. 2022): the first writes which token came before, the second looks where the
-token that came before is the present one.
+first position, and the position as a point on a circle. The previous-token head of the first layer and the induction
+head of the second are one mechanism (Olsson et al. 2022): the first writes which token came before, the second looks
+where the token that came before is the present one.
 """
 
 import math
