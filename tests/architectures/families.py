@@ -1,6 +1,7 @@
 """Tiny random models of many families, their weights stirred so that no identity holds by accident."""
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 COMMON = {
@@ -115,3 +116,13 @@ def make(family: str, **changes: object) -> PreTrainedModel:
 def tokens(rows: int = 3, length: int = 11) -> torch.Tensor:
     """Random tokens; none of them is special."""
     return torch.randint(3, 40, (rows, length), generator=torch.Generator().manual_seed(1))
+
+
+def in_double(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model in float64 throughout: RMSNorms of transformers compute in float32 whatever they are given."""
+    for name, module in list(model.double().named_modules()):
+        if type(module).__name__.endswith("RMSNorm") and not isinstance(module, nn.RMSNorm):
+            precise = nn.RMSNorm(len(module.weight), eps=module.variance_epsilon, dtype=torch.float64)
+            precise.weight = module.weight
+            model.set_submodule(name, precise)
+    return model

@@ -246,3 +246,27 @@ def test_a_model_that_fails_when_it_is_looked_at_is_refused():
     with pytest.raises(UnsupportedModel, match=r"must run with its attention function wrapped, but Decoder fails"):
         capture(model, inputs(model))
     assert model.config._attn_implementation == "eager"
+
+
+def test_what_is_known_of_a_model_does_not_keep_it_alive():
+    torch.manual_seed(0)
+    model = decoder(**TOKENS)
+    capture(model, inputs(model))
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_changed_model_is_read_anew():
+    """A cached anatomy or frame must not outlive the weights that it was read from."""
+    model = decoder(**TOKENS)
+    x = inputs(model)
+    before = capture(model, x)
+    with torch.no_grad():
+        next(model.parameters()).mul_(2.0)
+    after = capture(model, x)
+    assert after.frame is not before.frame
+    assert capture(model, x).frame is after.frame
+    with torch.no_grad():
+        assert torch.equal(after["prediction"], model(x).logits)

@@ -15,7 +15,8 @@ from mesascope.capturing.anatomy import read_layers
 from mesascope.capturing.checks import check_padding, check_untouched, refuse_changed, refuse_missing
 from mesascope.capturing.edits import Edit
 from mesascope.capturing.forward import predict, quiet
-from mesascope.capturing.frame import Frame, make_frame
+from mesascope.capturing.frame import Frame
+from mesascope.capturing.framing import make_frame
 from mesascope.capturing.gradients import backward, differentiable
 from mesascope.capturing.hooks import attach, kernel_of
 from mesascope.capturing.known import checked, framed, note_checked, remember, remembered
@@ -55,6 +56,7 @@ class Capture:
         queries: the positions whose rows ``score`` and ``pattern`` have.
         frame: projections, read-out and head counts.
         kernel: the attention implementation that ran, such as ``sdpa``.
+        source: the model, kept here for the frame.
     """
 
     sites: Mapping[str, Tensor]
@@ -67,6 +69,7 @@ class Capture:
     queries: tuple[int, ...]
     frame: Frame
     kernel: str
+    source: PreTrainedModel
 
     def __getitem__(self, name: str) -> Tensor:
         """A recorded site, or a reduction by its name.
@@ -174,6 +177,7 @@ def capture(
         queries=tuple(at.tolist()),
         frame=frame,
         kernel=kernel_of(model),
+        source=model,
     )
 
 

@@ -32,6 +32,11 @@ class Norm:
         """The linear part, before the division by the size."""
         return self.gain * (x - x.mean(-1, keepdim=True) if self.centred else x)
 
+    def transposed(self, row: Stream) -> Stream:
+        """The same linear part from the other side: its product with x is that of ``row`` with ``direction(x)``."""
+        row = self.gain * row
+        return row - row.mean(-1, keepdim=True) if self.centred else row
+
     def size(self, x: Stream, normed: Stream) -> Float[Tensor, "*rest 1"]:
         """By what the norm divided ``x``, given what came out."""
         direction, out = self.direction(x.double()), normed.double() - self.bias
@@ -110,29 +115,44 @@ def find_norm(tail: Tail, resid: Float[Tensor, "batch pos d_model"]) -> Norm | N
     Raises:
         UnsupportedModel: the tail begins with neither, or what follows the norm is not linear.
     """
-    if _is_affine(lambda x: tail(x), resid):
+    if is_affine(lambda x: tail(x), resid):
         return None
     first = tail.modules[0]
-    generator = torch.Generator().manual_seed(0)
-    noise = 1e3 * torch.randn(256, resid.shape[-1], generator=generator)
-    noise = noise.to(resid)
-    x = torch.cat([resid.flatten(0, -2), noise]) * tail.scales[0]
+    norm = read_norm(first, resid.flatten(0, -2) * tail.scales[0], "the final norm")
     with torch.no_grad():
-        bias, out = first(torch.zeros_like(x[:1]))[0], first(x)
-        sampled = first(noise)
-    if out.shape != x.shape:
-        raise UnsupportedModel(
-            f"the prediction must be a norm and then a linear map, but {type(first).__name__} is more than a norm"
-        )
-    if not _is_affine(lambda u: tail(u, 1), out[:8]):
+        out = first(resid * tail.scales[0]).flatten(0, -2)
+    if not is_affine(lambda u: tail(u, 1), out[:8]):
         raise UnsupportedModel(f"the prediction must follow linearly from {type(first).__name__}, but does not")
+    return norm
+
+
+def read_norm(module: nn.Module, x: Float[Tensor, "row d_model"], place: str) -> Norm:
+    """A norm as numbers, found by running its module on noise and on real entries.
+
+    Args:
+        module: maps (row, d_model) to itself.
+        x: some real entries of what it reads.
+        place: which norm it is, for the refusal.
+
+    Raises:
+        UnsupportedModel: it is neither an RMSNorm nor a LayerNorm.
+    """
+    noise = 1e3 * torch.randn(256, x.shape[-1], generator=torch.Generator().manual_seed(0))
+    noise = noise.to(x)
+    every = torch.cat([x, noise])
+    with torch.no_grad():
+        bias, out, sampled = module(torch.zeros_like(x[:1]))[0], module(every), module(noise)
+    if out.shape != every.shape:
+        raise UnsupportedModel(
+            f"{place} must map the stream to itself, but {type(module).__name__} is more than a norm"
+        )
     for centred in (False, True):
         norm = Norm(centred=centred, gain=_gain(noise, sampled - bias, centred), bias=bias)
-        again = norm.direction(x) / norm.size(x, out) + bias
+        again = norm.direction(every) / norm.size(every, out) + bias
         if close(again, out):
             return norm
     raise UnsupportedModel(
-        f"the final norm must be an RMSNorm or a LayerNorm, but {type(first).__name__} is neither: the nearer misses "
+        f"{place} must be an RMSNorm or a LayerNorm, but {type(module).__name__} is neither: the nearer misses "
         f"by {distance(again, out):.1e}"
     )
 
@@ -145,7 +165,7 @@ def _gain(noise: Stream, out: Stream, centred: bool) -> Float[Tensor, " d_model"
     return ((unit * out.double()).sum(0) / unit.square().sum(0)).to(noise.dtype)
 
 
-def _is_affine(function, x: Stream) -> bool:
+def is_affine(function, x: Stream) -> bool:
     """Whether f(2x) - f(0) is twice f(x) - f(0), and sums go to sums, to rounding."""
     rolled = x.roll(1, 0) if x.shape[0] > 1 else x.roll(1, -2)
     zero, one, other = function(torch.zeros_like(x)), function(x), function(rolled)

@@ -7,14 +7,19 @@ from mesascope.measures.heads import copying, patterns, position
 from mesascope.measures.inner import inner, objective
 from mesascope.measures.lens import estimate, lens
 from mesascope.measures.norms import norms
+from mesascope.measures.ov import token_copying
+from mesascope.measures.roles import repeated_tokens, roles
 from mesascope.measures.similarity import similarity
+from mesascope.measures.token_attribution import contributions_to, token_attribution, top_tokens
 from mesascope.measures.token_lens import affine_lens, logit_lens
+from mesascope.measures.token_similarity import token_similarity
 
 __all__ = [
     "Measure",
     "affine_lens",
     "attribution",
     "behaviour",
+    "contributions_to",
     "copying",
     "estimate",
     "inner",
@@ -26,5 +31,11 @@ __all__ = [
     "objective",
     "patterns",
     "position",
+    "repeated_tokens",
+    "roles",
     "similarity",
+    "token_attribution",
+    "token_copying",
+    "token_similarity",
+    "top_tokens",
 ]

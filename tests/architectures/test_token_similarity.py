@@ -1,0 +1,101 @@
+"""Similarity of query and key in language models: against scipy, on known scores, and held against distance."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+from mesascope.capturing import UnsupportedModel, capture
+from mesascope.measures import measure_all, token_similarity
+from mesascope.measures.token_similarity import (
+    BAND,
+    LEAST,
+    _null_spread,
+    sampled_queries,
+    similarity_over_keys,
+    spread_over_keys,
+)
+from mesascope.tasks.base import Batch
+from mesascope.testing import check_measure
+
+from .families import make, tokens
+
+LENGTH = 48
+QUERIES = sampled_queries(LENGTH)
+
+
+def stream(seed: int = 0) -> torch.Tensor:
+    return torch.randn(4, LENGTH, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def cosines(x: torch.Tensor) -> torch.Tensor:
+    unit = x / x.norm(dim=-1, keepdim=True)
+    return unit[:, QUERIES] @ unit.mT
+
+
+def test_the_correlation_is_spearman_s():
+    x = stream()
+    rows = torch.randn(4, 2, len(QUERIES), LENGTH, generator=torch.Generator().manual_seed(1))
+    whole, _ = similarity_over_keys(rows, QUERIES, x)
+    expected = [
+        np.mean([spearmanr(rows[b, 1, n, :q], cosines(x)[b, n, :q]).statistic for n, q in enumerate(QUERIES.tolist())])
+        for b in range(4)
+    ]
+    assert np.allclose(whole[:, 1], expected, atol=1e-9)
+
+
+def test_scores_that_follow_the_cosine_are_found_in_both_directions():
+    x = stream()
+    rows = torch.stack([3 * cosines(x), -(cosines(x) ** 3)], dim=1)
+    for found in similarity_over_keys(rows, QUERIES, x):
+        assert torch.allclose(found, torch.tensor([1.0, -1.0], dtype=torch.float64).expand(4, 2))
+
+
+def test_a_taste_for_the_near_is_no_similarity_though_the_near_are_alike():
+    """The trap: in a stream that drifts, near keys are alike, and who looks at near keys seems to look for those."""
+    drifting = stream().cumsum(1)
+    rows = torch.arange(LENGTH).float().expand(4, 1, len(QUERIES), LENGTH)
+    whole, partial = similarity_over_keys(rows, QUERIES, drifting)
+    assert float(whole.mean()) > 0.6
+    assert float(partial.abs().max()) < 1e-6
+
+
+def test_the_band_is_that_of_permuted_keys():
+    x, generator = stream(), torch.Generator().manual_seed(2)
+    rows = torch.randn(1, 4, 1, len(QUERIES), LENGTH, generator=generator)
+    means = []
+    for _ in range(200):
+        permuted = torch.stack([row[..., torch.randperm(LENGTH, generator=generator)] for row in rows[0]])
+        means.append(torch.stack(similarity_over_keys(permuted, QUERIES, x)).mean(1)[:, 0])
+    spread = torch.stack(means).std(0)
+    assert torch.allclose(spread, _null_spread(rows, QUERIES)[0].expand(2), rtol=0.15)
+    assert BAND * float(_null_spread(rows, QUERIES)) < LEAST
+
+
+def test_masked_keys_are_left_out():
+    x = stream()
+    rows = cosines(x)[:, None].clone()
+    window = torch.stack([(torch.arange(LENGTH) < q - 6) | (torch.arange(LENGTH) > q) for q in QUERIES])
+    masked = rows.masked_fill(window, -torch.inf)
+    whole, _ = similarity_over_keys(masked, QUERIES, x)
+    assert torch.allclose(whole, torch.ones_like(whole))
+    assert spread_over_keys(masked, QUERIES).isfinite().all()
+    with pytest.raises(ValueError, match="a query must see 4 keys before it or more, but query 8 sees 0"):
+        similarity_over_keys(torch.full_like(rows, -torch.inf), QUERIES, x)
+
+
+def test_the_measure_is_its_core_applied_to_what_attention_reads():
+    model, x = make("llama"), torch.cat([tokens(), tokens().flip(1)], dim=1)
+    batch = Batch(inputs=x, targets=x, weight=torch.ones(x.shape))
+    found = check_measure(token_similarity, model, batch)
+    recorded = capture(model, x, ["score", "resid_pre"])
+    queries = sampled_queries(x.shape[1])
+    normed = recorded.frame.normed(1, recorded["resid_pre"][1])
+    whole, partial = similarity_over_keys(recorded["score"][1][:, :, queries], queries, normed)
+    assert np.allclose(found["over_keys"][1], whole.mean(0), atol=1e-6)
+    assert np.allclose(found["partial"][1], partial.mean(0), atol=1e-6)
+
+
+def test_models_without_plain_scores_are_refused_by_name():
+    with pytest.raises(UnsupportedModel, match="score must be there in every layer asked for, but Gemma2"):
+        measure_all(make("gemma2"), tokens(), [token_similarity])
