@@ -2,18 +2,23 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from weakref import ref
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from mesascope.capturing.anatomy import softcap
 from mesascope.capturing.frame import Frame
 from mesascope.capturing.layer import Layer
 from mesascope.capturing.projection import find_projection, written
-from mesascope.capturing.reads import find_reading
-from mesascope.capturing.rounding import close, distance
+from mesascope.capturing.reads import Read, Reading, Stream
+from mesascope.capturing.rounding import close, distance, same
 from mesascope.capturing.sites import UnsupportedModel
 from mesascope.capturing.tail import Norm, Tail, find_norm, find_tail
 from mesascope.capturing.trace import Call, Trace
+
+PARTS = 8  # writes whose logits are in memory together
 
 
 def make_frame(model: PreTrainedModel, layers: Sequence[Layer], chosen: Sequence[int], trace: Trace) -> Frame:
@@ -38,7 +43,7 @@ def make_frame(model: PreTrainedModel, layers: Sequence[Layer], chosen: Sequence
         tail=tail,
         norm=norm,
         additive="",
-        reading=find_reading(model, layers, chosen, trace),
+        reading=_reading(model, layers, chosen, trace),
         versions=tuple((p, p._version) for p in model.parameters()),
     )
     return replace(frame, additive=_why_not_additive(frame, layers, trace))
@@ -76,10 +81,64 @@ def _why_not_additive(frame: Frame, layers: Sequence[Layer], trace: Trace) -> st
     writes = [write for layer in layers for write in (layer.attn_write, layer.mlp_write) if write is not None]
     parts = [first.inputs[layers[0].stream_at], *(written(write, trace, last.result.shape) for write in writes)]
     total, largest = frame.readout_bias, 0.0
-    for part in parts:
-        share = frame.attribute(part, last.result)
-        total, largest = total + share, max(largest, share.abs().max().item())
+    for some in torch.stack(parts).split(PARTS):
+        shares = frame.attribute(some, last.result)
+        total, largest = total + shares.sum(0), max(largest, shares.abs().max().item())
     prediction = frame.tail(last.result)
     if close(total, prediction, largest):
         return ""
     return f"embedding, writes and bias miss the prediction by {distance(total, prediction):.1e} of it"
+
+
+def _reading(model: PreTrainedModel, layers: Sequence[Layer], chosen: Sequence[int], trace: Trace) -> Reading:
+    """Where the attention of some layers reads."""
+    first = layers[0]
+    (entered,), (whole,) = trace.of(first.block), trace.of("")
+    return Reading(
+        held=ref(model),
+        probe=whole.inputs[model.main_input_name],
+        reads=tuple(_read(model, layers[number], trace) for number in chosen),
+        entrance=(model.get_submodule(first.block), first.stream_at),
+        stream=entered.inputs[first.stream_at],
+        depth=len(layers),
+    )
+
+
+def _read(model: PreTrainedModel, layer: Layer, trace: Trace) -> Read | str:
+    """Where one layer's attention reads, or why that is not known."""
+    if layer.attention is None:
+        return layer.missing["value"]
+    (block,) = trace.of(layer.block)
+    stream = block.inputs[layer.stream_at]
+    attention = next(each for each in trace.attentions if each.name == layer.attention)
+    around = [call for call in trace.within(block) if call.start < attention.start and attention.end < call.end]
+    given = [(call, at) for call in around for at, x in call.inputs.items() if _alike(x, stream)]
+    if not given:
+        return f"no module around the attention of {layer.block} reads something of the shape of the stream"
+    reader, at = given[0]
+    normed = reader.inputs[at]
+    norm = None if same(normed, stream) else _between(trace, block, reader, stream, normed)
+    if isinstance(norm, str):
+        return norm
+    return Read(
+        attention=model.get_submodule(attention.name),
+        reader=model.get_submodule(reader.name),
+        at=at,
+        norm=norm and model.get_submodule(norm.name),
+        stream=stream,
+        normed=normed,
+        value=attention.call.value,
+    )
+
+
+def _between(trace: Trace, block: Call, reader: Call, stream: Stream, normed: Stream) -> Call | str:
+    """The one module that makes of the stream what attention reads."""
+    for call in trace.within(block):
+        if call.end < reader.start and call.output is not None and same(call.output, normed) and call.reads(stream):
+            return call
+    return f"no single module of {block.name} makes of the stream what attention reads"
+
+
+def _alike(x: Tensor, stream: Stream) -> bool:
+    """Whether something has the shape and the precision of the stream."""
+    return x.shape == stream.shape and x.dtype == stream.dtype

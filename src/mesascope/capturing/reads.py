@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
-from weakref import ReferenceType, ref
+from weakref import ReferenceType
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -13,11 +13,9 @@ from transformers import PreTrainedModel
 
 from mesascope.capturing.forward import predict, quiet
 from mesascope.capturing.hooks import Attended, dispatching
-from mesascope.capturing.layer import Layer
-from mesascope.capturing.rounding import close, distance, same
+from mesascope.capturing.rounding import close, distance
 from mesascope.capturing.sites import UnsupportedModel
 from mesascope.capturing.tail import Norm, read_norm
-from mesascope.capturing.trace import Call, Trace
 
 SEQUENCES = 32  # copies of the probe per forward pass, when unit vectors are read
 
@@ -92,9 +90,7 @@ class Reading:
         """
         model = self.held()
         if model is None:
-            raise RuntimeError(
-                "a frame must be used while its model is there, but it is gone; keep the capture, or both"
-            )
+            raise RuntimeError("a frame must be used while its model is there, but it is gone; keep the capture")
         return model
 
     def normed(self, layer: int, resid: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_model"]:
@@ -223,67 +219,6 @@ class Reading:
             except _Stop:
                 return
         raise UnsupportedModel(f"{type(self.model).__name__} must pass every place again, but did not; capture again")
-
-
-def find_reading(model: PreTrainedModel, layers: Sequence[Layer], chosen: Sequence[int], trace: Trace) -> Reading:
-    """Where the attention of some layers reads.
-
-    Args:
-        model: the model of the trace.
-        layers: where things are in it.
-        chosen: the recorded layers.
-        trace: of a probe.
-    """
-    first = layers[0]
-    (entered,), (whole,) = trace.of(first.block), trace.of("")
-    return Reading(
-        held=ref(model),
-        probe=whole.inputs[model.main_input_name],
-        reads=tuple(_read(model, layers[number], trace) for number in chosen),
-        entrance=(model.get_submodule(first.block), first.stream_at),
-        stream=entered.inputs[first.stream_at],
-        depth=len(layers),
-    )
-
-
-def _read(model: PreTrainedModel, layer: Layer, trace: Trace) -> Read | str:
-    """Where one layer's attention reads, or why that is not known."""
-    if layer.attention is None:
-        return layer.missing["value"]
-    (block,) = trace.of(layer.block)
-    stream = block.inputs[layer.stream_at]
-    attention = next(each for each in trace.attentions if each.name == layer.attention)
-    around = [call for call in trace.within(block) if call.start < attention.start and attention.end < call.end]
-    given = [(call, at) for call in around for at, x in call.inputs.items() if _alike(x, stream)]
-    if not given:
-        return f"no module around the attention of {layer.block} reads something of the shape of the stream"
-    reader, at = given[0]
-    normed = reader.inputs[at]
-    norm = None if same(normed, stream) else _between(trace, block, reader, stream, normed)
-    if isinstance(norm, str):
-        return norm
-    return Read(
-        attention=model.get_submodule(attention.name),
-        reader=model.get_submodule(reader.name),
-        at=at,
-        norm=norm and model.get_submodule(norm.name),
-        stream=stream,
-        normed=normed,
-        value=attention.call.value,
-    )
-
-
-def _between(trace: Trace, block: Call, reader: Call, stream: Stream, normed: Stream) -> Call | str:
-    """The one module that makes of the stream what attention reads."""
-    for call in trace.within(block):
-        if call.end < reader.start and call.output is not None and same(call.output, normed) and call.reads(stream):
-            return call
-    return f"no single module of {block.name} makes of the stream what attention reads"
-
-
-def _alike(x: Tensor, stream: Stream) -> bool:
-    """Whether something has the shape and the precision of the stream."""
-    return x.shape == stream.shape and x.dtype == stream.dtype
 
 
 def _replace_argument(at: int | str, new: Tensor, _: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:

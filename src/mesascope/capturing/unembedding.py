@@ -23,11 +23,12 @@ class OutputMap:
 
     def __init__(self, tail: Tail, start: int, width: int) -> None:
         self._tail, self._start, self._width = tail, start, width
+        self._bias = tail(torch.zeros(1, width, dtype=self._like.dtype, device=self._like.device), start)[0]
         self._weight = self._held()
 
     def __call__(self, x: Float[Tensor, "*parts d_model"]) -> Float[Tensor, "*parts d_out"]:
         """The logits of some directions, the bias left out."""
-        return self._tail(x, self._start) - self._tail(torch.zeros_like(x[..., :1, :]), self._start)
+        return self._tail(x, self._start) - self._bias
 
     def rows(self, tokens: Int[Tensor, " token"]) -> Float[Tensor, "token d_model"]:
         """The rows of some tokens: exact where the module holds the matrix, else by running it on unit vectors."""

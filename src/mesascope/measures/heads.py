@@ -3,14 +3,15 @@
 import torch
 import xarray as xr
 from einops import einsum
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mesascope.axes import label
-from mesascope.capturing import Capture, Reduction
+from mesascope.capturing import Capture, LayerReduction, LayerView
 from mesascope.measures.base import measure
 from mesascope.measures.regression import slope_and_r_squared
 
+FEWEST_KEYS = 3  # of a query that counts for position scores
 LEAST_GAIN, LEAST_EXPLAINED = 0.1, 0.5  # below either, what a head attends to hardly shows in the output
 
 POSITION_SCORES = {
@@ -24,28 +25,40 @@ POSITION_SCORES = {
 
 
 def position_scores(
-    pattern: Float[Tensor, "batch head query key"],
+    pattern: Float[Tensor, "batch head query key"], queries: Int[Tensor, " query"] | None = None
 ) -> Float[Tensor, "batch head stat"]:
     """The scores of :data:`POSITION_SCORES`, averaged over queries that have at least three keys.
 
     With fewer keys previous, first and self are the same position, and all heads look alike.
+
+    Args:
+        pattern: attention weights.
+        queries: their positions; 0, 1, 2, ... by default.
     """
-    length = pattern.shape[-1]
-    query = torch.arange(2, length, device=pattern.device)
-    rows = pattern[:, :, 2:].double()
-    visible = (torch.arange(length, device=pattern.device)[None] <= query[:, None]).double()
+    every = torch.arange(pattern.shape[2]) if queries is None else queries.cpu()
+    query = every[every >= FEWEST_KEYS - 1].to(pattern.device)
+    rows = pattern[:, :, (every >= FEWEST_KEYS - 1).to(pattern.device)].double()
+    visible = (torch.arange(pattern.shape[-1], device=pattern.device)[None] <= query[:, None]).double()
     uniform = visible / visible.sum(-1, keepdim=True)
     entropy = -torch.xlogy(rows, rows).sum(-1) / visible.sum(-1).log()
-    at = [rows[..., 0]] + [rows[:, :, query - 2, query - back] for back in (0, 1, 2)]
-    scores = [*at, entropy, (rows - uniform).abs().sum(-1) / 2]
+    at = torch.arange(len(query), device=pattern.device)
+    places = [rows[..., 0]] + [rows[:, :, at, query - back] for back in (0, 1, 2)]
+    scores = [*places, entropy, (rows - uniform).abs().sum(-1) / 2]
     return torch.stack([score.mean(-1) for score in scores], dim=-1).float()
+
+
+def _see_positions(view: LayerView) -> dict[str, Tensor]:
+    """The scores of one layer."""
+    return {"position_scores": position_scores(view["pattern"], view.queries)}
 
 
 @measure(
     title="Where heads look",
     sites=[],
     reductions={
-        "position_scores": Reduction(site="pattern", fn=position_scores, axes=("batch", "head", "stat")),
+        "positions": LayerReduction(
+            sites=("pattern",), fn=_see_positions, axes={"position_scores": ("batch", "head", "stat")}
+        ),
     },
     order=40,
 )
@@ -55,18 +68,18 @@ def position(recorded: Capture) -> xr.Dataset:
     from uniform attention. The null beside each score is what a head that attends uniformly would have.
     """
     scores = recorded["position_scores"].double().mean(1)
-    stats = {"stat": list(POSITION_SCORES)}
-    length = recorded.inputs.shape[1]
-    share = sum(1 / (query + 1) for query in range(2, length)) / (length - 2)
+    names = {"stat": list(POSITION_SCORES), "layer": list(recorded.layers)}
+    seen = [query for query in recorded.queries if query >= FEWEST_KEYS - 1]
+    share = sum(1 / (query + 1) for query in seen) / len(seen)
     null = torch.tensor([share, share, share, share, 1.0, 0.0]).expand(scores.shape)
     return xr.Dataset(
         {
             "score": label(
-                scores, "layer", "head", "stat", units="1", about="attention by position", coords=stats
+                scores, "layer", "head", "stat", units="1", about="attention by position", coords=names
             ).assign_attrs(headline=1),
             "score_null": label(
-                null, "layer", "head", "stat", units="1", about="the same of uniform attention", coords=stats
-            ).assign_attrs(control_of="score"),
+                null, "layer", "head", "stat", units="1", about="the same of uniform attention", coords=names
+            ).assign_attrs(control_of="score", control="uniform attention"),
         }
     )
 

@@ -129,7 +129,8 @@ def roles(recorded: Capture) -> xr.Dataset:
     score, plain = scores[:, repeats].mean(1), scores[:, ~repeats].mean(1)
     null, edge = _nulls(recorded["role_nulls"][:, repeats].double().mean(1), recorded.inputs.shape[1])
     bound = torch.maximum(edge, _sizes(plain))
-    stats = {"stat": list(ROLES)}
+    layers = {"layer": list(recorded.layers)}
+    stats = layers | {"stat": list(ROLES)}
 
     def table(values: Tensor, about: str, **attrs: str | int) -> xr.DataArray:
         return label(values, "layer", "head", "stat", units="1", about=about, coords=stats).assign_attrs(**attrs)
@@ -141,7 +142,9 @@ def roles(recorded: Capture) -> xr.Dataset:
             "score_null": table(null, "the same with the keys of each row shuffled", control="keys shuffled", **held),
             "score_plain": table(plain, "the same where no token comes twice", control="no repetition", **held),
             "score_bound": table(bound, "above which a head has the role"),
-            "role": label(_named(score > bound), "layer", "head", units="text", about="the roles of each head"),
+            "role": label(
+                _named(score > bound), "layer", "head", units="text", about="the roles of each head", coords=layers
+            ),
             **_losses(recorded, repeats),
         }
     )
