@@ -98,9 +98,12 @@ def test_cite_prints_bibtex(command):
         (["run", "affine", "--on", "mars"], "an executor must be here, processes or ray"),
         (["report", "nowhere"], "a run directory must hold run.json"),
         (["inspect", "./nowhere.gguf"], "must be there to be opened"),
-        (["inspect", "./nowhere", "--measures", "aura"], "measures must be from norms, logit_lens, position"),
+        (["inspect", "./nowhere", "--measures", "aura"], "measures must be from inner, norms, logit_lens"),
         (["inspect", "./nowhere", "--tokens", "2"], "tokens must be 8 or more"),
-        (["inspect", "./nowhere", "--text", "nowhere.txt"], "a text must be a UTF-8 file"),
+        (["inspect", "./nowhere", "--sequences", "0"], "sequences must be 1 or more"),
+        (["inspect", "./nowhere", "--dtype", "int3"], "a dtype must be one of float32, bfloat16"),
+        (["inspect", "./nowhere", "--steps", "first"], "a step must have a number in its name"),
+        (["inspect", "./nowhere", "--text", "nowhere.txt"], "a text must be a file that can be read"),
     ],
 )
 def test_a_mistake_gets_one_line_and_code_2(command, tmp_path, monkeypatch, words, line):
@@ -175,7 +178,9 @@ def test_the_flags_are_the_ones_that_were_promised(command):
     """The command line is an interface: a flag that comes or goes changes this list."""
     promised = {
         "run": {"--scale", "--seeds", "--out", "--device", "--on", "--strict", "--no-strict", "--help"},
-        "inspect": {"--text", "--tokens", "--out", "--measures", "--device", "--help"},
+        "inspect": {
+            *("--text", "--tokens", "--sequences", "--out", "--measures", "--steps", "--device", "--dtype", "--help"),
+        },
         "list": {"--json", "--help"},
         "runs": {"--json", "--help"},
         "report": {"--json", "--help"},

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from mesascope.cluster import executor
-from mesascope.inspection import inspect_model
+from mesascope.inspection import Progress, inspect_model
 from mesascope.report import render
 from mesascope.runner import Silent, Watcher, run_study
 from mesascope.store import Run
@@ -63,28 +63,44 @@ def inspect(
     model: str,
     *,
     text: Path | str | None = None,
-    tokens: int = 512,
+    tokens: int | None = None,
+    sequences: int = 4,
     out: Path | str | None = None,
     measures: Sequence[str] | None = None,
-    device: str = "auto",
+    steps: Sequence[str] | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    progress: Progress | None = None,
 ) -> Run:
-    """Open a causal language model on a text, measure it, and write a report.
+    """Open a causal language model on a text, measure it next to its controls, and write a report.
 
     Args:
         model: a Hub name, a folder, or a ``.gguf`` file.
         text: a UTF-8 file; English prose that ships with Python by default.
-        tokens: how many tokens of it to read.
+        tokens: of each sequence; 512 by default, or fewer where the text or the model's context is shorter.
+        sequences: at most so many.
         out: the run's directory; ``runs/inspect-MODEL`` by default.
         measures: names of measures; all by default.
-        device: auto, cpu or cuda.
+        steps: checkpoints over time: revisions of a Hub name, or folders; every result gains the axis ``step``.
+        device: cpu, cuda or auto.
+        dtype: of the weights in memory: float32, bfloat16, float16 or float64.
+        progress: hears what is being done, how many stages are done, and how many there are.
 
     Raises:
         ValueError: something that is asked for does not exist; the message is one line.
     """
-    place = Path(out) if out is not None else RUNS / f"inspect-{Path(model).name}"
-    source = Path(text) if text is not None else None
-    device = choose_device(device)
-    done = inspect_model(model, text=source, tokens=tokens, path=place, chosen=measures, device=device)
+    done = inspect_model(
+        model,
+        text=Path(text) if text is not None else None,
+        tokens=tokens,
+        sequences=sequences,
+        path=Path(out) if out is not None else RUNS / f"inspect-{Path(model).name}",
+        chosen=measures,
+        steps=steps,
+        device=choose_device(device),
+        dtype=dtype,
+        progress=progress or (lambda what, done, total: None),
+    )
     report(done.path)
     return done
 

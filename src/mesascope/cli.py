@@ -108,17 +108,33 @@ def run(
 def inspect(
     model: Annotated[str, typer.Argument(help="A Hub name, a folder, or a .gguf file.")],
     text: Annotated[Path | None, typer.Option(help="A UTF-8 file; Python's manual by default.")] = None,
-    tokens: Annotated[int, typer.Option(help="How many tokens of it to read.")] = 512,
+    tokens: Annotated[int | None, typer.Option(help="Tokens of each sequence; 512, or what fits.")] = None,
+    sequences: Annotated[int, typer.Option(help="How many sequences of the text, at most.")] = 4,
     out_dir: Annotated[Path | None, typer.Option("--out", help="The run's directory.")] = None,
     measures: Annotated[str | None, typer.Option(help="Names of measures, with commas between.")] = None,
-    device: Device = "auto",
+    steps: Annotated[str | None, typer.Option(help="Revisions or folders over time, with commas between.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
 ) -> None:
-    """Open a language model on a text."""
+    """Open a language model on a text; run it again to go on after a stop."""
     from mesascope import api
+    from mesascope.console import Stages
 
-    names = [name.strip() for name in measures.split(",")] if measures else None
-    with _interruptible(), err.status("opening the model"):
-        done = api.inspect(model, text=text, tokens=tokens, out=out_dir, measures=names, device=device)
+    with _interruptible(), Stages(err) as stages:
+        done = api.inspect(
+            model,
+            text=text,
+            tokens=tokens,
+            sequences=sequences,
+            out=out_dir,
+            measures=_names(measures),
+            steps=_names(steps),
+            device=device,
+            dtype=dtype,
+            progress=stages,
+        )
+    for name, why in done.read_json("model")["left out"].items():
+        out.print(f"{name} was left out: {escape(why)}", soft_wrap=True)
     out.print(f"Report: {done.path / 'report.html'}", soft_wrap=True)
 
 
@@ -165,6 +181,11 @@ def runs(
     for row in rows:
         counts = ", ".join(f"{n} {word}" for word, n in row["verdicts"].items()) or row["state"]
         out.print(f"{row['path']}  {row['study']} {row['scale'] or ''}  {counts}", soft_wrap=True)
+
+
+def _names(given: str | None) -> list[str] | None:
+    """What stands between commas."""
+    return [name.strip() for name in given.split(",") if name.strip()] if given else None
 
 
 def _print_verdict(verdict: Any) -> None:

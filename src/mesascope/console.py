@@ -64,3 +64,43 @@ class Display:
     def say(self, line: str) -> None:
         """A line above the bars."""
         self._console.print(line, markup=False)
+
+
+class Stages:
+    """One bar over the stages of something that is done once."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._told = ""
+
+    def __enter__(self) -> "Stages":
+        """Begin to draw, if there is a terminal."""
+        if self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description:<40}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=self._console,
+                transient=True,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("", total=None)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the terminal as it was."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """A stage begins, or is done."""
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, description=what, completed=done, total=total)
+        elif what != self._told and total > 1:  # what is over in a moment, or fails, needs no line
+            self._told = what
+            self._console.print(f"{what} ({done + 1}/{total})", markup=False)

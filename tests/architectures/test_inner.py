@@ -100,7 +100,7 @@ def test_one_step_of_the_fast_weight_is_linear_attention(precise):
         rtol=0,
         atol=1e-6,
     )
-    step = found["step"].sel(sublayer="attention")
+    step = found["step_size"].sel(sublayer="attention")
     assert (abs(step - 1) < 1e-5).all()
     softmax = measured(make("llama"), tokens(), objectives.fast_weight)
     assert (softmax["unexplained"].sel(sublayer="attention") > 0.01).all()
@@ -187,7 +187,7 @@ def test_an_objective_of_one_s_own_is_found_descending_and_its_opposite_climbing
     attention = {"sublayer": "attention"}
     assert (down["descends"].sel(attention) == 1).all()
     assert (abs(down["cosine"].sel(attention) - 1) < 1e-6).all()
-    assert (abs(down["step"].sel(attention) - 1) < 1e-5).all()
+    assert (abs(down["step_size"].sel(attention) - 1) < 1e-5).all()
     assert (up["descends"].sel(attention) == 0).all()
     assert (abs(up["cosine"].sel(attention) + 1) < 1e-6).all()
     assert down["cosine"].sel(sublayer="mlp").isnull().all()
@@ -225,7 +225,7 @@ def test_the_parabola_of_the_fast_weight_is_its_loss():
         best = (linear * at.mixed).sum(-1) / linear.square().sum(-1)
         misses = torch.einsum("bhkd,bhqde->bhqke", keys, best[..., None, None] * step) - values[:, :, None]
         loss = torch.einsum("bhqke,bqk->bhq", misses.square(), seen) / 2
-        assert_close(found["step"], best.mean(1), rtol=1e-4, atol=1e-5)
+        assert_close(found["step_size"], best.mean(1), rtol=1e-4, atol=1e-5)
         assert_close(found["after"], loss.mean(1), rtol=1e-4, atol=1e-5)
 
     for family in FAMILIES:

@@ -57,7 +57,7 @@ def test_a_head_that_writes_nothing_contributes_nothing():
     with torch.no_grad():
         model.model.layers[1].self_attn.o_proj.weight[:, 8:16] = 0.0
     recorded = capture(model, tokens(), [*STREAM])
-    heads = token_attribution(recorded)["head"]
+    heads = token_attribution(recorded)["head_contribution"]
     assert float(heads[1, 1]) == 0.0
     assert (abs(heads.values) > 0).sum() == 7
     assert (top_tokens(capture(model, tokens(1), ["resid_post", "head_out"]))["top_logit"][1, 1] == 0).all()
@@ -70,7 +70,8 @@ def test_the_measure_averages_over_places_with_a_next_token(family):
         logits = model(x).logits[:, 1:-1]
     right = logits.gather(-1, x[:, 2:, None])[..., 0] - logits.mean(-1)
     assert float(found["logit"]) == pytest.approx(float(right.mean()), abs=1e-4)
-    total = sum(float(found[name].sum()) for name in ("head", "mlp", "attention_bias", "embedding", "readout_bias"))
+    parts = ("head", "mlp", "attention_bias", "embedding", "readout_bias")
+    total = sum(float(found[f"{name}_contribution"].sum()) for name in parts)
     assert total == pytest.approx(float(found["logit"]), abs=1e-6)
     assert float(found["gap"]) < 1e-3
 

@@ -1,6 +1,6 @@
 """Recording and editing what happens inside a forward pass: one path for every model."""
 
-from mesascope.capturing.capture import Capture, NotRecorded, capture, estimate_bytes
+from mesascope.capturing.capture import Capture, NotRecorded, attending, capture, estimate_bytes
 from mesascope.capturing.edits import Edit, NothingChanged
 from mesascope.capturing.frame import Frame
 from mesascope.capturing.hooks import attach
@@ -26,6 +26,7 @@ __all__ = [
     "Site",
     "UnsupportedModel",
     "attach",
+    "attending",
     "capture",
     "estimate_bytes",
 ]

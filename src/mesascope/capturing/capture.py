@@ -199,6 +199,19 @@ def estimate_bytes(
     return estimate(probe, known, kept, *x.shape[:2])
 
 
+def attending(model: nn.Module, inputs: Tensor | Batch) -> list[int]:
+    """The layers that have attention, counted from 0: all but in hybrids; nothing but a probe is run.
+
+    Raises:
+        UnsupportedModel: as `capture` does.
+    """
+    model = _transformers_model(model)
+    x, mask = _on_device(model, inputs, None)
+    with quiet(model):
+        _, known = examine(model, x, mask)
+    return [number for number, layer in enumerate(known) if layer.attention is not None]
+
+
 def examine(
     model: PreTrainedModel, inputs: Shaped[Tensor, "batch pos *d_in"], mask: Int[Tensor, "batch pos"] | None = None
 ) -> tuple[Trace, tuple[Layer, ...]]:

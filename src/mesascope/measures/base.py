@@ -56,6 +56,7 @@ def measure_all(
     oracles: Mapping[str, Tensor] | None = None,
     batch_size: int | None = None,
     queries: Sequence[int] | None = None,
+    layers: Sequence[int] | None = None,
 ) -> dict[str, xr.Dataset]:
     """Record once what all these measures need, then compute them, by name.
 
@@ -66,6 +67,7 @@ def measure_all(
         oracles: predictions of known algorithms, for measures that compare.
         batch_size: sequences per forward pass; all at once by default.
         queries: positions whose attention is looked at; all by default.
+        layers: which layers to look at; all by default.
     """
     sites = sorted({site for one in measures for site in one.sites})
     reductions = {name: how for one in measures for name, how in one.reductions.items()}

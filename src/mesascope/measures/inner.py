@@ -21,7 +21,7 @@ from mesascope.measures.base import Measure
 from mesascope.measures.norms import at_depths, norms, sinks
 from mesascope.measures.sublayer import Sublayer
 
-DRAWS = 3  # orders of the keys in the control
+DRAWS = 2  # orders of the keys in the control
 SHUFFLED = {"pattern", "value"}  # what the control of the keys needs
 PerToken = Float[Tensor, "batch query"]
 
@@ -30,7 +30,7 @@ QUANTITIES: Mapping[str, tuple[str, str]] = {
     "after": ("objective's own", "the objective after the update"),
     "descends": ("1", "share of tokens at which the update lowers the objective"),
     "cosine": ("1", "cosine between the update and minus the gradient of the objective"),
-    "step": ("1", "step size at which minus the gradient is nearest to the update, median over tokens"),
+    "step_size": ("1", "step size at which minus the gradient is nearest to the update, median over tokens"),
     "unexplained": ("1", "share of the squared update that the best step leaves"),
     "opposition": ("1", "minus the cosine between the representation and the update"),
 }
@@ -57,7 +57,7 @@ class Objective:
     about: str
     read: Callable[[Sublayer], Mapping[str, Tensor]]
     value: Callable[[Tensor, Sublayer], Tensor] | None = None
-    quantities: tuple[str, ...] = ("before", "after", "descends", "cosine", "step", "unexplained")
+    quantities: tuple[str, ...] = ("before", "after", "descends", "cosine", "step_size", "unexplained")
     sites: tuple[str, ...] = ()
     sublayers: tuple[str, ...] = SUBLAYERS
     tautology: str = ""
@@ -130,7 +130,7 @@ def against(direction: Float[Tensor, "*rest d"], update: Float[Tensor, "*rest d"
     direction, update = direction.double(), update.double()
     product, size = (direction * update).sum(-1), direction.square().sum(-1)
     cosine = product / (size.sqrt() * update.norm(dim=-1))
-    return {"cosine": cosine, "step": product / size, "unexplained": 1 - cosine.square()}
+    return {"cosine": cosine, "step_size": product / size, "unexplained": 1 - cosine.square()}
 
 
 def inner(one: Objective, seed: int = 0) -> Measure:
@@ -230,4 +230,4 @@ def _mean(
     else:
         values = numbers[..., at(name)]
     chosen = values[:, kept]
-    return chosen.nanmedian(1).values if name == "step" else chosen.nanmean(1)
+    return chosen.nanmedian(1).values if name == "step_size" else chosen.nanmean(1)

@@ -1,5 +1,7 @@
 """What each layer already knows of the answer."""
 
+from collections.abc import Sequence
+
 import torch
 import xarray as xr
 from jaxtyping import Float
@@ -34,7 +36,7 @@ def lens(recorded: Capture, first: int = 0) -> xr.Dataset:
         own.append(per_position(recorded.frame.readout(resid[scored]), batch.targets[scored]).mean(0))
         explained.append(r_squared(guess[:, first:].flatten(0, 1), batch.targets[scored, first:].flatten(0, 1)))
     errors, own_errors = torch.stack(affine), torch.stack(own)
-    depth = {"layer": depth_names(len(stream) - 1)}
+    depth = {"layer": depth_names(recorded.layers)}
     unit = "squared units of the terms"
     where = f"positions {first} and later" if first else "all positions"
     log = {"scale": "log"}
@@ -118,9 +120,13 @@ def estimate(recorded: Capture, first: int = 0) -> xr.Dataset:
     )
 
 
-def depth_names(layers: int) -> list[str]:
-    """The places between layers, from the embedding to the end."""
-    return ["embedding", *(f"after {layer}" for layer in range(layers))]
+def depth_names(layers: Sequence[int]) -> list[str]:
+    """The places between layers, from before the first of them to after the last.
+
+    >>> depth_names([0, 1]), depth_names([3])
+    (['embedding', 'after 0', 'after 1'], ['before 3', 'after 3'])
+    """
+    return ["embedding" if layers[0] == 0 else f"before {layers[0]}", *(f"after {layer}" for layer in layers)]
 
 
 def depths(recorded: Capture) -> Float[Tensor, "depth batch pos d_model"]:

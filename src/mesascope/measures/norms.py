@@ -40,7 +40,7 @@ def norms(recorded: Capture) -> xr.Dataset:
     kept = norm.masked_fill(others | first, torch.nan)
     mean = kept.flatten(1).nanmean(1)
     spread = (kept - mean[:, None, None]).square().flatten(1).nanmean(1).sqrt()
-    depth = {"layer": depth_names(len(norm) - 1)}
+    depth = {"layer": depth_names(recorded.layers)}
     found = {
         "mean": label(
             mean, "layer", units="1", about="mean norm of a token's vector, sinks apart", coords=depth

@@ -64,7 +64,7 @@ def hopfield(z: Stream, at: Sublayer) -> PerToken:
     return z.square().sum(-1) / 2 - scores.logsumexp(-1).sum(1) / beta
 
 
-@objective(title="read-out", sites=("pattern", "value"), ordered=False, most=32)
+@objective(title="read-out", most=16)
 def readout(z: Stream, at: Sublayer) -> PerToken:
     """The loss on the true next token if the model stopped here: its own final norm and output map applied to the
     representation (the logit lens; nostalgebraist 2020).
@@ -81,7 +81,7 @@ def _fast_weight(at: Sublayer) -> dict[str, Tensor]:
     """
     before, seen, slope, bend = at.once("fast weight", lambda: _first_step(at))
     found = against(seen, at.mixed)
-    after = before - found["step"] * slope + found["step"].square() * bend / 2
+    after = before - found["step_size"] * slope + found["step_size"].square() * bend / 2
     return {name: value.double().nanmean(1) for name, value in {"before": before, "after": after, **found}.items()}
 
 
@@ -126,7 +126,7 @@ outer = Objective(
         "gradient of the next-token loss, summed over positions, by the representation that the sublayer reads."
     ),
     read=lambda at: against(-at.gradient, at.u),
-    quantities=("cosine", "step", "unexplained"),
+    quantities=("cosine", "step_size", "unexplained"),
     sites=("pattern", "value", "resid_pre_grad", "attn_write_grad"),
 )
 

@@ -98,11 +98,11 @@ def token_attribution(recorded: Capture, first: int = 1) -> xr.Dataset:
 
     return xr.Dataset(
         {
-            "head": named(parts.head, "layer", "head", of="each head", headline=1),
-            "mlp": named(parts.mlp, "layer", of="each MLP"),
-            "attention_bias": named(parts.attention_bias, "layer", of="the bias behind the heads"),
-            "embedding": named(parts.embedding, of="the embedding"),
-            "readout_bias": named(parts.readout_bias, of="the bias of the read-out"),
+            "head_contribution": named(parts.head, "layer", "head", of="each head", headline=1),
+            "mlp_contribution": named(parts.mlp, "layer", of="each MLP"),
+            "attention_bias_contribution": named(parts.attention_bias, "layer", of="the bias behind the heads"),
+            "embedding_contribution": named(parts.embedding, of="the embedding"),
+            "readout_bias_contribution": named(parts.readout_bias, of="the bias of the read-out"),
             "logit": label(
                 parts.total.mean(), units="logit", about="mean logit of the next token, from the mean logit"
             ),

@@ -38,7 +38,7 @@ def logit_lens(recorded: Capture) -> xr.Dataset:
     loss, top = zip(*(_read_out(recorded, stream, targets) for stream in streams), strict=True)
     losses, tops = torch.stack(loss), torch.stack(top)
     at_tokens = _spread(recorded, losses.masked_fill(~known, torch.nan))
-    depth = {"layer": depth_names(len(streams) - 1)}
+    depth = {"layer": depth_names(recorded.layers)}
     found = _summary(losses, tops, targets, known, depth)
     found["loss_at"] = label(
         at_tokens, "layer", "batch", "pos", units="nat", about="loss on the true next token", coords=depth
@@ -50,13 +50,15 @@ def logit_lens(recorded: Capture) -> xr.Dataset:
 def affine_lens(recorded: Capture) -> xr.Dataset:
     """An affine map from the residual stream at each depth to the final one, then the model's own read-out (Belrose et
     al. 2023 train such a map; here it is ridge regression, the penalty chosen by generalised cross-validation). Fitted
-    on half of the sequences and scored on the other half. What it reads better than the logit lens is known at that
-    depth, in other coordinates.
+    on half of the sequences and scored on the other half (halves of the tokens, where there is one sequence). What it
+    reads better than the logit lens is known at that depth, in other coordinates.
     """
-    if len(recorded.inputs) < 2:
-        raise ValueError("affine_lens must fit and score on different sequences, but got one; give two or more")
     streams, targets, known = _depths(recorded)
-    fitted, scored = halves(len(recorded.inputs))
+    if len(targets) == 1:
+        half = targets.shape[1] // 2
+        streams = [torch.stack([stream[0, :half], stream[0, half : 2 * half]]) for stream in streams]
+        targets, known = (torch.stack([x[0, :half], x[0, half : 2 * half]]) for x in (targets, known))
+    fitted, scored = halves(len(targets))
     loss, top, penalties = [], [], []
     for stream in streams:
         weight, constant, penalty = ridge_fit(stream[fitted].flatten(0, 1), streams[-1][fitted].flatten(0, 1))
@@ -65,7 +67,7 @@ def affine_lens(recorded: Capture) -> xr.Dataset:
         loss.append(read[0])
         top.append(read[1])
         penalties.append(penalty)
-    depth = {"layer": depth_names(len(streams) - 1)}
+    depth = {"layer": depth_names(recorded.layers)}
     found = _summary(torch.stack(loss), torch.stack(top), targets[scored], known[scored], depth, top[-1])
     about = "penalty chosen, in units of the mean variance of the stream"
     found["penalty"] = label(torch.tensor(penalties), "layer", units="1", about=about, coords=depth)

@@ -1,8 +1,9 @@
 """Opening models: our own checkpoints, and any causal language model of transformers; never a pickle."""
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,26 @@ def load_pretrained(
         return model.eval().to(device), _tokenizer(place, revision, options)
 
 
+def untrained(model: PreTrainedModel) -> Callable[[int], PreTrainedModel]:
+    """A maker of models of the same architecture with random weights, as their authors would begin to train them.
+
+    It keeps the configuration alone, so that the model itself can leave the memory before another is made.
+
+    Args:
+        model: any model of transformers, or one of ours.
+    """
+    kind, config, dtype, device = type(model), deepcopy(model.config), model.dtype, model.device
+    kernel = model.config._attn_implementation
+
+    def make(seed: int) -> PreTrainedModel:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            made = kind._from_config(config, dtype=dtype, attn_implementation=kernel)
+        return made.eval().to(device)  # pyright: ignore[reportArgumentType] transformers wraps torch's method
+
+    return make
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """No progress bars and no reports from transformers inside; as it was before outside."""
@@ -123,11 +144,12 @@ def _weights(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tokenizer(place: str, revision: str, options: dict[str, Any]) -> PreTrainedTokenizerBase | None:
-    """The tokenizer that lies beside the model, if any."""
+    """The tokenizer that lies beside the model, if any; one that was made up without words is none."""
     try:
-        return AutoTokenizer.from_pretrained(place, revision=revision, **options)
+        found = AutoTokenizer.from_pretrained(place, revision=revision, **options)
     except (OSError, ValueError):
         return None
+    return found if len(found) > len(found.all_special_ids) else None
 
 
 def _refuse_other_weights(name: str, found: dict[str, Any], kinds: tuple[str, ...]) -> None:

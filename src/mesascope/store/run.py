@@ -94,7 +94,7 @@ class Run:
         make_folder(folder)
         with (folder / ".lock").open("a+") as handle:
             take(handle, folder, time.monotonic() + wait)
-            for place in (folder, folder / "results"):
+            for place in (folder, folder / "results", folder / "parts"):
                 for draft in place.glob(f"{DRAFT}*"):
                     remove(draft)
             yield
@@ -205,6 +205,22 @@ class Run:
             return xr.load_dataset(file, engine="h5netcdf")
         except OSError as error:
             raise RunError(f"results must be netCDF, but {file} cannot be read; delete it and run again") from error
+
+    def keep(self, name: str, dataset: xr.Dataset) -> None:
+        """Keep a part of what will be a result, so that a run that is stopped can go on."""
+        code = {key: value for key, value in provenance().items() if key in ("mesascope", "revision")}
+        image = dataset.assign_attrs({**dataset.attrs, **code}).to_netcdf(engine="h5netcdf")
+        with replacing(self.path / "parts" / f"{name}.nc") as draft:
+            draft.write_bytes(image)
+
+    def kept(self, name: str) -> xr.Dataset | None:
+        """The part that was kept, if this very code kept one and it can be read."""
+        file, code = self.path / "parts" / f"{name}.nc", provenance()
+        try:
+            part = xr.load_dataset(file, engine="h5netcdf")
+        except OSError:
+            return None
+        return part if all(part.attrs.get(key) == code[key] for key in ("mesascope", "revision")) else None
 
     def write_json(self, name: str, value: object) -> Path:
         """Write ``NAME.json``; numbers that are not finite become null, since JSON has none."""

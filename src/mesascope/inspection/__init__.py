@@ -1,0 +1,7 @@
+"""Opening language models on a text, and measuring what is found."""
+
+from mesascope.inspection.inspect import Progress, inspect_model
+from mesascope.inspection.parts import NAMES
+from mesascope.inspection.text import prose
+
+__all__ = ["NAMES", "Progress", "inspect_model", "prose"]

@@ -1,0 +1,269 @@
+"""Opening one model, or several checkpoints of it, on one text: every part, then its controls, kept as they come."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import xarray as xr
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mesascope.axes import label
+from mesascope.capturing import UnsupportedModel
+from mesascope.inspection.controls import beside, disordered, excerpted
+from mesascope.inspection.parts import DISORDERED, UNTRAINED, Material, Part, Results, choose
+from mesascope.inspection.steps import Checkpoint, checkpoints
+from mesascope.inspection.text import Text, check_sizes, ordinary, read_words, tokenize
+from mesascope.models.load import load_pretrained, untrained
+from mesascope.store import Run
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+Progress = Callable[[str, int, int], None]
+
+
+def inspect_model(
+    name: str,
+    *,
+    text: Path | None,
+    tokens: int | None,
+    sequences: int,
+    path: Path,
+    chosen: Sequence[str] | None = None,
+    steps: Sequence[str] | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    progress: Progress = lambda what, done, total: None,
+) -> Run:
+    """Open a causal language model on a text and write what the instruments see, next to its controls.
+
+    Args:
+        name: a Hub name, a folder, or a ``.gguf`` file.
+        text: a UTF-8 file; the English prose that ships with Python by default.
+        tokens: of each sequence; 512 by default, or fewer where the text or the context is shorter.
+        sequences: at most so many.
+        path: the run's directory.
+        chosen: names of measures; all by default.
+        steps: checkpoints over time: revisions of a Hub name, or folders.
+        device: where to compute.
+        dtype: of the weights in memory.
+        progress: hears what is done, how many stages are done, and how many there are.
+
+    Raises:
+        ValueError: a measure, a text or a model that is not there, or a text that is too short.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"a dtype must be one of {', '.join(DTYPES)}, but got {dtype!r}")
+    check_sizes(tokens, sequences)
+    words, source = read_words(text)
+    parts = choose(chosen)
+    opened = _Opened(where=checkpoints(name, steps), device=device, dtype=DTYPES[dtype])
+    progress("opening the model", 0, 1)
+    model, tokenizer = opened.get(opened.where[-1])
+    read = tokenize(words, source, tokenizer, model, name, tokens, sequences)
+    run = Run.create(path, _describe(name, read, parts, opened.where, device, dtype))
+    with run.lock():
+        inspection = _Inspection(run=run, opened=opened, material=_material(read, tokenizer, model), progress=progress)
+        inspection.measure(parts, read)
+    return run
+
+
+@dataclass
+class _Opened:
+    """The checkpoints, of which one at a time is in memory."""
+
+    where: Sequence[Checkpoint]
+    device: str
+    dtype: torch.dtype
+    now: tuple[Checkpoint, PreTrainedModel, PreTrainedTokenizerBase | None] | None = None
+
+    def get(self, checkpoint: Checkpoint) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+        """The model of a checkpoint and its tokenizer."""
+        if self.now is None or self.now[0] != checkpoint:
+            self.now = None
+            model, tokenizer = load_pretrained(checkpoint.name, self.dtype, self.device, checkpoint.revision)
+            self.now = (checkpoint, model, tokenizer)
+        return self.now[1:]
+
+    def untrained(self, seed: int) -> PreTrainedModel:
+        """The same architecture with random weights; the trained model leaves the memory first."""
+        last = self.where[-1]
+        model, _ = self.get(last)
+        rebuild = untrained(model)
+        self.now = None
+        del model
+        return rebuild(seed)
+
+
+@dataclass
+class _Inspection:
+    """Stages, each of which leaves its results in a file, so that one that was stopped goes on."""
+
+    run: Run
+    opened: _Opened
+    material: Material
+    progress: Progress
+    done: int = 0
+    total: int = 0
+    left_out: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def measure(self, parts: Sequence[Part], text: Text) -> None:
+        """Every part at every checkpoint, the controls at the last; then the results and what they are about."""
+        self.total = sum(len(self.opened.where) + sum(part.controls.values()) for part in parts)
+        found: dict[str, list[xr.Dataset]] = {}
+        for checkpoint in self.opened.where:
+            for part in parts:
+                make = lambda c=checkpoint: self.opened.get(c)[0]  # noqa: E731  opened only if the stage is not done
+                for name, dataset in self._stage(part, f"{checkpoint.label}", make, self.material).items():
+                    found.setdefault(name, []).append(dataset.expand_dims(step=[checkpoint.step]))
+        facts = self._facts()
+        controls = {DISORDERED: self._disordered(parts), UNTRAINED: self._untrained(parts)}
+        for name, datasets in found.items():
+            self._write(name, datasets, {kind: draws[name] for kind, draws in controls.items() if name in draws}, text)
+        self._write_text(text)
+        self.run.write_json("model", {**facts, "left out": self.left_out, "seconds": self.seconds})
+
+    def _disordered(self, parts: Sequence[Part]) -> dict[str, list[xr.Dataset]]:
+        """The control of the text."""
+        draws: dict[str, list[xr.Dataset]] = {}
+        for part in parts:
+            for draw in range(part.controls.get(DISORDERED, 0)):
+                make = lambda: self.opened.get(self.opened.where[-1])[0]  # noqa: E731  as above
+                stage = self._stage(part, f"{DISORDERED} {draw}", make, disordered(self.material, draw))
+                for name, dataset in stage.items():
+                    draws.setdefault(name, []).append(dataset)
+        return draws
+
+    def _untrained(self, parts: Sequence[Part]) -> dict[str, list[xr.Dataset]]:
+        """The control of the weights: one model for each draw."""
+        draws: dict[str, list[xr.Dataset]] = {}
+        most = max(part.controls.get(UNTRAINED, 0) for part in parts)
+        for draw in range(most):
+            held: list[PreTrainedModel] = []
+
+            def make(draw: int = draw, held: list[PreTrainedModel] = held) -> PreTrainedModel:
+                if not held:
+                    held.append(self.opened.untrained(seed=draw))
+                return held[0]
+
+            for part in parts:
+                if draw < part.controls.get(UNTRAINED, 0):
+                    stage = self._stage(part, f"{UNTRAINED} {draw}", make, excerpted(self.material, draw))
+                    for name, dataset in stage.items():
+                        draws.setdefault(name, []).append(dataset)
+        return draws
+
+    def _stage(self, part: Part, label: str, make: Callable[[], PreTrainedModel], material: Material) -> Results:
+        """What one part finds, read from the files of an earlier run of this very code if they are all there."""
+        what = f"{part.name}, {label}" if label else part.name
+        self.progress(what, self.done, self.total)
+        with self._timed(part.name):
+            found: Results = {}
+            for names in self._together(part, label, make, material):
+                found |= names
+        self.done += 1
+        self.progress(what, self.done, self.total)
+        return found
+
+    def _together(
+        self, part: Part, label: str, make: Callable[[], PreTrainedModel], material: Material
+    ) -> Iterator[Results]:
+        """All instruments of a part at once; where the model lacks what one needs, one after the other."""
+        kept = {name: self.run.kept(f"{label or 'main'}-{name}") for name in part.instruments}
+        yield {name: dataset for name, dataset in kept.items() if dataset is not None}
+        missing = [one for name, one in part.instruments.items() if kept[name] is None and name not in self.left_out]
+        if not missing:
+            return
+        try:
+            yield self._keep(label, part.run(make(), material, missing))
+        except UnsupportedModel:
+            for one in missing:
+                try:
+                    yield self._keep(label, part.run(make(), material, [one]))
+                except UnsupportedModel as refusal:
+                    self.left_out[one.name] = str(refusal)
+
+    def _keep(self, label: str, found: Results) -> Results:
+        """Write results of a stage beside the run until all are there."""
+        for name, dataset in found.items():
+            self.run.keep(f"{label or 'main'}-{name}", dataset)
+        return found
+
+    def _write(
+        self, name: str, datasets: Sequence[xr.Dataset], controls: dict[str, list[xr.Dataset]], text: Text
+    ) -> None:
+        """A result with its controls; where there is one checkpoint, without the axis ``step``."""
+        joined = xr.concat(datasets, dim="step", combine_attrs="override")
+        joined = joined if len(self.opened.where) > 1 else joined.isel(step=0, drop=True)
+        for control, draws in controls.items():
+            joined = beside(joined, control, draws)
+        joined = _spelled(joined, text)
+        self.run.write_results(name, joined)
+
+    def _write_text(self, text: Text) -> None:
+        """The tokens as they are written."""
+        token = label(text.spelled, "batch", "pos", units="text", about="the tokens of the text")
+        attrs = {"title": "The text", "about": f"What was read: {text.source}.", "order": 5}
+        self.run.write_results("text", xr.Dataset({"token": token}, attrs=attrs))
+
+    def _facts(self) -> dict[str, Any]:
+        """What the model is."""
+        model, _ = self.opened.get(self.opened.where[-1])
+        config = model.config.get_text_config()
+        return {
+            "class": type(model).__name__,
+            "parameters": model.num_parameters(),
+            "layers": getattr(config, "num_hidden_layers", None),
+            "heads": getattr(config, "num_attention_heads", None),
+            "width": getattr(config, "hidden_size", None),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "device": str(model.device),
+            "kernel": str(model.config._attn_implementation),
+        }
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        """Note how long a part takes."""
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - began, 1)
+
+
+def _material(text: Text, tokenizer: PreTrainedTokenizerBase | None, model: PreTrainedModel) -> Material:
+    """What the model is run on."""
+    if tokenizer is None:
+        raise ValueError("a model must come with its tokenizer")
+    return Material(ids=text.ids, allowed=ordinary(tokenizer, model))
+
+
+def _spelled(dataset: xr.Dataset, text: Text) -> xr.Dataset:
+    """A dataset whose positions are those of the text, with the tokens beside; a drawn token is spelled out too."""
+    for name in ("pattern",):
+        if name in dataset:
+            excerpt = text.spelled[0][: dataset.sizes["key"]]
+            token = label(excerpt, "pos", units="text", about="the tokens of the excerpt")
+            return dataset.isel(batch=0, drop=True).assign(token=token)
+    return dataset
+
+
+def _describe(
+    name: str, text: Text, parts: Sequence[Part], where: Sequence[Checkpoint], device: str, dtype: str
+) -> dict[str, Any]:
+    """What was asked for, in JSON's types."""
+    count, length = text.ids.shape
+    return {
+        "study": "inspect",
+        "title": f"Inside {Path(name).name}",
+        "about": "A causal language model, opened on one text.",
+        "model": name,
+        "text": {"source": text.source, "tokens": length, "sequences": count},
+        "device": device,
+        "dtype": dtype,
+        "parameters": {
+            "measures": [one for part in parts for one in part.instruments],
+            "steps": [checkpoint.label for checkpoint in where if checkpoint.label],
+        },
+    }

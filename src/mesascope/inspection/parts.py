@@ -1,0 +1,170 @@
+"""What is measured on what: each part is one way of running the model, and the measures that share it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import xarray as xr
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mesascope import measures
+from mesascope.capturing import attending, capture
+from mesascope.capturing.sample import sample_maps
+from mesascope.instruments import Instrument
+from mesascope.measures import Measure, inner, measure_all, objectives, repeated_tokens
+from mesascope.measures.norms import at_depths, norms, sinks
+from mesascope.measures.spectra import spectra
+
+BATCH = 2048  # tokens in a forward pass
+LENS_SHARE, LENS_LEAST = 16, 512  # lenses look at one token in so many, but at so many at least
+INNER_TOKENS, INNER_LENGTH, INNER_QUERIES = 2048, 512, 64  # inner objectives: in all, a sequence, looked at in it
+PIECES, PIECE_LENGTH = 2, 256  # sequences of attribution and similarity
+REPEATED, REPEATS = 24, 8  # tokens before the repetition, sequences that repeat
+EXCERPT = 64  # positions whose attention is shown
+MAPS = 1024  # tokens among which the inputs of linear maps are sampled
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Material:
+    """What a model is run on.
+
+    Attributes:
+        ids: the text.
+        allowed: tokens to draw random sequences from.
+        seed: of every draw.
+    """
+
+    ids: Int[Tensor, "batch pos"]
+    allowed: Int[Tensor, " token"]
+    seed: int = 0
+
+
+Results = dict[str, xr.Dataset]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One way of running the model.
+
+    Attributes:
+        name: what it is called while it runs.
+        instruments: what is measured, by name.
+        run: gets the model, the material, and the instruments chosen; gives what each found.
+        controls: which controls it has, and how many draws of each.
+    """
+
+    name: str
+    instruments: Mapping[str, Instrument]
+    run: Callable[[PreTrainedModel, Material, Sequence[Instrument]], Results]
+    controls: Mapping[str, int]
+
+
+def _whole(model: PreTrainedModel, material: Material, chosen: Sequence[Instrument]) -> Results:
+    """Everything that is read from the whole text."""
+    count, length = material.ids.shape
+    looked_at = max(LENS_LEAST, material.ids.numel() // LENS_SHARE) // count
+    return _measured(model, material.ids, chosen, _spread(length, looked_at))
+
+
+def _inner(model: PreTrainedModel, material: Material, chosen: Sequence[Instrument]) -> Results:
+    """Inner objectives, with gradients, on the beginnings of some sequences."""
+    ids = material.ids[:, :INNER_LENGTH]
+    ids = ids[: max(1, INNER_TOKENS // ids.shape[1])]
+    return _measured(model, ids, chosen, _spread(ids.shape[1], INNER_QUERIES))
+
+
+def _pieces(model: PreTrainedModel, material: Material, chosen: Sequence[Instrument]) -> Results:
+    """What needs whole streams, on the beginnings of two sequences."""
+    return _measured(model, material.ids[:PIECES, :PIECE_LENGTH], chosen)
+
+
+def _repeats(model: PreTrainedModel, material: Material, chosen: Sequence[Instrument]) -> Results:
+    """Random tokens that come twice."""
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2 * REPEATED
+    length = min(REPEATED, context // 2, len(material.allowed.unique()) // 2)
+    generator = torch.Generator().manual_seed(material.seed)
+    return _measured(model, repeated_tokens(material.allowed, length, REPEATS, generator), chosen)
+
+
+def _excerpt(model: PreTrainedModel, material: Material, chosen: Sequence[Instrument]) -> Results:
+    """The first tokens of the text, with every head's attention."""
+    return _measured(model, material.ids[:1, :EXCERPT], chosen)
+
+
+def _maps(model: PreTrainedModel, material: Material, chosen: Sequence[Instrument]) -> Results:
+    """What the linear maps read, at a sample of tokens that are no sinks."""
+    ids = material.ids[:1, :MAPS].to(model.device)
+    layers = attending(model, ids)
+    apart = sinks(at_depths(capture(model, ids, [], reduce=norms.reductions, layers=layers)))
+    sampled = sample_maps(model, ids, counted=~apart, layers=layers, seed=material.seed)
+    return {one.name: one(sampled) for one in chosen}
+
+
+def _measured(
+    model: PreTrainedModel,
+    ids: Int[Tensor, "batch pos"],
+    chosen: Sequence[Instrument],
+    queries: list[int] | None = None,
+) -> Results:
+    """Measures that share one capture."""
+    wanted = [one for one in chosen if isinstance(one, Measure)]
+    size, layers = max(1, BATCH // ids.shape[1]), attending(model, ids[:1])
+    return measure_all(model, ids.to(model.device), wanted, batch_size=size, queries=queries, layers=layers)
+
+
+def _spread(length: int, count: int) -> list[int]:
+    """Positions spread evenly over a sequence, the first one and the last that has a next token among them."""
+    return sorted(set(torch.linspace(0, length - 2, min(count, length - 1)).round().long().tolist()))
+
+
+def _named(*instruments: Instrument) -> dict[str, Instrument]:
+    """Instruments by name."""
+    return {one.name: one for one in instruments}
+
+
+UNTRAINED, DISORDERED = "random weights", "positions shuffled"
+BOTH = {UNTRAINED: 2, DISORDERED: 2}
+PARTS = (
+    Part(
+        name="the text",
+        instruments=_named(measures.norms, measures.logit_lens, measures.affine_lens, measures.position),
+        run=_whole,
+        controls=BOTH,
+    ),
+    Part(name="inner objectives", instruments=_named(*map(inner, objectives.OBJECTIVES)), run=_inner, controls=BOTH),
+    Part(name="linear maps", instruments=_named(spectra), run=_maps, controls={UNTRAINED: 1}),
+    Part(
+        name="parts of the output",
+        instruments=_named(measures.token_attribution, measures.token_similarity),
+        run=_pieces,
+        controls=BOTH,
+    ),
+    Part(
+        name="repeated tokens",
+        instruments=_named(measures.roles, measures.token_copying),
+        run=_repeats,
+        controls={UNTRAINED: 2},
+    ),
+    Part(name="an excerpt", instruments=_named(measures.patterns, measures.top_tokens), run=_excerpt, controls={}),
+)
+GROUPS = {"inner": [f"inner_{one.name}" for one in objectives.OBJECTIVES]}
+NAMES = (*GROUPS, *(name for part in PARTS for name in part.instruments if not name.startswith("inner_")))
+
+
+def choose(names: Sequence[str] | None) -> list[Part]:
+    """The parts with the measures of these names, or with all.
+
+    Raises:
+        ValueError: there is no such measure.
+    """
+    known = {name for part in PARTS for name in part.instruments} | set(GROUPS)
+    unknown = [name for name in names or () if name not in known]
+    if unknown:
+        raise ValueError(f"measures must be from {', '.join(NAMES)}, but got {', '.join(unknown)}")
+    wanted = {each for name in names or known for each in GROUPS.get(name, [name])}
+    chosen = [(part, {name: one for name, one in part.instruments.items() if name in wanted}) for part in PARTS]
+    return [
+        Part(name=part.name, instruments=some, run=part.run, controls=part.controls) for part, some in chosen if some
+    ]
