@@ -65,7 +65,8 @@ USE = """<script>addEventListener("load", () => setTimeout(() => {
 def on_a_telephone(html: str, width: int = 390) -> str:
     """The page in a frame of that width, because a window of this browser is never narrower than 500."""
     inner = escape(html.replace("</body>", PROBE), quote=True)
-    return f'<body><iframe srcdoc="{inner}" style="width:{width}px;height:4000px;border:0"></iframe></body>'
+    frame = f'<iframe srcdoc="{inner}" style="width:{width}px;height:4000px;border:0"></iframe>'
+    return f'<meta charset="utf-8"><body>{frame}</body>'
 
 
 def measured(dom: str) -> tuple[int, int, int]:

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from mesascope.report.text import plain, sentence, several
+from mesascope.report.controls import replicates
+from mesascope.report.text import plain, sentence, several, stopped
 
+NAMES = frozenset({"predictor", "stat", "component", "sublayer", "map"})  # dims whose labels are names, in no order
 LABELS = ("token", "value")  # variables that name positions, used on axes rather than drawn themselves
 
 
@@ -20,7 +22,7 @@ class Shown:
         name: its name in the file.
         array: its numbers; ``seed`` is always the first dim, of length 1 where the run had none.
         seeded: whether the run had seeds at all.
-        controls: variables that say what it looks like where there is nothing to find.
+        controls: variables that say what it looks like where there is nothing to find, replicates along ``seed``.
         labels: the token or the value at each (batch, pos), if the file has one.
     """
 
@@ -76,6 +78,11 @@ class Shown:
         return " ".join(filter(None, [sentence(self.array.attrs.get("about")), *map(sentence, more)]))
 
     @property
+    def tautology(self) -> str:
+        """Why this number cannot fail, where its author says so: an identity is evidence of nothing."""
+        return stopped(self.array.attrs.get("tautology"))
+
+    @property
     def over_seeds(self) -> str:
         """The number of seeds, in words."""
         return several(self.seeds, "seed") if self.seeded else "one model"
@@ -88,7 +95,8 @@ class Shown:
 def prepare(data: xr.Dataset, name: str) -> Shown:
     """A variable of a file with its controls and labels."""
     array = data[name]
-    controls = tuple(_seeds_first(data[c]) for c in data.data_vars if data[c].attrs.get("control_of") == name)
+    belonging = [data[c] for c in data.data_vars if data[c].attrs.get("control_of") == name]
+    controls = tuple(replicates(_seeds_first(one)) for one in belonging)
     labels = next((data[one] for one in LABELS if one in data.variables and data[one].ndim), None)
     return Shown(name=name, array=_seeds_first(array), seeded="seed" in array.dims, controls=controls, labels=labels)
 
