@@ -68,7 +68,7 @@ mesascope.explorer = (host, data) => {
 
   function raised(k) {
     const { token, logit, at, units } = data.tops, tokens = data.patterns?.labels[0].query || [];
-    const where = place => place === null ? "–" : place in tokens ? `${place} “${tokens[place]}”` : String(place);
+    const where = place => place === null ? "–" : place in tokens ? `${place} ${mesascope.isolated(tokens[place])}` : String(place);
     const rows = token[k].map((word, rank) => [make("code", {}, mesascope.quoted(word)),
       ...logit ? [logit[k][rank] === null ? "–" : mesascope.number(logit[k][rank])] : [], ...at ? [where(at[k][rank])] : []]);
     return table("Raises most, by its direct contribution", ["token", ...logit ? [units ? `by (${units})` : "by"] : [], ...at ? ["at position"] : []], rows);

@@ -129,7 +129,7 @@ def _quantity(one: Quantity, grid: Grid) -> dict[str, Any]:
     return {
         "group": one.group,
         "name": one.name,
-        "about": one.shown.caption(),
+        "about": one.shown.caption(one.shown.moment()),
         "tautology": one.shown.tautology,
         "units": "" if one.shown.units == "1" else one.shown.units,
         "log": log,

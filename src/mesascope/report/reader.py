@@ -76,7 +76,7 @@ def _quantity(one: Quantity, rows: int, places: int) -> dict[str, Any]:
     return packed.json() | {
         "group": one.group,
         "name": one.name,
-        "about": one.shown.caption(),
+        "about": one.shown.caption(one.shown.moment()),
         "tautology": one.shown.tautology,
         "units": "" if one.shown.units == "1" else one.shown.units,
         "layers": names(one.array, "layer") if "layer" in one.array.dims else [],

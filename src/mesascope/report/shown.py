@@ -1,5 +1,6 @@
 """One variable, made ready for a view: seeds in front, its control beside it, its labels at hand."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from mesascope.report.controls import replicates
 from mesascope.report.text import plain, sentence, several, stopped
 
 NAMES = frozenset({"predictor", "stat", "component", "sublayer", "map"})  # dims whose labels are names, in no order
+SHAPELESS = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u2069\\ufeff\\ufff9-\\ufffb]")
 LABELS = ("token", "value")  # variables that name positions, used on axes rather than drawn themselves
 
 
@@ -126,15 +128,21 @@ def position_names(shown: Shown, dim: str, example: int | None = None) -> list[s
 
 
 def visible(value: Any) -> str:
-    """A token or value as text in which blanks can be seen.
+    """A token or value as text in which blanks can be seen, as can signs without a shape of their own.
 
-    >>> visible(" the"), visible(0.123456)
-    ('␣the', '0.123')
+    >>> visible(" the"), visible(0.123456), visible("a\\u202eb\\x07")
+    ('␣the', '0.123', 'a⟨202E⟩b␇')
     """
     if isinstance(value, float | np.floating):
         return f"{value:.3g}"
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-    return text.replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥") or "∅"
+    text = text.replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥")
+    return SHAPELESS.sub(lambda sign: _picture(ord(sign[0])), text) or "∅"
+
+
+def _picture(code: int) -> str:
+    """What stands for a sign that cannot be seen, or that turns other text round."""
+    return chr(0x2400 + code) if code < 0x20 else f"⟨{code:04X}⟩"
 
 
 def numeric(array: xr.DataArray) -> bool:

@@ -24,7 +24,9 @@ mesascope.ends = (low, high, log) => [low, , high].map(value => mesascope.number
 // Signs that cannot be seen, or that turn other text round, are shown by a picture of themselves.
 mesascope.visible = text => text.replace(/[\u0000-\u0008\u000b-\u001f]/g, sign => String.fromCharCode(0x2400 + sign.charCodeAt(0)))
   .replace(/[\u007f-\u009f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]/g, sign => `⟨${sign.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`);
-mesascope.quoted = text => `“${mesascope.visible(text).replaceAll("\n", "↵").replaceAll("\t", "⇥").replaceAll(" ", "␣")}”`;
+// Text from outside within a sentence: what is written from right to left turns nothing else round.
+mesascope.isolated = text => `“\u2068${text}\u2069”`;
+mesascope.quoted = text => mesascope.isolated(mesascope.visible(text).replaceAll("\n", "↵").replaceAll("\t", "⇥").replaceAll(" ", "␣"));
 
 // A list of quantities to choose from, in groups by the file that they come from.
 mesascope.quantities = (name, quantities, selected, change) => {
@@ -95,7 +97,7 @@ mesascope.square = (holder, readout) => {
     const query = Math.floor((event.clientY - box.top - frame.top) / frame.tall);
     if (key < 0 || key >= seen.keys || query < 0 || query >= seen.queries) return;
     const { query: down, key: across } = seen.labels;
-    readout.textContent = `position ${query} “${down[query]}” → position ${key} “${across[key]}”: ${seen.say(query, key)}`;
+    readout.textContent = `position ${query} ${mesascope.isolated(down[query])} → position ${key} ${mesascope.isolated(across[key])}: ${seen.say(query, key)}`;
   };
   canvas.addEventListener("pointermove", point);
   canvas.addEventListener("pointerdown", point);
