@@ -10,6 +10,7 @@ import pytest
 import xarray as xr
 
 from mesascope.report import render
+from mesascope.report.shown import visible
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = (
@@ -74,11 +75,10 @@ OPEN = """<script>addEventListener("load", () => setTimeout(() => {
   };
   const reader = find(".reader"), readout = reader.querySelector(".readout"), text = reader.querySelector(".text");
   pick(reader.querySelector("select"), "descent: mlp");
-  const tokens = reader.querySelectorAll(".t"), range = reader.querySelector("input[type=range]");
+  const tokens = reader.querySelectorAll(".t");
   tokens[1].click();
   said.push(readout.textContent, tokens[1].style.background, String(tokens[16].style.background.startsWith("rgb")));
   pick(reader.querySelector("select"), "norm");
-  range.value = 1;
   reader.querySelector("input[type=range]").value = 1;
   reader.querySelector("input[type=range]").dispatchEvent(new Event("input"));
   press(text, "ArrowRight");
@@ -95,10 +95,19 @@ OPEN = """<script>addEventListener("load", () => setTimeout(() => {
   head(8, 5).click();
   said.push(title.textContent);
   const canvas = find(".opened canvas"), box = canvas.getBoundingClientRect();
-  canvas.dispatchEvent(new PointerEvent("pointermove", { clientX: box.right - 8, clientY: box.top + 8 }));
+  const at = down => ({ clientX: box.right - 8, clientY: box.top + down });
+  const point = down => canvas.dispatchEvent(new PointerEvent("pointermove", at(down)));
+  point(8);
+  said.push(find(".opened .readout").textContent);
+  for (let down = 0; down < box.height; down += 3) point(down);
   said.push(find(".opened .readout").textContent);
   document.body.dataset.said = said.join("|");
 }, 1500));</script></body>"""
+
+
+def said_number(text: str) -> float:
+    """A number as the page writes it."""
+    return float(text.replace(" × 10", "e").translate(PLAIN))
 
 
 def on_a_telephone(html: str, width: int = 390) -> str:
@@ -166,12 +175,15 @@ def test_the_text_and_the_heads_of_a_model_can_be_explored(inspection, tmp_path)
     assert said[3:5] == ["position 2 “␣thing”: ≈ N", "after 0"]
     role = str(data["role"].values[7, 4])
     assert said[5:7] == ["Layer 7, head 4", f"Role: {role}" if role else ""]
-    assert float(said[7].replace(" × 10", "e").translate(PLAIN)) == pytest.approx(
-        data["score"].values[7, 4, 0], rel=0.01
-    )
+    assert said_number(said[7]) == pytest.approx(data["score"].values[7, 4, 0], rel=0.01)
     assert said[8] == f"“{tops['top_token'].values[7, 4, 0].replace(' ', '␣')}”".replace("\n", "↵")
     assert said[9:12] == ["true", "Layer 7, head 4", "Layer 8, head 5"]
-    assert said[12] == "position 0 “The” → position 63 “␣a”: later, not seen"
+    patterns = xr.load_dataset(inspection / "results/patterns.nc")
+    last = visible(patterns["token"].values[63])
+    assert said[12] == f"position 0 “The” → position 63 “{last}”: later, not seen"
+    where, weight = said[13].split(": ≈ ")
+    assert where == f"position 63 “{last}” → position 63 “{last}”"
+    assert said_number(weight) == pytest.approx(patterns["pattern"].values[8, 5, 63, 63], abs=0.005)
 
 
 @pytest.mark.parametrize("width", [1280, 500])
