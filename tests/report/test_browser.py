@@ -107,7 +107,7 @@ OPEN = """<script>addEventListener("load", () => setTimeout(() => {
 
 def said_number(text: str) -> float:
     """A number as the page writes it."""
-    return float(text.replace(" × 10", "e").translate(PLAIN))
+    return float(text.replace("\u00a0×\u00a010", "e").translate(PLAIN))
 
 
 def on_a_telephone(html: str, width: int = 390) -> str:

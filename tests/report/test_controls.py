@@ -124,6 +124,19 @@ def test_a_spectrum_is_a_map_of_layers_by_places_for_each_linear_map():
     np.testing.assert_allclose(panel.data["variants"][2][0]["z"], np.log10(data["x"].isel(map=2)), atol=1e-2)
 
 
+def test_a_long_spectrum_is_drawn_at_fewer_places_and_says_so():
+    values = np.random.default_rng(0).random((10, 7, 4000))
+    data = xr.Dataset({"energy": (("layer", "map", "eigen"), values, {"about": "squares", "scale": "log"})})
+    (panel,) = panels(data)
+    cells = np.array(panel.data["variants"][3][0]["z"])
+    kept = [int(label) for label in panel.data["plots"][0]["labels"][1]]
+    assert kept[0] == 0
+    assert kept[-1] == 3999
+    assert cells.shape == (10, len(kept)) != (10, 4000)
+    np.testing.assert_allclose(cells, np.log10(values[:, 3, kept]), atol=1e-2, rtol=1e-2)
+    assert f"(here at {len(kept)} of 4,000 places, ever wider apart)" in panel.caption
+
+
 def test_an_identity_says_that_it_cannot_fail():
     data = controlled("layer", tautology="u is minus the gradient")
     assert panels(data)[0].tautology == "u is minus the gradient."

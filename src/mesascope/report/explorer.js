@@ -8,8 +8,10 @@ mesascope.explorer = (host, data) => {
   map.style.gridTemplateColumns = `max-content repeat(${heads}, minmax(15px, 1fr))`;
   const title = make("h4", { "aria-live": "polite" }), roles = make("p", { class: "roles" }), readout = make("p", { class: "readout" });
   const large = make("div", { class: "large" }), scores = make("div"), tops = make("div");
-  host.append(controls, identity, about, make("div", { class: "sides" }, make("div", { class: "mapbox" }, map),
-    make("div", { class: "opened" }, title, roles, large), make("div", { class: "known" }, scores, tops)));
+  const opened = make("div", { class: "opened" }, title, roles, large), known = make("div", { class: "known" }, scores, ...data.tops ? [tops] : []);
+  const sides = make("div", { class: "sides" }, make("div", { class: "mapbox" }, map), opened);
+  (data.patterns ? sides : opened).append(known);
+  host.append(controls, identity, about, sides);
 
   const narrow = matchMedia("(max-width: 759px)"), name = k => `layer ${data.layers[Math.floor(k / heads)]}, head ${data.heads[k % heads]}`;
   const buttons = data.layers.flatMap(() => data.heads).map((_, k) => {

@@ -26,6 +26,22 @@ def drawable(shown: Shown) -> bool:
     return len(shown.rest) >= 2 and shown.at().size <= MOST
 
 
+def thinned(shown: Shown) -> Shown:
+    """A spectrum that is too long for the page, at places ever wider apart; anything else as it is."""
+    size = shown.at().size
+    if size <= MOST or "eigen" not in shown.rest:
+        return shown
+    long = shown.array.sizes["eigen"]
+    places = np.unique(np.geomspace(1, long, max(8, MOST // (size // long))).round().astype(int)) - 1
+    told = f"{shown.array.attrs.get('about', '')} (here at {len(places)} of {long:,} places, ever wider apart)"
+    numbered = shown.array.assign_coords(eigen=shown.array["eigen"])
+    return replace(
+        shown,
+        array=numbered.isel(eigen=places).assign_attrs(about=told),
+        controls=tuple(c.isel(eigen=places) if c.sizes.get("eigen") == long else c for c in shown.controls),
+    )
+
+
 def heat_maps(shown: Shown) -> Panel:
     """Two of the dims as rows and columns; every other becomes a control above the plots."""
     rows, columns = _pair(shown.rest)

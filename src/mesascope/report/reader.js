@@ -67,7 +67,8 @@ mesascope.reader = (host, data) => {
   }
 
   function tell() {
-    spans.forEach((span, place) => span.classList.toggle("here", place === at.place));
+    text.querySelector(".here")?.classList.remove("here");
+    spans[at.place]?.classList.add("here");
     mark.hidden = at.place < 0;
     if (at.place < 0) { readout.textContent = "Point at a token, or tap it, for its number."; return; }
     mark.style.left = `${(at.place + .5) / places * 100}%`;

@@ -14,7 +14,7 @@ mesascope.number = (value, digits = 3) => {
   const size = Math.abs(value), short = Number(value.toPrecision(digits));
   if (value !== 0 && (size < 1e-3 || size >= 1e6)) {
     const [mantissa, exponent] = short.toExponential().split("e");
-    return `${mantissa} × 10${exponent.replace("+", "").replace(/[-0-9]/g, sign => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".indexOf(sign)])}`.replace("-", "−");
+    return `${mantissa}\u00a0×\u00a010${exponent.replace("+", "").replace(/[-0-9]/g, sign => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".indexOf(sign)])}`.replace("-", "−");
   }
   return short.toLocaleString("en", { maximumFractionDigits: 10 }).replace("-", "−");
 };

@@ -9,7 +9,7 @@ import xarray as xr
 from mesascope.report.attention import patterns
 from mesascope.report.bars import bars
 from mesascope.report.curves import over_axis, over_steps
-from mesascope.report.maps import drawable, heat_maps, layers_over_steps
+from mesascope.report.maps import drawable, heat_maps, layers_over_steps, thinned
 from mesascope.report.panel import Panel
 from mesascope.report.shown import LABELS, NAMES, Shown, numeric, prepare
 from mesascope.report.table import table
@@ -43,7 +43,7 @@ def panels(data: xr.Dataset, elsewhere: Collection[str] = ()) -> list[Panel]:
         belongs = data[name].attrs.get("control_of")
         if name in taken or (belongs in data.data_vars and belongs not in elsewhere):
             continue
-        shown = prepare(data, name)
+        shown = thinned(prepare(data, name))
         view = choose(shown)
         drawn.append(_draw(view, shown))
         if view is over_axis and _watched(shown):
