@@ -7,8 +7,8 @@ from types import ModuleType
 import pytest
 
 
-def _load() -> ModuleType:
-    spec = spec_from_file_location("report_samples", Path(__file__).with_name("samples.py"))
+def _load(name: str) -> ModuleType:
+    spec = spec_from_file_location(f"report_{name}", Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
@@ -19,7 +19,19 @@ def _load() -> ModuleType:
 @pytest.fixture(scope="session")
 def samples() -> ModuleType:
     """The functions that write sample runs."""
-    return _load()
+    return _load("samples")
+
+
+@pytest.fixture(scope="session")
+def inspected() -> ModuleType:
+    """The functions that write an inspected language model of realistic size."""
+    return _load("inspected")
+
+
+@pytest.fixture(scope="session")
+def inspection(tmp_path_factory: pytest.TempPathFactory, inspected: ModuleType) -> Path:
+    """An inspection of thirty layers of nine heads on two short sequences; tests only read it."""
+    return inspected.write(tmp_path_factory.mktemp("runs") / "smol", sequences=2, length=96)
 
 
 @pytest.fixture

@@ -3,12 +3,14 @@
 import re
 import shutil
 import subprocess
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 
 import pytest
+import xarray as xr
 
 from mesascope.report import render
+from mesascope.report.shown import visible
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = (
@@ -21,6 +23,8 @@ PROBE = """<script>addEventListener("load", () => setTimeout(() => {
     const drawn = document.querySelectorAll(".main-svg").length;
     top.document.body.dataset.width = `${document.documentElement.scrollWidth}/${innerWidth}/${drawn}`; }, 800);
 }, 800));</script></body>"""
+
+PLAIN = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹−", "-0123456789-")
 
 pytestmark = [pytest.mark.needs_chromium, pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")]
 
@@ -62,10 +66,55 @@ USE = """<script>addEventListener("load", () => setTimeout(() => {
 }, 1500));</script></body>"""
 
 
+OPEN = """<script>addEventListener("load", () => setTimeout(() => {
+  const said = [], find = selector => document.querySelector(selector);
+  const press = (element, key) => element.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+  const pick = (select, name) => {
+    select.value = [...select.options].find(one => one.textContent === name).value;
+    select.dispatchEvent(new Event("change"));
+  };
+  const reader = find(".reader"), readout = reader.querySelector(".readout"), text = reader.querySelector(".text");
+  pick(reader.querySelector("select"), "descent: mlp");
+  const tokens = reader.querySelectorAll(".t");
+  tokens[1].click();
+  said.push(readout.textContent, tokens[1].style.background, String(tokens[16].style.background.startsWith("rgb")));
+  pick(reader.querySelector("select"), "norm");
+  reader.querySelector("input[type=range]").value = 1;
+  reader.querySelector("input[type=range]").dispatchEvent(new Event("input"));
+  press(text, "ArrowRight");
+  said.push(readout.textContent.replace(/[0-9.]+ *$/, "N"), reader.querySelector("output").textContent);
+  const map = find(".headmap"), title = find(".opened h4");
+  const head = (layer, k) => [...map.querySelectorAll("button")][layer * 9 + k];
+  head(7, 4).click();
+  said.push(title.textContent, find(".opened .roles").textContent, find(".known td:nth-child(2)").textContent);
+  said.push(find(".known div:last-child tbody td").textContent);
+  head(7, 4).focus();
+  press(head(7, 4), "ArrowDown");
+  press(head(8, 4), "ArrowRight");
+  said.push(document.activeElement === head(8, 5), title.textContent);
+  head(8, 5).click();
+  said.push(title.textContent);
+  const canvas = find(".opened canvas"), box = canvas.getBoundingClientRect();
+  const at = down => ({ clientX: box.right - 8, clientY: box.top + down });
+  const point = down => canvas.dispatchEvent(new PointerEvent("pointermove", at(down)));
+  point(8);
+  said.push(find(".opened .readout").textContent);
+  for (let down = 0; down < box.height; down += 3) point(down);
+  said.push(find(".opened .readout").textContent);
+  document.body.dataset.said = said.join("|");
+}, 1500));</script></body>"""
+
+
+def said_number(text: str) -> float:
+    """A number as the page writes it."""
+    return float(text.replace("\u00a0×\u00a010", "e").translate(PLAIN))
+
+
 def on_a_telephone(html: str, width: int = 390) -> str:
     """The page in a frame of that width, because a window of this browser is never narrower than 500."""
     inner = escape(html.replace("</body>", PROBE), quote=True)
-    return f'<body><iframe srcdoc="{inner}" style="width:{width}px;height:4000px;border:0"></iframe></body>'
+    frame = f'<iframe srcdoc="{inner}" style="width:{width}px;height:4000px;border:0"></iframe>'
+    return f'<meta charset="utf-8"><body>{frame}</body>'
 
 
 def measured(dom: str) -> tuple[int, int, int]:
@@ -84,10 +133,17 @@ def test_a_study_is_drawn(study_run, tmp_path):
     assert content <= window == 1280
 
 
-@pytest.mark.parametrize("kind", ["study", "inspection", "hostile"])
-def test_it_fits_a_telephone(samples, tmp_path, kind):
-    write = {"study": samples.write_study, "inspection": samples.write_inspection, "hostile": samples.hostile}[kind]
-    dom, console = look(on_a_telephone(render(write(tmp_path / "run"))), tmp_path, probe="</body>")
+@pytest.mark.parametrize("kind", ["study", "inspection", "whole", "hostile", "hostile inspection"])
+def test_it_fits_a_telephone(samples, inspected, tmp_path, kind):
+    run = tmp_path / "run"
+    write = {
+        "study": samples.write_study,
+        "inspection": samples.write_inspection,
+        "whole": inspected.write,
+        "hostile": samples.hostile,
+        "hostile inspection": lambda path: inspected.hostile(path, samples.HOSTILE),
+    }
+    dom, console = look(on_a_telephone(render(write[kind](run))), tmp_path, probe="</body>")
     assert console == []
     content, window, plots = measured(dom)
     assert plots > 4
@@ -105,6 +161,53 @@ def test_a_model_is_drawn(inspect_run, tmp_path):
     assert console == []
     assert 'class="main-svg"' in dom
     assert re.search(r'<span class="t" style="background: rgb', dom)
+
+
+def test_the_text_and_the_heads_of_a_model_can_be_explored(inspection, tmp_path):
+    dom, console = look(render(inspection), tmp_path, probe=OPEN)
+    assert console == []
+    found = re.search(r'data-said="([^"]*)"', dom)
+    assert found, "the script that uses the page did not end"
+    said = unescape(found[1]).replace("\u2068", "").replace("\u2069", "").split("|")
+    data = xr.load_dataset(inspection / "results/heads.nc")
+    tops = xr.load_dataset(inspection / "results/top_tokens.nc")
+    assert said[:3] == ["position 1 “␣first”: not measured at this token", "none", "true"]
+    assert said[3:5] == ["position 2 “␣thing”: ≈ N", "after 0"]
+    role = str(data["role"].values[7, 4])
+    assert said[5:7] == ["Layer 7, head 4", f"Role: {role}" if role else ""]
+    assert said_number(said[7]) == pytest.approx(data["score"].values[7, 4, 0], rel=0.01)
+    assert said[8] == f"“{tops['top_token'].values[7, 4, 0].replace(' ', '␣')}”".replace("\n", "↵")
+    assert said[9:12] == ["true", "Layer 7, head 4", "Layer 8, head 5"]
+    patterns = xr.load_dataset(inspection / "results/patterns.nc")
+    last = visible(patterns["token"].values[63])
+    assert said[12] == f"position 0 “The” → position 63 “{last}”: later, not seen"
+    where, weight = said[13].split(": ≈ ")
+    assert where == f"position 63 “{last}” → position 63 “{last}”"
+    assert said_number(weight) == pytest.approx(patterns["pattern"].values[8, 5, 63, 63], abs=0.005)
+
+
+@pytest.mark.parametrize("width", [1280, 500])
+def test_an_inspection_of_any_strings_runs_none_of_them(tmp_path, samples, inspected, width):
+    html = render(inspected.hostile(tmp_path / "run", samples.HOSTILE))
+    dom, console = look(html, tmp_path, width)
+    assert console == []
+    body = re.sub(r"<script.*?</script>", "", dom, flags=re.S)
+    assert "<img" not in body
+    assert body.count('data-place="') == 40
+    assert "&lt;img src=x" in body  # in the tables of the head that is open
+    content, window, _ = measured(dom)
+    assert content <= window
+
+
+def test_few_files_make_a_sensible_page(inspection, tmp_path):
+    run = tmp_path / "run"
+    (run / "results").mkdir(parents=True)
+    for name in ("run.json", "results/norms.nc"):
+        shutil.copy(inspection / name, run / name)
+    dom, console = look(render(run), tmp_path)
+    assert console == []
+    assert measured(dom)[2] >= 2
+    assert "data-reader" not in dom.split("<script>")[0]
 
 
 def test_hostile_text_runs_nowhere(tmp_path, samples):

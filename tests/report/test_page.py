@@ -101,6 +101,59 @@ def test_the_page_is_small_enough(study_run, inspect_run):
     assert len(render(inspect_run)) - library < 3e6
 
 
+def test_an_inspection_of_realistic_size_is_small_enough(tmp_path, inspected):
+    run = inspected.write(tmp_path / "run")
+    html = render(run)
+    assert len(html.encode()) < 12e6
+    shown = next(data for data in figures(html) if "tokens" in data)
+    assert [len(shown["tokens"]), len(shown["tokens"][0])] == [8, 2048]
+
+
+def test_an_inspection_says_what_was_opened(inspection):
+    html = render(inspection)
+    facts = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", html))
+    assert facts == {
+        "model class": "LlamaForCausalLM",
+        "parameters": "134.5 million",
+        "layers": "30",
+        "heads": "9",
+        "dtype": "float32",
+        "device": "cpu",
+        "attention kernel": "sdpa",
+        "tokens": "192 in 2 sequences",
+        "text": "Python&#39;s reference manual",
+    }
+    assert summary(inspection)["facts"]["model class"] == "LlamaForCausalLM"
+
+
+def test_an_identity_is_marked_where_it_is_drawn(inspection):
+    html = render(inspection)
+    assert html.count('<p class="identity"><strong>Cannot fail:</strong> u is minus the gradient of L') == 1
+
+
+def test_a_study_has_no_panels_of_an_inspection(study_run):
+    page = parse(render(study_run))
+    assert not [attrs for _, attrs in page.found if {"data-reader", "data-explorer"} & set(attrs)]
+
+
+def test_strange_facts_of_a_model_are_named(inspection, tmp_path):
+    (tmp_path / "run.json").write_text('{"study": "inspect", "text": "no mapping", "dtype": "float32"}')
+    (tmp_path / "model.json").write_text("[1]")
+    assert "model.json must hold an object" in parse(render(tmp_path)).text
+    (tmp_path / "model.json").write_text("{")
+    assert "model.json could not be read" in parse(render(tmp_path)).text
+
+
+def test_hostile_words_of_an_inspection_are_never_markup(tmp_path, samples, inspected):
+    html = render(inspected.hostile(tmp_path / "run", samples.HOSTILE))
+    elements = parse(html)
+    assert "<img src=x" not in html
+    assert "<script>alert" not in html
+    assert not [tag for tag, _ in elements.found if tag == "img"]
+    assert not [name for _, attrs in elements.found for name in attrs if name.startswith("on")]
+    assert sum("tokens" in data or "patterns" in data for data in figures(html)) == 2
+
+
 def test_foreign_text_is_never_markup(tmp_path, samples):
     html = render(samples.hostile(tmp_path / "run"))
     elements = parse(html)

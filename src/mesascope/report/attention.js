@@ -1,12 +1,5 @@
 // The attention browser and the coloured text.
 "use strict";
-mesascope.mix = (colours, share) => {
-  const at = Math.max(0, Math.min(1, share)) * (colours.length - 1), low = Math.min(Math.floor(at), colours.length - 2);
-  const part = k => [1, 3, 5].map(i => parseInt(colours[k].slice(i, i + 2), 16));
-  const [a, b] = [part(low), part(low + 1)];
-  return a.map((value, k) => Math.round(value + (b[k] - value) * (at - low)));
-};
-
 mesascope.attention = (host, data) => {
   const { make, choice } = mesascope;
   const [, layers, heads, , queries, keys] = data.shape;
@@ -37,8 +30,9 @@ mesascope.attention = (host, data) => {
   controls.append(mesascope.colours({ colours: data.colours, ends: ends.map(v => String(+v.toPrecision(3)).replace("-", "−")), units: data.units }));
   const thumbs = make("div", { class: "heads", role: "group", "aria-label": "Heads: rows are layers, columns are heads" });
   thumbs.style.gridTemplateColumns = `max-content repeat(${heads}, minmax(14px, 1fr))`;
-  const title = make("h4"), readout = make("p", { class: "readout" }), large = make("canvas", { tabindex: 0, role: "img" });
-  const right = make("div", { class: "large" }, title, large, readout);
+  const title = make("h4"), readout = make("p", { class: "readout" }), right = make("div", { class: "large" }, title);
+  const square = mesascope.square(right, readout), large = square.canvas;
+  right.append(large, readout);
   host.append(controls, make("div", { class: "browser" }, thumbs, right));
 
   const buttons = [];
@@ -55,7 +49,6 @@ mesascope.attention = (host, data) => {
     }
   }
 
-  let frame = {};
   function show() {
     buttons.forEach((button, k) => {
       const on = k === at.layer * heads + at.head;
@@ -64,44 +57,12 @@ mesascope.attention = (host, data) => {
     });
     title.textContent = `Layer ${data.names.layer[at.layer]}, head ${data.names.head[at.head]}`;
     large.setAttribute("aria-label", `${host.dataset.label} ${title.textContent}`);
-    paint();
-  }
-
-  function paint() {
-    const labels = data.labels[at.batch], context = large.getContext("2d"), ratio = devicePixelRatio || 1;
-    const width = Math.max(240, Math.min(right.clientWidth || 520, 600));
-    const short = text => text.length > 10 ? text.slice(0, 9) + "…" : text;
-    context.font = "12px sans-serif";
-    const room = Math.ceil(Math.max(...[...labels.query, ...labels.key].map(t => context.measureText(short(t)).width))) + 10;
-    const cell = (width - room - 22) / keys, tall = Math.min(cell, 480 / queries);
-    frame = { left: room + 18, top: 4, cell, tall };
-    const height = tall * queries + room + 26;
-    large.width = width * ratio; large.height = height * ratio;
-    large.style.width = `${width}px`; large.style.height = `${height}px`;
-    context.setTransform(ratio, 0, 0, ratio, 0, 0);
-    context.imageSmoothingEnabled = false;
-    context.drawImage(image(at.layer, at.head), frame.left, frame.top, cell * keys, tall * queries);
-    context.strokeStyle = "#b9b5ab";
-    context.strokeRect(frame.left - .5, frame.top - .5, cell * keys + 1, tall * queries + 1);
-    context.font = "12px sans-serif"; context.fillStyle = "#565d66"; context.textBaseline = "middle";
-    const every = size => Math.max(1, Math.ceil(13 / size));
-    context.textAlign = "right";
-    for (let k = 0; k < queries; k += every(tall)) context.fillText(short(labels.query[k]), frame.left - 5, frame.top + (k + .5) * tall);
-    for (let k = 0; k < keys; k += every(cell)) {
-      context.save();
-      context.translate(frame.left + (k + .5) * cell, frame.top + tall * queries + 5);
-      context.rotate(-Math.PI / 2);
-      context.fillText(short(labels.key[k]), 0, 0);
-      context.restore();
-    }
-    context.textAlign = "center"; context.fillStyle = "#22272e";
-    context.fillText("key (looked at)", frame.left + cell * keys / 2, height - 8);
-    context.save();
-    context.translate(8, frame.top + tall * queries / 2);
-    context.rotate(-Math.PI / 2);
-    context.fillText("query (looks)", 0, 0);
-    context.restore();
-    readout.textContent = "Point at a cell for its number.";
+    const say = (query, key) => {
+      const value = data.values[start(at.layer, at.head) + query * keys + key];
+      const number = value === null ? "no number" : String(+(value / 1000 * data.top).toPrecision(3)).replace("-", "−");
+      return `${number} ${data.units}`;
+    };
+    square.show({ queries, keys, labels: data.labels[at.batch], image: image(at.layer, at.head), say });
   }
 
   function all() {
@@ -122,16 +83,6 @@ mesascope.attention = (host, data) => {
   }
 
   large.addEventListener("keydown", keyed);
-  large.addEventListener("pointermove", event => {
-    const box = large.getBoundingClientRect(), labels = data.labels[at.batch];
-    const key = Math.floor((event.clientX - box.left - frame.left) / frame.cell);
-    const query = Math.floor((event.clientY - box.top - frame.top) / frame.tall);
-    if (key < 0 || key >= keys || query < 0 || query >= queries) return;
-    const value = data.values[start(at.layer, at.head) + query * keys + key];
-    const number = value === null ? "no number" : String(+(value / 1000 * data.top).toPrecision(3)).replace("-", "−");
-    readout.textContent = `position ${query} “${labels.query[query]}” → position ${key} “${labels.key[key]}”: ${number} ${data.units}`;
-  });
-  addEventListener("resize", paint);
   all();
 };
 

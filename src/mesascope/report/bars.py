@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from mesascope.report.panel import FONT, GREY, INK, MODEL, Panel, axis, entry, layout, log_look, mean, with_units
+from mesascope.report.controls import control_colour, control_name
+from mesascope.report.panel import FONT, INK, MODEL, Panel, axis, entry, layout, log_look, mean, with_units
 from mesascope.report.shown import Shown, names
 from mesascope.report.text import clipped, plain, rounded, word
 
@@ -24,8 +25,8 @@ def bars(shown: Shown) -> Panel:
             _add(traces, legend, "untrained", "#c8641b", _dots(first, labels, "#c8641b", "diamond"), "diamond")
     for control in shown.controls:
         if (values := _control(control, dim, len(labels))) is not None:
-            name = f"nothing to find ({str(control.name).replace('_', ' ')})"
-            _add(traces, legend, name, GREY, _dots(values, labels, GREY, "line-ns-open"), "tick")
+            name, colour = control_name(control), control_colour(control)
+            _add(traces, legend, name, colour, _dots(values, labels, colour, "line-ns-open"), "tick")
     height = 26 * len(labels) + 80
     plot = {"title": "", "data": traces, "layout": _layout(shown, dim, labels), "height": height}
     return Panel(

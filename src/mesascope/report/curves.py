@@ -1,12 +1,13 @@
 """Curves: over positions beside oracles, over training, over layers, or over any other ordered axis."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from mesascope.report.controls import control_colour, control_name, named
+from mesascope.report.drawing import Drawing, shared
 from mesascope.report.panel import (
     DASHES,
     GREY,
@@ -15,7 +16,6 @@ from mesascope.report.panel import (
     SERIES,
     Panel,
     axis,
-    entry,
     faint,
     layout,
     line,
@@ -26,25 +26,11 @@ from mesascope.report.panel import (
     ticks,
     with_units,
 )
-from mesascope.report.shown import Shown, position_names
-from mesascope.report.text import number, several, word
+from mesascope.report.shown import NAMES, Shown, position_names
+from mesascope.report.text import listed, number, several, word
 
 THIN = 5  # up to so many seeds are drawn one by one; more become a band
 APART = 30.0  # quantities whose sizes differ by more than this get plots of their own
-
-
-@dataclass
-class _Drawing:
-    """Traces and legend of one plot, as they come to be."""
-
-    traces: list[dict[str, Any]] = field(default_factory=list)
-    legend: list[dict[str, Any]] = field(default_factory=list)
-
-    def add(self, name: str, colour: str, traces: Sequence[dict[str, Any]], dash: str = "solid", kind: str = "line"):
-        """Add the traces of one entry of the legend."""
-        first = len(self.traces)
-        self.traces.extend(traces)
-        self.legend.append(entry(name, colour, range(first, len(self.traces)), dash, kind))
 
 
 def over_steps(shown: Shown) -> Panel:
@@ -54,38 +40,53 @@ def over_steps(shown: Shown) -> Panel:
 
 def over_axis(shown: Shown) -> Panel:
     """Curves over layers, positions or coordinates: after training, and before it dashed."""
-    along = next(d for d in shown.rest if d not in ("predictor", "stat", "component"))
+    along = next(d for d in shown.rest if d not in NAMES)
     return _panel(shown, along, "")
 
 
 def _panel(shown: Shown, along: str, lead: str) -> Panel:
-    """One plot with all series, or one for each where their sizes lie too far apart."""
+    """One plot with all series, or one for each: where sizes lie too far apart, or controls stand behind them."""
     series = next((d for d in shown.rest if d != along), None)
     labels = shown.names(series) if series else [shown.title]
-    groups = [[k] for k in range(len(labels))] if series and _far_apart(shown, series) else [range(len(labels))]
-    plots, legend, below = [], [], []
+    apart, single = bool(series) and _far_apart(shown, series), bool(series) and _own_controls(shown, series)
+    some = [k for k in range(len(labels)) if not single or _any(shown, series, k)] or [0]
+    groups = [[k] for k in some] if apart or single else [some]
+    plots, legends, below = [], [], []
     for group in groups:
-        drawing = _draw(shown, along, series, [labels[k] for k in group], group)
+        drawing = _draw(shown, along, series, [labels[k] for k in group], group, single)
         floor = _floor(shown, drawing.traces, along)
-        y = axis(
-            with_units(labels[group[0]] if len(groups) > 1 else shown.title, shown.units),
-            **_y_look(shown, drawing.traces, floor),
-        )
+        name = labels[group[0]] if apart and len(groups) > 1 else shown.title
+        y = axis(with_units(name, shown.units), **_y_look(shown, drawing.traces, floor))
         x = _x_axis(shown, along)[1]
         height = 380 if len(groups) == 1 else 260
-        title = "" if len(groups) == 1 else labels[group[0]]
-        legend = drawing.legend if len(groups) == 1 else []
+        title = labels[group[0]] if len(groups) > 1 or single else ""
+        legends.append(drawing.legend)
         below += [floor] if floor else []
         plot = {"title": title, "data": drawing.traces, "layout": layout(x, y), "height": height}
         plots.append(plot | ({"thin": shown.array.sizes[along]} if "ticktext" in x and along != "step" else {}))
-    notes = [lead, *_notes(shown, along, series, below), _apart_note(shown, along, len(groups) > 1)]
+    absent = [label for k, label in enumerate(labels) if k not in some]
+    notes = [lead, *_notes(shown, along, series, below), _apart_note(shown, along, apart and not single)]
+    notes += [f"Not measured: {listed(absent)}"] if absent else []
+    legend = legends[0] if len(groups) == 1 else shared(legends) if single else []
     data = {"plots": plots, "legend": legend if len(legend) > 1 else []}
     return Panel(kind="figure", title=shown.title, caption=shown.caption(*filter(None, notes)), data=data)
 
 
-def _draw(shown: Shown, along: str, series: str | None, labels: Sequence[str], group: Sequence[int]) -> _Drawing:
+def _own_controls(shown: Shown, series: str) -> bool:
+    """Whether each series has named controls of its own, which would hide one another in one plot."""
+    return any(named(control) and series in control.dims for control in shown.controls)
+
+
+def _any(shown: Shown, series: str | None, k: int) -> bool:
+    """Whether a series has any number at all."""
+    return bool(np.isfinite(shown.array.isel({series: k}).values).any())
+
+
+def _draw(
+    shown: Shown, along: str, series: str | None, labels: Sequence[str], group: Sequence[int], single: bool = False
+) -> Drawing:
     """All lines of one plot: the controls behind, the oracles next, the model in front."""
-    drawing, x = _Drawing(), _x_axis(shown, along)[0]
+    drawing, x = Drawing(), _x_axis(shown, along)[0]
     for control in shown.controls:
         _add_control(drawing, shown, control, along, series, group)
     order = sorted(zip(group, labels, strict=True), key=lambda one: one[1] == "model")
@@ -96,8 +97,11 @@ def _draw(shown: Shown, along: str, series: str | None, labels: Sequence[str], g
             drawing.add(label, *_oracle(x, now, label, k), dash=DASHES[k % len(DASHES)])
             continue
         colour = MODEL if known or series is None or len(group) < len(shown.names(series)) else SERIES[k % len(SERIES)]
-        _add_model(drawing, shown, x, now, label if series else _after(shown, along), colour)
-        _add_untrained(drawing, shown, along, series, k, colour, f"{label}, untrained" if series else "untrained")
+        alone = single or series is None
+        _add_model(drawing, shown, x, now, _after(shown, along) if alone else label, colour)
+        before = _before(shown)
+        first = (GREY, before) if alone else (colour, f"{label}, {before}")
+        _add_untrained(drawing, shown, along, series, k, *first)
     drawing.legend.sort(key=lambda one: (one["kind"] == "band", known and not one["name"].startswith("model")))
     return drawing
 
@@ -108,7 +112,7 @@ def _oracle(x: np.ndarray, rows: np.ndarray, label: str, k: int) -> tuple[str, l
     return colour, [line(x, mean(rows), label, colour, width=1.5, dash=DASHES[k % len(DASHES)])]
 
 
-def _add_model(drawing: _Drawing, shown: Shown, x: np.ndarray, rows: np.ndarray, label: str, colour: str) -> None:
+def _add_model(drawing: Drawing, shown: Shown, x: np.ndarray, rows: np.ndarray, label: str, colour: str) -> None:
     """The mean in bold, with each seed thin or all seeds as a band."""
     traces = []
     if len(rows) > THIN:
@@ -120,7 +124,7 @@ def _add_model(drawing: _Drawing, shown: Shown, x: np.ndarray, rows: np.ndarray,
 
 
 def _add_untrained(
-    drawing: _Drawing, shown: Shown, along: str, series: str | None, k: int, colour: str, label: str
+    drawing: Drawing, shown: Shown, along: str, series: str | None, k: int, colour: str, label: str
 ) -> None:
     """The first step, dashed, where it differs from the last."""
     if along == "step" or shown.array.sizes.get("step", 1) < 2:
@@ -128,26 +132,25 @@ def _add_untrained(
     first, last = (_rows(shown.at(step), along, series, k) for step in (0, -1))
     if np.allclose(first, last, equal_nan=True):
         return
-    shade = GREY if series is None else colour
     x = _x_axis(shown, along)[0]
-    drawing.add(label, shade, [line(x, mean(first), label, shade, width=1.6, dash="dash")], dash="dash")
+    drawing.add(label, colour, [line(x, mean(first), label, colour, width=1.6, dash="dash")], dash="dash")
 
 
 def _add_control(
-    drawing: _Drawing, shown: Shown, control: xr.DataArray, along: str, series: str | None, group: Sequence[int]
+    drawing: Drawing, shown: Shown, control: xr.DataArray, along: str, series: str | None, group: Sequence[int]
 ) -> None:
-    """What the curve is where there is nothing to find: a grey band over seeds and its dashed mean."""
+    """What the curve is where there is nothing to find: a band over seeds and draws and its dotted mean."""
     at = control.isel(step=-1) if along != "step" and "step" in control.dims else control
     if along not in at.dims:
         at = at.expand_dims({along: shown.array.sizes[along]}, axis=-1)
     x = _x_axis(shown, along)[0]
     for k in group if series in at.dims else [None]:
         rows = _rows(at, along, series, k)
-        if rows.shape[-1] != len(x):
+        if rows.shape[-1] != len(x) or not np.isfinite(rows).any():
             continue
-        name = f"nothing to find ({str(control.name).replace('_', ' ')})"
-        range_ = [spread(x, rows, GREY, 0.22)]
-        drawing.add(name, GREY, [*range_, line(x, mean(rows), name, GREY, width=1.6, dash="dot")], "dot", "band")
+        name, colour = control_name(control), control_colour(control)
+        range_ = [spread(x, rows, colour, 0.22)]
+        drawing.add(name, colour, [*range_, line(x, mean(rows), name, colour, width=1.6, dash="dot")], "dot", "band")
 
 
 def _rows(array: xr.DataArray, along: str, series: str | None, k: int | None) -> np.ndarray:
@@ -216,6 +219,12 @@ def _after(shown: Shown, along: str) -> str:
     return f"trained, {shown.moment().removeprefix('at ')}" if along != "step" and shown.moment() else shown.title
 
 
+def _before(shown: Shown) -> str:
+    """What the dashed curve of the first step is called."""
+    first = int(shown.array["step"][0]) if "step" in shown.array.coords else 0
+    return f"step {first:,}" if first else "untrained"
+
+
 def _notes(shown: Shown, along: str, series: str | None, below: Sequence[float]) -> list[str]:
     """What the lines are, in words."""
     notes = [shown.moment()] if along != "step" and series else []
@@ -224,7 +233,9 @@ def _notes(shown: Shown, along: str, series: str | None, below: Sequence[float])
         notes.append(f"Bold: mean over {shown.over_seeds}; {each}")
     elif shown.seeded:
         notes.append(several(shown.seeds, "seed"))
-    if shown.controls:
+    if any(map(named, shown.controls)):
+        notes.append("Bands: the controls, from least to greatest draw; dotted: their means")
+    if not all(map(named, shown.controls)):
         notes.append("Grey: the same quantity where there is nothing to find, its range and mean over seeds")
     if below:
         notes.append(f"Values below {number(min(below))} lie under the frame")

@@ -7,6 +7,15 @@ from typing import Any
 
 from mesascope.report.text import number, several
 
+OPENED = {  # facts of a model that stand at the top, and what they are called there
+    "class": "model class",
+    "parameters": "parameters",
+    "layers": "layers",
+    "heads": "heads",
+    "dtype": "dtype",
+    "device": "device",
+    "kernel": "attention kernel",
+}
 TIMES = ((3600.0, "h"), (60.0, "min"), (1.0, "s"))
 
 
@@ -26,6 +35,7 @@ def badges(run: Mapping[str, Any]) -> list[str]:
     """Short facts that stand above the title."""
     text = run.get("text")
     tokens = text.get("tokens") if isinstance(text, Mapping) else None
+    tokens = f"{tokens:,}" if isinstance(tokens, int) else tokens
     found = [
         "inspected model" if is_inspection(run) else f"study {run['study']}" if run.get("study") else "",
         f"{run['scale']} scale" if run.get("scale") else "",
@@ -34,6 +44,47 @@ def badges(run: Mapping[str, Any]) -> list[str]:
         str(run.get("started", ""))[:10],
     ]
     return [one for one in found if one]
+
+
+def opened(run: Mapping[str, Any], model: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was opened, and on what: the facts that a reader of an inspection needs first; nothing for a study."""
+    if not is_inspection(run):
+        return []
+    text = run.get("text")
+    text = text if isinstance(text, Mapping) else {}
+    known = {**{k: run[k] for k in ("dtype", "device", "kernel") if k in run}, **model}
+    rows = [(OPENED[name], _counted(name, known[name])) for name in OPENED if known.get(name) not in (None, "")]
+    rows += [("tokens", _tokens(text))] if text.get("tokens") else []
+    rows += [("text", str(text["source"]))] if text.get("source") else []
+    return rows
+
+
+def details(model: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """A table of all that was written down about the model; nothing where nothing was."""
+    return [("model", _flat(model))] if model else []
+
+
+def _counted(name: str, value: Any) -> str:
+    """A fact as text; a number of parameters also in millions.
+
+    >>> _counted("parameters", 134515008), _counted("dtype", "float32")
+    ('134.5 million', 'float32')
+    """
+    if name != "parameters" or not isinstance(value, int | float):
+        return _value(value)
+    size, words = next(
+        ((s, w) for s, w in ((1e9, " billion"), (1e6, " million"), (1e3, " thousand")) if value >= s), (1, "")
+    )
+    return f"{value / size:.4g}{words}"
+
+
+def _tokens(text: Mapping[str, Any]) -> str:
+    """How many tokens, and in how many sequences."""
+    tokens, sequences = text["tokens"], text.get("sequences")
+    many = f"{tokens:,}" if isinstance(tokens, int) else str(tokens)
+    if not isinstance(sequences, int) or sequences < 2:
+        return many
+    return f"{many} in {several(sequences, 'sequence')}"
 
 
 def command(run: Mapping[str, Any]) -> str:

@@ -40,7 +40,8 @@ const mesascope = (() => {
       button.addEventListener("click", () => {
         const on = button.getAttribute("aria-pressed") !== "true";
         button.setAttribute("aria-pressed", on);
-        for (const plot of data.shared ? plots : plots.slice(0, 1)) Plotly.restyle(plot, { visible: on }, one.traces);
+        if (one.each) plots.forEach((plot, k) => { if (one.each[k].length) Plotly.restyle(plot, { visible: on }, one.each[k]); });
+        else for (const plot of data.shared ? plots : plots.slice(0, 1)) Plotly.restyle(plot, { visible: on }, one.traces);
       });
       box.append(button);
     }

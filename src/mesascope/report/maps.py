@@ -2,11 +2,13 @@
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from mesascope.report.controls import control_name, named, told
 from mesascope.report.panel import DIVERGING, SEQUENTIAL, Panel, axis, layout, ticks
 from mesascope.report.shown import Shown, escaped, names, position_names
 from mesascope.report.text import listed, number, plain, rounded, word
@@ -16,7 +18,7 @@ PRINTED = 60  # up to so many cells carry their number
 MOST = 200_000  # cells in one figure
 STEPS = 60_000  # beyond so many cells only the last step is kept
 ROWS = ("layer", "query", "batch", "component", "predictor", "stat", "head", "kv_head", "pos")
-FIRST = ("layer", "head", "query", "key", "pos", "batch", "component", "predictor")
+FIRST = ("layer", "head", "query", "key", "pos", "batch", "component", "predictor", "eigen", "map", "sublayer")
 
 
 def drawable(shown: Shown) -> bool:
@@ -24,10 +26,37 @@ def drawable(shown: Shown) -> bool:
     return len(shown.rest) >= 2 and shown.at().size <= MOST
 
 
+def thinned(shown: Shown) -> Shown:
+    """A spectrum that is too long for the page, at places ever wider apart; anything else as it is."""
+    size = shown.at().size
+    if size <= MOST or "eigen" not in shown.rest:
+        return shown
+    long = shown.array.sizes["eigen"]
+    places = np.unique(np.geomspace(1, long, max(8, MOST // (size // long))).round().astype(int)) - 1
+    told = f"{shown.array.attrs.get('about', '')} (here at {len(places)} of {long:,} places, ever wider apart)"
+    numbered = shown.array.assign_coords(eigen=shown.array["eigen"])
+    return replace(
+        shown,
+        array=numbered.isel(eigen=places).assign_attrs(about=told),
+        controls=tuple(c.isel(eigen=places) if c.sizes.get("eigen") == long else c for c in shown.controls),
+    )
+
+
 def heat_maps(shown: Shown) -> Panel:
     """Two of the dims as rows and columns; every other becomes a control above the plots."""
     rows, columns = _pair(shown.rest)
     array = shown.array if shown.array.size <= STEPS else shown.at()
+    return _panel(shown, array, rows, columns)
+
+
+def layers_over_steps(shown: Shown) -> Panel:
+    """Layers as rows and training steps as columns: when in training each layer came to do what it does."""
+    panel = _panel(shown, shown.array, "layer", "step")
+    return replace(panel, title=f"{shown.title}, over training")
+
+
+def _panel(shown: Shown, array: xr.DataArray, rows: str, columns: str) -> Panel:
+    """The plots with their choices and one scale of colours."""
     choices = [str(d) for d in array.dims if d not in ("seed", rows, columns)]
     if shown.seeds > SEEDS:
         choices = ["seed", *choices]
@@ -40,7 +69,7 @@ def heat_maps(shown: Shown) -> Panel:
         "variants": combos,
         "choices": [_choice(array, d) for d in choices],
         "scale": _scale(shown, low, high, colours),
-        "least": 200 if array.sizes[columns] <= 5 else 270,
+        "least": 200 if array.sizes[columns] <= 5 or (len(plots) == 4 and not shown.seeded) else 270,
     }
     return Panel(kind="figure", title=shown.title, caption=shown.caption(*notes), data=data)
 
@@ -62,13 +91,15 @@ def _plots(
     """The titles of the plots, and for every combination of choices the cells of each plot."""
     spread = [] if "seed" in choices else list(range(array.sizes["seed"]))
     titles = [f"seed {name}" for name in names(array, "seed")] if spread and shown.seeded else [""]
-    titles += [_control_title(control) for control in shown.controls if {rows, columns} <= set(control.dims)]
+    fitting = [control for control in shown.controls if {rows, columns} <= set(control.dims)]
+    titles = ["this model"] if titles == [""] and any(map(named, fitting)) else titles
+    titles += [control_name(control) for control in fitting]
     combos = []
     for at in itertools.product(*(range(array.sizes[d]) for d in choices)):
         where = dict(zip(choices, at, strict=True))
         chosen = array.isel(where)
         cells = [chosen.isel(seed=s) for s in spread] or [chosen]
-        cells += [_control(c, where, rows, columns) for c in shown.controls if {rows, columns} <= set(c.dims)]
+        cells += [_control(control, where, rows, columns) for control in fitting]
         combos.append([_cells(shown, one.transpose(rows, columns)) for one in cells])
     return titles, combos
 
@@ -99,15 +130,10 @@ def _brief(value: float) -> str:
 def _control(control: xr.DataArray, where: dict[str, int], rows: str, columns: str) -> xr.DataArray:
     """The control at the same place, averaged over seeds and over what the figure does not have."""
     here = {d: min(k, control.sizes[d] - 1) for d, k in where.items() if d in control.dims and d != "seed"}
-    if "step" in control.dims and "step" not in here:
+    if "step" in control.dims and "step" not in (*here, rows, columns):
         here["step"] = -1
     at = control.isel(here)
     return at.mean([d for d in at.dims if d not in (rows, columns)])
-
-
-def _control_title(control: xr.DataArray) -> str:
-    """What stands over the plot of a control."""
-    return f"nothing to find ({str(control.name).replace('_', ' ')})"
 
 
 def _range(shown: Shown, array: xr.DataArray) -> tuple[float, float, tuple[str, ...]]:
@@ -188,12 +214,15 @@ def _scale(shown: Shown, low: float, high: float, colours: Sequence[str]) -> dic
 
 def _notes(shown: Shown, array: xr.DataArray, choices: Sequence[str], rows: str, columns: str) -> list[str]:
     """What the plots are, in words."""
-    notes = [] if "step" in choices else [shown.moment()]
+    notes = [] if "step" in (*choices, rows, columns) else [shown.moment()]
     if shown.seeded and "seed" not in choices and shown.seeds > 1:
         notes.append(f"One plot for each of {shown.over_seeds}, with the same colours")
     if shown.log:
         notes.append("Colours are logarithmic")
-    if any({rows, columns} <= set(control.dims) for control in shown.controls):
+    fitting = [control for control in shown.controls if {rows, columns} <= set(control.dims)]
+    if any(map(named, fitting)):
+        notes.append(f"Beside it, the mean of each control: {listed(map(told, fitting))}")
+    elif fitting:
         over = ", mean over seeds" if shown.seeds > 1 else ""
         notes.append(f"Beside it the same quantity where there is nothing to find{over}")
     if choices:

@@ -1,5 +1,6 @@
 """Puts the page together: one file, no request to any network, nothing from outside taken for markup."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -10,14 +11,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mesascope.report import facts
+from mesascope.report.explorer import explorer
+from mesascope.report.gathered import Gathered
 from mesascope.report.panel import Panel
-from mesascope.report.read import Result, read
-from mesascope.report.text import script_json, sentence
+from mesascope.report.read import Record, Result, read
+from mesascope.report.reader import reader
+from mesascope.report.text import script_json, sentence, stopped
 from mesascope.report.training import training
 from mesascope.report.verdicts import card, counted
 from mesascope.report.views import panels
 
-SCRIPTS = ("figures.js", "attention.js", "start.js")
+SCRIPTS = ("figures.js", "square.js", "attention.js", "reader.js", "explorer.js", "start.js")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +31,7 @@ class Section:
     key: str
     title: str
     about: str
+    tautology: str
     citation: str
     problem: str
     file: str
@@ -46,6 +51,8 @@ def render(run: Path) -> str:
     """
     record = read(run)
     about = record.run
+    gathered = _gathered(record)
+    drawn = [(k, one, _taken(one, gathered)) for k, one in enumerate(record.results)]
     return _template().render(
         title=facts.heading(about),
         badges=facts.badges(about),
@@ -55,9 +62,11 @@ def render(run: Path) -> str:
         counts=[(count, card({"word": word})) for word, count in counted(record.verdicts).items()],
         inspected=facts.is_inspection(about),
         training=training(record.logs),
-        sections=[_section(k, one) for k, one in enumerate(record.results)],
+        opened=facts.opened(about, record.model),
+        gathered=[{"key": key, "title": title, **vars(one)} for key, title, one in gathered],
+        sections=[_section(k, one, taken) for k, one, taken in drawn if not _empty(one, taken)],
         command=facts.command(about),
-        parameters=facts.parameters(about),
+        parameters=[*facts.parameters(about), *facts.details(record.model)],
         circumstances=facts.circumstances(about),
         timings=facts.timings(about),
         notes=facts.notes(about),
@@ -77,6 +86,7 @@ def summary(run: Path) -> dict[str, Any]:
         "study": record.run.get("study"),
         "title": facts.heading(record.run),
         "model": record.run.get("model") if facts.is_inspection(record.run) else None,
+        "facts": dict(facts.opened(record.run, record.model)),
         "scale": record.run.get("scale"),
         "seeds": record.run.get("seeds") or [],
         "started": record.run.get("started"),
@@ -88,15 +98,34 @@ def summary(run: Path) -> dict[str, Any]:
     }
 
 
-def _section(place: int, result: Result) -> Section:
+def _gathered(record: Record) -> list[tuple[str, str, Gathered]]:
+    """The panels of an inspection that are made from many files, each with its key and its heading."""
+    if not facts.is_inspection(record.run):
+        return []
+    found = [("text", "The text, token by token", reader(record.results)), ("heads", "Heads", explorer(record.results))]
+    return [(key, title, one) for key, title, one in found if one is not None]
+
+
+def _taken(result: Result, gathered: Sequence[tuple[str, str, Gathered]]) -> frozenset[str]:
+    """The variables of a file that stand in panels made from many files."""
+    return frozenset().union(*(one.taken.get(result.file, frozenset()) for _, _, one in gathered))
+
+
+def _empty(result: Result, taken: frozenset[str]) -> bool:
+    """Whether all that a file holds is drawn elsewhere."""
+    return result.data is not None and bool(taken) and set(map(str, result.data.data_vars)) <= taken
+
+
+def _section(place: int, result: Result, taken: frozenset[str]) -> Section:
     """The panels of one file, those marked as headlines first."""
-    drawn = panels(result.data) if result.data is not None else []
+    drawn = panels(result.data, taken) if result.data is not None else []
     first = [one for one in drawn if one.headline]
     attrs = result.data.attrs if result.data is not None else {}
     return Section(
         key=f"result-{place}",
         title=result.title,
         about=sentence(attrs.get("about")),
+        tautology=stopped(attrs.get("tautology")),
         citation=str(attrs.get("citation") or ""),
         problem=result.problem,
         file=f"results/{result.file}",

@@ -29,6 +29,7 @@ class Panel:
         caption: sentences that stand under it.
         data: what the script draws, as JSON; for a table and for tokens, what the template writes out.
         headline: shown at once; other panels of a section are folded away where any is a headline.
+        tautology: why what is shown cannot fail; written beside the title where there is such a reason.
     """
 
     kind: str
@@ -36,6 +37,7 @@ class Panel:
     caption: str
     data: Mapping[str, Any] = field(default_factory=dict)
     headline: bool = False
+    tautology: str = ""
 
 
 def axis(title: str, **more: Any) -> dict[str, Any]:

@@ -39,6 +39,7 @@ class Record:
 
     path: Path
     run: Mapping[str, Any]
+    model: Mapping[str, Any] = field(default_factory=dict)
     verdicts: Sequence[Mapping[str, Any]] = ()
     logs: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
     results: Sequence[Result] = ()
@@ -65,6 +66,7 @@ def read(run: Path) -> Record:
     return Record(
         path=path,
         run=_told(about, path, problems),
+        model=_facts(path / "model.json", problems),
         verdicts=_records(verdicts, problems),
         logs=_logs(path, problems),
         results=results,
@@ -90,6 +92,15 @@ def _json(file: Path, problems: list[str]) -> Any:
     except (OSError, ValueError) as error:
         problems.append(f"{file.name} could not be read: {error}")
         return None
+
+
+def _facts(file: Path, problems: list[str]) -> Mapping[str, Any]:
+    """What is known of the model, if anything was written down."""
+    found = _json(file, problems) if file.exists() else {}
+    if isinstance(found, dict) or found is None:
+        return found or {}
+    problems.append(f"{file.name} must hold an object, but does not")
+    return {}
 
 
 def _records(found: Any, problems: list[str]) -> list[Mapping[str, Any]]:

@@ -1,5 +1,6 @@
 """One variable, made ready for a view: seeds in front, its control beside it, its labels at hand."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,8 +8,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from mesascope.report.text import plain, sentence, several
+from mesascope.report.controls import replicates
+from mesascope.report.text import plain, sentence, several, stopped
 
+NAMES = frozenset({"predictor", "stat", "component", "sublayer", "map"})  # dims whose labels are names, in no order
+SHAPELESS = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u2069\\ufeff\\ufff9-\\ufffb]")
 LABELS = ("token", "value")  # variables that name positions, used on axes rather than drawn themselves
 
 
@@ -20,7 +24,7 @@ class Shown:
         name: its name in the file.
         array: its numbers; ``seed`` is always the first dim, of length 1 where the run had none.
         seeded: whether the run had seeds at all.
-        controls: variables that say what it looks like where there is nothing to find.
+        controls: variables that say what it looks like where there is nothing to find, replicates along ``seed``.
         labels: the token or the value at each (batch, pos), if the file has one.
     """
 
@@ -76,6 +80,11 @@ class Shown:
         return " ".join(filter(None, [sentence(self.array.attrs.get("about")), *map(sentence, more)]))
 
     @property
+    def tautology(self) -> str:
+        """Why this number cannot fail, where its author says so: an identity is evidence of nothing."""
+        return stopped(self.array.attrs.get("tautology"))
+
+    @property
     def over_seeds(self) -> str:
         """The number of seeds, in words."""
         return several(self.seeds, "seed") if self.seeded else "one model"
@@ -88,7 +97,8 @@ class Shown:
 def prepare(data: xr.Dataset, name: str) -> Shown:
     """A variable of a file with its controls and labels."""
     array = data[name]
-    controls = tuple(_seeds_first(data[c]) for c in data.data_vars if data[c].attrs.get("control_of") == name)
+    belonging = [data[c] for c in data.data_vars if data[c].attrs.get("control_of") == name]
+    controls = tuple(replicates(_seeds_first(one)) for one in belonging)
     labels = next((data[one] for one in LABELS if one in data.variables and data[one].ndim), None)
     return Shown(name=name, array=_seeds_first(array), seeded="seed" in array.dims, controls=controls, labels=labels)
 
@@ -118,15 +128,21 @@ def position_names(shown: Shown, dim: str, example: int | None = None) -> list[s
 
 
 def visible(value: Any) -> str:
-    """A token or value as text in which blanks can be seen.
+    """A token or value as text in which blanks can be seen, as can signs without a shape of their own.
 
-    >>> visible(" the"), visible(0.123456)
-    ('␣the', '0.123')
+    >>> visible(" the"), visible(0.123456), visible("a\\u202eb\\x07")
+    ('␣the', '0.123', 'a⟨202E⟩b␇')
     """
     if isinstance(value, float | np.floating):
         return f"{value:.3g}"
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-    return text.replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥") or "∅"
+    text = text.replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥")
+    return SHAPELESS.sub(lambda sign: _picture(ord(sign[0])), text) or "∅"
+
+
+def _picture(code: int) -> str:
+    """What stands for a sign that cannot be seen, or that turns other text round."""
+    return chr(0x2400 + code) if code < 0x20 else f"⟨{code:04X}⟩"
 
 
 def numeric(array: xr.DataArray) -> bool:

@@ -1,8 +1,9 @@
 // Draws what can be seen, one figure at a time; what is folded away is drawn when it is opened or printed.
 "use strict";
 (() => {
-  const kinds = { "data-figure": mesascope.figure, "data-attention": mesascope.attention, "data-tokens": mesascope.tokens };
-  const waiting = new Set(document.querySelectorAll("[data-figure],[data-attention],[data-tokens]"));
+  const kinds = { "data-figure": mesascope.figure, "data-attention": mesascope.attention, "data-tokens": mesascope.tokens,
+    "data-reader": mesascope.reader, "data-explorer": mesascope.explorer };
+  const waiting = new Set(document.querySelectorAll(Object.keys(kinds).map(name => `[${name}]`).join()));
   const draw = host => {
     waiting.delete(host);
     const kind = Object.keys(kinds).find(name => host.hasAttribute(name));

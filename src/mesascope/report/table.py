@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
+from mesascope.report.controls import control_name
 from mesascope.report.panel import Panel
 from mesascope.report.shown import Shown, numeric, visible
 from mesascope.report.text import listed, number, sentence, word
@@ -18,7 +19,7 @@ def table(shown: Shown) -> Panel:
     array = shown.at()
     if not numeric(array):
         return _words(shown, array)
-    dim = next((d for d in ("stat", "predictor", "component", "layer") if d in array.dims), None)
+    dim = next((d for d in ("stat", "predictor", "component", "sublayer", "map", "layer") if d in array.dims), None)
     dim = dim if dim and array.sizes[dim] <= MOST else None
     parts = [array.isel({dim: k}) for k in range(array.sizes[dim])] if dim else [array]
     labels = shown.names(dim) if dim else ["all"]
@@ -62,5 +63,5 @@ def _shape(shown: Shown) -> str:
 
 def _controls(shown: Shown) -> str:
     """Means of the controls, which a table has no other place for."""
-    means = [f"{c.name}: {number(float(c.mean()))}" for c in shown.controls if numeric(c)]
-    return sentence(f"Where there is nothing to find, mean of {'; '.join(means)}") if means else ""
+    means = [f"{control_name(c)}: {number(float(c.mean()))}" for c in shown.controls if numeric(c)]
+    return sentence(f"Controls, the mean of each: {'; '.join(means)}") if means else ""

@@ -17,6 +17,8 @@ WORDS = {
     "kv_head": "key-value head",
     "batch": "example",
     "stat": "quantity",
+    "map": "linear map",
+    "eigen": "place in the spectrum",
 }
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -90,10 +92,18 @@ def sentence(text: Any) -> str:
     >>> sentence("mean error")
     'Mean error.'
     """
+    words = stopped(text)
+    return words[:1].upper() + words[1:]
+
+
+def stopped(text: Any) -> str:
+    """A full stop last; the first letter is left alone, as it may be a symbol.
+
+    >>> stopped("u is minus the gradient")
+    'u is minus the gradient.'
+    """
     words = " ".join(str(text or "").split())
-    if not words:
-        return ""
-    return words[0].upper() + words[1:] + ("" if words[-1] in ".!?" else ".")
+    return words + ("" if not words or words[-1] in ".!?" else ".")
 
 
 def listed(words: Iterable[Any]) -> str:

@@ -1,6 +1,6 @@
 """Which picture a variable gets: decided by its dims alone, or by its attribute ``view``."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -9,15 +9,14 @@ import xarray as xr
 from mesascope.report.attention import patterns
 from mesascope.report.bars import bars
 from mesascope.report.curves import over_axis, over_steps
-from mesascope.report.maps import drawable, heat_maps
+from mesascope.report.maps import drawable, heat_maps, layers_over_steps, thinned
 from mesascope.report.panel import Panel
-from mesascope.report.shown import LABELS, Shown, numeric, prepare
+from mesascope.report.shown import LABELS, NAMES, Shown, numeric, prepare
 from mesascope.report.table import table
 from mesascope.report.tokens import coloured_text
 
 View = Callable[[Shown], Panel]
-NAMES = frozenset({"predictor", "stat", "component"})
-ORDERED = frozenset({"layer", "pos", "query", "key", "d_model", "d_head", "d_in", "d_out"})
+ORDERED = frozenset({"layer", "pos", "query", "key", "d_model", "d_head", "d_in", "d_out", "eigen"})
 VIEWS: Mapping[str, View] = MappingProxyType(
     {
         "training": over_steps,
@@ -32,15 +31,23 @@ VIEWS: Mapping[str, View] = MappingProxyType(
 OWN_CONTROL = (over_steps, over_axis, heat_maps, bars, table)  # these draw a control beside what it belongs to
 
 
-def panels(data: xr.Dataset) -> list[Panel]:
-    """A panel for every variable of a file; controls stand inside the panel that they belong to."""
-    drawn, taken = [], set(_used_as_labels(data))
+def panels(data: xr.Dataset, elsewhere: Collection[str] = ()) -> list[Panel]:
+    """A panel for every variable of a file; controls stand inside the panel that they belong to.
+
+    Args:
+        data: the variables of one file.
+        elsewhere: names of those that another part of the page draws already.
+    """
+    drawn, taken = [], {*_used_as_labels(data), *elsewhere}
     for name in map(str, data.data_vars):
-        if name in taken or data[name].attrs.get("control_of") in data.data_vars:
+        belongs = data[name].attrs.get("control_of")
+        if name in taken or (belongs in data.data_vars and belongs not in elsewhere):
             continue
-        shown = prepare(data, name)
+        shown = thinned(prepare(data, name))
         view = choose(shown)
         drawn.append(_draw(view, shown))
+        if view is over_axis and _watched(shown):
+            drawn.append(_draw(layers_over_steps, shown))
         if view not in OWN_CONTROL:
             drawn += [_draw(choose(control), control) for control in _alone(data, shown)]
     return drawn
@@ -85,7 +92,12 @@ def _draw(view: View, shown: Shown) -> Panel:
     except (ValueError, KeyError, IndexError, StopIteration) as error:
         panel = table(shown)
         panel = replace(panel, caption=f"{panel.caption} (No figure: {error}.)")
-    return replace(panel, headline=bool(shown.array.attrs.get("headline", 0)))
+    return replace(panel, headline=bool(shown.array.attrs.get("headline", 0)), tautology=shown.tautology)
+
+
+def _watched(shown: Shown) -> bool:
+    """Whether one model was opened at several steps of its training, so that layers can be seen to change."""
+    return not shown.seeded and "layer" in shown.rest and shown.array.sizes.get("step", 1) > 2
 
 
 def _alone(data: xr.Dataset, shown: Shown) -> Sequence[Shown]:
