@@ -1,0 +1,171 @@
+"""What capture does on every causal language model type of transformers, held against the untouched models."""
+
+import gc
+import warnings
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
+from transformers import logging as transformers_logging
+
+from mesascope.capturing import FORWARD, Capture, UnsupportedModel, capture
+from mesascope.capturing.capture import examine
+from mesascope.capturing.forward import quiet
+from mesascope.capturing.layer import Layer
+from mesascope.capturing.rounding import close
+
+from .tiny import TYPES, VOCABULARY, build
+
+LENGTHS = (11, 7, 9)
+STREAM = ("resid_pre", "resid_post")
+WRITES = ("attn_write", "mlp_write")
+HEADS = ("query", "key", "value", "pattern", "head_out")  # without these a model is not captured
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """What became of one type.
+
+    Attributes:
+        kind: the model type, and ``model`` its class.
+        word: ``captured``, ``refused`` or ``not built``.
+        why: the message, where it was not captured.
+        layers: the layers whose attention was captured, and ``count`` of how many.
+        missing: by site, the reason why it is not offered in those layers.
+        padding: ``yes``, or by side why it was refused.
+        wrong: what contradicts the untouched model; must be empty.
+    """
+
+    kind: str
+    model: str
+    word: str = "captured"
+    why: str = ""
+    layers: tuple[int, ...] = ()
+    count: int = 0
+    missing: dict[str, str] = field(default_factory=dict)
+    padding: dict[str, str] = field(default_factory=dict)
+    wrong: list[str] = field(default_factory=list)
+
+
+def sweep(kinds: tuple[str, ...] = TYPES) -> list[Outcome]:
+    """The outcome of every type, in the order of their names."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return [outcome_of(kind) for kind in sorted(kinds)]
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
+def outcome_of(kind: str) -> Outcome:
+    """What capture does on one type, with the kernel that transformers chooses and with the eager one."""
+    outcome = Outcome(kind=kind, model=MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[kind]].__name__)
+    try:
+        model = build(kind)
+        plain = _untouched(model, tokens())
+        if not plain.isfinite().all():
+            raise ValueError("a random model gives NaN")  # noqa: TRY301  it is a reason like the others
+    except Exception as error:  # noqa: BLE001  whatever keeps a class from running with small settings is the outcome
+        outcome.word, outcome.why = "not built", f"{type(error).__name__}: {error}"
+        return outcome
+    try:
+        _hold(model, outcome)
+        eager = build(kind, "eager")
+        _same(capture(eager, tokens(), ["prediction"])["prediction"], _untouched(eager, tokens()), "eager", outcome)
+    except UnsupportedModel as refusal:
+        outcome.word, outcome.why = "refused", str(refusal)
+    except Exception as error:  # noqa: BLE001  anything but a refusal by name is a fault, and listed so
+        outcome.wrong.append(f"fails with {type(error).__name__}: {error}")
+    gc.collect()
+    return outcome
+
+
+def tokens() -> Tensor:
+    """Random tokens; none of them is special."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(3, VOCABULARY, (len(LENGTHS), max(LENGTHS)), generator=generator)
+
+
+def _hold(model: PreTrainedModel, outcome: Outcome) -> None:
+    """Capture all that is offered, and hold it against the untouched model."""
+    with quiet(model):
+        _, layers = examine(model, tokens())
+    attending = [number for number, layer in enumerate(layers) if layer.attention is not None]
+    outcome.layers, outcome.count = tuple(attending), len(layers)
+    outcome.missing = _missing(layers, attending)
+    recorded = _largest(model, attending, outcome)
+    _same(recorded["prediction"], _untouched(model, tokens()), "its own kernel", outcome)
+    _closed(recorded, layers, outcome)
+    lacking = [site for site in HEADS if site in outcome.missing]
+    if lacking:
+        raise UnsupportedModel(f"{lacking[0]}: {outcome.missing[lacking[0]]}")
+    for side in ("left", "right"):
+        _pad(model, side, outcome)
+
+
+def _missing(layers: tuple[Layer, ...], attending: list[int]) -> dict[str, str]:
+    """By site, why a layer that attends does not offer it."""
+    return {
+        site: layers[number].missing[site]
+        for number in reversed(attending)
+        for site in layers[number].missing
+        if site in FORWARD
+    }
+
+
+def _largest(model: PreTrainedModel, attending: list[int], outcome: Outcome) -> Capture:
+    """Everything that is not refused, in the layers that attend; what a check refuses is noted as missing."""
+    offered = [site for site in FORWARD if site not in outcome.missing]
+    try:
+        return capture(model, tokens(), offered, layers=attending)
+    except UnsupportedModel:
+        for site in offered:
+            try:
+                capture(model, tokens(), [site], layers=attending)
+            except UnsupportedModel as refusal:
+                outcome.missing[site] = str(refusal)
+    return capture(model, tokens(), [site for site in offered if site not in outcome.missing], layers=attending)
+
+
+def _closed(recorded: Capture, layers: tuple[Layer, ...], outcome: Outcome) -> None:
+    """Writes must sum to the difference that each layer makes."""
+    if "attn_write" not in recorded:
+        return
+    total = recorded["resid_pre"] + recorded["attn_write"]
+    if "mlp_write" in recorded:
+        total = total + recorded["mlp_write"]
+    elif any("mlp_write" not in layers[number].missing for number in outcome.layers):
+        return
+    if not close(total, recorded["resid_post"]):
+        outcome.wrong.append("writes do not sum to the residual difference")
+
+
+def _pad(model: PreTrainedModel, side: str, outcome: Outcome) -> None:
+    """A padded batch of sequences of different lengths must predict what each predicts alone."""
+    mask = torch.stack([torch.arange(max(LENGTHS)) < length for length in LENGTHS]).long()
+    mask = mask.flip(1) if side == "left" else mask
+    inputs = torch.where(mask.bool(), tokens(), 0)
+    try:
+        padded = capture(model, inputs, ["prediction"], attention_mask=mask, layers=outcome.layers)["prediction"]
+    except UnsupportedModel as refusal:
+        outcome.padding[side] = str(refusal)
+        return
+    for row, real in enumerate(mask.bool()):
+        alone = _untouched(model, inputs[row : row + 1, real])[0]
+        if not close(padded[row, real], alone):
+            outcome.wrong.append(f"sequence {row} padded on the {side} predicts otherwise than alone")
+
+
+def _untouched(model: PreTrainedModel, inputs: Tensor) -> Tensor:
+    """What the model predicts when nothing looks at it."""
+    with torch.no_grad():
+        return model(inputs, use_cache=False).logits
+
+
+def _same(a: Tensor, b: Tensor, kernel: str, outcome: Outcome) -> None:
+    """Predictions must be equal bit for bit."""
+    if not torch.equal(a, b):
+        outcome.wrong.append(f"captured and untouched predictions differ with {kernel}")
