@@ -67,8 +67,8 @@ def outcome_of(kind: str) -> Outcome:
         model = build(kind)
         plain = _untouched(model, tokens())
         if not plain.isfinite().all():
-            raise ValueError("a random model gives NaN")  # noqa: TRY301  it is a reason like the others
-    except Exception as error:  # noqa: BLE001  whatever keeps a class from running with small settings is the outcome
+            raise ValueError("a random model gives NaN")
+    except Exception as error:
         outcome.word, outcome.why = "not built", f"{type(error).__name__}: {error}"
         return outcome
     try:
@@ -77,7 +77,7 @@ def outcome_of(kind: str) -> Outcome:
         _same(capture(eager, tokens(), ["prediction"])["prediction"], _untouched(eager, tokens()), "eager", outcome)
     except UnsupportedModel as refusal:
         outcome.word, outcome.why = "refused", str(refusal)
-    except Exception as error:  # noqa: BLE001  anything but a refusal by name is a fault, and listed so
+    except Exception as error:
         outcome.wrong.append(f"fails with {type(error).__name__}: {error}")
     gc.collect()
     return outcome

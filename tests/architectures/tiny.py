@@ -18,66 +18,69 @@ TYPES = tuple(
 _SAME: tuple[tuple[int, str], ...] = (
     (
         WIDTH,
-        "hidden_size d_model n_embd emb_dim embedding_dim embed_dim embedding_size attention_hidden_size lru_width "
-        "input_embedding_size output_embedding_size word_embed_proj_dim backbone_hidden_size hidden_size_global input_size",
+        "attention_hidden_size backbone_hidden_size d_model emb_dim embed_dim embedding_dim embedding_size "
+        "hidden_size hidden_size_global input_embedding_size input_size lru_width n_embd output_embedding_size "
+        "word_embed_proj_dim",
     ),
     (
         48,
-        "intermediate_size ffn_dim decoder_ffn_dim encoder_ffn_dim d_ff dff dim_ff feed_forward_size n_inner d_inner "
-        "ffn_hidden_size intermediate_size_mlp dense_intermediate_size expert_ffn_hidden_size",
+        "d_ff d_inner decoder_ffn_dim dense_intermediate_size dff dim_ff encoder_ffn_dim expert_ffn_hidden_size "
+        "feed_forward_size ffn_dim ffn_hidden_size intermediate_size intermediate_size_mlp n_inner",
     ),
     (
         HEADS,
-        "num_attention_heads n_head n_heads num_heads attention_heads decoder_attention_heads num_query_groups "
-        "encoder_attention_heads num_decoder_attention_heads num_encoder_attention_heads swa_num_attention_heads "
-        "index_n_heads linear_num_heads linear_num_value_heads n_routed_experts num_experts num_local_experts "
-        "moe_num_experts index_topk ssm_state_size state_size time_step_rank mamba_d_state mamba_dt_rank mamba_chunk_size "
-        "chunk_size sliding_window sliding_window_size attention_window_size window_size local_attention keep_window_size "
-        "attention_chunk_size laurel_rank rotary_dim qk_rope_head_dim n_mamba_heads block_size rel_extent "
-        "gated_norm_rank hc_lowrank d_rel adapter_rank num_blocks local_attention_window_len index_block_size",
+        "adapter_rank attention_chunk_size attention_heads attention_window_size block_size chunk_size d_rel "
+        "decoder_attention_heads encoder_attention_heads gated_norm_rank hc_lowrank index_block_size index_n_heads "
+        "index_topk indexer_n_heads keep_window_size laurel_rank linear_num_heads linear_num_value_heads "
+        "local_attention local_attention_window_len mamba_chunk_size mamba_d_state mamba_dt_rank moe_num_experts "
+        "n_head n_heads n_mamba_heads n_routed_experts num_attention_heads num_blocks num_decoder_attention_heads "
+        "num_encoder_attention_heads num_experts num_heads num_local_experts num_query_groups qk_rope_head_dim "
+        "rel_extent rotary_dim sliding_window sliding_window_size ssm_state_size state_size "
+        "swa_num_attention_heads time_step_rank window_size",
     ),
     (
         LAYERS,
-        "num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers num_decoder_layers "
-        "num_encoder_layers num_layers_per_stack",
+        "decoder_layers encoder_layers n_layer n_layers num_decoder_layers num_encoder_layers num_hidden_layers "
+        "num_layers num_layers_per_stack",
     ),
     (
         2,
-        "num_key_value_heads num_kv_heads kv_n_heads swa_num_key_value_heads num_experts_per_tok num_experts_per_token "
-        "moe_k moe_top_k moe_topk linear_num_key_heads zero_expert_num index_topk_blocks o_groups n_groups mamba_n_groups "
-        "mamba_ngroups n_shared_experts moe_num_shared_experts heads_per_ngram depth",
+        "heads_per_ngram index_topk_blocks indexer_compress_ratio indexer_kv_heads kv_n_heads linear_num_key_heads "
+        "mamba_n_groups mamba_ngroups moe_k moe_num_shared_experts moe_top_k moe_topk n_groups n_shared_experts "
+        "num_experts_per_tok num_experts_per_token num_key_value_heads num_kv_heads o_groups "
+        "swa_num_key_value_heads zero_expert_num",
     ),
     (
         1,
-        "n_group topk_group num_expert_group first_k_dense_replace num_dense_layers expert_layer_offset "
-        "attn_layer_offset moe_layer_start_index",
+        "attn_layer_offset expert_layer_offset first_k_dense_replace moe_layer_start_index n_group num_codebooks "
+        "num_dense_layers num_expert_group topk_group",
     ),
     (
         8,
-        "head_dim d_head d_kv dim_head attention_head_size attention_head_dim swa_head_dim kv_channels index_head_dim "
-        "linear_head_dim linear_key_head_dim linear_value_head_dim qk_nope_head_dim query_pre_attn_scalar mamba_d_head "
-        "mamba_n_heads mamba_head_dim mamba_headdim mamba_num_heads hidden_size_per_layer_input ple_embed_dim "
-        "router_hidden_size max_window_layers",
+        "attention_head_dim attention_head_size d_head d_kv dim_head head_dim hidden_size_per_layer_input "
+        "index_head_dim indexer_budget indexer_head_dim kv_channels linear_head_dim linear_key_head_dim "
+        "linear_value_head_dim mamba_d_head mamba_head_dim mamba_headdim mamba_n_heads mamba_num_heads "
+        "max_window_layers ple_embed_dim qk_nope_head_dim query_pre_attn_scalar router_hidden_size swa_head_dim",
     ),
     (
         16,
-        "kv_lora_rank q_lora_rank o_lora_rank moe_intermediate_size shared_expert_intermediate_size "
-        "shared_experts_intermediate_size shared_intermediate_size moe_shared_expert_intermediate_size dim_model_base",
+        "dim_model_base kv_lora_rank moe_intermediate_size moe_shared_expert_intermediate_size o_lora_rank "
+        "q_lora_rank shared_expert_intermediate_size shared_experts_intermediate_size shared_intermediate_size",
     ),
     (6, "v_head_dim"),
     (12, "qk_head_dim"),
     (
         64,
-        "max_position_embeddings n_positions n_ctx max_seq_len model_max_length max_target_positions mamba_d_ssm "
-        "max_source_positions context_length relative_max_distance position_bias_max_distance "
-        "original_max_position_embeddings",
+        "context_length mamba_d_ssm max_position_embeddings max_seq_len max_source_positions max_target_positions "
+        "model_max_length n_ctx n_positions original_max_position_embeddings position_bias_max_distance "
+        "relative_max_distance",
     ),
     (
         VOCABULARY,
-        "vocab_size vocab_size_per_layer_input decoder_vocab_size unpadded_vocab_size shape_vocab_size "
-        "pronunciation_vocab_size audio_vocab_size ngram_vocab_size_base encoder_hash_byte_group_vocab",
+        "audio_vocab_size decoder_vocab_size encoder_hash_byte_group_vocab ngram_vocab_size_base "
+        "pronunciation_vocab_size shape_vocab_size unpadded_vocab_size vocab_size vocab_size_per_layer_input",
     ),
-    (0, "pad_token_id hidden_dropout_prob num_kv_shared_layers classifier_dropout"),
+    (0, "classifier_dropout hidden_dropout_prob num_kv_shared_layers pad_token_id"),
 )
 RULES = {name: value for value, names in _SAME for name in names.split()} | {
     "is_decoder": True,
@@ -89,13 +92,19 @@ LATENT = {"head_dim": 4, "num_key_value_heads": HEADS}  # heads of latent attent
 # Settings that no rule can know: they depend on one another, or one name means different things.
 OWN: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
-    "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba", "attention"]},
+    "bailing_hybrid": {"layer_group_size": 2},
+    "bamba": {"attn_layer_indices": [1, 3]},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0}},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
     "jamba": {"attn_layer_period": 2},
-    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
+    "kimi_linear": {"layer_types": ["linear_attention", "full_attention"] * 2},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "mamba2": {"head_dim": 16},
     "reformer": {"axial_pos_embds_dim": (16, 16), "axial_pos_shape": (8, 8)},
     "xmod": {"default_language": "en_XX"},
-    "zamba2": {"layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"]},
+    "zamba": {"layers_block_type": ["linear_attention", "hybrid"] * 2, "attention_head_dim": 16},
+    "zamba2": {"layers_block_type": ["linear_attention", "hybrid"] * 2, "attention_head_dim": 16, "head_dim": 16},
     "zaya": {"num_experts_per_tok": 1},
 }
 
@@ -108,10 +117,9 @@ def build(kind: str, kernel: str | None = None) -> PreTrainedModel:
         kernel: the attention implementation; the one that transformers chooses by default.
     """
     torch.manual_seed(0)
-    whole = configure(CONFIG_MAPPING[kind], kind)
-    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(whole)]
-    parts = [part for part in vars(whole).values() if type(part) is model_class.config_class]
-    config = whole if isinstance(whole, model_class.config_class) or not parts else parts[0]
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[kind]]
+    config_class = model_class.config_class if model_class.config_class in _parts(kind) else CONFIG_MAPPING[kind]
+    config = configure(config_class, config_class.model_type)
     chosen = {} if kernel is None else {"attn_implementation": kernel}
     model = model_class._from_config(config, dtype=torch.float32, **chosen)
     generator = torch.Generator().manual_seed(1)
@@ -119,6 +127,11 @@ def build(kind: str, kernel: str | None = None) -> PreTrainedModel:
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
     return model.eval()
+
+
+def _parts(kind: str) -> list[type]:
+    """The classes of the configurations within a configuration."""
+    return list(CONFIG_MAPPING[kind].sub_configs.values())
 
 
 def configure(config_class: type[PretrainedConfig], kind: str) -> PretrainedConfig:
