@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 from transformers import logging as transformers_logging
 
-from mesascope.capturing import FORWARD, Capture, UnsupportedModel, capture
+from mesascope.capturing import FORWARD, Capture, UnsupportedModel, capture, weights
 from mesascope.capturing.capture import examine
 from mesascope.capturing.forward import quiet
 from mesascope.capturing.layer import Layer
@@ -73,8 +73,9 @@ def outcome_of(kind: str) -> Outcome:
         return outcome
     try:
         _hold(model, outcome)
-        eager = build(kind, "eager")
-        _same(capture(eager, tokens(), ["prediction"])["prediction"], _untouched(eager, tokens()), "eager", outcome)
+        _hold(build(kind, "eager"), outcome)
+        for side in ("left", "right"):
+            _pad(model, side, outcome)
     except UnsupportedModel as refusal:
         outcome.word, outcome.why = "refused", str(refusal)
     except Exception as error:
@@ -92,18 +93,45 @@ def tokens() -> Tensor:
 def _hold(model: PreTrainedModel, outcome: Outcome) -> None:
     """Capture all that is offered, and hold it against the untouched model."""
     with quiet(model):
-        _, layers = examine(model, tokens())
+        trace, layers = examine(model, tokens())
     attending = [number for number, layer in enumerate(layers) if layer.attention is not None]
     outcome.layers, outcome.count = tuple(attending), len(layers)
-    outcome.missing = _missing(layers, attending)
-    recorded = _largest(model, attending, outcome)
-    _same(recorded["prediction"], _untouched(model, tokens()), "its own kernel", outcome)
-    _closed(recorded, layers, outcome)
+    outcome.missing |= _missing(layers, attending)
+    shapes = {each.name: (each.call.query.shape, each.call.key.shape, each.output.shape) for each in trace.attentions}
+    for shape in dict.fromkeys(shapes.values()):
+        alike = [number for number in attending if shapes[layers[number].attention or ""] == shape]
+        recorded = _largest(model, alike, outcome)
+        _closed(recorded, layers, outcome)
+        _compared(model, recorded, attending, len(layers), outcome)
     lacking = [site for site in HEADS if site in outcome.missing]
     if lacking:
         raise UnsupportedModel(f"{lacking[0]}: {outcome.missing[lacking[0]]}")
-    for side in ("left", "right"):
-        _pad(model, side, outcome)
+
+
+def _compared(model: PreTrainedModel, recorded: Capture, attending: list[int], count: int, outcome: Outcome) -> None:
+    """The prediction must be the untouched model's bit for bit, and so must what else it tells of itself."""
+    kernel = recorded.kernel
+    eager = {"output_attentions": True, "output_hidden_states": True} if kernel == "eager" else {}
+    with torch.no_grad():
+        untouched = model(tokens(), use_cache=False)
+        told = model(tokens(), use_cache=False, **eager)
+    if not torch.equal(recorded["prediction"], untouched.logits):
+        outcome.wrong.append(f"captured and untouched predictions differ with {kernel}")
+    patterns, streams = told.get("attentions") or (), told.get("hidden_states") or ()
+    for row, number in enumerate(recorded.layers):
+        if "pattern" in recorded and len(patterns) == len(attending):
+            _told(recorded, row, patterns[attending.index(number)], outcome)
+        for site, depth in (("resid_pre", number), ("resid_post", number + 1)):
+            final = depth == count  # of which models tell after the final norm
+            if len(streams) == count + 1 and not final and not torch.equal(recorded[site][row], streams[depth]):
+                outcome.wrong.append(f"the model tells of another {site} in layer {number}")
+
+
+def _told(recorded: Capture, row: int, told: Tensor, outcome: Outcome) -> None:
+    """Attention weights of which the model tells must be those recorded, if it is by them that it mixes its values."""
+    pattern, value, out = (recorded[site][row] for site in ("pattern", "value", "head_out"))
+    if told.shape == pattern.shape and close(weights.mix(told, value), out) and not close(pattern, told):
+        outcome.wrong.append(f"the model tells of another pattern in layer {recorded.layers[row]}")
 
 
 def _missing(layers: tuple[Layer, ...], attending: list[int]) -> dict[str, str]:
@@ -163,9 +191,3 @@ def _untouched(model: PreTrainedModel, inputs: Tensor) -> Tensor:
     """What the model predicts when nothing looks at it."""
     with torch.no_grad():
         return model(inputs, use_cache=False).logits
-
-
-def _same(a: Tensor, b: Tensor, kernel: str, outcome: Outcome) -> None:
-    """Predictions must be equal bit for bit."""
-    if not torch.equal(a, b):
-        outcome.wrong.append(f"captured and untouched predictions differ with {kernel}")

@@ -89,22 +89,29 @@ RULES = {name: value for value, names in _SAME for name in names.split()} | {
 TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "sep_token_id": 2, "decoder_start_token_id": 1}
 LATENT = {"head_dim": 4, "num_key_value_heads": HEADS}  # heads of latent attention share one rotary key
 
+TWICE = {  # attention reads the stream beside the embedding, both in one
+    "layers_block_type": ["linear_attention", "hybrid"] * 2,
+    "attention_head_dim": 16,
+    "attention_hidden_size": 64,
+}
+
 # Settings that no rule can know: they depend on one another, or one name means different things.
 OWN: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "bailing_hybrid": {"layer_group_size": 2},
     "bamba": {"attn_layer_indices": [1, 3]},
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
-    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0}},
+    "dbrx": {"attn_config": {"clip_qkv": 8.0, "kv_n_heads": 2, "rope_theta": 10000.0}},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
     "jamba": {"attn_layer_period": 2},
     "kimi_linear": {"layer_types": ["linear_attention", "full_attention"] * 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "mamba2": {"head_dim": 16},
+    "qwen4_exp_text": {"indexer_kv_heads": 1},
     "reformer": {"axial_pos_embds_dim": (16, 16), "axial_pos_shape": (8, 8)},
     "xmod": {"default_language": "en_XX"},
-    "zamba": {"layers_block_type": ["linear_attention", "hybrid"] * 2, "attention_head_dim": 16},
-    "zamba2": {"layers_block_type": ["linear_attention", "hybrid"] * 2, "attention_head_dim": 16, "head_dim": 16},
+    "zamba": TWICE,
+    "zamba2": TWICE | {"mamba_headdim": 16},
     "zaya": {"num_experts_per_tok": 1},
 }
 
