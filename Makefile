@@ -3,6 +3,7 @@
 # make test-slow   the checks that take minutes each
 # make lint   the checks without the tests
 # make docs   runs the affine study and writes its page under docs/studies
+# make architectures   holds capture against every language model type of transformers, writes the table
 # make clean  removes everything that make made
 PYTHON ?= python3
 VENV := .venv
@@ -11,7 +12,7 @@ GGUF := .models/SmolLM2-135M-Instruct.Q4_1.gguf
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup models demo test test-slow lint docs clean
+.PHONY: help setup models demo test test-slow lint docs architectures clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -45,6 +46,9 @@ demo: $(STAMP) $(GGUF)
 docs: $(STAMP)
 	$(BIN)/mesascope run affine
 	$(BIN)/python docs/build.py runs/affine-laptop
+
+architectures: $(STAMP)
+	$(BIN)/python -m tests.architectures.table
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

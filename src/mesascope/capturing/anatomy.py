@@ -7,6 +7,7 @@ stream is whatever sums, to rounding, to the difference that it makes.
 import itertools
 import math
 from collections import Counter
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -176,7 +177,7 @@ def _weights(attention: Attention) -> tuple[Weights | None, dict[str, str]]:
     """How the attention weights of a layer are had, tried on the probe; or why they cannot be."""
     value, out = attention.call.value, attention.output
     tried: list[str] = []
-    for how in ("returned", "plain", "delegate"):
+    for how in ("returned", "plain", "delegate", "unit"):
         pattern = _try(how, attention)
         if pattern is None:
             continue
@@ -198,6 +199,8 @@ def _try(how: str, attention: Attention) -> Tensor | None:
     own = _eager_weights(call, call.query)
     if how == "delegate":
         return own
+    if how == "unit":
+        return _asked(lambda: call.run_unit(call.query, call.key))
     return (
         weights.pattern_of(call.scores(call.query, call.key), call.added(call.query, call.key))
         if (own is None or _plainness(call) <= tolerance(own))
@@ -221,8 +224,13 @@ def _plainness(call: Attended) -> float:
 
 def _eager_weights(call: Attended, query: Tensor) -> Tensor | None:
     """What the model's own eager function says about the probe, if it has one that can be asked."""
+    return _asked(lambda: call.run_eager(query, call.key, call.value))
+
+
+def _asked(eager: Callable[[], Tensor | None]) -> Tensor | None:
+    """What the model's own eager function answers, if it has one that can be asked."""
     try:
-        return call.run_eager(query, call.key, call.value)
+        return eager()
     except (UnsupportedModel, TypeError, AttributeError, RuntimeError, ValueError):
         return None
 

@@ -1,12 +1,13 @@
 """Running a model once, quietly: evaluation mode, no gradients, no cache, right positions for padding."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mesascope.capturing.hooks import accepts
@@ -57,6 +58,23 @@ def _arguments(model: PreTrainedModel, inputs: Inputs, mask: Mask | None) -> dic
         given["use_cache"] = False
     if mask is not None:
         given["attention_mask"] = mask
-        if accepts(model, "position_ids"):
-            given["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+        if accepts(model, "position_ids") and not mask[:, 0].all():
+            given["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0) + _first_position(model, inputs[mask.bool()][0])
     return given
+
+
+_FIRST: WeakKeyDictionary[PreTrainedModel, int] = WeakKeyDictionary()
+
+
+def _first_position(model: PreTrainedModel, real: Shaped[Tensor, "*d_in"]) -> int:
+    """Which number a model gives to its first position: what an embedding counts up from, on a real input twice."""
+    if model not in _FIRST:
+        seen: list[Tensor] = []
+        counters = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+        with ExitStack() as hooks:
+            for module in counters:
+                hooks.callback(module.register_forward_pre_hook(lambda _, given: seen.extend(given[:1])).remove)
+            predict(model, real.expand(1, 2, *real.shape))
+        pairs = [x.flatten().tolist() for x in seen if isinstance(x, Tensor) and x.numel() == 2]
+        _FIRST[model] = next((a for a, b in pairs if b == a + 1), 0)
+    return _FIRST[model]

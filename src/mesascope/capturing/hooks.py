@@ -63,6 +63,14 @@ class Attended:
         eager = own_attention(self.module, "eager")
         return eager(self.module, query, key, value, self.added(query, key), *self.rest, **self.options)[1]
 
+    def run_unit(self, query: Tensor, key: Tensor) -> Tensor:
+        """The attention weights by what the model's own eager function mixes unit values to: one per key."""
+        unit = torch.eye(key.shape[2], dtype=query.dtype, device=query.device).expand(*key.shape[:2], -1, -1)
+        eager = own_attention(self.module, "eager")
+        return eager(self.module, query, key, unit, self.added(query, key), *self.rest, **self.options)[0].transpose(
+            1, 2
+        )
+
     def added(self, query: Tensor, key: Tensor) -> Tensor:
         """What the mask adds to the scores."""
         causal = self.options.get("is_causal")
@@ -271,6 +279,8 @@ def attention_weights(call: Attended, layer: Layer, query: Tensor, key: Tensor, 
     how = layer.weights.how if layer.weights else "returned"
     if how == "plain":
         return weights.pattern_of(call.scores(query, key), call.added(query, key))
+    if how == "unit":
+        return call.run_unit(query, key)
     found = returned if how == "returned" else call.run_eager(query, key, call.value)
     if found is None:
         raise UnsupportedModel(f"{layer.block} must give its attention weights, but the {call.kernel} kernel gave none")

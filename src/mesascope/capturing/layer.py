@@ -23,7 +23,8 @@ class Weights:
     """How a layer's attention weights are had without touching its output.
 
     Attributes:
-        how: ``returned`` by the kernel, ``plain`` (softmax of the scores) or ``delegate`` (the model's own function).
+        how: ``returned`` by the kernel, ``plain`` (softmax of the scores), ``delegate`` (the model's own function) or
+            ``unit`` (what that function mixes unit values to, where it scales what it has mixed).
         scored: the softmax of the plain scores is the pattern, so that scores can be shown and edited.
         softmax: every row sums to 1.
     """

@@ -1,0 +1,193 @@
+"""What capture does on every causal language model type of transformers, held against the untouched models."""
+
+import gc
+import warnings
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
+from transformers import logging as transformers_logging
+
+from mesascope.capturing import FORWARD, Capture, UnsupportedModel, capture, weights
+from mesascope.capturing.capture import examine
+from mesascope.capturing.forward import quiet
+from mesascope.capturing.layer import Layer
+from mesascope.capturing.rounding import close
+
+from .tiny import TYPES, VOCABULARY, build
+
+LENGTHS = (11, 7, 9)
+STREAM = ("resid_pre", "resid_post")
+WRITES = ("attn_write", "mlp_write")
+HEADS = ("query", "key", "value", "pattern", "head_out")  # without these a model is not captured
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """What became of one type.
+
+    Attributes:
+        kind: the model type, and ``model`` its class.
+        word: ``captured``, ``refused`` or ``not built``.
+        why: the message, where it was not captured.
+        layers: the layers whose attention was captured, and ``count`` of how many.
+        missing: by site, the reason why it is not offered in those layers.
+        padding: ``yes``, or by side why it was refused.
+        wrong: what contradicts the untouched model; must be empty.
+    """
+
+    kind: str
+    model: str
+    word: str = "captured"
+    why: str = ""
+    layers: tuple[int, ...] = ()
+    count: int = 0
+    missing: dict[str, str] = field(default_factory=dict)
+    padding: dict[str, str] = field(default_factory=dict)
+    wrong: list[str] = field(default_factory=list)
+
+
+def sweep(kinds: tuple[str, ...] = TYPES) -> list[Outcome]:
+    """The outcome of every type, in the order of their names."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return [outcome_of(kind) for kind in sorted(kinds)]
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
+def outcome_of(kind: str) -> Outcome:
+    """What capture does on one type, with the kernel that transformers chooses and with the eager one."""
+    outcome = Outcome(kind=kind, model=MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[kind]].__name__)
+    try:
+        model = build(kind)
+        plain = _untouched(model, tokens())
+        if not plain.isfinite().all():
+            raise ValueError("a random model gives NaN")
+    except Exception as error:
+        outcome.word, outcome.why = "not built", f"{type(error).__name__}: {error}"
+        return outcome
+    try:
+        _hold(model, outcome)
+        _hold(build(kind, "eager"), outcome)
+        for side in ("left", "right"):
+            _pad(model, side, outcome)
+    except UnsupportedModel as refusal:
+        outcome.word, outcome.why = "refused", str(refusal)
+    except Exception as error:
+        outcome.wrong.append(f"fails with {type(error).__name__}: {error}")
+    gc.collect()
+    return outcome
+
+
+def tokens() -> Tensor:
+    """Random tokens; none of them is special."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(3, VOCABULARY, (len(LENGTHS), max(LENGTHS)), generator=generator)
+
+
+def _hold(model: PreTrainedModel, outcome: Outcome) -> None:
+    """Capture all that is offered, and hold it against the untouched model."""
+    with quiet(model):
+        trace, layers = examine(model, tokens())
+    attending = [number for number, layer in enumerate(layers) if layer.attention is not None]
+    outcome.layers, outcome.count = tuple(attending), len(layers)
+    outcome.missing |= _missing(layers, attending)
+    shapes = {each.name: (each.call.query.shape, each.call.key.shape, each.output.shape) for each in trace.attentions}
+    for shape in dict.fromkeys(shapes.values()):
+        alike = [number for number in attending if shapes[layers[number].attention or ""] == shape]
+        recorded = _largest(model, alike, outcome)
+        _closed(recorded, layers, outcome)
+        _compared(model, recorded, attending, len(layers), outcome)
+    lacking = [site for site in HEADS if site in outcome.missing]
+    if lacking:
+        raise UnsupportedModel(f"{lacking[0]}: {outcome.missing[lacking[0]]}")
+
+
+def _compared(model: PreTrainedModel, recorded: Capture, attending: list[int], count: int, outcome: Outcome) -> None:
+    """The prediction must be the untouched model's bit for bit, and so must what else it tells of itself."""
+    kernel = recorded.kernel
+    eager = {"output_attentions": True, "output_hidden_states": True} if kernel == "eager" else {}
+    with torch.no_grad():
+        untouched = model(tokens(), use_cache=False)
+        told = model(tokens(), use_cache=False, **eager)
+    if not torch.equal(recorded["prediction"], untouched.logits):
+        outcome.wrong.append(f"captured and untouched predictions differ with {kernel}")
+    patterns, streams = told.get("attentions") or (), told.get("hidden_states") or ()
+    for row, number in enumerate(recorded.layers):
+        if "pattern" in recorded and len(patterns) == len(attending):
+            _told(recorded, row, patterns[attending.index(number)], outcome)
+        for site, depth in (("resid_pre", number), ("resid_post", number + 1)):
+            final = depth == count  # of which models tell after the final norm
+            if len(streams) == count + 1 and not final and not torch.equal(recorded[site][row], streams[depth]):
+                outcome.wrong.append(f"the model tells of another {site} in layer {number}")
+
+
+def _told(recorded: Capture, row: int, told: Tensor, outcome: Outcome) -> None:
+    """Attention weights of which the model tells must be those recorded, if it is by them that it mixes its values."""
+    pattern, value, out = (recorded[site][row] for site in ("pattern", "value", "head_out"))
+    if told.shape == pattern.shape and close(weights.mix(told, value), out) and not close(pattern, told):
+        outcome.wrong.append(f"the model tells of another pattern in layer {recorded.layers[row]}")
+
+
+def _missing(layers: tuple[Layer, ...], attending: list[int]) -> dict[str, str]:
+    """By site, why a layer that attends does not offer it."""
+    return {
+        site: layers[number].missing[site]
+        for number in reversed(attending)
+        for site in layers[number].missing
+        if site in FORWARD
+    }
+
+
+def _largest(model: PreTrainedModel, attending: list[int], outcome: Outcome) -> Capture:
+    """Everything that is not refused, in the layers that attend; what a check refuses is noted as missing."""
+    offered = [site for site in FORWARD if site not in outcome.missing]
+    try:
+        return capture(model, tokens(), offered, layers=attending)
+    except UnsupportedModel:
+        for site in offered:
+            try:
+                capture(model, tokens(), [site], layers=attending)
+            except UnsupportedModel as refusal:
+                outcome.missing[site] = str(refusal)
+    return capture(model, tokens(), [site for site in offered if site not in outcome.missing], layers=attending)
+
+
+def _closed(recorded: Capture, layers: tuple[Layer, ...], outcome: Outcome) -> None:
+    """Writes must sum to the difference that each layer makes."""
+    if "attn_write" not in recorded:
+        return
+    total = recorded["resid_pre"] + recorded["attn_write"]
+    if "mlp_write" in recorded:
+        total = total + recorded["mlp_write"]
+    elif any("mlp_write" not in layers[number].missing for number in outcome.layers):
+        return
+    if not close(total, recorded["resid_post"]):
+        outcome.wrong.append("writes do not sum to the residual difference")
+
+
+def _pad(model: PreTrainedModel, side: str, outcome: Outcome) -> None:
+    """A padded batch of sequences of different lengths must predict what each predicts alone."""
+    mask = torch.stack([torch.arange(max(LENGTHS)) < length for length in LENGTHS]).long()
+    mask = mask.flip(1) if side == "left" else mask
+    inputs = torch.where(mask.bool(), tokens(), 0)
+    try:
+        padded = capture(model, inputs, ["prediction"], attention_mask=mask, layers=outcome.layers)["prediction"]
+    except UnsupportedModel as refusal:
+        outcome.padding[side] = str(refusal)
+        return
+    for row, real in enumerate(mask.bool()):
+        alone = _untouched(model, inputs[row : row + 1, real])[0]
+        if not close(padded[row, real], alone):
+            outcome.wrong.append(f"sequence {row} padded on the {side} predicts otherwise than alone")
+
+
+def _untouched(model: PreTrainedModel, inputs: Tensor) -> Tensor:
+    """What the model predicts when nothing looks at it."""
+    with torch.no_grad():
+        return model(inputs, use_cache=False).logits

@@ -1,0 +1,90 @@
+"""Write docs/architectures.md: ``python -m tests.architectures.table`` (``make architectures``)."""
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import torch
+import transformers
+
+from .sweep import Outcome, sweep
+
+PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
+ABOUT = """\
+# Which language models can be captured
+
+Every causal language model type of transformers {version}, as a tiny random model: {captured} of {total} types are
+captured, {refused} are refused by name, {unbuilt} cannot be built so; {wrong} contradict the untouched model.
+
+*Captured* means: with the kernel that transformers chooses and with the eager one, the logits are bit for bit those of
+the untouched model; the streams and attention weights are those that the model itself tells of, where it tells of any;
+wherever the writes of attention and MLP are offered, they sum to the difference that a layer makes. A site that does
+not hold is not offered, and listed. *Padding* says whether a batch of sequences of different lengths predicts what each
+predicts alone, with the padding on the left and on the right; where it does not, capture refuses the batch.
+
+A layer that mixes positions without softmax attention shows its stream alone: pass the `layers=` of the table for the
+sites of attention.
+
+Written by `make architectures`.
+
+| type | class | outcome | sites that are missing, and why | padding |
+|---|---|---|---|---|
+"""
+
+
+def page(outcomes: list[Outcome]) -> str:
+    """The table as Markdown."""
+    words = Counter(outcome.word for outcome in outcomes)
+    head = ABOUT.format(
+        version=transformers.__version__,
+        captured=words["captured"],
+        total=len(outcomes),
+        refused=words["refused"],
+        unbuilt=words["not built"],
+        wrong=sum(bool(outcome.wrong) for outcome in outcomes) or "none",
+    )
+    return head + "\n".join(row(outcome) for outcome in outcomes) + "\n"
+
+
+def row(outcome: Outcome) -> str:
+    """One type as a line."""
+    cells = [outcome.kind, outcome.model, _word(outcome), _missing(outcome), _padding(outcome)]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _word(outcome: Outcome) -> str:
+    """What became of it, in few words."""
+    if outcome.wrong:
+        return f"**wrong**: {_short(outcome.wrong[0])}"
+    if outcome.word == "not built":
+        return f"cannot be built: {_short(outcome.why)}"
+    if outcome.word == "refused":
+        return f"refused: {_short(outcome.why)}"
+    return "captured" if len(outcome.layers) == outcome.count else f"captured at layers {list(outcome.layers)}"
+
+
+def _missing(outcome: Outcome) -> str:
+    """The sites that are not offered, together where the reason is one."""
+    if outcome.word != "captured":
+        return ""
+    reasons = dict.fromkeys(_short(why) for why in outcome.missing.values())
+    sites = {reason: [site for site, why in outcome.missing.items() if _short(why) == reason] for reason in reasons}
+    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in sites.items())
+
+
+def _padding(outcome: Outcome) -> str:
+    """The sides on which padding changes nothing, and those on which it is refused."""
+    if outcome.word != "captured":
+        return ""
+    return ", ".join(f"{side} refused" if side in outcome.padding else side for side in ("left", "right"))
+
+
+def _short(reason: str) -> str:
+    """The first clause of a reason, without its numbers, which differ between machines."""
+    clause = re.split(r";|, as where|\. |\n\s*\n", " ".join(reason.split()))[0]
+    return re.sub(r" by [\d.]+(e[+-]?\d+)?( of it)?", "", clause).replace("|", "\\|").rstrip(". ")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    PAGE.write_text(page(sweep()), encoding="utf-8")
