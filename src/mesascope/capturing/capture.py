@@ -14,7 +14,7 @@ from mesascope.axes import label
 from mesascope.capturing.anatomy import read_layers
 from mesascope.capturing.checks import check_padding, check_untouched, refuse_changed, refuse_missing
 from mesascope.capturing.edits import Edit
-from mesascope.capturing.forward import predict, quiet
+from mesascope.capturing.forward import first_position, predict, quiet
 from mesascope.capturing.frame import Frame
 from mesascope.capturing.framing import make_frame
 from mesascope.capturing.gradients import backward, differentiable
@@ -224,6 +224,8 @@ def examine(
     probe = row[None, :PROBE]
     if probe.shape[1] == 0:
         raise ValueError("the first sequence must have a real input, but the attention mask hides all of it")
+    if mask is not None:
+        first_position(model, row[0])
     known = remembered(model, probe)
     if known is not None:
         return known

@@ -15,6 +15,7 @@ from mesascope.capturing.sites import UnsupportedModel
 
 Inputs = Shaped[Tensor, "batch pos *d_in"]
 Mask = Int[Tensor, "batch pos"]
+_FIRST: WeakKeyDictionary[PreTrainedModel, int] = WeakKeyDictionary()
 
 
 @contextmanager
@@ -51,23 +52,11 @@ def predict(model: PreTrainedModel, inputs: Inputs, mask: Mask | None = None) ->
     return logits
 
 
-def _arguments(model: PreTrainedModel, inputs: Inputs, mask: Mask | None) -> dict[str, Any]:
-    """The arguments of one forward pass."""
-    given: dict[str, Any] = {model.main_input_name: inputs}
-    if accepts(model, "use_cache"):
-        given["use_cache"] = False
-    if mask is not None:
-        given["attention_mask"] = mask
-        if accepts(model, "position_ids") and not mask[:, 0].all():
-            given["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0) + _first_position(model, inputs[mask.bool()][0])
-    return given
+def first_position(model: PreTrainedModel, real: Shaped[Tensor, "*d_in"]) -> int:
+    """Which number a model gives to its first position: what an embedding counts up from, on a real input twice.
 
-
-_FIRST: WeakKeyDictionary[PreTrainedModel, int] = WeakKeyDictionary()
-
-
-def _first_position(model: PreTrainedModel, real: Shaped[Tensor, "*d_in"]) -> int:
-    """Which number a model gives to its first position: what an embedding counts up from, on a real input twice."""
+    It is found once for a model, which runs for it; so ask first where hooks that count calls are to be attached.
+    """
     if model not in _FIRST:
         seen: list[Tensor] = []
         counters = [module for module in model.modules() if isinstance(module, nn.Embedding)]
@@ -78,3 +67,15 @@ def _first_position(model: PreTrainedModel, real: Shaped[Tensor, "*d_in"]) -> in
         pairs = [x.flatten().tolist() for x in seen if isinstance(x, Tensor) and x.numel() == 2]
         _FIRST[model] = next((a for a, b in pairs if b == a + 1), 0)
     return _FIRST[model]
+
+
+def _arguments(model: PreTrainedModel, inputs: Inputs, mask: Mask | None) -> dict[str, Any]:
+    """The arguments of one forward pass."""
+    given: dict[str, Any] = {model.main_input_name: inputs}
+    if accepts(model, "use_cache"):
+        given["use_cache"] = False
+    if mask is not None:
+        given["attention_mask"] = mask
+        if accepts(model, "position_ids") and not mask[:, 0].all():
+            given["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0) + first_position(model, inputs[mask.bool()][0])
+    return given

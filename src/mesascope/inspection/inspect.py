@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import xarray as xr
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -240,12 +241,16 @@ def _material(text: Text, tokenizer: PreTrainedTokenizerBase | None, model: PreT
 
 
 def _spelled(dataset: xr.Dataset, text: Text) -> xr.Dataset:
-    """A dataset whose positions are those of the text, with the tokens beside; a drawn token is spelled out too."""
-    for name in ("pattern",):
-        if name in dataset:
-            excerpt = text.spelled[0][: dataset.sizes["key"]]
-            token = label(excerpt, "pos", units="text", about="the tokens of the excerpt")
-            return dataset.isel(batch=0, drop=True).assign(token=token)
+    """A dataset with the words that its positions and tokens stand for."""
+    if "pattern" in dataset:
+        excerpt = text.spelled[0][: dataset.sizes["key"]]
+        token = label(excerpt, "pos", units="text", about="the tokens of the excerpt")
+        dataset = dataset.isel(batch=0, drop=True).assign(token=token)
+    if "top_token_id" in dataset:
+        ids = dataset["top_token_id"]
+        words = np.array([text.spell(int(token)) for token in ids.values.ravel()]).reshape(ids.shape)
+        told = {"units": "text", "about": "the token that each head raises most"}
+        dataset = dataset.assign(top_token=(ids.dims, words, told))
     return dataset
 
 

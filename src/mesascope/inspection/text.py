@@ -1,5 +1,6 @@
 """The text that a model is opened on: words, tokens, and what they look like."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +22,13 @@ class Text:
         ids: the tokens.
         spelled: every token as text.
         source: where the words come from.
+        spell: any token as text.
     """
 
     ids: Int[Tensor, "batch pos"]
     spelled: list[list[str]]
     source: str
+    spell: Callable[[int], str]
 
 
 def check_sizes(tokens: int | None, sequences: int) -> None:
@@ -113,8 +116,11 @@ def tokenize(
         )
     count = min(sequences, len(ids) // length)
     kept = ids[: count * length].view(count, length)
-    spelled = [[str(tokenizer.decode([int(i)])) for i in row] for row in kept]
-    return Text(ids=kept, spelled=spelled, source=source)
+
+    def spell(token: int) -> str:
+        return str(tokenizer.decode([token]))
+
+    return Text(ids=kept, spelled=[[spell(int(i)) for i in row] for row in kept], source=source, spell=spell)
 
 
 def ordinary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Int[Tensor, " token"]:
