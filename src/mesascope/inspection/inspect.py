@@ -79,6 +79,7 @@ class _Opened:
     device: str
     dtype: torch.dtype
     now: tuple[Checkpoint, PreTrainedModel, PreTrainedTokenizerBase | None] | None = None
+    rebuild: Callable[[int], PreTrainedModel] | None = None
 
     def get(self, checkpoint: Checkpoint) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
         """The model of a checkpoint and its tokenizer."""
@@ -90,12 +91,10 @@ class _Opened:
 
     def untrained(self, seed: int) -> PreTrainedModel:
         """The same architecture with random weights; the trained model leaves the memory first."""
-        last = self.where[-1]
-        model, _ = self.get(last)
-        rebuild = untrained(model)
+        if self.rebuild is None:
+            self.rebuild = untrained(self.get(self.where[-1])[0])
         self.now = None
-        del model
-        return rebuild(seed)
+        return self.rebuild(seed)
 
 
 @dataclass
@@ -133,7 +132,7 @@ class _Inspection:
         for part in parts:
             for draw in range(part.controls.get(DISORDERED, 0)):
                 make = lambda: self.opened.get(self.opened.where[-1])[0]  # noqa: E731  as above
-                stage = self._stage(part, f"{DISORDERED} {draw}", make, disordered(self.material, draw))
+                stage = self._stage(part.drawn(draw), f"{DISORDERED} {draw}", make, disordered(self.material, draw))
                 for name, dataset in stage.items():
                     draws.setdefault(name, []).append(dataset)
         return draws
@@ -152,7 +151,7 @@ class _Inspection:
 
             for part in parts:
                 if draw < part.controls.get(UNTRAINED, 0):
-                    stage = self._stage(part, f"{UNTRAINED} {draw}", make, excerpted(self.material, draw))
+                    stage = self._stage(part.drawn(draw), f"{UNTRAINED} {draw}", make, excerpted(self.material, draw))
                     for name, dataset in stage.items():
                         draws.setdefault(name, []).append(dataset)
         return draws
@@ -185,7 +184,7 @@ class _Inspection:
                 try:
                     yield self._keep(label, part.run(make(), material, [one]))
                 except UnsupportedModel as refusal:
-                    self.left_out[one.name] = str(refusal)
+                    self.left_out[f"{one.name}, {label}" if label else one.name] = str(refusal)
 
     def _keep(self, label: str, found: Results) -> Results:
         """Write results of a stage beside the run until all are there."""

@@ -1,7 +1,7 @@
 """What is measured on what: each part is one way of running the model, and the measures that share it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import xarray as xr
@@ -18,11 +18,11 @@ from mesascope.measures.norms import at_depths, norms, sinks
 from mesascope.measures.spectra import spectra
 
 BATCH = 2048  # tokens in a forward pass
-LENS_SHARE, LENS_LEAST = 16, 512  # lenses look at one token in so many, but at so many at least
-INNER_TOKENS, INNER_LENGTH, INNER_QUERIES = 2048, 512, 64  # inner objectives: in all, a sequence, looked at in it
+LENS_TOKENS = 512  # tokens that lenses look at, spread over all sequences
+INNER_TOKENS, INNER_LENGTH, INNER_QUERIES = 1024, 256, 64  # inner objectives: in all, a sequence, looked at in it
 PIECES, PIECE_LENGTH = 2, 256  # sequences of attribution and similarity
 REPEATED, REPEATS = 24, 8  # tokens before the repetition, sequences that repeat
-EXCERPT = 64  # positions whose attention is shown
+EXCERPT = 48  # positions whose attention is shown
 MAPS = 1024  # tokens among which the inputs of linear maps are sampled
 
 
@@ -53,19 +53,25 @@ class Part:
         instruments: what is measured, by name.
         run: gets the model, the material, and the instruments chosen; gives what each found.
         controls: which controls it has, and how many draws of each.
+        costly: instruments that cost so much that of each control they have one draw.
     """
 
     name: str
     instruments: Mapping[str, Instrument]
     run: Callable[[PreTrainedModel, Material, Sequence[Instrument]], Results]
     controls: Mapping[str, int]
+    costly: tuple[str, ...] = ()
+
+    def drawn(self, draw: int) -> "Part":
+        """What this draw of a control has: the first one everything."""
+        cheap = {name: one for name, one in self.instruments.items() if draw == 0 or name not in self.costly}
+        return replace(self, instruments=cheap)
 
 
 def _whole(model: PreTrainedModel, material: Material, chosen: Sequence[Instrument]) -> Results:
     """Everything that is read from the whole text."""
     count, length = material.ids.shape
-    looked_at = max(LENS_LEAST, material.ids.numel() // LENS_SHARE) // count
-    return _measured(model, material.ids, chosen, _spread(length, looked_at))
+    return _measured(model, material.ids, chosen, _spread(length, max(2, LENS_TOKENS // count)))
 
 
 def _inner(model: PreTrainedModel, material: Material, chosen: Sequence[Instrument]) -> Results:
@@ -132,8 +138,15 @@ PARTS = (
         instruments=_named(measures.norms, measures.logit_lens, measures.affine_lens, measures.position),
         run=_whole,
         controls=BOTH,
+        costly=("logit_lens", "affine_lens"),
     ),
-    Part(name="inner objectives", instruments=_named(*map(inner, objectives.OBJECTIVES)), run=_inner, controls=BOTH),
+    Part(
+        name="inner objectives",
+        instruments=_named(*map(inner, objectives.OBJECTIVES)),
+        run=_inner,
+        controls=BOTH,
+        costly=("inner_readout",),
+    ),
     Part(name="linear maps", instruments=_named(spectra), run=_maps, controls={UNTRAINED: 1}),
     Part(
         name="parts of the output",
@@ -164,7 +177,8 @@ def choose(names: Sequence[str] | None) -> list[Part]:
     if unknown:
         raise ValueError(f"measures must be from {', '.join(NAMES)}, but got {', '.join(unknown)}")
     wanted = {each for name in names or known for each in GROUPS.get(name, [name])}
-    chosen = [(part, {name: one for name, one in part.instruments.items() if name in wanted}) for part in PARTS]
-    return [
-        Part(name=part.name, instruments=some, run=part.run, controls=part.controls) for part, some in chosen if some
-    ]
+    chosen = (
+        replace(part, instruments={name: one for name, one in part.instruments.items() if name in wanted})
+        for part in PARTS
+    )
+    return [part for part in chosen if part.instruments]

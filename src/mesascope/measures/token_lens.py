@@ -12,7 +12,7 @@ from mesascope.measures.base import measure
 from mesascope.measures.lens import depth_names
 from mesascope.measures.regression import halves, ridge_fit
 
-CHUNK = 256  # tokens read out at once
+CHUNK = 128  # tokens read out at once; more do not fit a cache
 Stream = Float[Tensor, "token d_model"]
 
 
