@@ -1,6 +1,7 @@
 # make demo   trains and opens three small transformers, opens a language model, draws two reports
 # make test   runs every check: format, lint, types, layers, tests, doctests
 # make test-slow   the checks that take minutes each
+# make bench   what opening and recording a language model cost, against bounds
 # make lint   the checks without the tests
 # make docs   runs the affine study and writes its page under docs/studies
 # make architectures   holds capture against every language model type of transformers, writes the table
@@ -12,7 +13,7 @@ GGUF := .models/SmolLM2-135M-Instruct.Q4_1.gguf
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup models demo test test-slow lint docs architectures clean
+.PHONY: help setup models demo test test-slow bench lint docs architectures clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -61,6 +62,10 @@ test: lint $(GGUF)
 
 test-slow: $(STAMP)
 	$(BIN)/pytest -m slow
+
+bench: $(STAMP) $(GGUF)
+	$(BIN)/python benchmarks/recording.py $(GGUF)
+	$(BIN)/python benchmarks/opening.py $(GGUF)
 
 clean:
 	rm -rf $(VENV) .models runs .pytest_cache .ruff_cache .import_linter_cache

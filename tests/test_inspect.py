@@ -166,6 +166,18 @@ def test_another_models_run_in_the_same_place_is_refused(folder, tmp_path):
         api.inspect(str(folder), tokens=16, out=tmp_path / "a", measures=["norms"])
 
 
+def test_what_was_measured_on_other_words_or_weights_is_not_taken_up(folder, tmp_path):
+    place = written(tmp_path, TEN)
+    api.inspect(str(folder), text=place, out=tmp_path / "a", measures=["norms"])
+    written(tmp_path, " ".join(reversed(TEN.split())))
+    with pytest.raises(RunError, match="digest"):
+        api.inspect(str(folder), text=place, out=tmp_path / "a", measures=["norms"])
+    written(tmp_path, TEN)
+    save_tiny(tmp_path, seed=1)
+    with pytest.raises(RunError, match="weights"):
+        api.inspect(str(folder), text=place, out=tmp_path / "a", measures=["norms"])
+
+
 def test_bfloat16_is_measured_too(folder, tmp_path):
     run = api.inspect(
         str(folder), tokens=32, out=tmp_path / "a", dtype="bfloat16", measures=["norms", "inner", "roles"]
@@ -188,7 +200,9 @@ def written(place: Path, words: str | bytes) -> Path:
 
 def test_a_text_of_ones_own_is_taken_as_long_as_it_is(folder, tmp_path):
     run = api.inspect(str(folder), text=written(tmp_path, TEN), out=tmp_path / "a", measures=["norms"])
-    assert run.record["text"] == {"source": "text.txt", "tokens": 10, "sequences": 1}
+    told = run.record["text"]
+    assert (told["source"], told["tokens"], told["sequences"]) == ("text.txt", 10, 1)
+    assert Path(told["file"]).name == "text.txt"
 
 
 @pytest.mark.parametrize(
@@ -211,7 +225,7 @@ def test_a_text_that_cannot_be_used_gets_one_line(folder, tmp_path, words, token
 
 def test_a_text_longer_than_the_context_is_cut(folder, tmp_path):
     run = api.inspect(str(folder), text=written(tmp_path, TEN * 50), out=tmp_path / "a", measures=["norms"])
-    assert run.record["text"]["tokens"] == 64
+    assert run.record["text"]["tokens"] == 4 * 64
     assert run.record["text"]["sequences"] == 4
 
 
@@ -240,7 +254,8 @@ def test_a_hub_name_that_is_not_there_gets_one_line(tmp_path, monkeypatch):
 def test_smollm2_is_opened_on_real_prose(tmp_path):
     if not GGUF.exists():
         pytest.skip("make models fetches it")
-    run = api.inspect(str(GGUF), tokens=128, out=tmp_path / "smol", device="cpu")
+    chosen = ["norms", "logit_lens", "position"]
+    run = api.inspect(str(GGUF), tokens=128, sequences=2, out=tmp_path / "smol", measures=chosen)
     lens = run.read_results("logit_lens")
     assert lens["loss"].sizes == {"layer": 31}
     assert float(lens["loss"][-1]) < 4.0 < float(lens["loss"][0])  # it reads English; the embedding does not

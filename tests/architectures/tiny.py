@@ -12,7 +12,9 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, Pretrained
 
 WIDTH, HEADS, LAYERS, VOCABULARY = 32, 4, 4, 40
 TYPES = tuple(
-    kind for kind, config in CONFIG_MAPPING.items() if config in MODEL_FOR_CAUSAL_LM_MAPPING
+    kind
+    for kind, config in CONFIG_MAPPING.items()
+    if config in MODEL_FOR_CAUSAL_LM_MAPPING and config.__module__.startswith("transformers.")
 )  # every type of which transformers has a causal language model
 
 _SAME: tuple[tuple[int, str], ...] = (

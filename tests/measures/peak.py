@@ -1,22 +1,33 @@
 """How much memory a forward pass takes, plain or with norms reduced in place; run in a process of its own.
 
-    python peak.py GGUF plain|norms
+    python peak.py plain|norms
 
-Prints the highest resident size in kilobytes, counted from the moment at which the model was loaded.
+The model has the shape of SmolLM2-135M and random weights, for memory depends on nothing else. Prints the highest
+resident size in kilobytes, counted from the moment at which the model was there.
 """
 
 import sys
 from pathlib import Path
 
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from mesascope import measures
-from mesascope.models.load import load_pretrained
+
+SHAPE = LlamaConfig(
+    vocab_size=49152,
+    hidden_size=576,
+    intermediate_size=1536,
+    num_hidden_layers=30,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    tie_word_embeddings=True,
+)
 
 
-def main(path: str, what: str) -> None:
+def main(what: str) -> None:
     torch.set_num_threads(1)
-    model, _ = load_pretrained(path)
+    model = LlamaForCausalLM(SHAPE).eval()
     ids = torch.randint(0, model.config.vocab_size, (4, 256), generator=torch.Generator().manual_seed(0))
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
     if what == "plain":

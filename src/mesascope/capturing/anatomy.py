@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mesascope.capturing import weights
-from mesascope.capturing.hooks import Attended
+from mesascope.capturing.dispatch import Attended
 from mesascope.capturing.layer import Layer, Weights, Write
 from mesascope.capturing.rounding import close, distance, same, tolerance
 from mesascope.capturing.sites import UnsupportedModel

@@ -13,12 +13,13 @@ from transformers import PreTrainedModel
 from mesascope.axes import label
 from mesascope.capturing.anatomy import read_layers
 from mesascope.capturing.checks import check_padding, check_untouched, refuse_changed, refuse_missing
+from mesascope.capturing.dispatch import kernel_of
 from mesascope.capturing.edits import Edit
 from mesascope.capturing.forward import first_position, predict, quiet
 from mesascope.capturing.frame import Frame
 from mesascope.capturing.framing import make_frame
 from mesascope.capturing.gradients import backward, differentiable
-from mesascope.capturing.hooks import attach, kernel_of
+from mesascope.capturing.hooks import attach
 from mesascope.capturing.known import checked, framed, note_checked, remember, remembered
 from mesascope.capturing.layer import Layer
 from mesascope.capturing.memory import estimate, refuse_too_large
@@ -264,7 +265,9 @@ def _run(model: PreTrainedModel, known: Sequence[Layer], recorder: Recorder, run
         view["parallel"] = {number: layer.parallel for number, layer in enumerate(known)}
         recorder.passing = Passing(rows=range(rows.start, rows.stop), view=view)
         with differentiable(model, known) if back else nullcontext():
-            with attach(model, known, recorder.places, recorder, queries=queries, enter=recorder.enter):
+            with attach(
+                model, known, recorder.places, recorder, queries=queries, enter=recorder.enter, room=recorder.room
+            ):
                 prediction = predict(model, x, mask)
             recorder.predicted(prediction)
             if back:

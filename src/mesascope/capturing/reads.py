@@ -11,8 +11,8 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from mesascope.capturing.dispatch import Attended, dispatching
 from mesascope.capturing.forward import predict, quiet
-from mesascope.capturing.hooks import Attended, dispatching
 from mesascope.capturing.rounding import close, distance
 from mesascope.capturing.sites import UnsupportedModel
 from mesascope.capturing.tail import Norm, read_norm

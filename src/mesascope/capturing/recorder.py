@@ -197,8 +197,22 @@ class Recorder:
                 refuse_unlike(wanted, reduction.axes, len(value), result)
                 self._store(wanted, result, slot)
 
+    def room(self, name: str, layer: int, like: Shaped[Tensor, "batch *rest"]) -> Shaped[Tensor, "batch *rest"] | None:
+        """Where the value at a site will be kept, if it will be and nothing may change it before."""
+        if name not in self._keep or layer not in self._slots or self._edits:
+            return None
+        return self._place(name, like, self._slots[layer])
+
     def _store(self, name: str, value: Shaped[Tensor, "batch *rest"], slot: int | None) -> None:
-        """Copy a value to its place in the tensor of all layers and sequences."""
+        """Copy a value to its place in the tensor of all layers and sequences, unless it was made there."""
+        place = self._place(name, value, slot)
+        if place.data_ptr() != value.data_ptr():
+            place.copy_(value.detach())
+
+    def _place(
+        self, name: str, value: Shaped[Tensor, "batch *rest"], slot: int | None
+    ) -> Shaped[Tensor, "batch *rest"]:
+        """The place of a value in the tensor of all layers and sequences."""
         lead = (self._batch,) if slot is None else (len(self._slots), self._batch)
         shape = (*lead, *value.shape[1:])
         if name not in self.kept:
@@ -209,4 +223,4 @@ class Recorder:
                 f"{tuple(self.kept[name].shape[len(lead) :])}; pass layers= that agree"
             )
         rows = slice(self.passing.rows.start, self.passing.rows.stop)
-        self.kept[name][rows if slot is None else (slot, rows)] = value.detach()
+        return self.kept[name][rows if slot is None else (slot, rows)]

@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mesascope.capturing.hooks import Attended, dispatching, first_tensor
+from mesascope.capturing.dispatch import Attended, dispatching
+from mesascope.capturing.hooks import first_tensor
 from mesascope.capturing.rounding import same
 from mesascope.capturing.sites import UnsupportedModel
 

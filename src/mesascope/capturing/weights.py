@@ -12,13 +12,23 @@ Added = Float[Tensor, "#batch #head query key"]
 
 def scores(query: Heads, key: KeyHeads, scaling: float) -> Scores:
     """Scaled products of every query with every key of its group, nothing masked."""
-    return torch.matmul(query, _per_head(key, query.shape[1]).mT) * scaling
+    return torch.matmul(query, _per_head(key, query.shape[1]).mT).mul_(scaling)
 
 
-def pattern_of(scores: Scores, added: Added) -> Scores:
-    """Softmax over keys of the scores plus what the mask adds; rows with no key left are uniform."""
+def pattern_of(scores: Scores, added: Added, out: Scores | None = None) -> Scores:
+    """Softmax over keys of the scores plus what the mask adds; rows with no key left are uniform.
+
+    The scores are written over: they are as large as everything else that is made here.
+
+    Args:
+        scores: nothing masked.
+        added: by the mask.
+        out: where the result is put, if it is as precise as the softmax is computed.
+    """
     precise = torch.promote_types(scores.dtype, torch.float32)
-    return (scores + added).softmax(-1, dtype=precise).to(scores.dtype)
+    if out is not None and out.dtype == precise == scores.dtype:
+        return torch.softmax(scores.add_(added), -1, out=out)
+    return scores.add_(added).softmax(-1, dtype=precise).to(scores.dtype)
 
 
 def score_of(scores: Scores, added: Added) -> Scores:

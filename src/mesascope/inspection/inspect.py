@@ -18,7 +18,7 @@ from mesascope.inspection.controls import beside, disordered, excerpted
 from mesascope.inspection.parts import DISORDERED, UNTRAINED, Material, Part, Results, choose
 from mesascope.inspection.steps import Checkpoint, checkpoints
 from mesascope.inspection.text import Text, check_sizes, ordinary, read_words, tokenize
-from mesascope.models.load import load_pretrained, untrained
+from mesascope.models.load import fingerprint, load_pretrained, untrained
 from mesascope.store import Run
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -64,7 +64,8 @@ def inspect_model(
     progress("opening the model", 0, 1)
     model, tokenizer = opened.get(opened.where[-1])
     read = tokenize(words, source, tokenizer, model, name, tokens, sequences)
-    run = Run.create(path, _describe(name, read, parts, opened.where, device, dtype))
+    asked = {"model": name, "weights": fingerprint(opened.where[-1].name, model), "device": device, "dtype": dtype}
+    run = Run.create(path, {**asked, **_describe(name, text, read, parts, opened.where)})
     with run.lock():
         inspection = _Inspection(run=run, opened=opened, material=_material(read, tokenizer, model), progress=progress)
         inspection.measure(parts, read)
@@ -254,18 +255,16 @@ def _spelled(dataset: xr.Dataset, text: Text) -> xr.Dataset:
 
 
 def _describe(
-    name: str, text: Text, parts: Sequence[Part], where: Sequence[Checkpoint], device: str, dtype: str
+    name: str, file: Path | None, text: Text, parts: Sequence[Part], where: Sequence[Checkpoint]
 ) -> dict[str, Any]:
     """What was asked for, in JSON's types."""
     count, length = text.ids.shape
+    told = {"source": text.source, "tokens": count * length, "sequences": count, "digest": text.digest}
     return {
         "study": "inspect",
         "title": f"Inside {Path(name).name}",
         "about": "A causal language model, opened on one text.",
-        "model": name,
-        "text": {"source": text.source, "tokens": length, "sequences": count},
-        "device": device,
-        "dtype": dtype,
+        "text": told if file is None else {**told, "file": str(file)},
         "parameters": {
             "measures": [one for part in parts for one in part.instruments],
             "steps": [checkpoint.label for checkpoint in where if checkpoint.label],

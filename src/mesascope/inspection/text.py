@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -29,6 +30,11 @@ class Text:
     spelled: list[list[str]]
     source: str
     spell: Callable[[int], str]
+
+    @property
+    def digest(self) -> str:
+        """What differs where the tokens differ."""
+        return sha256(self.ids.numpy().tobytes()).hexdigest()[:16]
 
 
 def check_sizes(tokens: int | None, sequences: int) -> None:

@@ -12,7 +12,7 @@ from mesascope.measures.behaviour import per_position
 
 BAND = 4.0  # a score must be so many standard deviations of the draws above their mean
 DRAWS = 20
-LEAST_MASS = 0.3  # share of the attention; Gu et al. (2025) take it for sinks, here it holds for every place
+LEAST_MASS = 0.3  # ours: share of the attention that a place must have, whatever the band says
 LEAST_OVERLAP = 0.9  # ours: a head that shares nine tenths of its attention with the uniform one averages
 FEWEST = 4  # tokens: with fewer, the place after the previous occurrence is also the place before the query
 FIRST_QUERY = 2  # before it previous, first and self are one place, and all heads look alike

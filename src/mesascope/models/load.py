@@ -4,6 +4,7 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,21 @@ def load_pretrained(
         model, found = loaded
         _refuse_other_weights(str(name), found, ("missing_keys", "mismatched_keys"))
         return model.eval().to(device), _tokenizer(place, revision, options)
+
+
+def fingerprint(name: Path | str, model: PreTrainedModel) -> str:
+    """What differs where a model's weights differ: the commit of a Hub name, else sizes and dates of its files.
+
+    Args:
+        name: what was opened.
+        model: the model that was opened.
+    """
+    path = Path(name).expanduser()
+    if not path.exists():
+        return str(getattr(model.config, "_commit_hash", None) or "")
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors*")) + sorted(path.glob("*.json"))
+    told = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return sha256(repr(told).encode()).hexdigest()[:16]
 
 
 def untrained(model: PreTrainedModel) -> Callable[[int], PreTrainedModel]:

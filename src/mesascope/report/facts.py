@@ -92,11 +92,30 @@ def command(run: Mapping[str, Any]) -> str:
     if given := run.get("command"):
         return given if isinstance(given, str) else shlex.join(map(str, given))
     if is_inspection(run):
-        return shlex.join(["mesascope", "inspect", str(run.get("model", "MODEL"))])
+        return shlex.join(["mesascope", "inspect", str(run.get("model", "MODEL")), *_flags(run)])
     words = ["mesascope", "run", str(run.get("study", "STUDY"))]
     words += ["--scale", str(run["scale"])] if run.get("scale") else []
     words += ["--seeds", str(len(run["seeds"]))] if isinstance(run.get("seeds"), list) and run["seeds"] else []
     return shlex.join(words)
+
+
+def _flags(run: Mapping[str, Any]) -> list[str]:
+    """The options of an inspection that are not those by default."""
+    text, given = run.get("text"), run.get("parameters")
+    text = text if isinstance(text, Mapping) else {}
+    given = given if isinstance(given, Mapping) else {}
+    tokens, sequences = text.get("tokens"), text.get("sequences")
+    each = tokens // sequences if isinstance(tokens, int) and isinstance(sequences, int) and sequences else None
+    told = {
+        "--text": text.get("file"),
+        "--tokens": each,
+        "--sequences": sequences,
+        "--measures": ",".join(map(str, given.get("measures") or ())),
+        "--steps": ",".join(map(str, given.get("steps") or ())),
+        "--device": run.get("device") if run.get("device") != "cpu" else None,
+        "--dtype": run.get("dtype") if run.get("dtype") != "float32" else None,
+    }
+    return [word for name, value in told.items() if value for word in (name, str(value))]
 
 
 def paper(run: Mapping[str, Any]) -> dict[str, str] | None:

@@ -1,0 +1,108 @@
+"""One attention call, seen and edited: what goes in, scores, weights, and what each head gives."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from mesascope.capturing import weights
+from mesascope.capturing.dispatch import Attended
+from mesascope.capturing.layer import Layer
+from mesascope.capturing.sites import UnsupportedModel
+
+Touch = Callable[[str, int, Tensor], Tensor]
+Room = Callable[[str, int, Tensor], Tensor | None]
+Wanted = set[tuple[str, int]]
+
+
+def attend(
+    call: Attended,
+    layer: Layer,
+    number: int,
+    wanted: Wanted,
+    touch: Touch,
+    queries: Int[Tensor, " query"] | None,
+    room: Room | None,
+) -> tuple[Tensor, Tensor | None]:
+    """Show what goes in, let the original compute, show what comes out; mix by hand only what was edited."""
+
+    def show(site: str, value: Tensor) -> Tensor:
+        return touch(site, number, value) if (site, number) in wanted else value
+
+    query, key, value = show("query", call.query), show("key", call.key), show("value", call.value)
+    out, returned = call.run(query, key, value)
+    if queries is not None:
+        with torch.no_grad():
+            _show_rows(call, layer, (query.detach(), key.detach(), returned), queries, show, wanted, number)
+    elif ("score", number) in wanted or ("pattern", number) in wanted:
+        with torch.no_grad():
+            pattern = _show_all(call, layer, (query.detach(), key.detach(), returned), show, wanted, number, room)
+        if pattern is not None:
+            out = weights.mix(pattern, value)
+    return show("head_out", out), returned
+
+
+def _show_all(
+    call: Attended,
+    layer: Layer,
+    seen: tuple[Tensor, Tensor, Tensor | None],
+    show: Callable[[str, Tensor], Tensor],
+    wanted: Wanted,
+    number: int,
+    room: Room | None,
+) -> Tensor | None:
+    """Show score and pattern; give the pattern if either was edited."""
+    query, key, returned = seen
+    place = partial(room, "pattern", number) if room is not None and ("pattern", number) in wanted else None
+    pattern = before = attention_weights(call, layer, query, key, returned, place)
+    if ("score", number) in wanted:
+        score = weights.score_of(call.scores(query, key), call.added(query, key))
+        shown = show("score", score)
+        pattern = pattern if shown is score else weights.pattern_of_score(shown)
+    pattern = show("pattern", pattern)
+    return None if pattern is before else pattern
+
+
+def _show_rows(
+    call: Attended,
+    layer: Layer,
+    seen: tuple[Tensor, Tensor, Tensor | None],
+    queries: Int[Tensor, " query"],
+    show: Callable[[str, Tensor], Tensor],
+    wanted: Wanted,
+    number: int,
+) -> None:
+    """Show the rows of some queries; no other row is computed where the softmax of plain scores is the pattern."""
+    query, key, returned = seen
+    plain = layer.weights is not None and layer.weights.how == "plain"
+    if ("score", number) in wanted or (("pattern", number) in wanted and plain):
+        score, added = call.scores(query[:, :, queries], key), call.added(query, key)[:, :, queries]
+        if ("score", number) in wanted:
+            show("score", weights.score_of(score, added))
+        if ("pattern", number) in wanted and plain:
+            show("pattern", weights.pattern_of(score, added))
+    if ("pattern", number) in wanted and not plain:
+        show("pattern", attention_weights(call, layer, query, key, returned)[:, :, queries])
+
+
+def attention_weights(
+    call: Attended,
+    layer: Layer,
+    query: Tensor,
+    key: Tensor,
+    returned: Tensor | None,
+    room: Callable[[Tensor], Tensor | None] | None = None,
+) -> Tensor:
+    """The attention weights of one call, in the way that was found to be right for its layer."""
+    how = layer.weights.how if layer.weights else "returned"
+    if how == "plain":
+        scores = call.scores(query, key)
+        return weights.pattern_of(scores, call.added(query, key), None if room is None else room(scores))
+    if how == "unit":
+        return call.run_unit(query, key)
+    found = returned if how == "returned" else call.run_eager(query, key, call.value)
+    if found is None:
+        raise UnsupportedModel(f"{layer.block} must give its attention weights, but the {call.kernel} kernel gave none")
+    return found
