@@ -68,7 +68,8 @@ def test_a_process_that_is_killed_is_told(jobs: ModuleType) -> None:
 
 
 SLEEPERS = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born without
 sys.path.insert(0, {here!r})
 import cluster_jobs
 from mesascope.cluster import Processes

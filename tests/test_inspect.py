@@ -1,6 +1,5 @@
 """Opening a real language model on real prose, and a tiny one saved to a folder."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,6 @@ from mesascope.inspection import NAMES, prose
 from mesascope.measures import objectives
 from mesascope.models.load import ModelNotFound, load_pretrained, untrained
 from mesascope.store import Run, RunError
-
-GGUF = Path(__file__).parents[1] / ".models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def save_tiny(place: Path, seed: int = 0) -> Path:
@@ -245,23 +242,8 @@ def test_a_folder_without_a_tokenizer_and_one_with_a_pickle_get_one_line(folder,
 
 def test_a_hub_name_that_is_not_there_gets_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelNotFound, match="nobody/nothing cannot be opened") as error:
+    with pytest.raises(
+        ModelNotFound, match="nobody/nothing cannot be opened.*; check the name and the network"
+    ) as error:
         api.inspect("nobody/nothing", out=tmp_path / "a")
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.needs_smollm2
-def test_smollm2_is_opened_on_real_prose(tmp_path):
-    if not GGUF.exists():
-        pytest.skip("make models fetches it")
-    chosen = ["norms", "logit_lens", "position"]
-    run = api.inspect(str(GGUF), tokens=128, sequences=2, out=tmp_path / "smol", measures=chosen)
-    lens = run.read_results("logit_lens")
-    assert lens["loss"].sizes == {"layer": 31}
-    assert float(lens["loss"][-1]) < 4.0 < float(lens["loss"][0])  # it reads English; the embedding does not
-    norms = run.read_results("norms")
-    assert float(norms["first_token"].max()) > 20 * float(norms["mean"].max())  # the first token is a sink
-    scores = run.read_results("position")["score"]
-    assert float(scores.sel(stat="first").mean()) > 0.3
-    assert float(scores.sel(stat="previous").max()) > 0.5  # there is a previous-token head
-    assert json.loads((run.path / "model.json").read_text())["parameters"] > 1e8

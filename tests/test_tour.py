@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from mesascope.store import Run
+
 ROOT = Path(__file__).parents[1]
 GGUF = Path(".models") / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -20,19 +22,37 @@ def blocks(language: str) -> str:
 
 
 def checkout(place: Path) -> Path:
-    """The tree as it is, with the environment and the model that are there already."""
-    for name in ("src", "Makefile", "pyproject.toml", "constraints.txt", "README.md", "LICENSE"):
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
-        copy(ROOT / name, place / name)
+    """The tree as it is, with the environment and the model that are there already, and nothing for make to do.
+
+    Everything here is older than the environment; else make would install this copy into the environment of the tests.
+    """
+    shutil.copytree(ROOT / "src", place / "src")
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, place / name)
+        os.utime(place / name, (0, 0))
     for name in (".venv", ".models"):
         (place / name).symlink_to(ROOT / name)
     return place
 
 
+def see_what_everybody_knows(run: Run) -> None:
+    """What holds for a language model of this size that reads English."""
+    loss = run.read_results("logit_lens")["loss"]
+    assert loss.sizes == {"layer": 31}
+    assert float(loss[-1]) < 4.0 < float(loss[0])  # it reads English; the embedding does not
+    norms = run.read_results("norms")
+    assert float(norms["first_token"].max()) > 20 * float(norms["mean"].max())  # the first token is a sink
+    scores = run.read_results("position")["score"]
+    assert float(scores.sel(stat="first").mean()) > 0.3
+    assert float(scores.sel(stat="previous").max()) > 0.5  # there is a previous-token head
+    assert run.read_json("model")["parameters"] > 1e8
+    assert run.read_json("model")["left out"] == {}
+
+
 @pytest.mark.needs_smollm2
 @pytest.mark.skipif(sys.platform == "win32", reason="the tour is written for a Unix shell")
 def test_the_tour_leads_where_it_says(tmp_path):
-    if not (ROOT / GGUF).exists() or not (ROOT / ".venv").exists():
+    if not (ROOT / GGUF).exists() or not (ROOT / ".venv" / ".installed").exists():
         pytest.skip("make test has what the tour starts from")
     here = checkout(tmp_path)
     already = {  # what pip would download is found in the environment of the tests, and nothing else is
@@ -49,4 +69,6 @@ def test_the_tour_leads_where_it_says(tmp_path):
     )
     assert told.returncode == 0, told.stdout[-3000:] + told.stderr[-3000:]
     assert (here / "runs" / "tour" / "report.html").stat().st_size > 100_000
+    see_what_everybody_knows(Run.open(here / "runs" / "tour"))
     assert (here / "lab" / "bin" / "mesascope").exists()
+    assert "pip install" not in told.stdout  # by make

@@ -2,10 +2,11 @@
 
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from copy import deepcopy
 from hashlib import sha256
 from importlib.util import find_spec
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers.utils import logging
 from mesascope.models.config import DecoderConfig
 from mesascope.models.transformer import Decoder
 
+_HUB = "; check the name and the network, and log in with `hf auth login` where access must be granted"
 _BROKEN = (OSError, ValueError, SafetensorError, struct.error, IndexError)  # what a missing or torn file raises
 
 
@@ -73,7 +75,7 @@ def load_pretrained(
     """
     place, options = _place(str(name))
     local = Path(place).is_dir()
-    with quiet() if local else nullcontext():
+    with quiet() if local else _without_retries():
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 place, revision=revision, dtype=dtype, output_loading_info=True, **options, **_weights(options)
@@ -81,7 +83,7 @@ def load_pretrained(
         except _BROKEN as error:
             raise ModelNotFound(
                 "a model must be a Hugging Face name, a folder with safetensors, or a .gguf file, "
-                f"but {name} cannot be opened: {_line(error)}"
+                f"but {name} cannot be opened: {_line(error).rstrip('.')}{'' if local else _HUB}"
             ) from error
         model, found = loaded
         _refuse_other_weights(str(name), found, ("missing_keys", "mismatched_keys"))
@@ -121,6 +123,18 @@ def untrained(model: PreTrainedModel) -> Callable[[int], PreTrainedModel]:
         return made.eval().to(device)  # pyright: ignore[reportArgumentType] transformers wraps torch's method
 
     return make
+
+
+@contextmanager
+def _without_retries() -> Iterator[None]:
+    """No line for every attempt to reach the Hub: the last one is told."""
+    logger = getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager
