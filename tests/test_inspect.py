@@ -14,6 +14,8 @@ from mesascope.measures import objectives
 from mesascope.models.load import ModelNotFound, load_pretrained, untrained
 from mesascope.store import Run, RunError
 
+ONE_WORKER = pytest.mark.xdist_group("everything")  # which makes what all of them look at once
+
 
 def save_tiny(place: Path, seed: int = 0) -> Path:
     """A tiny GPT-2 with a word tokenizer, as somebody might have saved it."""
@@ -39,6 +41,7 @@ def everything(tmp_path_factory) -> Run:
     return api.inspect(str(save_tiny(place, seed=7)), tokens=32, sequences=3, out=place / "out")
 
 
+@ONE_WORKER
 def test_every_measure_is_there_and_nothing_was_left_out(everything):
     expected = {f"inner_{one.name}" for one in objectives.OBJECTIVES} | set(NAMES) - {"inner"} | {"text"}
     assert set(everything.results()) == expected
@@ -49,6 +52,7 @@ def test_every_measure_is_there_and_nothing_was_left_out(everything):
     assert everything.read_results("norms")["norm"].sizes == {"layer": 3, "batch": 3, "pos": 32}
 
 
+@ONE_WORKER
 def test_every_curve_has_its_controls_in_draws(everything):
     for name, variable, kinds in (
         ("norms", "mean", {"random weights", "positions shuffled"}),
@@ -76,6 +80,7 @@ def test_every_curve_has_its_controls_in_draws(everything):
             assert "headline" not in controls[kind].attrs
 
 
+@ONE_WORKER
 def test_the_untrained_model_is_another_one_and_the_same_for_the_same_seed(everything):
     model, _ = load_pretrained(everything.record["model"])
     make = untrained(model)
@@ -88,6 +93,7 @@ def test_the_untrained_model_is_another_one_and_the_same_for_the_same_seed(every
     assert float(loss[-1]) != float(everything.read_results("logit_lens")["loss_random_weights"][0, -1])
 
 
+@ONE_WORKER
 def test_the_page_is_drawn(everything):
     page = (everything.path / "report.html").read_text(encoding="utf-8")
     for heading in ("Logit lens", "Where heads look", "Inner objective: quadratic", "Gram spectra"):
@@ -242,8 +248,6 @@ def test_a_folder_without_a_tokenizer_and_one_with_a_pickle_get_one_line(folder,
 
 def test_a_hub_name_that_is_not_there_gets_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        ModelNotFound, match="nobody/nothing cannot be opened.*; check the name and the network"
-    ) as error:
+    with pytest.raises(ModelNotFound, match=r"nothing cannot be opened.*; check the name") as error:
         api.inspect("nobody/nothing", out=tmp_path / "a")
     assert "\n" not in str(error.value)
