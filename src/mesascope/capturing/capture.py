@@ -30,7 +30,7 @@ from mesascope.capturing.view import LayerReduction
 from mesascope.tasks.base import Batch
 
 PROBE = 8  # positions of the first sequence on which the anatomy is read
-CHECKED = 512  # positions of the first sequence on which the checks are made
+CHECKED = 256  # positions of the first sequence on which the checks are made
 USUAL = ("resid_pre", "resid_post", "prediction")
 
 

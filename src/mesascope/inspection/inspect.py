@@ -22,6 +22,7 @@ from mesascope.models.load import fingerprint, load_pretrained, untrained
 from mesascope.store import Run
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+OPENING = "opening the model"
 Progress = Callable[[str, int, int], None]
 
 
@@ -61,13 +62,16 @@ def inspect_model(
     words, source = read_words(text)
     parts = choose(chosen)
     opened = _Opened(where=checkpoints(name, steps), device=device, dtype=DTYPES[dtype])
-    progress("opening the model", 0, 1)
+    progress(OPENING, 0, 1)
+    began = time.perf_counter()
     model, tokenizer = opened.get(opened.where[-1])
+    seconds = {OPENING: round(time.perf_counter() - began, 1)}
     read = tokenize(words, source, tokenizer, model, name, tokens, sequences)
     asked = {"model": name, "weights": fingerprint(opened.where[-1].name, model), "device": device, "dtype": dtype}
     run = Run.create(path, {**asked, **_describe(name, text, read, parts, opened.where)})
     with run.lock():
-        inspection = _Inspection(run=run, opened=opened, material=_material(read, tokenizer, model), progress=progress)
+        material = _material(read, tokenizer, model)
+        inspection = _Inspection(run=run, opened=opened, material=material, progress=progress, seconds=seconds)
         inspection.measure(parts, read)
     return run
 

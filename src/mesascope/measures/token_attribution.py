@@ -13,6 +13,7 @@ from mesascope.capturing import Capture
 from mesascope.measures.base import measure
 
 STREAM = ("resid_pre", "resid_post", "attn_write", "head_out")
+ROWS = 256  # of logits in memory at once: fewer are slower by the row, more gain nothing
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -128,9 +129,13 @@ def top_tokens(recorded: Capture, k: int = 5) -> xr.Dataset:
     _refuse_some_layers(recorded)
     if recorded.inputs.is_floating_point() or len(recorded.inputs) != 1:
         raise ValueError(f"top_tokens needs one sequence of tokens, but got {tuple(recorded.inputs.shape)}")
-    found = [_top(recorded, layer, head, k) for layer, head in _all_heads(recorded)]
-    heads = recorded["head_out"].shape[3]
-    logit, token, at = (torch.stack(each).unflatten(0, (-1, heads)) for each in zip(*found, strict=True))
+    heads, together = recorded["head_out"].shape[3], max(1, ROWS // recorded.inputs.shape[1])
+    found = [
+        _top(recorded, layer, slice(head, head + together), k)
+        for layer in range(len(recorded.layers))
+        for head in range(0, heads, together)
+    ]
+    logit, token, at = (torch.cat(each).unflatten(0, (-1, heads)) for each in zip(*found, strict=True))
     dims = ("layer", "head", "rank")
     return xr.Dataset(
         {
@@ -143,19 +148,14 @@ def top_tokens(recorded: Capture, k: int = 5) -> xr.Dataset:
     )
 
 
-def _top(recorded: Capture, layer: int, head: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Size, token and position of one head's largest contributions; logits are held for one head alone."""
-    write = recorded["head_out"][layer][:, :, head] @ recorded.frame.output_projection[layer, head]
-    logits = recorded.frame.attribute(write, recorded["resid_post"][-1])[0]
+def _top(recorded: Capture, layer: int, heads: slice, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Size, token and position of the largest contributions of some heads; logits are held for these alone."""
+    out, projection = recorded["head_out"][layer][:, :, heads], recorded.frame.output_projection[layer, heads]
+    write = torch.einsum("bqhd,hdm->hbqm", out, projection)
+    logits = recorded.frame.attribute(write, recorded["resid_post"][-1])[:, 0]
     each = logits.sub_(logits.mean(-1, keepdim=True)).topk(k)
-    top = each.values.flatten().topk(k)
-    return top.values, each.indices.flatten()[top.indices], top.indices // k
-
-
-def _all_heads(recorded: Capture) -> list[tuple[int, int]]:
-    """Every layer and head."""
-    layers, _, _, heads, _ = recorded["head_out"].shape
-    return [(layer, head) for layer in range(layers) for head in range(heads)]
+    top = each.values.flatten(1).topk(k)
+    return top.values, each.indices.flatten(1).gather(1, top.indices), top.indices // k
 
 
 def _places(tokens: Int[Tensor, "batch pos"], first: int) -> list[Tensor]:
