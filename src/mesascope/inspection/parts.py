@@ -18,12 +18,12 @@ from mesascope.measures.norms import at_depths, norms, sinks
 from mesascope.measures.spectra import spectra
 
 BATCH = 2048  # tokens in a forward pass
-LENS_TOKENS = 512  # tokens that lenses look at, spread over all sequences
+LENS_TOKENS = 384  # tokens that lenses look at, spread over all sequences
 INNER_TOKENS, INNER_LENGTH, INNER_QUERIES = 1024, 256, 64  # inner objectives: in all, a sequence, looked at in it
 PIECES, PIECE_LENGTH = 2, 256  # sequences of attribution and similarity
 REPEATED, REPEATS = 24, 8  # tokens before the repetition, sequences that repeat
 EXCERPT = 48  # positions whose attention is shown
-MAPS = 1024  # tokens among which the inputs of linear maps are sampled
+MAPS = 512  # tokens among which the inputs of linear maps are sampled
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
