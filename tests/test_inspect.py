@@ -181,6 +181,21 @@ def test_what_was_measured_on_other_words_or_weights_is_not_taken_up(folder, tmp
         api.inspect(str(folder), text=place, out=tmp_path / "a", measures=["norms"])
 
 
+def test_an_earlier_checkpoint_that_was_exchanged_is_not_taken_up(tmp_path):
+    for step in (1, 2):
+        save_tiny(tmp_path / f"step{step}", seed=step)
+    steps = [str(tmp_path / "step1" / "tiny"), str(tmp_path / "step2" / "tiny")]
+    for number, place in enumerate(steps):
+        Path(place).rename(tmp_path / f"at{number}")
+    steps = [str(tmp_path / "at0"), str(tmp_path / "at1")]
+    api.inspect("tiny", steps=steps, tokens=16, out=tmp_path / "a", measures=["norms"])
+    save_tiny(tmp_path, seed=9)
+    (tmp_path / "at0").rename(tmp_path / "old")
+    (tmp_path / "tiny").rename(tmp_path / "at0")
+    with pytest.raises(RunError, match="weights"):
+        api.inspect("tiny", steps=steps, tokens=16, out=tmp_path / "a", measures=["norms"])
+
+
 def test_bfloat16_is_measured_too(folder, tmp_path):
     run = api.inspect(
         str(folder), tokens=32, out=tmp_path / "a", dtype="bfloat16", measures=["norms", "inner", "roles"]
@@ -212,8 +227,8 @@ def test_a_text_of_ones_own_is_taken_as_long_as_it_is(folder, tmp_path):
     ("words", "tokens", "line"),
     [
         ("", None, "a text must have words, but .* is empty"),
-        ("to", None, "the text must have 8 tokens or more, but has 1; give a longer text"),
-        ("to be or", None, "the text must have 8 tokens or more, but has 3; give a longer text"),
+        ("to", None, "the text must have 9 tokens or more, but has 1; give a longer text"),
+        ("to be or", None, "the text must have 9 tokens or more, but has 3; give a longer text"),
         (TEN, 50, "the text must have 50 tokens or more, but has 10; give a longer text, or fewer --tokens"),
         (TEN * 20, 65, "tokens must fit into the model's context of 64, but got 65"),
         (b"to be \xff or not", None, "a text must be UTF-8, but .* is not .byte 6 is 0xff."),

@@ -177,3 +177,24 @@ def test_vectors_of_several_dimensions_pass_all_measures():
     chosen = [measures.behaviour, measures.lens, measures.similarity, measures.copying, measures.attribution]
     found = measures.measure_all(model, sequences, chosen, oracles=task.oracles(sequences))
     assert all(bool(np.isfinite(array).all()) for dataset in found.values() for array in dataset.data_vars.values())
+
+
+def test_padding_is_refused_where_it_would_be_taken_for_inputs():
+    torch.manual_seed(0)
+    model = Decoder(DecoderConfig(vocab_size=20, hidden_size=16, num_attention_heads=2, max_position_embeddings=20))
+    mask = torch.ones(2, 10, dtype=torch.long)
+    mask[1, 6:] = 0
+    recorded = capture(
+        model.eval(), torch.randint(0, 20, (2, 10)), [], reduce=measures.position.reductions, attention_mask=mask
+    )
+    with pytest.raises(ValueError, match="position needs sequences of one length"):
+        measures.position(recorded)
+
+
+def test_the_affine_lens_is_held_against_what_the_model_itself_chooses():
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2, "max_position_embeddings": 20}
+    model = Decoder(DecoderConfig(vocab_size=200, **shape)).eval()
+    recorded = capture(model, torch.randint(0, 200, (2, 12)), [], reduce=measures.affine_lens.reductions)
+    settled = measures.affine_lens(recorded)["settled"]
+    assert float(settled[-1]) < 1.0  # twelve tokens do not fix a map of 64 dimensions, and it is not taken for one

@@ -126,7 +126,7 @@ def capture(
         reduce: small things to compute from large sites layer by layer, by the name they shall have.
         layers: which layers to record; all by default.
         queries: positions whose rows of score and pattern are wanted; all by default.
-        check: before the run, hold the first sequence (its first 512 positions) against the untouched model and
+        check: before the run, hold the first sequence (its first 256 positions) against the untouched model and
             check every identity. What was found holds for this model until a weight or the kernel changes.
 
     Raises:
@@ -144,6 +144,8 @@ def capture(
     batch = inputs.to(model.device) if isinstance(inputs, Batch) else None
     reduce = dict(reduce or {})
     _refuse_names(sites, reduce)
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more, but got {batch_size}")
     at = _positions(queries, x.shape[1], edits)
     with quiet(model):
         probe, known = examine(model, x, mask)
@@ -363,4 +365,7 @@ def _chosen(layers: Sequence[int] | None, count: int) -> list[int]:
     wrong = [layer for layer in layers or () if not -count <= layer < count]
     if wrong or (layers is not None and not layers):
         raise ValueError(f"layers must lie within the {count} layers of the model, but got {list(layers or ())}")
-    return list(range(count)) if layers is None else [layer % count for layer in layers]
+    chosen = list(range(count)) if layers is None else [layer % count for layer in layers]
+    if len(set(chosen)) < len(chosen):
+        raise ValueError(f"layers must be named once each, but got {list(layers or ())}")
+    return chosen

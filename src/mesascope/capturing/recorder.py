@@ -162,6 +162,8 @@ class Recorder:
             self._see(self._forth, layer)
             for done in set(held) - back:
                 del held[done]
+            if not self._back:
+                self.passing.reruns.pop(layer, None)
         if name == DONE_BACK:
             self._see(self._back, layer)
             del self.passing.held[layer]

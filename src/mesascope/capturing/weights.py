@@ -26,9 +26,12 @@ def pattern_of(scores: Scores, added: Added, out: Scores | None = None) -> Score
         out: where the result is put, if it is as precise as the softmax is computed.
     """
     precise = torch.promote_types(scores.dtype, torch.float32)
-    if out is not None and out.dtype == precise == scores.dtype:
-        return torch.softmax(scores.add_(added), -1, out=out)
-    return scores.add_(added).softmax(-1, dtype=precise).to(scores.dtype)
+    masked = scores.add_(added)
+    if masked.dtype == torch.float16:  # whose lowest number and a score make minus infinity
+        masked = masked.clamp_(min=torch.finfo(masked.dtype).min)
+    if out is not None and out.dtype == precise == masked.dtype and out.device == masked.device:
+        return torch.softmax(masked, -1, out=out)
+    return masked.softmax(-1, dtype=precise).to(masked.dtype)
 
 
 def score_of(scores: Scores, added: Added) -> Scores:

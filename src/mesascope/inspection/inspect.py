@@ -22,6 +22,7 @@ from mesascope.models.load import fingerprint, load_pretrained, untrained
 from mesascope.store import Run
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+REFUSALS = (UnsupportedModel, ValueError)  # by which an instrument says, in one line, what it cannot measure
 OPENING = "opening the model"
 Progress = Callable[[str, int, int], None]
 
@@ -67,10 +68,13 @@ def inspect_model(
     model, tokenizer = opened.get(opened.where[-1])
     seconds = {OPENING: round(time.perf_counter() - began, 1)}
     read = tokenize(words, source, tokenizer, model, name, tokens, sequences)
-    asked = {"model": name, "weights": fingerprint(opened.where[-1].name, model), "device": device, "dtype": dtype}
+    last = opened.where[-1]
+    weights = {one.label or name: fingerprint(one.name, model if one is last else None) for one in opened.where}
+    asked = {"model": name, "weights": weights, "device": device, "dtype": dtype}
     run = Run.create(path, {**asked, **_describe(name, text, read, parts, opened.where)})
+    material = _material(read, tokenizer, model)
+    del model  # so that one model at a time is in memory
     with run.lock():
-        material = _material(read, tokenizer, model)
         inspection = _Inspection(run=run, opened=opened, material=material, progress=progress, seconds=seconds)
         inspection.measure(parts, read)
     return run
@@ -179,16 +183,18 @@ class _Inspection:
         """All instruments of a part at once; where the model lacks what one needs, one after the other."""
         kept = {name: self.run.kept(f"{label or 'main'}-{name}") for name in part.instruments}
         yield {name: dataset for name, dataset in kept.items() if dataset is not None}
-        missing = [one for name, one in part.instruments.items() if kept[name] is None and name not in self.left_out]
+        last = self.opened.where[-1].label
+        refused = {name for name in part.instruments if (f"{name}, {last}" if last else name) in self.left_out}
+        missing = [one for name, one in part.instruments.items() if kept[name] is None and name not in refused]
         if not missing:
             return
         try:
             yield self._keep(label, part.run(make(), material, missing))
-        except UnsupportedModel:
+        except REFUSALS:
             for one in missing:
                 try:
                     yield self._keep(label, part.run(make(), material, [one]))
-                except UnsupportedModel as refusal:
+                except REFUSALS as refusal:
                     self.left_out[f"{one.name}, {label}" if label else one.name] = str(refusal)
 
     def _keep(self, label: str, found: Results) -> Results:

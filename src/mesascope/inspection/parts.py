@@ -23,6 +23,7 @@ INNER_TOKENS, INNER_LENGTH, INNER_QUERIES = 1024, 256, 64  # inner objectives: i
 PIECES, PIECE_LENGTH = 2, 256  # sequences of attribution and similarity
 REPEATED, REPEATS = 24, 8  # tokens before the repetition, sequences that repeat
 EXCERPT = 48  # positions whose attention is shown
+OF_STREAMS = ("norms", "logit_lens", "affine_lens")  # have all layers, in hybrids too; the others those with attention
 MAPS = 512  # tokens among which the inputs of linear maps are sampled
 
 
@@ -116,8 +117,15 @@ def _measured(
 ) -> Results:
     """Measures that share one capture."""
     wanted = [one for one in chosen if isinstance(one, Measure)]
-    size, layers = max(1, BATCH // ids.shape[1]), attending(model, ids[:1])
-    return measure_all(model, ids.to(model.device), wanted, batch_size=size, queries=queries, layers=layers)
+    ids, size, some = ids.to(model.device), max(1, BATCH // ids.shape[1]), attending(model, ids[:1])
+    depth = getattr(model.config.get_text_config(), "num_hidden_layers", len(some))
+    if len(some) == depth:
+        return measure_all(model, ids, wanted, batch_size=size, queries=queries)
+    whole, heads = ([one for one in wanted if (one.name in OF_STREAMS) == streams] for streams in (True, False))
+    found = measure_all(model, ids, whole, batch_size=size, queries=queries) if whole else {}
+    if heads:
+        found |= measure_all(model, ids, heads, batch_size=size, queries=queries, layers=some)
+    return found
 
 
 def _spread(length: int, count: int) -> list[int]:

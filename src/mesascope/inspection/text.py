@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-FEWEST = 8  # tokens of a sequence
+FEWEST = 9  # tokens of a sequence: with fewer there is no place to look back from
 USUAL = 512  # tokens of a sequence, where nobody says how many
 LETTERS = 20  # no tokenizer makes tokens of more letters than this on average
 
@@ -112,6 +112,8 @@ def tokenize(
             "less and more --sequences"
         )
     length = tokens or min(USUAL, context or USUAL)
+    if length < FEWEST:
+        raise ValueError(f"a model must have a context of {FEWEST} tokens or more, but {name} has one of {length}")
     ids = _ids(tokenizer, words[: length * sequences * LETTERS])
     if tokens is None:
         length = min(length, len(ids))
@@ -124,7 +126,7 @@ def tokenize(
     kept = ids[: count * length].view(count, length)
 
     def spell(token: int) -> str:
-        return str(tokenizer.decode([token]))
+        return str(tokenizer.decode([token])).replace("\0", "\N{SYMBOL FOR NULL}")  # which no text in netCDF may hold
 
     return Text(ids=kept, spelled=[[spell(int(i)) for i in row] for row in kept], source=source, spell=spell)
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import xarray as xr
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mesascope.capturing import LayerReduction, Reduction, capture
+from mesascope.capturing import Capture, LayerReduction, Reduction, capture
 from mesascope.instruments import Instrument, Steps, described
 from mesascope.tasks.base import Batch
 
@@ -19,10 +20,25 @@ class Measure(Instrument):
     Attributes:
         sites: what must be recorded.
         reductions: what is computed from large sites while the forward pass runs, by name.
+        padded: whether it leaves out the padding of sequences of different lengths; others refuse it.
     """
 
     sites: tuple[str, ...]
     reductions: Mapping[str, Reduction | LayerReduction] = field(default_factory=dict)
+    padded: bool = False
+
+    def __call__(self, *subject: Any, **options: Any) -> xr.Dataset:
+        """Apply the measure to a capture.
+
+        Raises:
+            ValueError: there is padding, which it would take for inputs.
+        """
+        if not self.padded and isinstance(subject[0], Capture) and subject[0].attention_mask is not None:
+            raise ValueError(
+                f"{self.name} needs sequences of one length, but some of the capture's are padded; capture sequences "
+                "of each length apart"
+            )
+        return super().__call__(*subject, **options)
 
 
 def measure(
@@ -32,6 +48,7 @@ def measure(
     reductions: Mapping[str, Reduction | LayerReduction] | None = None,
     steps: Steps = "all",
     order: int = 50,
+    padded: bool = False,
 ) -> Callable[[Callable[..., xr.Dataset]], Measure]:
     """Make a measure of a function of a capture: its name and docstring become the measure's."""
 
@@ -43,6 +60,7 @@ def measure(
             reductions=dict(reductions or {}),
             steps=steps,
             order=order,
+            padded=padded,
         )
 
     return decorate
@@ -71,5 +89,14 @@ def measure_all(
     """
     sites = sorted({site for one in measures for site in one.sites})
     reductions = {name: how for one in measures for name, how in one.reductions.items()}
-    recorded = capture(model, inputs, sites, oracles=oracles, reduce=reductions, batch_size=batch_size, queries=queries)
+    recorded = capture(
+        model,
+        inputs,
+        sites,
+        oracles=oracles,
+        reduce=reductions,
+        batch_size=batch_size,
+        queries=queries,
+        layers=layers,
+    )
     return {one.name: one(recorded) for one in measures}

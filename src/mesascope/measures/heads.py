@@ -72,6 +72,8 @@ def position(recorded: Capture) -> xr.Dataset:
     scores = recorded["position_scores"].double().mean(1)
     names = {"stat": list(POSITION_SCORES), "layer": list(recorded.layers)}
     seen = [query for query in recorded.queries if query >= FEWEST_KEYS - 1]
+    if not seen:
+        raise ValueError(f"position needs queries with {FEWEST_KEYS} keys or more, but got {list(recorded.queries)}")
     share = sum(1 / (query + 1) for query in seen) / len(seen)
     null = torch.tensor([share, share, share, share, 1.0, 0.0]).expand(scores.shape)
     return xr.Dataset(

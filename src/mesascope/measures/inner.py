@@ -229,5 +229,7 @@ def _mean(
         values = torch.where((before + after).isnan(), torch.nan, (after < before).double())
     else:
         values = numbers[..., at(name)]
+    if not kept.any():
+        return values.new_full((len(values), len(SUBLAYERS)), torch.nan)
     chosen = values[:, kept]
     return chosen.nanmedian(1).values if name == "step_size" else chosen.nanmean(1)

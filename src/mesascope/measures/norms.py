@@ -29,6 +29,7 @@ REDUCED = {site: f"{site}_norm" for site in ("resid_pre", "resid_post")}
     sites=[],
     reductions={name: Reduction(site=site, fn=lengths, axes=("batch", "pos")) for site, name in REDUCED.items()},
     order=15,
+    padded=True,
 )
 def norms(recorded: Capture) -> xr.Dataset:
     """Length of every token's vector in the residual stream, at each depth. Sinks (the first position, and any token

@@ -153,6 +153,7 @@ def _top(recorded: Capture, layer: int, heads: slice, k: int) -> tuple[Tensor, T
     out, projection = recorded["head_out"][layer][:, :, heads], recorded.frame.output_projection[layer, heads]
     write = torch.einsum("bqhd,hdm->hbqm", out, projection)
     logits = recorded.frame.attribute(write, recorded["resid_post"][-1])[:, 0]
+    k = min(k, logits.shape[-1])
     each = logits.sub_(logits.mean(-1, keepdim=True)).topk(k)
     top = each.values.flatten(1).topk(k)
     return top.values, each.indices.flatten(1).gather(1, top.indices), top.indices // k

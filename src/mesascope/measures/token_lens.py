@@ -28,7 +28,7 @@ SAMPLE = LayerReduction(
 )
 
 
-@measure(title="Logit lens", sites=[], reductions={"lens_sample": SAMPLE}, order=20)
+@measure(title="Logit lens", sites=[], reductions={"lens_sample": SAMPLE}, order=20, padded=True)
 def logit_lens(recorded: Capture) -> xr.Dataset:
     """The model's own final norm and output map applied to the residual stream before each layer and after the last
     (nostalgebraist 2020): the loss on the true next token, how often the top token is the true one, and how often it
@@ -46,7 +46,7 @@ def logit_lens(recorded: Capture) -> xr.Dataset:
     return xr.Dataset(found)
 
 
-@measure(title="Affine lens", sites=[], reductions={"lens_sample": SAMPLE}, order=21)
+@measure(title="Affine lens", sites=[], reductions={"lens_sample": SAMPLE}, order=21, padded=True)
 def affine_lens(recorded: Capture) -> xr.Dataset:
     """An affine map from the residual stream at each depth to the final one, then the model's own read-out (Belrose et
     al. 2023 train such a map; here it is ridge regression, the penalty chosen by generalised cross-validation). Fitted
@@ -68,7 +68,8 @@ def affine_lens(recorded: Capture) -> xr.Dataset:
         top.append(read[1])
         penalties.append(penalty)
     depth = {"layer": depth_names(recorded.layers)}
-    found = _summary(torch.stack(loss), torch.stack(top), targets[scored], known[scored], depth, top[-1])
+    final = _read_out(recorded, streams[-1][scored], targets[scored])[1]
+    found = _summary(torch.stack(loss), torch.stack(top), targets[scored], known[scored], depth, final)
     about = "penalty chosen, in units of the mean variance of the stream"
     found["penalty"] = label(torch.tensor(penalties), "layer", units="1", about=about, coords=depth)
     return xr.Dataset(found)
@@ -78,9 +79,13 @@ def _depths(
     recorded: Capture,
 ) -> tuple[list[Float[Tensor, "batch query d_model"]], Int[Tensor, "batch query"], Bool[Tensor, "batch query"]]:
     """The stream at the embedding and after each layer, the true next tokens, and where there is one."""
-    tokens = recorded.inputs
+    tokens, depth = recorded.inputs, recorded.frame.num_layers
     if tokens.is_floating_point():
         raise ValueError("a lens on tokens needs tokens, but the inputs are vectors; use lens")
+    if recorded.layers != tuple(range(depth)):
+        raise ValueError(
+            f"all {depth} layers must be recorded, but only {list(recorded.layers)} were; leave out layers="
+        )
     at = torch.tensor(recorded.queries, device=tokens.device)
     following = (at + 1).clamp(max=tokens.shape[1] - 1)
     known = (at + 1 < tokens.shape[1]).expand(len(tokens), -1)

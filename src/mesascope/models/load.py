@@ -90,16 +90,16 @@ def load_pretrained(
         return model.eval().to(device), _tokenizer(place, revision, options)
 
 
-def fingerprint(name: Path | str, model: PreTrainedModel) -> str:
+def fingerprint(name: Path | str, model: PreTrainedModel | None = None) -> str:
     """What differs where a model's weights differ: the commit of a Hub name, else sizes and dates of its files.
 
     Args:
         name: what was opened.
-        model: the model that was opened.
+        model: the model that was opened, which knows its commit.
     """
     path = Path(name).expanduser()
     if not path.exists():
-        return str(getattr(model.config, "_commit_hash", None) or "")
+        return str(getattr(model and model.config, "_commit_hash", None) or "")
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors*")) + sorted(path.glob("*.json"))
     told = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return sha256(repr(told).encode()).hexdigest()[:16]
@@ -117,7 +117,7 @@ def untrained(model: PreTrainedModel) -> Callable[[int], PreTrainedModel]:
     kernel = model.config._attn_implementation
 
     def make(seed: int) -> PreTrainedModel:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng():
             torch.manual_seed(seed)
             made = kind._from_config(config, dtype=dtype, attn_implementation=kernel)
         return made.eval().to(device)  # pyright: ignore[reportArgumentType] transformers wraps torch's method

@@ -4,6 +4,8 @@ import os
 import platform
 import subprocess
 from datetime import UTC, datetime
+from functools import cache
+from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,15 @@ def provenance() -> dict[str, Any]:
         "processors": os.cpu_count(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+@cache
+def code_digest() -> str:
+    """What differs where this code differs, or the versions of what it stands on: changed files count too."""
+    here = Path(__file__).parents[1]
+    told = [(str(file.relative_to(here)), sha256(file.read_bytes()).digest()) for file in sorted(here.rglob("*.py"))]
+    stands_on = [(name, _version(name)) for name in ("torch", "transformers", "numpy")]
+    return sha256(repr((told, stands_on)).encode()).hexdigest()[:16]
 
 
 def _version(package: str) -> str:

@@ -14,7 +14,7 @@ import xarray as xr
 from mesascope.store.checkpoints import MANIFEST, CheckpointDamaged, fingerprint, verified_or_removed, verify
 from mesascope.store.files import DRAFT, RunError, Say, ignore, make_folder, read_json, remove, replacing, take, to_json
 from mesascope.store.log import LOG_COLUMNS, Log, log_rows
-from mesascope.store.provenance import provenance
+from mesascope.store.provenance import code_digest, provenance
 
 _FREE = {"seeds", "title", "about", "citation", "provenance"}  # may differ when a run is taken up
 
@@ -208,19 +208,17 @@ class Run:
 
     def keep(self, name: str, dataset: xr.Dataset) -> None:
         """Keep a part of what will be a result, so that a run that is stopped can go on."""
-        code = {key: value for key, value in provenance().items() if key in ("mesascope", "revision")}
-        image = dataset.assign_attrs({**dataset.attrs, **code}).to_netcdf(engine="h5netcdf")
+        image = dataset.assign_attrs({**dataset.attrs, "code": code_digest()}).to_netcdf(engine="h5netcdf")
         with replacing(self.path / "parts" / f"{name}.nc") as draft:
             draft.write_bytes(image)
 
     def kept(self, name: str) -> xr.Dataset | None:
         """The part that was kept, if this very code kept one and it can be read."""
-        file, code = self.path / "parts" / f"{name}.nc", provenance()
         try:
-            part = xr.load_dataset(file, engine="h5netcdf")
+            part = xr.load_dataset(self.path / "parts" / f"{name}.nc", engine="h5netcdf")
         except OSError:
             return None
-        return part if all(part.attrs.get(key) == code[key] for key in ("mesascope", "revision")) else None
+        return part if part.attrs.pop("code", None) == code_digest() else None
 
     def write_json(self, name: str, value: object) -> Path:
         """Write ``NAME.json``; numbers that are not finite become null, since JSON has none."""

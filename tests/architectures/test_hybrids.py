@@ -1,0 +1,23 @@
+"""A hybrid is opened with everything: streams at all layers, attention where there is some."""
+
+import pytest
+import torch
+
+from mesascope.capturing import attending
+from mesascope.inspection.parts import PARTS, Material
+
+from .tiny import VOCABULARY, build
+
+
+@pytest.mark.parametrize("kind", ["jamba", "granitemoehybrid"])
+def test_parts_of_an_inspection_look_at_the_layers_that_have_what_they_need(kind):
+    model = build(kind)
+    ids = torch.randint(0, VOCABULARY, (2, 12), generator=torch.Generator().manual_seed(0))
+    some, depth = attending(model, ids), model.config.num_hidden_layers
+    assert 0 < len(some) < depth
+    material, found = Material(ids=ids, allowed=torch.arange(VOCABULARY)), {}
+    for part in PARTS:
+        wanted = [one for name, one in part.instruments.items() if name in ("norms", "logit_lens", "position", "roles")]
+        found |= part.run(model, material, wanted) if wanted else {}
+    assert found["norms"].sizes["layer"] == found["logit_lens"].sizes["layer"] == depth + 1
+    assert found["position"].layer.values.tolist() == found["roles"].layer.values.tolist() == some
