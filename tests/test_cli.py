@@ -99,7 +99,7 @@ def test_cite_prints_bibtex(command):
         (["report", "nowhere"], "a run directory must hold run.json"),
         (["inspect", "./nowhere.gguf"], "must be there to be opened"),
         (["inspect", "./nowhere", "--measures", "aura"], "measures must be from inner, norms, logit_lens"),
-        (["inspect", "./nowhere", "--tokens", "2"], "tokens must be 8 or more"),
+        (["inspect", "./nowhere", "--tokens", "2"], "tokens must be 9 or more"),
         (["inspect", "./nowhere", "--sequences", "0"], "sequences must be 1 or more"),
         (["inspect", "./nowhere", "--dtype", "int3"], "a dtype must be one of float32, bfloat16"),
         (["inspect", "./nowhere", "--steps", "first"], "a step must have a number in its name"),
