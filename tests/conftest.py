@@ -1,12 +1,15 @@
 """Strict by default: every test checks shapes and types, and every warning is an error (pyproject.toml)."""
 
 import os
+import sys
+from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: a test never asks the network
 os.environ.pop("MESASCOPE_DEBUG", None)
+sys.path.insert(0, str(Path(__file__).parent))  # for the helpers beside the tests
 install_import_hook("mesascope", "beartype.beartype")  # before mesascope is imported
 
 

@@ -182,18 +182,14 @@ def test_what_was_measured_on_other_words_or_weights_is_not_taken_up(folder, tmp
 
 
 def test_an_earlier_checkpoint_that_was_exchanged_is_not_taken_up(tmp_path):
-    for step in (1, 2):
-        save_tiny(tmp_path / f"step{step}", seed=step)
-    steps = [str(tmp_path / "step1" / "tiny"), str(tmp_path / "step2" / "tiny")]
-    for number, place in enumerate(steps):
-        Path(place).rename(tmp_path / f"at{number}")
-    steps = [str(tmp_path / "at0"), str(tmp_path / "at1")]
-    api.inspect("tiny", steps=steps, tokens=16, out=tmp_path / "a", measures=["norms"])
-    save_tiny(tmp_path, seed=9)
-    (tmp_path / "at0").rename(tmp_path / "old")
-    (tmp_path / "tiny").rename(tmp_path / "at0")
+    steps = [str(save_tiny(tmp_path / place, seed)) for place, seed in (("a", 1), ("b", 2), ("c", 9))]
+    first, second, other = (Path(step).rename(tmp_path / f"at{i}") for i, step in enumerate(steps))
+    steps = [str(first), str(second)]
+    api.inspect("tiny", steps=steps, tokens=16, out=tmp_path / "out", measures=["norms"])
+    first.rename(tmp_path / "gone")
+    other.rename(first)
     with pytest.raises(RunError, match="weights"):
-        api.inspect("tiny", steps=steps, tokens=16, out=tmp_path / "a", measures=["norms"])
+        api.inspect("tiny", steps=steps, tokens=16, out=tmp_path / "out", measures=["norms"])
 
 
 def test_bfloat16_is_measured_too(folder, tmp_path):

@@ -1,7 +1,6 @@
 """The tour is what a newcomer does first: its commands are run in a copy of the checkout, its outputs are compared."""
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -11,14 +10,11 @@ from pathlib import Path
 import pytest
 
 from mesascope.store import Run
+from pages import blocks
 
 ROOT = Path(__file__).parents[1]
+TOUR = ROOT / "docs" / "tour.md"
 GGUF = Path(".models") / "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
-def blocks(language: str) -> str:
-    text = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
-    return "\n".join(re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
 
 
 def checkout(place: Path) -> Path:
@@ -62,8 +58,8 @@ def test_the_tour_leads_where_it_says(tmp_path):
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
     }
-    (here / "tour.txt").write_text(blocks("pycon"), encoding="utf-8")
-    script = f"set -eu\n{blocks('console')}\npython -m doctest tour.txt\n"
+    (here / "tour.txt").write_text("\n".join(blocks(TOUR, "pycon")), encoding="utf-8")
+    script = "\n".join(["set -eu", *blocks(TOUR, "console"), "python -m doctest tour.txt"])
     told = subprocess.run(
         ["bash", "-c", script], cwd=here, env=os.environ | already, capture_output=True, text=True, check=False
     )

@@ -12,6 +12,14 @@ from transformers import PreTrainedModel
 
 from mesascope.axes import label
 from mesascope.capturing.anatomy import read_layers
+from mesascope.capturing.arguments import (
+    chosen_layers,
+    on_device,
+    positions,
+    refuse_names,
+    stored_layers,
+    transformers_model,
+)
 from mesascope.capturing.checks import check_padding, check_untouched, refuse_changed, refuse_missing
 from mesascope.capturing.dispatch import kernel_of
 from mesascope.capturing.edits import Edit
@@ -24,7 +32,7 @@ from mesascope.capturing.known import checked, framed, note_checked, remember, r
 from mesascope.capturing.layer import Layer
 from mesascope.capturing.memory import estimate, refuse_too_large
 from mesascope.capturing.recorder import Passing, Recorder, Reduction
-from mesascope.capturing.sites import SITES, UnsupportedModel, gradient_of, site
+from mesascope.capturing.sites import SITES, UnsupportedModel, gradient_of
 from mesascope.capturing.trace import Trace, trace
 from mesascope.capturing.view import LayerReduction
 from mesascope.tasks.base import Batch
@@ -139,17 +147,17 @@ def capture(
     >>> capture(model, torch.ones(4, 6, 1), ["pattern"])["pattern"].shape
     torch.Size([3, 4, 2, 6, 6])
     """
-    model = _transformers_model(model)
-    x, mask = _on_device(model, inputs, attention_mask)
+    model = transformers_model(model)
+    x, mask = on_device(model, inputs, attention_mask)
     batch = inputs.to(model.device) if isinstance(inputs, Batch) else None
     reduce = dict(reduce or {})
-    _refuse_names(sites, reduce)
+    refuse_names(sites, reduce)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, but got {batch_size}")
-    at = _positions(queries, x.shape[1], edits)
+    at = positions(queries, x.shape[1], edits)
     with quiet(model):
         probe, known = examine(model, x, mask)
-        chosen = _chosen(layers, len(known))
+        chosen = chosen_layers(layers, len(known))
         recorder = Recorder(
             keep=sites,
             reduce=reduce,
@@ -162,7 +170,7 @@ def capture(
         _refuse_edited_gradients(recorder, edits)
         places = {gradient_of(name) or name: at for name, at in recorder.places.items()}
         refuse_missing(type(model).__name__, known, places)
-        kept = {name: chosen if "layer" in SITES[name].axes else chosen[:1] for name in sites}
+        kept = stored_layers(sites, chosen)
         refuse_too_large(estimate(probe, known, kept, len(x), x.shape[1], len(at)), x.device)
         if check:
             _check(model, known, places, x[:, :CHECKED], None if mask is None else mask[:, :CHECKED])
@@ -192,13 +200,13 @@ def estimate_bytes(
     Raises:
         UnsupportedModel: as `capture` does.
     """
-    model = _transformers_model(model)
-    x, mask = _on_device(model, inputs, None)
-    _refuse_names(sites, {})
+    model = transformers_model(model)
+    x, mask = on_device(model, inputs, None)
+    refuse_names(sites, {})
     with quiet(model):
         probe, known = examine(model, x, mask)
-    chosen = _chosen(layers, len(known))
-    kept = {name: chosen if "layer" in SITES[name].axes else chosen[:1] for name in sites}
+    chosen = chosen_layers(layers, len(known))
+    kept = stored_layers(sites, chosen)
     return estimate(probe, known, kept, *x.shape[:2])
 
 
@@ -208,8 +216,8 @@ def attending(model: nn.Module, inputs: Tensor | Batch) -> list[int]:
     Raises:
         UnsupportedModel: as `capture` does.
     """
-    model = _transformers_model(model)
-    x, mask = _on_device(model, inputs, None)
+    model = transformers_model(model)
+    x, mask = on_device(model, inputs, None)
     with quiet(model):
         _, known = examine(model, x, mask)
     return [number for number, layer in enumerate(known) if layer.attention is not None]
@@ -310,62 +318,3 @@ def _refuse_edited_gradients(recorder: Recorder, edits: Sequence[Edit]) -> None:
     """Refuse gradients through edits: a layer is run again, unedited, when its gradient is taken."""
     if edits and recorder.differentiates:
         raise ValueError("gradients must be of the untouched model, but edits were given; leave out either")
-
-
-def _positions(queries: Sequence[int] | None, length: int, edits: Sequence[Edit]) -> Int[Tensor, " query"]:
-    """The positions of the queries that are wanted."""
-    if queries is None:
-        return torch.arange(length)
-    wrong = [query for query in queries if not 0 <= query < length]
-    if wrong or not len(queries):
-        raise ValueError(f"queries must be positions from 0 to {length - 1}, but got {list(queries)[:8]}")
-    if any(edit.site in ("score", "pattern") for edit in edits):
-        raise ValueError("score and pattern must be whole to be edited, but queries= picks rows; leave out either")
-    return torch.tensor(sorted(set(queries)))
-
-
-def _transformers_model(model: nn.Module) -> PreTrainedModel:
-    """The model, if it is one of transformers' kind."""
-    if not isinstance(model, PreTrainedModel):
-        raise UnsupportedModel(
-            f"a model must be a transformers.PreTrainedModel, but got {type(model).__name__}; "
-            "wrap it as one whose attention goes through transformers' attention interface"
-        )
-    return model
-
-
-def _on_device(
-    model: PreTrainedModel, inputs: Tensor | Batch, mask: Tensor | None
-) -> tuple[Shaped[Tensor, "batch pos *d_in"], Int[Tensor, "batch pos"] | None]:
-    """Inputs and mask where the model is; a mask that hides nothing is none."""
-    x = (inputs.inputs if isinstance(inputs, Batch) else inputs).to(model.device)
-    if x.ndim not in (2, 3) or 0 in x.shape:
-        raise ValueError(f"inputs must be (batch, pos) or (batch, pos, d_in) and not empty, but got {tuple(x.shape)}")
-    if mask is not None and mask.shape != x.shape[:2]:
-        raise ValueError(f"attention_mask must be (batch, pos) = {tuple(x.shape[:2])}, but got {tuple(mask.shape)}")
-    return x, None if mask is None or bool(mask.bool().all()) else mask.to(model.device).long()
-
-
-def _refuse_names(sites: Sequence[str], reduce: Mapping[str, Reduction | LayerReduction]) -> None:
-    """Refuse sites that do not exist, and results named as a site or as one another."""
-    for name in sites:
-        site(name)
-    names = [name for name, how in reduce.items() if isinstance(how, Reduction)]
-    names += [name for how in reduce.values() if isinstance(how, LayerReduction) for name in how.axes]
-    clash = sorted(set(names) & set(SITES))
-    if clash:
-        raise ValueError(f"a reduction must have a name of its own, but {clash[0]!r} is a site; choose another")
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"a reduction must have a name of its own, but two give {twice[0]!r}; rename one")
-
-
-def _chosen(layers: Sequence[int] | None, count: int) -> list[int]:
-    """The layers to be recorded, counted from 0."""
-    wrong = [layer for layer in layers or () if not -count <= layer < count]
-    if wrong or (layers is not None and not layers):
-        raise ValueError(f"layers must lie within the {count} layers of the model, but got {list(layers or ())}")
-    chosen = list(range(count)) if layers is None else [layer % count for layer in layers]
-    if len(set(chosen)) < len(chosen):
-        raise ValueError(f"layers must be named once each, but got {list(layers or ())}")
-    return chosen

@@ -25,13 +25,10 @@ def pattern_of(scores: Scores, added: Added, out: Scores | None = None) -> Score
         added: by the mask.
         out: where the result is put, if it is as precise as the softmax is computed.
     """
-    precise = torch.promote_types(scores.dtype, torch.float32)
     masked = scores.add_(added)
     if masked.dtype == torch.float16:  # whose lowest number and a score make minus infinity
         masked = masked.clamp_(min=torch.finfo(masked.dtype).min)
-    if out is not None and out.dtype == precise == masked.dtype and out.device == masked.device:
-        return torch.softmax(masked, -1, out=out)
-    return masked.softmax(-1, dtype=precise).to(masked.dtype)
+    return _softmax(masked, out)
 
 
 def score_of(scores: Scores, added: Added) -> Scores:
@@ -41,9 +38,7 @@ def score_of(scores: Scores, added: Added) -> Scores:
 
 def pattern_of_score(score: Scores) -> Scores:
     """Softmax over keys of finished scores; rows with no key left are uniform."""
-    lowest = torch.finfo(score.dtype).min
-    precise = torch.promote_types(score.dtype, torch.float32)
-    return score.clamp(min=lowest).softmax(-1, dtype=precise).to(score.dtype)
+    return _softmax(score.clamp(min=torch.finfo(score.dtype).min))
 
 
 def mix(
@@ -86,3 +81,11 @@ def _forbidden(added: Added) -> Bool[Tensor, "#batch #head query key"]:
 def _per_head(grouped: Float[Tensor, "batch kv_head key d"], heads: int) -> Float[Tensor, "batch head key d"]:
     """Keys or values repeated for every query head of their group."""
     return grouped.repeat_interleave(heads // grouped.shape[1], dim=1)
+
+
+def _softmax(masked: Scores, out: Scores | None = None) -> Scores:
+    """Softmax over keys in float32 at least, put into ``out`` where that is as precise and as near."""
+    precise = torch.promote_types(masked.dtype, torch.float32)
+    if out is not None and out.dtype == precise == masked.dtype and out.device == masked.device:
+        return torch.softmax(masked, -1, out=out)
+    return masked.softmax(-1, dtype=precise).to(masked.dtype)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,15 +65,19 @@ def inspect_model(
     parts = choose(chosen)
     opened = _Opened(where=checkpoints(name, steps), device=device, dtype=DTYPES[dtype])
     progress(OPENING, 0, 1)
-    began = time.perf_counter()
-    model, tokenizer = opened.get(opened.where[-1])
-    seconds = {OPENING: round(time.perf_counter() - began, 1)}
+    seconds: dict[str, float] = {}
+    with _timed(seconds, OPENING):
+        model, tokenizer = opened.get(opened.last)
+    if tokenizer is None:
+        raise ValueError(
+            f"a model must come with its tokenizer to read text, but {name} has none; put the files of "
+            "tokenizer.save_pretrained beside the weights"
+        )
     read = tokenize(words, source, tokenizer, model, name, tokens, sequences)
-    last = opened.where[-1]
-    weights = {one.label or name: fingerprint(one.name, model if one is last else None) for one in opened.where}
+    weights = {one.label or name: fingerprint(one.name, model if one is opened.last else None) for one in opened.where}
     asked = {"model": name, "weights": weights, "device": device, "dtype": dtype}
     run = Run.create(path, {**asked, **_describe(name, text, read, parts, opened.where)})
-    material = _material(read, tokenizer, model)
+    material = Material(ids=read.ids, allowed=ordinary(tokenizer, model))
     del model  # so that one model at a time is in memory
     with run.lock():
         inspection = _Inspection(run=run, opened=opened, material=material, progress=progress, seconds=seconds)
@@ -89,6 +94,12 @@ class _Opened:
     dtype: torch.dtype
     now: tuple[Checkpoint, PreTrainedModel, PreTrainedTokenizerBase | None] | None = None
     rebuild: Callable[[int], PreTrainedModel] | None = None
+    made: tuple[int, PreTrainedModel] | None = None
+
+    @property
+    def last(self) -> Checkpoint:
+        """The checkpoint at which controls are computed."""
+        return self.where[-1]
 
     def get(self, checkpoint: Checkpoint) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
         """The model of a checkpoint and its tokenizer."""
@@ -98,12 +109,19 @@ class _Opened:
             self.now = (checkpoint, model, tokenizer)
         return self.now[1:]
 
+    def model(self, checkpoint: Checkpoint) -> PreTrainedModel:
+        """The model of a checkpoint."""
+        return self.get(checkpoint)[0]
+
     def untrained(self, seed: int) -> PreTrainedModel:
-        """The same architecture with random weights; the trained model leaves the memory first."""
+        """The same architecture with random weights; the model before leaves the memory first."""
         if self.rebuild is None:
-            self.rebuild = untrained(self.get(self.where[-1])[0])
+            self.rebuild = untrained(self.model(self.last))
         self.now = None
-        return self.rebuild(seed)
+        if self.made is None or self.made[0] != seed:
+            self.made = None
+            self.made = (seed, self.rebuild(seed))
+        return self.made[1]
 
 
 @dataclass
@@ -125,51 +143,43 @@ class _Inspection:
         found: dict[str, list[xr.Dataset]] = {}
         for checkpoint in self.opened.where:
             for part in parts:
-                make = lambda c=checkpoint: self.opened.get(c)[0]  # noqa: E731  opened only if the stage is not done
-                for name, dataset in self._stage(part, f"{checkpoint.label}", make, self.material).items():
+                make = partial(self.opened.model, checkpoint)
+                for name, dataset in self._stage(part, checkpoint.label, make, self.material).items():
                     found.setdefault(name, []).append(dataset.expand_dims(step=[checkpoint.step]))
         facts = self._facts()
-        controls = {DISORDERED: self._disordered(parts), UNTRAINED: self._untrained(parts)}
+        trained = partial(self.opened.model, self.opened.last)
+        controls = {
+            DISORDERED: self._draws(DISORDERED, parts, lambda draw: trained, disordered),
+            UNTRAINED: self._draws(UNTRAINED, parts, lambda draw: partial(self.opened.untrained, draw), excerpted),
+        }
         for name, datasets in found.items():
             self._write(name, datasets, {kind: draws[name] for kind, draws in controls.items() if name in draws}, text)
         self._write_text(text)
         self.run.write_json("model", {**facts, "left out": self.left_out, "seconds": self.seconds})
 
-    def _disordered(self, parts: Sequence[Part]) -> dict[str, list[xr.Dataset]]:
-        """The control of the text."""
+    def _draws(
+        self,
+        control: str,
+        parts: Sequence[Part],
+        opener: Callable[[int], Callable[[], PreTrainedModel]],
+        change: Callable[[Material, int], Material],
+    ) -> dict[str, list[xr.Dataset]]:
+        """Every draw of a control: for each a model, which is opened only if a stage is not done, and a text."""
         draws: dict[str, list[xr.Dataset]] = {}
-        for part in parts:
-            for draw in range(part.controls.get(DISORDERED, 0)):
-                make = lambda: self.opened.get(self.opened.where[-1])[0]  # noqa: E731  as above
-                stage = self._stage(part.drawn(draw), f"{DISORDERED} {draw}", make, disordered(self.material, draw))
-                for name, dataset in stage.items():
-                    draws.setdefault(name, []).append(dataset)
-        return draws
-
-    def _untrained(self, parts: Sequence[Part]) -> dict[str, list[xr.Dataset]]:
-        """The control of the weights: one model for each draw."""
-        draws: dict[str, list[xr.Dataset]] = {}
-        most = max(part.controls.get(UNTRAINED, 0) for part in parts)
-        for draw in range(most):
-            held: list[PreTrainedModel] = []
-
-            def make(draw: int = draw, held: list[PreTrainedModel] = held) -> PreTrainedModel:
-                if not held:
-                    held.append(self.opened.untrained(seed=draw))
-                return held[0]
-
+        for draw in range(max(part.controls.get(control, 0) for part in parts)):
             for part in parts:
-                if draw < part.controls.get(UNTRAINED, 0):
-                    stage = self._stage(part.drawn(draw), f"{UNTRAINED} {draw}", make, excerpted(self.material, draw))
+                if draw < part.controls.get(control, 0):
+                    material = change(self.material, draw)
+                    stage = self._stage(part.drawn(draw), f"{control} {draw}", opener(draw), material)
                     for name, dataset in stage.items():
                         draws.setdefault(name, []).append(dataset)
         return draws
 
     def _stage(self, part: Part, label: str, make: Callable[[], PreTrainedModel], material: Material) -> Results:
         """What one part finds, read from the files of an earlier run of this very code if they are all there."""
-        what = f"{part.name}, {label}" if label else part.name
+        what = _at(label, part.name)
         self.progress(what, self.done, self.total)
-        with self._timed(part.name):
+        with _timed(self.seconds, part.name):
             found: Results = {}
             for names in self._together(part, label, make, material):
                 found |= names
@@ -181,10 +191,10 @@ class _Inspection:
         self, part: Part, label: str, make: Callable[[], PreTrainedModel], material: Material
     ) -> Iterator[Results]:
         """All instruments of a part at once; where the model lacks what one needs, one after the other."""
-        kept = {name: self.run.kept(f"{label or 'main'}-{name}") for name in part.instruments}
+        kept = {name: self.run.kept(_file(label, name)) for name in part.instruments}
         yield {name: dataset for name, dataset in kept.items() if dataset is not None}
-        last = self.opened.where[-1].label
-        refused = {name for name in part.instruments if (f"{name}, {last}" if last else name) in self.left_out}
+        last = self.opened.last.label
+        refused = {name for name in part.instruments if _at(last, name) in self.left_out}
         missing = [one for name, one in part.instruments.items() if kept[name] is None and name not in refused]
         if not missing:
             return
@@ -195,12 +205,12 @@ class _Inspection:
                 try:
                     yield self._keep(label, part.run(make(), material, [one]))
                 except REFUSALS as refusal:
-                    self.left_out[f"{one.name}, {label}" if label else one.name] = str(refusal)
+                    self.left_out[_at(label, one.name)] = str(refusal)
 
     def _keep(self, label: str, found: Results) -> Results:
         """Write results of a stage beside the run until all are there."""
         for name, dataset in found.items():
-            self.run.keep(f"{label or 'main'}-{name}", dataset)
+            self.run.keep(_file(label, name), dataset)
         return found
 
     def _write(
@@ -222,7 +232,7 @@ class _Inspection:
 
     def _facts(self) -> dict[str, Any]:
         """What the model is."""
-        model, _ = self.opened.get(self.opened.where[-1])
+        model = self.opened.model(self.opened.last)
         config = model.config.get_text_config()
         return {
             "class": type(model).__name__,
@@ -235,19 +245,23 @@ class _Inspection:
             "kernel": str(model.config._attn_implementation),
         }
 
-    @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
-        """Note how long a part takes."""
-        began = time.perf_counter()
-        yield
-        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - began, 1)
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Add the time that something takes to what it took before."""
+    began = time.perf_counter()
+    yield
+    seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - began, 1)
 
 
-def _material(text: Text, tokenizer: PreTrainedTokenizerBase | None, model: PreTrainedModel) -> Material:
-    """What the model is run on."""
-    if tokenizer is None:
-        raise ValueError("a model must come with its tokenizer")
-    return Material(ids=text.ids, allowed=ordinary(tokenizer, model))
+def _at(label: str, name: str) -> str:
+    """A part or an instrument, at a checkpoint or on a control's draw if there is one."""
+    return f"{name}, {label}" if label else name
+
+
+def _file(label: str, name: str) -> str:
+    """Where a stage keeps what an instrument found."""
+    return f"{label or 'main'}-{name}"
 
 
 def _spelled(dataset: xr.Dataset, text: Text) -> xr.Dataset:

@@ -23,7 +23,7 @@ INNER_TOKENS, INNER_LENGTH, INNER_QUERIES = 1024, 256, 64  # inner objectives: i
 PIECES, PIECE_LENGTH = 2, 256  # sequences of attribution and similarity
 REPEATED, REPEATS = 24, 8  # tokens before the repetition, sequences that repeat
 EXCERPT = 48  # positions whose attention is shown
-OF_STREAMS = ("norms", "logit_lens", "affine_lens")  # have all layers, in hybrids too; the others those with attention
+STREAMS = frozenset(("resid_pre", "resid_post"))  # there in every layer, of hybrids too
 MAPS = 512  # tokens among which the inputs of linear maps are sampled
 
 
@@ -121,7 +121,7 @@ def _measured(
     depth = getattr(model.config.get_text_config(), "num_hidden_layers", len(some))
     if len(some) == depth:
         return measure_all(model, ids, wanted, batch_size=size, queries=queries)
-    whole, heads = ([one for one in wanted if (one.name in OF_STREAMS) == streams] for streams in (True, False))
+    whole, heads = ([one for one in wanted if (one.needs <= STREAMS) == streams] for streams in (True, False))
     found = measure_all(model, ids, whole, batch_size=size, queries=queries) if whole else {}
     if heads:
         found |= measure_all(model, ids, heads, batch_size=size, queries=queries, layers=some)

@@ -81,7 +81,7 @@ def read_words(text: Path | None) -> tuple[str, str]:
 def tokenize(
     words: str,
     source: str,
-    tokenizer: PreTrainedTokenizerBase | None,
+    tokenizer: PreTrainedTokenizerBase,
     model: PreTrainedModel,
     name: str,
     tokens: int | None,
@@ -98,13 +98,8 @@ def tokenize(
         sequences: at most so many; as many as the text gives.
 
     Raises:
-        ValueError: there is no tokenizer, or the text is too short or the context too small.
+        ValueError: the text is too short or the context too small.
     """
-    if tokenizer is None:
-        raise ValueError(
-            f"a model must come with its tokenizer to read text, but {name} has none; put the files of "
-            "tokenizer.save_pretrained beside the weights"
-        )
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if tokens is not None and context is not None and tokens > context:
         raise ValueError(

@@ -27,6 +27,13 @@ class Measure(Instrument):
     reductions: Mapping[str, Reduction | LayerReduction] = field(default_factory=dict)
     padded: bool = False
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """Every site that it is computed from."""
+        several = [how for how in self.reductions.values() if isinstance(how, LayerReduction)]
+        single = [how.site for how in self.reductions.values() if isinstance(how, Reduction)]
+        return frozenset((*self.sites, *single, *(site for how in several for site in how.sites)))
+
     def __call__(self, *subject: Any, **options: Any) -> xr.Dataset:
         """Apply the measure to a capture.
 
@@ -100,3 +107,12 @@ def measure_all(
         layers=layers,
     )
     return {one.name: one(recorded) for one in measures}
+
+
+def refuse_some_layers(recorded: Capture) -> None:
+    """Refuse a capture from which layers were left out: the last recorded stream must be the last of the model."""
+    depth = recorded.frame.num_layers
+    if recorded.layers != tuple(range(depth)):
+        raise ValueError(
+            f"all {depth} layers must be recorded, but only {list(recorded.layers)} were; leave out layers="
+        )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mesascope.axes import label
 from mesascope.capturing import Capture
-from mesascope.measures.base import measure
+from mesascope.measures.base import measure, refuse_some_layers
 
 STREAM = ("resid_pre", "resid_post", "attn_write", "head_out")
 ROWS = 256  # of logits in memory at once: fewer are slower by the row, more gain nothing
@@ -54,7 +54,7 @@ def contributions_to(
     Raises:
         ValueError: not all layers were recorded; UnsupportedModel: the prediction is no sum of parts.
     """
-    _refuse_some_layers(recorded)
+    refuse_some_layers(recorded)
     frame, final = recorded.frame, recorded["resid_post"][-1][batch, pos]
     rows = frame.unembedding(tokens)
     along = frame.toward(rows - frame.unembedding_mean if centred else rows, final).double()
@@ -126,7 +126,7 @@ def top_tokens(recorded: Capture, k: int = 5) -> xr.Dataset:
         recorded: a capture of all layers of a language model on one sequence.
         k: how many for each head.
     """
-    _refuse_some_layers(recorded)
+    refuse_some_layers(recorded)
     if recorded.inputs.is_floating_point() or len(recorded.inputs) != 1:
         raise ValueError(f"top_tokens needs one sequence of tokens, but got {tuple(recorded.inputs.shape)}")
     heads, together = recorded["head_out"].shape[3], max(1, ROWS // recorded.inputs.shape[1])
@@ -174,12 +174,3 @@ def _gap(recorded: Capture, batch: Int[Tensor, " place"], pos: Int[Tensor, " pla
         wanted = logits.gather(-1, recorded.inputs[row, pos[here] + 1][:, None])[:, 0] - logits.mean(-1)
         worst = torch.maximum(worst, (wanted - parts.total[here]).abs().max())
     return worst
-
-
-def _refuse_some_layers(recorded: Capture) -> None:
-    """Refuse a capture from which layers were left out: the last recorded stream must be the last of the model."""
-    depth = recorded.frame.num_layers
-    if recorded.layers != tuple(range(depth)):
-        raise ValueError(
-            f"all {depth} layers must be recorded, but only {list(recorded.layers)} were; leave out layers="
-        )

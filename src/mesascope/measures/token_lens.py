@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from mesascope.axes import label
 from mesascope.capturing import Capture, LayerReduction, LayerView
-from mesascope.measures.base import measure
+from mesascope.measures.base import measure, refuse_some_layers
 from mesascope.measures.lens import depth_names
 from mesascope.measures.regression import halves, ridge_fit
 
@@ -79,13 +79,10 @@ def _depths(
     recorded: Capture,
 ) -> tuple[list[Float[Tensor, "batch query d_model"]], Int[Tensor, "batch query"], Bool[Tensor, "batch query"]]:
     """The stream at the embedding and after each layer, the true next tokens, and where there is one."""
-    tokens, depth = recorded.inputs, recorded.frame.num_layers
+    tokens = recorded.inputs
     if tokens.is_floating_point():
         raise ValueError("a lens on tokens needs tokens, but the inputs are vectors; use lens")
-    if recorded.layers != tuple(range(depth)):
-        raise ValueError(
-            f"all {depth} layers must be recorded, but only {list(recorded.layers)} were; leave out layers="
-        )
+    refuse_some_layers(recorded)
     at = torch.tensor(recorded.queries, device=tokens.device)
     following = (at + 1).clamp(max=tokens.shape[1] - 1)
     known = (at + 1 < tokens.shape[1]).expand(len(tokens), -1)
