@@ -3,6 +3,7 @@
 from importlib import util
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -129,3 +130,45 @@ def test_a_published_model_may_carry_more_than_is_used_but_nothing_less(
     save_file(weights, file, {"format": "pt"})
     with pytest.raises(ModelNotFound, match=r"1 missing keys, such as model\.layers\.0\.mlp\.up_proj\.weight"):
         load_pretrained(tmp_path)
+
+
+def write_gguf(file: Path, llama: LlamaForCausalLM) -> None:
+    """The weights of a tiny Llama as llama.cpp stores them; no tokenizer."""
+    config = llama.config
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, value in llama.state_dict().items():
+        stored = table.get_name(name.removesuffix(".weight"))
+        assert stored is not None, name
+        writer.add_tensor(f"{stored}.weight", value.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_is_parsed_once_and_gives_what_transformers_reads(
+    llama: LlamaForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_gguf(tmp_path / "a.gguf", llama)
+    parse, names, parsed = gguf.GGUFReader, gguf.get_tensor_name_map, []
+    monkeypatch.setattr(gguf, "GGUFReader", lambda place: parsed.append(place) or parse(place))
+    plain = LlamaForCausalLM.from_pretrained(tmp_path, gguf_file="a.gguf", dtype=torch.float32)
+    slowly = len(parsed)
+    model, tokenizer = load_pretrained(tmp_path / "a.gguf")
+    assert (slowly, len(parsed)) == (2, 3)
+    assert tokenizer is None
+    assert model.state_dict().keys() == plain.state_dict().keys() == llama.state_dict().keys()
+    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in model.state_dict().items())
+    assert torch.equal(model.get_input_embeddings().weight, llama.get_input_embeddings().weight)
+    load_pretrained(tmp_path / "a.gguf")
+    assert len(parsed) == 4  # nothing is kept: the file may be another by now
+    assert gguf.get_tensor_name_map is names

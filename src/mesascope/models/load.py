@@ -2,7 +2,7 @@
 
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from hashlib import sha256
 from importlib.util import find_spec
@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging
 
 from mesascope.models.config import DecoderConfig
+from mesascope.models.gguf import read_once
 from mesascope.models.transformer import Decoder
 
 _HUB = "; check the name and the network, and log in with `hf auth login` where access must be granted"
@@ -75,7 +76,7 @@ def load_pretrained(
     """
     place, options = _place(str(name))
     local = Path(place).is_dir()
-    with quiet() if local else _without_retries():
+    with quiet() if local else _without_retries(), read_once() if options else nullcontext():
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 place, revision=revision, dtype=dtype, output_loading_info=True, **options, **_weights(options)
