@@ -117,6 +117,9 @@ def _compared(model: PreTrainedModel, recorded: Capture, attending: list[int], c
         told = model(tokens(), use_cache=False, **eager)
     if not torch.equal(recorded["prediction"], untouched.logits):
         outcome.wrong.append(f"captured and untouched predictions differ with {kernel}")
+    unpredicted = capture(model, tokens(), ["resid_post"], layers=recorded.layers, check=False)
+    if not torch.equal(unpredicted["resid_post"], recorded["resid_post"]):
+        outcome.wrong.append("the stream differs where predictions are not asked for")
     patterns, streams = told.get("attentions") or (), told.get("hidden_states") or ()
     for row, number in enumerate(recorded.layers):
         if "pattern" in recorded and len(patterns) == len(attending):

@@ -49,6 +49,24 @@ def test_micro_batches_give_the_same_numbers(llama):
         assert_close(parts[site], whole[site], rtol=1e-5, atol=1e-6)
 
 
+def test_predictions_that_nobody_asks_for_are_not_made_and_change_nothing(llama, request):
+    made = []
+    x, head = tokens(), llama.lm_head
+    request.addfinalizer(head.register_forward_hook(lambda _, given, result: made.append(result.shape[1])).remove)
+    sites = ["resid_post", "pattern", "attn_write"]
+    capture(llama, x, sites)  # with its probe and its checks, which are not made again
+    made.clear()
+    without = capture(llama, x, sites)
+    assert made == [1]
+    whole = Reduction(site="prediction", fn=lambda logits: logits.sum(-1), axes=("batch", "pos"))
+    for wanted, options in ((["prediction"], {}), (["resid_pre_grad"], {}), ([], {"reduce": {"whole": whole}})):
+        made.clear()
+        capture(llama, x, wanted, **options, check=False)
+        assert made == [x.shape[1]], wanted
+    recorded = capture(llama, x, [*sites, "prediction"])
+    assert all(torch.equal(recorded[site], without[site]) for site in sites)
+
+
 def test_layers_are_picked_and_keep_their_numbers(llama):
     whole, some = capture(llama, tokens(), ["value"]), capture(llama, tokens(), ["value"], layers=[2, -3])
     assert torch.equal(some["value"], whole["value"][[2, 0]])

@@ -278,7 +278,7 @@ def _run(model: PreTrainedModel, known: Sequence[Layer], recorder: Recorder, run
             with attach(
                 model, known, recorder.places, recorder, queries=queries, enter=recorder.enter, room=recorder.room
             ):
-                prediction = predict(model, x, mask)
+                prediction = predict(model, x, mask, everywhere=recorder.predicts)
             recorder.predicted(prediction)
             if back:
                 backward(prediction, x, mask, None if run.batch is None else run.batch[rows])

@@ -31,20 +31,25 @@ def quiet(model: PreTrainedModel) -> Iterator[None]:
             module.training = True
 
 
-def predict(model: PreTrainedModel, inputs: Inputs, mask: Mask | None = None) -> Float[Tensor, "batch pos d_out"]:
+def predict(
+    model: PreTrainedModel, inputs: Inputs, mask: Mask | None = None, *, everywhere: bool = True
+) -> Float[Tensor, "batch predicted d_out"]:
     """What a model predicts at every position.
 
     Args:
         model: any causal language model, or one of ours.
         inputs: tokens or vectors.
         mask: 1 where an input is real, 0 at padding, on either side; positions are counted from the first real one.
+        everywhere: otherwise at the last position alone, where the class can: what happens inside is the same, and a
+            vocabulary is large.
 
     Raises:
         UnsupportedModel: the model gives no logits.
     """
-    output = model(**_arguments(model, inputs, mask))
+    less = not everywhere and accepts(model, "logits_to_keep")
+    output = model(**_arguments(model, inputs, mask), **({"logits_to_keep": 1} if less else {}))
     logits = output.get("logits") if isinstance(output, dict) else None
-    if not isinstance(logits, Tensor) or logits.shape[:2] != inputs.shape[:2]:
+    if not isinstance(logits, Tensor) or not (less or logits.shape[:2] == inputs.shape[:2]):
         raise UnsupportedModel(
             f"a model must predict at every position, but {type(model).__name__} gives no such logits; "
             "load it as a causal language model"

@@ -119,6 +119,15 @@ class Recorder:
         """Whether a gradient is wanted anywhere."""
         return any(map(gradient_of, self.places))
 
+    @property
+    def predicts(self) -> bool:
+        """Whether predictions are wanted, for themselves or for a gradient."""
+        return (
+            "prediction" in self._keep
+            or self.differentiates
+            or any(each.site == "prediction" for each in self._single.values())
+        )
+
     def enter(self, layer: int, rerun: Callable[[Tensor], Tensor]) -> None:
         """Take note of how the queries of a layer are had from another stream."""
         if layer in self._slots and (self._forth or self._back):

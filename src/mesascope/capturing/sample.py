@@ -56,5 +56,5 @@ def sample_maps(
         with watch_maps(maps, pick(real, most, torch.Generator().manual_seed(seed))) as watched:
             for start in range(0, len(inputs), size):
                 rows = slice(start, start + size)
-                predict(model, inputs[rows], None if mask is None else mask[rows])
+                predict(model, inputs[rows], None if mask is None else mask[rows], everywhere=False)
         return watched.result()

@@ -167,6 +167,7 @@ PARTS = (
         instruments=_named(measures.roles, measures.token_copying),
         run=_repeats,
         controls={UNTRAINED: 2},
+        costly=("token_copying",),
     ),
     Part(name="an excerpt", instruments=_named(measures.patterns, measures.top_tokens), run=_excerpt, controls={}),
 )
