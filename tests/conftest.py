@@ -6,6 +6,11 @@ from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
+
+TOGETHER = ("tests/test_end_to_end.py", "tests/test_inspection_of_everything.py")  # one run, at which all tests look
+LONG = ("test_tour.py", "test_inspect.py", "test_norms.py", "test_readme.py", "test_resume.py", "test_induction.py")
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: a test never asks the network
 os.environ.pop("MESASCOPE_DEBUG", None)
@@ -20,6 +25,25 @@ def pytest_configure(config: pytest.Config) -> None:
 
     torch.set_num_threads(1)
     logging.disable_progress_bar()
+
+
+class OneRunOneWorker(LoadScopeScheduling):
+    """Gives a worker one test after the other, but the tests of some files all to one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::")[0]
+        return file if file in TOGETHER else nodeid
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneRunOneWorker:
+    """How tests are handed out."""
+    return OneRunOneWorker(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first, so that at the end no worker waits for another's."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 @pytest.hookimpl(wrapper=True)

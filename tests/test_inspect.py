@@ -5,99 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from mesascope import api
-from mesascope.inspection import NAMES, prose
-from mesascope.measures import objectives
-from mesascope.models.load import ModelNotFound, load_pretrained, untrained
-from mesascope.store import Run, RunError
-
-ONE_WORKER = pytest.mark.xdist_group("everything")  # which makes what all of them look at once
-
-
-def save_tiny(place: Path, seed: int = 0) -> Path:
-    """A tiny GPT-2 with a word tokenizer, as somebody might have saved it."""
-    words = sorted(set(prose()[:20_000].split()))
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["<unk>", *words])}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    torch.manual_seed(seed)
-    config = GPT2Config(vocab_size=len(words) + 1, n_embd=16, n_layer=2, n_head=2, n_positions=64)
-    GPT2LMHeadModel(config).save_pretrained(place / "tiny")
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(place / "tiny")
-    return place / "tiny"
+from mesascope.models.load import ModelNotFound
+from mesascope.store import RunError
+from saved import save_tiny
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
     return save_tiny(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def everything(tmp_path_factory) -> Run:
-    """All measures with all controls on the tiny model."""
-    place = tmp_path_factory.mktemp("everything")
-    return api.inspect(str(save_tiny(place, seed=7)), tokens=32, sequences=3, out=place / "out")
-
-
-@ONE_WORKER
-def test_every_measure_is_there_and_nothing_was_left_out(everything):
-    expected = {f"inner_{one.name}" for one in objectives.OBJECTIVES} | set(NAMES) - {"inner"} | {"text"}
-    assert set(everything.results()) == expected
-    facts = everything.read_json("model")
-    assert facts["left out"] == {}
-    assert facts["class"] == "GPT2LMHeadModel"
-    assert everything.read_results("text")["token"].values[0, 0] == prose().split()[0]
-    assert everything.read_results("norms")["norm"].sizes == {"layer": 3, "batch": 3, "pos": 32}
-
-
-@ONE_WORKER
-def test_every_curve_has_its_controls_in_draws(everything):
-    for name, variable, kinds in (
-        ("norms", "mean", {"random weights", "positions shuffled"}),
-        ("logit_lens", "loss", {"random weights", "positions shuffled"}),
-        ("affine_lens", "loss", {"random weights", "positions shuffled"}),
-        ("position", "score", {"random weights", "positions shuffled", "uniform attention"}),
-        ("inner_quadratic", "cosine", {"random weights", "positions shuffled", "keys shuffled"}),
-        ("inner_outer", "cosine", {"random weights", "positions shuffled", "keys shuffled"}),
-        ("inner_readout", "before", {"random weights", "positions shuffled"}),
-        ("spectra", "effective_rank", {"random weights"}),
-        ("token_attribution", "head_contribution", {"random weights", "positions shuffled"}),
-        ("token_similarity", "partial", {"random weights", "positions shuffled"}),
-        ("roles", "score", {"random weights", "keys shuffled", "no repetition"}),
-        ("token_copying", "score", {"random weights"}),
-    ):
-        data = everything.read_results(name)
-        controls = {
-            array.attrs["control"]: array
-            for array in data.data_vars.values()
-            if array.attrs.get("control_of") == variable and "control" in array.attrs
-        }
-        assert kinds <= set(controls), name
-        for kind in kinds & {"random weights", "positions shuffled"}:
-            assert {str(d) for d in controls[kind].dims} == {"draw", *map(str, data[variable].dims)}, (name, kind)
-            assert "headline" not in controls[kind].attrs
-
-
-@ONE_WORKER
-def test_the_untrained_model_is_another_one_and_the_same_for_the_same_seed(everything):
-    model, _ = load_pretrained(everything.record["model"])
-    make = untrained(model)
-    first, again, other = make(0), make(0), make(1)
-    pairs = list(zip(first.parameters(), again.parameters(), other.parameters(), model.parameters(), strict=True))
-    assert all(torch.equal(a, b) for a, b, _, _ in pairs)
-    assert any(not torch.equal(a, c) for a, _, c, _ in pairs)
-    assert any(not torch.equal(a, d) for a, _, _, d in pairs)
-    loss = everything.read_results("logit_lens")["loss"]
-    assert float(loss[-1]) != float(everything.read_results("logit_lens")["loss_random_weights"][0, -1])
-
-
-@ONE_WORKER
-def test_the_page_is_drawn(everything):
-    page = (everything.path / "report.html").read_text(encoding="utf-8")
-    for heading in ("Logit lens", "Where heads look", "Inner objective: quadratic", "Gram spectra"):
-        assert heading in page
 
 
 def test_the_same_call_again_gives_the_same_numbers(folder, tmp_path):
@@ -142,7 +59,7 @@ def test_checkpoints_over_time_give_every_measure_the_axis_step(tmp_path):
         steps=["step100", str(tmp_path / "step20")],
         tokens=16,
         out=tmp_path / "out",
-        measures=["norms", "inner", "roles"],
+        measures=["norms", "inner_linear", "inner_readout", "roles"],
     )
     for name in ("norms", "inner_linear", "inner_readout", "roles"):
         data = run.read_results(name)
@@ -194,7 +111,7 @@ def test_an_earlier_checkpoint_that_was_exchanged_is_not_taken_up(tmp_path):
 
 def test_bfloat16_is_measured_too(folder, tmp_path):
     run = api.inspect(
-        str(folder), tokens=32, out=tmp_path / "a", dtype="bfloat16", measures=["norms", "inner", "roles"]
+        str(folder), tokens=32, out=tmp_path / "a", dtype="bfloat16", measures=["norms", "inner_quadratic", "roles"]
     )
     assert run.read_json("model")["dtype"] == "bfloat16"
     plain = api.inspect(str(folder), tokens=32, out=tmp_path / "b", measures=["norms"])

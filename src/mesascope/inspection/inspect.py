@@ -217,7 +217,7 @@ class _Inspection:
         self, name: str, datasets: Sequence[xr.Dataset], controls: dict[str, list[xr.Dataset]], text: Text
     ) -> None:
         """A result with its controls; where there is one checkpoint, without the axis ``step``."""
-        joined = xr.concat(datasets, dim="step", combine_attrs="override")
+        joined = xr.concat(datasets, dim="step", combine_attrs="drop_conflicts")
         joined = joined if len(self.opened.where) > 1 else joined.isel(step=0, drop=True)
         for control, draws in controls.items():
             joined = beside(joined, control, draws)

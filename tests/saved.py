@@ -1,0 +1,21 @@
+"""A tiny language model in a folder."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from mesascope.inspection import prose
+
+
+def save_tiny(place: Path, seed: int = 0) -> Path:
+    """A tiny GPT-2 with a word tokenizer, as somebody might have saved it."""
+    words = sorted(set(prose()[:20_000].split()))
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["<unk>", *words])}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    torch.manual_seed(seed)
+    config = GPT2Config(vocab_size=len(words) + 1, n_embd=16, n_layer=2, n_head=2, n_positions=64)
+    GPT2LMHeadModel(config).save_pretrained(place / "tiny")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(place / "tiny")
+    return place / "tiny"
