@@ -215,7 +215,10 @@ class Recorder:
         return self._place(name, like, self._slots[layer])
 
     def _store(self, name: str, value: Shaped[Tensor, "batch *rest"], slot: int | None) -> None:
-        """Copy a value to its place in the tensor of all layers and sequences, unless it was made there."""
+        """Copy a value to its place in the tensor of all layers and sequences, unless it was made there or is all."""
+        if slot is None and name in self._keep and len(self.passing.rows) == self._batch:
+            self.kept[name] = value.detach()
+            return
         place = self._place(name, value, slot)
         if place.data_ptr() != value.data_ptr():
             place.copy_(value.detach())
