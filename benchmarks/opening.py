@@ -2,9 +2,9 @@
 
     python benchmarks/opening.py GGUF
 
-8 sequences of 2,048 tokens, all default measures, controls and gradients and the report included. Neither the plain
-passes nor this count what it takes to read the weights from the file; the time of the whole command is printed too.
-Plain passes are timed before and after, since machines are noisy. Exits with 1 if a bound does not hold.
+The whole command is measured, loading and report included, on 8 sequences of 2,048 tokens with all default measures.
+Plain passes, which do not count loading, are timed before and after it, since machines are noisy. What it takes without
+reading the weights is printed too. Exits with 1 if a bound does not hold.
 """
 
 import json
@@ -63,12 +63,12 @@ def main(path: str) -> None:
         after = timed(path)
         parts = json.loads((Path(folder) / "run" / "model.json").read_text())["seconds"]
     plain_seconds, measuring = (before + after) / 2, seconds - parts["opening the model"]
-    ratio = measuring / plain_seconds
+    ratio = seconds / plain_seconds
     for name, value in parts.items():
         print(f"  {name:<24}{value:8.1f} s")
     print(f"plain forward passes    {before:8.1f} s before, {after:.1f} s after")
-    print(f"the whole command       {seconds:8.1f} s, {seconds / plain_seconds:.2f} times")
-    print(f"but for reading weights {measuring:8.1f} s, {ratio:.2f} times (at most {MOST_TIME})")
+    print(f"the whole command       {seconds:8.1f} s, {ratio:.2f} times (at most {MOST_TIME})")
+    print(f"but for reading weights {measuring:8.1f} s, {measuring / plain_seconds:.2f} times")
     print(f"peak memory             {memory:8.2f} GB (at most {MOST_MEMORY})")
     sys.exit(ratio > MOST_TIME or memory > MOST_MEMORY)
 

@@ -111,7 +111,7 @@ def test_an_earlier_checkpoint_that_was_exchanged_is_not_taken_up(tmp_path):
 
 def test_bfloat16_is_measured_too(folder, tmp_path):
     run = api.inspect(
-        str(folder), tokens=32, out=tmp_path / "a", dtype="bfloat16", measures=["norms", "inner_quadratic", "roles"]
+        str(folder), tokens=32, out=tmp_path / "a", dtype="bfloat16", measures=["norms", "inner", "roles"]
     )
     assert run.read_json("model")["dtype"] == "bfloat16"
     plain = api.inspect(str(folder), tokens=32, out=tmp_path / "b", measures=["norms"])
@@ -176,6 +176,8 @@ def test_a_folder_without_a_tokenizer_and_one_with_a_pickle_get_one_line(folder,
 
 def test_a_hub_name_that_is_not_there_gets_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelNotFound, match=r"nothing cannot be opened.*; check the name") as error:
+    with pytest.raises(
+        ModelNotFound, match=r"nobody/nothing cannot be opened.*; check the name and the network"
+    ) as error:
         api.inspect("nobody/nothing", out=tmp_path / "a")
     assert "\n" not in str(error.value)

@@ -96,6 +96,7 @@ class Recorder:
         several = [how for how in reduce.values() if isinstance(how, LayerReduction)]
         self._back = [how for how in several if any(map(gradient_of, how.sites))]
         self._forth = [how for how in several if how not in self._back]
+        self._alone = {*keep, *(how.site for how in self._single.values())}  # wanted one site at a time
         self._lacking = lacking or {}
         self._slots = {layer: slot for slot, layer in enumerate(layers)}
         self._edited = [edit.layers(count) for edit in edits]
@@ -104,7 +105,7 @@ class Recorder:
     @property
     def places(self) -> dict[str, tuple[int, ...]]:
         """Every site within layers that must be shown, and in which layers."""
-        wanted = {*self._keep, *(each.site for each in self._single.values())} - {"prediction"}
+        wanted = self._alone - {"prediction"}
         wanted |= {name for how in (*self._forth, *self._back) for name in how.sites}
         wanted |= ({DONE} if self._forth or self._back else set()) | ({DONE_BACK} if self._back else set())
         places = {name: set(self._slots) for name in wanted}
@@ -122,11 +123,7 @@ class Recorder:
     @property
     def predicts(self) -> bool:
         """Whether predictions are wanted, for themselves or for a gradient."""
-        return (
-            "prediction" in self._keep
-            or self.differentiates
-            or any(each.site == "prediction" for each in self._single.values())
-        )
+        return "prediction" in self._alone or self.differentiates
 
     def enter(self, layer: int, rerun: Callable[[Tensor], Tensor]) -> None:
         """Take note of how the queries of a layer are had from another stream."""
