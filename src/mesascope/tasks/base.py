@@ -1,8 +1,9 @@
 """What a task is: a process that makes sequences, and predictors that are known to be right."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -28,6 +29,15 @@ class Batch:
     def __len__(self) -> int:
         """The number of sequences."""
         return self.inputs.shape[0]
+
+    @property
+    def labels(self) -> dict[str, Int[Tensor, "batch pos"]]:
+        """The latents that are whole numbers at every position: what positions can be sorted by."""
+        return {
+            name: value
+            for name, value in self.latents.items()
+            if value.shape == self.weight.shape and not value.is_floating_point() and value.dtype != torch.bool
+        }
 
     def __getitem__(self, rows: slice) -> "Batch":
         """Some of the sequences, with everything that belongs to them."""
@@ -66,6 +76,19 @@ class Task(ABC):
     @abstractmethod
     def oracles(self, batch: Batch) -> Mapping[str, Float[Tensor, "batch pos d_out"]]:
         """Predictors that see the same prompt, by name; position ``t`` uses inputs 0..t only."""
+
+    def validation(self) -> "Task":
+        """Where the sequences that are opened come from: itself, where every sequence is fresh."""
+        return self
+
+    def prepared(self, folder: Path, say: Callable[[str], None]) -> "Task":
+        """The same task with all it needs at hand, before anything is trained.
+
+        Args:
+            folder: where it may keep files; a task prepared from the same folder again samples the same sequences.
+            say: hears one line for anything a reader should know, such as what stands in for what is missing.
+        """
+        return self
 
 
 def training_loss(task: Task, prediction: Float[Tensor, "batch pos d_out"], batch: Batch) -> Float[Tensor, ""]:
