@@ -10,6 +10,8 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mesascope.tasks.corpora import prose
+
 FEWEST = 9  # tokens of a sequence: with fewer there is no place to look back from
 USUAL = 512  # tokens of a sequence, where nobody says how many
 LETTERS = 20  # no tokenizer makes tokens of more letters than this on average
@@ -47,13 +49,6 @@ def check_sizes(tokens: int | None, sequences: int) -> None:
         raise ValueError(f"tokens must be {FEWEST} or more, but got {tokens}")
     if sequences < 1:
         raise ValueError(f"sequences must be 1 or more, but got {sequences}")
-
-
-def prose() -> str:
-    """English prose that is on every machine with Python: its own reference manual."""
-    from pydoc_data.topics import topics
-
-    return "\n\n".join(topics[key] for key in sorted(topics))
 
 
 def read_words(text: Path | None) -> tuple[str, str]:

@@ -48,14 +48,18 @@ class Batch:
             latents={name: value[rows] for name, value in self.latents.items()},
         )
 
-    def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on another device."""
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Batch":
+        """The same batch on another device, its real numbers in another type if one is given."""
+
+        def moved(x: Tensor) -> Tensor:
+            return x.to(device, dtype if x.is_floating_point() else None)
+
         return replace(
             self,
-            inputs=self.inputs.to(device),
-            targets=self.targets.to(device),
-            weight=self.weight.to(device),
-            latents={name: value.to(device) for name, value in self.latents.items()},
+            inputs=moved(self.inputs),
+            targets=moved(self.targets),
+            weight=moved(self.weight),
+            latents={name: moved(value) for name, value in self.latents.items()},
         )
 
 
