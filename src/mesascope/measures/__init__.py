@@ -3,11 +3,13 @@
 from mesascope.measures.attribution import attribution
 from mesascope.measures.base import Measure, measure, measure_all
 from mesascope.measures.behaviour import behaviour
+from mesascope.measures.clusters import clusters
 from mesascope.measures.heads import copying, patterns, position
 from mesascope.measures.inner import inner, objective
 from mesascope.measures.lens import estimate, lens
 from mesascope.measures.norms import norms
 from mesascope.measures.ov import token_copying
+from mesascope.measures.pictures import pictures
 from mesascope.measures.roles import repeated_tokens, roles
 from mesascope.measures.similarity import similarity
 from mesascope.measures.token_attribution import contributions_to, token_attribution, top_tokens
@@ -19,6 +21,7 @@ __all__ = [
     "affine_lens",
     "attribution",
     "behaviour",
+    "clusters",
     "contributions_to",
     "copying",
     "estimate",
@@ -30,6 +33,7 @@ __all__ = [
     "norms",
     "objective",
     "patterns",
+    "pictures",
     "position",
     "repeated_tokens",
     "roles",

@@ -71,9 +71,17 @@ const mesascope = (() => {
     return label;
   }
 
+  function marked(data, index, plot) {
+    const { palette, names, codes, used } = data.marks, kind = index % names.length, code = codes[used[index]];
+    const marker = { ...data.plots[plot].data[0].marker, color: code.map(one => palette[one % palette.length]) };
+    return { ...data.variants[Math.floor(index / names.length)][plot], marker, customdata: code.map(one => names[kind][one]) };
+  }
+
   function chosen(data, at, plot) {
     if (!data.variants) return {};
-    const cells = data.variants[(data.choices || []).reduce((sum, one, k) => sum * one.options.length + at[k], 0)][plot];
+    const index = (data.choices || []).reduce((sum, one, k) => sum * one.options.length + at[k], 0);
+    if (data.marks) return marked(data, index, plot);
+    const cells = data.variants[index][plot];
     if (!data.plots[plot].log || cells.text) return cells;
     return { ...cells, text: cells.z.map(row => row.map(v => v === null ? "" : String(Number((10 ** v).toPrecision(3))))) };
   }

@@ -11,6 +11,7 @@ from mesascope.report.bars import bars
 from mesascope.report.curves import over_axis, over_steps
 from mesascope.report.maps import drawable, heat_maps, layers_over_steps, thinned
 from mesascope.report.panel import Panel
+from mesascope.report.scatter import marked, marks, scatter
 from mesascope.report.shown import LABELS, NAMES, Shown, numeric, prepare
 from mesascope.report.table import table
 from mesascope.report.tokens import coloured_text
@@ -24,6 +25,7 @@ VIEWS: Mapping[str, View] = MappingProxyType(
         "heatmap": heat_maps,
         "attention": patterns,
         "tokens": coloured_text,
+        "scatter": scatter,
         "bars": bars,
         "table": table,
     }
@@ -38,13 +40,14 @@ def panels(data: xr.Dataset, elsewhere: Collection[str] = ()) -> list[Panel]:
         data: the variables of one file.
         elsewhere: names of those that another part of the page draws already.
     """
-    drawn, taken = [], {*_used_as_labels(data), *elsewhere}
+    drawn, taken = [], {*_used_as_labels(data), *marks(data), *elsewhere}
     for name in map(str, data.data_vars):
         belongs = data[name].attrs.get("control_of")
         if name in taken or (belongs in data.data_vars and belongs not in elsewhere):
             continue
         shown = thinned(prepare(data, name))
         view = choose(shown)
+        shown = marked(data, shown) if view is scatter else shown
         drawn.append(_draw(view, shown))
         if view is over_axis and _watched(shown):
             drawn.append(_draw(layers_over_steps, shown))

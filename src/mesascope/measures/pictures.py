@@ -1,0 +1,118 @@
+"""Representations as points in a plane."""
+
+from importlib import import_module
+
+import torch
+import xarray as xr
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mesascope.axes import label
+from mesascope.capturing import Capture
+from mesascope.measures.base import measure
+from mesascope.measures.clusters import ENDINGS, place_of, representations
+from mesascope.measures.lens import depth_names
+
+MOST = 256  # sequences in a picture: more hide one another
+NEIGHBOURS = 15  # of a point, whose distances UMAP keeps; its authors' default (McInnes et al. 2018)
+AXES = ["first", "second"]
+
+Places = Float[Tensor, "batch component"]
+
+
+@measure(title="Pictures of representations", sites=[], reductions=ENDINGS, steps="ends", order=14)
+def pictures(
+    recorded: Capture,
+    position: int | None = None,
+    method: str = "pca",
+    most: int = MOST,
+    seed: int = 0,
+) -> xr.Dataset:
+    """One position's vector of the residual stream, of each sequence, as a point in a plane, at the embedding and after
+    each layer. By principal components, the plane holds the two directions along which these vectors vary most: what
+    lies apart in it is apart, but what lies together may be apart in other directions. By UMAP (McInnes et al. 2018),
+    neighbours are kept together as well as can be, and distances between groups say little. Each picture has axes of
+    its own.
+
+    Args:
+        recorded: a capture. Points are sorted by the labels of its batch, or else, where tokens are read, by the next
+            token.
+        position: whose vectors are shown, counted from the end where negative. By default the last, or the last that
+            has a next token where bare tokens were captured.
+        method: ``pca``, or ``umap``, for which umap-learn must be installed.
+        most: sequences shown, the first ones.
+        seed: of UMAP's layout.
+
+    Raises:
+        ValueError: no such position or method, fewer than two sequences or coordinates, or no umap-learn.
+    """
+    if method not in ("pca", "umap"):
+        raise ValueError(f"method must be pca or umap, but got {method!r}")
+    bare = recorded.batch is None and not recorded.inputs.is_floating_point()
+    place = place_of(recorded, (-2 if bare else -1) if position is None else position)
+    vectors = representations(recorded, place)[:, :most].double().cpu()
+    if min(vectors.shape[1:]) < 2:
+        raise ValueError(f"a picture needs two sequences and coordinates or more, but got {tuple(vectors.shape[1:])}")
+    coords = {"layer": depth_names(recorded.layers), "component": AXES}
+    axes = "principal components" if method == "pca" else "UMAP"
+    drawn = [projection(each) if method == "pca" else (layout(each, seed), None) for each in vectors]
+    about = f"each sequence's vector at position {place} in two dimensions ({axes})"
+    found = {
+        "place": label(
+            torch.stack([places for places, _ in drawn]).float(),
+            "layer",
+            "batch",
+            "component",
+            units="1",
+            about=about,
+            coords=coords,
+        ).assign_attrs(view="scatter", title="sequences as points", headline=1)
+    }
+    shares = [share for _, share in drawn if share is not None]
+    if shares:
+        about = "share of the variance of these vectors along each axis of the picture"
+        found["explained"] = label(torch.stack(shares), "layer", "component", units="1", about=about, coords=coords)
+    for name, kinds in _labels(recorded, place).items():
+        values = label(kinds[:most], "batch", units="label", about=f"the {name} of each sequence at that position")
+        found[f"label_{name.replace(' ', '_')}"] = values.assign_attrs(title=name)
+    return xr.Dataset(found)
+
+
+def projection(vectors: Float[Tensor, "batch d_model"]) -> tuple[Places, Float[Tensor, " component"]]:
+    """The first two principal components of vectors, and the share of variance along each.
+
+    The largest weight of each direction is positive, so that the same vectors always give the same picture.
+    """
+    centred = vectors - vectors.mean(0)
+    _, sizes, directions = torch.linalg.svd(centred, full_matrices=False)
+    largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
+    directions = directions * torch.where(largest < 0, -1.0, 1.0)
+    variance = sizes.square()
+    return centred @ directions[:2].T, variance[:2] / variance.sum().clamp_min(torch.finfo(variance.dtype).tiny)
+
+
+def layout(vectors: Float[Tensor, "batch d_model"], seed: int = 0) -> Places:
+    """The places that UMAP gives to vectors.
+
+    Raises:
+        ValueError: umap-learn is not installed.
+    """
+    try:
+        umap = import_module("umap")  # an extra, and slow to import
+    except ImportError:
+        raise ValueError("method='umap' needs umap-learn; pip install mesascope[umap]") from None
+    neighbours = min(NEIGHBOURS, len(vectors) - 1)
+    drawing = umap.UMAP(n_components=2, n_neighbors=neighbours, random_state=seed, n_jobs=1)
+    return torch.as_tensor(drawing.fit_transform(vectors.numpy())).double()
+
+
+def _labels(recorded: Capture, place: int) -> dict[str, Int[Tensor, " batch"]]:
+    """What sequences can be sorted by at a position: the batch's labels, else the next token where it is known."""
+    batch = recorded.batch
+    if batch is not None and batch.labels:
+        return {name: kinds[:, place] for name, kinds in batch.labels.items()}
+    if batch is not None and not batch.targets.is_floating_point():
+        return {"next token": batch.targets[:, place]}
+    if not recorded.inputs.is_floating_point() and place + 1 < recorded.inputs.shape[1]:
+        return {"next token": recorded.inputs[:, place + 1]}
+    return {}
