@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TypeVar
 
@@ -54,27 +55,28 @@ class Display(_OnTerminal):
             TimeRemainingColumn(),
         )
         self._tasks: dict[int, TaskID] = {}
+        self._parts: Sequence[str] = ()
         self._name = ""
         self._since = 0.0
 
-    def stage(self, name: str, total: int) -> None:
+    def stage(self, name: str, parts: Sequence[str]) -> None:
         """A new stage: its bars take the place of the last one's."""
-        self._name, self._since = name, 0.0
+        self._name, self._parts, self._since = name, parts, 0.0
         if self._bars is None:
-            self._console.print(f"{name}: {total} seed{'s' * (total > 1)}")
+            self._console.print(f"{name}: {', '.join(parts)}", markup=False)
             return
         for task in self._tasks.values():
             self._bars.remove_task(task)
-        self._tasks = {i: self._bars.add_task(f"{name} seed {i}", total=None, loss="") for i in range(total)}
+        self._tasks = {i: self._bars.add_task(f"{name} {part}", total=None, loss="") for i, part in enumerate(parts)}
 
     def part(self, index: int, done: int, total: int, loss: float) -> None:
-        """One seed has got so far."""
+        """One part has got so far."""
         shown = "" if math.isnan(loss) else f"loss {loss:.4g}"
         if self._bars is not None:
             self._bars.update(self._tasks[index], completed=done, total=total, loss=shown)
         elif done == total or time.monotonic() - self._since > EVERY:
             self._since = time.monotonic()
-            self._console.print(f"{self._name} seed {index}: {done}/{total} {shown}".rstrip())
+            self._console.print(f"{self._name} {self._parts[index]}: {done}/{total} {shown}".rstrip())
 
     def say(self, line: str) -> None:
         """A line above the bars."""

@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,14 +13,16 @@ import xarray as xr
 
 from mesascope.instruments import Instrument
 from mesascope.measures import measure_all
+from mesascope.measures.history import Past
 from mesascope.models.load import load_checkpoint
-from mesascope.store import MANIFEST, Run, Say, ignore
+from mesascope.models.transformer import Decoder
+from mesascope.store import MANIFEST, History, Run, Say, ignore
 from mesascope.store.provenance import provenance
-from mesascope.studies.base import SCALES, Scale, Study
+from mesascope.studies.base import SCALES, Arm, Scale, Study
 from mesascope.studies.catalogue import load
 from mesascope.studies.verdicts import Verdict, judge
-from mesascope.tasks.base import Batch
-from mesascope.train import fit, threads
+from mesascope.tasks.base import Batch, Task
+from mesascope.train import Training, batches, fit, threads
 
 HELD_OUT = 2**40 + 17  # the seed of the sequences that are opened; training's seeds are spread by SeedSequence
 
@@ -39,8 +42,8 @@ class Executor(Protocol):
 class Watcher(Protocol):
     """Whoever wants to hear how a run gets on."""
 
-    def stage(self, name: str, total: int) -> None:
-        """A stage of so many parts begins."""
+    def stage(self, name: str, parts: Sequence[str]) -> None:
+        """A stage of these parts begins."""
         ...
 
     def part(self, index: int, done: int, total: int, loss: float) -> None:
@@ -55,7 +58,7 @@ class Watcher(Protocol):
 class Silent:
     """A watcher that keeps to itself."""
 
-    def stage(self, name: str, total: int) -> None:
+    def stage(self, name: str, parts: Sequence[str]) -> None:
         """Nothing."""
 
     def part(self, index: int, done: int, total: int, loss: float) -> None:
@@ -67,11 +70,12 @@ class Silent:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One seed of a study, as another process can take it up."""
+    """One seed of one setting of a study, as another process can take it up."""
 
     study: str
     scale: str
     seed: int
+    arm: int
     path: Path
     device: str
 
@@ -104,18 +108,28 @@ def run_study(
         ValueError: what is asked for does not exist; RunError: the directory cannot be used; TrainingDiverged.
     """
     study = load(name)
-    wanted = _scale(study, scale)
-    count = wanted.seeds if seeds is None else seeds
+    count = _scale(study, scale).seeds if seeds is None else seeds
     if count < 1:
         raise ValueError(f"seeds must be 1 or more, but got {count}; give how many models to train")
     run = Run.create(path, describe(study, scale, count))
     with run.lock():
-        results = _finished(study, wanted, run, range(count), watcher)
+        said: list[str] = []
+        for arm in study.settings:
+            _prepared(arm, scale, run, said.append)
+        if said:
+            run.note(said)
+            for line in said:
+                watcher.say(line)
+        results = _finished(study, scale, run, range(count), watcher)
         if results is None:
             began = time.perf_counter()
-            watcher.stage("training and measuring", count)
-            jobs = [Job(study=name, scale=scale, seed=seed, path=path, device=device) for seed in range(count)]
-            results = _gather(study, wanted, run, executor.map(work, jobs, watcher.part, watcher.say))
+            jobs = [
+                Job(study=name, scale=scale, seed=seed, arm=arm, path=path, device=device)
+                for arm in range(len(study.settings))
+                for seed in range(count)
+            ]
+            watcher.stage("training and measuring", [_called(study.settings[job.arm], job.seed) for job in jobs])
+            results = _gather(study, scale, run, jobs, executor.map(work, jobs, watcher.part, watcher.say))
             run.write_json("seconds", {"training and measuring": round(time.perf_counter() - began, 1)})
         verdicts = [judge(claim, results, scale) for claim in study.claims]
         run.write_json("verdicts", [verdict.as_json() for verdict in verdicts])
@@ -123,34 +137,35 @@ def run_study(
 
 
 def work(job: Job, progress: Callable[[int, int, float], None] = ignore, say: Say = ignore) -> dict[str, xr.Dataset]:
-    """Train one seed of a study and apply the instruments to its checkpoints; plain values, so any process can.
+    """Train one seed of a setting and apply the instruments to its checkpoints; plain values, so any process can.
 
     Returns:
-        what each instrument found, along the axis ``step``, by its name.
+        what each instrument found, along the axis ``step``, by the name of its results.
     """
-    study = load(job.study)
-    with threads(study.scales[job.scale].training.threads):
-        return _work(study, job, progress, say)
+    arm = load(job.study).settings[job.arm]
+    with threads(arm.setups[job.scale].training.threads):
+        return _work(arm, job, progress, say)
 
 
-def _work(study: Study, job: Job, progress: Callable[[int, int, float], None], say: Say) -> dict[str, xr.Dataset]:
+def _work(arm: Arm, job: Job, progress: Callable[[int, int, float], None], say: Say) -> dict[str, xr.Dataset]:
     """The same, with the right number of threads."""
-    run, scale = Run.open(job.path), study.scales[job.scale]
-    fit(study.task, study.model, scale.training, job.seed, run, device=job.device, progress=progress, say=say)
-    batch = study.task.sample(scale.sequences, torch.Generator().manual_seed(HELD_OUT)).to(job.device)
-    steps, instruments = scale.training.due, (*study.measures, *study.sweeps)
-    found: dict[str, list[xr.Dataset]] = {one.name: [] for one in instruments}
-    for place, step in enumerate(steps):
-        model = load_checkpoint(run.checkpoint(job.seed, step), device=job.device)
-        for name, dataset in _apply(study, model, batch, [one for one in instruments if step in one.at(steps)]).items():
+    run, setup = Run.open(job.path).of(arm.name), arm.setups[job.scale]
+    task, training = _prepared(arm, job.scale, run, ignore), setup.training
+    fit(task, arm.model, training, job.seed, run, device=job.device, progress=progress, say=say)
+    batch = task.validation().sample(setup.sequences, torch.Generator().manual_seed(HELD_OUT)).to(job.device)
+    found: dict[str, list[xr.Dataset]] = {one.name: [] for one in arm.instruments}
+    opened = _Opened(arm=arm, task=task, training=training, run=run, seed=job.seed, batch=batch, device=job.device)
+    for place, step in enumerate(training.due):
+        due = [one for one in arm.instruments if step in one.at(training.due)]
+        for name, dataset in opened.apply(step, due).items():
             found[name].append(dataset.expand_dims(step=[step]))
-        progress(place + 1, len(steps), float("nan"))
-    return {name: xr.concat(parts, dim="step", combine_attrs="override") for name, parts in found.items()}
+        progress(place + 1, len(training.due), float("nan"))
+    return {arm.result(one): _joined(arm, one, found[one.name]) for one in arm.instruments}
 
 
 def describe(study: Study, scale: str, seeds: int) -> dict[str, Any]:
     """What a run is, in JSON's types: everything that decides its numbers."""
-    chosen = study.scales[scale]
+    settings = {arm.name: _parameters(arm, scale) for arm in study.settings}
     return {
         "study": study.name,
         "title": study.title,
@@ -158,12 +173,7 @@ def describe(study: Study, scale: str, seeds: int) -> dict[str, Any]:
         "scale": scale,
         "seeds": list(range(seeds)),
         "citation": {**asdict(study.citation), "bibtex": study.citation.bibtex},
-        "parameters": {
-            "task": _plain(study.task),
-            "model": {k: v for k, v in study.model.to_diff_dict().items() if k != "transformers_version"},
-            "training": _plain(chosen.training),
-            "sequences": chosen.sequences,
-        },
+        "parameters": settings.pop("") | settings,
     }
 
 
@@ -179,49 +189,108 @@ def _scale(study: Study, scale: str) -> Scale:
     return study.scales[scale]
 
 
+def _parameters(arm: Arm, scale: str) -> dict[str, Any]:
+    """What one setting is made of."""
+    setup = arm.setups[scale]
+    return {
+        "task": _plain(arm.task_at(scale)),
+        "model": {k: v for k, v in arm.model.to_diff_dict().items() if k != "transformers_version"},
+        "training": _plain(setup.training),
+        "sequences": setup.sequences,
+    }
+
+
+def _prepared(arm: Arm, scale: str, run: Run, say: Say) -> Task:
+    """The task of a setting with all it needs at hand, kept with the run."""
+    return arm.task_at(scale).prepared(run.path / "data" / (arm.name or "own"), say)
+
+
+def _called(arm: Arm, seed: int) -> str:
+    """One seed of a setting, as it is shown."""
+    return f"{arm.name} seed {seed}".strip()
+
+
+def _joined(arm: Arm, one: Instrument, steps: Sequence[xr.Dataset]) -> xr.Dataset:
+    """One instrument's results at all steps, saying whose they are."""
+    joined = xr.concat(steps, dim="step", combine_attrs="override")
+    return joined.assign_attrs(title=f"{one.title}: {arm.title}") if arm.title else joined
+
+
 def _finished(
-    study: Study, scale: Scale, run: Run, seeds: Sequence[int], watcher: Watcher
+    study: Study, scale: str, run: Run, seeds: Sequence[int], watcher: Watcher
 ) -> dict[str, xr.Dataset] | None:
     """The results that are there, if all checkpoints are good and this very code measured them on these weights."""
-    steps = list(scale.training.due)
-    if any(run.checkpoints(seed, watcher.say) != steps for seed in seeds):
-        return None
-    names = [one.name for one in (*study.measures, *study.sweeps)]
+    for arm in study.settings:
+        steps = list(arm.setups[scale].training.due)
+        if any(run.of(arm.name).checkpoints(seed, watcher.say) != steps for seed in seeds):
+            return None
+    names = {arm.result(one): arm for arm in study.settings for one in arm.instruments}
     if not set(names) <= set(run.results()):
         return None
-    results, now = {name: run.read_results(name) for name in names}, _stamp(run, seeds, steps)
-    same = all(found.attrs.get(key) == value for found in results.values() for key, value in now.items())
+    stamps = {arm.name: _stamp(run, arm, scale, seeds) for arm in study.settings}
+    results = {name: run.read_results(name) for name in names}
+    same = all(
+        results[name].attrs.get(key) == value for name, arm in names.items() for key, value in stamps[arm.name].items()
+    )
     return results if same else None
 
 
 def _gather(
-    study: Study, scale: Scale, run: Run, per_seed: Sequence[Mapping[str, xr.Dataset]]
+    study: Study, scale: str, run: Run, jobs: Sequence[Job], found: Sequence[Mapping[str, xr.Dataset]]
 ) -> dict[str, xr.Dataset]:
     """The seeds' results along the axis ``seed``, written to the run."""
-    seeds = list(range(len(per_seed)))
-    stamp = {**_stamp(run, seeds, scale.training.due), "sequences": scale.sequences}
     results = {}
-    for one in (*study.measures, *study.sweeps):
-        joined = xr.concat([found[one.name] for found in per_seed], dim="seed", combine_attrs="override")
-        results[one.name] = joined.assign_coords(seed=seeds).assign_attrs(stamp)
-        run.write_results(one.name, results[one.name])
+    for number, arm in enumerate(study.settings):
+        own = {job.seed: one for job, one in zip(jobs, found, strict=True) if job.arm == number}
+        stamp = {**_stamp(run, arm, scale, list(own)), "sequences": arm.setups[scale].sequences}
+        for name in map(arm.result, arm.instruments):
+            joined = xr.concat([one[name] for one in own.values()], dim="seed", combine_attrs="override")
+            results[name] = joined.assign_coords(seed=list(own)).assign_attrs(stamp)
+            run.write_results(name, results[name])
     return results
 
 
-def _apply(study: Study, model: Any, batch: Batch, instruments: Sequence[Instrument]) -> dict[str, xr.Dataset]:
-    """Measures share one capture; sweeps have their own passes."""
-    measures = [one for one in study.measures if one in instruments]
-    found = measure_all(model, batch, measures, oracles=study.task.oracles(batch)) if measures else {}
-    sweeps = [one for one in study.sweeps if one in instruments]
-    return found | {one.name: one(model, study.task, batch) for one in sweeps}
+@dataclass(frozen=True, kw_only=True)
+class _Opened:
+    """One seed's checkpoints, to which instruments are applied."""
+
+    arm: Arm
+    task: Task
+    training: Training
+    run: Run
+    seed: int
+    batch: Batch
+    device: str
+
+    def apply(self, step: int, instruments: Sequence[Instrument]) -> dict[str, xr.Dataset]:
+        """Measures share one capture; sweeps have their own passes; retrospects read what training left behind."""
+        model, batch = self._model(step), self.batch
+        measures = [one for one in self.arm.measures if one in instruments]
+        found = measure_all(model, batch, measures, oracles=self.task.oracles(batch)) if measures else {}
+        found |= {one.name: one(model, self.task, batch) for one in self.arm.sweeps if one in instruments}
+        looking_back = [one for one in self.arm.retrospects if one in instruments]
+        if looking_back:
+            past = self._past(step)
+            found |= {one.name: one(past, model, batch) for one in looking_back}
+        return found
+
+    def _model(self, step: int) -> Decoder:
+        """The model at a step."""
+        return load_checkpoint(self.run.checkpoint(self.seed, step), device=self.device)
+
+    def _past(self, step: int) -> Past:
+        """What training left behind up to a step."""
+        history = History(self.run.seed_path(self.seed) / "history", step)
+        replay = partial(batches, self.task, self.training, self.seed)
+        return Past(history=history, initial=self._model(0), replay=replay)
 
 
-def _stamp(run: Run, seeds: Sequence[int], steps: Sequence[int]) -> dict[str, str]:
+def _stamp(run: Run, arm: Arm, scale: str, seeds: Sequence[int]) -> dict[str, str]:
     """What decides a result beside the run's description: the weights, and the code that measures now."""
     digest = hashlib.sha256()
     for seed in seeds:
-        for step in steps:
-            digest.update((run.seed_path(seed) / f"step={step}" / MANIFEST).read_bytes())
+        for step in arm.setups[scale].training.due:
+            digest.update((run.of(arm.name).seed_path(seed) / f"step={step}" / MANIFEST).read_bytes())
     code = provenance()
     return {"weights": digest.hexdigest(), **{name: code[name] for name in ("mesascope", "revision", "torch")}}
 

@@ -16,7 +16,7 @@ from mesascope.store.files import DRAFT, RunError, Say, ignore, make_folder, rea
 from mesascope.store.log import LOG_COLUMNS, Log, log_rows
 from mesascope.store.provenance import code_digest, provenance
 
-_FREE = {"seeds", "title", "about", "citation", "provenance"}  # may differ when a run is taken up
+_FREE = {"seeds", "title", "about", "citation", "notes", "provenance"}  # may differ when a run is taken up
 
 
 class Run:
@@ -25,11 +25,13 @@ class Run:
     Attributes:
         path: the directory.
         record: what ``run.json`` holds: the description, and ``provenance`` (versions, revision, platform, start).
+        arm: whose models are meant: of the study's own setting, or of another that it trains beside.
     """
 
-    def __init__(self, path: Path | str, record: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path | str, record: Mapping[str, Any], arm: str = "") -> None:
         self.path = Path(path)
         self.record = dict(record)
+        self.arm = arm
 
     @classmethod
     def create(cls, path: Path | str, description: Mapping[str, Any]) -> "Run":
@@ -79,6 +81,11 @@ class Run:
         flat = {**self.record, **self.record.get("provenance", {})}
         return {key: value for key, value in flat.items() if isinstance(value, str | int | float)}
 
+    def note(self, lines: Sequence[str]) -> None:
+        """Put remarks into ``run.json``, in place of those that are there."""
+        self.record["notes"] = list(lines)
+        self.write_json("run", self.record)
+
     @contextmanager
     def lock(self, part: str = "", *, wait: float = 10.0) -> Iterator[None]:
         """Be the only process that writes here; what a killed process left half-written is removed.
@@ -99,9 +106,13 @@ class Run:
                     remove(draft)
             yield
 
+    def of(self, arm: str) -> "Run":
+        """The same run, with the models of another setting that the study trains."""
+        return Run(self.path, self.record, arm)
+
     def seed_path(self, seed: int) -> Path:
         """The folder of one seed's models and log."""
-        return self.path / "models" / f"seed={seed}"
+        return self.path / "models" / self.arm / f"seed={seed}"
 
     def checkpoint(self, seed: int, step: int) -> Path:
         """The folder of one checkpoint, its files verified.

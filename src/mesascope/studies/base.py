@@ -45,20 +45,69 @@ class Citation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scale:
-    """How much of everything: smoke shows that it runs, laptop answers the question, paper is thorough.
+class Setup:
+    """How much of everything in one setting.
 
     Attributes:
         training: steps, batch, optimiser, checkpoints.
-        seeds: training replicates.
         sequences: held-out sequences that are opened.
-        minutes: what a run takes on two cores, for a reader who decides whether to start it.
+        task: where sequences come from at this scale, if not from the setting's own task.
     """
 
     training: Training
-    seeds: int = 3
     sequences: int = 512
+    task: Task | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale(Setup):
+    """How much of everything: smoke shows that it runs, laptop answers the question, paper is thorough.
+
+    Attributes:
+        seeds: training replicates.
+        minutes: what a run takes on two cores, for a reader who decides whether to start it.
+    """
+
+    seeds: int = 3
     minutes: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One setting that a study trains and opens: its own, or another beside it.
+
+    Attributes:
+        name: prefix of its results, such as ``sgd`` in ``sgd_norms``; empty for the study's own setting.
+        title: what is different here, put behind the title of every instrument.
+        task: where sequences come from.
+        model: the decoder.
+        setups: smoke, laptop and paper.
+        measures: applied to captures of held-out sequences.
+        sweeps: applied to the model itself: a function of model, task and batch.
+        retrospects: applied to what training left behind: a function of past, model and batch.
+    """
+
+    name: str = ""
+    title: str = ""
+    task: Task
+    model: DecoderConfig
+    setups: Mapping[str, Setup]
+    measures: tuple[Measure, ...] = ()
+    sweeps: tuple[Instrument, ...] = ()
+    retrospects: tuple[Instrument, ...] = ()
+
+    @property
+    def instruments(self) -> tuple[Instrument, ...]:
+        """All that is applied to it."""
+        return (*self.measures, *self.sweeps, *self.retrospects)
+
+    def result(self, one: Instrument) -> str:
+        """What the results of an instrument are called."""
+        return f"{self.name}_{one.name}" if self.name else one.name
+
+    def task_at(self, scale: str) -> Task:
+        """Where sequences come from at this scale."""
+        return self.setups[scale].task or self.task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +155,8 @@ class Study:
         scales: smoke, laptop and paper.
         measures: applied to captures of held-out sequences.
         sweeps: applied to the model itself: a function of model, task and batch.
+        retrospects: applied to what training left behind, where it keeps a history.
+        arms: other settings that are trained and opened beside this one.
         claims: decided from the results.
     """
 
@@ -118,17 +169,42 @@ class Study:
     scales: Mapping[str, Scale]
     measures: tuple[Measure, ...]
     sweeps: tuple[Instrument, ...] = field(default=())
+    retrospects: tuple[Instrument, ...] = field(default=())
+    arms: tuple[Arm, ...] = field(default=())
     claims: tuple[Claim, ...]
 
     def __post_init__(self) -> None:
         """Refuse a study that cannot be run or judged."""
         if set(self.scales) != set(SCALES):
             raise ValueError(f"a study needs the scales {', '.join(SCALES)}, but got {', '.join(self.scales)}")
-        names = [one.name for one in (*self.measures, *self.sweeps)]
+        for arm in self.arms:
+            if not arm.name.isidentifier() or set(arm.setups) != set(SCALES):
+                raise ValueError(f"an arm needs a word as its name and the scales {', '.join(SCALES)}: {arm.name!r}")
+        names = [arm.result(one) for arm in self.settings for one in arm.instruments]
         if len(set(names)) < len(names):
-            raise ValueError(f"the names of a study's instruments must differ, but got {', '.join(names)}")
+            raise ValueError(f"the names of a study's results must differ, but got {', '.join(names)}")
+        for arm in self.settings:
+            without = [name for name, setup in arm.setups.items() if not setup.training.history]
+            if arm.retrospects and without:
+                raise ValueError(
+                    f"{', '.join(one.name for one in arm.retrospects)} needs a training with history=True, but at "
+                    f"{', '.join(without)} there is none"
+                )
         if len({claim.name for claim in self.claims}) < len(self.claims):
             raise ValueError("the names of a study's claims must differ")
+
+    @property
+    def settings(self) -> tuple[Arm, ...]:
+        """Its own setting and those beside it."""
+        own = Arm(
+            task=self.task,
+            model=self.model,
+            setups=self.scales,
+            measures=self.measures,
+            sweeps=self.sweeps,
+            retrospects=self.retrospects,
+        )
+        return (own, *self.arms)
 
 
 def last(array: xr.DataArray) -> xr.DataArray:

@@ -10,10 +10,11 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from mesascope.models.load import load_checkpoint, quiet
 from mesascope.models.transformer import Decoder
 from mesascope.store import Run, RunError, Say, ignore, verify
 from mesascope.tasks.base import Batch, Task, training_loss
+from mesascope.train.history import Recorder
 from mesascope.train.optim import AdamW, Cosine, Rule, Schedule, learning_rate, restore_state, state_tensors
 
 Progress = Callable[[int, int, float], None]
@@ -50,6 +52,8 @@ class Training:
         clip: the largest gradient norm; ``None`` for any.
         checkpoints: how many, log-spaced, the first and the last step among them.
         threads: processor threads; 1 is the fastest for small models, and several seeds run at once.
+        dtype: of weights and sums: float32 or float64.
+        history: write down what every linear map reads and the error signals that come back, at every step.
 
     >>> Training(steps=10, checkpoints=4).due
     (0, 1, 3, 10)
@@ -63,12 +67,16 @@ class Training:
     clip: float | None = 1.0
     checkpoints: int = 12
     threads: int = 1
+    dtype: Literal["float32", "float64"] = "float32"
+    history: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
         for name, least in (("steps", 1), ("batch_size", 1), ("warmup", 0), ("checkpoints", 2), ("threads", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, but got {getattr(self, name)}")
+        if self.dtype not in ("float32", "float64"):
+            raise ValueError(f"dtype must be float32 or float64, but got {self.dtype!r}")
         if self.warmup >= self.steps:
             raise ValueError(f"warmup must be less than steps, but got {self.warmup} and {self.steps}")
         if self.clip is not None and not self.clip > 0:
@@ -117,23 +125,31 @@ def fit(
         TrainingDiverged: a loss or gradient is not finite; what was saved before stays.
         RunError: the place cannot be written, or holds this seed's training by another recipe.
     """
-    with run.lock(f"models/seed={seed}"), threads(training.threads):
+    with run.lock(str(run.seed_path(seed).relative_to(run.path))), threads(training.threads):
         _record(run, task, config, training, seed)
         found = run.resume_point(seed, training.due, say)
         model, optimizer, start = _begin(config, training, seed, found, device)
         save = partial(_save, run, seed, model, optimizer)
         if found is None:
             save(0)
-        with run.log(seed, keep=start) as log:
+        recorder = None
+        if training.history:
+            recorder = Recorder(model, optimizer, training.optimizer, run.seed_path(seed) / "history", keep=start)
+        with run.log(seed, keep=start) as log, recorder.listening() if recorder else nullcontext():
             loss, kept, told, saved = log.loss, start, 0.0, time.perf_counter()
             began = saved - log.seconds
-            for step, batch in enumerate(_batches(task, training, seed, start), start):
+            for step, batch in enumerate(batches(task, training, seed, start), start):
                 where = f"seed {seed} at step {step} (the checkpoint of step {kept} is kept)"
-                loss, norm = _update(model, optimizer, task, batch.to(device), training, step, where)
+                batch = batch.to(device, getattr(torch, training.dtype))
+                loss, norm, share = _update(model, optimizer, task, batch, training, step, where)
+                if recorder:
+                    recorder.add(batch, training.rate(step), share)
                 done, now = step + 1, time.perf_counter()
                 log.add(step, loss, training.rate(step), norm, now - began)
                 if done in training.due or now - saved > save_every:
                     log.sync()
+                    if recorder:
+                        recorder.sync()
                     save(done, rolling=done not in training.due)
                     kept, saved = done, now
                 if now - told > _TELL_EVERY:
@@ -159,10 +175,10 @@ def log_spaced(steps: int, n: int) -> tuple[int, ...]:
 
 def batch_of(task: Task, training: Training, seed: int, step: int) -> Batch:
     """The batch of one step: a pure function of the recipe, the seed and the step."""
-    return next(_batches(task, training, seed, step))
+    return next(batches(task, training, seed, step))
 
 
-def _batches(task: Task, training: Training, seed: int, start: int) -> Iterator[Batch]:
+def batches(task: Task, training: Training, seed: int, start: int = 0) -> Iterator[Batch]:
     """The batches of the steps from ``start`` to the last, cut from larger draws."""
     size = training.batch_size
     for draw in range(start // _DRAW, -(-training.steps // _DRAW)):
@@ -180,8 +196,8 @@ def _update(
     training: Training,
     step: int,
     where: str,
-) -> tuple[float, float]:
-    """One update; gives the loss before it and the norm of its gradient before clipping."""
+) -> tuple[float, float, float]:
+    """One update; gives the loss before it, the norm of its gradient, and the share of that which clipping left."""
     loss = training_loss(task, model(batch.inputs).logits, batch)
     value = _finite(loss.item(), "loss", where)
     optimizer.zero_grad()
@@ -190,12 +206,14 @@ def _update(
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
     length = _finite(norm.item(), "gradient norm", where)
+    share = 1.0
     if training.clip is not None and length > training.clip:
         torch.nn.utils.clip_grads_with_norm_(parameters, training.clip, norm, foreach=True)
+        share = (training.clip / (norm + 1e-6)).item()  # what that call multiplies with
     for group in optimizer.param_groups:
         group["lr"] = training.rate(step)
     optimizer.step()
-    return value, length
+    return value, length, share
 
 
 def _finite(value: float, what: str, where: str) -> float:
@@ -219,6 +237,7 @@ def _begin(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_entropy(seed, _INIT))
         model = Decoder(copy.deepcopy(config)).train()
+    torch.nn.Module.to(model, dtype=getattr(torch, training.dtype))  # in place
     if found is not None:
         model.load_state_dict(load_checkpoint(found).state_dict(), strict=True)
     torch.nn.Module.to(model, device)  # in place
@@ -244,7 +263,7 @@ def _save(
 
 def _record(run: Run, task: Task, config: DecoderConfig, training: Training, seed: int) -> None:
     """Note the recipe beside the checkpoints, or refuse to go on with those of another."""
-    name = f"models/seed={seed}/training"
+    name = str(run.seed_path(seed).relative_to(run.path) / "training")
     recipe = {
         "task": _words(task),
         "model": {key: getattr(config, key) for key in _fields(DecoderConfig)},
