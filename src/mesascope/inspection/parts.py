@@ -10,11 +10,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mesascope import measures
-from mesascope.capturing import attending, capture
-from mesascope.capturing.sample import sample_maps
+from mesascope.capturing import attending
 from mesascope.instruments import Instrument
 from mesascope.measures import Measure, inner, measure_all, objectives, repeated_tokens
-from mesascope.measures.norms import at_depths, norms, sinks
+from mesascope.measures.gram import sample_without_sinks
 from mesascope.measures.spectra import spectra
 
 BATCH = 2048  # tokens in a forward pass
@@ -104,8 +103,7 @@ def _maps(model: PreTrainedModel, material: Material, chosen: Sequence[Instrumen
     """What the linear maps read, at a sample of tokens that are no sinks."""
     ids = material.ids[:1, :MAPS].to(model.device)
     layers = attending(model, ids)
-    apart = sinks(at_depths(capture(model, ids, [], reduce=norms.reductions, layers=layers)))
-    sampled = sample_maps(model, ids, counted=~apart, layers=layers, seed=material.seed)
+    sampled = sample_without_sinks(model, ids, layers=layers, seed=material.seed)
     return {one.name: one(sampled) for one in chosen}
 
 

@@ -27,6 +27,14 @@ def behaviour(recorded: Capture) -> xr.Dataset:
     found = {
         "error": label(error, "predictor", "pos", units=unit, about="mean error at each position", coords=coords),
     }
+    scored = torch.stack([(per_position(p, batch.targets) * batch.weight).sum() for p in predictions.values()])
+    found["scored"] = label(
+        scored / batch.weight.sum(),
+        "predictor",
+        units=unit,
+        about="mean error over positions, each as much as it counts in training",
+        coords=coords,
+    )
     if "copy" in recorded.oracles:
         found["relative"] = label(
             error / error[list(predictions).index("copy")],

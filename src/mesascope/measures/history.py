@@ -219,15 +219,15 @@ def history_attention(
     past: Past, model: PreTrainedModel, batch: Batch, most: int = MOST, queries: int = 256
 ) -> xr.Dataset:
     """Which training instances a linear map attends to (Irie et al. 2022; Wu & Varshney 2023 count the 10 most and the
-    10 least attended that share the label of the query). A query is what the map reads at the last position of a
-    held-out sequence; instances are all positions of all batches so far, as the map read them then; the weight of an
+    10 least attended that share the label of the query). A query is what the map reads at the last position of a held-
+    out sequence; instances are all positions of all batches so far, as the map read them then; the weight of an
     instance is <x_n, x>. Chance is the share of all instances that have the query's label. Untrained: the same
     instances and queries as the model before training reads them, so that what the vectors of tokens and the mere
-    number of instances bring stands apart. Maps that read the same attend alike; the output map attends for each head,
-    and the mean over heads is given. For gradient descent, with momentum or without, the outputs of every map are put
-    together again from its start and its whole history, and a map that misses them is refused; with half of the
-    instances left out they are missed. For Adam only the attended instances are known: its steps are no sum over
-    instances.
+    number of instances bring stands apart. Permuted: the labels of the instances in a random order. Maps that read the
+    same attend alike; the output map attends for each head, and the mean over heads is given. For gradient descent,
+    with momentum or without, the outputs of every map are put together again from its start and its whole history, and
+    a map that misses them is refused; with half of the instances left out they are missed. For Adam only the attended
+    instances are known: its steps are no sum over instances.
 
     Args:
         past: what training left behind, up to the step of the model.
@@ -248,9 +248,14 @@ def history_attention(
     enough = len(ground) >= most
     attended = {n: attend(history, f"{n}.in", reads[n], heads=maps.heads[n], most=most) for n in maps.readers if enough}
     untrained = _replayed(past, before, maps, most) if enough else {}
-    for kind, seen in (("", attended), ("_untrained", untrained)):
+    other = ground[torch.randperm(len(ground), generator=torch.Generator().manual_seed(0))]
+    for kind, seen, truth in (
+        ("", attended, ground),
+        ("_untrained", untrained, ground),
+        ("_permuted", attended, other),
+    ):
         for end in ("top", "last"):
-            shares = {name: _share(getattr(one, end), ground, wanted) for name, one in seen.items()}
+            shares = {name: _share(getattr(one, end), truth, wanted) for name, one in seen.items()}
             found |= maps.labelled(f"{end}{kind}", shares, labels, most)
     chance = torch.stack([_frequency(ground[:, k], wanted[:, k]) for k in range(len(labels))])
     found |= maps.chance(chance, labels)
@@ -309,7 +314,7 @@ class Maps:
         values = self.table(shares, seen, len(labels))
         end, _, kind = name.partition("_")
         about = f"share of the {most} {'most' if end == 'top' else 'least'} attended instances with the query's label"
-        about += ", both read by the untrained model" if kind else ""
+        about += {"": "", "untrained": ", both read by the untrained model", "permuted": ", labels permuted"}[kind]
         coords = {"layer": self._layers, "map": seen, "stat": labels}
         mean = {"layer": self._layers, "stat": labels}
         each = label(values, "layer", "map", "stat", units="1", about=about, coords=coords)
@@ -345,7 +350,13 @@ class Maps:
         return table
 
 
-CONTROLS = {"last": "least attended", "top_untrained": "untrained", "last_untrained": "untrained, least attended"}
+CONTROLS = {
+    "last": "least attended",
+    "top_untrained": "untrained",
+    "last_untrained": "untrained, least attended",
+    "top_permuted": "labels permuted",
+    "last_permuted": "labels permuted, least attended",
+}
 
 
 def _place(name: str) -> tuple[str, str]:

@@ -32,8 +32,10 @@ QUANTITIES: Mapping[str, tuple[str, str]] = {
     "cosine": ("1", "cosine between the update and minus the gradient of the objective"),
     "step_size": ("1", "step size at which minus the gradient is nearest to the update, median over tokens"),
     "unexplained": ("1", "share of the squared update that the best step leaves"),
+    "cosine_elsewhere": ("1", "cosine between the update of another position and minus the gradient"),
     "opposition": ("1", "minus the cosine between the representation and the update"),
 }
+CONTROLS = {"cosine_elsewhere": {"control_of": "cosine", "control": "updates of other positions"}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +205,7 @@ def _summary(recorded: Capture, one: Objective) -> xr.Dataset:
     for name in one.quantities:
         units, about = QUANTITIES[name]
         looks = {"headline": 1} if name in ("before", "cosine", "descends") else {}
+        looks |= CONTROLS.get(name, {})
         looks |= {"tautology": one.tautology} if one.tautology and name != "opposition" else {}
         found[name] = label(
             _mean(one, name, real, ~apart), "layer", "sublayer", units=units, about=about, coords=layers

@@ -118,6 +118,15 @@ fast_weight = Objective(
     most=FEW,
 )
 
+
+def _outer(at: Sublayer) -> dict[str, Tensor]:
+    """The update against minus the gradient of the loss; and that of another position, in random order."""
+    generator = torch.Generator().manual_seed(at.view.layer)
+    order = torch.rand(at.u.shape[:2], generator=generator).argsort(1).to(at.u.device)
+    elsewhere = at.u.gather(1, order[..., None].expand_as(at.u))
+    return {**against(-at.gradient, at.u), "cosine_elsewhere": against(-at.gradient, elsewhere)["cosine"]}
+
+
 outer = Objective(
     name="outer",
     title="outer loss",
@@ -125,8 +134,8 @@ outer = Objective(
         "Whether an update moves the token down the loss that training minimises: the update against minus the "
         "gradient of the next-token loss, summed over positions, by the representation that the sublayer reads."
     ),
-    read=lambda at: against(-at.gradient, at.u),
-    quantities=("cosine", "step_size", "unexplained"),
+    read=_outer,
+    quantities=("cosine", "step_size", "unexplained", "cosine_elsewhere"),
     sites=("pattern", "value", "resid_pre_grad", "attn_write_grad"),
 )
 
