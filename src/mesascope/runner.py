@@ -192,7 +192,8 @@ def _scale(study: Study, scale: str) -> Scale:
 def _parameters(arm: Arm, scale: str) -> dict[str, Any]:
     """What one setting is made of."""
     setup = arm.setups[scale]
-    return {
+    named = {"title": arm.title} if arm.title else {}
+    return named | {
         "task": _plain(arm.task_at(scale)),
         "model": {k: v for k, v in arm.model.to_diff_dict().items() if k != "transformers_version"},
         "training": _plain(setup.training),

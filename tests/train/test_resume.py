@@ -10,7 +10,7 @@ import psutil
 import pytest
 import trainee
 
-from mesascope.store import MANIFEST, Run
+from mesascope.store import MANIFEST, History, Run
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def assert_same(first: Path, second: Path, seed: int = 0) -> None:
-    """Every checkpoint has the same bytes (weights, optimiser, configuration), and every step had the same loss."""
+    """Every checkpoint has the same bytes (weights, optimiser, configuration), every step had the same loss, and the
+    history is whole."""
     one, two = Run.open(first), Run.open(second)
     for step in trainee.TRAINING.due:
         assert (one.checkpoint(seed, step) / MANIFEST).read_text() == (
@@ -33,6 +34,10 @@ def assert_same(first: Path, second: Path, seed: int = 0) -> None:
     assert one.read_log(seed)["step"].tolist() == list(range(trainee.TRAINING.steps))
     assert (two.read_log(seed)["seconds"][1:] >= two.read_log(seed)["seconds"][:-1]).all()
     assert not list(two.seed_path(seed).rglob(".tmp-*"))
+    pasts = [History(run.seed_path(seed) / "history") for run in (one, two)]
+    assert [past.steps for past in pasts] == [trainee.TRAINING.steps] * 2
+    for name in pasts[0].columns:
+        assert pasts[0].read(name).tobytes() == pasts[1].read(name).tobytes()
 
 
 def script(kind: str, path: Path) -> subprocess.Popen:

@@ -16,7 +16,7 @@ from mesascope.train import AdamW, Training, fit
 
 TASK = Affine(length=6)
 MODEL = DecoderConfig(d_in=1, d_out=1, num_hidden_layers=1, hidden_size=8, num_attention_heads=2, norm="layer")
-TRAINING = Training(steps=200, batch_size=8, optimizer=AdamW(lr=1e-2), warmup=20, checkpoints=6)
+TRAINING = Training(steps=200, batch_size=8, optimizer=AdamW(lr=1e-2), warmup=20, checkpoints=6, history=True)
 WHAT = {"study": "trainee", "scale": "smoke", "parameters": {}}
 
 

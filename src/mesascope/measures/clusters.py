@@ -224,7 +224,7 @@ def _table(
     coords = {"layer": depth_names(recorded.layers), **stats}
     data = {}
     for k, (name, about) in enumerate(ABOUT.items()):
-        mark = {"title": TITLES[name], "headline": int(name in HEADLINES)}
+        mark = {"title": TITLES[name], "headline": int(name in HEADLINES), "over_training": int(name in HEADLINES[:1])}
         data[name] = label(real[..., k], "layer", "stat", units="1", about=about, coords=coords).assign_attrs(mark)
         data[f"{name}_permuted"] = label(
             permuted[..., k], "draw", "layer", "stat", units="1", about=f"{about}, with labels permuted", coords=coords

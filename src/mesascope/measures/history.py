@@ -258,7 +258,8 @@ def history_attention(
             shares = {name: _share(getattr(one, end), truth, wanted) for name, one in seen.items()}
             found |= maps.labelled(f"{end}{kind}", shares, labels, most)
     chance = torch.stack([_frequency(ground[:, k], wanted[:, k]) for k in range(len(labels))])
-    found |= maps.chance(chance, labels)
+    about = "share of all instances that have the query's label"
+    found["chance"] = label(chance, "stat", units="1", about=about, coords={"stat": labels})
     if history.facts["momentum"] is not None:
         found |= _identities(past, model, reads, maps)
     told = {"rule": history.facts["rule"], "instances": len(ground), "megabytes of history": history.bytes / 1e6}
@@ -300,8 +301,9 @@ class Maps:
     """
 
     def __init__(self, told: Mapping[str, Mapping[str, Any]]) -> None:
-        self.places = {name: _place(name) for name in told}
-        self.readers = [name for name in told if told[name]["reads"] == name]
+        order = ("embed", *(name for name in told if name.startswith("layers.")), "readout")  # as the model calls them
+        self.places = {name: _place(name) for name in order if name in told}
+        self.readers = [name for name in self.places if told[name]["reads"] == name]
         self.heads = {name: int(told[name]["heads"]) for name in told}
         self._layers = list(dict.fromkeys(layer for layer, _ in self.places.values()))
         self._maps = list(dict.fromkeys(place for _, place in self.places.values()))
@@ -320,20 +322,8 @@ class Maps:
         each = label(values, "layer", "map", "stat", units="1", about=about, coords=coords)
         layers = label(
             values.nanmean(1), "layer", "stat", units="1", about=f"{about}, mean over maps", coords=mean
-        ).assign_attrs({"headline": 1} if name == "top" else {"control_of": "top_by_layer", "control": CONTROLS[name]})
+        ).assign_attrs(LOOKS.get(name, {}))
         return {name: each, f"{name}_by_layer": layers}
-
-    def chance(self, chance: Float[Tensor, " label"], labels: list[str]) -> dict[str, xr.DataArray]:
-        """How many of all instances have the label."""
-        about = "share of all instances that have the query's label"
-        coords = {"layer": self._layers, "stat": labels}
-        layers = chance.expand(len(self._layers), -1)
-        return {
-            "chance": label(chance, "stat", units="1", about=about, coords={"stat": labels}),
-            "chance_by_layer": label(layers, "layer", "stat", units="1", about=about, coords=coords).assign_attrs(
-                control_of="top_by_layer", control="chance"
-            ),
-        }
 
     def errors(self, name: str, errors: Mapping[str, Tensor], about: str) -> dict[str, xr.DataArray]:
         """Errors of all maps."""
@@ -350,12 +340,11 @@ class Maps:
         return table
 
 
-CONTROLS = {
-    "last": "least attended",
-    "top_untrained": "untrained",
-    "last_untrained": "untrained, least attended",
-    "top_permuted": "labels permuted",
-    "last_permuted": "labels permuted, least attended",
+LOOKS: Mapping[str, Mapping[str, Any]] = {
+    "top": {"headline": 1, "over_training": 1, "title": "most attended instances that share the label"},
+    "last": {"control_of": "top_by_layer", "control": "least attended"},
+    "top_untrained": {"control_of": "top_by_layer", "control": "untrained"},
+    "top_permuted": {"control_of": "top_by_layer", "control": "labels permuted"},
 }
 
 

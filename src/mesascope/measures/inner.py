@@ -204,7 +204,7 @@ def _summary(recorded: Capture, one: Objective) -> xr.Dataset:
     found = {}
     for name in one.quantities:
         units, about = QUANTITIES[name]
-        looks = {"headline": 1} if name in ("before", "cosine", "descends") else {}
+        looks = {"headline": 1, "over_training": 1} if name in ("before", "cosine", "descends") else {}
         looks |= CONTROLS.get(name, {})
         looks |= {"tautology": one.tautology} if one.tautology and name != "opposition" else {}
         found[name] = label(

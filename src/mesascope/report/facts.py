@@ -144,6 +144,17 @@ def parameters(run: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]
     return ([("general", loose)] if loose else []) + parts
 
 
+def setting(run: Mapping[str, Any], arm: str) -> str:
+    """What one of a study's settings is called; nothing for its own.
+
+    >>> setting({"parameters": {"text": {"title": "real text"}}}, "text")
+    'real text'
+    """
+    given = run.get("parameters")
+    told = given.get(arm) if isinstance(given, Mapping) else None
+    return str(told.get("title") or arm) if isinstance(told, Mapping) else arm
+
+
 def circumstances(run: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Code, machine and time."""
     names = ("revision", "platform", "threads", "device", "dtype", "started")

@@ -50,9 +50,16 @@ def heat_maps(shown: Shown) -> Panel:
 
 
 def layers_over_steps(shown: Shown) -> Panel:
-    """Layers as rows and training steps as columns: when in training each layer came to do what it does."""
-    panel = _panel(shown, shown.array, "layer", "step")
-    return replace(panel, title=f"{shown.title}, over training")
+    """Layers as rows and training steps as columns: when in training each layer came to do what it does.
+
+    Of several seeds the mean is drawn.
+    """
+    array = shown.array.mean("seed", keep_attrs=True).expand_dims("seed")
+    mean = replace(shown, array=array.assign_coords(seed=["mean"]), seeded=shown.seeded and shown.seeds > 1)
+    panel = _panel(mean, mean.array, "layer", "step")
+    over = f"Mean over {shown.over_seeds}" if mean.seeded else ""
+    caption = " ".join(filter(None, [panel.caption, f"{over}." if over else ""]))
+    return replace(panel, title=f"{shown.title}, over training", caption=caption)
 
 
 def _panel(shown: Shown, array: xr.DataArray, rows: str, columns: str) -> Panel:
@@ -90,7 +97,7 @@ def _plots(
 ) -> tuple[list[str], list[list[dict[str, Any]]]]:
     """The titles of the plots, and for every combination of choices the cells of each plot."""
     spread = [] if "seed" in choices else list(range(array.sizes["seed"]))
-    titles = [f"seed {name}" for name in names(array, "seed")] if spread and shown.seeded else [""]
+    titles = [_seed(name) for name in names(array, "seed")] if spread and shown.seeded else [""]
     fitting = [control for control in shown.controls if {rows, columns} <= set(control.dims)]
     titles = ["this model"] if titles == [""] and any(map(named, fitting)) else titles
     titles += [control_name(control) for control in fitting]
@@ -102,6 +109,11 @@ def _plots(
         cells += [_control(control, where, rows, columns) for control in fitting]
         combos.append([_cells(shown, one.transpose(rows, columns)) for one in cells])
     return titles, combos
+
+
+def _seed(name: str) -> str:
+    """The heading of one seed's plot."""
+    return "this study" if name == "mean" else f"seed {name}"
 
 
 def _cells(shown: Shown, cells: xr.DataArray) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from mesascope.report.verdicts import card, counted
 from mesascope.report.views import panels
 
 SCRIPTS = ("figures.js", "square.js", "attention.js", "reader.js", "explorer.js", "start.js")
+BRIEF = 16  # of more verdicts each is a line, to be opened
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +59,11 @@ def render(run: Path) -> str:
         badges=facts.badges(about),
         about=sentence(about.get("about")),
         paper=facts.paper(about),
+        brief=len(record.verdicts) > BRIEF,
         cards=[card(one) for one in record.verdicts],
         counts=[(count, card({"word": word})) for word, count in counted(record.verdicts).items()],
         inspected=facts.is_inspection(about),
-        training=training(record.logs),
+        training=[(facts.setting(about, arm), panel) for arm, log in record.logs.items() if (panel := training(log))],
         opened=facts.opened(about, record.model),
         gathered=[{"key": key, "title": title, **vars(one)} for key, title, one in gathered],
         sections=[_section(k, one, taken) for k, one, taken in drawn if not _empty(one, taken)],

@@ -35,13 +35,13 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """All that a page is made from."""
+    """All that a page is made from; logs by setting (its own without a name), then by seed."""
 
     path: Path
     run: Mapping[str, Any]
     model: Mapping[str, Any] = field(default_factory=dict)
     verdicts: Sequence[Mapping[str, Any]] = ()
-    logs: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
+    logs: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]] = field(default_factory=dict)
     results: Sequence[Result] = ()
     problems: Sequence[str] = ()
 
@@ -121,16 +121,20 @@ def _result(file: Path) -> Result:
         return Result(file=file.name, data=None, problem=f"{type(error).__name__}: {error}")
 
 
-def _logs(path: Path, problems: list[str]) -> dict[str, dict[str, np.ndarray]]:
-    """The training log of every seed, by seed, in the order of the seeds' numbers."""
-    files = {file.parent.name.removeprefix("seed="): file for file in path.glob("models/seed=*/log.csv")}
-    found = {}
-    for seed in sorted(files, key=lambda s: (len(s), s)):
+def _logs(path: Path, problems: list[str]) -> dict[str, dict[str, dict[str, np.ndarray]]]:
+    """The training logs of every setting, by seed, in the order of the seeds' numbers."""
+    found: dict[str, dict[str, dict[str, np.ndarray]]] = {}
+    files = [*sorted(path.glob("models/seed=*/log.csv")), *sorted(path.glob("models/*/seed=*/log.csv"))]
+    for file in sorted(files, key=lambda file: len(file.parent.name)):
+        seed, arm = file.parent.name.removeprefix("seed="), file.parents[1].name
         try:
-            found[seed] = _log(files[seed])
+            log = _log(file)
         except (OSError, ValueError, csv.Error) as error:
-            problems.append(f"models/seed={seed}/log.csv could not be read: {error}")
-    return {seed: log for seed, log in found.items() if len(log.get("step", ()))}
+            problems.append(f"{file.relative_to(path)} could not be read: {error}")
+            continue
+        if len(log.get("step", ())):
+            found.setdefault("" if arm == "models" else arm, {})[seed] = log
+    return dict(sorted(found.items()))
 
 
 def _log(file: Path) -> dict[str, np.ndarray]:

@@ -99,8 +99,9 @@ def _draw(view: View, shown: Shown) -> Panel:
 
 
 def _watched(shown: Shown) -> bool:
-    """Whether one model was opened at several steps of its training, so that layers can be seen to change."""
-    return not shown.seeded and "layer" in shown.rest and shown.array.sizes.get("step", 1) > 2
+    """Whether layers can be seen to change: one model was opened at several steps, or its author asks for it."""
+    asked = not shown.seeded or bool(shown.array.attrs.get("over_training", 0))
+    return asked and "layer" in shown.rest and shown.array.sizes.get("step", 1) > 2
 
 
 def _alone(data: xr.Dataset, shown: Shown) -> Sequence[Shown]:

@@ -60,7 +60,9 @@ class HistoryWriter:
         if not keep:
             with replacing(folder / SHAPE) as draft:
                 draft.write_text(to_json(described))
-        self._files = {name: _opened(_file(folder, name), column, keep) for name, column in columns.items()}
+        for name, column in columns.items():
+            _cut(_file(folder, name), column, keep)
+        self._files = {name: _file(folder, name).open("ab") for name in columns}
 
     def close(self) -> None:
         """Close the files."""
@@ -187,8 +189,8 @@ def _file(folder: Path, name: str) -> Path:
     return folder / f"{name}.bin"
 
 
-def _opened(path: Path, column: Column, keep: int):
-    """A column's file, cut to the steps that are kept and open for more.
+def _cut(path: Path, column: Column, keep: int) -> None:
+    """Cut a column's file to the steps that are kept.
 
     Raises:
         RunError: it has fewer.
@@ -202,7 +204,6 @@ def _opened(path: Path, column: Column, keep: int):
                 "and run again"
             )
         os.truncate(path, keep * column.bytes_per_step)
-        return path.open("ab")
     except OSError as error:
         raise RunError(why(path, error)) from error
 

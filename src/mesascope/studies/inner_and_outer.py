@@ -26,15 +26,15 @@ def claims() -> tuple[Claim, ...]:
         *(claim for name in LABELS for claim in _clusters(name)),
         *(claim for name in DESCENDED for claim in _inner_loss(name)),
         *_inner_step("", ""),
-        *_inner_step("text_", "text: "),
+        *_inner_step("text_", "on real text: "),
         *_dual_form(),
         *(claim for name in LABELS for claim in _attention(name)),
         *_norms("", ""),
-        *_norms("text_", "text: "),
+        *_norms("text_", "on real text: "),
         *_gram(),
         *(
             claim
-            for prefix, where in (("", ""), ("text_", "text: "))
+            for prefix, where in (("", ""), ("text_", "on real text: "))
             for lens in ("logit", "affine")
             for claim in _readout(prefix, where, lens)
         ),
@@ -107,7 +107,7 @@ def _inner_loss(name: str) -> tuple[Claim, ...]:
     def falls(array: xr.DataArray) -> xr.DataArray:
         return _falling(array.sel(sublayer="attention", drop=True))
 
-    shown = name.replace("_", " ")
+    shown = {"hopfield": "Hopfield"}.get(name, name.replace("_", " "))
     return (
         Claim(
             name=f"attention descends: {shown}",
@@ -152,7 +152,9 @@ def _inner_step(prefix: str, where: str) -> tuple[Claim, ...]:
     return (
         Claim(
             name=f"{where}updates descend the outer loss",
-            sentence="What a layer adds to a token's representation points down the loss that training minimises.",
+            sentence=_said(
+                where, "What a layer adds to a token's representation points down the loss that training minimises."
+            ),
             source=f"{PAPER}: inner optimisation; {OURS} in this form",
             statistic=lambda results: last(cosine(results)),
             about="cosine of update and minus the gradient of the loss, mean over layers and sublayers",
@@ -163,7 +165,7 @@ def _inner_step(prefix: str, where: str) -> tuple[Claim, ...]:
         ),
         Claim(
             name=f"{where}updates come to descend the outer loss",
-            sentence="Training makes what layers add point further down the loss.",
+            sentence=_said(where, "Training makes what layers add point further down the loss."),
             source=OURS,
             statistic=lambda results: last(cosine(results)),
             about="cosine of update and minus the gradient of the loss, mean over layers and sublayers",
@@ -261,7 +263,7 @@ def _norms(prefix: str, where: str) -> tuple[Claim, ...]:
     return (
         Claim(
             name=f"{where}norms get alike with depth",
-            sentence="Norms of tokens vary less after the last layer than at the embedding.",
+            sentence=_said(where, "Norms of tokens vary less after the last layer than at the embedding."),
             source=f"{PAPER}: a special characteristic of the norms; {OURS} in this form",
             statistic=lambda results: last(variation(results)).isel(layer=-1, drop=True),
             about="coefficient of variation of the norm over tokens after the last layer, sinks apart",
@@ -271,7 +273,7 @@ def _norms(prefix: str, where: str) -> tuple[Claim, ...]:
         ),
         Claim(
             name=f"{where}norms get alike with training",
-            sentence="Norms of tokens vary less in the trained model than in the untrained one.",
+            sentence=_said(where, "Norms of tokens vary less in the trained model than in the untrained one."),
             source=OURS,
             statistic=lambda results: last(variation(results)).mean("layer"),
             about="coefficient of variation of the norm over tokens, mean over depths, sinks apart",
@@ -319,7 +321,7 @@ def _readout(prefix: str, where: str, lens: str) -> tuple[Claim, ...]:
     return (
         Claim(
             name=f"{where}read-out improves from layer to layer: {lens} lens",
-            sentence=f"The loss of the {lens} lens falls from each depth to the next.",
+            sentence=_said(where, f"The loss of the {lens} lens falls from each depth to the next."),
             source=f"{OURS}: the outer loss read at every layer",
             statistic=lambda results: _falling(last(results[f"{prefix}{lens}_lens"]["loss"])),
             about="share of adjacent depths at which the loss falls",
@@ -329,6 +331,11 @@ def _readout(prefix: str, where: str, lens: str) -> tuple[Claim, ...]:
             bound=MOST_PAIRS,
         ),
     )
+
+
+def _said(where: str, sentence: str) -> str:
+    """A sentence about one setting."""
+    return f"{where[0].upper()}{where[1:]}{sentence[0].lower()}{sentence[1:]}" if where else sentence
 
 
 def _over_bayes(results: Results, predictor: str) -> xr.DataArray:
