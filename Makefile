@@ -1,7 +1,7 @@
 # make demo   trains and opens three small transformers, opens a language model, draws two reports
 # make test   runs every check: format, lint, types, layers, tests, doctests
 # make test-slow   the checks that take minutes each
-# make bench   what opening and recording a language model cost, against bounds
+# make bench   what opening and recording a language model and attending to a long history cost, against bounds
 # make lint   the checks without the tests
 # make docs   runs the affine study and writes its page under docs/studies
 # make architectures   holds capture against every language model type of transformers, writes the table
@@ -66,6 +66,7 @@ test-slow: $(STAMP)
 bench: $(STAMP) $(GGUF)
 	$(BIN)/python benchmarks/recording.py $(GGUF)
 	$(BIN)/python benchmarks/opening.py $(GGUF)
+	$(BIN)/python benchmarks/attending.py
 
 clean:
 	rm -rf $(VENV) .models runs .pytest_cache .ruff_cache .import_linter_cache

@@ -63,9 +63,10 @@ def show(study: str) -> None:
     for name, scale in value.scales.items():
         steps = f"{scale.training.steps:,} steps".replace(",", " ")
         out.print(f"  {name:<7} {scale.seeds} seeds, {steps}, about {scale.minutes:g} min on two cores")
-    out.print("\n[bold]Instruments[/bold]")
-    for one in (*value.measures, *value.sweeps):
-        out.print(f"  {one.name:<12} {escape(one.title)}")
+    for arm in value.settings:
+        out.print(f"\n[bold]Instruments{escape(f': {arm.title}') if arm.title else ''}[/bold]")
+        for one in arm.instruments:
+            out.print(f"  {one.name:<12} {escape(one.title)}")
     out.print("\n[bold]Claims[/bold]")
     for claim in value.claims:
         out.print(f"  {escape(claim.sentence)}\n    [dim]{escape(claim.source)}[/dim]")

@@ -65,19 +65,21 @@ def check_measure(measure: Measure, model: torch.nn.Module, batch: Batch) -> xr.
 
 
 def check_study(study: Study, results: dict[str, xr.Dataset]) -> None:
-    """A study's task is sound, its model fits its task, and each claim is decided by numbers per seed and can fail.
+    """A study's tasks are sound, its models fit them, and each claim is decided by numbers per seed and can fail.
 
     Args:
         study: the study.
         results: what its instruments gave, from a run at any scale.
     """
-    check_task(study.task)
-    batch = _sample(study.task, 0)
-    prediction = Decoder(study.model)(batch.inputs).logits
-    _must(prediction.shape[:2] == batch.targets.shape[:2], f"{study.name}: the model must predict at every position")
+    for arm in study.settings:
+        check_task(arm.task)
+        batch = _sample(arm.task, 0)
+        prediction = Decoder(arm.model)(batch.inputs).logits
+        loss = arm.task.loss(prediction, batch)
+        _must(loss.shape == batch.weight.shape, f"{study.name} {arm.name}: the model must predict at every position")
     minutes = [study.scales[name].minutes for name in SCALES]
     _must(minutes == sorted(minutes), f"{study.name}: smoke must be the shortest scale and paper the longest")
-    missing = {one.name for one in (*study.measures, *study.sweeps)} - set(results)
+    missing = {arm.result(one) for arm in study.settings for one in arm.instruments} - set(results)
     _must(not missing, f"{study.name}: results must hold every instrument's, but lack {sorted(missing)}")
     for claim in study.claims:
         verdict = judge(claim, results, "laptop")

@@ -93,7 +93,7 @@ def test_plotly_accepts_every_figure(study_run, inspect_run):
     for run in (study_run, inspect_run):
         record = read(run)
         drawn = [p for r in record.results if r.data is not None for p in panels(r.data)]
-        drawn += [p for p in [training(record.logs)] if p]
+        drawn += [panel for each in record.logs.values() if (panel := training(each))]
         for panel in [p for p in drawn if p.kind == "figure"]:
             for k, plot in enumerate(panel.data["plots"]):
                 cells = panel.data["variants"][0][k] if "variants" in panel.data else {}
@@ -185,7 +185,7 @@ def test_logs_are_thinned_but_keep_their_ends(tmp_path, samples):
     assert (kept[0], kept[-1]) == (0, 59_999)
     assert len(kept) <= 400
     assert smooth(np.array([1.0, np.nan, 3.0]), share=1.0)[-1] == 3.0
-    panel = training(read(samples.write_study(tmp_path / "run")).logs)
+    panel = training(read(samples.write_study(tmp_path / "run")).logs[""])
     assert panel is not None
     assert all(len(trace["x"]) <= 400 for plot in panel.data["plots"] for trace in plot["data"])
 

@@ -262,8 +262,8 @@ def history_attention(
     found["chance"] = label(chance, "stat", units="1", about=about, coords={"stat": labels})
     if history.facts["momentum"] is not None:
         found |= _identities(past, model, reads, maps)
-    told = {"rule": history.facts["rule"], "instances": len(ground), "megabytes of history": history.bytes / 1e6}
-    return xr.Dataset(found, attrs=told)
+    found["instances"] = label(float(len(ground)), units="instances", about="positions of all batches so far")
+    return xr.Dataset(found, attrs={"rule": history.facts["rule"]})
 
 
 def half(place: np.ndarray) -> np.ndarray:
@@ -404,7 +404,7 @@ def _identities(past: Past, model: PreTrainedModel, reads: Mapping[str, Tensor],
         real = torch.nn.functional.linear(x, held["weight"], held.get("bias"))
         for kind, kept in (("dual_error", None), ("dual_error_half", half)):
             put = dual_form(past.history, name, x, start["weight"], start.get("bias"), kept=kept).output
-            errors[kind][name] = (put - real).norm() / real.norm()
+            errors[kind][name] = (put - real).norm() / (real.norm() if real.any() else 1.0)
         allowed = TOLERANCE[str(start["weight"].dtype).removeprefix("torch.")]
         if not errors["dual_error"][name] <= allowed:
             raise UnsupportedModel(

@@ -120,10 +120,9 @@ fast_weight = Objective(
 
 
 def _outer(at: Sublayer) -> dict[str, Tensor]:
-    """The update against minus the gradient of the loss; and that of another position, in random order."""
-    generator = torch.Generator().manual_seed(at.view.layer)
-    order = torch.rand(at.u.shape[:2], generator=generator).argsort(1).to(at.u.device)
-    elsewhere = at.u.gather(1, order[..., None].expand_as(at.u))
+    """The update against minus the gradient of the loss; and that of another position, in one random order."""
+    order = torch.randperm(at.u.shape[1], generator=torch.Generator().manual_seed(at.view.layer))
+    elsewhere = at.u[:, order.to(at.u.device)]
     return {**against(-at.gradient, at.u), "cosine_elsewhere": against(-at.gradient, elsewhere)["cosine"]}
 
 

@@ -1,0 +1,114 @@
+"""A study with a setting beside its own: both are trained, opened and drawn, and what stands in for a text is told."""
+
+from dataclasses import replace
+
+import pytest
+
+from mesascope import api
+from mesascope.store import History, Run
+from mesascope.studies import catalogue
+from mesascope.studies.base import Arm, Setup
+from mesascope.tasks.seeded import Seeded
+from mesascope.train import SGD, Training
+
+FILE = """
+from dataclasses import replace
+from mesascope import measures
+from mesascope.measures.history import history_attention
+from mesascope.models.config import DecoderConfig
+from mesascope.studies.base import SCALES, Arm, Citation, Scale, Setup, Study
+from mesascope.tasks.seeded import Seeded
+from mesascope.tasks.text import Text
+from mesascope.train import SGD, Training
+
+TASK = Seeded(symbols=5, generators=3, first=1, length=6)
+SHAPE = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "max_position_embeddings": 6}
+TRAINING = Training(steps=3, batch_size=4, optimizer=SGD(lr=0.1, momentum=0.5), checkpoints=3, history=True)
+TEXT = Text(length=6, vocabulary=260, source="hub:nobody/nothing", instead="prose")
+STUDY = Study(
+    name="two",
+    title="Two settings",
+    about="For a test.",
+    citation=Citation(key="k", authors="A", title="T", year=2024, venue="V", url="https://example.org"),
+    task=TASK,
+    model=DecoderConfig(vocab_size=5, **SHAPE),
+    scales={name: Scale(training=TRAINING, seeds=2, sequences=16, minutes=1.0) for name in SCALES},
+    measures=(measures.behaviour,),
+    retrospects=(history_attention,),
+    arms=(
+        Arm(
+            name="text",
+            title="real text",
+            task=TEXT,
+            model=DecoderConfig(vocab_size=260, **SHAPE),
+            setups={name: Setup(training=replace(TRAINING, history=False), sequences=4) for name in SCALES},
+            measures=(measures.behaviour, measures.norms),
+        ),
+    ),
+    claims=(),
+)
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    place = tmp_path_factory.mktemp("two")
+    (place / "two.py").write_text(FILE)
+    return api.run(str(place / "two.py"), scale="smoke", out=place / "run", on="here")
+
+
+def test_both_settings_are_there(finished: Run) -> None:
+    assert finished.results() == ["behaviour", "history_attention", "text_behaviour", "text_norms"]
+    for run in (finished, finished.of("text")):
+        assert [run.checkpoints(seed) for seed in (0, 1)] == [[0, 1, 3]] * 2
+    assert finished.seed_path(0) != finished.of("text").seed_path(0)
+    found = finished.read_results("text_norms")
+    assert found["mean"].sizes == {"seed": 2, "step": 3, "layer": 2}
+    assert found.attrs["title"] == "Token norms: real text"
+    assert found.attrs["weights"] != finished.read_results("behaviour").attrs["weights"]
+    instances = finished.read_results("history_attention")["instances"]
+    assert instances.isel(seed=0).values.tolist() == [0, 24, 72]
+    assert History(finished.seed_path(1) / "history").steps == 3
+
+
+def test_the_report_shows_both_and_says_which_text_was_read(finished: Run) -> None:
+    page = (finished.path / "report.html").read_text(encoding="utf-8")
+    assert "<h3>Real text</h3>" in page
+    assert "Token norms: real text" in page
+    (note,) = finished.record["notes"]
+    assert "nobody/nothing" in note
+    assert "Python's reference manual stands in for it" in note
+    assert note.replace("'", "&#39;").replace('"', "&#34;") in page
+
+
+def test_taken_up_again_it_is_the_same_run_with_the_same_text(finished: Run) -> None:
+    corpus = (finished.path / "data" / "text" / "corpus.jsonl").read_bytes()
+    before = {file: file.stat().st_mtime_ns for file in finished.path.glob("results/*.nc")}
+    again = api.run(str(finished.path.parent / "two.py"), scale="smoke", out=finished.path, on="here")
+    assert {file: file.stat().st_mtime_ns for file in finished.path.glob("results/*.nc")} == before
+    assert (finished.path / "data" / "text" / "corpus.jsonl").read_bytes() == corpus
+    assert again.record["notes"] == finished.record["notes"]
+
+
+def test_a_damaged_setting_alone_is_trained_again(finished: Run) -> None:
+    victim = finished.of("text").seed_path(1) / "step=3" / "model.safetensors"
+    whole = victim.read_bytes()
+    kept = (finished.seed_path(1) / "step=3" / "model.safetensors").stat().st_mtime_ns
+    victim.write_bytes(whole[:-8])
+    api.run(str(finished.path.parent / "two.py"), scale="smoke", out=finished.path, on="here")
+    assert victim.read_bytes() == whole
+    assert (finished.seed_path(1) / "step=3" / "model.safetensors").stat().st_mtime_ns == kept
+
+
+def test_settings_that_cannot_be_run_are_refused() -> None:
+    study = catalogue.load("meta-learning")
+    short = Training(steps=2, optimizer=SGD(), checkpoints=2)
+    arm = study.arms[0]
+    without = replace(arm, setups={name: Setup(training=short) for name in arm.setups})
+    with pytest.raises(ValueError, match=r"history_attention needs a training with history=True, but at smoke, laptop"):
+        replace(study, arms=(without,))
+    with pytest.raises(ValueError, match=r"an arm needs a word as its name and the scales smoke, laptop, paper"):
+        replace(study, arms=(replace(arm, name="a b"),))
+    with pytest.raises(ValueError, match=r"the names of a study's results must differ"):
+        replace(study, arms=(arm, arm))
+    assert Arm(task=Seeded(), model=study.model, setups=study.scales).result(study.measures[0]) == "behaviour"

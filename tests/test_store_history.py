@@ -1,0 +1,85 @@
+"""A history on disk: appended, cut back to a checkpoint, read in blocks, and refused where it is not whole."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mesascope.store import Column, History, HistoryWriter, RunError
+
+COLUMNS = {"x": Column(rows=3, width=2), "t": Column(rows=1, width=1, dtype="float64")}
+FACTS = {"rule": "SGD", "labels": ["generator"]}
+
+
+def rows(step: int) -> dict[str, np.ndarray]:
+    return {"x": np.arange(6, dtype=np.float32).reshape(3, 2) + 10 * step, "t": np.array([[float(step)]])}
+
+
+def written(folder: Path, steps: range, keep: int = 0) -> History:
+    writer = HistoryWriter(folder, COLUMNS, FACTS, keep)
+    for step in steps:
+        writer.add(rows(step))
+    writer.sync()
+    writer.close()
+    return History(folder)
+
+
+def test_what_is_appended_is_read(tmp_path: Path) -> None:
+    history = written(tmp_path / "history", range(5))
+    assert (history.steps, history.facts, history.columns, history.bytes) == (5, FACTS, COLUMNS, 5 * 32)
+    assert np.array_equal(history.read("x"), np.concatenate([rows(step)["x"] for step in range(5)]))
+    assert history.until(2).read("t").tolist() == [[0.0], [1.0]]
+    assert history.until(0).read("x").shape == (0, 2)
+
+
+@pytest.mark.parametrize("size", [1, 4, 15, 100])
+def test_blocks_are_all_rows_in_order(tmp_path: Path, size: int) -> None:
+    history = written(tmp_path / "history", range(5))
+    seen = [(start, x.copy(), again.copy()) for start, (x, again) in history.blocks("x", "x", rows=size)]
+    assert [start for start, _, _ in seen] == list(range(0, 15, size))
+    assert np.array_equal(np.concatenate([x for _, x, _ in seen]), history.read("x"))
+    assert all(np.array_equal(x, again) for _, x, again in seen)
+    assert list(history.until(0).blocks("x")) == []
+
+
+def test_a_writer_that_goes_on_cuts_what_came_after_the_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "history"
+    written(folder, range(5))
+    with (folder / "x.bin").open("ab") as file:
+        file.write(b"torn")
+    assert History(folder).steps == 5, "a torn step does not count"
+    again = written(folder, range(3, 5), keep=3)
+    assert np.array_equal(again.read("x"), np.concatenate([rows(step)["x"] for step in range(5)]))
+    assert (folder / "x.bin").stat().st_size == 5 * 24
+
+
+def test_a_history_of_something_else_or_too_short_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "history"
+    with pytest.raises(RunError, match=r"must hold history\.json, but has none; train with a history"):
+        History(folder)
+    written(folder, range(2))
+    with pytest.raises(RunError, match=r"must hold 3 steps, but has 2 whole ones; delete"):
+        History(folder, 3)
+    with pytest.raises(RunError, match=r"must hold the 4 steps before the checkpoint, but has 2; delete"):
+        written(folder, range(4, 5), keep=4)
+    with pytest.raises(RunError, match=r"must hold the history of this training, but holds another; delete"):
+        HistoryWriter(folder, {"x": COLUMNS["x"]}, FACTS, 1)
+    assert History(folder).steps == 2, "nothing was lost"
+
+
+def test_steps_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    writer = HistoryWriter(tmp_path / "history", COLUMNS, FACTS, 0)
+    with pytest.raises(ValueError, match=r"a step must have the columns x, t, but got x"):
+        writer.add({"x": rows(0)["x"]})
+    with pytest.raises(ValueError, match=r"x must be \(3, 2\) of float32 at every step, but got \(2, 2\) of float32"):
+        writer.add(rows(0) | {"x": rows(0)["x"][:2]})
+    writer.close()
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    writer = HistoryWriter(tmp_path / "history", COLUMNS, FACTS, 0)
+    writer.close()
+    with Path("/dev/full").open("ab", buffering=0) as full:
+        writer._files["x"] = full
+        with pytest.raises(RunError, match=r"the disk must have room for .*history, but is full"):
+            writer.add(rows(0))
