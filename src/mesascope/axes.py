@@ -20,7 +20,7 @@ results, in the docs and under the figures.
 What a paper calls the seed of a *sequence* is the latent ``generator`` here, never ``seed``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,3 +65,18 @@ def label(
         raise ValueError(f"one name per axis is needed: shape {array.shape}, but names {dims}")
     index = {dim: np.arange(size) for dim, size in zip(dims, array.shape, strict=True)} | dict(coords or {})
     return xr.DataArray(array, dims=dims, coords=index, attrs={"units": units, "about": about})
+
+
+def spelled(dataset: xr.Dataset, spell: Callable[[int], str]) -> xr.Dataset:
+    """A dataset in which points are labelled by tokens as they are written, and not by their numbers.
+
+    Args:
+        dataset: variables called ``label_*`` whose unit is ``token`` are changed.
+        spell: a token as text.
+    """
+    words = {}
+    for name, array in dataset.data_vars.items():
+        if str(name).startswith("label_") and array.attrs.get("units") == "token":
+            text = np.array([spell(int(token)) for token in array.values.ravel()]).reshape(array.shape)
+            words[name] = (array.dims, text, {**array.attrs, "units": "text"})
+    return dataset.assign(words)

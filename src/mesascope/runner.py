@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 import xarray as xr
 
+from mesascope.axes import spelled
 from mesascope.instruments import Instrument
 from mesascope.measures import measure_all
 from mesascope.measures.history import Past
@@ -158,7 +159,7 @@ def _work(arm: Arm, job: Job, progress: Callable[[int, int, float], None], say: 
     for place, step in enumerate(training.due):
         due = [one for one in arm.instruments if step in one.at(training.due)]
         for name, dataset in opened.apply(step, due).items():
-            found[name].append(dataset.expand_dims(step=[step]))
+            found[name].append(spelled(dataset, task.spell).expand_dims(step=[step]))
         progress(place + 1, len(training.due), float("nan"))
     return {arm.result(one): _joined(arm, one, found[one.name]) for one in arm.instruments}
 

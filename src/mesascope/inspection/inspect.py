@@ -13,7 +13,7 @@ import torch
 import xarray as xr
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mesascope.axes import label
+from mesascope.axes import label, spelled
 from mesascope.capturing import UnsupportedModel
 from mesascope.inspection.controls import beside, disordered, excerpted
 from mesascope.inspection.parts import DISORDERED, UNTRAINED, Material, Part, Results, choose
@@ -275,7 +275,7 @@ def _spelled(dataset: xr.Dataset, text: Text) -> xr.Dataset:
         words = np.array([text.spell(int(token)) for token in ids.values.ravel()]).reshape(ids.shape)
         told = {"units": "text", "about": "the token that each head raises most"}
         dataset = dataset.assign(top_token=(ids.dims, words, told))
-    return dataset
+    return spelled(dataset, text.spell)
 
 
 def _describe(

@@ -160,6 +160,7 @@ PARTS = (
         run=_pieces,
         controls=BOTH,
     ),
+    Part(name="pictures", instruments=_named(measures.token_pictures), run=_pieces, controls={}),
     Part(
         name="repeated tokens",
         instruments=_named(measures.roles, measures.token_copying),

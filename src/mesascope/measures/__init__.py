@@ -9,7 +9,7 @@ from mesascope.measures.inner import inner, objective
 from mesascope.measures.lens import estimate, lens
 from mesascope.measures.norms import norms
 from mesascope.measures.ov import token_copying
-from mesascope.measures.pictures import pictures
+from mesascope.measures.pictures import pictures, token_pictures
 from mesascope.measures.roles import repeated_tokens, roles
 from mesascope.measures.similarity import similarity
 from mesascope.measures.token_attribution import contributions_to, token_attribution, top_tokens
@@ -40,6 +40,7 @@ __all__ = [
     "similarity",
     "token_attribution",
     "token_copying",
+    "token_pictures",
     "token_similarity",
     "top_tokens",
 ]

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from mesascope.axes import label
 from mesascope.capturing import Capture
-from mesascope.measures.base import measure
+from mesascope.measures.base import measure, refuse_some_layers
 from mesascope.measures.clusters import ENDINGS, place_of, representations
 from mesascope.measures.lens import depth_names
+from mesascope.measures.norms import at_depths, norms, sinks
+from mesascope.measures.token_lens import SAMPLE
 
 MOST = 256  # sequences in a picture: more hide one another
 NEIGHBOURS = 15  # of a point, whose distances UMAP keeps; its authors' default (McInnes et al. 2018)
@@ -46,17 +48,80 @@ def pictures(
     Raises:
         ValueError: no such position or method, fewer than two sequences or coordinates, or no umap-learn.
     """
-    if method not in ("pca", "umap"):
-        raise ValueError(f"method must be pca or umap, but got {method!r}")
+    _check(method)
     bare = recorded.batch is None and not recorded.inputs.is_floating_point()
     place = place_of(recorded, (-2 if bare else -1) if position is None else position)
     vectors = representations(recorded, place)[:, :most].double().cpu()
+    found = _drawn(
+        recorded, vectors, method, seed, f"each sequence's vector at position {place}", "sequences as points"
+    )
+    for name, kinds in _labels(recorded, place).items():
+        found |= _label(name, kinds[:most], f"the {name} of each sequence at that position")
+    return xr.Dataset(found)
+
+
+@measure(
+    title="Pictures of tokens", sites=[], reductions={"lens_sample": SAMPLE, **norms.reductions}, steps="ends", order=14
+)
+def token_pictures(recorded: Capture, method: str = "pca", most: int = MOST, seed: int = 0) -> xr.Dataset:
+    """The vectors of the residual stream of the tokens of a text as points in a plane, at the embedding and after each
+    layer; sinks are left out, for one of them would take an axis for itself. By principal components, the plane holds
+    the two directions along which these vectors vary most: what lies apart in it is apart, but what lies together may
+    be apart in other directions. By UMAP (McInnes et al. 2018), neighbours are kept together as well as can be, and
+    distances between groups say little. Each picture has axes of its own.
+
+    Args:
+        recorded: a capture of tokens.
+        method: ``pca``, or ``umap``, for which umap-learn must be installed.
+        most: tokens shown, spread evenly over those looked at.
+        seed: of UMAP's layout.
+
+    Raises:
+        ValueError: vectors were read, no such method, fewer than two tokens, or no umap-learn.
+    """
+    if recorded.inputs.is_floating_point():
+        raise ValueError("pictures of tokens need tokens, but the inputs are vectors; use pictures")
+    _check(method)
+    refuse_some_layers(recorded)
+    at = torch.tensor(recorded.queries, device=recorded.inputs.device)
+    at = at[at + 1 < recorded.inputs.shape[1]]  # those with a next token
+    points = (~sinks(at_depths(recorded)))[:, at].cpu().flatten().nonzero()[:, 0]
+    points = points[torch.linspace(0, len(points) - 1, min(most, len(points))).round().long()]
+    streams = torch.stack([recorded["lens_before"][0], *recorded["lens_after"]])[:, :, : len(at)]
+    vectors = streams.flatten(1, 2)[:, points.to(streams.device)].double().cpu()
+    found = _drawn(recorded, vectors, method, seed, "each token's vector", "tokens as points")
+    for name, shift in (("token", 0), ("next token", 1)):
+        kinds = recorded.inputs[:, at + shift].flatten()[points.to(at.device)]
+        found |= _label(name, kinds, f"the {name} at each position")
+    return xr.Dataset(found)
+
+
+def _check(method: str) -> None:
+    """Refuse a way of drawing that is not there."""
+    if method not in ("pca", "umap"):
+        raise ValueError(f"method must be pca or umap, but got {method!r}")
+
+
+def _label(name: str, kinds: Int[Tensor, " batch"], about: str) -> dict[str, xr.DataArray]:
+    """What points are coloured by; tokens are spelled later, by who knows how."""
+    units = "token" if name in ("token", "next token") else "label"
+    return {f"label_{name.replace(' ', '_')}": label(kinds, "batch", units=units, about=about).assign_attrs(title=name)}
+
+
+def _drawn(
+    recorded: Capture, vectors: Float[Tensor, "depth batch d_model"], method: str, seed: int, what: str, title: str
+) -> dict[str, xr.DataArray]:
+    """The places of vectors at every depth, and what the plane holds of them.
+
+    Raises:
+        ValueError: fewer than two vectors or coordinates, or no umap-learn.
+    """
     if min(vectors.shape[1:]) < 2:
         raise ValueError(f"a picture needs two sequences and coordinates or more, but got {tuple(vectors.shape[1:])}")
     coords = {"layer": depth_names(recorded.layers), "component": AXES}
     axes = "principal components" if method == "pca" else "UMAP"
     drawn = [projection(each) if method == "pca" else (layout(each, seed), None) for each in vectors]
-    about = f"each sequence's vector at position {place} in two dimensions ({axes})"
+    about = f"{what} in two dimensions ({axes})"
     found = {
         "place": label(
             torch.stack([places for places, _ in drawn]).float(),
@@ -66,16 +131,13 @@ def pictures(
             units="1",
             about=about,
             coords=coords,
-        ).assign_attrs(view="scatter", title="sequences as points", headline=1)
+        ).assign_attrs(view="scatter", title=title, headline=1)
     }
     shares = [share for _, share in drawn if share is not None]
     if shares:
         about = "share of the variance of these vectors along each axis of the picture"
         found["explained"] = label(torch.stack(shares), "layer", "component", units="1", about=about, coords=coords)
-    for name, kinds in _labels(recorded, place).items():
-        values = label(kinds[:most], "batch", units="label", about=f"the {name} of each sequence at that position")
-        found[f"label_{name.replace(' ', '_')}"] = values.assign_attrs(title=name)
-    return xr.Dataset(found)
+    return found
 
 
 def projection(vectors: Float[Tensor, "batch d_model"]) -> tuple[Places, Float[Tensor, " component"]]:

@@ -68,7 +68,7 @@ CLUSTERS = replace(measures.clusters, title="Clusters of representations (their 
 FIGURE_2 = tuple(replace(one, title=f"{one.title} (their figure 2)") for one in INNER)
 FIGURE_3 = replace(history_attention, title="Attention over the training history (their figure 3)")
 FIGURE_4 = tuple(replace(one, title=f"{one.title} (their figure 4)", steps="ends") for one in INNER)
-FIGURE_5 = replace(measures.pictures, title="Pictures of representations (their figure 5)")
+FIGURE_5 = replace(measures.token_pictures, title="Pictures of tokens (their figure 5)")
 
 DESCENT = Arm(
     name="sgd",

@@ -85,6 +85,10 @@ class Task(ABC):
         """Where the sequences that are opened come from: itself, where every sequence is fresh."""
         return self
 
+    def spell(self, token: int) -> str:
+        """A token as a reader should see it: its number, where it is no text."""
+        return str(token)
+
     def prepared(self, folder: Path, say: Callable[[str], None]) -> "Task":
         """The same task with all it needs at hand, before anything is trained.
 
