@@ -1,17 +1,22 @@
 """A study with a setting beside its own: both are trained, opened and drawn, and what stands in for a text is told."""
 
+import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from mesascope import api
-from mesascope.store import History, Run
+from mesascope.store import History, Run, RunError
 from mesascope.studies import catalogue
 from mesascope.studies.base import Arm, Setup
 from mesascope.tasks.seeded import Seeded
 from mesascope.train import SGD, Training
 
 FILE = """
+import json
+import shutil
 from dataclasses import replace
 from mesascope import measures
 from mesascope.measures.history import history_attention
@@ -90,6 +95,28 @@ def test_taken_up_again_it_is_the_same_run_with_the_same_text(finished: Run) -> 
     assert again.record["notes"] == finished.record["notes"]
 
 
+def test_another_text_is_not_taken_for_the_first(finished: Run, tmp_path: Path) -> None:
+    place = tmp_path / "run"
+    shutil.copytree(finished.path, place)
+    shutil.rmtree(place / "data")
+    other = tmp_path / "other.txt"
+    other.write_text("\n\n".join(f"Quite another text, number {n}, about {n * n} things." for n in range(1000)))
+    text = FILE.replace('instead="prose"', f"instead={str(other)!r}")
+    (tmp_path / "two.py").write_text(text)
+    with pytest.raises(
+        RunError, match=r"must be empty or hold this very run, but holds one with parameters\.text\.task"
+    ):
+        api.run(str(tmp_path / "two.py"), scale="smoke", out=place, on="here")
+    task = catalogue.load(str(tmp_path / "two.py")).arms[0].task.prepared(tmp_path / "kept", lambda line: None)
+    shutil.copytree(tmp_path / "kept", place / "data" / "text")
+    source = json.loads((place / "data" / "text" / "source.json").read_text())
+    source["recipe"]["instead"] = "prose"  # as if the same source gave another text
+    (place / "data" / "text" / "source.json").write_text(json.dumps(source))
+    assert task.digest
+    with pytest.raises(RunError, match=r"must be trained by one recipe, but holds another data"):
+        api.run(str(finished.path.parent / "two.py"), scale="smoke", out=place, on="here")
+
+
 def test_a_damaged_setting_alone_is_trained_again(finished: Run) -> None:
     victim = finished.of("text").seed_path(1) / "step=3" / "model.safetensors"
     whole = victim.read_bytes()
@@ -107,8 +134,9 @@ def test_settings_that_cannot_be_run_are_refused() -> None:
     without = replace(arm, setups={name: Setup(training=short) for name in arm.setups})
     with pytest.raises(ValueError, match=r"history_attention needs a training with history=True, but at smoke, laptop"):
         replace(study, arms=(without,))
-    with pytest.raises(ValueError, match=r"an arm needs a word as its name and the scales smoke, laptop, paper"):
-        replace(study, arms=(replace(arm, name="a b"),))
+    for name in ("a b", "training", "own"):
+        with pytest.raises(ValueError, match=r"an arm needs a word as its name, none of own, .* and the scales smoke"):
+            replace(study, arms=(replace(arm, name=name),))
     with pytest.raises(ValueError, match=r"the names of a study's results must differ"):
         replace(study, arms=(arm, arm))
     assert Arm(task=Seeded(), model=study.model, setups=study.scales).result(study.measures[0]) == "behaviour"

@@ -67,6 +67,26 @@ def test_a_history_of_something_else_or_too_short_is_refused(tmp_path: Path) -> 
     assert History(folder).steps == 2, "nothing was lost"
 
 
+def test_a_lost_description_is_written_again_and_a_spoilt_one_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "history"
+    written(folder, range(3))
+    (folder / "history.json").unlink()
+    assert written(folder, range(2, 4), keep=2).steps == 4
+    for spoilt in ("[]", "{}", '{"columns": {"x": {"rows": 1}}, "facts": {}}'):
+        (folder / "history.json").write_text(spoilt)
+        with pytest.raises(RunError, match=r"must describe a history, but does not; delete"):
+            History(folder)
+
+
+def test_some_rows_are_taken_by_their_places(tmp_path: Path) -> None:
+    history = written(tmp_path / "history", range(5))
+    places = np.array([[14, 0], [3, 3]])
+    assert np.array_equal(history.take("x", places), history.read("x")[places])
+    assert history.until(0).take("x", np.zeros((2, 0), int)).shape == (2, 0, 2)
+    with pytest.raises(IndexError):
+        history.until(1).take("x", np.array([3]))
+
+
 def test_steps_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     writer = HistoryWriter(tmp_path / "history", COLUMNS, FACTS, 0)
     with pytest.raises(ValueError, match=r"a step must have the columns x, t, but got x"):
@@ -83,3 +103,12 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
         writer._files["x"] = full
         with pytest.raises(RunError, match=r"the disk must have room for .*history, but is full"):
             writer.add(rows(0))
+
+
+def test_a_disk_that_is_full_at_the_end_is_one_line(tmp_path: Path) -> None:
+    writer = HistoryWriter(tmp_path / "history", COLUMNS, FACTS, 0)
+    writer._files["x"].close()
+    writer._files["x"] = Path("/dev/full").open("ab")  # noqa: SIM115  closing it is what is tested
+    writer.add(rows(0))
+    with pytest.raises(RunError, match=r"the disk must have room for .*history, but is full"):
+        writer.close()

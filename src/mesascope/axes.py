@@ -67,13 +67,15 @@ def label(
     return xr.DataArray(array, dims=dims, coords=index, attrs={"units": units, "about": about})
 
 
-def spelled(dataset: xr.Dataset, spell: Callable[[int], str]) -> xr.Dataset:
+def spelled(dataset: xr.Dataset, spell: Callable[[int], str | None]) -> xr.Dataset:
     """A dataset in which points are labelled by tokens as they are written, and not by their numbers.
 
     Args:
         dataset: variables called ``label_*`` whose unit is ``token`` are changed.
-        spell: a token as text.
+        spell: a token as text; where it gives nothing, tokens are numbers and stay so.
     """
+    if spell(0) is None:
+        return dataset
     words = {}
     for name, array in dataset.data_vars.items():
         if str(name).startswith("label_") and array.attrs.get("units") == "token":

@@ -117,10 +117,9 @@ def run_study(
         said: list[str] = []
         for arm in study.settings:
             _prepared(arm, scale, run, said.append)
-        if said:
-            run.note(said)
-            for line in said:
-                watcher.say(line)
+        run.note(said)
+        for line in said:
+            watcher.say(line)
         results = _finished(study, scale, run, range(count), watcher)
         if results is None:
             began = time.perf_counter()
@@ -288,13 +287,17 @@ class _Opened:
 
 
 def _stamp(run: Run, arm: Arm, scale: str, seeds: Sequence[int]) -> dict[str, str]:
-    """What decides a result beside the run's description: the weights, and the code that measures now."""
+    """What decides a result beside the run's description: weights, data, and the code that measures now."""
     digest = hashlib.sha256()
     for seed in seeds:
         for step in arm.setups[scale].training.due:
             digest.update((run.of(arm.name).seed_path(seed) / f"step={step}" / MANIFEST).read_bytes())
-    code = provenance()
-    return {"weights": digest.hexdigest(), **{name: code[name] for name in ("mesascope", "revision", "torch")}}
+    code, data = provenance(), _prepared(arm, scale, run, ignore).digest
+    return {
+        "weights": digest.hexdigest(),
+        **({"data": data} if data else {}),
+        **{name: code[name] for name in ("mesascope", "revision", "torch")},
+    }
 
 
 def _plain(value: Any) -> Any:

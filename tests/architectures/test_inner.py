@@ -169,6 +169,19 @@ def test_outer_holds_the_mlp_against_the_gradient_behind_the_attention():
     assert "before" not in found
 
 
+def test_outer_is_held_against_updates_from_elsewhere():
+    model, x = make("llama"), tokens()
+    kept = capture(model, x, ["attn_write", "resid_pre_grad"])
+    found = measured(model, x, objectives.outer)
+    half = x.shape[1] // 2
+    for layer, (update, gradient) in enumerate(zip(kept["attn_write"], kept["resid_pre_grad"], strict=True)):
+        other = torch.cat([update[:, -half:], update[:, :-half]], dim=1)
+        by_hand = torch.cosine_similarity(other.double(), -gradient.double(), dim=-1)[:, 1:-1].mean()
+        told = float(found["cosine_elsewhere"].sel(layer=layer, sublayer="attention"))
+        assert told == pytest.approx(float(by_hand), abs=1e-6)
+    assert found["cosine_elsewhere"].attrs["control_of"] == "cosine"
+
+
 @objective(title="pull", sites=("pattern", "value"), sublayers=("attention",))
 def pull(z, at):
     """Half of the squared distance from where the update leads."""

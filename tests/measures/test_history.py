@@ -13,6 +13,7 @@ from mesascope.models.planted_seed import named_sequences, planted_generator
 from mesascope.models.transformer import Decoder
 from mesascope.store import Column, History, HistoryWriter
 from mesascope.tasks.base import Batch
+from mesascope.tasks.seeded import Seeded
 from mesascope.train import SGD
 from mesascope.train.history import Recorder
 
@@ -67,7 +68,9 @@ def drawn(n: int, seed: int) -> Batch:
 
 @pytest.mark.parametrize("planted", ["generator", "nothing"])
 @pytest.mark.parametrize("layer", [0, 2])
-def test_a_planted_generator_is_attended_where_it_is_read_and_nowhere_else(tmp_path: Path, planted: str, layer: int):
+def test_a_planted_generator_is_attended_where_it_is_read_and_nowhere_else(
+    tmp_path: Path, planted: str, layer: int
+) -> None:
     model = planted_generator(layer, planted=planted)
     past = recorded(tmp_path / "history", model, [drawn(64, seed) for seed in range(8)])
     found = history_attention(past, model, drawn(64, 99))
@@ -80,7 +83,25 @@ def test_a_planted_generator_is_attended_where_it_is_read_and_nowhere_else(tmp_p
         else:
             assert float(share.sel(layer=place)) < 2 * chance, (place, float(share.sel(layer=place)), chance)
     assert float(found["dual_error"].max()) < 1e-6
-    assert np.allclose(found["top"], found["top_untrained"], equal_nan=True), "it was never trained"
+    assert float(abs(found["top_permuted"].sel(stat="generator") - chance).max()) < 0.6 * chance
+    everything = torch.cat([batch.labels["generator"].flatten() for batch in past.replay()])
+    by_hand = (everything[:, None] == drawn(64, 99).labels["generator"][:, -1]).double().mean()
+    assert chance == pytest.approx(float(by_hand))
+
+
+def test_a_model_that_was_never_trained_attends_as_its_replayed_self(tmp_path: Path, monkeypatch) -> None:
+    """The control reads all batches again: at rate zero it must find what the record holds."""
+    monkeypatch.setattr("mesascope.measures.history.TOGETHER", 3)
+    task = Seeded(symbols=7, generators=3, first=2, length=8)
+    torch.manual_seed(0)
+    model = Decoder(DecoderConfig(vocab_size=7, hidden_size=16, num_hidden_layers=2, max_position_embeddings=8))
+    drawn = [task.sample(50, torch.Generator().manual_seed(seed)) for seed in range(8)]
+    past = recorded(tmp_path / "history", model, drawn)
+    found = history_attention(past, model, task.validation().sample(40, torch.Generator().manual_seed(99)))
+    assert np.allclose(found["top"], found["top_untrained"], equal_nan=True, atol=0.06), "but for ties"
+    assert np.allclose(found["last"], found["last_untrained"], equal_nan=True, atol=0.06)
+    reading = {"layer": "0", "map": "attention.q_proj"}
+    assert float((found["top"] - found["top_permuted"]).sel(reading).mean()) > 0.12, "or it would be no test"
 
 
 def test_labels_are_needed(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Identities of the measures on small models, and their controls."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mesascope import measures
 from mesascope.capturing import capture
+from mesascope.measures import objectives
 from mesascope.measures.attribution import contributions
 from mesascope.measures.heads import position_scores
+from mesascope.measures.inner import inner
 from mesascope.models.planted import planted
 from mesascope.models.transformer import Decoder, DecoderConfig
 from mesascope.tasks.affine import Affine
@@ -53,6 +57,28 @@ def test_behaviour_of_tokens_is_the_cross_entropy():
     found = measures.behaviour(capture(model, tokens, ["prediction"]))
     loss = torch.nn.functional.cross_entropy(model(ids[:, :-1]).logits.transpose(1, 2), ids[:, 1:], reduction="none")
     assert np.allclose(found["error"].sel(predictor="model"), loss.mean(0).detach(), rtol=1e-5)
+
+
+def test_what_a_task_does_not_score_counts_in_no_loss_of_a_layer():
+    """Targets and weights are the batch's: the last target is no input, and the first positions are not scored."""
+    model, ids = language_model()
+    weight = torch.ones(3, 23)
+    weight[:, :5] = 0
+    tokens = Batch(inputs=ids[:, :-1], targets=ids[:, 1:], weight=weight)
+    readout = inner(objectives.readout)
+    found = measures.measure_all(
+        model, tokens, [measures.behaviour, measures.logit_lens, measures.affine_lens, readout]
+    )
+    loss = torch.nn.functional.cross_entropy(model(ids[:, :-1]).logits.transpose(1, 2), ids[:, 1:], reduction="none")
+    scored = float(loss[:, 5:].mean().detach())
+    assert float(found["behaviour"]["scored"].sel(predictor="model")) == pytest.approx(scored, rel=1e-5)
+    assert float(found["logit_lens"]["loss"][-1]) == pytest.approx(scored, rel=1e-5)
+    everywhere = measures.measure_all(model, replace(tokens, weight=torch.ones(3, 23)), [measures.logit_lens, readout])
+    assert float(everywhere["logit_lens"]["loss"][-1]) == pytest.approx(float(loss.mean().detach()), rel=1e-5)
+    assert not np.isclose(scored, float(loss.mean().detach()), rtol=1e-4)
+    name = "inner_readout"
+    assert not np.allclose(found[name]["before"], everywhere[name]["before"], rtol=1e-4, equal_nan=True)
+    assert np.isfinite(found[name]["before"]).all()
 
 
 @pytest.mark.parametrize("norm", ["none", "layer", "rms"])

@@ -1,6 +1,7 @@
 """Sequences are what their generators dictate, and the oracles are exact."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -11,6 +12,7 @@ from mesascope.tasks.seeded import Seeded
 from mesascope.testing import check_task
 
 TASK = Seeded(symbols=7, generators=6, first=2, length=10)
+STILL = replace(TASK, jump=0.0)
 
 
 def drawn(task: Seeded = TASK, n: int = 400, seed: int = 0):
@@ -23,7 +25,7 @@ def test_conforms():
 
 
 def test_a_permutation_is_one_cycle_through_all_tokens():
-    rule = TASK.rules[0]
+    rule = STILL.rules[0]
     token, seen = 0, set()
     for _ in range(TASK.symbols):
         seen.add(token)
@@ -33,7 +35,7 @@ def test_a_permutation_is_one_cycle_through_all_tokens():
 
 
 def test_congruential_rules_are_lines_and_no_two_are_alike():
-    task = Seeded(symbols=6, generators=11, kinds=("congruential",), first=1, length=4)
+    task = Seeded(symbols=6, generators=11, kinds=("congruential",), first=1, length=4, jump=0.0)
     following = task.rules.argmax(-1)
     for row in following.tolist():
         step = (row[1] - row[0]) % 6
@@ -43,19 +45,19 @@ def test_congruential_rules_are_lines_and_no_two_are_alike():
 
 
 def test_a_markov_generator_has_few_branches():
-    rule = TASK.rules[2]
+    rule = STILL.rules[2]
     assert (rule > 0).sum(-1).tolist() == [3] * TASK.symbols
     assert torch.allclose(rule.sum(-1), torch.ones(TASK.symbols, dtype=torch.float64))
 
 
 def test_sequences_follow_their_generator_from_the_last_of_the_first_tokens_on():
-    batch = drawn()
-    share = TASK.rules[batch.latents["generator"], batch.inputs, batch.targets]
+    batch = drawn(STILL)
+    share = STILL.rules[batch.latents["generator"], batch.inputs, batch.targets]
     assert (share[:, TASK.first - 1 :] > 0).all()
     assert (share[:, : TASK.first - 1] == 0).any(), "the first tokens must be free"
     markov = batch.latents["generator"][:, 0] % 3 == 2
     seen = share[markov, TASK.first :].mean()
-    expected = TASK.rules[2::3].square().sum(-1).mean()
+    expected = STILL.rules[2::3].square().sum(-1).mean()
     assert seen == pytest.approx(float(expected), abs=0.1), "branches come as often as they are likely"
 
 
@@ -134,9 +136,33 @@ def test_who_knows_more_loses_less():
     assert loss[2] > 1.5 * loss[1], "the token alone must not decide"
 
 
+def test_jumps_come_as_often_as_they_should_and_break_every_repetition():
+    def dictated(task: Seeded) -> set[tuple[int, ...]]:
+        batch = drawn(task, n=1000)
+        rows = torch.cat([batch.latents["generator"][:, :1], batch.inputs[:, task.first - 1 :]], dim=1)
+        return {tuple(row) for row in rows.tolist() if row[0] % 3 < 2}
+
+    long = Seeded(symbols=23, generators=3, length=40)
+    assert len(dictated(long) & dictated(long.validation())) < 0.05 * len(dictated(long))
+    still = replace(long, jump=0.0)
+    assert dictated(still.validation()) <= dictated(still), "without jumps all of validation is in training"
+    batch = drawn(replace(TASK, jump=0.3), n=4000)
+    likely = TASK.rules[batch.latents["generator"], batch.inputs].argmax(-1) == batch.targets
+    sure = batch.latents["generator"] % 3 < 2
+    share = likely[:, TASK.first :][sure[:, TASK.first :]].double().mean()
+    assert float(share) == pytest.approx(0.7 + 0.3 / TASK.symbols, abs=0.01)
+
+
+def test_a_split_without_beginnings_is_refused():
+    task = Seeded(symbols=3, generators=1, first=1, length=4, held_out=1e-6)
+    with pytest.raises(ValueError, match=r"each split must have beginnings, but none was found for validation"):
+        drawn(task.validation(), n=2)
+
+
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
+        ({"jump": 1.0}, r"jump must lie in \[0, 1\), but got 1.0"),
         ({"kinds": ("walk",)}, r"kinds must be of permutation, congruential, markov, but got \('walk',\)"),
         ({"symbols": 2}, r"symbols must be at least 3, but got 2"),
         ({"generators": 0}, r"generators must be at least 1, but got 0"),

@@ -8,14 +8,14 @@ import torch
 import trainee
 
 from mesascope.capturing import UnsupportedModel
-from mesascope.capturing.named import read_by
-from mesascope.measures.history import TOLERANCE, Past, coefficients, dual_form, half, history_attention
+from mesascope.measures.history import Past, coefficients, half, history_attention
 from mesascope.models.config import DecoderConfig
 from mesascope.models.load import load_checkpoint
 from mesascope.store import History, Run, RunError
 from mesascope.tasks.seeded import Seeded
 from mesascope.train import SGD, AdamW, Constant, Cosine, Training, batches, fit
 
+TOLERANCE = {"float64": 1e-10, "float32": 1e-4}
 TASK = Seeded(symbols=7, generators=3, first=2, length=8)
 MODEL = DecoderConfig(
     vocab_size=7, num_hidden_layers=2, hidden_size=16, intermediate_size=24, norm="layer", max_position_embeddings=8
@@ -70,24 +70,8 @@ def test_another_training_s_history_is_refused(tmp_path: Path) -> None:
     fit(TASK, MODEL, HEAVY, 1, run)
     past, _, batch = opened(run, HEAVY)
     other = load_checkpoint(run.checkpoint(1, HEAVY.steps))
-    with pytest.raises(UnsupportedModel, match=r"the history must give the outputs of layers\.0\..* but misses them"):
+    with pytest.raises(UnsupportedModel, match=r"give the outputs of layers\.0\..* to 0\.01, but misses them by"):
         history_attention(past, other, batch)
-
-
-def test_a_map_is_the_sum_of_its_heads_histories(tmp_path: Path) -> None:
-    """The output map attends for each head: the parts of the inner products add up to the whole."""
-    run = trained(tmp_path, replace(HEAVY, dtype="float64"))
-    past, model, batch = opened(run, HEAVY)
-    name = "layers.1.attention.o_proj"
-    x = read_by(model, batch, [name])[name][:5, -1]
-    weight = past.initial.get_submodule(name).weight.detach()
-    whole = dual_form(past.history, name, x, weight).learned
-    parts = []
-    for head in x.unflatten(1, (4, -1)).unbind(1):
-        only = torch.zeros_like(x).unflatten(1, (4, -1))
-        only[:, len(parts)] = head
-        parts.append(dual_form(past.history, name, only.flatten(1), weight).learned)
-    assert torch.allclose(sum(parts), whole, rtol=1e-10, atol=1e-12)
 
 
 def test_coefficients_are_those_of_the_optimiser() -> None:

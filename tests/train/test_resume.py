@@ -85,6 +85,22 @@ def test_a_truncated_checkpoint_is_named_and_trained_again(undisturbed: Path, tm
     assert_same(undisturbed, tmp_path)
 
 
+def test_killed_while_a_damaged_checkpoint_is_trained_again(undisturbed: Path, tmp_path: Path) -> None:
+    """The later ones are gone then: they would pass for a finished training, with a history that was cut."""
+
+    def interrupt(done: int, total: int, loss: float) -> None:
+        raise KeyboardInterrupt
+
+    trainee.train(tmp_path, 0)
+    weights = Run.open(tmp_path).checkpoint(0, trainee.TRAINING.due[1]) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(KeyboardInterrupt):
+        trainee.train(tmp_path, 0, progress=interrupt)
+    assert Run.open(tmp_path).checkpoints(0) != list(trainee.TRAINING.due)
+    trainee.train(tmp_path, 0)
+    assert_same(undisturbed, tmp_path)
+
+
 def test_ctrl_c_keeps_the_last_checkpoint(undisturbed: Path, tmp_path: Path) -> None:
     def interrupt(done: int, total: int, loss: float) -> None:
         if done > 100:

@@ -272,6 +272,7 @@ def _run(model: PreTrainedModel, known: Sequence[Layer], recorder: Recorder, run
         rows = slice(start, min(start + batch_size, len(run.x)))
         x, mask = run.x[rows], None if run.mask is None else run.mask[rows]
         view = {"inputs": x, "mask": mask, "queries": run.queries, "frame": run.frame}
+        view["batch"] = None if run.batch is None else run.batch[rows]
         view["parallel"] = {number: layer.parallel for number, layer in enumerate(known)}
         recorder.passing = Passing(rows=range(rows.start, rows.stop), view=view)
         with differentiable(model, known) if back else nullcontext():

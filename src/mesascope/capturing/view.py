@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mesascope.capturing.frame import Frame
 from mesascope.capturing.sites import site
+from mesascope.tasks.base import Batch
 
 Stream = Float[Tensor, "batch pos d_model"]
 SUBLAYERS = ("attention", "mlp")
@@ -25,6 +26,7 @@ class LayerView:
         mask: 1 where an input is real; ``None`` where all are.
         rows: which sequences of the whole batch these are.
         queries: the positions whose rows ``score`` and ``pattern`` have.
+        batch: the sequences with their targets, if they came from a task.
         frame: projections and read-out of the model.
         parallel: the MLP reads the stream before attention has written to it.
         rerun: the queries that the layer's attention would compute from another stream.
@@ -37,6 +39,7 @@ class LayerView:
     mask: Int[Tensor, "batch pos"] | None
     rows: range
     queries: Int[Tensor, " query"]
+    batch: Batch | None
     frame: Frame
     parallel: bool
     rerun: Callable[[Tensor], Tensor]

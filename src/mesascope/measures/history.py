@@ -1,11 +1,12 @@
 """Attention over the training history: a trained linear map as attention over all that it was trained on.
 
-For y = W x trained by gradient descent, W_T = a W_0 - sum_n c_n d_n x_n^T with the inputs x_n and the error signals d_n
-of every position of every batch, so y = a W_0 x - sum_n c_n d_n <x_n, x>: attention over every training example, with
+For y = W x trained by gradient descent, W_T = a W_0 + sum_n c_n d_n x_n^T with the inputs x_n and the error signals d_n
+of every position of every batch, so y = a W_0 x + sum_n c_n d_n <x_n, x>: attention over every training example, with
 the weight <x_n, x> (Irie, Csordas & Schmidhuber 2022). The coefficients a and c_n follow from learning rates, momentum,
 weight decay and clipping. The history is read from disk in blocks, so memory does not grow with it.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -28,9 +29,10 @@ from mesascope.tasks.base import Batch
 MOST = 10  # of the most and of the least attended, as Wu & Varshney (2023) count them
 RUN = 64  # neighbouring rows whose greatest and least weights are found together
 BLOCK = 16_384  # rows of the history at once
+FAR = 1_000_003  # places that neighbours are taken apart by the control's order, at least
 TOGETHER = 32  # steps whose sequences the untrained model reads at once
 CHECKED = 32  # queries whose outputs are put together again
-TOLERANCE = {"float64": 1e-10, "float32": 1e-4}
+REFUSED = 0.01  # a record that misses an output by more is another training's: those miss it by half and more
 Kept = Callable[[np.ndarray], np.ndarray]
 Queries = Float[Tensor, "query d_in"]
 
@@ -148,8 +150,8 @@ class Search:
 def coefficients(history: History, decay: float) -> tuple[float, Float[np.ndarray, " steps"]]:
     """What is left of the start after all steps, and by how much each step's gradient has moved the weights since.
 
-    With rate r, decay k, momentum m: v' = m v + g + k W and W' = W - r v', so that W_T = a W_0 + sum_n c_n g_n, with g
-    the clipped gradient. Both follow from one pass backwards over the steps.
+    With rate r, decay k, momentum m and the share s that clipping leaves of a gradient g: v' = m v + s g + k W and
+    W' = W - r v', so that W_T = a W_0 + sum_n c_n g_n. Both follow from one pass backwards over the steps.
 
     Args:
         history: of stochastic gradient descent, with or without momentum.
@@ -219,8 +221,8 @@ def history_attention(
     past: Past, model: PreTrainedModel, batch: Batch, most: int = MOST, queries: int = 256
 ) -> xr.Dataset:
     """Which training instances a linear map attends to (Irie et al. 2022; Wu & Varshney 2023 count the 10 most and the
-    10 least attended that share the label of the query). A query is what the map reads at the last position of a held-
-    out sequence; instances are all positions of all batches so far, as the map read them then; the weight of an
+    10 least attended that share the label of the query). A query is what the map reads at the last position of a
+    held-out sequence; instances are all positions of all batches so far, as the map read them then; the weight of an
     instance is <x_n, x>. Chance is the share of all instances that have the query's label. Untrained: the same
     instances and queries as the model before training reads them, so that what the vectors of tokens and the mere
     number of instances bring stands apart. Permuted: the labels of the instances in a random order. Maps that read the
@@ -243,27 +245,63 @@ def history_attention(
     if not labels:
         raise ValueError("attention over the history needs labels at every position, but the task gives none")
     found: dict[str, xr.DataArray] = {}
-    ground = _ground(history, labels)
+    ground = Ground(history, labels)
     wanted = torch.stack([some.labels[name][:, -1] for name in labels], dim=-1).cpu()
     enough = len(ground) >= most
     attended = {n: attend(history, f"{n}.in", reads[n], heads=maps.heads[n], most=most) for n in maps.readers if enough}
     untrained = _replayed(past, before, maps, most) if enough else {}
-    other = ground[torch.randperm(len(ground), generator=torch.Generator().manual_seed(0))]
     for kind, seen, truth in (
-        ("", attended, ground),
-        ("_untrained", untrained, ground),
-        ("_permuted", attended, other),
+        ("", attended, ground.at),
+        ("_untrained", untrained, ground.at),
+        ("_permuted", attended, ground.permuted),
     ):
         for end in ("top", "last"):
-            shares = {name: _share(getattr(one, end), truth, wanted) for name, one in seen.items()}
+            shares = {name: _share(truth(getattr(one, end)), wanted) for name, one in seen.items()}
             found |= maps.labelled(f"{end}{kind}", shares, labels, most)
-    chance = torch.stack([_frequency(ground[:, k], wanted[:, k]) for k in range(len(labels))])
     about = "share of all instances that have the query's label"
-    found["chance"] = label(chance, "stat", units="1", about=about, coords={"stat": labels})
+    found["chance"] = label(ground.share(wanted), "stat", units="1", about=about, coords={"stat": labels})
     if history.facts["momentum"] is not None:
         found |= _identities(past, model, reads, maps)
     found["instances"] = label(float(len(ground)), units="instances", about="positions of all batches so far")
     return xr.Dataset(found, attrs={"rule": history.facts["rule"]})
+
+
+class Ground:
+    """The labels of all instances, on disk.
+
+    Args:
+        history: whose instances.
+        names: of the labels.
+    """
+
+    def __init__(self, history: History, names: list[str]) -> None:
+        self._history = history
+        self._columns = [history.facts["labels"].index(name) for name in names]
+        self._total = history.steps * history.columns["labels"].rows
+
+    def __len__(self) -> int:
+        """How many instances."""
+        return self._total
+
+    def at(self, places: Int[Tensor, "*rest"]) -> Int[Tensor, "*rest label"]:
+        """The labels at these places."""
+        return torch.from_numpy(self._history.take("labels", places.numpy())[..., self._columns]).long()
+
+    def permuted(self, places: Int[Tensor, "*rest"]) -> Int[Tensor, "*rest label"]:
+        """The labels that stand there when all are in another order, fixed and as good as random."""
+        step = next(odd for odd in range(FAR, 2 * FAR) if math.gcd(odd, max(self._total, 1)) == 1)
+        return self.at((places * step + step // 3) % max(self._total, 1))
+
+    def share(self, wanted: Int[Tensor, "query label"]) -> Float[Tensor, " label"]:
+        """How often the label of a query is that of an instance, on average over queries."""
+        if not self._total:
+            return torch.full((len(self._columns),), torch.nan, dtype=torch.float64)
+        same = torch.zeros(len(self._columns), dtype=torch.float64)
+        for _, (rows,) in self._history.blocks("labels"):
+            for k, column in enumerate(self._columns):
+                kinds, counts = torch.from_numpy(rows[:, column]).unique(return_counts=True)
+                same[k] += ((kinds[None] == wanted[:, k, None]) * counts).sum(1).double().mean()
+        return same / self._total
 
 
 def half(place: np.ndarray) -> np.ndarray:
@@ -312,12 +350,11 @@ class Maps:
         self, name: str, shares: Mapping[str, Tensor], labels: list[str], most: int
     ) -> dict[str, xr.DataArray]:
         """The shares of all maps, and their means over the maps of a layer."""
-        seen = list(dict.fromkeys(self.places[one][1] for one in self.readers))
-        values = self.table(shares, seen, len(labels))
+        values = self.table(shares, len(labels))
         end, _, kind = name.partition("_")
         about = f"share of the {most} {'most' if end == 'top' else 'least'} attended instances with the query's label"
         about += {"": "", "untrained": ", both read by the untrained model", "permuted": ", labels permuted"}[kind]
-        coords = {"layer": self._layers, "map": seen, "stat": labels}
+        coords = {"layer": self._layers, "map": self._maps, "stat": labels}
         mean = {"layer": self._layers, "stat": labels}
         each = label(values, "layer", "map", "stat", units="1", about=about, coords=coords)
         layers = label(
@@ -328,15 +365,15 @@ class Maps:
     def errors(self, name: str, errors: Mapping[str, Tensor], about: str) -> dict[str, xr.DataArray]:
         """Errors of all maps."""
         coords = {"layer": self._layers, "map": self._maps}
-        values = self.table({key: value[None] for key, value in errors.items()}, self._maps, 1)[..., 0]
+        values = self.table({key: value[None] for key, value in errors.items()}, 1)[..., 0]
         return {name: label(values, "layer", "map", units="1", about=about, coords=coords).assign_attrs(scale="log")}
 
-    def table(self, values: Mapping[str, Tensor], maps: list[str], width: int) -> Float[Tensor, "layer map _"]:
+    def table(self, values: Mapping[str, Tensor], width: int) -> Float[Tensor, "layer map _"]:
         """Values by layer and place, not a number where there is none."""
-        table = torch.full((len(self._layers), len(maps), width), torch.nan, dtype=torch.float64)
+        table = torch.full((len(self._layers), len(self._maps), width), torch.nan, dtype=torch.float64)
         for name, value in values.items():
             layer, place = self.places[name]
-            table[self._layers.index(layer), maps.index(place)] = value
+            table[self._layers.index(layer), self._maps.index(place)] = value
         return table
 
 
@@ -363,19 +400,9 @@ def _last_read(model: PreTrainedModel, batch: Batch, names: list[str]) -> dict[s
     return {name: x[:, -1].cpu() for name, x in read_by(model, batch, names).items()}
 
 
-def _ground(history: History, labels: list[str]) -> Int[Tensor, "instance label"]:
-    """The labels of all instances."""
-    known = history.facts["labels"]
-    return torch.from_numpy(history.read("labels")[:, [known.index(name) for name in labels]])
-
-
-def _share(
-    instances: Int[Tensor, "head query rank"],
-    ground: Int[Tensor, "instance label"],
-    wanted: Int[Tensor, "query label"],
-) -> Float[Tensor, " label"]:
+def _share(labels: Int[Tensor, "head query rank label"], wanted: Int[Tensor, "query label"]) -> Float[Tensor, " label"]:
     """How many of the attended instances have the label of their query."""
-    return (ground[instances] == wanted[None, :, None, :]).double().mean((0, 1, 2))
+    return (labels == wanted[None, :, None, :]).double().mean((0, 1, 2))
 
 
 def _replayed(past: Past, queries: Mapping[str, Tensor], maps: Maps, most: int) -> dict[str, Attended]:
@@ -395,7 +422,7 @@ def _identities(past: Past, model: PreTrainedModel, reads: Mapping[str, Tensor],
     """How far outputs that are put together from the history are from the real ones, with all of it and with half.
 
     Raises:
-        UnsupportedModel: farther than rounding: the history is not that of these weights.
+        UnsupportedModel: much farther than rounding: the history is not that of these weights.
     """
     errors: dict[str, dict[str, Tensor]] = {"dual_error": {}, "dual_error_half": {}}
     for name in maps.places:
@@ -405,10 +432,9 @@ def _identities(past: Past, model: PreTrainedModel, reads: Mapping[str, Tensor],
         for kind, kept in (("dual_error", None), ("dual_error_half", half)):
             put = dual_form(past.history, name, x, start["weight"], start.get("bias"), kept=kept).output
             errors[kind][name] = (put - real).norm() / (real.norm() if real.any() else 1.0)
-        allowed = TOLERANCE[str(start["weight"].dtype).removeprefix("torch.")]
-        if not errors["dual_error"][name] <= allowed:
+        if not errors["dual_error"][name] <= REFUSED:
             raise UnsupportedModel(
-                f"the history must give the outputs of {name} to {allowed:g}, but misses them by "
+                f"the history must give the outputs of {name} to {REFUSED:g}, but misses them by "
                 f"{float(errors['dual_error'][name]):.1e}; it may be of another training: delete the run and "
                 "train again"
             )
@@ -420,16 +446,6 @@ def _identities(past: Past, model: PreTrainedModel, reads: Mapping[str, Tensor],
 def _parameters(model: PreTrainedModel, name: str) -> dict[str, Tensor]:
     """Weight and bias of a map."""
     return {key: value.detach().cpu() for key, value in model.get_submodule(name).named_parameters()}
-
-
-def _frequency(ground: Int[Tensor, " instance"], wanted: Int[Tensor, " query"]) -> Float[Tensor, ""]:
-    """How often the label of a query is that of an instance, on average over queries."""
-    if not len(ground):
-        return torch.tensor(torch.nan, dtype=torch.float64)
-    values, counts = ground.unique(return_counts=True)
-    share = torch.zeros(max(int(values.max()), int(wanted.max())) + 1, dtype=torch.float64)
-    share[values.long()] = counts.double() / len(ground)
-    return share[wanted.long()].mean()
 
 
 def _fitting(history: History, column: str, queries: Queries) -> None:

@@ -32,7 +32,7 @@ QUANTITIES: Mapping[str, tuple[str, str]] = {
     "cosine": ("1", "cosine between the update and minus the gradient of the objective"),
     "step_size": ("1", "step size at which minus the gradient is nearest to the update, median over tokens"),
     "unexplained": ("1", "share of the squared update that the best step leaves"),
-    "cosine_elsewhere": ("1", "cosine between the update of another position and minus the gradient"),
+    "cosine_elsewhere": ("1", "cosine between the update half the sequence away and minus the gradient"),
     "opposition": ("1", "minus the cosine between the representation and the update"),
 }
 CONTROLS = {"cosine_elsewhere": {"control_of": "cosine", "control": "updates of other positions"}}

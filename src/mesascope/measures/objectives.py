@@ -120,10 +120,11 @@ fast_weight = Objective(
 
 
 def _outer(at: Sublayer) -> dict[str, Tensor]:
-    """The update against minus the gradient of the loss; and that of another position, in one random order."""
-    order = torch.randperm(at.u.shape[1], generator=torch.Generator().manual_seed(at.view.layer))
-    elsewhere = at.u[:, order.to(at.u.device)]
-    return {**against(-at.gradient, at.u), "cosine_elsewhere": against(-at.gradient, elsewhere)["cosine"]}
+    """The update against minus the gradient of the loss; and that of the position half the sequence away."""
+    count = at.u.shape[1]
+    elsewhere = against(-at.gradient, at.u.roll(count // 2, dims=1))["cosine"]
+    absent = torch.full_like(elsewhere, torch.nan)
+    return {**against(-at.gradient, at.u), "cosine_elsewhere": elsewhere if count > 1 else absent}
 
 
 outer = Objective(

@@ -107,10 +107,13 @@ class Sublayer:
         stream, at = self.view["resid_pre"], self.view.queries.to(z.device)
         return self.view.query(stream.index_copy(1, at, z.to(stream.dtype)))[:, :, at]
 
-    def next_token(self) -> tuple[Int[Tensor, "batch query"], Bool[Tensor, " query"]]:
-        """The token after each, and whether there is one."""
+    def next_token(self) -> tuple[Int[Tensor, "batch query"], Bool[Tensor, "#batch query"]]:
+        """The token after each, and whether it counts: those that training scores, or all where no task says."""
+        batch = self.view.batch
+        if batch is not None and not batch.targets.is_floating_point():
+            return batch.targets[:, self.view.queries], batch.weight[:, self.view.queries] > 0
         at, length = self.view.queries.to(self.view.inputs.device), self.view.inputs.shape[1]
-        return self.view.inputs[:, (at + 1).clamp(max=length - 1)], at + 1 < length
+        return self.view.inputs[:, (at + 1).clamp(max=length - 1)], (at + 1 < length)[None]
 
     def shuffled(self, draws: int, seed: int) -> Iterator["Sublayer"]:
         """The control: every query's weights fall on its visible keys in a random order, the same for all heads."""

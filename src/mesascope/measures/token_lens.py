@@ -32,7 +32,8 @@ SAMPLE = LayerReduction(
 def logit_lens(recorded: Capture) -> xr.Dataset:
     """The model's own final norm and output map applied to the residual stream before each layer and after the last
     (nostalgebraist 2020): the loss on the true next token, how often the top token is the true one, and how often it
-    is the token the model will finally choose. For a language model; positions without a next token do not count.
+    is the token the model will finally choose. For a language model; positions without a next token do not count, nor
+    those that the task of a batch does not score.
     """
     streams, targets, known = _depths(recorded)
     loss, top = zip(*(_read_out(recorded, stream, targets) for stream in streams), strict=True)
@@ -84,11 +85,15 @@ def _depths(
         raise ValueError("a lens on tokens needs tokens, but the inputs are vectors; use lens")
     refuse_some_layers(recorded)
     at = torch.tensor(recorded.queries, device=tokens.device)
+    streams = [recorded["lens_before"][0], *recorded["lens_after"]]
+    if recorded.batch is not None and not recorded.batch.targets.is_floating_point():
+        batch = recorded.batch.to(tokens.device)
+        return streams, batch.targets[:, at], batch.weight[:, at] > 0
     following = (at + 1).clamp(max=tokens.shape[1] - 1)
     known = (at + 1 < tokens.shape[1]).expand(len(tokens), -1)
     if recorded.attention_mask is not None:
         known = known & recorded.attention_mask[:, at].bool() & recorded.attention_mask[:, following].bool()
-    return [recorded["lens_before"][0], *recorded["lens_after"]], tokens[:, following], known
+    return streams, tokens[:, following], known
 
 
 def _read_out(

@@ -53,11 +53,12 @@ class HistoryWriter:
         self._columns = dict(columns)
         described = json.loads(to_json(_described(columns, facts)))
         make_folder(folder)
-        if keep and (folder / SHAPE).exists() and read_json(folder / SHAPE) != described:
+        there = (folder / SHAPE).exists()
+        if keep and there and read_json(folder / SHAPE) != described:
             raise RunError(
                 f"{folder} must hold the history of this training, but holds another; delete {folder.parent}"
             )
-        if not keep:
+        if not keep or not there:
             with replacing(folder / SHAPE) as draft:
                 draft.write_text(to_json(described))
         for name, column in columns.items():
@@ -65,9 +66,19 @@ class HistoryWriter:
         self._files = {name: _file(folder, name).open("ab") for name in columns}
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files; what a full disk does not take is lost, as after a kill.
+
+        Raises:
+            RunError: the disk refuses.
+        """
+        refused: OSError | None = None
         for file in self._files.values():
-            file.close()
+            try:
+                file.close()
+            except OSError as error:
+                refused = error
+        if refused is not None:
+            raise RunError(why(self.folder, refused)) from refused
 
     def add(self, rows: Mapping[str, np.ndarray]) -> None:
         """Append one step.
@@ -125,8 +136,11 @@ class History:
             raise RunError(f"{folder} must hold {SHAPE}, but has none; train with a history")
         told = read_json(folder / SHAPE)
         self.folder = folder
-        self.columns = {name: Column(**column) for name, column in told["columns"].items()}
-        self.facts: dict[str, Any] = told["facts"]
+        try:
+            self.columns = {name: Column(**column) for name, column in told["columns"].items()}
+            self.facts: dict[str, Any] = told["facts"]
+        except (TypeError, KeyError, AttributeError) as error:
+            raise RunError(f"{folder / SHAPE} must describe a history, but does not; delete {folder.parent}") from error
         whole = min(_steps(_file(folder, name), column) for name, column in self.columns.items())
         if steps is not None and steps > whole:
             raise RunError(f"{folder} must hold {steps} steps, but has {whole} whole ones; delete {folder.parent}")
@@ -140,6 +154,18 @@ class History:
     def bytes(self) -> int:
         """What the steps that are read take on disk."""
         return self.steps * sum(column.bytes_per_step for column in self.columns.values())
+
+    def take(self, name: str, places: np.ndarray) -> np.ndarray:
+        """Some rows of a column, by their places, each (..., width): the rest is not read.
+
+        Raises:
+            KeyError: there is no such column.
+        """
+        column = self.columns[name]
+        shape = (self.steps * column.rows, column.width)
+        if not places.size:
+            return np.empty((*places.shape, column.width), column.dtype)
+        return np.array(np.memmap(_file(self.folder, name), column.dtype, "r", shape=shape)[places])
 
     def read(self, name: str) -> np.ndarray:
         """One whole column, (steps x rows, width): for narrow ones.

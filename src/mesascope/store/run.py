@@ -145,6 +145,8 @@ class Run:
         folder = self.seed_path(seed)
         good = [verified_or_removed(folder / f"step={step}", say) for step in due]
         complete = good.index(None) if None in good else len(good)
+        for step in due[complete:]:  # later ones would hide that log and history were cut
+            remove(folder / f"step={step}")
         rolling = verified_or_removed(folder / "resume", say)
         if rolling is not None and sum(step <= rolling for step in due) == complete:
             return folder / "resume"

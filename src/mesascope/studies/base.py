@@ -14,6 +14,7 @@ from mesascope.tasks.base import Task
 from mesascope.train import Training
 
 SCALES = ("smoke", "laptop", "paper")
+TAKEN = ("own", "task", "model", "training", "sequences", "title")  # these say something else in a run
 
 Results = Mapping[str, xr.Dataset]
 PerSeed = Callable[[Results], xr.DataArray]
@@ -178,8 +179,11 @@ class Study:
         if set(self.scales) != set(SCALES):
             raise ValueError(f"a study needs the scales {', '.join(SCALES)}, but got {', '.join(self.scales)}")
         for arm in self.arms:
-            if not arm.name.isidentifier() or set(arm.setups) != set(SCALES):
-                raise ValueError(f"an arm needs a word as its name and the scales {', '.join(SCALES)}: {arm.name!r}")
+            if not arm.name.isidentifier() or arm.name in TAKEN or set(arm.setups) != set(SCALES):
+                raise ValueError(
+                    f"an arm needs a word as its name, none of {', '.join(TAKEN)}, and the scales "
+                    f"{', '.join(SCALES)}, but got {arm.name!r} with {', '.join(arm.setups)}"
+                )
         names = [arm.result(one) for arm in self.settings for one in arm.instruments]
         if len(set(names)) < len(names):
             raise ValueError(f"the names of a study's results must differ, but got {', '.join(names)}")

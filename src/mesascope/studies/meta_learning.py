@@ -64,11 +64,11 @@ def descent(steps: int, checkpoints: int, batch_size: int = 8) -> Training:
 
 
 INNER = tuple(inner(one) for one in objectives.OBJECTIVES)
-CLUSTERS = replace(measures.clusters, title="Clusters of representations (their figure 1)", order=9)
-FIGURE_2 = tuple(replace(one, title=f"{one.title} (their figure 2)") for one in INNER)
-FIGURE_3 = replace(history_attention, title="Attention over the training history (their figure 3)")
-FIGURE_4 = tuple(replace(one, title=f"{one.title} (their figure 4)", steps="ends") for one in INNER)
-FIGURE_5 = replace(measures.token_pictures, title="Pictures of tokens (their figure 5)")
+CLUSTERS = replace(measures.clusters, title="Clusters of representations (after their figure 1)", order=9)
+FIGURE_2 = tuple(replace(one, title=f"{one.title} (after their figure 2)") for one in INNER)
+FIGURE_3 = replace(history_attention, title="Attention over the training history (after their figure 3)")
+FIGURE_4 = tuple(replace(one, title=f"{one.title} (after their figure 4)", steps="ends") for one in INNER)
+FIGURE_5 = replace(measures.token_pictures, title="Pictures of tokens (after their figure 5)")
 
 DESCENT = Arm(
     name="sgd",

@@ -85,9 +85,14 @@ class Task(ABC):
         """Where the sequences that are opened come from: itself, where every sequence is fresh."""
         return self
 
-    def spell(self, token: int) -> str:
-        """A token as a reader should see it: its number, where it is no text."""
-        return str(token)
+    @property
+    def digest(self) -> str:
+        """What differs where the data that sequences are cut from differ; empty where the fields say it all."""
+        return ""
+
+    def spell(self, token: int) -> str | None:
+        """A token as text; nothing where it is but a number."""
+        return None
 
     def prepared(self, folder: Path, say: Callable[[str], None]) -> "Task":
         """The same task with all it needs at hand, before anything is trained.

@@ -19,6 +19,7 @@ from torch.nn import functional
 from mesascope.tasks.base import Batch, Task
 
 KINDS = ("permutation", "congruential", "markov")
+MOST_DRAWS = 1000  # rounds in which every sequence must find a beginning of its split
 LEAST = 1e-12  # what an oracle gives to a token that cannot come, so that its logarithm is finite
 Rules = Float[Tensor, "generator token next"]
 LogProbabilities = Float[Tensor, "batch pos token"]
@@ -32,8 +33,10 @@ class Seeded(Task):
     The first tokens are drawn at random; from the last of them on, a generator sends each token to the next one: along
     one random cycle through all tokens (permutation), by x' = a x + c modulo their number (congruential), or to one of
     a few tokens at random (markov). All of them use the same tokens, so that neither the token nor the generator alone
-    decides what comes next. Positions are scored from the first at which a step of the generator has been seen. Which
-    sequences are kept for validation is decided by generator and first tokens together.
+    decides what comes next. Now and then the next token is any at all: without such jumps, what follows the last of the
+    first tokens would be the same in training and in validation, word for word. Positions are scored from the first at
+    which a step of the generator has been seen. Which sequences are kept for validation is decided by generator and
+    first tokens together.
 
     Attributes:
         symbols: tokens; the vocabulary.
@@ -41,6 +44,7 @@ class Seeded(Task):
         kinds: of permutation, congruential and markov.
         branching: how many tokens may follow one in a markov generator; their probabilities are Dirichlet(1).
         first: tokens drawn at random.
+        jump: how likely the next token is drawn at random, from all.
         length: tokens that are read.
         held_out: share of the beginnings (generator and first tokens) that are kept for validation.
         world: the number of the data set, which its generators and its split are drawn from.
@@ -59,6 +63,7 @@ class Seeded(Task):
     kinds: tuple[str, ...] = KINDS
     branching: int = 3
     first: int = 3
+    jump: float = 0.1
     length: int = 24
     held_out: float = 0.25
     world: int = 0
@@ -66,8 +71,8 @@ class Seeded(Task):
 
     def __post_init__(self) -> None:
         """Refuse what cannot be sampled."""
-        unknown = sorted(set(self.kinds) - set(KINDS))
-        _must(bool(self.kinds) and not unknown, f"kinds must be of {', '.join(KINDS)}, but got {self.kinds}")
+        known = isinstance(self.kinds, tuple) and bool(self.kinds) and set(self.kinds) <= set(KINDS)
+        _must(known, f"kinds must be of {', '.join(KINDS)}, but got {self.kinds}")
         _must(self.symbols >= 3, f"symbols must be at least 3, but got {self.symbols}")
         _must(self.generators >= 1, f"generators must be at least 1, but got {self.generators}")
         _must(self.first >= 1, f"first must be at least 1, but got {self.first}")
@@ -79,6 +84,7 @@ class Seeded(Task):
             1 <= self.branching <= self.symbols,
             f"branching must lie in 1..{self.symbols}, the number of symbols, but got {self.branching}",
         )
+        _must(0 <= self.jump < 1, f"jump must lie in [0, 1), but got {self.jump}")
         _must(0 < self.held_out < 1, f"held_out must lie between 0 and 1, but got {self.held_out}")
         _must(self.split in ("train", "validation"), f"split must be train or validation, but got {self.split!r}")
         lines = self.symbols * sum(math.gcd(a, self.symbols) == 1 for a in range(1, self.symbols)) - 1
@@ -91,8 +97,9 @@ class Seeded(Task):
 
     @property
     def rules(self) -> Rules:
-        """The probability of each next token, by generator and token; float64."""
-        return _rules(replace(self, split="train", first=1, length=2, held_out=0.5))
+        """The probability of each next token, by generator and token, jumps included; float64."""
+        dictated = _rules(replace(self, split="train", first=1, length=2, held_out=0.5, jump=0.0))
+        return (1 - self.jump) * dictated + self.jump / self.symbols
 
     def validation(self) -> "Seeded":
         """The same data set, with the beginnings that were held out."""
@@ -132,12 +139,17 @@ class Seeded(Task):
         which = torch.zeros(n, dtype=torch.long)
         first = torch.zeros(n, self.first, dtype=torch.long)
         wrong = torch.ones(n, dtype=torch.bool)
-        while wrong.any():
+        for _ in range(MOST_DRAWS):
+            if not wrong.any():
+                return which, first
             count = int(wrong.sum())
             which[wrong] = torch.randint(self.generators, (count,), generator=generator)
             first[wrong] = torch.randint(self.symbols, (count, self.first), generator=generator)
             wrong = self.held(which, first) != (self.split == "validation")
-        return which, first
+        raise ValueError(
+            f"each split must have beginnings, but none was found for {self.split}: {self.generators} generators, "
+            f"{self.symbols} symbols and first={self.first} leave too few for held_out={self.held_out}"
+        )
 
     def loss(self, prediction: Float[Tensor, "batch pos d_out"], batch: Batch) -> Float[Tensor, "batch pos"]:
         """Cross-entropy of the next token, in nats."""
@@ -151,6 +163,7 @@ class Seeded(Task):
         generators and infers from the prompt which of them it is: no predictor that is not told the generator, and
         does not know which beginnings are held out, does better on average. ``generator known`` is told.
         """
+        device, batch = batch.inputs.device, batch.to("cpu")
         known = self.rules[batch.latents["generator"], batch.inputs]
         mixed = torch.einsum("bpg,gbpn->bpn", self.posterior(batch.inputs), self.rules[:, batch.inputs])
         pairs = self._pairs()
@@ -159,7 +172,7 @@ class Seeded(Task):
         for drawn in (known, mixed):  # the next token is still one of the first, which no generator makes
             drawn[:, : self.first - 1] = 1 / self.symbols
         found = {"unigram": alone, "bigram": after, "Bayes": mixed, "generator known": known}
-        return {name: value.clamp_min(LEAST).log().float() for name, value in found.items()}
+        return {name: value.clamp_min(LEAST).log().float().to(device) for name, value in found.items()}
 
     def posterior(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos generator"]:
         """How likely each generator is after each position; all alike where none can have made the prompt."""

@@ -152,6 +152,12 @@ class Text(Task):
         return self._opened.tokenizer.decode([token], skip_special_tokens=False).replace("\0", "␀")
 
     @property
+    def digest(self) -> str:
+        """What differs where the documents or the tokenizer differ."""
+        opened = self._opened
+        return sha256("\0".join([*opened.corpus.documents, opened.tokenizer.to_str()]).encode()).hexdigest()[:16]
+
+    @property
     def recipe(self) -> dict[str, str | int | float | None]:
         """What text and tokenizer depend on."""
         return {

@@ -270,6 +270,7 @@ def _record(run: Run, task: Task, config: DecoderConfig, training: Training, see
         "training": _words(training),
         "seed": seed,
         "torch seed": _entropy(seed, _INIT),
+        **({"data": task.digest} if task.digest else {}),
     }
     if not (run.path / f"{name}.json").exists():
         run.write_json(name, recipe)
