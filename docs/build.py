@@ -1,8 +1,13 @@
-"""Write docs/studies/NAME.md from finished runs: ``python docs/build.py runs/affine-laptop ...`` (``make docs``)."""
+"""Write docs/studies/NAME.md from finished runs: ``python docs/build.py runs/affine-laptop ...`` (``make docs``).
+
+A run of `mesascope inspect` becomes docs/studies/released.md: what the measures of the studies say of a released model.
+"""
 
 import json
 import sys
 from pathlib import Path
+
+import xarray as xr
 
 PAGES = Path(__file__).parent / "studies"
 
@@ -46,6 +51,65 @@ def row(verdict: dict) -> str:
     return f"| **{verdict['word']}** | {verdict['sentence']} | {value} | {control} | {seeds} |"
 
 
+def released(run: Path) -> str:
+    """Norms, read-outs, spectra and inner steps of a released model by depth, each beside its control, as Markdown."""
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    made, text = record["provenance"], record["text"]
+    norms, logit, affine = (found(run, name) for name in ("norms", "logit_lens", "affine_lens"))
+    columns = {
+        "mean norm": norms["mean"],
+        "variation of norms": norms["variation"],
+        "the same, random weights": norms["variation_random_weights"].mean("draw"),
+        "first token's norm": norms["first_token"],
+        "logit lens, nat": logit["loss"],
+        "affine lens, nat": affine["loss"],
+    }
+    lines = [
+        f"# The same measures on a released model: {record['title'].removeprefix('Inside ')}",
+        "",
+        f"{text['tokens']:,} tokens of {text['source']}, `mesascope inspect MODEL` (torch {made['torch']}, "
+        f"transformers {made['transformers']}). Sinks are left out of means and variations; the first token, the largest "
+        "of them, stands apart. Random weights: the same architecture, never trained.",
+        "",
+        *table("depth", norms["layer"].values.tolist(), columns),
+        "",
+        "By layer: how much longer the maps make what they read than the same vectors turned at random (|W x|², ratio; "
+        "its upper band edge beside it, means over maps), and the cosine of what attention and MLP add with minus the "
+        "gradient of the loss (means over both; beside it with updates of other positions, and with random weights).",
+        "",
+        *table("layer", found(run, "spectra")["layer"].values.tolist(), layers(run)),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def layers(run: Path) -> dict[str, xr.DataArray]:
+    """What is known of each layer's maps and updates."""
+    spectra, outer = found(run, "spectra"), found(run, "inner_outer")
+    return {
+        "gain": spectra["gain"].mean("map"),
+        "band": spectra["gain_high"].mean("map"),
+        "cosine": outer["cosine"].mean("sublayer"),
+        "other positions": outer["cosine_elsewhere"].mean("sublayer"),
+        "random weights": outer["cosine_random_weights"].mean(("draw", "sublayer")),
+    }
+
+
+def table(first: str, places: list, columns: dict[str, xr.DataArray]) -> list[str]:
+    """A table with a row for every place along ``layer``."""
+    rows = [
+        f"| {place} | " + " | ".join(f"{float(column[k]):.3g}" for column in columns.values()) + " |"
+        for k, place in enumerate(places)
+    ]
+    return [f"| {first} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|", *rows]
+
+
+def found(run: Path, name: str) -> xr.Dataset:
+    """The results of one instrument."""
+    return xr.load_dataset(run / "results" / f"{name}.nc", engine="h5netcdf")
+
+
 for name in sys.argv[1:]:
-    record_of = json.loads((Path(name) / "run.json").read_text(encoding="utf-8"))
-    (PAGES / f"{record_of['study']}.md").write_text(page(Path(name)), encoding="utf-8")
+    study = json.loads((Path(name) / "run.json").read_text(encoding="utf-8"))["study"]
+    made_of, target = (released, "released") if study == "inspect" else (page, study)
+    (PAGES / f"{target}.md").write_text(made_of(Path(name)), encoding="utf-8")

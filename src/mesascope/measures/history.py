@@ -378,7 +378,7 @@ class Maps:
 
 
 LOOKS: Mapping[str, Mapping[str, Any]] = {
-    "top": {"headline": 1, "over_training": 1, "title": "most attended instances that share the label"},
+    "top": {"headline": 1, "over_training": 1, "title": "attended with the same label"},
     "last": {"control_of": "top_by_layer", "control": "least attended"},
     "top_untrained": {"control_of": "top_by_layer", "control": "untrained"},
     "top_permuted": {"control_of": "top_by_layer", "control": "labels permuted"},

@@ -12,6 +12,9 @@ COLOURS = {
     "keys shuffled": "#b08d2e",
     "positions shuffled": "#5f8a6b",
     "no repetition": "#8d6f96",
+    "labels permuted": "#a8717a",
+    "least attended": "#83874f",
+    "untrained": "#64868f",
 }
 OTHERS = ("#a8717a", "#64868f", "#83874f", "#7a73a0")
 

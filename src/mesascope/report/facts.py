@@ -127,7 +127,7 @@ def paper(run: Mapping[str, Any]) -> dict[str, str] | None:
     url = str(cited.get("url") or "")
     return {
         "title": str(cited.get("title", "")),
-        "authors": ", ".join(map(str, authors)) if isinstance(authors, list | tuple) else str(authors),
+        "authors": (", ".join(map(str, authors)) if isinstance(authors, list | tuple) else str(authors)).rstrip("."),
         "venue": ", ".join(str(cited[k]) for k in ("venue", "year") if cited.get(k)),
         "url": url if url.startswith(("https://", "http://")) else "",
         "bibtex": str(cited.get("bibtex") or ""),

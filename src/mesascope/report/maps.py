@@ -76,9 +76,17 @@ def _panel(shown: Shown, array: xr.DataArray, rows: str, columns: str) -> Panel:
         "variants": combos,
         "choices": [_choice(array, d) for d in choices],
         "scale": _scale(shown, low, high, colours),
-        "least": 200 if array.sizes[columns] <= 5 or (len(plots) == 4 and not shown.seeded) else 270,
+        "least": _least(shown, array, rows, columns, len(plots)),
     }
     return Panel(kind="figure", title=shown.title, caption=shown.caption(*notes), data=data)
+
+
+def _least(shown: Shown, array: xr.DataArray, rows: str, columns: str, plots: int) -> int:
+    """How narrow a plot may get, in pixels: where cells carry their numbers, each needs room for them."""
+    count = array.sizes[columns]
+    if count > 6 and count * array.sizes[rows] <= PRINTED:
+        return min(90 + 34 * count, 460)
+    return 200 if count <= 5 or (plots == 4 and not shown.seeded) else 270
 
 
 def _pair(dims: Sequence[str]) -> tuple[str, str]:
