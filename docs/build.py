@@ -68,8 +68,8 @@ def released(run: Path) -> str:
         f"# The same measures on a released model: {record['title'].removeprefix('Inside ')}",
         "",
         f"{text['tokens']:,} tokens of {text['source']}, `mesascope inspect MODEL` (torch {made['torch']}, "
-        f"transformers {made['transformers']}). Sinks are left out of means and variations; the first token, the largest "
-        "of them, stands apart. Random weights: the same architecture, never trained.",
+        f"transformers {made['transformers']}). Sinks are left out of means and variations; the first token, the "
+        "largest of them, stands apart. Random weights: the same architecture, never trained.",
         "",
         *table("depth", norms["layer"].values.tolist(), columns),
         "",
