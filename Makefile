@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "mesascope needs Python 3.11 or newer, but $(PYTHON) is older; make PYTHON=python3.12 ..."; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
 	touch $@
 
 models: $(GGUF)
@@ -59,7 +59,8 @@ lint: $(STAMP)
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-test: lint $(GGUF)
+test: $(STAMP)
+	$(MAKE) --no-print-directory -j2 lint $(GGUF)
 	$(BIN)/pytest -n auto
 
 test-slow: $(STAMP)
