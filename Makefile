@@ -11,6 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 GGUF := .models/SmolLM2-135M-Instruct.Q4_1.gguf
 STAMP := $(VENV)/.installed
+UNUSED := transformers/models/(?!auto|llama|gpt2|encoder_decoder)|/networkx/|/pip/|/tests?/
 
 .DEFAULT_GOAL := help
 .PHONY: help setup models demo test test-slow bench lint docs architectures clean
@@ -25,6 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  || { echo "mesascope needs Python 3.11 or newer, but $(PYTHON) is older; make PYTHON=python3.12 ..."; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m compileall -q -j 0 -x '$(UNUSED)' $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 	touch $@
 
 models: $(GGUF)
