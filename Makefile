@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  || { echo "mesascope needs Python 3.11 or newer, but $(PYTHON) is older; make PYTHON=python3.12 ..."; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m compileall -q -j 0 -x '$(UNUSED)' $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+	$(BIN)/python -m compileall -qq -j 0 -x '$(UNUSED)' $(VENV)/lib || true  # some packages carry files of other Pythons
 	touch $@
 
 models: $(GGUF)
