@@ -67,6 +67,11 @@ def label(
     return xr.DataArray(array, dims=dims, coords=index, attrs={"units": units, "about": about})
 
 
+def written(tokens: xr.DataArray, spell: Callable[[int], str | None]) -> np.ndarray:
+    """Tokens as text, in the same places."""
+    return np.array([spell(int(token)) for token in tokens.values.ravel()]).reshape(tokens.shape)
+
+
 def spelled(dataset: xr.Dataset, spell: Callable[[int], str | None]) -> xr.Dataset:
     """A dataset in which points are labelled by tokens as they are written, and not by their numbers.
 
@@ -79,6 +84,5 @@ def spelled(dataset: xr.Dataset, spell: Callable[[int], str | None]) -> xr.Datas
     words = {}
     for name, array in dataset.data_vars.items():
         if str(name).startswith("label_") and array.attrs.get("units") == "token":
-            text = np.array([spell(int(token)) for token in array.values.ravel()]).reshape(array.shape)
-            words[name] = (array.dims, text, {**array.attrs, "units": "text"})
+            words[name] = (array.dims, written(array, spell), {**array.attrs, "units": "text"})
     return dataset.assign(words)

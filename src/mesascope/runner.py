@@ -117,7 +117,8 @@ def run_study(
         said: list[str] = []
         for arm in study.settings:
             _prepared(arm, scale, run, said.append)
-        run.note(said)
+        if said != run.record.get("notes", []):
+            run.note(said)
         for line in said:
             watcher.say(line)
         results = _finished(study, scale, run, range(count), watcher)

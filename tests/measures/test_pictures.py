@@ -1,6 +1,7 @@
 """Pictures of representations: principal components as numpy computes them, the same at every call; UMAP if asked."""
 
 import sys
+from dataclasses import replace
 from types import ModuleType
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from mesascope.capturing import capture
-from mesascope.measures import pictures
+from mesascope.measures import pictures, token_pictures
 from mesascope.measures.clusters import ENDINGS, representations
 from mesascope.measures.pictures import layout, projection
 from mesascope.models.transformer import Decoder, DecoderConfig
@@ -140,3 +141,27 @@ def test_what_cannot_be_drawn_is_refused():
         pictures(recorded(batch(1)))
     with pytest.raises(ValueError, match="only the last 2 positions were"):
         pictures(held, position=1)
+
+
+def test_tokens_are_points_without_sinks_and_with_what_comes_next():
+    ids = batch(rows=3, length=9).inputs
+    bare = token_pictures(capture(model(), ids, [], reduce=token_pictures.reductions))
+    assert bare["place"].sizes == {"layer": 4, "batch": 3 * 7, "component": 2}, "neither the first nor the last"
+    assert bare["label_token"].values.tolist() == ids[:, 1:-1].flatten().tolist()
+    assert bare["label_next_token"].values.tolist() == ids[:, 2:].flatten().tolist()
+    kept = capture(model(), ids, ["resid_pre", "resid_post"])
+    after = kept["resid_post"][1][:, 1:-1].flatten(0, 1).double()
+    torch.testing.assert_close(torch.from_numpy(bare["place"][2].values), projection(after)[0].float())
+    scored = replace(batch(rows=3, length=9), weight=torch.tensor([0.0] * 4 + [1.0] * 5).repeat(3, 1))
+    some = token_pictures(capture(model(), scored, [], reduce=token_pictures.reductions), most=6)
+    assert some["label_next_token"].sizes == {"batch": 6}
+    assert some["label_next_token"].values[-1] == scored.targets[-1, -1], "the last target is known, though not read"
+
+
+def test_pictures_of_tokens_refuse_vectors_and_other_ways_of_drawing():
+    vectors = Affine(length=6).sample(4, torch.Generator().manual_seed(0))
+    seen = capture(model(d_in=1, d_out=1), vectors, [], reduce=token_pictures.reductions)
+    with pytest.raises(ValueError, match=r"pictures of tokens need tokens, but the inputs are vectors; use pictures"):
+        token_pictures(seen)
+    with pytest.raises(ValueError, match=r"method must be pca or umap, but got 'tsne'"):
+        token_pictures(capture(model(), batch().inputs, [], reduce=token_pictures.reductions), method="tsne")

@@ -271,8 +271,8 @@ def _run(model: PreTrainedModel, known: Sequence[Layer], recorder: Recorder, run
     for start in range(0, len(run.x), batch_size):
         rows = slice(start, min(start + batch_size, len(run.x)))
         x, mask = run.x[rows], None if run.mask is None else run.mask[rows]
-        view = {"inputs": x, "mask": mask, "queries": run.queries, "frame": run.frame}
-        view["batch"] = None if run.batch is None else run.batch[rows]
+        batch = None if run.batch is None else run.batch[rows]
+        view = {"inputs": x, "mask": mask, "queries": run.queries, "frame": run.frame, "batch": batch}
         view["parallel"] = {number: layer.parallel for number, layer in enumerate(known)}
         recorder.passing = Passing(rows=range(rows.start, rows.stop), view=view)
         with differentiable(model, known) if back else nullcontext():
@@ -282,7 +282,7 @@ def _run(model: PreTrainedModel, known: Sequence[Layer], recorder: Recorder, run
                 prediction = predict(model, x, mask, everywhere=recorder.predicts)
             recorder.predicted(prediction)
             if back:
-                backward(prediction, x, mask, None if run.batch is None else run.batch[rows])
+                backward(prediction, x, mask, batch)
         del prediction
 
 

@@ -8,12 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import xarray as xr
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mesascope.axes import label, spelled
+from mesascope.axes import label, spelled, written
 from mesascope.capturing import UnsupportedModel
 from mesascope.inspection.controls import beside, disordered, excerpted
 from mesascope.inspection.parts import DISORDERED, UNTRAINED, Material, Part, Results, choose
@@ -272,9 +271,8 @@ def _spelled(dataset: xr.Dataset, text: Text) -> xr.Dataset:
         dataset = dataset.isel(batch=0, drop=True).assign(token=token)
     if "top_token_id" in dataset:
         ids = dataset["top_token_id"]
-        words = np.array([text.spell(int(token)) for token in ids.values.ravel()]).reshape(ids.shape)
         told = {"units": "text", "about": "the token that each head raises most"}
-        dataset = dataset.assign(top_token=(ids.dims, words, told))
+        dataset = dataset.assign(top_token=(ids.dims, written(ids, text.spell), told))
     return spelled(dataset, text.spell)
 
 

@@ -28,10 +28,8 @@ TITLES = {
     "pairwise_f1": "pairwise F1",
     "bcubed_f1": "B-cubed F1",
     "v_measure": "V-measure",
-    "adjusted_mutual_information": "adjusted mutual information",
     "adjusted_rand_index": "adjusted Rand index",
-    "purity": "purity",
-}
+}  # the others are called by their names
 HEADLINES = ("pairwise_f1", "adjusted_rand_index")
 
 Sorted = Int[np.ndarray, " batch"]
@@ -224,7 +222,8 @@ def _table(
     coords = {"layer": depth_names(recorded.layers), **stats}
     data = {}
     for k, (name, about) in enumerate(ABOUT.items()):
-        mark = {"title": TITLES[name], "headline": int(name in HEADLINES), "over_training": int(name in HEADLINES[:1])}
+        mark = {"headline": int(name in HEADLINES), "over_training": int(name in HEADLINES[:1])}
+        mark = {"title": TITLES.get(name, name.replace("_", " ")), **mark}
         data[name] = label(real[..., k], "layer", "stat", units="1", about=about, coords=coords).assign_attrs(mark)
         data[f"{name}_permuted"] = label(
             permuted[..., k], "draw", "layer", "stat", units="1", about=f"{about}, with labels permuted", coords=coords

@@ -240,7 +240,7 @@ def history_attention(
     """
     history, maps = past.history, Maps(past.history.facts["maps"])
     some = batch[slice(queries)]
-    reads, before = (_last_read(each, some, list(maps.places)) for each in (model, past.initial))
+    reads = _last_read(model, some, list(maps.places))
     labels = [name for name in history.facts["labels"] if name in some.labels]
     if not labels:
         raise ValueError("attention over the history needs labels at every position, but the task gives none")
@@ -249,7 +249,7 @@ def history_attention(
     wanted = torch.stack([some.labels[name][:, -1] for name in labels], dim=-1).cpu()
     enough = len(ground) >= most
     attended = {n: attend(history, f"{n}.in", reads[n], heads=maps.heads[n], most=most) for n in maps.readers if enough}
-    untrained = _replayed(past, before, maps, most) if enough else {}
+    untrained = _replayed(past, some, maps, most) if enough else {}
     for kind, seen, truth in (
         ("", attended, ground.at),
         ("_untrained", untrained, ground.at),
@@ -405,8 +405,9 @@ def _share(labels: Int[Tensor, "head query rank label"], wanted: Int[Tensor, "qu
     return (labels == wanted[None, :, None, :]).double().mean((0, 1, 2))
 
 
-def _replayed(past: Past, queries: Mapping[str, Tensor], maps: Maps, most: int) -> dict[str, Attended]:
+def _replayed(past: Past, batch: Batch, maps: Maps, most: int) -> dict[str, Attended]:
     """What the model before training attends to, among the same instances, which it reads anew."""
+    queries = _last_read(past.initial, batch, maps.readers)
     searches = {name: Search(queries[name], heads=maps.heads[name], most=most) for name in maps.readers}
     batches, start = islice(past.replay(), past.history.steps), 0
     while several := list(islice(batches, TOGETHER)):

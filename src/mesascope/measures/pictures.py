@@ -9,11 +9,11 @@ from torch import Tensor
 
 from mesascope.axes import label
 from mesascope.capturing import Capture
-from mesascope.measures.base import measure, refuse_some_layers
+from mesascope.measures.base import measure
 from mesascope.measures.clusters import ENDINGS, place_of, representations
 from mesascope.measures.lens import depth_names
 from mesascope.measures.norms import at_depths, norms, sinks
-from mesascope.measures.token_lens import SAMPLE
+from mesascope.measures.token_lens import SAMPLE, next_tokens
 
 MOST = 256  # sequences in a picture: more hide one another
 NEIGHBOURS = 15  # of a point, whose distances UMAP keeps; its authors' default (McInnes et al. 2018)
@@ -82,17 +82,15 @@ def token_pictures(recorded: Capture, method: str = "pca", most: int = MOST, see
     if recorded.inputs.is_floating_point():
         raise ValueError("pictures of tokens need tokens, but the inputs are vectors; use pictures")
     _check(method)
-    refuse_some_layers(recorded)
-    at = torch.tensor(recorded.queries, device=recorded.inputs.device)
-    at = at[at + 1 < recorded.inputs.shape[1]]  # those with a next token
-    points = (~sinks(at_depths(recorded)))[:, at].cpu().flatten().nonzero()[:, 0]
+    streams, following, known = next_tokens(recorded)
+    tokens = recorded.inputs[:, list(recorded.queries)]
+    apart = sinks(at_depths(recorded)).to(known.device)[:, list(recorded.queries)]
+    points = (known & ~apart).flatten().nonzero()[:, 0]
     points = points[torch.linspace(0, len(points) - 1, min(most, len(points))).round().long()]
-    streams = torch.stack([recorded["lens_before"][0], *recorded["lens_after"]])[:, :, : len(at)]
-    vectors = streams.flatten(1, 2)[:, points.to(streams.device)].double().cpu()
+    vectors = torch.stack([stream.flatten(0, 1)[points] for stream in streams]).double().cpu()
     found = _drawn(recorded, vectors, method, seed, "each token's vector", "tokens as points")
-    for name, shift in (("token", 0), ("next token", 1)):
-        kinds = recorded.inputs[:, at + shift].flatten()[points.to(at.device)]
-        found |= _label(name, kinds, f"the {name} at each position")
+    for name, kinds in (("token", tokens), ("next token", following)):
+        found |= _label(name, kinds.flatten()[points], f"the {name} at each position")
     return xr.Dataset(found)
 
 

@@ -35,7 +35,7 @@ def logit_lens(recorded: Capture) -> xr.Dataset:
     is the token the model will finally choose. For a language model; positions without a next token do not count, nor
     those that the task of a batch does not score.
     """
-    streams, targets, known = _depths(recorded)
+    streams, targets, known = next_tokens(recorded)
     loss, top = zip(*(_read_out(recorded, stream, targets) for stream in streams), strict=True)
     losses, tops = torch.stack(loss), torch.stack(top)
     at_tokens = _spread(recorded, losses.masked_fill(~known, torch.nan))
@@ -54,7 +54,7 @@ def affine_lens(recorded: Capture) -> xr.Dataset:
     on half of the sequences and scored on the other half (halves of the tokens, where there is one sequence). What it
     reads better than the logit lens is known at that depth, in other coordinates.
     """
-    streams, targets, known = _depths(recorded)
+    streams, targets, known = next_tokens(recorded)
     if len(targets) == 1:
         half = targets.shape[1] // 2
         streams = [torch.stack([stream[0, :half], stream[0, half : 2 * half]]) for stream in streams]
@@ -76,10 +76,16 @@ def affine_lens(recorded: Capture) -> xr.Dataset:
     return xr.Dataset(found)
 
 
-def _depths(
+def next_tokens(
     recorded: Capture,
 ) -> tuple[list[Float[Tensor, "batch query d_model"]], Int[Tensor, "batch query"], Bool[Tensor, "batch query"]]:
-    """The stream at the embedding and after each layer, the true next tokens, and where there is one."""
+    """The stream at the embedding and after each layer, the true next tokens, and where there is one that counts.
+
+    They are those of the capture's batch, if it has one, and else the tokens that were read one place on.
+
+    Raises:
+        ValueError: vectors were read, or layers were left out.
+    """
     tokens = recorded.inputs
     if tokens.is_floating_point():
         raise ValueError("a lens on tokens needs tokens, but the inputs are vectors; use lens")

@@ -90,7 +90,7 @@ def keep(folder: Path, corpus: Corpus, tokenizer: str, recipe: Mapping[str, obje
     Raises:
         ValueError: the folder cannot be written.
     """
-    lines = "".join(json.dumps(document) + "\n" for document in corpus.documents)
+    lines = _lines(corpus)
     source = {
         "source": corpus.source,
         "about": corpus.about,
@@ -110,6 +110,11 @@ def keep(folder: Path, corpus: Corpus, tokenizer: str, recipe: Mapping[str, obje
             os.replace(draft, folder / name)
     except OSError as error:
         raise ValueError(f"text must be kept in a folder that can be written, but {folder} cannot: {error}") from error
+
+
+def digest(corpus: Corpus, tokenizer: str) -> str:
+    """What differs where the documents or the tokenizer (as JSON) differ."""
+    return _digest(_lines(corpus), tokenizer)
 
 
 def is_kept(folder: Path) -> bool:
@@ -289,6 +294,11 @@ def _articles(rows: list[str]) -> list[str]:
     for row, number in zip(rows, accumulate(titles), strict=True):
         articles.setdefault(number, []).append(row)
     return ["".join(article) for article in articles.values()]
+
+
+def _lines(corpus: Corpus) -> str:
+    """The documents as they are kept, one on each line."""
+    return "".join(json.dumps(document) + "\n" for document in corpus.documents)
 
 
 def _digest(*texts: str) -> str:

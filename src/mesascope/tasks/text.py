@@ -154,8 +154,7 @@ class Text(Task):
     @property
     def digest(self) -> str:
         """What differs where the documents or the tokenizer differ."""
-        opened = self._opened
-        return sha256("\0".join([*opened.corpus.documents, opened.tokenizer.to_str()]).encode()).hexdigest()[:16]
+        return self._opened.digest
 
     @property
     def recipe(self) -> dict[str, str | int | float | None]:
@@ -230,6 +229,11 @@ class _Opened:
             "train": self._spelled([number for number in numbers if number not in held_out]),
             "validation": self._spelled(sorted(held_out)),
         }
+
+    @cached_property
+    def digest(self) -> str:
+        """What differs where the documents or the tokenizer differ."""
+        return corpora.digest(self.corpus, self.tokenizer.to_str())
 
     @cached_property
     def counts(self) -> "_Counts":
