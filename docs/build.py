@@ -106,7 +106,7 @@ def table(first: str, places: list, columns: dict[str, xr.DataArray]) -> list[st
 
 def found(run: Path, name: str) -> xr.Dataset:
     """The results of one instrument."""
-    return xr.load_dataset(run / "results" / f"{name}.nc", engine="h5netcdf")
+    return xr.load_dataset(run / "results" / f"{name}.nc", engine="netcdf4")
 
 
 for name in sys.argv[1:]:

@@ -56,7 +56,7 @@ def test_results_open_with_plain_xarray_and_neither_torch_nor_mesascope(finished
         "    def find_spec(self, name, *_):\n"
         "        if name.split('.')[0] in ('torch', 'mesascope', 'transformers'): raise ImportError(name)\n"
         "sys.meta_path.insert(0, Blocked())\n"
-        "ds = xr.open_dataset(sys.argv[1], engine='h5netcdf')\n"
+        "ds = xr.open_dataset(sys.argv[1])\n"
         "print(ds['interaction'].dims, ds['interaction'].attrs['units'], ds.attrs['study'])\n"
     )
     file = finished.path / "results" / "similarity.nc"

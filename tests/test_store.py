@@ -166,7 +166,7 @@ def test_the_log_is_cut_to_the_checkpoint_and_a_torn_line_is_forgotten(run: Run)
 
 def test_results_open_with_plain_xarray_and_carry_provenance(run: Run) -> None:
     file = run.write_results("inner", dataset())
-    with xr.open_dataset(file, engine="h5netcdf") as plain:
+    with xr.open_dataset(file) as plain:
         assert plain["loss"].attrs["units"] == "1"
         assert plain.attrs["study"] == "affine"
         assert plain.attrs["torch"] == run.record["provenance"]["torch"]

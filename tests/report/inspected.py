@@ -39,7 +39,7 @@ def write(path: Path, sequences: int = 8, length: int = 2048, steps: int = 0, to
         "top_tokens": tops(draw, words),
     }
     for name, data in files.items():
-        data.to_netcdf(path / f"results/{name}.nc", engine="h5netcdf")
+        data.to_netcdf(path / f"results/{name}.nc", engine="netcdf4")
     return path
 
 
@@ -218,7 +218,7 @@ def hostile(path: Path, evil: str) -> Path:
     (path / "run.json").write_text(json.dumps(about))
     (path / "model.json").write_text(json.dumps({"class": evil, "kernel": evil, evil: evil}))
     for file in (path / "results").glob("*.nc"):
-        data = xr.load_dataset(file, engine="h5netcdf")
+        data = xr.load_dataset(file, engine="netcdf4")
         for name in [c for c in data.coords if data[c].dtype.kind in "OUT"]:
             data = data.assign_coords({name: [f"{v}{evil}" for v in data[name].values]})
         for one in [data, *[data[v] for v in data.data_vars]]:
@@ -226,5 +226,5 @@ def hostile(path: Path, evil: str) -> Path:
             one.attrs = {k: v if k in kept else evil for k, v in one.attrs.items()} | {"tautology": evil}
         if "role" in data:
             data["role"][:] = evil
-        data.to_netcdf(file, engine="h5netcdf")
+        data.to_netcdf(file, engine="netcdf4")
     return path

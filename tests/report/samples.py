@@ -21,7 +21,7 @@ def write_study(path: Path, title: str = "Affine recurrences: which algorithm ru
     for seed in range(3):
         write_log(path / f"models/seed={seed}/log.csv", draw, 6000)
     for name, data in study_results(draw).items():
-        data.to_netcdf(path / f"results/{name}.nc", engine="h5netcdf")
+        data.to_netcdf(path / f"results/{name}.nc", engine="netcdf4")
     return path
 
 
@@ -297,7 +297,7 @@ def write_inspection(path: Path, tokens: list[str] | None = None) -> Path:
     words = "Beautiful is better than ugly.\nExplicit is better than implicit.\nSimple is better than complex.\nFlat is"
     tokens = tokens or [w if k == 0 else f" {w}" for k, w in enumerate(words.split(" "))] * 3
     for name, data in inspection_results(draw, tokens[:48]).items():
-        data.to_netcdf(path / f"results/{name}.nc", engine="h5netcdf")
+        data.to_netcdf(path / f"results/{name}.nc", engine="netcdf4")
     return path
 
 
@@ -359,7 +359,7 @@ def hostile(path: Path) -> Path:
     ]
     (path / "verdicts.json").write_text(json.dumps(poisoned))
     for file in (path / "results").glob("*.nc"):
-        data = xr.load_dataset(file, engine="h5netcdf")
+        data = xr.load_dataset(file, engine="netcdf4")
         for name in list(data.coords):
             if data[name].dtype.kind in "OUT":
                 labels = [f"{v}{HOSTILE}" if v != "model" else v for v in data[name].values]
@@ -367,11 +367,11 @@ def hostile(path: Path) -> Path:
         for one in [data, *[data[v] for v in data.data_vars]]:
             kept = ("order", "scale", "control_of", "headline", "center")
             one.attrs = {k: v if k in kept else HOSTILE for k, v in one.attrs.items()}
-        data.to_netcdf(file, engine="h5netcdf")
+        data.to_netcdf(file, engine="netcdf4")
     tokens = np.array([[HOSTILE, "<b>", "${x}", "%{x}"]], dtype=object)
     text = {"token": array(tokens, "batch pos", HOSTILE), "norm": array(np.ones((2, 1, 4)), "layer batch pos", HOSTILE)}
     text["pattern"] = array(np.ones((1, 1, 1, 4, 4)), "layer head batch query key", HOSTILE)
-    xr.Dataset(text, attrs={"title": HOSTILE}).to_netcdf(path / "results/text.nc", engine="h5netcdf")
+    xr.Dataset(text, attrs={"title": HOSTILE}).to_netcdf(path / "results/text.nc", engine="netcdf4")
     (path / "results/broken<b>.nc").write_bytes(b"not netcdf <script>alert(4)</script>")
     return path
 

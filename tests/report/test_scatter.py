@@ -154,7 +154,7 @@ def test_seed_step_and_colours_are_chosen(tmp_path):
     run = tmp_path / "run"
     (run / "results").mkdir(parents=True)
     (run / "run.json").write_text("{}")
-    data.to_netcdf(run / "results/pictures.nc", engine="h5netcdf")
+    data.to_netcdf(run / "results/pictures.nc", engine="netcdf4")
     page = tmp_path / "report.html"
     page.write_text(render(run).replace("</body>", USE), encoding="utf-8")
     sizes = ["--window-size=500,900", "--virtual-time-budget=5000", f"--user-data-dir={tmp_path / 'profile'}"]

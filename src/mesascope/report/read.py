@@ -116,7 +116,7 @@ def _records(found: Any, problems: list[str]) -> list[Mapping[str, Any]]:
 def _result(file: Path) -> Result:
     """One netCDF file, loaded and closed."""
     try:
-        return Result(file=file.name, data=xr.load_dataset(file, engine="h5netcdf"))
+        return Result(file=file.name, data=xr.load_dataset(file, engine="netcdf4"))
     except Exception as error:  # a damaged file fails in any way at all; the page names it
         return Result(file=file.name, data=None, problem=f"{type(error).__name__}: {error}")
 

@@ -9,7 +9,7 @@
     models/seed=0/resume/              the same for the newest step, overwritten; gone when training is done
     models/seed=0/history/             what linear maps read and the error signals that came back, if it was asked for
     models/ARM/seed=0/...              the same for the other settings that a study trains beside its own
-    results/NAME.nc                    xarray datasets; ``xr.open_dataset(path, engine="h5netcdf")`` opens them
+    results/NAME.nc                    xarray datasets; ``xr.open_dataset(path)`` opens them
     verdicts.json, report.html
 
 Every file and every checkpoint is written under a temporary name beside its place, synced, and renamed. This

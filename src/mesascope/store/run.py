@@ -200,7 +200,7 @@ class Run:
         ):
             _refuse_rich(owner, attrs)
         target = self.path / "results" / f"{name}.nc"
-        image = dataset.to_netcdf(engine="h5netcdf")  # in memory: HDF5 crashes the process when a disk is full
+        image = dataset.to_netcdf(engine="netcdf4")  # in memory: HDF5 crashes the process when a disk is full
         with replacing(target) as draft:
             draft.write_bytes(image)
         return target
@@ -215,21 +215,21 @@ class Run:
         if not file.is_file():
             raise RunError(f"results must be one of {self.results()}, but got {name!r}")
         try:
-            return xr.load_dataset(file, engine="h5netcdf")
-        except OSError as error:
+            return xr.load_dataset(file, engine="netcdf4")
+        except (OSError, RuntimeError) as error:
             raise RunError(f"results must be netCDF, but {file} cannot be read; delete it and run again") from error
 
     def keep(self, name: str, dataset: xr.Dataset) -> None:
         """Keep a part of what will be a result, so that a run that is stopped can go on."""
-        image = dataset.assign_attrs({**dataset.attrs, "code": code_digest()}).to_netcdf(engine="h5netcdf")
+        image = dataset.assign_attrs({**dataset.attrs, "code": code_digest()}).to_netcdf(engine="netcdf4")
         with replacing(self.path / "parts" / f"{name}.nc") as draft:
             draft.write_bytes(image)
 
     def kept(self, name: str) -> xr.Dataset | None:
         """The part that was kept, if this very code kept one and it can be read."""
         try:
-            part = xr.load_dataset(self.path / "parts" / f"{name}.nc", engine="h5netcdf")
-        except OSError:
+            part = xr.load_dataset(self.path / "parts" / f"{name}.nc", engine="netcdf4")
+        except (OSError, RuntimeError):  # not there, or damaged in its head, or damaged further on
             return None
         return part if part.attrs.pop("code", None) == code_digest() else None
 
