@@ -159,8 +159,14 @@ def test_a_gguf_is_parsed_once_and_gives_what_transformers_reads(
     llama: LlamaForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_gguf(tmp_path / "a.gguf", llama)
-    parse, names, parsed = gguf.GGUFReader, gguf.get_tensor_name_map, []
-    monkeypatch.setattr(gguf, "GGUFReader", lambda place: parsed.append(place) or parse(place))
+    names, parsed = gguf.get_tensor_name_map, []
+
+    class Counting(gguf.GGUFReader):
+        def __init__(self, place: Path) -> None:
+            parsed.append(place)
+            super().__init__(place)
+
+    monkeypatch.setattr(gguf, "GGUFReader", Counting)
     plain = LlamaForCausalLM.from_pretrained(tmp_path, gguf_file="a.gguf", dtype=torch.float32)
     slowly = len(parsed)
     model, tokenizer = load_pretrained(tmp_path / "a.gguf")
