@@ -11,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 GGUF := .models/SmolLM2-135M-Instruct.Q4_1.gguf
 STAMP := $(VENV)/.installed
-UNUSED := transformers/models/(?!auto|llama|gpt2|encoder_decoder)|/networkx/|/pip/|/tests?/
+unexport PYTHONDONTWRITEBYTECODE  # what is imported is compiled once, not by every process
 
 .DEFAULT_GOAL := help
 .PHONY: help setup models demo test test-slow bench lint docs architectures clean
@@ -26,7 +26,6 @@ $(STAMP): pyproject.toml constraints.txt
 	  || { echo "mesascope needs Python 3.11 or newer, but $(PYTHON) is older; make PYTHON=python3.12 ..."; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m compileall -qq -j 0 -x '$(UNUSED)' $(VENV)/lib || true  # some packages carry files of other Pythons
 	touch $@
 
 models: $(GGUF)

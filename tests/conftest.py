@@ -2,6 +2,7 @@
 
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ LONG = ("test_tour.py", "test_inspect.py", "test_norms.py", "test_readme.py", "t
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: a test never asks the network
 os.environ.pop("MESASCOPE_DEBUG", None)
 sys.path.insert(0, str(Path(__file__).parent))  # for the helpers beside the tests
+for name in ("torch", "transformers.modeling_utils", "xarray", "netCDF4", "sklearn.cluster", "sklearn.metrics"):
+    import_module(name)  # what is first imported from within a checked module is compiled anew, for many seconds
 install_import_hook("mesascope", "beartype.beartype")  # before mesascope is imported
 
 

@@ -36,7 +36,6 @@ class ClusterError(RuntimeError):
 
 
 @runtime_checkable
-@runtime_checkable
 class Executor(Protocol):
     """What runs jobs."""
 

@@ -1,6 +1,7 @@
 """Heat maps: two axes in colour, a plot for each seed, and controls for the axes that are left."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -131,20 +132,24 @@ def _cells(shown: Shown, cells: xr.DataArray) -> dict[str, Any]:
         z = np.where(values > 0, np.log10(values), np.nan) if shown.log else values
     if values.size > PRINTED:
         return {"z": rounded(z, 3)}
-    return {"z": rounded(z, 3), "text": [[_brief(v) for v in row] for row in values]}
+    return {"z": rounded(z, 3), "text": _briefs(values)}
 
 
-def _brief(value: float) -> str:
-    """A number short enough for a cell: two digits.
+def _briefs(values: np.ndarray) -> list[list[str]]:
+    """Numbers short enough for cells: two digits.
 
-    >>> _brief(-0.0486), _brief(1234.0), _brief(0.00012)
-    ('−0.05', '1,200', '0')
+    >>> _briefs(np.array([[-0.0486, 1234.0, 0.00012, np.nan]]))
+    [['−0.05', '1,200', '0', '']]
     """
-    if not np.isfinite(value):
-        return ""
-    if abs(value) < 1:
-        return f"{round(float(value), 2) + 0.0:g}".replace("-", "−")
-    return number(float(f"{value:.2g}"))
+    texts = []
+    for value in values.ravel().tolist():
+        if not math.isfinite(value):
+            texts.append("")
+        elif abs(value) < 1:
+            texts.append(f"{round(value, 2) + 0.0:g}".replace("-", "−"))
+        else:
+            texts.append(number(float(f"{value:.2g}")))
+    return np.array(texts, dtype=object).reshape(values.shape).tolist()
 
 
 def _control(control: xr.DataArray, where: dict[str, int], rows: str, columns: str) -> xr.DataArray:

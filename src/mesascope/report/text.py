@@ -132,9 +132,8 @@ def rounded(values: Any, digits: int = 4) -> Any:
     [[1.235, None]]
     """
     array = np.asarray(values, dtype=float)
-    if array.ndim:
-        return [rounded(row, digits) for row in array]
-    return float(f"{array:.{digits}g}") if np.isfinite(array) else None
+    cells = [float(f"{value:.{digits}g}") if math.isfinite(value) else None for value in array.ravel().tolist()]
+    return np.array(cells, dtype=object).reshape(array.shape).tolist()
 
 
 def script_json(value: Any) -> str:
