@@ -1,7 +1,7 @@
 # make demo   trains and opens three small transformers, opens a language model, draws two reports
 # make test   runs every check: format, lint, types, layers, tests, doctests
 # make test-slow   the checks that take minutes each
-# make bench   what opening and recording a language model and attending to a long history cost, against bounds
+# make bench   what opening, recording and patching a language model and attending to a long history cost, against bounds
 # make lint   the checks without the tests
 # make docs   runs the affine and the meta-learning study, opens SmolLM2, and writes their pages under docs/studies
 # make architectures   holds capture against every language model type of transformers, writes the table
@@ -70,6 +70,7 @@ test-slow: $(STAMP)
 bench: $(STAMP) $(GGUF)
 	$(BIN)/python benchmarks/recording.py $(GGUF)
 	$(BIN)/python benchmarks/opening.py $(GGUF)
+	$(BIN)/python benchmarks/patching.py $(GGUF)
 	$(BIN)/python benchmarks/attending.py
 
 clean:

@@ -6,7 +6,8 @@ from mesascope.capturing.frame import Frame
 from mesascope.capturing.hooks import attach
 from mesascope.capturing.memory import NotEnoughMemory
 from mesascope.capturing.recorder import Reduction
-from mesascope.capturing.sites import FORWARD, SITES, Site, UnsupportedModel
+from mesascope.capturing.sites import FORWARD, SITES, Site, UnsupportedModel, site
+from mesascope.capturing.stem import Stem
 from mesascope.capturing.view import SUBLAYERS, WRITES, LayerReduction, LayerView
 
 __all__ = [
@@ -24,9 +25,11 @@ __all__ = [
     "NothingChanged",
     "Reduction",
     "Site",
+    "Stem",
     "UnsupportedModel",
     "attach",
     "attending",
     "capture",
     "estimate_bytes",
+    "site",
 ]

@@ -22,7 +22,7 @@ from mesascope.capturing.arguments import (
 )
 from mesascope.capturing.checks import check_padding, check_untouched, refuse_changed, refuse_missing
 from mesascope.capturing.dispatch import kernel_of
-from mesascope.capturing.edits import Edit
+from mesascope.capturing.edits import Edit, refuse
 from mesascope.capturing.forward import first_position, predict, quiet
 from mesascope.capturing.frame import Frame
 from mesascope.capturing.framing import make_frame
@@ -30,7 +30,7 @@ from mesascope.capturing.gradients import backward, differentiable
 from mesascope.capturing.hooks import attach
 from mesascope.capturing.known import checked, framed, note_checked, remember, remembered
 from mesascope.capturing.layer import Layer
-from mesascope.capturing.memory import estimate, refuse_too_large
+from mesascope.capturing.memory import estimate, refuse_too_large, shape
 from mesascope.capturing.recorder import Passing, Recorder, Reduction
 from mesascope.capturing.sites import SITES, UnsupportedModel, gradient_of
 from mesascope.capturing.trace import Trace, trace
@@ -170,10 +170,13 @@ def capture(
         _refuse_edited_gradients(recorder, edits)
         places = {gradient_of(name) or name: at for name, at in recorder.places.items()}
         refuse_missing(type(model).__name__, known, places)
+        for edit in edits:
+            shapes = [shape(probe, layer, edit.site, *x.shape[:2]) for layer in known]
+            refuse(edit, shapes, min(batch_size or len(x), len(x)))
         kept = stored_layers(sites, chosen)
         refuse_too_large(estimate(probe, known, kept, len(x), x.shape[1], len(at)), x.device)
         if check:
-            _check(model, known, places, x[:, :CHECKED], None if mask is None else mask[:, :CHECKED])
+            check_places(model, known, places, x, mask)
         frame = framed(model, chosen, lambda: make_frame(model, known, chosen, probe))
         _run(model, known, recorder, _Run(x=x, mask=mask, batch=batch, queries=at, frame=frame), batch_size or len(x))
     recorder.warn_unchanged()
@@ -286,14 +289,15 @@ def _run(model: PreTrainedModel, known: Sequence[Layer], recorder: Recorder, run
         del prediction
 
 
-def _check(
+def check_places(
     model: PreTrainedModel,
     known: Sequence[Layer],
     places: Mapping[str, Sequence[int]],
     inputs: Shaped[Tensor, "batch pos *d_in"],
     mask: Int[Tensor, "batch pos"] | None,
 ) -> None:
-    """The checks, once for the same model and places; padding is checked whenever there is some."""
+    """The checks, on the first positions and once for the same model and places; padding whenever there is some."""
+    inputs, mask = inputs[:, :CHECKED], None if mask is None else mask[:, :CHECKED]
     if not checked(model, places):
         check_untouched(model, known, places, inputs, mask)
         note_checked(model, places)

@@ -26,6 +26,8 @@ class Edit:
             them dropped) for one micro-batch, and returns what shall be there instead, of a shape that broadcasts.
         where: axis to index: an int, a slice or a list of ints. ``layer`` picks layers, counted in the whole model;
             ``batch`` counts sequences in the whole batch. An axis not named is edited throughout.
+        source: by layer, what ``fn`` gets as a second argument, cut to the same places: the axes of the site without
+            ``layer``, for the whole batch; an axis of size 1 serves every index.
 
     Raises:
         ValueError: there is no such site, or it has no such axis.
@@ -35,8 +37,9 @@ class Edit:
     """
 
     site: str
-    fn: Callable[[Tensor], Tensor]
+    fn: Callable[..., Tensor]
     where: Mapping[str, Index] = field(default_factory=dict)
+    source: Mapping[int, Tensor] | None = None
 
     def __post_init__(self) -> None:
         """Refuse a site or an axis that does not exist."""
@@ -51,15 +54,83 @@ class Edit:
 
     def layers(self, count: int) -> list[int]:
         """Which of ``count`` layers are edited."""
-        return _positions(self.where.get("layer", slice(None)), count, "layer")
+        return self.chosen("layer", count)
+
+    def chosen(self, axis: str, size: int) -> list[int]:
+        """Which of ``size`` entries of an axis are edited."""
+        return _positions(self.where.get(axis, slice(None)), size, axis)
+
+    def new(self, old: Float[Tensor, "..."], layer: int, index: Sequence[Int[Tensor, "_"]]) -> Float[Tensor, "..."]:
+        """What shall be in place of ``old``, in its shape.
+
+        Args:
+            old: what is there, cut to where the edit acts.
+            layer: in which layer.
+            index: for every axis, which entries of the whole batch these are.
+
+        Raises:
+            ValueError: what ``fn`` returns does not fit.
+        """
+        if self.source is None:
+            new = self.fn(old.clone())
+        else:
+            held = self.source[layer]
+            cut = [chosen if size > 1 else chosen * 0 for chosen, size in zip(index, held.shape, strict=True)]
+            new = self.fn(old.clone(), held[_grid(cut)].to(old))
+        try:
+            return new.to(old).expand_as(old)
+        except RuntimeError:
+            raise ValueError(
+                f"an edit of {self.site} must return what broadcasts to {tuple(old.shape)}, but got "
+                f"{tuple(new.shape)}; values of the whole batch need batch_size=None"
+            ) from None
 
 
-def apply(edit: Edit, value: Float[Tensor, "..."], rows: range, batch: int) -> Float[Tensor, "..."] | None:
+def refuse(edit: Edit, shapes: Sequence[Sequence[int]], rows: int) -> None:
+    """Refuse an edit that cannot be made, before a model runs for it.
+
+    Args:
+        edit: the change.
+        shapes: by layer, the sizes of the site's axes within the layer.
+        rows: how many of the sequences the first micro-batch has.
+
+    Raises:
+        ValueError: its source is of another shape or lacks a layer, or what it returns does not fit.
+        IndexError: an index is out of range.
+    """
+    axes = site(edit.site).inner
+    for layer in edit.layers(len(shapes)):
+        shape = tuple(shapes[layer])
+        index = [edit.chosen(axis, size) for axis, size in zip(axes, shape, strict=True)]
+        if edit.source is not None:
+            _refuse_source(edit, edit.source, layer, shape)
+        if layer == edit.layers(len(shapes))[0] and all(index):
+            picked = [[i for i in one if axis != "batch" or i < rows] for one, axis in zip(index, axes, strict=True)]
+            if all(picked):
+                edit.new(torch.zeros([len(one) for one in picked]), layer, [torch.tensor(one) for one in picked])
+
+
+def _refuse_source(edit: Edit, source: Mapping[int, Tensor], layer: int, shape: tuple[int, ...]) -> None:
+    """Refuse a source that does not hold a layer, or holds it in a shape that does not serve."""
+    if layer not in source:
+        held = ", ".join(map(str, sorted(source)))
+        raise ValueError(f"an edit of {edit.site} in layer {layer} must have its source, which has layers {held} alone")
+    found = tuple(source[layer].shape)
+    if len(found) != len(shape) or any(have not in (1, want) for have, want in zip(found, shape, strict=True)):
+        axes = ", ".join(site(edit.site).inner)
+        raise ValueError(
+            f"the source of an edit of {edit.site} must have as many entries as the run along every axis ({axes}): "
+            f"{shape}, but has {found}; sequences must be as many and as long"
+        )
+
+
+def apply(edit: Edit, value: Float[Tensor, "..."], layer: int, rows: range, batch: int) -> Float[Tensor, "..."] | None:
     """The value after an edit.
 
     Args:
         edit: the change.
         value: what is at its site in one layer, for the sequences ``rows`` of ``batch``.
+        layer: which layer.
         rows: which sequences of the whole batch these are.
         batch: how many there are in all.
 
@@ -72,34 +143,27 @@ def apply(edit: Edit, value: Float[Tensor, "..."], rows: range, batch: int) -> F
     index = _index(edit, value, rows, batch)
     if any(len(chosen) == 0 for chosen in index):
         return None
-    grid = tuple(
-        chosen.reshape([-1 if i == axis else 1 for i in range(value.ndim)]) for axis, chosen in enumerate(index)
-    )
-    old = value[grid] if edit.where else value.clone()
-    new = edit.fn(old.clone())
-    try:
-        new = new.to(value).expand_as(old)
-    except RuntimeError:
-        raise ValueError(
-            f"an edit of {edit.site} must return what broadcasts to {tuple(old.shape)}, but got {tuple(new.shape)}; "
-            "values of the whole batch need batch_size=None"
-        ) from None
+    here = _grid([index[0] - rows.start, *index[1:]])
+    old = value[here] if edit.where else value.clone()
+    new = edit.new(old, layer, index)
     if torch.equal(new, old):
         return None
     changed = value.clone()
-    changed[grid] = new
+    changed[here] = new
     return changed
 
 
-def _index(edit: Edit, value: Float[Tensor, "..."], rows: range, batch: int) -> list[Int[Tensor, " chosen"]]:
-    """For every axis, which of its entries are edited."""
+def _grid(index: Sequence[Int[Tensor, "_"]]) -> tuple[Int[Tensor, "..."], ...]:
+    """The outer product of an index per axis: what picks a block."""
+    return tuple(one.reshape([-1 if i == axis else 1 for i in range(len(index))]) for axis, one in enumerate(index))
+
+
+def _index(edit: Edit, value: Float[Tensor, "..."], rows: range, batch: int) -> list[Int[Tensor, "_"]]:
+    """For every axis, which of its entries are edited; sequences are counted in the whole batch."""
     chosen = []
     for axis, size in zip(site(edit.site).inner, value.shape, strict=True):
-        where = edit.where.get(axis, slice(None))
-        if axis == "batch":
-            picked = [row - rows.start for row in _positions(where, batch, axis) if row in rows]
-        else:
-            picked = _positions(where, size, axis)
+        picked = edit.chosen(axis, batch if axis == "batch" else size)
+        picked = [row for row in picked if row in rows] if axis == "batch" else picked
         chosen.append(torch.tensor(picked, dtype=torch.long, device=value.device))
     return chosen
 

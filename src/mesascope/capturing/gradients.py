@@ -64,17 +64,17 @@ def backward(
         mask: 1 where an input is real.
         batch: targets and weights of these sequences.
     """
-    targets, weight = _scored(prediction, inputs, mask, batch)
+    targets, weight = scored(prediction, inputs, mask, batch)
     gradient = torch.empty_like(prediction)
     for start in range(0, prediction.shape[1], CHUNK):
         part = slice(start, start + CHUNK)
         leaf = prediction[:, part].detach().requires_grad_()
-        loss = _loss(leaf, targets[:, part]) * weight[:, part]
+        loss = losses(leaf, targets[:, part]) * weight[:, part]
         (gradient[:, part],) = torch.autograd.grad(loss.sum(), leaf)
     torch.autograd.backward(prediction, gradient)
 
 
-def _scored(
+def scored(
     prediction: Float[Tensor, "batch pos d_out"],
     inputs: Shaped[Tensor, "batch pos *d_in"],
     mask: Int[Tensor, "batch pos"] | None,
@@ -92,7 +92,7 @@ def _scored(
     return inputs.roll(-1, 1), weight
 
 
-def _loss(
+def losses(
     prediction: Float[Tensor, "batch pos d_out"], targets: Shaped[Tensor, "batch pos *d_out"]
 ) -> Float[Tensor, "batch pos"]:
     """The loss at every position."""

@@ -35,9 +35,7 @@ def estimate(
     total = 0
     for name, chosen in places.items():
         for number in chosen:
-            total += (
-                _entries(trace, layers[number], name, batch, length, queries or length) * trace.logits.dtype.itemsize
-            )
+            total += prod(shape(trace, layers[number], name, batch, length, queries)) * trace.logits.dtype.itemsize
     return total
 
 
@@ -55,17 +53,25 @@ def refuse_too_large(needed: int, device: torch.device) -> None:
         )
 
 
-def _entries(trace: Trace, layer: Layer, name: str, batch: int, length: int, queries: int) -> int:
-    """How many numbers one layer has at a site."""
+def shape(trace: Trace, layer: Layer, name: str, batch: int, length: int, queries: int | None = None) -> list[int]:
+    """The sizes of a site's axes within one layer that has it.
+
+    Args:
+        trace: of a probe, whose shapes are scaled up.
+        layer: which one.
+        name: of the site.
+        batch, length: of the inputs.
+        queries: how many rows score and pattern have; ``length`` by default.
+    """
     stream = trace.of(layer.block)[0].result
     width = {"d_model": stream.shape[-1], "d_out": trace.logits.shape[-1], "d_head": 0}
     for each in trace.attentions:
         if each.name == layer.attention:
             of = {"query": each.call.query, "key": each.call.key, "value": each.call.value, "head_out": each.output}
             width["d_head"] = of[name].shape[-1] if name in of else 0
-    width |= {"batch": batch, "pos": length, "query": queries, "key": length}
+    width |= {"batch": batch, "pos": length, "query": queries or length, "key": length}
     width |= {"head": layer.heads, "kv_head": layer.kv_heads}
-    return prod(width[axis] for axis in SITES[name].inner)
+    return [width[axis] for axis in SITES[name].inner]
 
 
 def _free(device: torch.device) -> int | None:

@@ -134,7 +134,7 @@ class Recorder:
         """Take what is at a site of a layer, and say what shall be there."""
         for number, edit in enumerate(self._edits):
             if edit.site == name and layer in self._edited[number]:
-                changed = apply(edit, value, self.passing.rows, self._batch)
+                changed = apply(edit, value, layer, self.passing.rows, self._batch)
                 self._changed[number] |= changed is not None
                 value = value if changed is None else changed
         if layer in self._slots:

@@ -1,5 +1,21 @@
 """Changing what happens inside a forward pass, and what it costs."""
 
 from mesascope.interventions.ablation import ablation
+from mesascope.interventions.changes import mean, replace, resample, scale, steer, zero
+from mesascope.interventions.metrics import Metric, log_probability, logit_difference
+from mesascope.interventions.sweep import patch, sweep
 
-__all__ = ["ablation"]
+__all__ = [
+    "Metric",
+    "ablation",
+    "log_probability",
+    "logit_difference",
+    "mean",
+    "patch",
+    "replace",
+    "resample",
+    "scale",
+    "steer",
+    "sweep",
+    "zero",
+]

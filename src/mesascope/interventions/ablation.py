@@ -1,6 +1,7 @@
 """What a head is worth: the loss without it."""
 
 import warnings
+from dataclasses import replace
 from itertools import combinations
 
 import torch
@@ -12,11 +13,10 @@ from transformers import PreTrainedModel
 from mesascope.axes import label
 from mesascope.capturing import Edit, NothingChanged, capture
 from mesascope.instruments import instrument
+from mesascope.interventions.changes import mean, resample
 from mesascope.tasks.base import Batch, Task
 
 MOST_HEADS = 6  # 63 groups in a layer; with more there would be hundreds
-
-HeadOut = Float[Tensor, "layer batch pos head d_head"]
 
 
 @instrument(title="What each head is worth", steps="last", order=50)
@@ -45,18 +45,16 @@ def ablation(
     """
     batch = batch[:sequences]
     recorded = capture(model, batch, ["head_out", "prediction"])
-    outputs = recorded["head_out"]
-    layers, heads = outputs.shape[0], outputs.shape[3]
+    layers, heads = recorded["head_out"].shape[0], recorded["head_out"].shape[3]
     named = {"+".join(map(str, group)): group for group in _groups(heads, groups)}
     base = _loss(task, recorded["prediction"], batch, first)
-    kinds = {"mean": _mean(outputs), "resample": _resampled(outputs, seed)}
+    kinds = {"mean": mean("head_out", recorded), "resample": resample("head_out", recorded, seed=seed)}
     cost = torch.zeros(layers, len(named), len(kinds))
     for layer in range(layers):
         for column, group in enumerate(named.values()):
-            for kind, other in enumerate(kinds.values()):
-                cost[layer, column, kind] = (
-                    _loss(task, _replaced(model, batch, layer, group, other), batch, first) - base
-                )
+            for kind, everywhere in enumerate(kinds.values()):
+                edit = replace(everywhere, where={"layer": layer, "head": list(group)})
+                cost[layer, column, kind] = _loss(task, _edited(model, batch, edit), batch, first) - base
     unit, stats = "units of the loss", {"stat": list(kinds)}
     by_head = label(
         cost[:, :heads], "layer", "head", "stat", units=unit, about="rise of the loss without this head", coords=stats
@@ -87,25 +85,8 @@ def _groups(heads: int, groups: bool) -> list[tuple[int, ...]]:
     return [group for size in range(1, largest + 1) for group in combinations(range(heads), size)]
 
 
-def _mean(outputs: HeadOut) -> HeadOut:
-    """The mean over sequences, at every position."""
-    return outputs.mean(1, keepdim=True).expand_as(outputs)
-
-
-def _resampled(outputs: HeadOut, seed: int) -> HeadOut:
-    """Each sequence's output taken from the next one in a random cycle."""
-    cycle = torch.randperm(outputs.shape[1], generator=torch.Generator().manual_seed(seed))
-    source = torch.empty_like(cycle)
-    source[cycle] = cycle.roll(1)
-    return outputs[:, source.to(outputs.device)]
-
-
-def _replaced(
-    model: PreTrainedModel, batch: Batch, layer: int, group: tuple[int, ...], other: HeadOut
-) -> Float[Tensor, "batch pos d_out"]:
-    """The prediction when these heads put out something else."""
-    heads = list(group)
-    edit = Edit(site="head_out", where={"layer": layer, "head": heads}, fn=lambda _: other[layer][:, :, heads])
+def _edited(model: PreTrainedModel, batch: Batch, edit: Edit) -> Float[Tensor, "batch pos d_out"]:
+    """The prediction when heads put out something else."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NothingChanged)  # a head whose output never changes is worth exactly 0
         return capture(model, batch, ["prediction"], edits=[edit], check=False)["prediction"]

@@ -1,0 +1,139 @@
+"""What is put in place: exact where it is what was there, and the other run where it is all of the other run."""
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from mesascope.capturing import FORWARD, Edit, NothingChanged, capture
+from mesascope.interventions import mean, replace, resample, scale, steer, zero
+
+EDITABLE = [name for name in FORWARD if name != "prediction"]
+
+
+def gpt2() -> PreTrainedModel:
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=20, n_embd=16, n_layer=3, n_head=4, n_positions=16, initializer_range=0.5)
+    ).eval()
+
+
+def llama() -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=20,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.5,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+MODELS = {"gpt2": gpt2(), "llama": llama()}
+
+
+@pytest.fixture(params=MODELS)
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return MODELS[request.param]
+
+
+def tokens(seed: int = 0, rows: int = 3, length: int = 8) -> torch.Tensor:
+    return torch.randint(0, 20, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("site", EDITABLE)
+def test_a_model_patched_with_its_own_activations_changes_no_bit(model, site):
+    plain = capture(model, tokens(), [site, "prediction"])
+    with pytest.warns(NothingChanged, match=f"an edit of {site}"):
+        again = capture(model, tokens(), ["prediction"], edits=[replace(site, plain)])
+    assert torch.equal(again["prediction"], plain["prediction"])
+
+
+@pytest.mark.parametrize("site", ["resid_pre", "resid_post"])
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_patching_everything_is_the_other_run_bit_for_bit(model, site, batch_size):
+    other = capture(model, tokens(1), [site, "prediction"], batch_size=batch_size)
+    edited = capture(model, tokens(), [site, "prediction"], edits=[replace(site, other)], batch_size=batch_size)
+    assert torch.equal(edited[site], other[site])
+    assert torch.equal(edited["prediction"], other["prediction"])
+
+
+def test_a_patch_picks_the_same_places_of_the_other_run(model):
+    other = capture(model, tokens(1), ["head_out"], layers=[1])
+    plain = capture(model, tokens(), ["head_out"])
+    edit = replace("head_out", other, {"layer": 1, "head": [0, 2], "pos": -1, "batch": slice(1, None)})
+    edited = capture(model, tokens(), ["head_out"], edits=[edit], batch_size=2)["head_out"]
+    assert torch.equal(edited[1, 1:, -1, [0, 2]], other["head_out"][0, 1:, -1, [0, 2]])
+    assert torch.equal(edited[1, :, :-1], plain["head_out"][1, :, :-1])
+    assert torch.equal(edited[1, :, -1, [1, 3]], plain["head_out"][1, :, -1, [1, 3]])
+    assert torch.equal(edited[1, 0], plain["head_out"][1, 0])
+
+
+def test_a_mean_is_over_sequences_and_a_resampled_one_is_anothers(model):
+    plain = capture(model, tokens(), ["mlp_write"])
+    site = plain["mlp_write"]
+    first = {"layer": 0}
+    averaged = capture(model, tokens(), ["mlp_write"], edits=[mean("mlp_write", plain, first)])["mlp_write"][0]
+    torch.testing.assert_close(averaged, site[0].mean(0, keepdim=True).expand_as(averaged))
+    shuffled = capture(model, tokens(), ["mlp_write"], edits=[resample("mlp_write", plain, first)])["mlp_write"][0]
+    origin = [[torch.equal(row, other) for other in site[0]].index(True) for row in shuffled]
+    assert sorted(origin) == [0, 1, 2]
+    assert all(origin[row] != row for row in range(3))
+    with pytest.raises(ValueError, match="resampling needs another sequence, but the batch has one"):
+        resample("mlp_write", capture(model, tokens(rows=1), ["mlp_write"]))
+
+
+def test_scaling_steering_and_nothing(model):
+    plain = capture(model, tokens(), ["resid_post"])["resid_post"]
+    where, direction = {"layer": 2, "pos": 3}, torch.arange(16.0)
+    for edit, expected in (
+        (scale("resid_post", 2.0, where), 2 * plain[2, :, 3]),
+        (steer("resid_post", direction, 0.5, where), plain[2, :, 3] + 0.5 * direction),
+        (zero("resid_post", where), torch.zeros(3, 16)),
+    ):
+        edited = capture(model, tokens(), ["resid_post"], edits=[edit])["resid_post"]
+        assert torch.equal(edited[2, :, 3], expected)
+        assert torch.equal(edited[2, :, :3], plain[2, :, :3])
+    with pytest.warns(NothingChanged):
+        capture(model, tokens(), ["resid_post"], edits=[scale("resid_post", 1.0)])
+
+
+def runs_of(model: PreTrainedModel, length: int) -> list[int]:
+    """A list that grows with every forward pass over sequences of this length."""
+    seen: list[int] = []
+    model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(1) if next(iter(kwargs.values())).shape[1] == length else None,
+        with_kwargs=True,
+    )
+    return seen
+
+
+def test_what_cannot_be_is_refused_before_any_forward_pass_and_named():
+    model = gpt2()
+    x = tokens(length=12)
+    shorter = capture(model, tokens(length=7), ["head_out"])
+    partly = capture(model, x, ["head_out"], layers=[0])
+    rows = capture(model, x, ["pattern"], queries=[1])
+    passes = runs_of(model, 12)
+    for edit, error, line in (
+        (replace("head_out", shorter), ValueError, r"as long|\(3, 12, 4, 4\), but has \(3, 7, 4, 4\)"),
+        (replace("head_out", partly, {"layer": 1}), ValueError, r"in layer 1 must have its source, .* layers 0 alone"),
+        (zero("head_out", {"head": 9}), IndexError, r"where\['head'\] must lie within 4 entries, but got 9"),
+        (zero("head_out", {"pos": 12}), IndexError, r"where\['pos'\] must lie within 12 entries, but got 12"),
+        (zero("head_out", {"layer": 3}), IndexError, r"where\['layer'\] must lie within 3 entries, but got 3"),
+        (zero("head_out", {"batch": 3}), IndexError, r"where\['batch'\] must lie within 3 entries, but got 3"),
+        (steer("resid_pre", torch.ones(5)), ValueError, r"at resid_pre must have 16 entries, but got shape \(5,\)"),
+        (Edit(site="value", fn=lambda v: v[..., :2]), ValueError, r"must return what broadcasts to \(3, 4, 12, 4\)"),
+    ):
+        with pytest.raises(error, match=line):
+            capture(model, x, ["prediction"], edits=[edit])
+    for make, line in (
+        (lambda: zero("heads"), "a site must be one of resid_pre, attn_write"),
+        (lambda: replace("mlp_write", partly), "'mlp_write' was not recorded; recorded are head_out"),
+        (lambda: replace("pattern", rows), "pattern must be recorded whole"),
+    ):
+        with pytest.raises((ValueError, KeyError), match=line):
+            make()
+    assert not passes

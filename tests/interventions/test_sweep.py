@@ -1,0 +1,190 @@
+"""Sweeps: the numbers of one edit per forward pass, in few passes; planted heads found; what cannot be, refused."""
+
+from dataclasses import replace as with_other
+from itertools import product
+
+import pytest
+import torch
+from transformers import GPT2LMHeadModel
+
+from mesascope.capturing import Edit, NothingChanged, UnsupportedModel, capture
+from mesascope.capturing.sites import SITES
+from mesascope.interventions import log_probability, logit_difference, mean, patch, replace, sweep, zero
+from mesascope.models.planted import planted
+from mesascope.tasks.affine import Affine
+from mesascope.tasks.base import Batch
+
+from .test_changes import EDITABLE, MODELS, gpt2, llama, runs_of, tokens
+
+
+def one_by_one(model, inputs, edit: Edit, over, metric) -> torch.Tensor:
+    """The metric with every edit in a forward pass of its own."""
+    shape = dict(zip(SITES[edit.site].axes, capture(model, inputs, [edit.site])[edit.site].shape, strict=True))
+    values = []
+    for place in product(*(range(shape[axis]) for axis in over)):
+        alone = with_other(edit, where={**edit.where, **dict(zip(over, place, strict=True))})
+        values.append(metric(capture(model, inputs, ["prediction"], edits=[alone])["prediction"]).mean())
+    return torch.stack(values).reshape([shape[axis] for axis in over]).double()
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("site", EDITABLE)
+def test_a_sweep_gives_what_one_edit_after_the_other_gives(name, site):
+    model, other = MODELS[name], capture(MODELS[name], tokens(1), [site])
+    over = tuple(axis for axis in SITES[site].axes if axis in ("layer", "head", "kv_head", "pos", "query"))[:2]
+    metric, edit = logit_difference(3, torch.tensor([4, 5, 6])), replace(site, other)
+    found = sweep(model, tokens(), edit, over, metric)
+    expected = one_by_one(model, tokens(), edit, over, metric)
+    assert found["value"].dims == over
+    torch.testing.assert_close(torch.tensor(found["value"].values), expected, atol=1e-6, rtol=1e-5)
+    assert float(found["effect"].std()) > 1e-4
+    assert float(found["intact"]) == pytest.approx(float(metric(capture(model, tokens())["prediction"]).mean()))
+
+
+def test_how_many_run_together_changes_no_number():
+    model, edit = MODELS["llama"], zero("head_out")
+    over = ("layer", "head", "pos")
+    together, alone = (sweep(model, tokens(), edit, over, positions=size) for size in (4096, 1))
+    torch.testing.assert_close(together["value"].values, alone["value"].values, atol=1e-6, rtol=1e-6)
+
+
+def test_few_passes_do_many_edits():
+    model = llama()
+    over = ("layer", "head", "pos")
+    sweep(model, tokens(), zero("head_out"), over)
+    passes = runs_of(model, 8)
+    heard: list[tuple[int, int]] = []
+    found = sweep(model, tokens(), zero("head_out"), over, progress=lambda *news: heard.append(news))
+    assert found["value"].size == 96
+    assert len(passes) <= 8  # one untouched, one to check, one of each layer's 32, and what looks at the site
+    assert heard[-1] == (96, 96)
+    assert [done for done, _ in heard] == sorted(done for done, _ in heard)
+
+
+def test_layers_before_the_edit_are_not_computed_again():
+    model = llama()
+    calls = [0, 0, 0]
+    for number, layer in enumerate(model.model.layers):
+        layer.mlp.register_forward_hook(lambda *_, number=number: calls.__setitem__(number, calls[number] + 1))
+    sweep(model, tokens(), zero("head_out"), ("layer",))
+    assert calls[0] < calls[1] < calls[2]
+
+
+def reading_ahead() -> GPT2LMHeadModel:
+    """A model whose last layer reads what the first one computed, past the stream."""
+    model = gpt2()
+    blocks, memory = model.transformer.h, {}
+    first, last = blocks[0].attn.forward, blocks[2].forward
+
+    def remember(*args, **kwargs):
+        out = first(*args, **kwargs)
+        memory["first"] = out[0]
+        return out
+
+    def recall(hidden, *args, **kwargs):
+        return last(hidden + memory["first"], *args, **kwargs)
+
+    blocks[0].attn.forward, blocks[2].forward = remember, recall
+    return model
+
+
+def test_a_layer_that_reads_past_the_stream_is_run_whole():
+    model, metric = reading_ahead(), log_probability(3)
+    edit = replace("head_out", capture(model, tokens(1), ["head_out"]))
+    found = sweep(model, tokens(), edit, ("layer", "head"), metric)
+    expected = one_by_one(model, tokens(), edit, ("layer", "head"), metric)
+    torch.testing.assert_close(torch.tensor(found["value"].values), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_a_model_whose_sequences_influence_one_another_is_refused():
+    model = gpt2()
+    block = model.transformer.h[1]
+    own = block.forward
+    block.forward = lambda hidden, *args, **kwargs: own(hidden + hidden.sum(0, keepdim=True), *args, **kwargs)
+    with pytest.raises(UnsupportedModel, match="must not depend on those beside it, but GPT2LMHeadModel differs by"):
+        sweep(model, tokens(), zero("head_out"))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_of_a_planted_model_the_planted_head_alone_is_a_cause(seed):
+    task = Affine()
+    batch = task.sample(64, torch.Generator().manual_seed(seed))
+    model = planted("previous", seed=seed)
+    edit = mean("head_out", capture(model, batch, ["head_out"]))
+    found = sweep(model, batch, edit, ("layer", "head"), "distance")["effect"][0]
+    assert (found > 0.1).values.tolist() == [True, False, False, False]
+    assert float(found[0]) > 1000 * float(abs(found[1:]).max())
+
+
+def test_a_head_that_looks_right_and_says_nothing_is_no_cause():
+    batch = Affine().sample(64, torch.Generator().manual_seed(0))
+    model = planted("constant")
+    edit = mean("head_out", capture(model, batch, ["head_out"]))
+    found = sweep(model, batch, edit, ("layer", "head"), "distance")["effect"][0]
+    assert float(abs(found).max()) < 1e-3
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_patching_the_whole_stream_recovers_everything_and_patching_with_itself_nothing(name):
+    model, metric = MODELS[name], logit_difference(3, 4)
+    found = patch(model, tokens(), tokens(1), "resid_post", ("layer",), metric)
+    assert found["recovered"].values == pytest.approx([1.0, 1.0, 1.0])
+    assert float(found["target"]) == pytest.approx(float(metric(capture(model, tokens(1))["prediction"]).mean()))
+    own = replace("resid_post", capture(model, tokens(), ["resid_post"]))
+    with pytest.warns(NothingChanged, match="none of 24 edits of resid_post changed anything"):
+        same = sweep(model, tokens(), own, ("layer", "pos"), metric)
+    assert (same["effect"] == 0).all()
+    assert (same["changed"] == 0).all()
+
+
+def test_a_patch_before_the_first_difference_changes_nothing_and_after_the_last_token_everything_is_there():
+    model, clean = MODELS["llama"], tokens()
+    corrupted = clean.clone()
+    corrupted[:, 5] = (corrupted[:, 5] + 1) % 20
+    found = patch(model, corrupted, clean, "resid_pre", ("layer", "pos"), logit_difference(3, 4))
+    assert (found["recovered"][:, :5] == 0).all()
+    assert found["recovered"].sel(layer=0, pos=5) == pytest.approx(1.0)
+    assert (found["recovered"].sel(layer=0, pos=[6, 7]) == 0).all()
+
+
+def test_metrics_by_name_and_by_function():
+    model, x = MODELS["gpt2"], tokens()
+    plain = capture(model, x)["prediction"]
+    expected = torch.nn.functional.cross_entropy(plain[:, :-1].flatten(0, 1), x[:, 1:].flatten())
+    by_name = sweep(model, x, zero("mlp_write"), ("layer",), "loss")
+    assert float(by_name["intact"]) == pytest.approx(float(expected), rel=1e-6)
+    moved = sweep(model, x, zero("mlp_write"), ("layer",), "divergence")
+    assert float(moved["intact"]) == pytest.approx(0.0, abs=1e-9)
+    assert (moved["effect"] > 0).all()
+    own = sweep(model, x, zero("mlp_write"), ("layer",), lambda prediction: prediction[:, -1, 7])
+    assert float(own["intact"]) == pytest.approx(float(plain[:, -1, 7].mean()))
+    assert own["value"].attrs["units"] == "units of the metric"
+    task = Affine()
+    batch: Batch = task.sample(8, torch.Generator().manual_seed(0))
+    scored = sweep(planted("previous"), batch, zero("head_out"))
+    loss = task.loss(capture(planted("previous"), batch)["prediction"], batch)
+    assert float(scored["intact"]) == pytest.approx(
+        float(((loss * batch.weight).sum(1) / batch.weight.sum(1)).mean()), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "line"),
+    [
+        (
+            lambda m: sweep(m, tokens(), zero("head_out"), ("layer", "kv_head")),
+            r"over must name axes of head_out \(lay",
+        ),
+        (lambda m: sweep(m, tokens(), zero("head_out"), ("layer", "batch")), "over must name axes of head_out"),
+        (lambda m: sweep(m, tokens(), zero("head_out"), ()), "over must name axes of head_out"),
+        (lambda m: sweep(m, tokens(), zero("head_out"), metric="accuracy"), "a metric must be one of divergence, dist"),
+        (lambda m: patch(m, tokens(), tokens(1, length=7)), r"same length, but got \(3, 8\) and \(3, 7\)"),
+        (lambda m: patch(m, tokens(), tokens()), "the metric must differ between the two runs, but loss is"),
+        (lambda m: sweep(m, tokens(), zero("head_out"), metric=lambda p: p), r"one number for each of 3 sequences"),
+        (lambda m: sweep(m, tokens(), zero("head_out"), metric=logit_difference(3, 20)), "must be tokens from 0 to 19"),
+        (lambda m: sweep(m, tokens(), zero("head_out"), metric=log_probability(torch.ones(2).long())), "one for each"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(call, line):
+    with pytest.raises(ValueError, match=line):
+        call(MODELS["gpt2"])
