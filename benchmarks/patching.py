@@ -30,7 +30,7 @@ clean, corrupted = (torch.tensor([tokenizer(text)["input_ids"][-LENGTH:]]) for t
 metric = logit_difference(tokenizer(" Mary")["input_ids"][0], tokenizer(" John")["input_ids"][0])
 
 began = time.perf_counter()
-found = patch(model, corrupted, clean, "head_out", ("layer", "head", "pos"), metric)
+found = patch(model, corrupted, clean, metric, "head_out", ("layer", "head", "pos"))
 seconds = time.perf_counter() - began
 
 recorded = capture(model, clean, ["head_out"])

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mesascope.capturing import UnsupportedModel, capture
-from mesascope.interventions import replace, sweep
+from mesascope.interventions import attribution_patch, logit_difference, patch, replace, sweep, zero
 
 from . import families
 from .tiny import TYPES, build
@@ -59,3 +59,17 @@ def test_of_every_type_that_has_the_site_in_all_layers():
         hold(model, SITE)
         held.append(kind)
     assert len(held) > 100
+
+
+def test_layers_that_lack_the_site_are_left_out():
+    hybrid = build("jamba").eval()
+    with pytest.raises(UnsupportedModel, match="lacks it in layers"):
+        capture(hybrid, tokens(0), ["head_out"])
+    metric = logit_difference(3, 4)
+    assert sweep(hybrid, tokens(0), zero("head_out"), ("layer", "head"), metric)["layer"].values.tolist() == [1, 3]
+    found = patch(hybrid, tokens(0), tokens(1), metric, "head_out", ("layer", "head"))
+    assert found["layer"].values.tolist() == [1, 3]
+    one = patch(hybrid, tokens(0), tokens(1), metric, "head_out", ("head",), where={"layer": -1})
+    torch.testing.assert_close(one["value"].values, found["value"].sel(layer=3).values, atol=1e-6, rtol=1e-6)
+    estimate = attribution_patch(hybrid, tokens(0), zero("head_out"), ("layer", "head"), metric)["estimate"]
+    assert estimate["layer"].values.tolist() == [1, 3]

@@ -116,9 +116,14 @@ def test_what_cannot_be_is_refused_before_any_forward_pass_and_named():
     shorter = capture(model, tokens(length=7), ["head_out"])
     partly = capture(model, x, ["head_out"], layers=[0])
     rows = capture(model, x, ["pattern"], queries=[1])
+    single, lone = capture(model, x[:, :1], ["head_out"]), capture(model, x[:1], ["head_out"])
+    padded = capture(model, x, ["head_out"], attention_mask=(torch.arange(12) < 9).long().expand(3, 12))
     passes = runs_of(model, 12)
     for edit, error, line in (
         (replace("head_out", shorter), ValueError, r"as long|\(3, 12, 4, 4\), but has \(3, 7, 4, 4\)"),
+        (replace("head_out", single), ValueError, r"\(3, 12, 4, 4\), but has \(3, 1, 4, 4\)"),
+        (replace("head_out", lone), ValueError, r"\(3, 12, 4, 4\), but has \(1, 12, 4, 4\)"),
+        (mean("head_out", shorter), ValueError, r"\(1, 12, 4, 4\), but has \(1, 7, 4, 4\)"),
         (replace("head_out", partly, {"layer": 1}), ValueError, r"in layer 1 must have its source, .* layers 0 alone"),
         (zero("head_out", {"head": 9}), IndexError, r"where\['head'\] must lie within 4 entries, but got 9"),
         (zero("head_out", {"pos": 12}), IndexError, r"where\['pos'\] must lie within 12 entries, but got 12"),
@@ -133,7 +138,27 @@ def test_what_cannot_be_is_refused_before_any_forward_pass_and_named():
         (lambda: zero("heads"), "a site must be one of resid_pre, attn_write"),
         (lambda: replace("mlp_write", partly), "'mlp_write' was not recorded; recorded are head_out"),
         (lambda: replace("pattern", rows), "pattern must be recorded whole"),
+        (lambda: mean("head_out", padded), "must come from sequences of one length, but the source has padding"),
+        (lambda: zero("score"), "a score is -inf where a key is masked"),
+        (lambda: scale("score", 2.0), "a score is -inf where a key is masked"),
+        (lambda: replace("prediction", partly), "an edit must act before the prediction"),
     ):
         with pytest.raises((ValueError, KeyError), match=line):
             make()
     assert not passes
+
+
+def test_a_function_is_tried_in_the_model_s_own_precision_and_may_dislike_zeros():
+    model = llama().bfloat16()
+    turn = torch.eye(16, dtype=torch.bfloat16).flip(0)
+    turned = capture(model, tokens(), ["resid_post"], edits=[Edit(site="resid_post", fn=lambda old: old @ turn)])
+    assert turned["resid_post"].dtype == torch.bfloat16
+
+    def unlike_zero(old: torch.Tensor) -> torch.Tensor:
+        assert old.any()
+        return 2 * old
+
+    where = {"layer": 2}
+    plain = capture(model, tokens(), ["mlp_write"])["mlp_write"][2]
+    edit = Edit(site="mlp_write", where=where, fn=unlike_zero)
+    assert torch.equal(capture(model, tokens(), ["mlp_write"], edits=[edit])["mlp_write"][2], 2 * plain)

@@ -9,7 +9,17 @@ from transformers import GPT2LMHeadModel
 
 from mesascope.capturing import Edit, NothingChanged, UnsupportedModel, capture
 from mesascope.capturing.sites import SITES
-from mesascope.interventions import log_probability, logit_difference, mean, patch, replace, sweep, zero
+from mesascope.interventions import (
+    attribution_patch,
+    log_probability,
+    logit_difference,
+    mean,
+    patch,
+    replace,
+    sweep,
+    zero,
+)
+from mesascope.interventions.metrics import divergence, loss
 from mesascope.models.planted import planted
 from mesascope.tasks.affine import Affine
 from mesascope.tasks.base import Batch
@@ -56,7 +66,7 @@ def test_few_passes_do_many_edits():
     heard: list[tuple[int, int]] = []
     found = sweep(model, tokens(), zero("head_out"), over, progress=lambda *news: heard.append(news))
     assert found["value"].size == 96
-    assert len(passes) <= 8  # one untouched, one to check, one of each layer's 32, and what looks at the site
+    assert len(passes) <= 12  # one untouched, two for each layer's 32, and what looks at the site
     assert heard[-1] == (96, 96)
     assert [done for done, _ in heard] == sorted(done for done, _ in heard)
 
@@ -88,11 +98,14 @@ def reading_ahead() -> GPT2LMHeadModel:
     return model
 
 
-def test_a_layer_that_reads_past_the_stream_is_run_whole():
-    model, metric = reading_ahead(), log_probability(3)
-    edit = replace("head_out", capture(model, tokens(1), ["head_out"]))
-    found = sweep(model, tokens(), edit, ("layer", "head"), metric)
-    expected = one_by_one(model, tokens(), edit, ("layer", "head"), metric)
+@pytest.mark.parametrize("over", [("layer", "head"), ("layer",)], ids=str)
+@pytest.mark.parametrize("layers", [[0, 1, 2], [0, 2], [2]], ids=str)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_layer_that_reads_past_the_stream_is_run_whole(over, layers, rows):
+    model, metric, x = reading_ahead(), log_probability(3), tokens(rows=rows)
+    edit = replace("head_out", capture(model, tokens(1, rows=rows), ["head_out"]), {"layer": layers})
+    found = sweep(model, x, edit, over, metric)
+    expected = one_by_one(model, x, edit, over, metric)[layers]
     torch.testing.assert_close(torch.tensor(found["value"].values), expected, atol=1e-6, rtol=1e-5)
 
 
@@ -127,7 +140,7 @@ def test_a_head_that_looks_right_and_says_nothing_is_no_cause():
 @pytest.mark.parametrize("name", MODELS)
 def test_patching_the_whole_stream_recovers_everything_and_patching_with_itself_nothing(name):
     model, metric = MODELS[name], logit_difference(3, 4)
-    found = patch(model, tokens(), tokens(1), "resid_post", ("layer",), metric)
+    found = patch(model, tokens(), tokens(1), metric, "resid_post", ("layer",))
     assert found["recovered"].values == pytest.approx([1.0, 1.0, 1.0])
     assert float(found["target"]) == pytest.approx(float(metric(capture(model, tokens(1))["prediction"]).mean()))
     own = replace("resid_post", capture(model, tokens(), ["resid_post"]))
@@ -141,7 +154,7 @@ def test_a_patch_before_the_first_difference_changes_nothing_and_after_the_last_
     model, clean = MODELS["llama"], tokens()
     corrupted = clean.clone()
     corrupted[:, 5] = (corrupted[:, 5] + 1) % 20
-    found = patch(model, corrupted, clean, "resid_pre", ("layer", "pos"), logit_difference(3, 4))
+    found = patch(model, corrupted, clean, logit_difference(3, 4), "resid_pre", ("layer", "pos"))
     assert (found["recovered"][:, :5] == 0).all()
     assert found["recovered"].sel(layer=0, pos=5) == pytest.approx(1.0)
     assert (found["recovered"].sel(layer=0, pos=[6, 7]) == 0).all()
@@ -162,9 +175,9 @@ def test_metrics_by_name_and_by_function():
     task = Affine()
     batch: Batch = task.sample(8, torch.Generator().manual_seed(0))
     scored = sweep(planted("previous"), batch, zero("head_out"))
-    loss = task.loss(capture(planted("previous"), batch)["prediction"], batch)
+    each = task.loss(capture(planted("previous"), batch)["prediction"], batch)
     assert float(scored["intact"]) == pytest.approx(
-        float(((loss * batch.weight).sum(1) / batch.weight.sum(1)).mean()), rel=1e-5
+        float(((each * batch.weight).sum(1) / batch.weight.sum(1)).mean()), rel=1e-5
     )
 
 
@@ -178,8 +191,14 @@ def test_metrics_by_name_and_by_function():
         (lambda m: sweep(m, tokens(), zero("head_out"), ("layer", "batch")), "over must name axes of head_out"),
         (lambda m: sweep(m, tokens(), zero("head_out"), ()), "over must name axes of head_out"),
         (lambda m: sweep(m, tokens(), zero("head_out"), metric="accuracy"), "a metric must be one of divergence, dist"),
-        (lambda m: patch(m, tokens(), tokens(1, length=7)), r"same length, but got \(3, 8\) and \(3, 7\)"),
-        (lambda m: patch(m, tokens(), tokens()), "the metric must differ between the two runs, but loss is"),
+        (
+            lambda m: patch(m, tokens(), tokens(1, length=7), logit_difference(3, 4)),
+            r"same length, but got \(3, 8\) and \(3, 7\)",
+        ),
+        (
+            lambda m: patch(m, tokens(), tokens(), logit_difference(3, 4)),
+            "the metric must differ between the two runs, but logit_difference is",
+        ),
         (lambda m: sweep(m, tokens(), zero("head_out"), metric=lambda p: p), r"one number for each of 3 sequences"),
         (lambda m: sweep(m, tokens(), zero("head_out"), metric=logit_difference(3, 20)), "must be tokens from 0 to 19"),
         (lambda m: sweep(m, tokens(), zero("head_out"), metric=log_probability(torch.ones(2).long())), "one for each"),
@@ -188,3 +207,91 @@ def test_metrics_by_name_and_by_function():
 def test_what_makes_no_sense_is_refused(call, line):
     with pytest.raises(ValueError, match=line):
         call(MODELS["gpt2"])
+
+
+@pytest.mark.parametrize(
+    ("site", "where", "over"),
+    [
+        ("head_out", {"layer": -1, "pos": slice(-3, None), "batch": [0, 2]}, ("head", "pos")),
+        ("pattern", {"head": [3, -4]}, ("query", "head")),
+        ("key", {"pos": 2}, ("kv_head",)),
+        ("resid_pre", {"layer": [2, 0], "pos": [1, -1]}, ("pos", "layer")),
+        ("mlp_write", {"d_model": [0, 5]}, ("d_model",)),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::mesascope.capturing.NothingChanged")
+def test_where_limits_the_places_that_are_gone_through(site, where, over):
+    model, metric = MODELS["llama"], logit_difference(3, 4)
+    edit = replace(site, capture(model, tokens(1), [site]), where)
+    found = sweep(model, tokens(), edit, over, metric)
+    for place in product(*(found[axis].values.tolist() for axis in over)):
+        alone = with_other(edit, where={**edit.where, **dict(zip(over, place, strict=True))})
+        expected = metric(capture(model, tokens(), ["prediction"], edits=[alone])["prediction"]).mean()
+        value = found["value"].sel(dict(zip(over, place, strict=True)))
+        assert float(value) == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_a_metric_is_not_rounded_to_the_precision_of_the_model():
+    prediction = torch.randn(2, 300, 20, generator=torch.Generator().manual_seed(0)).bfloat16()
+    x = tokens(rows=2, length=300)
+    for metric in (loss(x), logit_difference(3, 4), log_probability(5), divergence(prediction.flip(0))):
+        assert torch.equal(metric(prediction), metric(prediction.float())), metric.name
+
+
+def test_a_loss_weighs_positions_as_the_batch_does():
+    batch = Batch(inputs=tokens(), targets=tokens(1), weight=torch.arange(24.0).reshape(3, 8))
+    prediction = torch.randn(3, 8, 20, generator=torch.Generator().manual_seed(0))
+    each = [
+        torch.nn.functional.cross_entropy(row, target, reduction="none")
+        for row, target in zip(prediction, batch.targets, strict=True)
+    ]
+    expected = [
+        sum(w * e for w, e in zip(ws, es, strict=True)) / ws.sum() for ws, es in zip(batch.weight, each, strict=True)
+    ]
+    assert loss(batch)(prediction).tolist() == pytest.approx([float(one) for one in expected], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("call", "line"),
+    [
+        (lambda m, x: sweep(m, x, zero("head_out", {"head": 9})), "must lie within 4 entries, but got 9"),
+        (lambda m, x: sweep(m, x, zero("head_out"), metric=logit_difference(3, 99)), "must be tokens from 0 to 19"),
+        (
+            lambda m, x: sweep(m, x, zero("head_out"), metric=logit_difference(torch.tensor(3.0), 4)),
+            "must be numbers of tokens",
+        ),
+        (lambda m, x: sweep(m, x, zero("head_out", {"layer": []})), "must be a layer to edit"),
+        (lambda m, x: sweep(m, x, zero("head_out", {"head": [1, 1]})), "must pick places once each, but picks"),
+        (lambda m, x: sweep(m, x, zero("head_out", {"pos": []})), "must pick places once each, but picks"),
+        (lambda m, x: sweep(m, x, zero("head_out", {"head": [True, False]})), "a mask is no index"),
+        (lambda m, x: sweep(m, x, zero("head_out"), positions=0), "positions must be 1 or more"),
+        (
+            lambda m, x: patch(m, x, x.flip(1), logit_difference(3, 4), over=("layer", "head")),
+            "over must name axes of res",
+        ),
+        (lambda m, x: patch(m, x, x.flip(1), logit_difference(3, 4), where={"pos": 40}), "must lie within 12 entries"),
+        (lambda m, x: patch(m, x, x.flip(1), "divergence"), "a metric with a direction"),
+        (lambda m, x: attribution_patch(m, x, zero("head_out", {"head": 9})), "must lie within 4 entries, but got 9"),
+    ],
+)
+def test_it_is_refused_before_the_model_runs_on_the_sequences(call, line):
+    model = gpt2()
+    passes = runs_of(model, 12)
+    with pytest.raises((ValueError, IndexError), match=line):
+        call(model, tokens(length=12))
+    assert not passes
+
+
+def test_metrics_of_tokens_are_refused_for_vectors():
+    batch = Affine().sample(4, torch.Generator().manual_seed(0))
+    model = planted("previous")
+    for metric in ("divergence", logit_difference(0, 0), log_probability(0)):
+        with pytest.raises(ValueError, match="is of tokens, but this model predicts vectors"):
+            sweep(model, batch, zero("head_out"), metric=metric)
+    with pytest.raises(ValueError, match="vectors and sequences of one token must come as a Batch"):
+        sweep(model, batch.inputs, zero("head_out"))
+    empty = Batch(
+        inputs=batch.inputs, targets=batch.targets, weight=batch.weight * torch.tensor([[0.0], [1], [1], [1]])
+    )
+    with pytest.raises(ValueError, match="a loss needs scored positions, but a sequence has none"):
+        sweep(model, empty, zero("head_out"))

@@ -26,7 +26,7 @@ from mesascope.capturing.edits import Edit, refuse
 from mesascope.capturing.forward import first_position, predict, quiet
 from mesascope.capturing.frame import Frame
 from mesascope.capturing.framing import make_frame
-from mesascope.capturing.gradients import backward, differentiable
+from mesascope.capturing.gradients import Objective, backward, differentiable
 from mesascope.capturing.hooks import attach
 from mesascope.capturing.known import checked, framed, note_checked, remember, remembered
 from mesascope.capturing.layer import Layer
@@ -116,12 +116,14 @@ def capture(
     reduce: Mapping[str, Reduction | LayerReduction] | None = None,
     layers: Sequence[int] | None = None,
     queries: Sequence[int] | None = None,
+    objective: Objective | None = None,
     check: bool = True,
 ) -> Capture:
     """Run a model and record what happens inside, in evaluation mode.
 
     Sites that end in ``_grad`` are gradients of the loss summed over positions: the next token's cross-entropy, or
-    the targets' of the batch (squared error where they are vectors). Nothing but they needs a backward pass.
+    the targets' of the batch (squared error where they are vectors), or of ``objective`` summed over sequences.
+    Nothing but they needs a backward pass.
 
     Args:
         model: any transformers causal language model that dispatches its attention, or one of ours.
@@ -134,6 +136,8 @@ def capture(
         reduce: small things to compute from large sites layer by layer, by the name they shall have.
         layers: which layers to record; all by default.
         queries: positions whose rows of score and pattern are wanted; all by default.
+        objective: what gradients are of, in place of the loss: from predictions (batch, pos, d_out) to (batch); such
+            as a metric of :mod:`mesascope.interventions`. All sequences run at once then.
         check: before the run, hold the first sequence (its first 256 positions) against the untouched model and
             check every identity. What was found holds for this model until a weight or the kernel changes.
 
@@ -154,6 +158,8 @@ def capture(
     refuse_names(sites, reduce)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, but got {batch_size}")
+    if objective is not None and batch_size is not None:
+        raise ValueError("an objective is of the whole batch, but batch_size cuts it; leave out either")
     at = positions(queries, x.shape[1], edits)
     with quiet(model):
         probe, known = examine(model, x, mask)
@@ -170,15 +176,21 @@ def capture(
         _refuse_edited_gradients(recorder, edits)
         places = {gradient_of(name) or name: at for name, at in recorder.places.items()}
         refuse_missing(type(model).__name__, known, places)
-        for edit in edits:
-            shapes = [shape(probe, layer, edit.site, *x.shape[:2]) for layer in known]
-            refuse(edit, shapes, min(batch_size or len(x), len(x)))
         kept = stored_layers(sites, chosen)
         refuse_too_large(estimate(probe, known, kept, len(x), x.shape[1], len(at)), x.device)
+        for edit in edits:
+            shapes = [shape(probe, layer, edit.site, *x.shape[:2]) for layer in known]
+            refuse(edit, shapes, min(batch_size or len(x), len(x)), probe.logits)
         if check:
             check_places(model, known, places, x, mask)
         frame = framed(model, chosen, lambda: make_frame(model, known, chosen, probe))
-        _run(model, known, recorder, _Run(x=x, mask=mask, batch=batch, queries=at, frame=frame), batch_size or len(x))
+        _run(
+            model,
+            known,
+            recorder,
+            _Run(x=x, mask=mask, batch=batch, queries=at, frame=frame, objective=objective),
+            batch_size or len(x),
+        )
     recorder.warn_unchanged()
     return Capture(
         sites=recorder.kept,
@@ -265,6 +277,7 @@ class _Run:
     batch: Batch | None
     queries: Int[Tensor, " query"]
     frame: Frame
+    objective: Objective | None
 
 
 def _run(model: PreTrainedModel, known: Sequence[Layer], recorder: Recorder, run: _Run, batch_size: int) -> None:
@@ -285,7 +298,7 @@ def _run(model: PreTrainedModel, known: Sequence[Layer], recorder: Recorder, run
                 prediction = predict(model, x, mask, everywhere=recorder.predicts)
             recorder.predicted(prediction)
             if back:
-                backward(prediction, x, mask, batch)
+                backward(prediction, x, mask, batch, run.objective)
         del prediction
 
 

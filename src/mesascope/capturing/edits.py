@@ -1,7 +1,9 @@
 """Changing what flows through a place."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from operator import index as number
 
 import torch
 from jaxtyping import Float, Int
@@ -23,11 +25,13 @@ class Edit:
     Attributes:
         site: where; every site but ``prediction`` and the gradients.
         fn: gets what is there in one layer (the axes of the site without ``layer``, cut down to ``where``, none of
-            them dropped) for one micro-batch, and returns what shall be there instead, of a shape that broadcasts.
+            them dropped) for one micro-batch, and returns what shall be there instead, of a shape that broadcasts. It
+            is first tried on zeros, and may be called more than once for a place.
         where: axis to index: an int, a slice or a list of ints. ``layer`` picks layers, counted in the whole model;
             ``batch`` counts sequences in the whole batch. An axis not named is edited throughout.
         source: by layer, what ``fn`` gets as a second argument, cut to the same places: the axes of the site without
-            ``layer``, for the whole batch; an axis of size 1 serves every index.
+            ``layer``, for the whole batch.
+        shared: the source has one sequence, which serves all.
 
     Raises:
         ValueError: there is no such site, or it has no such axis.
@@ -40,6 +44,7 @@ class Edit:
     fn: Callable[..., Tensor]
     where: Mapping[str, Index] = field(default_factory=dict)
     source: Mapping[int, Tensor] | None = None
+    shared: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a site or an axis that does not exist."""
@@ -75,8 +80,8 @@ class Edit:
             new = self.fn(old.clone())
         else:
             held = self.source[layer]
-            cut = [chosen if size > 1 else chosen * 0 for chosen, size in zip(index, held.shape, strict=True)]
-            new = self.fn(old.clone(), held[_grid(cut)].to(old))
+            cut = [index[0] * 0 if self.shared else index[0], *index[1:]]
+            new = self.fn(old.clone(), held[_grid([chosen.to(held.device) for chosen in cut])].to(old))
         try:
             return new.to(old).expand_as(old)
         except RuntimeError:
@@ -86,13 +91,14 @@ class Edit:
             ) from None
 
 
-def refuse(edit: Edit, shapes: Sequence[Sequence[int]], rows: int) -> None:
+def refuse(edit: Edit, shapes: Sequence[Sequence[int]], rows: int, like: Tensor) -> None:
     """Refuse an edit that cannot be made, before a model runs for it.
 
     Args:
         edit: the change.
         shapes: by layer, the sizes of the site's axes within the layer.
         rows: how many of the sequences the first micro-batch has.
+        like: of the type and on the device of what flows through the model.
 
     Raises:
         ValueError: its source is of another shape or lacks a layer, or what it returns does not fit.
@@ -105,9 +111,14 @@ def refuse(edit: Edit, shapes: Sequence[Sequence[int]], rows: int) -> None:
         if edit.source is not None:
             _refuse_source(edit, edit.source, layer, shape)
         if layer == edit.layers(len(shapes))[0] and all(index):
-            picked = [[i for i in one if axis != "batch" or i < rows] for one, axis in zip(index, axes, strict=True)]
-            if all(picked):
-                edit.new(torch.zeros([len(one) for one in picked]), layer, [torch.tensor(one) for one in picked])
+            _try(edit, layer, [index[0][:rows], *index[1:]], like)
+
+
+def _try(edit: Edit, layer: int, index: Sequence[Sequence[int]], like: Tensor) -> None:
+    """Make an edit of zeros; a function that cannot have zeros is given the benefit of the doubt."""
+    old = torch.zeros([len(one) for one in index], dtype=like.dtype, device=like.device)
+    with suppress(RuntimeError, ArithmeticError, LookupError, AssertionError):
+        edit.new(old, layer, [torch.tensor(one, device=like.device) for one in index])
 
 
 def _refuse_source(edit: Edit, source: Mapping[int, Tensor], layer: int, shape: tuple[int, ...]) -> None:
@@ -116,11 +127,12 @@ def _refuse_source(edit: Edit, source: Mapping[int, Tensor], layer: int, shape: 
         held = ", ".join(map(str, sorted(source)))
         raise ValueError(f"an edit of {edit.site} in layer {layer} must have its source, which has layers {held} alone")
     found = tuple(source[layer].shape)
-    if len(found) != len(shape) or any(have not in (1, want) for have, want in zip(found, shape, strict=True)):
+    wanted = (1, *shape[1:]) if edit.shared else shape
+    if found != wanted:
         axes = ", ".join(site(edit.site).inner)
         raise ValueError(
             f"the source of an edit of {edit.site} must have as many entries as the run along every axis ({axes}): "
-            f"{shape}, but has {found}; sequences must be as many and as long"
+            f"{wanted}, but has {found}; sequences must be as many and as long"
         )
 
 
@@ -170,9 +182,15 @@ def _index(edit: Edit, value: Float[Tensor, "..."], rows: range, batch: int) -> 
 
 def _positions(where: Index, size: int, axis: str) -> list[int]:
     """The entries of an axis that an index means."""
+    if isinstance(where, slice):
+        return list(range(size)[where])
     try:
-        if isinstance(where, slice):
-            return list(range(size)[where])
-        return [range(size)[i] for i in ([where] if isinstance(where, int) else where)]
+        one = [number(where)]  # pyright: ignore[reportArgumentType] what is no number has no index
+    except (TypeError, ValueError):
+        one = list(where)  # pyright: ignore[reportArgumentType]
+    if any(isinstance(i, bool) for i in (where, *one)):
+        raise ValueError(f"where[{axis!r}] must be numbers of entries, but got {where}; a mask is no index")
+    try:
+        return [range(size)[i] for i in one]
     except IndexError:
         raise IndexError(f"where[{axis!r}] must lie within {size} entries, but got {where}") from None

@@ -16,6 +16,8 @@ from mesascope.capturing.hooks import ORIGINAL
 from mesascope.capturing.layer import Layer
 from mesascope.tasks.base import Batch
 
+Objective = Callable[[Tensor], Tensor]
+
 CHUNK = 256  # positions whose loss is computed at once
 
 
@@ -53,6 +55,7 @@ def backward(
     inputs: Shaped[Tensor, "batch pos *d_in"],
     mask: Int[Tensor, "batch pos"] | None,
     batch: Batch | None,
+    objective: Objective | None = None,
 ) -> None:
     """Send the gradient of the summed loss back through the model, a few positions' loss at a time.
 
@@ -63,7 +66,12 @@ def backward(
         inputs: what it read: where there is no batch, the next token is the target.
         mask: 1 where an input is real.
         batch: targets and weights of these sequences.
+        objective: a number for each sequence in place of the loss, from the predictions.
     """
+    if objective is not None:
+        leaf = prediction.detach().requires_grad_()
+        torch.autograd.backward(prediction, torch.autograd.grad(objective(leaf).sum(), leaf)[0])
+        return
     targets, weight = scored(prediction, inputs, mask, batch)
     gradient = torch.empty_like(prediction)
     for start in range(0, prediction.shape[1], CHUNK):

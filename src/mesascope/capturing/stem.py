@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -38,9 +38,6 @@ class Stem:
         site: what is going to be edited.
         everywhere: whether predictions are wanted at every position; at the last alone otherwise, where the class can.
 
-    Attributes:
-        prediction: of the untouched pass.
-
     Raises:
         UnsupportedModel: as `capture` does.
     """
@@ -49,20 +46,38 @@ class Stem:
         self.model = transformers_model(model)
         self.inputs, _ = on_device(self.model, inputs, None)
         self._everywhere = everywhere
+        self._site = site
         with quiet(self.model):
             self._probe, self._known = examine(self.model, self.inputs)
-            places = {"resid_pre": list(range(self.layers))} | {site: self.having(site)}
-            refuse_too_large(estimate(self._probe, self._known, places, *self.inputs.shape[:2]), self.inputs.device)
-            watching = _Watching()
-            with (
-                attach(self.model, self._known, places, watching),
-                _noting(self.model, self._known, watching),
-            ):
-                self.prediction = predict(self.model, self.inputs, everywhere=everywhere)
-        self._seen = watching.seen
-        self._gives = [watching.gives.get(number) for number in range(len(self._known))]
-        self._reach = self._gives.index(None) if None in self._gives else len(self._gives)  # layers that can hand on
         self._tried: set[int] = set()
+
+    @cached_property
+    def prediction(self) -> Float[Tensor, "batch predicted d_out"]:
+        """Of the untouched pass, which is run when it is first asked for."""
+        return self._untouched[0]
+
+    @cached_property
+    def _untouched(self) -> tuple[Tensor, "_Watching"]:
+        """The untouched pass: its prediction, and what was seen."""
+        places = {"resid_pre": list(range(self.layers))} | {self._site: self.having(self._site)}
+        refuse_too_large(estimate(self._probe, self._known, places, *self.inputs.shape[:2]), self.inputs.device)
+        watching = _Watching()
+        with (
+            quiet(self.model),
+            attach(self.model, self._known, places, watching),
+            _noting(self.model, self._known, watching),
+        ):
+            return predict(self.model, self.inputs, everywhere=self._everywhere), watching
+
+    @cached_property
+    def _gives(self) -> list[type | None]:
+        """By layer, in what it gives the stream, if it gives nothing else."""
+        return [self._untouched[1].gives.get(number) for number in range(self.layers)]
+
+    @cached_property
+    def _reach(self) -> int:
+        """How many leading layers can hand on the stream."""
+        return self._gives.index(None) if None in self._gives else self.layers
 
     @property
     def layers(self) -> int:
@@ -81,15 +96,24 @@ class Stem:
         """Refuse an edit that cannot be made, before the model runs for it; raises as `capture` does."""
         places = {edit.site: edit.layers(self.layers)}
         refuse_missing(type(self.model).__name__, self._known, places)
-        refuse(edit, [self.shape(edit.site, layer) for layer in range(self.layers)], len(self.inputs))
+        shapes = [self.shape(edit.site, layer) for layer in range(self.layers)]
+        refuse(edit, shapes, len(self.inputs), self._probe.logits)
+
+    def check(self, edit: Edit) -> None:
+        """Hold the first sequence against the untouched model, as `capture` does; raises as it does."""
         with quiet(self.model):
-            check_places(self.model, self._known, places, self.inputs, None)
+            check_places(self.model, self._known, {edit.site: edit.layers(self.layers)}, self.inputs, None)
+
+    def like(self) -> Float[Tensor, "batch predicted d_out"]:
+        """Zeros of the shape of predictions, to try a metric on."""
+        length = self.inputs.shape[1] if self._everywhere else 1
+        return self._probe.logits.new_zeros(len(self.inputs), length, self._probe.logits.shape[-1])
 
     def changes(self, edit: Edit) -> bool:
         """Whether an edit changes any bit of what the untouched pass had at the site; else its branch is that pass."""
         rows = len(self.inputs)
         layers = edit.layers(self.layers)
-        return any(apply(edit, self._seen[edit.site, n], n, range(rows), rows) is not None for n in layers)
+        return any(apply(edit, self._untouched[1].seen[edit.site, n], n, range(rows), rows) is not None for n in layers)
 
     def branch(self, edits: Sequence[Edit]) -> Float[Tensor, "branch batch predicted d_out"]:
         """The predictions of so many edited passes, run as one.
@@ -104,20 +128,23 @@ class Stem:
         first = min(first, self._reach, self.layers - 1)
         if first in self._tried:
             return self._run(edits, first)
-        at = first % (len(edits) + 1)  # elsewhere than before, should the model remember what ran there
+        with quiet(self.model):  # other sequences, for a model that remembers what it computed last
+            predict(self.model, self.inputs.flip(1), everywhere=self._everywhere)
         try:
-            prediction = self._run([*edits[:at], None, *edits[at:]], first)
+            prediction = self._run([*edits, None], first)
+        except torch.OutOfMemoryError:
+            raise
         except FAILURES:
             if first == 0:
                 raise
         else:
-            if close(prediction[at], self.prediction):
+            if close(prediction[-1], self.prediction):
                 self._tried.add(first)
-                return torch.cat([prediction[:at], prediction[at + 1 :]])
+                return prediction[:-1]
             if first == 0:
                 raise UnsupportedModel(
                     f"what a sequence predicts must not depend on those beside it, but {type(self.model).__name__} "
-                    f"differs by {distance(prediction[at], self.prediction):.1e} of it; run one edit at a time with "
+                    f"differs by {distance(prediction[-1], self.prediction):.1e} of it; run one edit at a time with "
                     "capture"
                 )
         self._reach = 0  # some layer hands on more than its stream, past those that follow
@@ -126,7 +153,7 @@ class Stem:
     def _run(self, edits: Sequence[Edit | None], first: int) -> Float[Tensor, "branch batch predicted d_out"]:
         """Branches from one layer on; nothing is edited where there is no edit."""
         rows = len(self.inputs)
-        branches = _Branches(edits, self.layers, rows, first, self._seen["resid_pre", first])
+        branches = _Branches(edits, self.layers, rows, first, self._untouched[1].seen["resid_pre", first])
         together = self.inputs.repeat(len(edits), *[1] * (self.inputs.ndim - 1))
         with (
             quiet(self.model),

@@ -1,6 +1,7 @@
 """Changing what happens inside a forward pass, and what it costs."""
 
 from mesascope.interventions.ablation import ablation
+from mesascope.interventions.attribution import attribution_patch
 from mesascope.interventions.changes import mean, replace, resample, scale, steer, zero
 from mesascope.interventions.metrics import Metric, log_probability, logit_difference
 from mesascope.interventions.sweep import patch, sweep
@@ -8,6 +9,7 @@ from mesascope.interventions.sweep import patch, sweep
 __all__ = [
     "Metric",
     "ablation",
+    "attribution_patch",
     "log_probability",
     "logit_difference",
     "mean",

@@ -1,9 +1,10 @@
 """What can be put in place of what a model computes: edits by their usual names."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace as with_other
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from mesascope.capturing import Capture, Edit
@@ -22,15 +23,15 @@ def zero(site: str, where: Where | None = None) -> Edit:
     >>> zero("head_out", {"layer": 1, "head": [0, 2]}).where["head"]
     [0, 2]
     """
-    return Edit(site=site, where=dict(where or {}), fn=torch.zeros_like)
+    return Edit(site=_unmasked(site), where=dict(where or {}), fn=torch.zeros_like)
 
 
 def scale(site: str, factor: float, where: Where | None = None) -> Edit:
     """As many times of what is there: 0 is nothing, 1 changes nothing, 2 doubles it."""
-    return Edit(site=site, where=dict(where or {}), fn=lambda old: factor * old)
+    return Edit(site=_unmasked(site), where=dict(where or {}), fn=lambda old: factor * old)
 
 
-def steer(site: str, direction: Float[Tensor, "..."], by: float = 1.0, where: Where | None = None) -> Edit:
+def steer(site: str, direction: Tensor | Sequence[float], by: float = 1.0, where: Where | None = None) -> Edit:
     """What is there, plus so much of a direction along the site's last axis (activation addition, Turner et al. 2023).
 
     Args:
@@ -40,6 +41,8 @@ def steer(site: str, direction: Float[Tensor, "..."], by: float = 1.0, where: Wh
         where: axis to index; all of the site by default.
     """
 
+    direction = torch.as_tensor(direction)
+
     def fn(old: Tensor) -> Tensor:
         if direction.shape != old.shape[-1:]:
             raise ValueError(
@@ -47,7 +50,7 @@ def steer(site: str, direction: Float[Tensor, "..."], by: float = 1.0, where: Wh
             )
         return old + by * direction.to(old)
 
-    return Edit(site=site, where=dict(where or {}), fn=fn)
+    return Edit(site=_unmasked(site), where=dict(where or {}), fn=fn)
 
 
 def replace(site: str, source: Capture, where: Where | None = None) -> Edit:
@@ -76,7 +79,7 @@ def mean(site: str, source: Capture, where: Where | None = None) -> Edit:
     Raises:
         NotRecorded, ValueError: as :func:`replace` does.
     """
-    return _from(site, source, where, lambda held: held.mean(1, keepdim=True))
+    return _from(site, source, where, lambda held: held.mean(1, keepdim=True), shared=True)
 
 
 def resample(site: str, source: Capture, where: Where | None = None, seed: int = 0) -> Edit:
@@ -110,11 +113,24 @@ def cycle(count: int, seed: int) -> Int[Tensor, " count"]:
     return source
 
 
-def _from(site: str, source: Capture, where: Where | None, taken: Callable[[Tensor], Tensor]) -> Edit:
+def _from(
+    site: str, source: Capture, where: Where | None, taken: Callable[[Tensor], Tensor], *, shared: bool = False
+) -> Edit:
     """An edit that puts there what is taken from another run."""
+    chosen = {"layer": list(source.layers)} | dict(where or {})
+    edit = Edit(site=site, where=chosen, fn=lambda old, other: other, shared=shared)
     held = source[site]
     if site in ("score", "pattern") and len(source.queries) < source.inputs.shape[1]:
         raise ValueError(f"{site} must be recorded whole to be put into a run, but queries= picked rows; leave it out")
-    put = taken(held)
-    chosen = {"layer": list(source.layers)} | dict(where or {})
-    return Edit(site=site, where=chosen, source=dict(zip(source.layers, put, strict=True)), fn=lambda old, other: other)
+    if source.attention_mask is not None:
+        raise ValueError("what is put into a run must come from sequences of one length, but the source has padding")
+    return with_other(edit, source=dict(zip(source.layers, taken(held), strict=True)))
+
+
+def _unmasked(site: str) -> str:
+    """Refuse scores: where a key is masked they are -inf, and must stay so."""
+    if site == "score":
+        raise ValueError(
+            "a score is -inf where a key is masked, which this edit would undo; edit pattern, or replace it"
+        )
+    return site

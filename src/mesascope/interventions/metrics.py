@@ -4,14 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from mesascope.capturing.gradients import losses, scored
 from mesascope.tasks.base import Batch
 
 Prediction = Float[Tensor, "batch predicted d_out"]
-Answer = Int[Tensor, " answer"] | int
+Answer = Tensor | int  # tokens: (batch), or one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,7 @@ class Metric:
         about: one sentence.
         fn: gets predictions (batch, pos, d_out), the last position last; returns (batch).
         last: it looks at the last position alone, so that no other prediction is made where the class can leave it.
+        of: ``tokens`` or ``vectors``, where it has no meaning for the other.
     """
 
     name: str
@@ -31,14 +32,15 @@ class Metric:
     about: str
     fn: Callable[[Prediction], Tensor]
     last: bool = False
+    of: str = ""
 
     def __call__(self, prediction: Prediction) -> Float[Tensor, " batch"]:
-        """The numbers.
+        """The numbers, from predictions in single precision at least.
 
         Raises:
             ValueError: the function gives something else than a number for each sequence.
         """
-        found = self.fn(prediction)
+        found = self.fn(prediction if prediction.dtype == torch.float64 else prediction.float())
         if found.shape != prediction.shape[:1]:
             raise ValueError(
                 f"a metric must give one number for each of {len(prediction)} sequences, but {self.name} gave shape "
@@ -58,7 +60,7 @@ def logit_difference(right: Answer, wrong: Answer) -> Metric:
         return _at(prediction[:, -1], right) - _at(prediction[:, -1], wrong)
 
     about = "logit of the right token minus that of the wrong one, at the last position"
-    return Metric(name="logit_difference", units="logit", about=about, fn=fn, last=True)
+    return Metric(name="logit_difference", units="logit", about=about, fn=fn, last=True, of="tokens")
 
 
 def log_probability(answer: Answer) -> Metric:
@@ -69,26 +71,32 @@ def log_probability(answer: Answer) -> Metric:
     """
 
     def fn(prediction: Prediction) -> Tensor:
-        return _at(prediction[:, -1].float().log_softmax(-1), answer)
+        return _at(prediction[:, -1].log_softmax(-1), answer)
 
     about = "log probability of the answer at the last position"
-    return Metric(name="log_probability", units="nat", about=about, fn=fn, last=True)
+    return Metric(name="log_probability", units="nat", about=about, fn=fn, last=True, of="tokens")
 
 
 def loss(inputs: Tensor | Batch) -> Metric:
-    """The mean loss: cross-entropy of the next token, or the batch's targets by its weights.
+    """Each sequence's mean loss: cross-entropy of the next token, or of the batch's targets, by the batch's weights.
 
     Args:
         inputs: what the model reads.
     """
     batch, read = (inputs, inputs.inputs) if isinstance(inputs, Batch) else (None, inputs)
+    if batch is None and (read.is_floating_point() or read.shape[1] < 2):
+        raise ValueError(
+            "a loss needs targets: vectors and sequences of one token must come as a Batch, but got inputs alone"
+        )
+    if batch is not None and not (batch.weight.sum(1) > 0).all():
+        raise ValueError("a loss needs scored positions, but a sequence has none; leave it out")
 
     def fn(prediction: Prediction) -> Tensor:
         targets, weight = scored(prediction, read.to(prediction.device), None, batch and batch.to(prediction.device))
         return (losses(prediction, targets) * weight).sum(1) / weight.sum(1)
 
     tokens = not (batch.targets if batch is not None else read).is_floating_point()
-    about = "mean loss over positions that are scored"
+    about = "mean loss over the scored positions of a sequence"
     return Metric(name="loss", units="nat" if tokens else "squared value", about=about, fn=fn)
 
 
@@ -98,14 +106,14 @@ def divergence(intact: Prediction) -> Metric:
     Args:
         intact: the predictions that nothing was done to.
     """
-    before = intact.float().log_softmax(-1)
+    before = (intact if intact.dtype == torch.float64 else intact.float()).log_softmax(-1)
 
     def fn(prediction: Prediction) -> Tensor:
-        after = prediction.float().log_softmax(-1)
+        after = prediction.log_softmax(-1)
         return (before.exp() * (before - after)).sum(-1).mean(1)
 
     about = "KL divergence of the edited from the intact prediction, mean over positions"
-    return Metric(name="divergence", units="nat", about=about, fn=fn)
+    return Metric(name="divergence", units="nat", about=about, fn=fn, of="tokens")
 
 
 def distance(intact: Prediction) -> Metric:
@@ -116,7 +124,7 @@ def distance(intact: Prediction) -> Metric:
     """
 
     def fn(prediction: Prediction) -> Tensor:
-        return (prediction - intact).square().sum(-1).mean(1)
+        return (prediction - intact.to(prediction)).square().sum(-1).mean(1)
 
     about = "squared distance of the edited from the intact prediction, mean over positions"
     return Metric(name="distance", units="squared value", about=about, fn=fn)
@@ -129,6 +137,8 @@ def _at(values: Float[Tensor, "batch d_out"], tokens: Answer) -> Float[Tensor, "
         ValueError: there are not as many tokens as sequences, or one is not in the vocabulary.
     """
     index = torch.as_tensor(tokens, device=values.device).reshape(-1)
+    if index.is_floating_point():
+        raise ValueError(f"answers must be numbers of tokens, but got {index.dtype}")
     if len(index) not in (1, len(values)):
         raise ValueError(f"answers must be one token, or one for each of {len(values)} sequences, but got {len(index)}")
     if bool((index < 0).any()) or bool((index >= values.shape[1]).any()):

@@ -48,7 +48,8 @@ def sweep(
         over: the axes of the site whose places are edited one at a time; all other axes are edited at once.
         metric: ``loss``, ``divergence`` (tokens) or ``distance`` (vectors) from the intact prediction, one of
             :mod:`mesascope.interventions.metrics`, or a function from (batch, pos, d_out) to (batch).
-        positions: sequences times length of all edits that run as one.
+        positions: sequences times length of all edits that run as one; one edit and an untouched copy always do, so
+            pass fewer sequences where these do not fit.
         progress: hears how many edits are done, and how many there are.
 
     Returns:
@@ -66,20 +67,22 @@ def sweep(
     >>> found["effect"].dims, int(found["effect"].sel(layer=0).argmax("head"))
     (('layer', 'head'), 0)
     """
-    _refuse_axes(edit.site, over)
-    chosen = _metric(metric, inputs)
+    over = refuse_axes(edit.site, over)
+    if positions < 1:
+        raise ValueError(f"positions must be 1 or more, but got {positions}")
+    chosen = metric_of(metric, inputs)
     stem = Stem(model, inputs, edit.site, everywhere=not (isinstance(chosen, Metric) and chosen.last))
+    edit, places = placed(stem, edit, over, chosen)
+    stem.check(edit)
     measured = chosen if isinstance(chosen, Metric) else chosen(stem.prediction)
-    if "layer" not in edit.where:
-        edit = with_other(edit, where={"layer": stem.having(edit.site), **edit.where})
-    stem.refuse(edit)
-    places = _places(stem, edit, over)
     intact = float(measured(stem.prediction).mean())
     every = list(itertools.product(*places.values()))
-    edits = [with_other(edit, where={**edit.where, **dict(zip(over, place, strict=True))}) for place in every]
+    edits = [at(edit, over, place) for place in every]
     changed = torch.tensor([stem.changes(one) for one in edits])
     value = torch.full((len(every),), intact, dtype=torch.float64)
     done = len(every) - int(changed.sum())
+    if progress is not None:
+        progress(done, len(every))
     for chunk in _chunks(every, changed.tolist(), stem, positions, over):
         for number, prediction in zip(chunk, stem.branch([edits[number] for number in chunk]), strict=True):
             value[number] = float(measured(prediction).mean())
@@ -96,9 +99,9 @@ def patch(
     model: nn.Module,
     inputs: Tensor | Batch,
     source: Tensor | Batch,
+    metric: Metric | str | Callable[[Tensor], Tensor],
     site: str = "resid_pre",
     over: Sequence[str] = ("layer", "pos"),
-    metric: Metric | str | Callable[[Tensor], Tensor] = "loss",
     *,
     where: Where | None = None,
     positions: int = POSITIONS,
@@ -113,16 +116,18 @@ def patch(
         model: any model that capture supports.
         inputs: what is run.
         source: what is patched in: as many sequences, of the same length.
+        metric: a direction in which the two runs differ, such as ``logit_difference(right, wrong)``: one of
+            :mod:`mesascope.interventions.metrics`, or a function from (batch, pos, d_out) to (batch). A distance from
+            the intact prediction has none: whatever disturbs it would count as bringing the answer back.
         site: where.
         over: the axes of the site whose places are patched one at a time.
-        metric: as in :func:`sweep`.
-        where: limits the places.
+        where: limits the places; layers that lack the site are left out unless it names them.
         positions: as in :func:`sweep`.
         progress: hears how many patches are done, and how many there are.
 
     Returns:
         as :func:`sweep`, with ``recovered``: the share of the way from the metric on ``inputs`` (0) to the one on
-        ``source`` (1); and ``target``, the metric on ``source``.
+        ``source`` (1); and ``target``, the metric of what the model predicts on ``source``.
 
     Raises:
         ValueError: the two differ in shape, or the metric is the same on both; else as :func:`sweep`.
@@ -130,19 +135,23 @@ def patch(
     ours, theirs = (tuple((x.inputs if isinstance(x, Batch) else x).shape) for x in (inputs, source))
     if ours != theirs:
         raise ValueError(f"both runs must be as many sequences of the same length, but got {ours} and {theirs}")
-    recorded = capture(model, source, [site, "prediction"])
-    plain = capture(model, inputs, ["prediction"])["prediction"]
-    chosen = _metric(metric, inputs)
-    measured = chosen if isinstance(chosen, Metric) else chosen(plain)
-    intact, target = (float(measured(prediction).mean()) for prediction in (plain, recorded["prediction"]))
+    over = refuse_axes(site, over)
+    if isinstance(metric, str):
+        raise ValueError(f"a patch needs a metric with a direction, such as logit_difference, but got {metric!r}")
+    measured = metric_of(metric, inputs)
+    assert isinstance(measured, Metric)
+    stem = Stem(model, inputs, site, everywhere=not measured.last)
+    blank, _ = placed(stem, Edit(site=site, where=dict(where or {}), fn=torch.clone), over, measured)
+    recorded = capture(model, source, [site, "prediction"], layers=blank.layers(stem.layers))
+    intact, target = (float(measured(found).mean()) for found in (stem.prediction, recorded["prediction"]))
     if abs(target - intact) <= 1e-6 * max(abs(target), abs(intact)):
         raise ValueError(
             f"the metric must differ between the two runs, but {measured.name} is {intact:.4g} on both; "
             "choose another metric or another pair"
         )
-    edit = replace(site, recorded, where)
+    edit = replace(site, recorded, blank.where)
     found = sweep(model, inputs, edit, over, measured, positions=positions, progress=progress)
-    share = (found["value"] - intact) / (target - intact)
+    share = (found["value"] - found["intact"]) / (target - found["intact"])
     about = f"{measured.name}: share of the way from the run that is patched (0) to the one patched in (1)"
     return found.assign(
         recovered=share.assign_attrs(units="1", about=about, headline=1),
@@ -150,7 +159,7 @@ def patch(
     )
 
 
-def _metric(
+def metric_of(
     metric: Metric | str | Callable[[Tensor], Tensor], inputs: Tensor | Batch
 ) -> Metric | Callable[[Tensor], Metric]:
     """What is measured; what compares with the intact prediction is made when that is known.
@@ -158,6 +167,11 @@ def _metric(
     Raises:
         ValueError: there is none of this name.
     """
+    vectors = (inputs.targets if isinstance(inputs, Batch) else inputs).is_floating_point()
+    of = metric.of if isinstance(metric, Metric) else "tokens" if metric == "divergence" else ""
+    if of and vectors == (of == "tokens"):
+        name = metric.name if isinstance(metric, Metric) else metric
+        raise ValueError(f"{name} is of {of}, but this model predicts {'vectors' if vectors else 'tokens'}")
     if isinstance(metric, Metric):
         return metric
     if callable(metric):
@@ -168,29 +182,58 @@ def _metric(
     return {"divergence": divergence, "distance": distance}.get(metric) or loss(inputs)
 
 
-def _refuse_axes(site: str, over: Sequence[str]) -> None:
-    """Refuse axes that the site does not have, or that are no places."""
+def refuse_axes(site: str, over: Sequence[str]) -> tuple[str, ...]:
+    """The axes that are gone through; refuse those that the site does not have, or that are no places."""
+    over = (over,) if isinstance(over, str) else tuple(over)
     axes = [axis for axis in site_of(site).axes if axis != "batch"]
     wrong = [axis for axis in over if axis not in axes]
     if wrong or not over or len(set(over)) < len(over):
         raise ValueError(f"over must name axes of {site} ({', '.join(axes)}) once each, but got {list(over)}")
+    return over
 
 
-def _places(stem: Stem, edit: Edit, over: Sequence[str]) -> dict[str, list[int]]:
-    """For every axis that is gone through, the places along it, counted from 0.
+def placed(
+    stem: Stem, edit: Edit, over: Sequence[str], metric: Metric | Callable[[Tensor], Metric]
+) -> tuple[Edit, dict[str, list[int]]]:
+    """An edit that names its layers, and for every axis that is gone through the places along it, counted from 0.
+
+    Args:
+        stem: of the model and its inputs; nothing is run.
+        edit: what is done; layers that lack its site are left out unless it names them.
+        over: the axes.
+        metric: is tried on zeros.
 
     Raises:
-        ValueError: layers differ in how many places they have.
+        ValueError: layers differ in how many places they have, there are none, or one is named twice; or as
+            :meth:`Stem.refuse` does.
     """
+    if "layer" not in edit.where:
+        edit = with_other(edit, where={"layer": stem.having(edit.site), **edit.where})
     layers = edit.layers(stem.layers)
-    shapes = {tuple(stem.shape(edit.site, layer)) for layer in layers}
-    if len(shapes) > 1:
+    if not layers:
         raise ValueError(
-            f"layers must be alike to be gone through together, but those of {edit.site} have shapes "
-            f"{sorted(shapes)}; name some with where={{'layer': ...}}"
+            f"there must be a layer to edit, but none is picked or has {edit.site}; name some that have it"
         )
-    sizes = dict(zip(site_of(edit.site).inner, next(iter(shapes)), strict=True))
-    return {axis: layers if axis == "layer" else edit.chosen(axis, sizes[axis]) for axis in over}
+    stem.refuse(edit)
+    different = sorted({tuple(stem.shape(edit.site, layer)) for layer in layers})
+    if len(different) > 1:
+        raise ValueError(
+            f"layers must be alike to be gone through together, but those of {edit.site} have shapes {different}; "
+            "name some with where={'layer': ...}"
+        )
+    sizes = dict(zip(site_of(edit.site).inner, different[0], strict=True)) | {"layer": stem.layers}
+    for axis in {*over, *edit.where}:
+        found = edit.chosen(axis, sizes[axis])
+        if not found or len(set(found)) < len(found):
+            raise ValueError(f"where[{axis!r}] must pick places once each, but picks {found}")
+    if isinstance(metric, Metric):
+        metric(stem.like())
+    return edit, {axis: edit.chosen(axis, sizes[axis]) for axis in over}
+
+
+def at(edit: Edit, over: Sequence[str], place: Place) -> Edit:
+    """The edit in one place."""
+    return with_other(edit, where={**edit.where, **dict(zip(over, place, strict=True))})
 
 
 def _chunks(

@@ -1,0 +1,81 @@
+"""The first order: exact where what follows is linear, right for small changes, and told where it is not right."""
+
+import numpy as np
+import pytest
+import torch
+
+from mesascope.capturing import capture
+from mesascope.interventions import attribution_patch, logit_difference, replace, scale, sweep, zero
+from mesascope.interventions.attribution import agreement_of
+from mesascope.models.planted import MECHANISMS, planted
+from mesascope.tasks.affine import Affine
+
+from .test_changes import MODELS, tokens
+
+SITES = ["resid_pre", "attn_write", "mlp_write", "head_out"]
+
+
+@pytest.mark.parametrize("name", MECHANISMS)
+def test_it_is_the_effect_itself_where_only_the_read_out_follows(name):
+    """The output of a planted model is linear in what its heads give; with a linear metric nothing is left out."""
+    batch = Affine().sample(32, torch.Generator().manual_seed(0))
+    over = ("layer", "head", "pos")
+    found = attribution_patch(
+        planted(name), batch, zero("head_out"), over, lambda p: p[:, -3:].sum((1, 2)), compare=True
+    )
+    size = float(abs(found["effect"]).max())
+    assert size > 0.01
+    assert float(abs(found["error"]).max()) < 1e-5 * size
+    assert found["agreement"].values == pytest.approx([1.0, 1.0, 0.0], abs=1e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("site", SITES)
+def test_it_is_the_slope_of_the_effect(name, site):
+    """As much more as less: what is left of the difference is of third order."""
+    model, metric, over, small = MODELS[name], logit_difference(3, 4), ("layer", "pos"), 0.003
+    slope = attribution_patch(model, tokens(), scale(site, 1 + small), over, metric)["estimate"]
+    more, less = (sweep(model, tokens(), scale(site, 1 + by), over, metric)["effect"] for by in (small, -small))
+    size = float(abs(slope).max())
+    assert size > 1e-3
+    np.testing.assert_allclose((more - less) / 2, slope, atol=2e-3 * size)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_large_changes_leave_the_first_order_and_that_is_told(name):
+    model, metric = MODELS[name], logit_difference(3, 4)
+    other = replace("resid_pre", capture(model, tokens(1), ["resid_pre"]))
+    found = attribution_patch(model, tokens(), other, ("layer", "pos"), metric, compare=True)
+    assert float(found["agreement"].sel(stat="relative_error")) > 0.1
+    assert abs(float(found["agreement"].sel(stat="correlation"))) < 0.999
+    np.testing.assert_allclose(found["error"], found["estimate"] - found["effect"])
+
+
+def test_what_changes_nothing_is_estimated_at_nothing():
+    model = MODELS["llama"]
+    own = replace("mlp_write", capture(model, tokens(), ["mlp_write"]))
+    assert (attribution_patch(model, tokens(), own, ("layer",), logit_difference(3, 4))["estimate"] == 0).all()
+
+
+def test_agreement_is_told_of_numbers_that_are_known():
+    effect = np.array([1.0, -1.0, 2.0, 0.0])
+    assert agreement_of(-effect, effect) == pytest.approx([-1.0, 0.0, 2.0])
+    assert agreement_of(2 * effect, effect) == pytest.approx([1.0, 1.0, 1.0])
+    assert np.isnan(agreement_of(effect, 0 * effect)).all()
+    assert np.isnan(agreement_of(0 * effect, effect)[0])
+    assert agreement_of(0 * effect, effect)[1:] == pytest.approx([0.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("call", "line"),
+    [
+        (lambda m: attribution_patch(m, tokens(), zero("value"), ("layer",)), "a gradient is had at resid_pre, attn_w"),
+        (lambda m: attribution_patch(m, tokens(), zero("head_out"), metric="divergence"), "where its gradient is 0"),
+        (lambda m: attribution_patch(m, tokens(), zero("head_out"), ("key",)), "over must name axes of head_out"),
+        (lambda m: attribution_patch(m, tokens(), zero("mlp_write"), ("layer", "head")), "over must name axes of mlp"),
+        (lambda m: capture(m, tokens(), ["resid_pre_grad"], objective=lambda p: p.sum((1, 2)), batch_size=2), "batch_"),
+    ],
+)
+def test_what_has_no_first_order_is_refused(call, line):
+    with pytest.raises(ValueError, match=line):
+        call(MODELS["gpt2"])
