@@ -7,7 +7,7 @@ import torch
 
 from mesascope.cluster import executor
 from mesascope.inspection import Progress, inspect_model
-from mesascope.report import render
+from mesascope.report import draw as report
 from mesascope.runner import Silent, Watcher, run_study
 from mesascope.store import Run
 from mesascope.studies.catalogue import find
@@ -103,12 +103,6 @@ def inspect(
     )
     report(done.path)
     return done
-
-
-def report(path: Path | str) -> Path:
-    """Draw a run's report anew and return the file."""
-    opened = Run.open(path)
-    return opened.write_text("report.html", render(opened.path))
 
 
 def choose_device(device: str) -> str:

@@ -142,14 +142,13 @@ def inspect(
 @app.command()
 def report(run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN...")], as_json: AsJson = False) -> None:
     """Draw the reports of runs anew, and show their verdicts in a table."""
-    from mesascope import api
-    from mesascope.report import summary
+    from mesascope.report import draw, summary
 
     if as_json:
         print(json.dumps([summary(path) for path in run_dirs], indent=2))
         return
     for path in run_dirs:
-        page = api.report(path)
+        page = draw(path)
         _print_table(path)
         out.print(f"Report: {page}", soft_wrap=True)
 

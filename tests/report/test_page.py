@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -220,6 +221,15 @@ def test_the_summary_is_plain(study_run):
     assert found["seconds"] == pytest.approx(547.9)
 
 
-def test_a_report_needs_no_torch():
-    code = "import sys, mesascope.report; assert 'torch' not in sys.modules, 'torch was imported'"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stderr == ""
+def test_a_report_is_drawn_anew_without_torch(study_run, tmp_path):
+    place = tmp_path / "run"
+    shutil.copytree(study_run, place)
+    code = (
+        "import sys\nfrom mesascope.cli import main\n"
+        "try: main()\nexcept SystemExit as stop: assert not stop.code\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'"
+    )
+    words = [sys.executable, "-c", code, "report", str(place)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert (place / "report.html").read_text(encoding="utf-8") == render(place)

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from mesascope.capturing.hooks import ORIGINAL
+from mesascope.capturing.hooks import ORIGINAL, running
 from mesascope.capturing.layer import Layer
 from mesascope.tasks.base import Batch
 
@@ -32,20 +32,12 @@ def differentiable(model: PreTrainedModel, layers: Sequence[Layer], thrifty: boo
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     blocks = [model.get_submodule(layer.block) for layer in layers] if thrifty else []
-    own = [vars(block).get("forward") for block in blocks]
     try:
         for parameter in trained:
             parameter.requires_grad_(False)
-        for block in blocks:
-            block.forward = _run_again(block.forward)
-        with torch.enable_grad():
+        with running(blocks, [_run_again(block.forward) for block in blocks]), torch.enable_grad():
             yield
     finally:
-        for block, forward in zip(blocks, own, strict=True):
-            if forward is None:
-                del block.forward
-            else:
-                block.forward = forward
         for parameter in trained:
             parameter.requires_grad_(True)
 

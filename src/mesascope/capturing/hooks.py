@@ -68,6 +68,22 @@ def attach(
         yield
 
 
+@contextmanager
+def running(blocks: Sequence[nn.Module], forwards: Sequence[Callable[..., Any]]) -> Iterator[None]:
+    """While this lasts, modules run other forwards than their own; afterwards each is as it was."""
+    own = [vars(block).get("forward") for block in blocks]
+    try:
+        for block, forward in zip(blocks, forwards, strict=True):
+            block.forward = forward
+        yield
+    finally:
+        for block, forward in zip(blocks, own, strict=True):
+            if forward is None:
+                vars(block).pop("forward", None)
+            else:
+                block.forward = forward
+
+
 def accepts(model: PreTrainedModel, argument: str) -> bool:
     """Whether the model's forward names this argument."""
     return argument in inspect.signature(model.forward).parameters

@@ -15,7 +15,7 @@ from mesascope.capturing.capture import check_places, examine
 from mesascope.capturing.checks import refuse_missing
 from mesascope.capturing.edits import Edit, apply, refuse
 from mesascope.capturing.forward import predict, quiet
-from mesascope.capturing.hooks import attach
+from mesascope.capturing.hooks import attach, running
 from mesascope.capturing.layer import Layer
 from mesascope.capturing.memory import estimate, refuse_too_large, shape
 from mesascope.capturing.rounding import close, distance
@@ -155,9 +155,11 @@ class Stem:
         rows = len(self.inputs)
         branches = _Branches(edits, self.layers, rows, first, self._untouched[1].seen["resid_pre", first])
         together = self.inputs.repeat(len(edits), *[1] * (self.inputs.ndim - 1))
+        skipped = self._known[:first]
+        forwards = [_hand_on(layer.stream_at, self._gives[number] is tuple) for number, layer in enumerate(skipped)]
         with (
             quiet(self.model),
-            _handing_on(self.model, self._known[:first], self._gives),
+            running([self.model.get_submodule(layer.block) for layer in skipped], forwards),
             attach(self.model, self._known, branches.places, branches),
         ):
             prediction = predict(self.model, together, everywhere=self._everywhere)
@@ -230,23 +232,6 @@ def _noting(model: PreTrainedModel, layers: Sequence[Layer], watching: _Watching
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def _handing_on(model: PreTrainedModel, layers: Sequence[Layer], gives: Sequence[type | None]) -> Iterator[None]:
-    """While this lasts, these blocks give the stream as they get it."""
-    blocks = [model.get_submodule(layer.block) for layer in layers]
-    own = [vars(block).get("forward") for block in blocks]
-    try:
-        for block, layer, kind in zip(blocks, layers, gives, strict=False):
-            block.forward = _hand_on(layer.stream_at, kind is tuple)
-        yield
-    finally:
-        for block, forward in zip(blocks, own, strict=True):
-            if forward is None:
-                del block.forward
-            else:
-                block.forward = forward
 
 
 def _hand_on(at: int | str, wrapped: bool) -> Callable[..., Any]:

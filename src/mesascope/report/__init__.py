@@ -1,5 +1,5 @@
 """One self-contained page per run; it reads the run and nothing else."""
 
-from mesascope.report.page import render, summary
+from mesascope.report.page import draw, render, summary
 
-__all__ = ["render", "summary"]
+__all__ = ["draw", "render", "summary"]

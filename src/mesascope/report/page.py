@@ -20,6 +20,7 @@ from mesascope.report.text import script_json, sentence, stopped
 from mesascope.report.training import training
 from mesascope.report.verdicts import card, counted
 from mesascope.report.views import panels
+from mesascope.store import Run
 
 SCRIPTS = ("figures.js", "square.js", "attention.js", "reader.js", "explorer.js", "start.js")
 BRIEF = 16  # of more verdicts each is a line, to be opened
@@ -38,6 +39,16 @@ class Section:
     file: str
     shown: list[Panel]
     folded: list[Panel]
+
+
+def draw(path: Path | str) -> Path:
+    """Draw a run's report anew and return the file.
+
+    Raises:
+        RunError: there is no run.
+    """
+    run = Run.open(path)
+    return run.write_text("report.html", render(run.path))
 
 
 def render(run: Path) -> str:
