@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
-from transformers import AutoModelForCausalLM, LlamaConfig, MiniMaxConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, MiniMaxConfig, PreTrainedModel
 
+import small
 from mesascope.capturing import (
     SITES,
     NotEnoughMemory,
@@ -26,16 +27,7 @@ from .ours import TOKENS, VECTORS, decoder, inputs
 
 @pytest.fixture(scope="module")
 def llama() -> PreTrainedModel:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=20,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    return AutoModelForCausalLM.from_config(config)
+    return small.llama()
 
 
 def tokens(rows: int = 5, length: int = 9) -> torch.Tensor:

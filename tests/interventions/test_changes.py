@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
+import small
 from mesascope.capturing import FORWARD, Edit, NothingChanged, capture
 from mesascope.interventions import mean, replace, resample, scale, steer, zero
 
@@ -18,17 +19,7 @@ def gpt2() -> PreTrainedModel:
 
 
 def llama() -> PreTrainedModel:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=20,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.5,
-    )
-    return LlamaForCausalLM(config).eval()
+    return small.llama(initializer_range=0.5)
 
 
 MODELS = {"gpt2": gpt2(), "llama": llama()}

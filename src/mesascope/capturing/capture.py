@@ -179,7 +179,7 @@ def capture(
         kept = stored_layers(sites, chosen)
         refuse_too_large(estimate(probe, known, kept, len(x), x.shape[1], len(at)), x.device)
         for edit in edits:
-            shapes = [shape(probe, layer, edit.site, *x.shape[:2]) for layer in known]
+            shapes = {n: shape(probe, known[n], edit.site, *x.shape[:2]) for n in edit.layers(len(known))}
             refuse(edit, shapes, min(batch_size or len(x), len(x)), probe.logits)
         if check:
             check_places(model, known, places, x, mask)

@@ -91,12 +91,12 @@ class Edit:
             ) from None
 
 
-def refuse(edit: Edit, shapes: Sequence[Sequence[int]], rows: int, like: Tensor) -> None:
+def refuse(edit: Edit, shapes: Mapping[int, Sequence[int]], rows: int, like: Tensor) -> None:
     """Refuse an edit that cannot be made, before a model runs for it.
 
     Args:
         edit: the change.
-        shapes: by layer, the sizes of the site's axes within the layer.
+        shapes: by edited layer, the sizes of the site's axes within the layer.
         rows: how many of the sequences the first micro-batch has.
         like: of the type and on the device of what flows through the model.
 
@@ -104,14 +104,14 @@ def refuse(edit: Edit, shapes: Sequence[Sequence[int]], rows: int, like: Tensor)
         ValueError: its source is of another shape or lacks a layer, or what it returns does not fit.
         IndexError: an index is out of range.
     """
-    axes = site(edit.site).inner
-    for layer in edit.layers(len(shapes)):
-        shape = tuple(shapes[layer])
+    axes, tried = site(edit.site).inner, False
+    for layer, shape in shapes.items():
         index = [edit.chosen(axis, size) for axis, size in zip(axes, shape, strict=True)]
         if edit.source is not None:
-            _refuse_source(edit, edit.source, layer, shape)
-        if layer == edit.layers(len(shapes))[0] and all(index):
+            _refuse_source(edit, edit.source, layer, tuple(shape))
+        if not tried and all(index):
             _try(edit, layer, [index[0][:rows], *index[1:]], like)
+        tried = True
 
 
 def _try(edit: Edit, layer: int, index: Sequence[Sequence[int]], like: Tensor) -> None:

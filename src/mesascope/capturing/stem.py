@@ -94,10 +94,9 @@ class Stem:
 
     def refuse(self, edit: Edit) -> None:
         """Refuse an edit that cannot be made, before the model runs for it; raises as `capture` does."""
-        places = {edit.site: edit.layers(self.layers)}
-        refuse_missing(type(self.model).__name__, self._known, places)
-        shapes = [self.shape(edit.site, layer) for layer in range(self.layers)]
-        refuse(edit, shapes, len(self.inputs), self._probe.logits)
+        layers = edit.layers(self.layers)
+        refuse_missing(type(self.model).__name__, self._known, {edit.site: layers})
+        refuse(edit, {n: self.shape(edit.site, n) for n in layers}, len(self.inputs), self._probe.logits)
 
     def check(self, edit: Edit) -> None:
         """Hold the first sequence against the untouched model, as `capture` does; raises as it does."""

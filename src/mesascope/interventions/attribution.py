@@ -13,7 +13,7 @@ from mesascope.axes import label
 from mesascope.capturing import Capture, Edit, Stem, capture
 from mesascope.capturing.edits import apply
 from mesascope.interventions.metrics import Metric
-from mesascope.interventions.sweep import POSITIONS, Progress, at, metric_of, placed, refuse_axes, sweep
+from mesascope.interventions.sweep import POSITIONS, Progress, at, metric_of, placed, refuse_asked, sweep
 from mesascope.tasks.base import Batch
 
 GRADIENTS = {"resid_pre": "resid_pre", "attn_write": "attn_write", "mlp_write": "mlp_write", "head_out": "attn_write"}
@@ -61,7 +61,7 @@ def attribution_patch(
     >>> bool(abs(found["error"]).max() < 1e-6)
     True
     """
-    over = refuse_axes(edit.site, over)
+    over = refuse_asked(edit.site, over, positions)
     if edit.site not in GRADIENTS:
         raise ValueError(f"a gradient is had at {', '.join(GRADIENTS)}, but not at {edit.site}; use sweep")
     if metric in ("divergence", "distance"):

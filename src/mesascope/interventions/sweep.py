@@ -67,32 +67,12 @@ def sweep(
     >>> found["effect"].dims, int(found["effect"].sel(layer=0).argmax("head"))
     (('layer', 'head'), 0)
     """
-    over = refuse_axes(edit.site, over)
-    if positions < 1:
-        raise ValueError(f"positions must be 1 or more, but got {positions}")
+    over = refuse_asked(edit.site, over, positions)
     chosen = metric_of(metric, inputs)
     stem = Stem(model, inputs, edit.site, everywhere=not (isinstance(chosen, Metric) and chosen.last))
     edit, places = placed(stem, edit, over, chosen)
-    stem.check(edit)
     measured = chosen if isinstance(chosen, Metric) else chosen(stem.prediction)
-    intact = float(measured(stem.prediction).mean())
-    every = list(itertools.product(*places.values()))
-    edits = [at(edit, over, place) for place in every]
-    changed = torch.tensor([stem.changes(one) for one in edits])
-    value = torch.full((len(every),), intact, dtype=torch.float64)
-    done = len(every) - int(changed.sum())
-    if progress is not None:
-        progress(done, len(every))
-    for chunk in _chunks(every, changed.tolist(), stem, positions, over):
-        for number, prediction in zip(chunk, stem.branch([edits[number] for number in chunk]), strict=True):
-            value[number] = float(measured(prediction).mean())
-        done += len(chunk)
-        if progress is not None:
-            progress(done, len(every))
-    if not changed.any():
-        line = f"none of {len(every)} edits of {edit.site} changed anything, bit for bit"
-        warnings.warn(line, NothingChanged, stacklevel=2)
-    return _dataset(measured, intact, value, changed, places)
+    return _swept(stem, edit, places, measured, positions, progress)
 
 
 def patch(
@@ -135,13 +115,13 @@ def patch(
     ours, theirs = (tuple((x.inputs if isinstance(x, Batch) else x).shape) for x in (inputs, source))
     if ours != theirs:
         raise ValueError(f"both runs must be as many sequences of the same length, but got {ours} and {theirs}")
-    over = refuse_axes(site, over)
+    over = refuse_asked(site, over, positions)
     if isinstance(metric, str):
         raise ValueError(f"a patch needs a metric with a direction, such as logit_difference, but got {metric!r}")
     measured = metric_of(metric, inputs)
     assert isinstance(measured, Metric)
     stem = Stem(model, inputs, site, everywhere=not measured.last)
-    blank, _ = placed(stem, Edit(site=site, where=dict(where or {}), fn=torch.clone), over, measured)
+    blank, places = placed(stem, Edit(site=site, where=dict(where or {}), fn=torch.clone), over, measured)
     recorded = capture(model, source, [site, "prediction"], layers=blank.layers(stem.layers))
     intact, target = (float(measured(found).mean()) for found in (stem.prediction, recorded["prediction"]))
     if abs(target - intact) <= 1e-6 * max(abs(target), abs(intact)):
@@ -149,8 +129,7 @@ def patch(
             f"the metric must differ between the two runs, but {measured.name} is {intact:.4g} on both; "
             "choose another metric or another pair"
         )
-    edit = replace(site, recorded, blank.where)
-    found = sweep(model, inputs, edit, over, measured, positions=positions, progress=progress)
+    found = _swept(stem, replace(site, recorded, blank.where), places, measured, positions, progress)
     share = (found["value"] - found["intact"]) / (target - found["intact"])
     about = f"{measured.name}: share of the way from the run that is patched (0) to the one patched in (1)"
     return found.assign(
@@ -182,8 +161,10 @@ def metric_of(
     return {"divergence": divergence, "distance": distance}.get(metric) or loss(inputs)
 
 
-def refuse_axes(site: str, over: Sequence[str]) -> tuple[str, ...]:
-    """The axes that are gone through; refuse those that the site does not have, or that are no places."""
+def refuse_asked(site: str, over: Sequence[str], positions: int) -> tuple[str, ...]:
+    """The axes that are gone through; refuse those that the site does not have, or that are no places, and no room."""
+    if positions < 1:
+        raise ValueError(f"positions must be 1 or more, but got {positions}")
     over = (over,) if isinstance(over, str) else tuple(over)
     axes = [axis for axis in site_of(site).axes if axis != "batch"]
     wrong = [axis for axis in over if axis not in axes]
@@ -234,6 +215,36 @@ def placed(
 def at(edit: Edit, over: Sequence[str], place: Place) -> Edit:
     """The edit in one place."""
     return with_other(edit, where={**edit.where, **dict(zip(over, place, strict=True))})
+
+
+def _swept(
+    stem: Stem,
+    edit: Edit,
+    places: Mapping[str, Sequence[int]],
+    measured: Metric,
+    positions: int,
+    progress: Progress | None,
+) -> xr.Dataset:
+    """The edit in every place."""
+    stem.check(edit)
+    intact = float(measured(stem.prediction).mean())
+    over, every = tuple(places), list(itertools.product(*places.values()))
+    edits = [at(edit, over, place) for place in every]
+    changed = torch.tensor([stem.changes(one) for one in edits])
+    value = torch.full((len(every),), intact, dtype=torch.float64)
+    done = len(every) - int(changed.sum())
+    if progress is not None:
+        progress(done, len(every))
+    for chunk in _chunks(every, changed.tolist(), stem, positions, over):
+        for number, prediction in zip(chunk, stem.branch([edits[number] for number in chunk]), strict=True):
+            value[number] = float(measured(prediction).mean())
+        done += len(chunk)
+        if progress is not None:
+            progress(done, len(every))
+    if not changed.any():
+        line = f"none of {len(every)} edits of {edit.site} changed anything, bit for bit"
+        warnings.warn(line, NothingChanged, stacklevel=3)
+    return _dataset(measured, intact, value, changed, places)
 
 
 def _chunks(
