@@ -15,6 +15,7 @@ results, in the docs and under the figures.
 - ``predictor``: the model or one of the task's oracles. ``stat``: a named number about one thing.
 - ``sublayer``: the attention or the MLP of a layer. ``map``: a linear map inside a layer, such as ``self_attn.q_proj``.
 - ``eigen``: place in a spectrum, largest first. ``rank``: place in an order, best first.
+- ``setting``: where sequences come from: as in training, or with something changed.
 - ``draw``: a replicate of a control: other random weights, another order.
 
 What a paper calls the seed of a *sequence* is the latent ``generator`` here, never ``seed``.
@@ -29,7 +30,7 @@ import xarray as xr
 
 AXES = frozenset(
     "seed step layer batch pos head kv_head query key d_model d_head d_in d_out component predictor stat "
-    "sublayer map eigen rank draw".split()
+    "sublayer map eigen rank setting draw".split()
 )
 
 

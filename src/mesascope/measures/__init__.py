@@ -1,5 +1,6 @@
 """Instruments: each reads a capture and returns a labelled Dataset."""
 
+from mesascope.measures.algorithms import which_algorithm
 from mesascope.measures.attribution import attribution
 from mesascope.measures.base import Measure, measure, measure_all
 from mesascope.measures.behaviour import behaviour
@@ -43,4 +44,5 @@ __all__ = [
     "token_pictures",
     "token_similarity",
     "top_tokens",
+    "which_algorithm",
 ]

@@ -6,6 +6,7 @@ from transformers import PretrainedConfig
 
 _CHOICES = {
     "attention": ("softmax", "linear"),
+    "visible": ("past", "all", "shown"),
     "norm": ("none", "layer", "rms"),
     "norm_position": ("pre", "post"),
     "positions": ("none", "learned", "sinusoidal", "rotary"),
@@ -30,6 +31,8 @@ class DecoderConfig(PretrainedConfig):
         num_key_value_heads: key-value heads, a divisor of the query heads; as many by default.
         intermediate_size: width of the MLP; 0 for attention alone.
         attention: ``softmax``, or ``linear``: scores are used as they are, without scale or normalisation.
+        visible: what a position may attend to: ``past``, itself and those before it; ``all``; or ``shown``, all but the
+            last, which asks and shows nothing.
         norm: ``none``, ``layer`` or ``rms``.
         norm_position: ``pre`` (before each sublayer, and once before the read-out) or ``post`` (on the sum).
         positions: ``none``, ``learned``, ``sinusoidal`` (both added to the input) or ``rotary`` (in each head).
@@ -63,6 +66,7 @@ class DecoderConfig(PretrainedConfig):
         num_key_value_heads: int | None = None,
         intermediate_size: int = 0,
         attention: str = "softmax",
+        visible: str = "past",
         norm: str = "none",
         norm_position: str = "pre",
         positions: str = "learned",
@@ -81,6 +85,7 @@ class DecoderConfig(PretrainedConfig):
         self.num_key_value_heads = num_attention_heads if num_key_value_heads is None else num_key_value_heads
         self.intermediate_size = intermediate_size
         self.attention = attention
+        self.visible = visible
         self.norm = norm
         self.norm_position = norm_position
         self.positions = positions

@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
-from transformers.masking_utils import create_causal_mask
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.utils.generic import ModelOutput
 
 from mesascope.models.config import DecoderConfig
-from mesascope.models.layers import Attention, Block, make_norm, sinusoids
+from mesascope.models.layers import Attention, Block, Stream, make_norm, sinusoids
 
 
 @dataclass
@@ -93,16 +93,30 @@ class Decoder(PreTrainedModel):
             x = x + self.position_embed(position_ids)
         elif self.config.positions == "sinusoidal":
             x = x + sinusoids(position_ids, x.shape[-1]).to(x.dtype)
-        mask = create_causal_mask(
+        mask = self._mask(x, attention_mask, position_ids)
+        for layer in self.layers:
+            x = layer(x, mask, position_ids)
+        return DecoderOutput(logits=self.readout(self.final_norm(x)))
+
+    def _mask(
+        self, x: Stream, attention_mask: Int[Tensor, "batch pos"] | None, position_ids: Int[Tensor, "#batch pos"]
+    ) -> Tensor | None:
+        """Where positions may attend to."""
+        if self.config.visible != "past":
+            shown = x.shape[1] - (self.config.visible == "shown")
+            return create_bidirectional_mask(
+                config=self.config,
+                inputs_embeds=x,
+                attention_mask=attention_mask,
+                and_mask_function=lambda batch, head, query, key: key < shown,
+            )
+        return create_causal_mask(
             config=self.config,
             inputs_embeds=x,
             attention_mask=attention_mask,
             past_key_values=None,
             position_ids=position_ids,
         )
-        for layer in self.layers:
-            x = layer(x, mask, position_ids)
-        return DecoderOutput(logits=self.readout(self.final_norm(x)))
 
     def get_input_embeddings(self) -> nn.Module:
         """The map into the residual stream."""

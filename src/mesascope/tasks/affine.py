@@ -6,21 +6,24 @@ found, so the defaults are ours; vectors and polynomials are what it names as fu
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mesascope.tasks import oracles
-from mesascope.tasks.base import Batch, Task
+from mesascope.tasks import algorithms, oracles
+from mesascope.tasks.algorithms import Algorithm
+from mesascope.tasks.base import Batch
 from mesascope.tasks.draws import Draw, Normal, Uniform
+from mesascope.tasks.examples import Examples, examples_before
+from mesascope.tasks.in_context import InContext
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recurrence(Task):
+class Recurrence(InContext):
     """x[n+1] = W phi(x[n]) for known features phi and a rule W that is fresh in every sequence.
 
     Attributes:
@@ -97,6 +100,24 @@ class Recurrence(Task):
             **{f"gradient descent {k}": oracles.gradient_descent(x, phi, steps=k) for k in (1, 2, 4, 8, 16)},
         }
 
+    def examples(self, inputs: Float[Tensor, "batch pos d_in"]) -> Examples:
+        """Every term is shown as the answer to the one before it."""
+        answers = torch.cat([inputs[:, 1:], torch.zeros_like(inputs[:, :1])], dim=1)
+        return examples_before(self.features(inputs), answers, at=tuple(range(inputs.shape[1])))
+
+    def algorithms(self) -> Sequence[Algorithm]:
+        """Copying, a straight line, the rule of the last pairs, and ways to the rule of all pairs."""
+        term = slice(1, 1 + self.width)  # of the features, which begin with 1 and the term
+        return [
+            algorithms.copying(term),
+            algorithms.extrapolation(term),
+            algorithms.last_pairs(self.coefficients),
+            algorithms.least_squares(),
+            algorithms.ridge(),
+            algorithms.gradient_descent("curvature"),
+            algorithms.newton(),
+        ]
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +174,18 @@ class Affine(Recurrence):
         matrix = shape * (self.radius.sample((n,), generator) / largest)[:, None, None]
         offset = self.offset.sample((n, 1, self.dim), generator)
         return torch.cat([offset, matrix.mT], dim=1), self.start.sample((n, self.dim), generator)
+
+    def shifts(self) -> Mapping[str, "Affine"]:
+        """Growing terms, a far start, large offsets, and other matrices where there are any."""
+        found = {
+            "terms that grow": replace(self, radius=Uniform(1.0, 1.1)),
+            "start far away": replace(self, start=Normal(3.0)),
+            "offset three times as large": replace(self, offset=Normal(3.0)),
+        }
+        if self.dim > 1:
+            other = "dense" if self.matrix != "dense" else "orthogonal"
+            found[f"{other} matrices"] = replace(self, matrix=other)
+        return found
 
     def _shape(self, n: int, generator: torch.Generator) -> Float[Tensor, "batch d_in d_in"]:
         """Matrices of the chosen kind, not yet scaled."""
@@ -216,3 +249,11 @@ class Polynomial(Recurrence):
         rule = torch.randn(n, self.coefficients, 1, generator=generator)
         rule = rule / rule.abs().sum(1, keepdim=True) * self.size.sample((n, 1, 1), generator)
         return rule, Uniform(-1.0, 1.0).sample((n, 1), generator)
+
+    def shifts(self) -> Mapping[str, "Polynomial"]:
+        """Smaller rules, rules of the full size, and one more power or one less."""
+        return {
+            "small rules": replace(self, size=Uniform(0.2, 0.5)),
+            "rules of full size": replace(self, size=Uniform(1.0, 1.0)),
+            f"degree {5 - self.degree}": replace(self, degree=5 - self.degree),
+        }

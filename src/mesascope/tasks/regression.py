@@ -1,0 +1,179 @@
+"""Regression in context: a prompt shows inputs of an unknown function with their answers, and asks for one more.
+
+The setting of Garg et al., What Can Transformers Learn In-Context? A Case Study of Simple Function Classes (arXiv
+2208.01066), where inputs and answers alternate, and of von Oswald et al., Transformers Learn In-Context by Gradient
+Descent (arXiv 2212.07677), where each pair is one vector.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, final
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from mesascope.tasks import algorithms
+from mesascope.tasks.algorithms import Algorithm
+from mesascope.tasks.base import Batch
+from mesascope.tasks.examples import Examples, examples_before
+from mesascope.tasks.functions import Functions, Linear
+from mesascope.tasks.in_context import InContext
+
+Inputs = Float[Tensor, "batch pos d_in"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Regression(InContext):
+    """Answers of a function that is fresh in every sequence, from pairs of inputs and answers.
+
+    Alternating: x1, y1, x2, y2, ...; an answer stands in the first coordinate, and the answer to an input is predicted
+    where it stands, from all pairs before it. Joined: every pair is one vector (x, y); the last one, (x, 0), asks.
+
+    Attributes:
+        dim: of an input.
+        examples_shown: pairs before the last input that is asked.
+        functions: where the function of a sequence comes from.
+        layout: alternating or joined.
+        scale: the standard deviation of the inputs.
+        skew: how unequal the coordinates' variances are: they fall as 1 / i^skew, in a basis that is fresh in every
+            sequence, and have the mean that scale says; 0 for equal ones.
+        noise: the standard deviation of what is added to the answers.
+
+    >>> Regression(dim=3, examples_shown=4).sample(2, torch.Generator().manual_seed(0)).inputs.shape
+    torch.Size([2, 9, 3])
+    >>> Regression(dim=3, examples_shown=4, layout="joined").sample(2, torch.Generator().manual_seed(0)).inputs.shape
+    torch.Size([2, 5, 4])
+    """
+
+    dim: int = 5
+    examples_shown: int = 10
+    functions: Functions = field(default_factory=Linear)
+    layout: Literal["alternating", "joined"] = "alternating"
+    scale: float = 1.0
+    skew: float = 0.0
+    noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be sampled."""
+        for name in ("dim", "examples_shown"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, but got {getattr(self, name)}")
+        if self.layout not in ("alternating", "joined"):
+            raise ValueError(f"layout must be alternating or joined, but got {self.layout!r}")
+        for name in ("skew", "noise"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, but got {getattr(self, name)}")
+        if not self.scale > 0:
+            raise ValueError(f"scale must be above 0, but got {self.scale}")
+
+    @property
+    def length(self) -> int:
+        """Positions of a sequence."""
+        return 2 * self.examples_shown + 1 if self.layout == "alternating" else self.examples_shown + 1
+
+    @property
+    def width(self) -> int:
+        """Coordinates of an input vector."""
+        return self.dim if self.layout == "alternating" else self.dim + 1
+
+    def sample(self, n: int, generator: torch.Generator) -> Batch:
+        """Draw ``n`` functions and their inputs."""
+        x = self._drawn(n, generator)
+        clean = self.functions.draw(n, self.dim, generator)(x)
+        y = clean + self.noise * torch.randn(clean.shape, generator=generator) if self.noise else clean
+        weight = torch.zeros(n, self.length)
+        if self.layout == "joined":
+            weight[:, -1] = 1
+            inputs = torch.cat([x, y], dim=-1)
+            inputs[:, -1, -1] = 0
+            return Batch(inputs=inputs, targets=y, weight=weight)
+        weight[:, ::2] = 1
+        inputs = torch.zeros(n, self.length, self.dim)
+        targets = torch.zeros(n, self.length, 1)
+        inputs[:, ::2], inputs[:, 1::2, :1], targets[:, ::2] = x, y[:, :-1], y
+        return Batch(inputs=inputs, targets=targets, weight=weight)
+
+    def loss(self, prediction: Float[Tensor, "batch pos d_out"], batch: Batch) -> Float[Tensor, "batch pos"]:
+        """Squared error; in squared units of the answers."""
+        return (prediction - batch.targets).square().sum(-1)
+
+    def examples(self, inputs: Inputs) -> Examples:
+        """The pairs before every input that is asked."""
+        if self.layout == "joined":
+            last = inputs.shape[1] - 1
+            return examples_before(inputs[..., :-1], inputs[..., -1:], at=(last,), points=(last,))
+        x, y = inputs[:, ::2], inputs[:, 1::2, :1]
+        y = torch.cat([y, torch.zeros_like(y[:, :1])], dim=1)[:, : x.shape[1]]
+        return examples_before(x, y, at=tuple(range(0, inputs.shape[1], 2)))
+
+    def shown(self, inputs: Inputs) -> Mapping[str, Bool[Tensor, "pos d_in"]]:
+        """The answers that are shown, and the last input, which is asked."""
+        answers = torch.zeros(inputs.shape[1:], dtype=torch.bool, device=inputs.device)
+        asked = torch.zeros_like(answers)
+        asked[-1, : self.dim] = True
+        if self.layout == "joined":
+            answers[:-1, -1] = True
+        else:
+            answers[1::2, 0] = True
+        return {"answers shown": answers, "input asked": asked}
+
+    def algorithms(self) -> Sequence[Algorithm]:
+        """Exact ones for linear rules, iterations towards them, and ones without a rule."""
+        found = [
+            algorithms.least_squares(),
+            algorithms.ridge(),
+            algorithms.gradient_descent(),
+            algorithms.newton(),
+            algorithms.averaging(),
+            algorithms.nearest_neighbours(),
+        ]
+        if self.layout == "joined":
+            found.append(algorithms.transforming_descent())
+        else:
+            found.append(algorithms.gradient_descent("curvature"))
+        if isinstance(self.functions, Linear) and self.functions.nonzero is not None:
+            found.append(algorithms.lasso())
+        return found
+
+    def shifts(self) -> Mapping[str, "Regression"]:
+        """Larger inputs, larger rules where they are linear, correlated inputs, fewer and more examples."""
+        found = {
+            "inputs twice as large": replace(self, scale=2 * self.scale),
+            "correlated inputs": replace(self, skew=self.skew + 2.0),
+            "noisy answers": replace(self, noise=(self.noise**2 + 0.25) ** 0.5),
+            "twice as many examples": replace(self, examples_shown=2 * self.examples_shown),
+        }
+        if isinstance(self.functions, Linear):
+            larger = replace(self.functions, scale=2 * self.functions.scale)
+            found["rules twice as large"] = replace(self, functions=larger)
+        if self.layout == "joined":
+            found["half as many examples"] = replace(self, examples_shown=max(1, self.examples_shown // 2))
+        return found
+
+    def oracles(self, batch: Batch) -> Mapping[str, Float[Tensor, "batch pos d_out"]]:
+        """Nothing, averaging, nearest neighbours, least squares, ridge, and steps of gradient descent and Newton."""
+        known = {each.name: each for each in self.algorithms()}
+        descent = algorithms.gradient_descent("curvature")
+        found = {
+            "zero": torch.zeros_like(batch.inputs[..., :1]),
+            "averaging": self.predicted(known["averaging"], batch),
+            "3 nearest neighbours": self.predicted(known["nearest neighbours"], batch, 3),
+            "least squares": self.predicted(known["least squares"], batch),
+            "ridge 0.1": self.predicted(known["ridge regression"], batch, ridge=0.1),
+            **{f"gradient descent {k}": self.predicted(descent, batch, k, step=1.0) for k in (1, 2, 4, 8, 16)},
+            **{f"Newton {k}": self.predicted(known["Newton's iteration"], batch, k, start=1.0) for k in (1, 2, 4, 8)},
+        }
+        if "lasso" in known:
+            found["lasso 0.01"] = self.predicted(known["lasso"], batch, penalty=0.01)
+        return found
+
+    def _drawn(self, n: int, generator: torch.Generator) -> Float[Tensor, "batch point feature"]:
+        """The inputs of every sequence."""
+        x = self.scale * torch.randn(n, self.examples_shown + 1, self.dim, generator=generator)
+        if not self.skew:
+            return x
+        variance = torch.arange(1, self.dim + 1).float() ** -self.skew
+        basis, _ = torch.linalg.qr(torch.randn(n, self.dim, self.dim, generator=generator))
+        return (x * (variance / variance.mean()).sqrt()) @ basis.mT
