@@ -1,12 +1,12 @@
 """What the command line does, as functions: run a study, open a model, draw a report."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 from mesascope.cluster import executor
-from mesascope.inspection import Progress, inspect_model
+from mesascope.inspection import Answer, Progress, inspect_model, name_algorithms
 from mesascope.report import draw as report
 from mesascope.runner import Silent, Watcher, run_study
 from mesascope.store import Run
@@ -103,6 +103,33 @@ def inspect(
     )
     report(done.path)
     return done
+
+
+def which_algorithm(
+    subject: Path | str,
+    *,
+    study: str | None = None,
+    sequences: int = 256,
+    seed: int = 0,
+    device: str = "cpu",
+    say: Callable[[str], None] = lambda line: None,
+) -> list[Answer]:
+    """The algorithms that the models of a run, or one model, are nearest to; each with its numbers and its null.
+
+    Args:
+        subject: a run's directory, a folder with one of our decoders, or a causal language model.
+        study: whose task is meant, for a decoder in a folder or a study in a file.
+        sequences: that are drawn, 32 or more; numbers are fitted on one half, and judged on the other.
+        seed: of the sequences.
+        device: cpu, cuda or auto.
+        say: hears what is being done.
+
+    Raises:
+        ValueError: something that is asked for does not exist; the message is one line.
+    """
+    return name_algorithms(
+        str(subject), study=study, sequences=sequences, seed=seed, device=choose_device(device), say=say
+    )
 
 
 def choose_device(device: str) -> str:

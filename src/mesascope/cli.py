@@ -139,6 +139,32 @@ def inspect(
     out.print(f"Report: {done.path / 'report.html'}", soft_wrap=True)
 
 
+@app.command("which-algorithm")
+def which_algorithm(
+    subject: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run, a folder, a Hub name or a .gguf file.")],
+    study: Annotated[str | None, typer.Option(help="Whose task is meant, for a decoder in a folder.")] = None,
+    sequences: Annotated[int, typer.Option(help="How many sequences are drawn.")] = 256,
+    seed: Annotated[int, typer.Option(help="Of the sequences.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Rank the algorithms that a model may have learned in context by how near they come to what it does."""
+    from mesascope import api
+    from mesascope.inspection.ranking import summary
+
+    def say(line: str) -> None:
+        err.print(escape(line), soft_wrap=True)
+
+    with _interruptible():
+        answers = api.which_algorithm(subject, study=study, sequences=sequences, seed=seed, device=device, say=say)
+    told = [summary(answer) for answer in answers]
+    if as_json:
+        print(json.dumps(told, indent=2))
+        return
+    for one in told:
+        _print_ranking(one)
+
+
 @app.command()
 def report(run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN...")], as_json: AsJson = False) -> None:
     """Draw the reports of runs anew, and show their verdicts in a table."""
@@ -213,6 +239,42 @@ def _print_table(path: Path) -> None:
         value, control = (f"{row[key]:.3g}" if row[key] is not None else "-" for key in ("value", "control"))
         table.add_row(f"[{colour}]{row['word']}[/{colour}]", escape(row["sentence"]), value, control)
     out.print(table)
+
+
+def _print_ranking(one: dict[str, Any]) -> None:
+    """The algorithms beside a model, the nearest first."""
+    from rich.table import Table
+
+    where = ", ".join(str(part) for part in (one["setting"], f"seed {one['seed']}") if part and "None" not in part)
+    out.print(f"\n[bold]{escape(one['named'])}[/bold]  {escape(where or one['task'])}")
+    table = Table("algorithm, as fitted", "predictions", "null", "errors", "weights", "elsewhere")
+    for row in one["ranking"]:
+        numbers = f" ({row['numbers']})" if row["numbers"] else ""
+        weights = ", ".join(_number(value) for value in row["weights"].values()) or "-"
+        same = "" if row["told apart"] else " *"
+        table.add_row(
+            escape(row["called"] + numbers),
+            _number(row["predictions"]) + same,
+            _number(row["null"]),
+            _number(row["errors"]),
+            weights,
+            _number(min(row["shifted"].values())) if row["shifted"] else "-",
+        )
+    out.print(table)
+    out.print(
+        "[dim]1: the same as the model; 0: no better than the mean of its predictions. *: not told apart from the "
+        "nearest. elsewhere: predictions on sequences from other distributions, the worst of them[/dim]",
+        soft_wrap=True,
+    )
+    for name, why in one["not run"].items():
+        out.print(f"[dim]not run: {escape(name)}: {escape(why)}[/dim]", soft_wrap=True)
+    for layer in one["layers"]:
+        out.print(f"  {escape(layer['layer']):<10} {escape(layer['nearest'])} ({_number(layer['similarity'])})")
+
+
+def _number(value: float) -> str:
+    """A similarity, which may be far below 0."""
+    return "-" if value != value else "below -10" if value < -10 else f"{value:.3f}"
 
 
 def _verdict_rows(path: Path) -> list[dict[str, Any]]:

@@ -115,14 +115,16 @@ def _by_setting(
 def _likeness(
     model: PreTrainedModel | Predictor, task: InContext, each: Asked, found: Sequence[Fitted]
 ) -> list[list[float]]:
-    """All similarities of the algorithms with the model."""
-    inputs, place = each.batch.inputs, each.shown.at[-1]
-    ours = gradients(lambda x: predicted(model, x)[:, place], inputs)
-    rows = []
-    for one in found:
-        answers = one(each.shown)
-        rows.append([each.similarity(answers), each.errors(answers), *weights_alike(ours, task, inputs, one)])
-    return rows
+    """All similarities of the algorithms with the model; of weights where predictions can be differentiated."""
+    inputs, place, weights = each.batch.inputs, each.shown.at[-1], [[] for _ in found]
+    if task.shown(inputs):
+        ours = gradients(lambda x: task.answers(predicted(model, x)[:, [place]])[:, 0], inputs)
+        weights = [weights_alike(ours, task, inputs, one) for one in found]
+    predictions = [one(each.shown) for one in found]
+    return [
+        [each.similarity(answers), each.errors(answers), *alike]
+        for answers, alike in zip(predictions, weights, strict=True)
+    ]
 
 
 def _named(there: Asked, found: Mapping[str, Fitted], seed: int) -> dict[str, xr.DataArray]:
@@ -154,8 +156,14 @@ def _named(there: Asked, found: Mapping[str, Fitted], seed: int) -> dict[str, xr
             1 - null.sum(1) / spread.sum(), "1", "the same with another sequence's examples, or 0 if that is more"
         ),
         "apart": table(apart.int(), "1", "whether it can be told from the nearest one"),
+        "called": table([one.name for one in fitted], "text", "what it is called with its iterations"),
         "iterations": table([one.iteration for one in fitted], "1", "iterations, as fitted"),
-        "numbers": table(numbers, "text", "the other numbers, as fitted"),
+        "fitted": table(
+            [next(iter(one.parameters.values()), float("nan")) for one in fitted],
+            "1",
+            "the first other number, as fitted",
+        ),
+        "numbers": table(numbers, "text", "all other numbers, as fitted"),
     }
 
 

@@ -18,6 +18,7 @@ from mesascope.tasks.examples import Examples
 from mesascope.tasks.in_context import InContext
 
 Predictor = Callable[[Tensor], Tensor]
+NUMBERS = 32_000_000  # of predictions at once
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,18 +77,27 @@ def asked(model: PreTrainedModel | Predictor, task: InContext, batch: Batch) -> 
         ValueError: it predicts something that is no finite number.
     """
     shown = task.examples(batch.inputs)
-    places = list(shown.at)
+    places, chunks = list(shown.at), []
     with torch.no_grad():
-        prediction = predicted(model, batch.inputs)[:, places].double()
+        for start in range(0, len(batch), _rows(model, batch)):
+            found = predicted(model, batch.inputs[start : start + _rows(model, batch)])
+            chunks.append(task.answers(found[:, places]))
+    prediction = torch.cat(chunks)
     if not prediction.isfinite().all():
         raise ValueError("a model must predict finite numbers to be compared, but some are not")
     return Asked(
         batch=batch,
         shown=shown,
         prediction=prediction,
-        targets=batch.targets[:, places].double(),
+        targets=task.wanted(batch)[:, places],
         weight=batch.weight[:, places].double(),
     )
+
+
+def _rows(model: PreTrainedModel | Predictor, batch: Batch) -> int:
+    """How many sequences run at once, so that the predictions of a large vocabulary find room."""
+    vocabulary = getattr(model.config, "vocab_size", None) if isinstance(model, PreTrainedModel) else None
+    return max(1, NUMBERS // (batch.inputs.shape[1] * vocabulary)) if vocabulary else len(batch)
 
 
 def predicted(model: PreTrainedModel | Predictor, inputs: Tensor) -> Tensor:
@@ -102,7 +112,7 @@ def read_at_every_depth(model: PreTrainedModel, task: InContext, batch: Batch) -
     recorded = capture(model, batch, ["resid_pre", "resid_post"])
     places, cut = list(task.examples(batch.inputs).at), len(batch) // 2
     scored = batch.weight[:cut, places] > 0
-    targets = batch.targets[:cut, places][scored]
+    targets = task.wanted(batch)[:cut, places][scored]
     read = {}
     for name, stream in zip(depth_names(recorded.layers), depths(recorded), strict=True):
         weight, constant, _ = ridge_fit(stream[:cut, places][scored], targets)

@@ -1,13 +1,11 @@
 """The numbers of an algorithm that bring its predictions nearest to a model's."""
 
-import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.optimize import minimize
 from torch import Tensor
 
 from mesascope.tasks.algorithms import Algorithm
@@ -15,8 +13,9 @@ from mesascope.tasks.examples import Examples
 
 Answers = Float[Tensor, "batch place out"]
 Weight = Float[Tensor, "batch place"]
-GRID = {0: 1, 1: 17, 2: 7}  # values of each parameter that are tried first, by how many parameters there are
-ROUNDS = 40  # evaluations of the refinement that follows
+VALUES = {0: 1, 1: 17, 2: 7}  # of each parameter that are tried side by side, by how many parameters there are
+ROUNDS = {0: 0, 1: 3, 2: 5}  # of looking closer, each between the neighbours of the best value so far
+ENOUGH = 128  # sequences to fit on
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,74 +40,74 @@ class Fitted:
     @property
     def free(self) -> int:
         """How many numbers were fitted."""
-        return len(self.algorithm.parameters) + (self.algorithm.iterations > 1)
+        return len(self.algorithm.parameters) + (len(self.algorithm.ticks) > 1)
 
     def __call__(self, shown: Examples) -> Answers:
         """What it predicts."""
-        return self.algorithm.predict(shown, **self.parameters)[self.iteration - self.algorithm.first]
+        return self.algorithm.predict(shown, (self.iteration,), **self.parameters)[0]
 
 
 def fit_all(algorithm: Algorithm, shown: Examples, targets: Sequence[Answers], weight: Weight) -> list[Fitted]:
     """For every one of some predictions, the iteration and the parameters that come nearest to it, from a grid.
 
     Args:
-        algorithm: is run once for each point of the grid.
-        shown: what the prompts show.
+        algorithm: is run once, with all values of the grid side by side.
+        shown: what the prompts show; the first 128 of them are looked at.
         targets: the predictions, of a model or read from its layers.
         weight: how much each place counts.
     """
-    best: list[tuple[float, Fitted | None]] = [(float("inf"), None) for _ in targets]
-    for values in itertools.product(*_grids(algorithm)):
-        parameters = dict(zip(algorithm.parameters, values, strict=True))
-        path = algorithm.predict(shown, **parameters)
-        for number, target in enumerate(targets):
-            miss = _misses(path, target, weight)
-            at = int(miss.argmin())
-            if float(miss[at]) < best[number][0]:
-                fitted = Fitted(algorithm=algorithm, iteration=at + algorithm.first, parameters=parameters)
-                best[number] = (float(miss[at]), fitted)
-    found = [fitted for _, fitted in best if fitted is not None]
-    if len(found) < len(targets):
-        raise ValueError(f"{algorithm.name} must come near to a prediction, but predicts no finite number")
-    return found
+    return _nearest(algorithm, shown, targets, weight, _spread(algorithm.parameters))
 
 
 def refine(found: Fitted, shown: Examples, target: Answers, weight: Weight) -> Fitted:
-    """The same algorithm with its parameters moved between the points of the grid (Nelder & Mead, in the logarithm).
+    """The same algorithm with its parameters looked for between the values of the grid, closer and closer.
 
     Args:
         found: where to start.
         shown, target, weight: as for :func:`fit_all`.
     """
-    algorithm, names = found.algorithm, list(found.parameters)
-    if not names:
-        return found
-    low, high = np.log(list(algorithm.parameters.values())).T
-    start = np.log(list(found.parameters.values()))
-    stride = (high - low) / (GRID[len(names)] - 1)
-    corners = np.vstack([start, *(start + np.diag(np.where(start + stride > high, -stride, stride)) / 2)])
-
-    def miss(point: Float[np.ndarray, "_"]) -> float:
-        values = dict(zip(names, np.exp(point).tolist(), strict=True))
-        worst = _misses(algorithm.predict(shown, **values), target, weight).min()
-        return float(worst) if worst.isfinite() else np.finfo(float).max
-
-    options = {"initial_simplex": corners, "maxfev": ROUNDS * len(names), "xatol": 1e-4, "fatol": 0.0}
-    result = minimize(miss, start, method="Nelder-Mead", bounds=list(zip(low, high, strict=True)), options=options)
-    parameters = dict(zip(names, np.exp(result.x).tolist(), strict=True))
-    at = int(_misses(algorithm.predict(shown, **parameters), target, weight).argmin())
-    return Fitted(algorithm=algorithm, iteration=at + algorithm.first, parameters=parameters)
+    bounds, count = found.algorithm.parameters, len(found.parameters)
+    stride = {name: (high / low) ** (1 / (VALUES[count] - 1)) for name, (low, high) in bounds.items()}
+    for _ in range(ROUNDS[count]):
+        around = {
+            name: (max(value / stride[name], bounds[name][0]), min(value * stride[name], bounds[name][1]))
+            for name, value in found.parameters.items()
+        }
+        (found,) = _nearest(found.algorithm, shown, [target], weight, _spread(around))
+        stride = {name: each ** (2 / (VALUES[count] - 1)) for name, each in stride.items()}
+    return found
 
 
-def _grids(algorithm: Algorithm) -> list[list[float]]:
-    """The values of every parameter that are tried, evenly spaced in the logarithm."""
-    count = GRID[len(algorithm.parameters)]
-    return [np.geomspace(low, high, count).tolist() for low, high in algorithm.parameters.values()]
+def _nearest(
+    algorithm: Algorithm,
+    shown: Examples,
+    targets: Sequence[Answers],
+    weight: Weight,
+    values: Mapping[str, Float[Tensor, " value"]],
+) -> list[Fitted]:
+    """What comes nearest to each of some predictions."""
+    shown, weight = shown.rows(slice(ENOUGH)), weight[:ENOUGH]
+    side_by_side = {name: each[:, None, None, None, None].to(weight) for name, each in values.items()}
+    path = algorithm.predict(shown, algorithm.ticks, **side_by_side)
+    found = []
+    for target in targets:
+        miss = ((path - target[:ENOUGH]).square().sum(-1) * weight).sum((-1, -2))
+        miss = torch.where(miss.isfinite(), miss, torch.inf).reshape(len(algorithm.ticks), -1)
+        if not miss.isfinite().any():
+            raise ValueError(f"{algorithm.name} must come near to a prediction, but predicts no finite number")
+        tick, value = divmod(int(miss.argmin()), miss.shape[1])
+        parameters = {name: float(each[value]) for name, each in values.items()}
+        found.append(Fitted(algorithm=algorithm, iteration=algorithm.ticks[tick], parameters=parameters))
+    return found
 
 
-def _misses(
-    path: Float[Tensor, "iteration batch place out"], target: Answers, weight: Weight
-) -> Float[Tensor, " iteration"]:
-    """The weighted squared distance after every iteration; infinite where an iteration has left all numbers."""
-    miss = ((path - target).square().sum(-1) * weight).sum((1, 2))
-    return torch.where(miss.isfinite(), miss, torch.inf)
+def _spread(bounds: Mapping[str, tuple[float, float]]) -> dict[str, Float[Tensor, " value"]]:
+    """All combinations of values between bounds, evenly spaced in the logarithm: one list for each parameter."""
+    if not bounds:
+        return {}
+    lines = [
+        torch.logspace(math.log2(low), math.log2(high), VALUES[len(bounds)], base=2, dtype=torch.float64)
+        for low, high in bounds.values()
+    ]
+    grid = torch.meshgrid(*lines, indexing="ij")
+    return {name: each.flatten() for name, each in zip(bounds, grid, strict=True)}

@@ -1,6 +1,6 @@
 """Algorithms that a model may have learned: each predicts from the pairs that a prompt shows, in float64.
 
-Those with iterations give the prediction after each of them. All can be differentiated by what the prompt shows, so
+Those with iterations give the prediction after any of them. All can be differentiated by what the prompt shows, so
 that the weights they give to it can be compared with a model's.
 """
 
@@ -14,12 +14,15 @@ from torch import Tensor
 
 from mesascope.tasks.examples import Examples, Rule
 
-Path = Float[Tensor, "iteration batch place out"]
+Path = Float[Tensor, "iteration *value batch place out"]
+Number = float | Float[Tensor, "value 1 1 1 1"]  # of a parameter: one, or several that are tried side by side
 Bounds = tuple[float, float]
 Per = Literal["mean", "curvature"]
-STEPS = 32  # of gradient descent: an error of the step's own direction is gone long before
-NEWTON = 8  # 2^8 steps of gradient descent, or so
-NEIGHBOURS = 5
+Ticks = tuple[int, ...]
+STEPS = (*range(1, 17), 20, 24, 32, 48, 64, 96, 128, 192, 256)  # of gradient descent
+FEW = tuple(range(2, 9))  # of GD++, which at one step is gradient descent
+NEWTON = tuple(range(1, 13))  # of Newton's iteration: 2^12 steps of gradient descent, or so
+NEIGHBOURS = tuple(range(1, 6))
 PROXIMAL = 200  # proximal steps of the lasso
 
 
@@ -29,17 +32,15 @@ class Algorithm:
 
     Attributes:
         name: how it is called.
-        predict: gets what the prompt shows and the parameters by name; returns the prediction after every iteration.
-        iterations: how many there are; 1 where it has none.
-        first: the number of the first of them.
+        predict: gets what the prompt shows, after which iterations predictions are wanted, and the parameters by name.
+        ticks: the iterations that are looked at, in order; 1 alone where it has none.
         unit: what an iteration is called.
         parameters: numbers that are fitted, each with its lowest and highest value, above 0.
     """
 
     name: str
     predict: Callable[..., Path]
-    iterations: int = 1
-    first: int = 1
+    ticks: Ticks = (1,)
     unit: str = "step"
     parameters: Mapping[str, Bounds] = field(default_factory=dict)
 
@@ -49,7 +50,7 @@ class Algorithm:
         >>> gradient_descent().called(1), least_squares().called(1)
         ('1 step of gradient descent', 'least squares')
         """
-        if self.iterations == 1:
+        if self.ticks == (1,):
             return self.name
         return f"{iteration} {self.unit}{'s' if iteration > 1 else ''} of {self.name}"
 
@@ -57,7 +58,7 @@ class Algorithm:
 def least_squares() -> Algorithm:
     """The linear rule that fits all pairs seen so far best; of several, the smallest."""
 
-    def predict(shown: Examples) -> Path:
+    def predict(shown: Examples, ticks: Ticks) -> Path:
         return shown.apply(torch.linalg.pinv(shown.known, rtol=1e-12) @ shown.following)[None]
 
     return Algorithm(name="least squares", predict=predict)
@@ -66,7 +67,7 @@ def least_squares() -> Algorithm:
 def ridge() -> Algorithm:
     """Least squares plus ``ridge`` times the squared size of the rule."""
 
-    def predict(shown: Examples, ridge: float) -> Path:
+    def predict(shown: Examples, ticks: Ticks, ridge: Number) -> Path:
         eye = torch.eye(shown.known.shape[-1], dtype=torch.float64, device=shown.known.device)
         return shown.apply(torch.linalg.solve(shown.gram + ridge * eye, shown.moment))[None]
 
@@ -81,18 +82,19 @@ def gradient_descent(per: Per = "mean") -> Algorithm:
             with ``curvature`` by ``step`` over the largest curvature, so that below 2 it converges on every prompt.
     """
 
-    def predict(shown: Examples, step: float) -> Path:
+    def predict(shown: Examples, ticks: Ticks, step: Number) -> Path:
         gram, moment = shown.gram, shown.moment
         rate = step / (_largest(gram) if per == "curvature" else shown.seen.clamp_min(1)[:, None, None])
-        rule, path = torch.zeros_like(moment), []
-        for _ in range(STEPS):
+        rule, path = torch.zeros_like(rate * moment), []
+        for tick in range(1, max(ticks) + 1):
             rule = rule - rate * (gram @ rule - moment)
-            path.append(shown.apply(rule))
+            if tick in ticks:
+                path.append(shown.apply(rule))
         return torch.stack(path)
 
     name = "gradient descent" if per == "mean" else "normalised gradient descent"
     bounds = (0.02, 4.0) if per == "mean" else (0.05, 1.95)
-    return Algorithm(name=name, predict=predict, iterations=STEPS, parameters={"step": bounds})
+    return Algorithm(name=name, predict=predict, ticks=STEPS, parameters={"step": bounds})
 
 
 def transforming_descent() -> Algorithm:
@@ -101,42 +103,44 @@ def transforming_descent() -> Algorithm:
     step of it is one of gradient descent, so there are two or more.
     """
 
-    def predict(shown: Examples, step: float, gamma: float) -> Path:
-        known, residual, asked = shown.known, shown.following, shown.asked
+    def predict(shown: Examples, ticks: Ticks, step: Number, gamma: Number) -> Path:
+        known, residual, asked = shown.known, shown.following, shown.asked[:, :, None]
         count = shown.seen.clamp_min(1)[:, None, None]
-        answer, path = torch.zeros_like(shown.following[:, :, 0]), []
-        for _ in range(STEPS // 4):
+        answer, path = torch.zeros_like(shown.following[:, :, :1]), []
+        for tick in range(1, max(ticks) + 1):
             change = step / count * (known.mT @ residual)
-            answer = answer + torch.einsum("bpf,bpfo->bpo", asked, change)
+            answer = answer + asked @ change
             residual = residual - known @ change
             turn = gamma / count * (known.mT @ known)
-            known, asked = known - known @ turn, asked - torch.einsum("bpf,bpfg->bpg", asked, turn)
-            path.append(answer)
-        return torch.stack(path[1:])
+            known, asked = known - known @ turn, asked - asked @ turn
+            if tick in ticks:
+                path.append(answer[..., 0, :])
+        return torch.stack(path)
 
     bounds = {"step": (0.02, 4.0), "gamma": (1e-3, 1.0)}
-    return Algorithm(name="GD++", predict=predict, iterations=STEPS // 4 - 1, first=2, parameters=bounds)
+    return Algorithm(name="GD++", predict=predict, ticks=FEW, parameters=bounds)
 
 
 def newton() -> Algorithm:
     """Newton's iteration for the inverse of the Gram matrix S (Schulz): M <- 2 M - M S M from M = S start / |S|^2."""
 
-    def predict(shown: Examples, start: float) -> Path:
+    def predict(shown: Examples, ticks: Ticks, start: Number) -> Path:
         gram, moment = shown.gram, shown.moment
         largest = _largest(gram)
         inverse, path = gram / largest * (start / largest), []
-        for _ in range(NEWTON):
+        for tick in range(1, max(ticks) + 1):
             inverse = 2 * inverse - inverse @ gram @ inverse
-            path.append(shown.apply(inverse @ moment))
+            if tick in ticks:
+                path.append(shown.apply(inverse @ moment))
         return torch.stack(path)
 
-    return Algorithm(name="Newton's iteration", predict=predict, iterations=NEWTON, parameters={"start": (0.1, 1.95)})
+    return Algorithm(name="Newton's iteration", predict=predict, ticks=NEWTON, parameters={"start": (0.1, 1.95)})
 
 
 def averaging() -> Algorithm:
     """The rule is the mean of input times answer: right where inputs are white and many."""
 
-    def predict(shown: Examples) -> Path:
+    def predict(shown: Examples, ticks: Ticks) -> Path:
         return shown.apply(shown.moment / shown.seen.clamp_min(1)[:, None, None])[None]
 
     return Algorithm(name="averaging", predict=predict)
@@ -145,18 +149,16 @@ def averaging() -> Algorithm:
 def nearest_neighbours() -> Algorithm:
     """The mean answer of the nearest inputs, as many as there are iterations, or as have been seen."""
 
-    def predict(shown: Examples) -> Path:
+    def predict(shown: Examples, ticks: Ticks) -> Path:
         pairs = shown.known.shape[2]
         unseen = torch.arange(pairs, device=shown.seen.device) >= shown.seen[:, None]
         away = (shown.known - shown.asked[:, :, None]).square().sum(-1).masked_fill(unseen, torch.inf)
         nearest = away.argsort(-1)[..., None].expand(-1, -1, -1, shown.following.shape[-1])
         total = shown.following.gather(2, nearest).cumsum(2)
-        path = [
-            total[:, :, min(k, pairs) - 1] / shown.seen.clamp(min=1, max=k)[:, None] for k in range(1, NEIGHBOURS + 1)
-        ]
+        path = [total[:, :, min(k, pairs) - 1] / shown.seen.clamp(min=1, max=k)[:, None] for k in ticks]
         return torch.stack(path)
 
-    return Algorithm(name="nearest neighbours", predict=predict, iterations=NEIGHBOURS, unit="neighbour")
+    return Algorithm(name="nearest neighbours", predict=predict, ticks=NEIGHBOURS, unit="neighbour")
 
 
 def lasso() -> Algorithm:
@@ -164,11 +166,11 @@ def lasso() -> Algorithm:
     accelerated proximal gradient (Beck & Teboulle 2009).
     """
 
-    def predict(shown: Examples, penalty: float) -> Path:
+    def predict(shown: Examples, ticks: Ticks, penalty: Number) -> Path:
         count = shown.seen.clamp_min(1)[:, None, None]
         gram, moment = shown.gram / count, shown.moment / count
         rate = 1 / _largest(gram)
-        rule = ahead = torch.zeros_like(moment)
+        rule = ahead = torch.zeros_like(penalty * moment)
         momentum = 1.0
         for _ in range(PROXIMAL):
             moved = ahead - rate * (gram @ ahead - moment)
@@ -182,13 +184,13 @@ def lasso() -> Algorithm:
 
 def copying(features: slice) -> Algorithm:
     """The input that is asked, again: some of its features."""
-    return Algorithm(name="copying", predict=lambda shown: shown.asked[None, :, :, features])
+    return Algorithm(name="copying", predict=lambda shown, ticks: shown.asked[None, :, :, features])
 
 
 def extrapolation(features: slice) -> Algorithm:
     """A straight line through the last input and the one that is asked; where nothing has been seen, a copy."""
 
-    def predict(shown: Examples) -> Path:
+    def predict(shown: Examples, ticks: Ticks) -> Path:
         last = (shown.seen - 1).clamp_min(0)
         before = shown.known[:, torch.arange(len(last), device=last.device), last][..., features]
         asked = shown.asked[..., features]
@@ -200,7 +202,7 @@ def extrapolation(features: slice) -> Algorithm:
 def last_pairs(count: int) -> Algorithm:
     """The smallest linear rule that fits the last pairs, as many as this."""
 
-    def predict(shown: Examples) -> Path:
+    def predict(shown: Examples, ticks: Ticks) -> Path:
         pair = torch.arange(shown.known.shape[2], device=shown.seen.device)
         kept = (pair >= shown.seen[:, None] - count)[None, :, :, None].to(shown.known)
         rule: Rule = torch.linalg.pinv(shown.known * kept, rtol=1e-12) @ (shown.following * kept)

@@ -47,9 +47,9 @@ class Examples:
         """The sum over the pairs of input times answer."""
         return self.known.mT @ self.following
 
-    def apply(self, rule: Rule) -> Answers:
-        """The answers that a linear rule gives."""
-        return torch.einsum("bpf,bpfo->bpo", self.asked, rule)
+    def apply(self, rule: Float[Tensor, "*lead batch place feature out"]) -> Float[Tensor, "*lead batch place out"]:
+        """The answers that a linear rule gives; rules may have more axes in front."""
+        return (self.asked[..., None, :] @ rule)[..., 0, :]
 
     def spread(self, answers: Float[Tensor, "*lead batch place out"], length: int) -> Float[Tensor, "..."]:
         """Answers at the positions of sequences of this length, zeros elsewhere."""
