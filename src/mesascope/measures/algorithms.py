@@ -1,6 +1,7 @@
 """Which algorithm a model runs: the one whose predictions, errors and weights on the prompt are nearest to its own."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from mesascope.measures.comparing import (
 )
 from mesascope.measures.fitting import Answers, Fitted, fit_all, refine
 from mesascope.measures.regression import halves
+from mesascope.tasks.algorithms import Algorithm
 from mesascope.tasks.base import Batch, Task
 from mesascope.tasks.in_context import InContext
 
@@ -33,7 +35,12 @@ TRAINED = "as in training"
 
 @instrument(title="Which algorithm", steps="last", order=15)
 def which_algorithm(
-    model: PreTrainedModel | Predictor, task: Task, batch: Batch, seed: int = 0, layers: bool = True
+    model: PreTrainedModel | Predictor,
+    task: Task,
+    batch: Batch,
+    seed: int = 0,
+    layers: bool = True,
+    iterations: int | None = None,
 ) -> xr.Dataset:
     """The algorithms that a model may have learned, held against what it does. The numbers of each (iterations, step,
     ridge) are fitted to the model's predictions on half of the sequences; everything is told of the other half, and of
@@ -52,6 +59,7 @@ def which_algorithm(
         batch: sequences of the task, 32 or more.
         seed: of the sequences from other distributions, and of the bootstrap.
         layers: whether layers are read, too; of a model alone.
+        iterations: that algorithms with iterations make; as many as fit best by default.
     """
     if not isinstance(task, InContext):
         raise ValueError(f"a task must be learned in context to have algorithms, but {type(task).__name__} is not")
@@ -62,7 +70,7 @@ def which_algorithm(
     read = read_at_every_depth(model, task, batch) if layers and isinstance(model, PreTrainedModel) else {}
     cut = len(first)
     found, by_layer = {}, {}
-    for algorithm in task.algorithms():
+    for algorithm in (_limited(each, iterations) for each in task.algorithms()):
         ours, *theirs = fit_all(
             algorithm, here.shown, [here.prediction, *(values[:cut] for values in read.values())], here.weight
         )
@@ -73,6 +81,13 @@ def which_algorithm(
         | _named(there, found, seed)
         | _by_depth(there, [values[cut:] for values in read.values()], list(read), by_layer)
     )
+
+
+def _limited(algorithm: Algorithm, iterations: int | None) -> Algorithm:
+    """An algorithm that makes so many iterations, if it makes any."""
+    if iterations is None or not algorithm.unit or iterations not in algorithm.ticks:
+        return algorithm
+    return replace(algorithm, ticks=(iterations,))
 
 
 def _by_setting(

@@ -41,6 +41,8 @@ class DecoderConfig(PretrainedConfig):
         activation: of the MLP.
         initializer_range: standard deviation of token and position embeddings at the start; linear maps start
             with 1 / sqrt(fan-in), and those that write to the residual stream with 1 / sqrt(layers) of it.
+        initializer_writes: a factor on the latter; linear attention, whose weights grow with its inputs, needs a small
+            one where there are many layers.
 
     Raises:
         ValueError: a value out of range, or a combination that has no meaning.
@@ -74,6 +76,7 @@ class DecoderConfig(PretrainedConfig):
         share_layers: bool = False,
         activation: str = "gelu",
         initializer_range: float = 0.02,
+        initializer_writes: float = 1.0,
         **kwargs: Any,
     ) -> None:
         self.vocab_size = vocab_size
@@ -93,6 +96,7 @@ class DecoderConfig(PretrainedConfig):
         self.share_layers = share_layers
         self.activation = activation
         self.initializer_range = initializer_range
+        self.initializer_writes = initializer_writes
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)
         self._refuse_nonsense()
@@ -108,6 +112,10 @@ class DecoderConfig(PretrainedConfig):
         _must(
             self.intermediate_size >= 0,
             f"intermediate_size must be 0 or more, but got {self.intermediate_size}",
+        )
+        _must(
+            self.initializer_writes >= 0,
+            f"initializer_writes must be 0 or more, but got {self.initializer_writes}",
         )
         _must(
             self.hidden_size % heads == 0,

@@ -151,7 +151,8 @@ class Decoder(PreTrainedModel):
             module.reset_parameters()
         writes = module.o_proj if isinstance(module, Attention) else getattr(module, "down_proj", None)
         if writes is not None:
-            nn.init.normal_(writes.weight, std=(writes.in_features * self.config.num_hidden_layers) ** -0.5)
+            std = (writes.in_features * self.config.num_hidden_layers) ** -0.5
+            nn.init.normal_(writes.weight, std=self.config.initializer_writes * std)
 
 
 AutoConfig.register("mesascope", DecoderConfig, exist_ok=True)

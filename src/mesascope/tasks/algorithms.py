@@ -4,7 +4,7 @@ Those with iterations give the prediction after any of them. All can be differen
 that the weights they give to it can be compared with a model's.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -19,9 +19,9 @@ Number = float | Float[Tensor, "value 1 1 1 1"]  # of a parameter: one, or sever
 Bounds = tuple[float, float]
 Per = Literal["mean", "curvature"]
 Ticks = tuple[int, ...]
-STEPS = (*range(1, 17), 20, 24, 32, 48, 64, 96, 128, 192, 256)  # of gradient descent
+STEPS = (*range(1, 17), *(each << n for n in range(9) for each in (20, 24, 28, 32)))  # of gradient descent, to 8192
 FEW = tuple(range(2, 9))  # of GD++, which at one step is gradient descent
-NEWTON = tuple(range(1, 13))  # of Newton's iteration: 2^12 steps of gradient descent, or so
+NEWTON = tuple(range(1, 21))  # of Newton's iteration: 2^20 steps of gradient descent, or so
 NEIGHBOURS = tuple(range(1, 6))
 PROXIMAL = 200  # proximal steps of the lasso
 
@@ -34,14 +34,14 @@ class Algorithm:
         name: how it is called.
         predict: gets what the prompt shows, after which iterations predictions are wanted, and the parameters by name.
         ticks: the iterations that are looked at, in order; 1 alone where it has none.
-        unit: what an iteration is called.
+        unit: what an iteration is called; empty where it has none.
         parameters: numbers that are fitted, each with its lowest and highest value, above 0.
     """
 
     name: str
     predict: Callable[..., Path]
     ticks: Ticks = (1,)
-    unit: str = "step"
+    unit: str = ""
     parameters: Mapping[str, Bounds] = field(default_factory=dict)
 
     def called(self, iteration: int) -> str:
@@ -50,9 +50,49 @@ class Algorithm:
         >>> gradient_descent().called(1), least_squares().called(1)
         ('1 step of gradient descent', 'least squares')
         """
-        if self.ticks == (1,):
+        if not self.unit:
             return self.name
         return f"{iteration} {self.unit}{'s' if iteration > 1 else ''} of {self.name}"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Step:
+    """What one step makes of a rule: a matrix times it, plus a constant; many steps are one of these again.
+
+    Attributes:
+        factor: the matrix.
+        constant: what is added.
+    """
+
+    factor: Float[Tensor, "*lead feature feature"]
+    constant: Float[Tensor, "*lead feature out"]
+
+    def __call__(self, rule: Float[Tensor, "*lead feature out"]) -> Float[Tensor, "*lead feature out"]:
+        """The rule after the step."""
+        return self.factor @ rule + self.constant
+
+    def then(self, other: "Step") -> "Step":
+        """This and then another, as one."""
+        return Step(factor=other.factor @ self.factor, constant=other(self.constant))
+
+
+def after(step: Step, rule: Float[Tensor, "*lead feature out"], ticks: Ticks) -> Iterator[Float[Tensor, "..."]]:
+    """The rule after so many steps, for each of some numbers of them in order; many steps are taken at once.
+
+    Args:
+        step: what one step makes of a rule.
+        rule: before the first.
+        ticks: how many steps.
+    """
+    powers, done = {0: step}, 0  # by the logarithm of how many steps they are
+    for tick in ticks:
+        left, done = tick - done, tick
+        for power in range(left.bit_length()):
+            if power not in powers:
+                powers[power] = powers[power - 1].then(powers[power - 1])
+            if left >> power & 1:
+                rule = powers[power](rule)
+        yield rule
 
 
 def least_squares() -> Algorithm:
@@ -85,16 +125,14 @@ def gradient_descent(per: Per = "mean") -> Algorithm:
     def predict(shown: Examples, ticks: Ticks, step: Number) -> Path:
         gram, moment = shown.gram, shown.moment
         rate = step / (_largest(gram) if per == "curvature" else shown.seen.clamp_min(1)[:, None, None])
-        rule, path = torch.zeros_like(rate * moment), []
-        for tick in range(1, max(ticks) + 1):
-            rule = rule - rate * (gram @ rule - moment)
-            if tick in ticks:
-                path.append(shown.apply(rule))
-        return torch.stack(path)
+        eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+        one = Step(factor=eye - rate * gram, constant=rate * moment)
+        rules = after(one, torch.zeros_like(one.constant), ticks)
+        return torch.stack([shown.apply(rule) for rule in rules])
 
     name = "gradient descent" if per == "mean" else "normalised gradient descent"
     bounds = (0.02, 4.0) if per == "mean" else (0.05, 1.95)
-    return Algorithm(name=name, predict=predict, ticks=STEPS, parameters={"step": bounds})
+    return Algorithm(name=name, predict=predict, ticks=STEPS, unit="step", parameters={"step": bounds})
 
 
 def transforming_descent() -> Algorithm:
@@ -118,7 +156,7 @@ def transforming_descent() -> Algorithm:
         return torch.stack(path)
 
     bounds = {"step": (0.02, 4.0), "gamma": (1e-3, 1.0)}
-    return Algorithm(name="GD++", predict=predict, ticks=FEW, parameters=bounds)
+    return Algorithm(name="GD++", predict=predict, ticks=FEW, unit="step", parameters=bounds)
 
 
 def newton() -> Algorithm:
@@ -134,7 +172,9 @@ def newton() -> Algorithm:
                 path.append(shown.apply(inverse @ moment))
         return torch.stack(path)
 
-    return Algorithm(name="Newton's iteration", predict=predict, ticks=NEWTON, parameters={"start": (0.1, 1.95)})
+    return Algorithm(
+        name="Newton's iteration", predict=predict, ticks=NEWTON, unit="step", parameters={"start": (0.1, 1.95)}
+    )
 
 
 def averaging() -> Algorithm:

@@ -1,0 +1,235 @@
+"""Transformers learn in context by gradient descent: linear attention, trained, against steps of it and of GD++.
+
+von Oswald et al. 2023 (arXiv 2212.07677). The construction, by which one layer of linear attention takes one step of
+gradient descent, is `mesascope.models.planted_descent`; here layers are trained from random weights. Pairs are single
+vectors (x, y), and nothing attends to the one that asks, as there; sizes and training are ours.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import xarray as xr
+
+from mesascope import measures
+from mesascope.measures.algorithms import TRAINED
+from mesascope.models.config import DecoderConfig
+from mesascope.studies.base import Arm, Citation, Claim, Results, Scale, Setup, Study, last, untrained
+from mesascope.tasks.regression import Regression
+from mesascope.train import AdamW, Cosine, Training
+
+PAPER = "von Oswald et al. 2023"
+TASK = Regression(dim=5, examples_shown=10, layout="joined")  # ours; the paper has N = dim = 10
+BEST = TASK.examples_shown / (TASK.examples_shown + TASK.dim + 1)  # minimises E|w - step S w|^2, S the mean of x x^T
+SAME_LENGTH = ("inputs twice as large", "correlated inputs", "noisy answers", "rules twice as large")
+ALIKE = 0.99  # ours
+NEAR = 0.05  # ours
+ELSEWHERE = 0.9  # ours
+
+SHAPE = {
+    "d_in": TASK.width,
+    "d_out": 1,
+    "hidden_size": 16,  # ours: the pair and some room
+    "num_attention_heads": 1,  # as the paper, for its first results
+    "intermediate_size": 0,
+    "attention": "linear",
+    "visible": "shown",
+    "norm": "none",
+    "positions": "none",
+    "max_position_embeddings": 4 * TASK.length,
+    "initializer_writes": 0.1,  # ours: linear attention grows with the cube of the stream
+}
+
+
+def training(steps: int) -> Training:
+    """All ours but the optimiser's kind."""
+    return Training(
+        steps=steps,
+        batch_size=256,
+        optimizer=AdamW(lr=3e-3, betas=(0.9, 0.99), weight_decay=0.0),
+        warmup=min(100, steps // 5),
+        schedule=Cosine(),
+        clip=1.0,
+        checkpoints=6,
+    )
+
+
+SCALES = {
+    "smoke": Scale(training=training(40), sequences=64, minutes=0.5),
+    "laptop": Scale(training=training(3_000), sequences=1024, minutes=4.0),
+    "paper": Scale(training=training(30_000), seeds=8, sequences=4096, minutes=60.0),
+}
+SETUPS = {name: Setup(training=scale.training, sequences=scale.sequences) for name, scale in SCALES.items()}
+WHICH = replace(measures.which_algorithm, steps="ends")
+TWO_STEPS = replace(
+    measures.which_algorithm.using(iterations=2, layers=False),
+    name="two_steps",
+    title="Which algorithm, of two steps",
+)
+
+TWO = Arm(
+    name="two",
+    title="two layers",
+    task=TASK,
+    model=DecoderConfig(num_hidden_layers=2, **SHAPE),
+    setups=SETUPS,
+    measures=(measures.behaviour, measures.lens.using(first=TASK.examples_shown)),
+    sweeps=(WHICH, TWO_STEPS),
+)
+
+
+def _similarity(found: xr.Dataset, predictor: str, stat: str = "predictions") -> xr.DataArray:
+    """How alike an algorithm and the model are, on sequences as in training."""
+    return found["similarity"].sel(setting=TRAINED, predictor=predictor, stat=stat, drop=True)
+
+
+def _elsewhere(found: xr.Dataset, predictor: str) -> xr.DataArray:
+    """The same for predictions, on the worst of the other distributions with as many examples."""
+    return (
+        last(found["similarity"]).sel(setting=list(SAME_LENGTH), predictor=predictor, stat="predictions").min("setting")
+    )
+
+
+def _steps(found: xr.Dataset) -> xr.DataArray:
+    """How many steps of gradient descent are nearest to the trained model."""
+    return last(found["iterations"]).sel(predictor="gradient descent", drop=True).astype(float)
+
+
+def _from_best(found: xr.Dataset) -> xr.DataArray:
+    """How far the step is from the best one, as a share of that."""
+    return abs(last(found["fitted"]).sel(predictor="gradient descent", drop=True) / BEST - 1)
+
+
+def _of_averaging(results: Results) -> xr.DataArray:
+    """How far a step of 1 is from the best one."""
+    step = last(results["which_algorithm"]["fitted"]).sel(predictor="gradient descent", drop=True)
+    return xr.full_like(step, abs(1 / BEST - 1))
+
+
+def _against_descent(found: xr.Dataset) -> xr.DataArray:
+    """The model's error over that of the gradient descent which is nearest to it."""
+    ours, theirs = (last(found[name]).sel(setting=TRAINED, drop=True) for name in ("model_error", "error"))
+    return ours / theirs.sel(predictor="gradient descent", drop=True)
+
+
+def _last_step(errors: xr.DataArray) -> xr.DataArray:
+    """The change of log10 error from the layer before the last to the last."""
+    return xr.apply_ufunc(np.log10, errors).diff("layer").isel(layer=-1, drop=True)
+
+
+STUDY = Study(
+    name="gradient-descent",
+    title="Linear attention as steps of gradient descent",
+    about=(
+        "Linear regression in context: a prompt shows pairs, one vector each, and asks for one more answer. One layer "
+        "of linear attention is trained, and two beside it, and held against gradient descent from a rule of zeros. "
+        "The layout of the prompt and the kind of attention are the paper's, sizes, training and thresholds are ours."
+    ),
+    citation=Citation(
+        key="vonoswald2023transformers",
+        authors="von Oswald, Johannes and Niklasson, Eyvind and Randazzo, Ettore and Sacramento, João and Mordvintsev, "
+        "Alexander and Zhmoginov, Andrey and Vladymyrov, Max",
+        title="Transformers Learn In-Context by Gradient Descent",
+        year=2023,
+        venue="ICML 2023; arXiv:2212.07677",
+        url="https://arxiv.org/abs/2212.07677",
+    ),
+    task=TASK,
+    model=DecoderConfig(num_hidden_layers=1, **SHAPE),
+    scales=SCALES,
+    measures=(measures.behaviour,),
+    sweeps=(WHICH,),
+    arms=(TWO,),
+    claims=(
+        Claim(
+            name="one layer is one step",
+            sentence="A trained layer of linear attention predicts what gradient descent predicts.",
+            source=f"{PAPER}; the threshold is ours",
+            statistic=lambda results: last(_similarity(results["which_algorithm"], "gradient descent")),
+            about="share of the variance of its predictions that fitted gradient descent explains",
+            control=lambda results: untrained(_similarity(results["which_algorithm"], "gradient descent")),
+            control_about="the same for the untrained layer",
+            direction="above",
+            bound=ALIKE,
+        ),
+        Claim(
+            name="and no more than one",
+            sentence="The gradient descent that is nearest to one layer takes a single step.",
+            source=PAPER,
+            statistic=lambda results: _steps(results["which_algorithm"]),
+            about="steps of gradient descent, as fitted",
+            control=lambda results: _steps(results["two_which_algorithm"]),
+            control_about="the same for two layers",
+            direction="below",
+            bound=1.5,
+        ),
+        Claim(
+            name="the best step",
+            sentence="Its step is the one that makes the expected error least.",
+            source=f"{PAPER}; the formula, examples / (examples + dim + 1), and the threshold are ours",
+            statistic=lambda results: _from_best(results["which_algorithm"]),
+            about="distance of the fitted step from the best one, as a share of it",
+            control=_of_averaging,
+            control_about="the same for averaging, a step of 1",
+            direction="below",
+            bound=NEAR,
+        ),
+        Claim(
+            name="the same weights",
+            sentence="It weighs the answers shown as one step of gradient descent does.",
+            source=f"{PAPER}, of sensitivities",
+            statistic=lambda results: last(
+                _similarity(results["which_algorithm"], "gradient descent", "weights: answers shown")
+            ),
+            about="mean cosine of the gradients by the answers, its own and those of gradient descent",
+            control=lambda results: last(
+                _similarity(results["which_algorithm"], "least squares", "weights: answers shown")
+            ),
+            control_about="the same for least squares",
+            direction="above",
+            bound=ALIKE,
+        ),
+        Claim(
+            name="elsewhere too",
+            sentence="It goes on to predict as that step does where inputs and rules come from other distributions.",
+            source=f"{PAPER}, of inputs from a larger range; the other distributions are ours",
+            statistic=lambda results: _elsewhere(results["which_algorithm"], "gradient descent"),
+            about="the least similarity of predictions over other distributions",
+            control=lambda results: _elsewhere(results["which_algorithm"], "least squares"),
+            control_about="the same for least squares",
+            direction="above",
+            bound=ELSEWHERE,
+        ),
+        Claim(
+            name="two layers do better than two steps",
+            sentence="Two layers err less than the two steps of gradient descent that are nearest to them.",
+            source=PAPER,
+            statistic=lambda results: _against_descent(results["two_two_steps"]),
+            about="error of two layers over that of two steps",
+            control=lambda results: _against_descent(results["which_algorithm"]),
+            control_about="error of one layer over that of one step",
+            direction="below",
+            bound=1.0,
+        ),
+        Claim(
+            name="by curvature correction",
+            sentence="Two layers are nearer to two steps of GD++ than to two steps of gradient descent.",
+            source=PAPER,
+            statistic=lambda results: last(_similarity(results["two_two_steps"], "GD++")),
+            about="share of the variance of their predictions that two fitted steps of GD++ explain",
+            control=lambda results: last(_similarity(results["two_two_steps"], "gradient descent")),
+            control_about="the same for gradient descent, which GD++ without correction is",
+            direction="above",
+        ),
+        Claim(
+            name="layer by layer",
+            sentence="The answer can be read more precisely after the second layer than after the first.",
+            source=f"{PAPER}, in our words",
+            statistic=lambda results: _last_step(last(results["two_lens"]["affine_error"])),
+            about="change of log10 error of the affine lens from the first layer to the second",
+            control=lambda results: _last_step(untrained(results["two_lens"]["affine_error"])),
+            control_about="the same in the untrained model",
+            direction="below",
+            bound=0.0,
+        ),
+    ),
+)
