@@ -1,12 +1,12 @@
 """Many edited forward passes of the same inputs at once, without computing again what no edit can change."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -22,15 +22,16 @@ from mesascope.capturing.rounding import close, distance
 from mesascope.capturing.sites import UnsupportedModel
 from mesascope.tasks.base import Batch
 
+Place = tuple[str, int]  # a site and a layer
 FAILURES = (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError)  # of a model that misses a layer
 
 
 class Stem:
     """An untouched forward pass, from which edited ones branch off.
 
-    A branch is the same sequences with one edit. Branches that run together lie side by side along the batch axis;
+    A branch is the same sequences with some edits. Branches that run together lie side by side along the batch axis;
     layers before the first edited one only hand the untouched stream on. The first time a layer is branched from, an
-    unedited branch runs along and must predict what the untouched pass predicted.
+    unedited branch runs along and must give what the untouched pass gave.
 
     Args:
         model: any model that capture supports.
@@ -46,20 +47,36 @@ class Stem:
         self.model = transformers_model(model)
         self.inputs, _ = on_device(self.model, inputs, None)
         self._everywhere = everywhere
-        self._site = site
+        self._site, self._kept = site, dict[str, set[int]]()
         with quiet(self.model):
             self._probe, self._known = examine(self.model, self.inputs)
-        self._tried: set[int] = set()
+        self._tried: set[tuple[int, Place | None]] = set()
 
     @cached_property
     def prediction(self) -> Float[Tensor, "batch predicted d_out"]:
         """Of the untouched pass, which is run when it is first asked for."""
         return self._untouched[0]
 
+    def keep(self, places: Mapping[str, Sequence[int]]) -> None:
+        """Keep more of the untouched pass than the streams and the site; ask before anything is run.
+
+        Raises:
+            UnsupportedModel: a layer lacks the site.
+        """
+        refuse_missing(type(self.model).__name__, self._known, places)
+        for site, layers in places.items():
+            self._kept.setdefault(site, set()).update(layers)
+
+    def seen(self, site: str, layer: int) -> Float[Tensor, "batch *rest"]:
+        """What the untouched pass had at a place that is kept."""
+        return self._untouched[1].seen[site, layer]
+
     @cached_property
     def _untouched(self) -> tuple[Tensor, "_Watching"]:
         """The untouched pass: its prediction, and what was seen."""
-        places = {"resid_pre": list(range(self.layers))} | {self._site: self.having(self._site)}
+        self.keep({"resid_pre": range(self.layers)})
+        self.keep({self._site: self.having(self._site)})
+        places = {site: sorted(layers) for site, layers in self._kept.items()}
         refuse_too_large(estimate(self._probe, self._known, places, *self.inputs.shape[:2]), self.inputs.device)
         watching = _Watching()
         with (
@@ -88,6 +105,14 @@ class Stem:
         """The layers that have a site."""
         return [number for number, layer in enumerate(self._known) if site not in layer.missing]
 
+    def missing(self, site: str) -> dict[int, str]:
+        """The layers that lack a site, and why."""
+        return {number: layer.missing[site] for number, layer in enumerate(self._known) if site in layer.missing}
+
+    def parallel(self, layer: int) -> bool:
+        """Whether a layer's MLP reads the stream before attention has written to it."""
+        return self._known[layer].parallel
+
     def shape(self, site: str, layer: int) -> list[int]:
         """The sizes of a site's axes within a layer."""
         return shape(self._probe, self._known[layer], site, *self.inputs.shape[:2])
@@ -98,10 +123,10 @@ class Stem:
         refuse_missing(type(self.model).__name__, self._known, {edit.site: layers})
         refuse(edit, {n: self.shape(edit.site, n) for n in layers}, len(self.inputs), self._probe.logits)
 
-    def check(self, edit: Edit) -> None:
+    def check(self, places: Mapping[str, Sequence[int]]) -> None:
         """Hold the first sequence against the untouched model, as `capture` does; raises as it does."""
         with quiet(self.model):
-            check_places(self.model, self._known, {edit.site: edit.layers(self.layers)}, self.inputs, None)
+            check_places(self.model, self._known, places, self.inputs, None)
 
     def like(self) -> Float[Tensor, "batch predicted d_out"]:
         """Zeros of the shape of predictions, to try a metric on."""
@@ -114,55 +139,90 @@ class Stem:
         layers = edit.layers(self.layers)
         return any(apply(edit, self._untouched[1].seen[edit.site, n], n, range(rows), rows) is not None for n in layers)
 
-    def branch(self, edits: Sequence[Edit]) -> Float[Tensor, "branch batch predicted d_out"]:
+    def branch(self, branches: Sequence[Sequence[Edit]]) -> Float[Tensor, "branch batch predicted d_out"]:
         """The predictions of so many edited passes, run as one.
 
         Args:
-            edits: one for each branch; they fit (:meth:`refuse`).
+            branches: the edits of each, made in order; they fit (:meth:`refuse`).
 
         Raises:
             UnsupportedModel: what one sequence predicts depends on which others run beside it.
         """
-        first = min(min(edit.layers(self.layers), default=self.layers) for edit in edits)
-        first = min(first, self._reach, self.layers - 1)
-        if first in self._tried:
-            return self._run(edits, first)
-        with quiet(self.model):  # other sequences, for a model that remembers what it computed last
-            predict(self.model, self.inputs.flip(1), everywhere=self._everywhere)
+        return self._tried_out(branches, None)
+
+    def reached(self, branches: Sequence[Sequence[Edit]], site: str, layer: int) -> Float[Tensor, "branch batch *rest"]:
+        """What is at a place in so many edited passes, run as one and no further than there.
+
+        Args:
+            branches: as in :meth:`branch`.
+            site, layer: the place; it is kept (:meth:`keep`).
+
+        Raises:
+            UnsupportedModel: as :meth:`branch` does.
+        """
+        return self._tried_out(branches, (site, layer))
+
+    def _tried_out(self, branches: Sequence[Sequence[Edit]], goal: Place | None) -> Float[Tensor, "branch batch *rest"]:
+        """Branches as far as a goal, or to their predictions; the first time with an unedited one beside them."""
+        edited = [layer for edits in branches for edit in edits for layer in edit.layers(self.layers)]
+        first = min([*edited, self._reach, self.layers - 1 if goal is None else goal[1]])
+        if (first, goal) in self._tried:
+            return self._run(branches, first, goal)
+        unedited = _Branches([], self.layers, 0, 0, self.inputs, goal)
+        self._pass(self.inputs.flip(1), unedited, 0)  # other sequences, for a model that remembers its last pass
         try:
-            prediction = self._run([*edits, None], first)
+            found = self._run([*branches, ()], first, goal)
         except torch.OutOfMemoryError:
             raise
         except FAILURES:
             if first == 0:
                 raise
         else:
-            if close(prediction[-1], self.prediction):
-                self._tried.add(first)
-                return prediction[:-1]
+            plain = self.prediction if goal is None else self.seen(*goal)
+            alone, plain = (x.masked_fill(x.isneginf(), 0.0) for x in (found[-1], plain))  # masked scores
+            if close(alone, plain):
+                self._tried.add((first, goal))
+                return found[:-1]
             if first == 0:
                 raise UnsupportedModel(
                     f"what a sequence predicts must not depend on those beside it, but {type(self.model).__name__} "
-                    f"differs by {distance(prediction[-1], self.prediction):.1e} of it; run one edit at a time with "
-                    "capture"
+                    f"differs by {distance(alone, plain):.1e} of it; run one edit at a time with capture"
                 )
         self._reach = 0  # some layer hands on more than its stream, past those that follow
-        return self.branch(edits)
+        return self._tried_out(branches, goal)
 
-    def _run(self, edits: Sequence[Edit | None], first: int) -> Float[Tensor, "branch batch predicted d_out"]:
-        """Branches from one layer on; nothing is edited where there is no edit."""
+    def _run(
+        self, branches: Sequence[Sequence[Edit]], first: int, goal: Place | None
+    ) -> Float[Tensor, "branch batch *rest"]:
+        """Branches from one layer on, as far as a goal."""
         rows = len(self.inputs)
-        branches = _Branches(edits, self.layers, rows, first, self._untouched[1].seen["resid_pre", first])
-        together = self.inputs.repeat(len(edits), *[1] * (self.inputs.ndim - 1))
+        touch = _Branches(branches, self.layers, rows, first, self.seen("resid_pre", first), goal)
+        together = self.inputs.repeat(len(branches), *[1] * (self.inputs.ndim - 1))
+        return self._pass(together, touch, first).unflatten(0, (len(branches), rows))
+
+    def _pass(
+        self, inputs: Shaped[Tensor, "rows pos *d_in"], touch: "_Branches", first: int
+    ) -> Float[Tensor, "rows *rest"]:
+        """A forward pass from one layer on: its prediction, or what is at the goal."""
         skipped = self._known[:first]
         forwards = [_hand_on(layer.stream_at, self._gives[number] is tuple) for number, layer in enumerate(skipped)]
         with (
             quiet(self.model),
             running([self.model.get_submodule(layer.block) for layer in skipped], forwards),
-            attach(self.model, self._known, branches.places, branches),
+            attach(self.model, self._known, touch.places, touch),
         ):
-            prediction = predict(self.model, together, everywhere=self._everywhere)
-        return prediction.unflatten(0, (len(edits), rows))
+            try:
+                return predict(self.model, inputs, everywhere=self._everywhere)
+            except _ReachedError as reached:
+                return reached.value
+
+
+class _ReachedError(Exception):
+    """What was wanted has been seen; nothing after it is run."""
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.value = value
 
 
 class _Watching:
@@ -179,38 +239,45 @@ class _Watching:
 
 
 class _Branches:
-    """Makes every branch's edit in that branch alone, and puts the untouched stream in before the first layer."""
+    """Makes every branch's edits in that branch alone, and puts the untouched stream in before the first layer."""
 
     def __init__(
-        self, edits: Sequence[Edit | None], layers: int, rows: int, first: int, stream: Float[Tensor, "..."]
+        self,
+        branches: Sequence[Sequence[Edit]],
+        layers: int,
+        rows: int,
+        first: int,
+        stream: Shaped[Tensor, "..."],
+        goal: Place | None,
     ) -> None:
-        self._edits, self._rows, self._first, self._stream = edits, rows, first, stream
-        self._layers = [set(edit.layers(layers)) if edit is not None else set() for edit in edits]
+        self._count, self._rows, self._first, self._stream, self._goal = len(branches), rows, first, stream, goal
+        self._edits: dict[Place, list[tuple[int, Edit]]] = {}
+        for number, edits in enumerate(branches):
+            for edit in edits:
+                for layer in edit.layers(layers):
+                    self._edits.setdefault((edit.site, layer), []).append((number, edit))
 
     @property
     def places(self) -> dict[str, list[int]]:
-        """Every site that is edited, and in which layers."""
-        places: dict[str, set[int]] = {"resid_pre": {self._first} if self._first else set()}
-        for edit, layers in zip(self._edits, self._layers, strict=True):
-            if edit is not None:
-                places.setdefault(edit.site, set()).update(layers)
-        return {site: sorted(layers) for site, layers in places.items()}
+        """Every site that is edited or wanted, and in which layers."""
+        wanted = {*self._edits} | ({("resid_pre", self._first)} if self._first else set())
+        wanted |= {self._goal} if self._goal is not None else set()
+        return {site: sorted(layer for other, layer in wanted if other == site) for site, _ in wanted}
 
     def __call__(self, site: str, layer: int, value: Float[Tensor, "rows *rest"]) -> Float[Tensor, "rows *rest"]:
         """Take what is at a site for all branches, and say what shall be there."""
-        count = len(self._edits)
         if site == "resid_pre" and layer == self._first and self._first:
-            value = self._stream.repeat(count, *[1] * (self._stream.ndim - 1))
+            value = self._stream.repeat(self._count, *[1] * (self._stream.ndim - 1))
         fresh = False
-        for number, edit in enumerate(self._edits):
-            if edit is None or edit.site != site or layer not in self._layers[number]:
-                continue
+        for number, edit in self._edits.get((site, layer), ()):
             mine = slice(number * self._rows, (number + 1) * self._rows)
             new = apply(edit, value[mine], layer, range(self._rows), self._rows)
             if new is not None:
                 value = value if fresh else value.clone()
                 value[mine] = new
                 fresh = True
+        if (site, layer) == self._goal:
+            raise _ReachedError(value)
         return value
 
 

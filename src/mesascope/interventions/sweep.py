@@ -13,6 +13,7 @@ from mesascope.axes import label
 from mesascope.capturing import Edit, NothingChanged, Stem, capture
 from mesascope.capturing import site as site_of
 from mesascope.interventions.changes import Where, replace
+from mesascope.interventions.contrast import refuse_unlike, targeted, with_share
 from mesascope.interventions.metrics import Metric, distance, divergence, loss
 from mesascope.tasks.base import Batch
 
@@ -72,7 +73,7 @@ def sweep(
     stem = Stem(model, inputs, edit.site, everywhere=not (isinstance(chosen, Metric) and chosen.last))
     edit, places = placed(stem, edit, over, chosen)
     measured = chosen if isinstance(chosen, Metric) else chosen(stem.prediction)
-    return _swept(stem, edit, places, measured, positions, progress)
+    return swept(stem, edit, places, measured, positions, progress)
 
 
 def patch(
@@ -112,30 +113,24 @@ def patch(
     Raises:
         ValueError: the two differ in shape, or the metric is the same on both; else as :func:`sweep`.
     """
-    ours, theirs = (tuple((x.inputs if isinstance(x, Batch) else x).shape) for x in (inputs, source))
-    if ours != theirs:
-        raise ValueError(f"both runs must be as many sequences of the same length, but got {ours} and {theirs}")
+    refuse_unlike(inputs, source)
     over = refuse_asked(site, over, positions)
+    measured = directed(metric, inputs)
+    stem = Stem(model, inputs, site, everywhere=not measured.last)
+    blank, places = placed(stem, Edit(site=site, where=dict(where or {}), fn=torch.clone), over, measured)
+    recorded = capture(model, source, [site, "prediction"], layers=blank.layers(stem.layers))
+    target = targeted(measured, stem.prediction, recorded["prediction"])
+    found = swept(stem, replace(site, recorded, blank.where), places, measured, positions, progress)
+    return with_share(found, measured, target)
+
+
+def directed(metric: Metric | str | Callable[[Tensor], Tensor], inputs: Tensor | Batch) -> Metric:
+    """A metric along which two runs can lie apart; refuse a distance from one of them."""
     if isinstance(metric, str):
         raise ValueError(f"a patch needs a metric with a direction, such as logit_difference, but got {metric!r}")
     measured = metric_of(metric, inputs)
     assert isinstance(measured, Metric)
-    stem = Stem(model, inputs, site, everywhere=not measured.last)
-    blank, places = placed(stem, Edit(site=site, where=dict(where or {}), fn=torch.clone), over, measured)
-    recorded = capture(model, source, [site, "prediction"], layers=blank.layers(stem.layers))
-    intact, target = (float(measured(found).mean()) for found in (stem.prediction, recorded["prediction"]))
-    if abs(target - intact) <= 1e-6 * max(abs(target), abs(intact)):
-        raise ValueError(
-            f"the metric must differ between the two runs, but {measured.name} is {intact:.4g} on both; "
-            "choose another metric or another pair"
-        )
-    found = _swept(stem, replace(site, recorded, blank.where), places, measured, positions, progress)
-    share = (found["value"] - found["intact"]) / (target - found["intact"])
-    about = f"{measured.name}: share of the way from the run that is patched (0) to the one patched in (1)"
-    return found.assign(
-        recovered=share.assign_attrs(units="1", about=about, headline=1),
-        target=label(target, units=measured.units, about=f"{measured.about}; on the run that is patched in"),
-    )
+    return measured
 
 
 def metric_of(
@@ -217,16 +212,25 @@ def at(edit: Edit, over: Sequence[str], place: Place) -> Edit:
     return with_other(edit, where={**edit.where, **dict(zip(over, place, strict=True))})
 
 
-def _swept(
+def swept(
     stem: Stem,
     edit: Edit,
     places: Mapping[str, Sequence[int]],
     measured: Metric,
     positions: int,
     progress: Progress | None,
+    branch: Callable[[Sequence[Edit]], Tensor] | None = None,
 ) -> xr.Dataset:
-    """The edit in every place."""
-    stem.check(edit)
+    """The edit in every place.
+
+    Args:
+        stem, edit, places, measured: as :func:`placed` gives them.
+        positions, progress: as in :func:`sweep`.
+        branch: from edits of one layer to the prediction with each (branch, batch, predicted, d_out), where that is
+            not simply the model's with the edit.
+    """
+    branch = branch or (lambda edits: stem.branch([[edit] for edit in edits]))
+    stem.check({edit.site: edit.layers(stem.layers)})
     intact = float(measured(stem.prediction).mean())
     over, every = tuple(places), list(itertools.product(*places.values()))
     edits = [at(edit, over, place) for place in every]
@@ -236,7 +240,7 @@ def _swept(
     if progress is not None:
         progress(done, len(every))
     for chunk in _chunks(every, changed.tolist(), stem, positions, over):
-        for number, prediction in zip(chunk, stem.branch([edits[number] for number in chunk]), strict=True):
+        for number, prediction in zip(chunk, branch([edits[number] for number in chunk]), strict=True):
             value[number] = float(measured(prediction).mean())
         done += len(chunk)
         if progress is not None:
