@@ -4,6 +4,7 @@ from mesascope.interventions.ablation import ablation
 from mesascope.interventions.attribution import attribution_patch
 from mesascope.interventions.changes import mean, replace, resample, scale, steer, zero
 from mesascope.interventions.metrics import Metric, log_probability, logit_difference
+from mesascope.interventions.paths import path_patch
 from mesascope.interventions.sweep import patch, sweep
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "logit_difference",
     "mean",
     "patch",
+    "path_patch",
     "replace",
     "resample",
     "scale",
