@@ -1,19 +1,17 @@
 """What a head is worth: the loss without it."""
 
-import warnings
 from dataclasses import replace
 from itertools import combinations
 
-import torch
 import xarray as xr
-from jaxtyping import Float
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from mesascope.axes import label
-from mesascope.capturing import Edit, NothingChanged, capture
+from mesascope.capturing import Stem, capture
 from mesascope.instruments import instrument
+from mesascope.interventions.branches import branched
 from mesascope.interventions.changes import mean, resample
+from mesascope.interventions.metrics import task_loss
 from mesascope.tasks.base import Batch, Task
 
 MOST_HEADS = 6  # 63 groups in a layer; with more there would be hundreds
@@ -44,17 +42,20 @@ def ablation(
         sequences: at most so many of the batch are used.
     """
     batch = batch[:sequences]
-    recorded = capture(model, batch, ["head_out", "prediction"])
+    recorded = capture(model, batch, ["head_out"])
     layers, heads = recorded["head_out"].shape[0], recorded["head_out"].shape[3]
     named = {"+".join(map(str, group)): group for group in _groups(heads, groups)}
-    base = _loss(task, recorded["prediction"], batch, first)
     kinds = {"mean": mean("head_out", recorded), "resample": resample("head_out", recorded, seed=seed)}
-    cost = torch.zeros(layers, len(named), len(kinds))
-    for layer in range(layers):
-        for column, group in enumerate(named.values()):
-            for kind, everywhere in enumerate(kinds.values()):
-                edit = replace(everywhere, where={"layer": layer, "head": list(group)})
-                cost[layer, column, kind] = _loss(task, _edited(model, batch, edit), batch, first) - base
+    edits = [
+        replace(everywhere, where={"layer": layer, "head": list(group)})
+        for layer in range(layers)
+        for group in named.values()
+        for everywhere in kinds.values()
+    ]
+    stem, loss = Stem(model, batch, "head_out"), task_loss(task, batch, first)
+    intact = loss(stem.prediction)
+    value, _ = branched(stem, edits, loss)
+    cost = (value - intact).mean(1).float().reshape(layers, len(named), len(kinds))
     unit, stats = "units of the loss", {"stat": list(kinds)}
     by_head = label(
         cost[:, :heads], "layer", "head", "stat", units=unit, about="rise of the loss without this head", coords=stats
@@ -72,7 +73,7 @@ def ablation(
         {
             "cost": by_head.assign_attrs(headline=1),
             "group_cost": by_group.assign_attrs(view="table"),
-            "loss": label(base, units=unit, about="loss of the intact model"),
+            "loss": label(float(intact.mean()), units=unit, about="loss of the intact model"),
         }
     )
 
@@ -83,15 +84,3 @@ def _groups(heads: int, groups: bool) -> list[tuple[int, ...]]:
         raise ValueError(f"groups need at most {MOST_HEADS} heads in a layer, but got {heads}; use groups=False")
     largest = heads if groups else 1
     return [group for size in range(1, largest + 1) for group in combinations(range(heads), size)]
-
-
-def _edited(model: PreTrainedModel, batch: Batch, edit: Edit) -> Float[Tensor, "batch pos d_out"]:
-    """The prediction when heads put out something else."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NothingChanged)  # a head whose output never changes is worth exactly 0
-        return capture(model, batch, ["prediction"], edits=[edit], check=False)["prediction"]
-
-
-def _loss(task: Task, prediction: Float[Tensor, "batch pos d_out"], batch: Batch, first: int) -> float:
-    """The mean loss over positions from ``first`` on."""
-    return float(task.loss(prediction, batch)[:, first:].double().mean())

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mesascope.capturing.gradients import losses, scored
-from mesascope.tasks.base import Batch
+from mesascope.tasks.base import Batch, Task
 
 Prediction = Float[Tensor, "batch predicted d_out"]
 Answer = Tensor | int  # tokens: (batch), or one
@@ -98,6 +98,34 @@ def loss(inputs: Tensor | Batch) -> Metric:
     tokens = not (batch.targets if batch is not None else read).is_floating_point()
     about = "mean loss over the scored positions of a sequence"
     return Metric(name="loss", units="nat" if tokens else "squared value", about=about, fn=fn)
+
+
+def task_loss(task: Task, batch: Batch, first: int = 0) -> Metric:
+    """Each sequence's mean loss over positions from ``first`` on, as its task has it; positions are not weighted.
+
+    Args:
+        task: whose loss is meant.
+        batch: the sequences that are run.
+        first: positions before this one are left out.
+
+    Raises:
+        ValueError: no position is left.
+
+    >>> from mesascope.tasks.affine import Affine
+    >>> task = Affine(length=6)
+    >>> batch = task.sample(4, torch.Generator().manual_seed(0))
+    >>> task_loss(task, batch, first=2)(batch.targets).tolist()
+    [0.0, 0.0, 0.0, 0.0]
+    """
+    length = batch.inputs.shape[1]
+    if not 0 <= first < length:
+        raise ValueError(f"first must lie in 0..{length - 1}, a position of the sequences, but got {first}")
+
+    def fn(prediction: Prediction) -> Tensor:
+        return task.loss(prediction, batch)[:, first:].double().mean(1)
+
+    about = f"mean loss over positions {first} and later of a sequence"
+    return Metric(name="loss", units="units of the loss", about=about, fn=fn)
 
 
 def divergence(intact: Prediction) -> Metric:

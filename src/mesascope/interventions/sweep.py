@@ -2,7 +2,7 @@
 
 import itertools
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace as with_other
 
 import torch
@@ -12,16 +12,14 @@ from torch import Tensor, nn
 from mesascope.axes import label
 from mesascope.capturing import Edit, NothingChanged, Stem, capture
 from mesascope.capturing import site as site_of
+from mesascope.interventions.branches import POSITIONS, Progress, branched
 from mesascope.interventions.changes import Where, replace
 from mesascope.interventions.contrast import refuse_unlike, targeted, with_share
 from mesascope.interventions.metrics import Metric, distance, divergence, loss
 from mesascope.tasks.base import Batch
 
-POSITIONS = 4096  # of all branches that run as one
-NUMBERS = 64_000_000  # that their predictions may have: 256 MB in single precision
 NAMES = ("divergence", "distance", "loss")
 
-Progress = Callable[[int, int], None]
 Place = tuple[int, ...]
 
 
@@ -229,42 +227,23 @@ def swept(
         branch: from edits of one layer to the prediction with each (branch, batch, predicted, d_out), where that is
             not simply the model's with the edit.
     """
-    branch = branch or (lambda edits: stem.branch([[edit] for edit in edits]))
     stem.check({edit.site: edit.layers(stem.layers)})
     intact = float(measured(stem.prediction).mean())
-    over, every = tuple(places), list(itertools.product(*places.values()))
-    edits = [at(edit, over, place) for place in every]
-    changed = torch.tensor([stem.changes(one) for one in edits])
-    value = torch.full((len(every),), intact, dtype=torch.float64)
-    done = len(every) - int(changed.sum())
-    if progress is not None:
-        progress(done, len(every))
-    for chunk in _chunks(every, changed.tolist(), stem, positions, over):
-        for number, prediction in zip(chunk, branch([edits[number] for number in chunk]), strict=True):
-            value[number] = float(measured(prediction).mean())
-        done += len(chunk)
-        if progress is not None:
-            progress(done, len(every))
+    every = list(itertools.product(*places.values()))
+    found, moved = branched(
+        stem,
+        [at(edit, tuple(places), place) for place in every],
+        measured,
+        positions=positions,
+        progress=progress,
+        branch=branch,
+    )
+    changed = torch.tensor(moved)
+    value = torch.where(changed.to(found.device), found.mean(1), intact).cpu()
     if not changed.any():
         line = f"none of {len(every)} edits of {edit.site} changed anything, bit for bit"
         warnings.warn(line, NothingChanged, stacklevel=3)
     return _dataset(measured, intact, value, changed, places)
-
-
-def _chunks(
-    every: Sequence[Place], changed: Sequence[bool], stem: Stem, positions: int, over: Sequence[str]
-) -> Iterator[list[int]]:
-    """Numbers of edits that run together: of one layer, and as many as there is room for; those that change nothing
-    need not run."""
-    each = stem.inputs.shape[0] * stem.inputs.shape[1]
-    room = max(1, min(positions // each, NUMBERS // max(1, stem.prediction.numel())) - 1)  # and one that is not edited
-    layers: dict[int, list[int]] = {}
-    for number, place in enumerate(every):
-        if not changed[number]:
-            continue
-        layers.setdefault(place[over.index("layer")] if "layer" in over else 0, []).append(number)
-    for _, group in sorted(layers.items()):
-        yield from (group[start : start + room] for start in range(0, len(group), room))
 
 
 def _dataset(
