@@ -3,7 +3,8 @@
 from mesascope.interventions.ablation import ablation
 from mesascope.interventions.attribution import attribution_patch
 from mesascope.interventions.changes import mean, replace, resample, scale, steer, zero
-from mesascope.interventions.metrics import Metric, log_probability, logit_difference
+from mesascope.interventions.effects import head_effects
+from mesascope.interventions.metrics import Metric, log_probability, logit_difference, task_loss
 from mesascope.interventions.paths import path_patch
 from mesascope.interventions.sweep import patch, sweep
 
@@ -11,6 +12,7 @@ __all__ = [
     "Metric",
     "ablation",
     "attribution_patch",
+    "head_effects",
     "log_probability",
     "logit_difference",
     "mean",
@@ -21,5 +23,6 @@ __all__ = [
     "scale",
     "steer",
     "sweep",
+    "task_loss",
     "zero",
 ]

@@ -41,6 +41,7 @@ def branched(
     Raises:
         UnsupportedModel: what one sequence predicts depends on which others run beside it.
 
+    >>> import torch
     >>> from mesascope.interventions import zero
     >>> from mesascope.models.planted import planted
     >>> x = torch.randn(4, 6, 1, generator=torch.Generator().manual_seed(0))

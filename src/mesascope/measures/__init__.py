@@ -8,9 +8,11 @@ from mesascope.measures.clusters import clusters
 from mesascope.measures.heads import copying, patterns, position
 from mesascope.measures.inner import inner, objective
 from mesascope.measures.lens import estimate, lens
+from mesascope.measures.names import role_names
 from mesascope.measures.norms import norms
 from mesascope.measures.ov import token_copying
 from mesascope.measures.pictures import pictures, token_pictures
+from mesascope.measures.repeats import repeats
 from mesascope.measures.roles import repeated_tokens, roles
 from mesascope.measures.similarity import similarity
 from mesascope.measures.token_attribution import contributions_to, token_attribution, top_tokens
@@ -37,6 +39,8 @@ __all__ = [
     "pictures",
     "position",
     "repeated_tokens",
+    "repeats",
+    "role_names",
     "roles",
     "similarity",
     "token_attribution",

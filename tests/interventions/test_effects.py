@@ -1,0 +1,88 @@
+"""What a head is worth is the difference of two explicit runs, sequence by sequence; and how sure it is."""
+
+import pytest
+import torch
+
+from mesascope.capturing import Edit, capture
+from mesascope.interventions import ablation, head_effects, mean, resample, task_loss
+from mesascope.interventions.effects import beyond, interval, turned, turns
+from mesascope.models.planted import planted
+from mesascope.models.transformer import Decoder, DecoderConfig
+from mesascope.tasks.affine import Affine
+from mesascope.tasks.seeded import Seeded
+
+TASK = Affine(length=12)
+BATCH = TASK.sample(48, torch.Generator().manual_seed(0))
+
+
+def decoder(**shape) -> Decoder:
+    torch.manual_seed(0)
+    return Decoder(DecoderConfig(num_hidden_layers=2, hidden_size=16, num_attention_heads=2, **shape)).eval()
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+def test_an_effect_is_the_difference_of_two_runs(tokens):
+    task = Seeded(symbols=7, generators=3, first=2, length=10) if tokens else TASK
+    batch = task.sample(32, torch.Generator().manual_seed(1))
+    model = decoder(vocab_size=7, norm="layer") if tokens else decoder(d_in=1, d_out=1)
+    metric = task_loss(task, batch, first=2)
+    found = head_effects(model, batch, metric, seed=3)
+    recorded = capture(model, batch, ["head_out", "prediction"])
+    intact = metric(recorded["prediction"])
+    assert torch.allclose(found.intact, intact, atol=1e-6)
+    for layer in range(2):
+        for head in range(2):
+            where = {"layer": layer, "head": head}
+            edits = [mean("head_out", recorded, where), resample("head_out", recorded, where, seed=3)]
+            for kind, edit in enumerate(edits):
+                edited = metric(capture(model, batch, ["prediction"], edits=[edit])["prediction"])
+                assert torch.allclose(found.rise[layer, head, kind], edited - intact, atol=1e-5)
+
+
+def test_the_mean_over_sequences_is_what_ablation_tells():
+    model = decoder(d_in=1, d_out=1)
+    found = head_effects(model, BATCH, task_loss(TASK, BATCH, first=3))
+    cost = torch.from_numpy(ablation(model, TASK, BATCH, first=3, groups=False)["cost"].values).double()
+    assert torch.allclose(found.rise.mean(-1), cost, atol=1e-6)
+
+
+def test_the_control_adds_as_much_in_another_direction():
+    model = decoder(d_in=1, d_out=1, norm="none", intermediate_size=0)
+    head = {"layer": 1, "head": 0}
+    recorded = capture(model, BATCH, ["head_out", "resid_post"])
+    removed = capture(model, BATCH, ["resid_post"], edits=[mean("head_out", recorded, head)])
+    change = removed["resid_post"][1] - recorded["resid_post"][1]
+    seen: list[torch.Tensor] = []
+
+    def spying(old: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        seen.append(other)
+        return old + other
+
+    edit = turned(recorded, 1, 0, mean("head_out", recorded), turns(len(BATCH), 16, 0))
+    assert edit.source is not None
+    capture(
+        model, BATCH, [], edits=[Edit(site=edit.site, where=edit.where, fn=spying, source=edit.source)], check=False
+    )
+    assert torch.allclose(seen[-1].norm(dim=-1), change.norm(dim=-1), rtol=1e-3)
+    assert abs(float(torch.cosine_similarity(seen[-1].flatten(), change.flatten(), dim=0))) < 0.2
+
+
+def test_turned_at_random_the_change_misses_the_one_direction_that_is_read():
+    found = head_effects(planted("copying", length=12), BATCH, task_loss(TASK, BATCH))
+    assert float(found.rise[0, 0, 0].mean()) > 10 * float(found.turned[0, 0].mean().abs())
+
+
+def test_an_interval_covers_the_mean_as_often_as_it_says():
+    generator = torch.Generator().manual_seed(0)
+    low, high = interval(torch.randn(1000, 60, generator=generator, dtype=torch.float64) + 1.0)
+    assert 0.91 < float(((low < 1) & (high > 1)).double().mean()) < 0.97
+
+
+def test_an_effect_must_be_sure_and_large_enough():
+    low, high = torch.tensor([0.1, -0.1, -2.0, 0.1]), torch.tensor([0.3, 0.3, -1.0, 0.2])
+    assert beyond(low, high, (low + high) / 2, least=0.18).tolist() == [True, False, True, False]
+
+
+def test_positions_that_do_not_exist_are_refused():
+    with pytest.raises(ValueError, match=r"first must lie in 0\.\.11, a position of the sequences, but got 12"):
+        task_loss(TASK, BATCH, first=12)
