@@ -8,6 +8,7 @@ import xarray as xr
 
 from mesascope.report.attention import patterns
 from mesascope.report.bars import bars
+from mesascope.report.causes import belonging, beside, causes
 from mesascope.report.curves import over_axis, over_steps
 from mesascope.report.maps import drawable, heat_maps, layers_over_steps, thinned
 from mesascope.report.panel import Panel
@@ -27,10 +28,11 @@ VIEWS: Mapping[str, View] = MappingProxyType(
         "tokens": coloured_text,
         "scatter": scatter,
         "bars": bars,
+        "causes": causes,
         "table": table,
     }
 )
-OWN_CONTROL = (over_steps, over_axis, heat_maps, bars, table)  # these draw a control beside what it belongs to
+OWN_CONTROL = (over_steps, over_axis, heat_maps, bars, causes, table)  # these draw a control beside what it belongs to
 
 
 def panels(data: xr.Dataset, elsewhere: Collection[str] = ()) -> list[Panel]:
@@ -40,14 +42,14 @@ def panels(data: xr.Dataset, elsewhere: Collection[str] = ()) -> list[Panel]:
         data: the variables of one file.
         elsewhere: names of those that another part of the page draws already.
     """
-    drawn, taken = [], {*_used_as_labels(data), *marks(data), *elsewhere}
+    drawn, taken = [], {*_used_as_labels(data), *marks(data), *belonging(data), *elsewhere}
     for name in map(str, data.data_vars):
         belongs = data[name].attrs.get("control_of")
         if name in taken or (belongs in data.data_vars and belongs not in elsewhere):
             continue
         shown = thinned(prepare(data, name))
         view = choose(shown)
-        shown = marked(data, shown) if view is scatter else shown
+        shown = marked(data, shown) if view is scatter else beside(data, shown) if view is causes else shown
         drawn.append(_draw(view, shown))
         if view is over_axis and _watched(shown):
             drawn.append(_draw(layers_over_steps, shown))
