@@ -83,8 +83,18 @@ def results(shown: bool) -> dict[str, xr.Dataset]:
         ),
         **{f"inner_{name}": inner(shown) for name in (*DESCENDED, "outer")},
         "text_inner_outer": inner(shown),
+        **{f"{prefix}causes": causes(shown) for prefix in ("", "text_")},
         **lenses,
     }
+
+
+def causes(shown: bool) -> xr.Dataset:
+    """What heads are worth: one with a role, most of all where there is something to find."""
+    worth = np.array([[0.9, 0.1] if shown else [0.1, 0.1]] * LAYERS)
+    effect = over_steps(*[np.stack([worth, worth], axis=-1)] * 2, "layer", "head", "stat", stat=["mean", "resample"])
+    words = np.broadcast_to(np.array(["self", ""]), (SEEDS, 2, LAYERS, 2)).copy()
+    turned = over_steps(worth * 0.1, worth * 0.1 if shown else worth, "layer", "head")
+    return xr.Dataset({"effect": effect, "effect_turned": turned, "role": (("seed", "step", "layer", "head"), words)})
 
 
 @pytest.mark.parametrize("name", CLAIMS)

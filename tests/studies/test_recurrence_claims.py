@@ -9,6 +9,8 @@ from mesascope.studies.verdicts import judge
 
 SEEDS, LAYERS, HEADS, POSITIONS = 3, 3, 4, 20
 NAMED = [("interaction", 0), ("fixed_position", 0), ("role", 0), ("spread", 0)]
+COPIES, EFFECT = np.zeros((2, LAYERS, HEADS))
+COPIES[0, 1], EFFECT[0, 1], EFFECT[1] = 1.0, 0.9, 0.1
 CLAIMS = {claim.name: claim for claim in claims(first=3, layers=LAYERS)}
 
 
@@ -47,6 +49,9 @@ def results(**changes):
         "spread": (np.ones((LAYERS, HEADS)), np.ones((LAYERS, HEADS))),
         "gain": (gain * 0, gain),
         "cost": (cost, cost),
+        "copies": (role * 0, COPIES),
+        "effect": (EFFECT, EFFECT),
+        "turned": (EFFECT / 9, EFFECT / 9),
     } | changes
     estimate = np.stack([shown["last"], shown["next"]], axis=-1)
     terms = {"stat": ["last term", "next term"]}
@@ -68,6 +73,7 @@ def results(**changes):
             {
                 "gain": over_steps(*shown["gain"], "layer", "head", **flat),
                 "gain_null": over_steps(gain * 0, gain * 0, "layer", "head", **flat),
+                "role": over_steps(*shown["copies"], "layer", "head", **flat),
             }
         ),
         "ablation": xr.Dataset(
@@ -76,7 +82,21 @@ def results(**changes):
                 "group_cost": over_steps(*shown["cost"], "layer", "component", "stat", **groups, **named, **flat),
             }
         ),
+        "causes": causes(*shown["effect"], *shown["turned"], shown.get("named", COPIES > 0)),
     }  # fmt: skip
+
+
+def causes(before, after, turned_before, turned_after, named):
+    """What heads are worth, and which of them have a role."""
+    flat, words = {"layer": range(LAYERS)}, np.where(named, "copying", "")
+    effects = [np.stack([each, each * 2], axis=-1) for each in (before, after)]
+    return xr.Dataset(
+        {
+            "effect": over_steps(*effects, "layer", "head", "stat", stat=["mean", "resample"], **flat),
+            "effect_turned": over_steps(turned_before, turned_after, "layer", "head", **flat),
+            "role": (("seed", "step", "layer", "head"), np.broadcast_to(words, (SEEDS, 2, LAYERS, HEADS)).copy()),
+        }
+    )
 
 
 @pytest.mark.parametrize("name", CLAIMS)
@@ -111,6 +131,9 @@ def opposite():
             {"interaction": (none, tall), "cost": (cheap, cheap)},
             "contradicted",
         ),
+        "the head of layer 0 that matters most copies": ({"copies": (none, COPIES[:, ::-1])}, "contradicted"),
+        "heads matter by what they write": ({"turned": (EFFECT, EFFECT * 2)}, "contradicted"),
+        "heads with a role matter more": ({"named": COPIES == 0}, "contradicted"),
     }
 
 
@@ -132,3 +155,8 @@ def test_without_negative_heads_their_worth_has_no_value():
     verdict = judge(CLAIMS["negative heads matter"], results(role=(none, none)), "laptop")
     assert verdict.word == "inconclusive"
     assert verdict.value is None
+
+
+def test_without_heads_that_have_a_role_or_lack_one_nothing_can_be_compared():
+    for named in (COPIES < 0, COPIES >= 0):
+        assert judge(CLAIMS["heads with a role matter more"], results(named=named), "laptop").value is None

@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 
 from mesascope.studies.base import Claim, Results, last, untrained
+from mesascope.studies.causal import causal_claims
 
 PAPER = "Wu & Varshney 2023"
 OURS = "ours"
@@ -39,6 +40,8 @@ def claims() -> tuple[Claim, ...]:
             for lens in ("logit", "affine")
             for claim in _readout(prefix, where, lens)
         ),
+        *causal_claims(),
+        *causal_claims("text_", "on real text: "),
     )
 
 

@@ -8,6 +8,7 @@ and training were not found, so these are ours, and so is every threshold.
 from dataclasses import replace
 
 from mesascope import measures
+from mesascope.causes import causes
 from mesascope.measures import objectives
 from mesascope.measures.gram import gram
 from mesascope.measures.history import history_attention
@@ -98,6 +99,7 @@ PROSE = Arm(
         ),
     },
     measures=(*FIGURE_4, measures.norms, measures.logit_lens, measures.affine_lens, FIGURE_5),
+    sweeps=(causes,),
 )
 
 STUDY = Study(
@@ -134,7 +136,7 @@ STUDY = Study(
         measures.logit_lens,
         measures.affine_lens,
     ),
-    sweeps=(gram,),
+    sweeps=(gram, causes.using(first=TASK.first)),
     arms=(DESCENT, PROSE),
     claims=claims(),
 )

@@ -6,10 +6,12 @@ import numpy as np
 import xarray as xr
 
 from mesascope import measures
+from mesascope.causes import causes
 from mesascope.instruments import Instrument
 from mesascope.interventions import ablation
 from mesascope.measures.similarity import LEAST_SPREAD
 from mesascope.studies.base import Claim, Results, last, untrained
+from mesascope.studies.causal import causal_claims, copying_claim
 
 PAPER = "Bhargav & Gu 2024, abstract"
 OURS = "ours"
@@ -33,7 +35,7 @@ def instruments(*, first: int) -> tuple[measures.Measure, ...]:
 
 def sweeps(*, first: int) -> tuple[Instrument, ...]:
     """What is changed: heads are taken away, the loss being that of positions from ``first`` on."""
-    return (ablation.using(first=first),)
+    return (ablation.using(first=first), causes.using(first=first))
 
 
 def claims(*, first: int, layers: int, scales: tuple[str, ...] = ("laptop", "paper")) -> tuple[Claim, ...]:
@@ -44,7 +46,8 @@ def claims(*, first: int, layers: int, scales: tuple[str, ...] = ("laptop", "pap
         layers: of the decoder; the claims are about the first and the last.
         scales: those at which the model is trained long enough to be judged.
     """
-    return tuple(replace(claim, scales=scales) for claim in _claims(first, layers - 1))
+    every = (*_claims(first, layers - 1), copying_claim(0), *causal_claims())
+    return tuple(replace(claim, scales=scales) for claim in every)
 
 
 def _claims(first: int, top: int) -> tuple[Claim, ...]:
