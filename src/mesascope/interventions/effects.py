@@ -84,7 +84,7 @@ def _rise(
 ) -> tuple[Float[Tensor, " batch"], Float[Tensor, "edit batch"]]:
     """The metric of each sequence, and its rise under each edit."""
     stem = Stem(model, inputs, edits[0].site)
-    stem.check(edits[0])
+    stem.check({edits[0].site: edits[0].layers(stem.layers)})
     intact = metric(stem.prediction)
     value, _ = branched(stem, edits, metric, positions=positions)
     return intact.cpu(), (value - intact).cpu()

@@ -9,6 +9,7 @@ from mesascope import measures
 from mesascope.causes import causes
 from mesascope.instruments import Instrument
 from mesascope.interventions import ablation
+from mesascope.measures.algorithms import TRAINED
 from mesascope.measures.similarity import LEAST_SPREAD
 from mesascope.studies.base import Claim, Results, last, untrained
 from mesascope.studies.causal import causal_claims, copying_claim
@@ -35,7 +36,7 @@ def instruments(*, first: int) -> tuple[measures.Measure, ...]:
 
 def sweeps(*, first: int) -> tuple[Instrument, ...]:
     """What is changed: heads are taken away, the loss being that of positions from ``first`` on."""
-    return (ablation.using(first=first), causes.using(first=first))
+    return (measures.which_algorithm, ablation.using(first=first), causes.using(first=first))
 
 
 def claims(*, first: int, layers: int, scales: tuple[str, ...] = ("laptop", "paper")) -> tuple[Claim, ...]:
@@ -46,7 +47,7 @@ def claims(*, first: int, layers: int, scales: tuple[str, ...] = ("laptop", "pap
         layers: of the decoder; the claims are about the first and the last.
         scales: those at which the model is trained long enough to be judged.
     """
-    every = (*_claims(first, layers - 1), copying_claim(0), *causal_claims())
+    every = (*_claims(first, layers - 1), *_algorithms(), copying_claim(0), *causal_claims())
     return tuple(replace(claim, scales=scales) for claim in every)
 
 
@@ -231,3 +232,56 @@ def _of_costliest(results: Results, what: str, layer: int) -> xr.DataArray:
     cost = last(results["ablation"]["cost"]).sel(layer=layer, stat="mean", drop=True)
     scores = last(results["similarity"][what]).sel(layer=layer, drop=True)
     return scores.isel(head=cost.argmax("head")).drop_vars("head", errors="ignore")
+
+
+def _algorithms() -> tuple[Claim, ...]:
+    """What the abstract's story says of algorithms: from copying to the rule."""
+    return (
+        Claim(
+            name="after layer 0, copying",
+            sentence="What can be read after layer 0 is nearer to copying than to the rule of all pairs.",
+            source=f"{PAPER}, as a statement on algorithms",
+            statistic=lambda results: _read(results, "after 0", "copying"),
+            about="share of the variance of the reading after layer 0 that copying explains",
+            control=lambda results: _read(results, "after 0", "least squares"),
+            control_about="the same for least squares on all pairs so far",
+            direction="above",
+        ),
+        Claim(
+            name="at the end, the rule",
+            sentence="What the model predicts is nearer to the rule of all pairs than to copying.",
+            source=f"{PAPER}, as a statement on algorithms",
+            statistic=lambda results: _predicted(results, "least squares"),
+            about="share of the variance of the predictions that least squares on all pairs so far explains",
+            control=lambda results: _predicted(results, "copying"),
+            control_about="the same for copying",
+            direction="above",
+        ),
+        Claim(
+            name="the rule elsewhere",
+            sentence="It goes by that rule where sequences come from other distributions, too.",
+            source=f"{OURS}: a model that goes by a rule does so everywhere",
+            statistic=lambda results: _elsewhere(results, "least squares"),
+            about="the same for least squares on the worst of the other distributions",
+            control=lambda results: _elsewhere(results, "copying"),
+            control_about="the same for copying",
+            direction="above",
+        ),
+    )
+
+
+def _read(results: Results, depth: str, predictor: str) -> xr.DataArray:
+    """How near an algorithm comes to what can be read at a depth of the trained model."""
+    return last(results["which_algorithm"]["layer_similarity"]).sel(layer=depth, predictor=predictor, drop=True)
+
+
+def _predicted(results: Results, predictor: str) -> xr.DataArray:
+    """How near an algorithm comes to what the trained model predicts."""
+    found = last(results["which_algorithm"]["similarity"])
+    return found.sel(setting=TRAINED, predictor=predictor, stat="predictions", drop=True)
+
+
+def _elsewhere(results: Results, predictor: str) -> xr.DataArray:
+    """The same on the worst of the other distributions."""
+    found = last(results["which_algorithm"]["similarity"]).drop_sel(setting=TRAINED)
+    return found.sel(predictor=predictor, stat="predictions", drop=True).min("setting")
