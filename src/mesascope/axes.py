@@ -16,6 +16,7 @@ results, in the docs and under the figures.
 - ``sublayer``: the attention or the MLP of a layer. ``map``: a linear map inside a layer, such as ``self_attn.q_proj``.
 - ``eigen``: place in a spectrum, largest first. ``rank``: place in an order, best first.
 - ``setting``: where sequences come from: as in training, or with something changed.
+- ``lens``: how something is read from the residual stream.
 - ``draw``: a replicate of a control: other random weights, another order.
 
 What a paper calls the seed of a *sequence* is the latent ``generator`` here, never ``seed``.
@@ -30,7 +31,7 @@ import xarray as xr
 
 AXES = frozenset(
     "seed step layer batch pos head kv_head query key d_model d_head d_in d_out component predictor stat "
-    "sublayer map eigen rank setting draw".split()
+    "sublayer map eigen rank setting lens draw".split()
 )
 
 

@@ -14,7 +14,7 @@ def summary(answer: Answer) -> dict[str, Any]:
     found = answer.found
     layers = []
     if "layer_nearest" in found:
-        nearest = found["layer_similarity"].max("predictor")
+        nearest = found["layer_similarity"].sel(lens="affine lens").max("predictor")
         layers = [
             {"layer": str(layer), "nearest": str(name), "similarity": float(nearest.sel(layer=layer))}
             for layer, name in zip(found["layer"].values, found["layer_nearest"].values, strict=True)

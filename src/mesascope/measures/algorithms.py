@@ -21,7 +21,7 @@ from mesascope.measures.comparing import (
     read_at_every_depth,
     weights_alike,
 )
-from mesascope.measures.fitting import Answers, Fitted, fit_all, refine
+from mesascope.measures.fitting import Answers, Fitted, fit, fit_iterations
 from mesascope.measures.regression import halves
 from mesascope.tasks.algorithms import Algorithm
 from mesascope.tasks.base import Batch, Task
@@ -29,6 +29,8 @@ from mesascope.tasks.in_context import InContext
 
 DRAWS = 1000  # of the bootstrap over sequences
 LEVEL = (0.025, 0.975)
+RESOLUTION = 1e-3  # of similarity: below it algorithms are not told apart, for their numbers are fitted no finer
+MOST = 1e9  # times the variance: so far off are predictions without bounds, that they leave numbers
 NONE = "none of these"
 TRAINED = "as in training"
 
@@ -40,6 +42,7 @@ def which_algorithm(
     batch: Batch,
     seed: int = 0,
     layers: bool = True,
+    elsewhere: bool = True,
     iterations: int | None = None,
 ) -> xr.Dataset:
     """The algorithms that a model may have learned, held against what it does. The numbers of each (iterations, step,
@@ -51,7 +54,8 @@ def which_algorithm(
     algorithm, what is asked unchanged, but the examples those of another sequence. The model is named after the
     nearest algorithm; of those that a bootstrap over sequences cannot tell from it, after the one with the fewest
     fitted numbers; and none of these, if the nearest is no better than its null. Layers: the same for what an affine
-    lens, fitted to the answers on the first half, reads at every depth.
+    lens, fitted to the answers on the first half, reads at every depth, and for the model's own read-out there; of
+    algorithms with iterations only these are fitted anew.
 
     Args:
         model: one of ours, or a function from inputs to predictions.
@@ -59,6 +63,7 @@ def which_algorithm(
         batch: sequences of the task, 32 or more.
         seed: of the sequences from other distributions, and of the bootstrap.
         layers: whether layers are read, too; of a model alone.
+        elsewhere: whether other distributions are looked at, too.
         iterations: that algorithms with iterations make; as many as fit best by default.
     """
     if not isinstance(task, InContext):
@@ -68,18 +73,15 @@ def which_algorithm(
     first, second = (batch[rows] for rows in halves(len(batch)))
     here, there = asked(model, task, first), asked(model, task, second)
     read = read_at_every_depth(model, task, batch) if layers and isinstance(model, PreTrainedModel) else {}
-    cut = len(first)
-    found, by_layer = {}, {}
+    cut, found, by_layer = len(first), {}, {}
     for algorithm in (_limited(each, iterations) for each in task.algorithms()):
-        ours, *theirs = fit_all(
-            algorithm, here.shown, [here.prediction, *(values[:cut] for values in read.values())], here.weight
-        )
-        found[algorithm.name] = refine(ours, here.shown, here.prediction, here.weight)
-        by_layer[algorithm.name] = theirs
+        ours = found[algorithm.name] = fit(algorithm, here.shown, here.prediction, here.weight)
+        fitted = fit_iterations(ours, here.shown, [values[:cut] for values in read.values()], here.weight)
+        by_layer[algorithm.name] = dict(zip(read, fitted, strict=True))
     return xr.Dataset(
-        _by_setting(model, task, there, found, seed)
+        _by_setting(model, task, there, found, task.shifts() if elsewhere else {}, seed)
         | _named(there, found, seed)
-        | _by_depth(there, [values[cut:] for values in read.values()], list(read), by_layer)
+        | _by_depth(there, {place: values[cut:] for place, values in read.items()}, by_layer)
     )
 
 
@@ -91,11 +93,16 @@ def _limited(algorithm: Algorithm, iterations: int | None) -> Algorithm:
 
 
 def _by_setting(
-    model: PreTrainedModel | Predictor, task: InContext, there: Asked, found: Mapping[str, Fitted], seed: int
+    model: PreTrainedModel | Predictor,
+    task: InContext,
+    there: Asked,
+    found: Mapping[str, Fitted],
+    shifts: Mapping[str, InContext],
+    seed: int,
 ) -> dict[str, xr.DataArray]:
     """Similarities and errors, on sequences as in training and on others."""
     settings, left_out = {TRAINED: there}, {}
-    for name, shifted in task.shifts().items():
+    for name, shifted in shifts.items():
         drawn = shifted.sample(len(there.batch), torch.Generator().manual_seed(seed)).to(there.batch.inputs.device)
         try:
             settings[name] = asked(model, task, drawn)
@@ -146,13 +153,13 @@ def _named(there: Asked, found: Mapping[str, Fitted], seed: int) -> dict[str, xr
     """The nearest algorithm, what it is held against, and which others cannot be told from it."""
     fitted, spread, generator = list(found.values()), there.spread, torch.Generator().manual_seed(seed)
     partners = _cycle(len(spread), generator).to(spread.device)
-    miss = torch.stack([there.misses(one(there.shown)) for one in fitted])
+    miss = torch.stack([there.misses(one(there.shown)) for one in fitted]).clamp_max(MOST * float(spread.mean()))
     null = torch.stack([_null(there, one, partners) for one in fitted])
     times = _bootstrap(len(spread), generator).to(spread.device)
     whole = spread @ times
     alike, beyond = 1 - miss @ times / whole, (null - miss) @ times / whole
     best = int(miss.sum(1).argmin())
-    apart = (alike[best] - alike).quantile(LEVEL[0], dim=1) > 0
+    apart = (alike[best] - alike).quantile(LEVEL[0], dim=1) > RESOLUTION
     beats = bool(spread.sum() > 0) and bool(beyond[best].quantile(LEVEL[0]) > 0)
     near = [n for n in range(len(fitted)) if not apart[n]]
     chosen = min(near, key=lambda n: (fitted[n].free, float(miss[n].sum())))
@@ -207,29 +214,46 @@ def _bootstrap(count: int, generator: torch.Generator) -> Float[Tensor, "batch d
 
 
 def _by_depth(
-    there: Asked, read: list[Answers], names: list[str], by_layer: Mapping[str, list[Fitted]]
+    there: Asked, read: Mapping[tuple[str, str], Answers], by_layer: Mapping[str, Mapping[tuple[str, str], Fitted]]
 ) -> dict[str, xr.DataArray]:
-    """At every depth, how near each algorithm comes to what the lens reads, and with how many iterations."""
+    """By lens and depth, how near each algorithm comes to what is read, and with how many iterations."""
     if not read:
         return {}
-    lenses = [there.read_as(values) for values in read]
+    lenses, names = list(dict.fromkeys(lens for lens, _ in read)), list(dict.fromkeys(depth for _, depth in read))
     near = np.array(
-        [[each.similarity(one[n](there.shown)) for one in by_layer.values()] for n, each in enumerate(lenses)]
+        [
+            [
+                [
+                    there.read_as(read[lens, depth]).similarity(one[lens, depth](there.shown))
+                    for one in by_layer.values()
+                ]
+                for lens in lenses
+            ]
+            for depth in names
+        ]
     )
-    iterations = np.array([[one[n].iteration for one in by_layer.values()] for n in range(len(read))])
-    coords = {"layer": names, "predictor": list(by_layer)}
-    best = [list(by_layer.values())[column][n].name for n, column in enumerate(near.argmax(1))]
-    about = "similarity of predictions with what an affine lens reads at this depth"
+    iterations = np.array(
+        [[[one[lens, depth].iteration for one in by_layer.values()] for lens in lenses] for depth in names]
+    )
+    coords = {"layer": names, "lens": lenses, "predictor": list(by_layer)}
+    ordered = np.nan_to_num(near[:, 0], nan=-np.inf)
+    nearest = [
+        list(by_layer.values())[column][lenses[0], names[n]].name if ordered[n, column] > 0 else NONE
+        for n, column in enumerate(ordered.argmax(1))
+    ]
+    about = "similarity of predictions with what a lens reads at this depth"
+
+    def table(values: np.ndarray, about: str) -> xr.DataArray:
+        return label(values, "layer", "lens", "predictor", units="1", about=about, coords=coords)
+
     return {
-        "layer_similarity": label(near, "layer", "predictor", units="1", about=about, coords=coords),
-        "layer_iterations": label(
-            iterations, "layer", "predictor", units="1", about="iterations that come nearest to it", coords=coords
-        ),
+        "layer_similarity": table(near, about),
+        "layer_iterations": table(iterations, "iterations that come nearest to it, all other numbers as the model's"),
         "layer_nearest": label(
-            np.array([name if value > 0 else NONE for name, value in zip(best, near.max(1), strict=True)]),
+            np.array(nearest),
             "layer",
             units="text",
-            about="the algorithm that is nearest to it",
+            about="the algorithm that is nearest to what the affine lens reads",
             coords={"layer": names},
         ),
     }

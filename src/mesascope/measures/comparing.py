@@ -44,8 +44,11 @@ class Asked:
         return replace(self, prediction=prediction)
 
     def misses(self, other: Answers) -> Float[Tensor, " batch"]:
-        """The weighted squared distance of the predictions from others, by sequence."""
-        return ((other - self.prediction).square().sum(-1) * self.weight).sum(1)
+        """The weighted squared distance of the predictions from others, by sequence; infinite where those are no
+        finite numbers.
+        """
+        found = ((other - self.prediction).square().sum(-1) * self.weight).sum(1)
+        return torch.where(found.isfinite(), found, torch.inf)
 
     @property
     def spread(self) -> Float[Tensor, " batch"]:
@@ -105,9 +108,9 @@ def predicted(model: PreTrainedModel | Predictor, inputs: Tensor) -> Tensor:
     return model.eval()(inputs).logits if isinstance(model, PreTrainedModel) else model(inputs)
 
 
-def read_at_every_depth(model: PreTrainedModel, task: InContext, batch: Batch) -> dict[str, Answers]:
-    """By depth, the answers that an affine lens reads where sequences ask; it is fitted to the answers on the first
-    half of them, by ridge regression.
+def read_at_every_depth(model: PreTrainedModel, task: InContext, batch: Batch) -> dict[tuple[str, str], Answers]:
+    """By lens and depth, the answers that are read where sequences ask: by an affine map, fitted to the answers on the
+    first half of them by ridge regression; and by the model's own norm and output map.
     """
     recorded = capture(model, batch, ["resid_pre", "resid_post"])
     places, cut = list(task.examples(batch.inputs).at), len(batch) // 2
@@ -116,7 +119,9 @@ def read_at_every_depth(model: PreTrainedModel, task: InContext, batch: Batch) -
     read = {}
     for name, stream in zip(depth_names(recorded.layers), depths(recorded), strict=True):
         weight, constant, _ = ridge_fit(stream[:cut, places][scored], targets)
-        read[name] = stream[:, places].double() @ weight + constant
+        read["affine lens", name] = stream[:, places].double() @ weight + constant
+        with torch.no_grad():
+            read["own read-out", name] = task.answers(recorded.frame.readout(stream[:, places]))
     return read
 
 

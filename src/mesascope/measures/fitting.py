@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.optimize import minimize
 from torch import Tensor
 
 from mesascope.tasks.algorithms import Algorithm
@@ -14,7 +16,8 @@ from mesascope.tasks.examples import Examples
 Answers = Float[Tensor, "batch place out"]
 Weight = Float[Tensor, "batch place"]
 VALUES = {0: 1, 1: 17, 2: 7}  # of each parameter that are tried side by side, by how many parameters there are
-ROUNDS = {0: 0, 1: 3, 2: 5}  # of looking closer, each between the neighbours of the best value so far
+EVALUATIONS = 40  # for each parameter, of looking closer
+BESIDE = 4  # how many iterations before and after the best on the grid are looked at more closely
 ENOUGH = 128  # sequences to fit on
 
 
@@ -47,57 +50,97 @@ class Fitted:
         return self.algorithm.predict(shown, (self.iteration,), **self.parameters)[0]
 
 
-def fit_all(algorithm: Algorithm, shown: Examples, targets: Sequence[Answers], weight: Weight) -> list[Fitted]:
-    """For every one of some predictions, the iteration and the parameters that come nearest to it, from a grid.
+def fit(algorithm: Algorithm, shown: Examples, target: Answers, weight: Weight) -> Fitted:
+    """The iteration and the parameters that come nearest to some predictions.
+
+    All iterations are tried on a grid of parameters. Since many steps of one size are nearly fewer of another, the best
+    one there and those beside it are then looked at with parameters between the values of the grid.
 
     Args:
-        algorithm: is run once, with all values of the grid side by side.
+        algorithm: which.
         shown: what the prompts show; the first 128 of them are looked at.
-        targets: the predictions, of a model or read from its layers.
+        target: the predictions.
         weight: how much each place counts.
+
+    Raises:
+        ValueError: the algorithm predicts no finite number.
     """
-    return _nearest(algorithm, shown, targets, weight, _spread(algorithm.parameters))
+    shown, target, weight = shown.rows(slice(ENOUGH)), target[:ENOUGH], weight[:ENOUGH]
+    values = _spread(algorithm.parameters)
+    (coarse,) = _misses(algorithm, shown, [target], weight, values)
+    if not coarse.isfinite().any():
+        raise ValueError(f"{algorithm.name} must come near to a prediction, but predicts no finite number")
+    middle, found = int(coarse.amin(1).argmin()), []
+    for number in range(max(0, middle - BESIDE), min(len(coarse), middle + BESIDE + 1)):
+        one = replace(algorithm, ticks=(algorithm.ticks[number],))
+        start = {name: float(each[int(coarse[number].argmin())]) for name, each in values.items()}
+        found.append((*_closer(one, shown, target, weight, start), one.ticks[0]))
+    _, parameters, tick = min(found, key=lambda each: each[0])
+    return Fitted(algorithm=algorithm, iteration=tick, parameters=parameters)
 
 
-def refine(found: Fitted, shown: Examples, target: Answers, weight: Weight) -> Fitted:
-    """The same algorithm with its parameters looked for between the values of the grid, closer and closer.
+def fit_iterations(found: Fitted, shown: Examples, targets: Sequence[Answers], weight: Weight) -> list[Fitted]:
+    """For each of some predictions, the iteration that comes nearest, all other numbers as they are; of an algorithm
+    without iterations, the other numbers, from a grid.
 
     Args:
-        found: where to start.
-        shown, target, weight: as for :func:`fit_all`.
+        found: the algorithm as it was fitted to something else.
+        shown, weight: as for :func:`fit`.
+        targets: the predictions.
     """
-    bounds, count = found.algorithm.parameters, len(found.parameters)
-    stride = {name: (high / low) ** (1 / (VALUES[count] - 1)) for name, (low, high) in bounds.items()}
-    for _ in range(ROUNDS[count]):
-        around = {
-            name: (max(value / stride[name], bounds[name][0]), min(value * stride[name], bounds[name][1]))
-            for name, value in found.parameters.items()
+    algorithm, numbers = found.algorithm, found.parameters
+    values = _spread({} if algorithm.unit else algorithm.parameters)
+    if algorithm.unit:
+        values = {name: torch.tensor([value], dtype=torch.float64) for name, value in numbers.items()}
+    shown, weight = shown.rows(slice(ENOUGH)), weight[:ENOUGH]
+    fitted = []
+    for miss in _misses(algorithm, shown, [target[:ENOUGH] for target in targets], weight, values):
+        tick, value = divmod(int(miss.argmin()), miss.shape[1])
+        parameters = {name: float(each[value]) for name, each in values.items()}
+        fitted.append(Fitted(algorithm=algorithm, iteration=algorithm.ticks[tick], parameters=parameters))
+    return fitted
+
+
+def _closer(
+    one: Algorithm, shown: Examples, target: Answers, weight: Weight, start: Mapping[str, float]
+) -> tuple[float, Mapping[str, float]]:
+    """How near one iteration can come, and with which parameters near those of the grid (Nelder & Mead, in the
+    logarithm).
+    """
+
+    def miss(point: Float[np.ndarray, "_"]) -> float:
+        values = {
+            name: torch.tensor([math.exp(each)], dtype=torch.float64) for name, each in zip(start, point, strict=True)
         }
-        (found,) = _nearest(found.algorithm, shown, [target], weight, _spread(around))
-        stride = {name: each ** (2 / (VALUES[count] - 1)) for name, each in stride.items()}
-    return found
+        (found,) = _misses(one, shown, [target], weight, values)
+        return min(float(found), np.finfo(float).max)
+
+    if not start:
+        return miss(np.empty(0)), start
+    low, high = np.log(list(one.parameters.values())).T
+    point, stride = np.clip(np.log(list(start.values())), low, high), (high - low) / (VALUES[len(start)] - 1)
+    corners = np.vstack([point, point + np.diag(np.where(point + stride > high, -stride, stride)) / 2])
+    options = {"initial_simplex": corners, "maxfev": EVALUATIONS * len(start), "xatol": 1e-6, "fatol": 0.0}
+    result = minimize(miss, point, method="Nelder-Mead", bounds=list(zip(low, high, strict=True)), options=options)
+    return float(result.fun), {name: math.exp(each) for name, each in zip(start, result.x, strict=True)}
 
 
-def _nearest(
+def _misses(
     algorithm: Algorithm,
     shown: Examples,
     targets: Sequence[Answers],
     weight: Weight,
     values: Mapping[str, Float[Tensor, " value"]],
-) -> list[Fitted]:
-    """What comes nearest to each of some predictions."""
-    shown, weight = shown.rows(slice(ENOUGH)), weight[:ENOUGH]
-    side_by_side = {name: each[:, None, None, None, None].to(weight) for name, each in values.items()}
+) -> list[Float[Tensor, "iteration value"]]:
+    """For each of some predictions, the squared distance after every iteration with every value; infinite where the
+    algorithm leaves all numbers.
+    """
+    side_by_side = {name: each.to(weight)[:, None, None, None, None] for name, each in values.items()}
     path = algorithm.predict(shown, algorithm.ticks, **side_by_side)
     found = []
     for target in targets:
-        miss = ((path - target[:ENOUGH]).square().sum(-1) * weight).sum((-1, -2))
-        miss = torch.where(miss.isfinite(), miss, torch.inf).reshape(len(algorithm.ticks), -1)
-        if not miss.isfinite().any():
-            raise ValueError(f"{algorithm.name} must come near to a prediction, but predicts no finite number")
-        tick, value = divmod(int(miss.argmin()), miss.shape[1])
-        parameters = {name: float(each[value]) for name, each in values.items()}
-        found.append(Fitted(algorithm=algorithm, iteration=algorithm.ticks[tick], parameters=parameters))
+        miss = ((path - target).square().sum(-1) * weight).sum((-1, -2)).reshape(len(algorithm.ticks), -1)
+        found.append(torch.where(miss.isfinite(), miss, torch.inf))
     return found
 
 

@@ -272,7 +272,8 @@ def _algorithms() -> tuple[Claim, ...]:
 
 def _read(results: Results, depth: str, predictor: str) -> xr.DataArray:
     """How near an algorithm comes to what can be read at a depth of the trained model."""
-    return last(results["which_algorithm"]["layer_similarity"]).sel(layer=depth, predictor=predictor, drop=True)
+    found = last(results["which_algorithm"]["layer_similarity"])
+    return found.sel(layer=depth, lens="affine lens", predictor=predictor, drop=True)
 
 
 def _predicted(results: Results, predictor: str) -> xr.DataArray:

@@ -124,7 +124,7 @@ def gradient_descent(per: Per = "mean") -> Algorithm:
 
     def predict(shown: Examples, ticks: Ticks, step: Number) -> Path:
         gram, moment = shown.gram, shown.moment
-        rate = step / (_largest(gram) if per == "curvature" else shown.seen.clamp_min(1)[:, None, None])
+        rate = step / (_largest(gram) if per == "curvature" else shown.seen.clamp_min(1).double()[:, None, None])
         eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
         one = Step(factor=eye - rate * gram, constant=rate * moment)
         rules = after(one, torch.zeros_like(one.constant), ticks)
@@ -143,7 +143,7 @@ def transforming_descent() -> Algorithm:
 
     def predict(shown: Examples, ticks: Ticks, step: Number, gamma: Number) -> Path:
         known, residual, asked = shown.known, shown.following, shown.asked[:, :, None]
-        count = shown.seen.clamp_min(1)[:, None, None]
+        count = shown.seen.clamp_min(1).double()[:, None, None]
         answer, path = torch.zeros_like(shown.following[:, :, :1]), []
         for tick in range(1, max(ticks) + 1):
             change = step / count * (known.mT @ residual)
@@ -181,7 +181,7 @@ def averaging() -> Algorithm:
     """The rule is the mean of input times answer: right where inputs are white and many."""
 
     def predict(shown: Examples, ticks: Ticks) -> Path:
-        return shown.apply(shown.moment / shown.seen.clamp_min(1)[:, None, None])[None]
+        return shown.apply(shown.moment / shown.seen.clamp_min(1).double()[:, None, None])[None]
 
     return Algorithm(name="averaging", predict=predict)
 
@@ -195,7 +195,7 @@ def nearest_neighbours() -> Algorithm:
         away = (shown.known - shown.asked[:, :, None]).square().sum(-1).masked_fill(unseen, torch.inf)
         nearest = away.argsort(-1)[..., None].expand(-1, -1, -1, shown.following.shape[-1])
         total = shown.following.gather(2, nearest).cumsum(2)
-        path = [total[:, :, min(k, pairs) - 1] / shown.seen.clamp(min=1, max=k)[:, None] for k in ticks]
+        path = [total[:, :, min(k, pairs) - 1] / shown.seen.clamp(min=1, max=k).double()[:, None] for k in ticks]
         return torch.stack(path)
 
     return Algorithm(name="nearest neighbours", predict=predict, ticks=NEIGHBOURS, unit="neighbour")
@@ -207,7 +207,7 @@ def lasso() -> Algorithm:
     """
 
     def predict(shown: Examples, ticks: Ticks, penalty: Number) -> Path:
-        count = shown.seen.clamp_min(1)[:, None, None]
+        count = shown.seen.clamp_min(1).double()[:, None, None]
         gram, moment = shown.gram / count, shown.moment / count
         rate = 1 / _largest(gram)
         rule = ahead = torch.zeros_like(penalty * moment)
