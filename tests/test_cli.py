@@ -9,21 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from commands import call
 from mesascope import cli
 
 QUICK = 0.5  # seconds
-
-
-def call(*words: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str, str]:
-    """Exit code, output and error output of a command."""
-    monkeypatch.setattr(sys, "argv", ["mesascope", *words])
-    code = 0
-    try:
-        cli.main()
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 @pytest.fixture
@@ -187,6 +176,7 @@ def test_the_flags_are_the_ones_that_were_promised(command):
         "show": {"--help"},
         "cite": {"--help"},
         "compare": {"--help"},
+        "which-algorithm": {"--study", "--sequences", "--seed", "--device", "--json", "--help"},
     }
     import typer.main
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from mesascope.measures.algorithms import TRAINED
 from mesascope.studies.recurrence import claims
 from mesascope.studies.verdicts import judge
 
@@ -52,6 +53,9 @@ def results(**changes):
         "copies": (role * 0, COPIES),
         "effect": (EFFECT, EFFECT),
         "turned": (EFFECT / 9, EFFECT / 9),
+        "read": ([0.1, 0.1], [0.9, 0.5]),
+        "predicted": ([0.1, 0.1], [0.8, 0.99]),
+        "elsewhere": ([0.1, 0.1], [0.5, 0.9]),
     } | changes
     estimate = np.stack([shown["last"], shown["next"]], axis=-1)
     terms = {"stat": ["last term", "next term"]}
@@ -82,8 +86,27 @@ def results(**changes):
                 "group_cost": over_steps(*shown["cost"], "layer", "component", "stat", **groups, **named, **flat),
             }
         ),
+        "which_algorithm": algorithms(*(shown[name] for name in ("read", "predicted", "elsewhere"))),
         "causes": causes(*shown["effect"], *shown["turned"], shown.get("named", COPIES > 0)),
     }  # fmt: skip
+
+
+def algorithms(read, predicted, elsewhere):
+    """How near copying and least squares come: to the reading after layer 0, to predictions, and elsewhere."""
+    who = {"predictor": ["copying", "least squares"]}
+    settings = [np.stack([np.asarray(each)[None, :, None] for each in pair]) for pair in (predicted, elsewhere)]
+    similar = [np.concatenate([settings[0][step], settings[1][step]]) for step in range(2)]
+    layers = [np.asarray(each)[None, None] for each in read]
+    return xr.Dataset(
+        {
+            "similarity": over_steps(
+                *similar, "setting", "predictor", "stat", setting=[TRAINED, "elsewhere"], stat=["predictions"], **who
+            ),
+            "layer_similarity": over_steps(
+                *layers, "layer", "lens", "predictor", layer=["after 0"], lens=["affine lens"], **who
+            ),
+        }
+    )
 
 
 def causes(before, after, turned_before, turned_after, named):
@@ -131,6 +154,9 @@ def opposite():
             {"interaction": (none, tall), "cost": (cheap, cheap)},
             "contradicted",
         ),
+        "after layer 0, copying": ({"read": ([0.1, 0.1], [0.5, 0.9])}, "contradicted"),
+        "at the end, the rule": ({"predicted": ([0.1, 0.1], [0.99, 0.8])}, "contradicted"),
+        "the rule elsewhere": ({"elsewhere": ([0.1, 0.1], [0.9, 0.5])}, "contradicted"),
         "the head of layer 0 that matters most copies": ({"copies": (none, COPIES[:, ::-1])}, "contradicted"),
         "heads matter by what they write": ({"turned": (EFFECT, EFFECT * 2)}, "contradicted"),
         "heads with a role matter more": ({"named": COPIES == 0}, "contradicted"),

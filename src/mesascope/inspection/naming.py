@@ -79,10 +79,15 @@ def name_algorithms(
     model, tokenizer = load_pretrained(subject, device=device)
     if tokenizer is None:
         raise ValueError(f"a language model must come with its tokenizer, but {subject} has none; put its files beside")
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or LENGTH
+    if context <= 2 * FROM:
+        raise ValueError(
+            f"a context must be longer than {2 * FROM} tokens to show a chain, but {subject} has {context}"
+        )
     allowed = ordinary(tokenizer, model)
     drawn = torch.randperm(len(allowed), generator=torch.Generator().manual_seed(seed))[:SYMBOLS]
     symbols = tuple(int(token) for token in allowed[drawn])
-    task = Chains(symbols=SYMBOLS, length=LENGTH, scored_from=FROM, tokens=symbols)
+    task = Chains(symbols=SYMBOLS, length=min(LENGTH, context), scored_from=FROM, tokens=symbols)
     words = ", ".join(repr(tokenizer.decode([token])) for token in symbols)
     return [_held("", None, model, task, sequences, seed, say, f"Markov chains of {words}")]
 
@@ -101,13 +106,13 @@ def _of_run(run: Run, study: str | None, sequences: int, seed: int, device: str,
     for arm in settings:
         for replicate in run.record["seeds"]:
             last = arm.setups[scale].training.steps
-            place = run.of(arm.name).checkpoint(replicate, last)
-            if not place.is_dir():
+            here = run.of(arm.name)
+            if last not in here.checkpoints(replicate):
                 raise ValueError(
-                    f"a run must be trained to its end, but {place} is missing; run it again to go on: "
+                    f"a run must be trained to its end, but {here.seed_path(replicate)} has no step {last}; go on with "
                     f"mesascope run {value.name} --scale {scale} --out {run.path}"
                 )
-            yield _answer(arm, replicate, place, sequences, seed, device, say, scale)
+            yield _answer(arm, replicate, here.checkpoint(replicate, last), sequences, seed, device, say, scale)
 
 
 def _answer(

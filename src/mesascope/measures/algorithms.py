@@ -106,8 +106,10 @@ def _by_setting(
         drawn = shifted.sample(len(there.batch), torch.Generator().manual_seed(seed)).to(there.batch.inputs.device)
         try:
             settings[name] = asked(model, task, drawn)
-        except ValueError as error:
-            left_out[name] = str(error)
+        except torch.OutOfMemoryError:
+            raise
+        except (ValueError, IndexError, RuntimeError) as error:  # such as of a sequence longer than the context
+            left_out[name] = " ".join(str(error).split())
     stats = ["predictions", "errors", *(f"weights: {group}" for group in task.shown(there.batch.inputs))]
     alike = [_likeness(model, task, each, list(found.values())) for each in settings.values()]
     own = [[each.loss(one(each.shown)) for one in found.values()] for each in settings.values()]

@@ -17,8 +17,8 @@ from mesascope.measures.regression import affine_fit, halves, r_squared
 @measure(title="Read-out, layer by layer", sites=["resid_pre", "resid_post"], order=20)
 def lens(recorded: Capture, first: int = 0) -> xr.Dataset:
     """The answer read from the residual stream at every depth, in two ways. Affine lens: an affine map from the
-    stream to the next term, one for all positions, fitted by ridge regression on half of the sequences and scored
-    on the other half. Own read-out: the model's own final norm and output map, applied early. The sites are the
+    stream to the next term, one for all positions that count, fitted by ridge regression on half of the sequences and
+    scored on the other half. Own read-out: the model's own final norm and output map, applied early. The sites are the
     embedding and the stream after each layer.
 
     Args:
@@ -28,29 +28,32 @@ def lens(recorded: Capture, first: int = 0) -> xr.Dataset:
     batch = _vector_batch(recorded, "lens")
     stream = depths(recorded)
     fitted, scored = halves(len(batch))
+    places = [place for place in range(first, batch.weight.shape[1]) if bool((batch.weight[:, place] > 0).any())]
     affine, own, explained = [], [], []
     for resid in stream:
-        weight, constant = affine_fit(resid[fitted, first:].flatten(0, 1), batch.targets[fitted, first:].flatten(0, 1))
+        weight, constant = affine_fit(
+            resid[fitted][:, places].flatten(0, 1), batch.targets[fitted][:, places].flatten(0, 1)
+        )
         guess = resid[scored].double() @ weight + constant
         affine.append(per_position(guess, batch.targets[scored]).mean(0))
         own.append(per_position(recorded.frame.readout(resid[scored]), batch.targets[scored]).mean(0))
-        explained.append(r_squared(guess[:, first:].flatten(0, 1), batch.targets[scored, first:].flatten(0, 1)))
+        explained.append(r_squared(guess[:, places].flatten(0, 1), batch.targets[scored][:, places].flatten(0, 1)))
     errors, own_errors = torch.stack(affine), torch.stack(own)
     depth = {"layer": depth_names(recorded.layers)}
     unit = "squared units of the terms"
-    where = f"positions {first} and later" if first else "all positions"
+    where = f"positions {first} and later" if first else "all positions that count"
     log = {"scale": "log"}
     return xr.Dataset(
         {
             "affine_error": label(
-                errors[:, first:].mean(1),
+                errors[:, places].mean(1),
                 "layer",
                 units=unit,
                 about=f"error of the affine lens on held-out sequences, {where}",
                 coords=depth,
             ).assign_attrs(log, headline=1),
             "own_error": label(
-                own_errors[:, first:].mean(1),
+                own_errors[:, places].mean(1),
                 "layer",
                 units=unit,
                 about=f"error of the model's own read-out applied at this depth, {where}",
