@@ -18,7 +18,10 @@ from mesascope.store import Run, verify
 from mesascope.studies import catalogue
 from mesascope.testing import check_measure, check_study, check_task
 
-NAMES = [entry.name for entry in catalogue.studies()]
+ALIKE = "affine-4d"  # another size of affine-2d
+NAMES = [
+    pytest.param(entry.name, marks=[pytest.mark.slow] if entry.name == ALIKE else []) for entry in catalogue.studies()
+]
 
 
 @pytest.fixture(scope="module")

@@ -61,7 +61,7 @@ SCALES = {
 SETUPS = {name: Setup(training=scale.training, sequences=scale.sequences) for name, scale in SCALES.items()}
 WHICH = replace(measures.which_algorithm, steps="ends")
 TWO_STEPS = replace(
-    measures.which_algorithm.using(iterations=2, layers=False),
+    measures.which_algorithm.using(iterations=2, layers=False, elsewhere=False),
     name="two_steps",
     title="Which algorithm, of two steps",
 )
@@ -73,7 +73,7 @@ TWO = Arm(
     model=DecoderConfig(num_hidden_layers=2, **SHAPE),
     setups=SETUPS,
     measures=(measures.behaviour, measures.lens.using(first=TASK.examples_shown)),
-    sweeps=(WHICH, TWO_STEPS),
+    sweeps=(measures.which_algorithm, TWO_STEPS),
 )
 
 
