@@ -3,7 +3,7 @@
 # make test-slow   the checks that take minutes each
 # make bench   what opening, recording and patching a language model and attending to a long history cost, against bounds
 # make lint   the checks without the tests
-# make docs   runs the affine and the meta-learning study, opens SmolLM2, and writes their pages under docs/studies
+# make docs   runs three studies, opens SmolLM2, and writes their pages under docs/studies
 # make architectures   holds capture against every language model type of transformers, writes the table
 # make clean  removes everything that make made
 PYTHON ?= python3
@@ -48,8 +48,10 @@ demo: $(STAMP) $(GGUF)
 docs: $(STAMP) $(GGUF)
 	$(BIN)/mesascope run affine
 	$(BIN)/mesascope run meta-learning
+	$(BIN)/mesascope run gradient-descent
 	$(BIN)/mesascope inspect $(GGUF) --measures inner,norms,spectra,logit_lens,affine_lens --out runs/smollm2
-	$(BIN)/python docs/build.py runs/affine-laptop runs/meta-learning-laptop runs/smollm2
+	$(BIN)/python docs/build.py runs/affine-laptop runs/meta-learning-laptop \
+	  runs/gradient-descent-laptop runs/smollm2
 
 architectures: $(STAMP)
 	$(BIN)/python -m tests.architectures.table
