@@ -15,7 +15,7 @@ from .test_changes import MODELS, tokens
 SITES = ["resid_pre", "attn_write", "mlp_write", "head_out"]
 
 
-@pytest.mark.parametrize("name", MECHANISMS)
+@pytest.mark.parametrize("name", [name for name in MECHANISMS if name != "stream alone"])  # whose heads give nothing
 def test_it_is_the_effect_itself_where_only_the_read_out_follows(name):
     """The output of a planted model is linear in what its heads give; with a linear metric nothing is left out."""
     batch = Affine().sample(32, torch.Generator().manual_seed(0))

@@ -11,6 +11,7 @@ from mesascope.capturing import Capture, LayerReduction, LayerView
 from mesascope.measures.base import measure
 from mesascope.measures.regression import slope_and_r_squared
 
+MOST_IN_ALL = 1.01  # of a query's attention weights, which are rounded to bfloat16 at worst
 FEWEST_KEYS = 3  # of a query that counts for position scores
 LEAST_GAIN, LEAST_EXPLAINED = 0.1, 0.5  # below either, what a head attends to hardly shows in the output
 
@@ -50,8 +51,19 @@ def position_scores(
 
 
 def _see_positions(view: LayerView) -> dict[str, Tensor]:
-    """The scores of one layer."""
-    return {"position_scores": position_scores(view["pattern"], view.queries)}
+    """The scores of one layer.
+
+    Raises:
+        ValueError: attention is not shared out between keys, so that no key has a share.
+    """
+    pattern = view["pattern"]
+    least, most = float(pattern.amin()), float(pattern.sum(-1, dtype=torch.float32).amax())
+    if least < 0 or most > MOST_IN_ALL:
+        raise ValueError(
+            f"position needs attention that is shared out between keys, but in layer {view.layer} weights go down to "
+            f"{least:.2g} and those of a query sum to {most:.2g}; linear attention has no shares"
+        )
+    return {"position_scores": position_scores(pattern, view.queries)}
 
 
 @measure(

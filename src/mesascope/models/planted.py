@@ -2,7 +2,7 @@
 
 Each is a one-layer decoder without norms and MLP that reads and predicts numbers. Its residual stream has the
 term in coordinate 0, a constant 1 in coordinate 1, the position as a point on a circle in coordinates 2 and 3,
-and the output in coordinate 4. Head 0 carries the mechanism; the other heads have small random weights, so that
+and the output in coordinate 4. One head carries the mechanism; the other heads have small random weights, so that
 an instrument must find the one head and pass over the others.
 """
 
@@ -20,24 +20,38 @@ WIDTH, HEADS = 32, 4
 SHARP = 2000.0  # scores by position: the neighbouring position gets exp(-SHARP (1 - cos(angle))) of the attention
 
 
-def planted(name: str, length: int = 20, nuisance: float = 0.02, seed: int = 0) -> Decoder:
-    """A model with the mechanism of this name in head 0 of its only layer.
+def planted(name: str, length: int = 20, nuisance: float = 0.02, seed: int = 0, head: int = 0) -> Decoder:
+    """A model with the mechanism of this name in one head of its only layer.
 
     Args:
         name: one of :data:`MECHANISMS`.
         length: the longest sequence.
         nuisance: standard deviation of the other heads' weights.
         seed: of the other heads' weights.
+        head: which head has the mechanism, from 0 to 3.
 
     Raises:
-        ValueError: no such mechanism.
+        ValueError: no such mechanism or head.
     """
     if name not in MECHANISMS:
         raise ValueError(f"a planted mechanism must be one of {', '.join(MECHANISMS)}, but got {name!r}")
+    if head not in range(HEADS):
+        raise ValueError(f"head must be from 0 to {HEADS - 1}, but got {head}")
     model = _blank(length, nuisance, seed)
     with torch.no_grad():
         MECHANISMS[name](model, length)
+        _exchange(model, head)
     return model.eval()
+
+
+def _exchange(model: Decoder, head: int) -> None:
+    """Let head 0 and another change places; the model computes the same."""
+    size = WIDTH // HEADS
+    order = torch.arange(WIDTH).unflatten(0, (HEADS, size))
+    order[[0, head]] = order[[head, 0]]
+    for name in ("q_proj", "k_proj", "v_proj"):
+        _map(model, name).copy_(_map(model, name)[order.flatten()])
+    _map(model, "o_proj").copy_(_map(model, "o_proj")[:, order.flatten()])
 
 
 def _blank(length: int, nuisance: float, seed: int) -> Decoder:
@@ -119,6 +133,12 @@ def _previous(model: Decoder, length: int) -> None:
     _write(model, 1.0)
 
 
+def _two_back(model: Decoder, length: int) -> None:
+    """Decoy of the previous position: attends one further back, and copies it."""
+    _at_lag(model, length, 2)
+    _write(model, 1.0)
+
+
 def _copying(model: Decoder, length: int) -> None:
     """Attends to the query's own position and copies it."""
     _at_lag(model, length, 0)
@@ -172,6 +192,11 @@ def _position_written(model: Decoder, length: int) -> None:
     _write(model, 1.0, coordinate=COS)
 
 
+def _stream_alone(model: Decoder, length: int) -> None:
+    """Decoy of copying, and of whatever matters: the term is copied, but by the stream; the head does nothing."""
+    model.get_parameter("readout.weight")[0, TERM] = 1.0
+
+
 MECHANISMS: dict[str, Callable[[Decoder, int], None]] = {
     "previous": _previous,
     "copying": _copying,
@@ -183,4 +208,6 @@ MECHANISMS: dict[str, Callable[[Decoder, int], None]] = {
     "uniform": _uniform,
     "constant": _constant,
     "position written": _position_written,
+    "two back": _two_back,
+    "stream alone": _stream_alone,
 }

@@ -29,10 +29,10 @@ def planted_descent(
         nuisance: standard deviation of the weights by which a second head moves what nothing else reads.
         seed: of those weights.
     """
-    model = _blank(dim, steps, nuisance, seed)
+    model = blank(dim, steps, nuisance, seed)
     with torch.no_grad():
         for layer in range(steps):
-            _descend(model, layer, dim, step / examples)
+            descend(model, layer, dim, step / examples)
     return model.eval()
 
 
@@ -44,7 +44,7 @@ def planted_blind(dim: int, kind: str = "linear", seed: int = 0) -> Decoder:
         kind: ``linear`` in the input, or ``constant``.
         seed: of the function.
     """
-    model = _blank(dim, 1, 0.0, seed)
+    model = blank(dim, 1, 0.0, seed)
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         weight, bias = model.get_parameter("readout.weight"), model.get_parameter("readout.bias")
@@ -55,8 +55,16 @@ def planted_blind(dim: int, kind: str = "linear", seed: int = 0) -> Decoder:
     return model.eval()
 
 
-def _blank(dim: int, layers: int, nuisance: float, seed: int) -> Decoder:
-    """The pair in the first coordinates; noise in the others, written by a head that reads the pair."""
+def blank(dim: int, layers: int, nuisance: float, seed: int, attention: str = "linear", longest: int = 4096) -> Decoder:
+    """The frame: the pair in the first half of the stream; noise in the other, written by head 1, which reads the pair.
+
+    Args:
+        dim, nuisance, seed: as in :func:`planted_descent`.
+        layers: how many; head 0 is empty in all of them.
+        attention: ``linear`` over the pairs that are shown, or ``softmax`` over them and what asks; positions are told
+            to the latter alone.
+        longest: the longest sequence.
+    """
     free = max(2, dim + 1)
     config = DecoderConfig(
         d_in=dim + 1,
@@ -64,11 +72,11 @@ def _blank(dim: int, layers: int, nuisance: float, seed: int) -> Decoder:
         num_hidden_layers=layers,
         hidden_size=2 * free,
         num_attention_heads=HEADS,
-        attention="linear",
-        visible="shown",
+        attention=attention,
+        visible="shown" if attention == "linear" else "past",
         norm="none",
-        positions="none",
-        max_position_embeddings=4096,
+        positions="none" if attention == "linear" else "learned",
+        max_position_embeddings=longest,
     )
     model = Decoder(config)
     generator = torch.Generator().manual_seed(seed)
@@ -78,19 +86,19 @@ def _blank(dim: int, layers: int, nuisance: float, seed: int) -> Decoder:
         model.get_parameter("embed.weight")[: dim + 1] = torch.eye(dim + 1)
         model.get_parameter("readout.weight")[0, dim] = -1.0
         for layer in range(layers):
-            query, key, value, output = (_map(model, layer, name) for name in "qkvo")
+            query, key, value, output = maps_of(model, layer)
             for weight in (query[free:], key[free:], value[free:], output[free:, free:]):
                 weight.copy_(nuisance * torch.randn(weight.shape, generator=generator))
     return model
 
 
-def _descend(model: nn.Module, layer: int, dim: int, rate: float) -> None:
+def descend(model: nn.Module, layer: int, dim: int, rate: float) -> None:
     """Head 0 attends by the product of the inputs and takes ``rate`` times the answers away."""
-    query, key, value, output = (_map(model, layer, name) for name in "qkvo")
+    query, key, value, output = maps_of(model, layer)
     query[:dim, :dim] = key[:dim, :dim] = torch.eye(dim)
     value[0, dim], output[dim, 0] = 1.0, -rate
 
 
-def _map(model: nn.Module, layer: int, name: str) -> Tensor:
-    """A map of a layer's attention, which can be written to."""
-    return model.get_parameter(f"layers.{layer}.attention.{name}_proj.weight")
+def maps_of(model: nn.Module, layer: int) -> tuple[Tensor, ...]:
+    """The maps of a layer's attention to queries, keys, values and outputs, which can be written to."""
+    return tuple(model.get_parameter(f"layers.{layer}.attention.{name}_proj.weight") for name in "qkvo")

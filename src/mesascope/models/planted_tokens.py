@@ -20,6 +20,7 @@ from mesascope.models.transformer import Decoder
 VOCABULARY, HEADS, HALF = 40, 13, 16  # tokens; heads in a layer; how many different tokens a sequence has
 LENGTH = 2 * HALF + 1  # a first token of its own, and two halves
 D_HEAD = VOCABULARY + 4
+BEGINNING = 0  # the token of the first position: a head that prefers it attends to the first position
 TOKEN, BEFORE, TWO_BEFORE, LOGIT = (slice(n * VOCABULARY, (n + 1) * VOCABULARY) for n in range(4))
 ONE, FIRST, COS, SIN = range(4 * VOCABULARY, 4 * VOCABULARY + 4)
 SURE = 16.0  # nats by which a set head prefers its place
@@ -55,11 +56,12 @@ class Head:
     generator: torch.Generator
 
 
-def planted_tokens(seed: int = 0) -> Decoder:
+def planted_tokens(seed: int = 0, heads: Mapping[tuple[int, int], Planted] | None = None) -> Decoder:
     """The model with the heads of :data:`PLANTED`.
 
     Args:
         seed: of the decoys' random weights.
+        heads: by layer and head, where they are; as in :data:`PLANTED` by default.
     """
     config = DecoderConfig(
         vocab_size=VOCABULARY,
@@ -74,7 +76,7 @@ def planted_tokens(seed: int = 0) -> Decoder:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         _frame(model)
-        for (layer, head), planted in PLANTED.items():
+        for (layer, head), planted in (PLANTED if heads is None else heads).items():
             views = _head(model, layer, head, generator)
             planted.look(views)
             planted.write(views)
@@ -157,9 +159,10 @@ def _uniform(head: Head) -> None:
 
 
 def _some_tokens(head: Head) -> None:
-    """Attends to some tokens more than to others, whatever the query is."""
+    """Attends to some tokens more than to others, whatever the query is; never to that of the first position."""
     head.query[MATCH.start, ONE] = _SCALE
     head.key[MATCH.start, TOKEN] = 4 * torch.randn(VOCABULARY, generator=head.generator)
+    head.key[MATCH.start, TOKEN.start + BEGINNING] = -SURE
 
 
 def _random(head: Head) -> None:
@@ -243,3 +246,14 @@ def _placed() -> dict[tuple[int, int], Planted]:
 
 
 PLANTED: Mapping[tuple[int, int], Planted] = _placed()
+
+
+def shuffled(seed: int) -> dict[tuple[int, int], Planted]:
+    """The heads of :data:`PLANTED`, each at another place of its layer.
+
+    >>> sorted(shuffled(3)) == sorted(PLANTED), shuffled(3)[0, 0] is PLANTED[0, 0]
+    (True, False)
+    """
+    generator = torch.Generator().manual_seed(seed)
+    orders = [torch.randperm(HEADS, generator=generator).tolist() for _ in range(2)]
+    return {(layer, orders[layer][head]): each for (layer, head), each in PLANTED.items()}
