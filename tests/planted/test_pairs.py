@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mesascope.measures import measure_all, position
+from mesascope.measures import measure_all, position, which_algorithm
 from mesascope.models.planted import MECHANISMS, planted
 from mesascope.models.planted_descent import planted_descent
 from mesascope.models.planted_pairs import DECOYS, planted_pairs
@@ -49,3 +49,12 @@ def test_a_model_is_the_same_whichever_head_has_the_mechanism(name):
 def test_position_refuses_attention_that_is_not_shared_out():
     with pytest.raises(ValueError, match=r"position needs attention that is shared out between keys, but in layer 0"):
         measure_all(planted_descent(DIM, SHOWN), BATCH, [position])
+
+
+def test_steps_are_counted_where_many_more_of_another_size_come_nearest_on_the_grid():
+    """In these prompts eight steps of a size that is on the grid are nearer to three than three of the nearest size."""
+    batch = TASK.sample(64, torch.Generator().manual_seed(11))
+    model = planted_descent(DIM, SHOWN, 3, step=0.32980834)
+    found = which_algorithm(model, TASK, batch, layers=False, elsewhere=False)
+    assert found["named"].item() == "3 steps of gradient descent"
+    assert float(found["fitted"].sel(predictor="gradient descent")) == pytest.approx(0.32980834, rel=1e-4)

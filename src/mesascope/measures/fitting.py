@@ -54,7 +54,8 @@ def fit(algorithm: Algorithm, shown: Examples, target: Answers, weight: Weight) 
     """The iteration and the parameters that come nearest to some predictions.
 
     All iterations are tried on a grid of parameters. Since many steps of one size are nearly fewer of another, the best
-    one there and those beside it are then looked at with parameters between the values of the grid.
+    one there and those beside it are then looked at with parameters between the values of the grid; and if another is
+    the best then, those beside that one, until none is better.
 
     Args:
         algorithm: which.
@@ -70,13 +71,17 @@ def fit(algorithm: Algorithm, shown: Examples, target: Answers, weight: Weight) 
     (coarse,) = _misses(algorithm, shown, [target], weight, values)
     if not coarse.isfinite().any():
         raise ValueError(f"{algorithm.name} must come near to a prediction, but predicts no finite number")
-    middle, found = int(coarse.amin(1).argmin()), []
-    for number in range(max(0, middle - BESIDE), min(len(coarse), middle + BESIDE + 1)):
-        one = replace(algorithm, ticks=(algorithm.ticks[number],))
-        start = {name: float(each[int(coarse[number].argmin())]) for name, each in values.items()}
-        found.append((*_closer(one, shown, target, weight, start), one.ticks[0]))
-    _, parameters, tick = min(found, key=lambda each: each[0])
-    return Fitted(algorithm=algorithm, iteration=tick, parameters=parameters)
+    middle, best = -1, int(coarse.amin(1).argmin())
+    found: dict[int, tuple[float, Mapping[str, float]]] = {}
+    while best != middle:
+        middle = best
+        for number in range(max(0, middle - BESIDE), min(len(coarse), middle + BESIDE + 1)):
+            if number not in found:
+                one = replace(algorithm, ticks=(algorithm.ticks[number],))
+                start = {name: float(each[int(coarse[number].argmin())]) for name, each in values.items()}
+                found[number] = _closer(one, shown, target, weight, start)
+        best = min(found, key=lambda number: found[number][0])
+    return Fitted(algorithm=algorithm, iteration=algorithm.ticks[best], parameters=found[best][1])
 
 
 def fit_iterations(found: Fitted, shown: Examples, targets: Sequence[Answers], weight: Weight) -> list[Fitted]:
