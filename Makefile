@@ -5,6 +5,7 @@
 # make lint   the checks without the tests
 # make docs   runs three studies, opens SmolLM2, and writes their pages under docs/studies
 # make architectures   holds capture against every language model type of transformers, writes the table
+# make planted   holds every instrument against models whose mechanism is known, writes the table
 # make clean  removes everything that make made
 PYTHON ?= python3
 VENV := .venv
@@ -14,7 +15,7 @@ STAMP := $(VENV)/.installed
 unexport PYTHONDONTWRITEBYTECODE  # what is imported is compiled once, not by every process
 
 .DEFAULT_GOAL := help
-.PHONY: help setup models demo test test-slow bench lint docs architectures clean
+.PHONY: help setup models demo test test-slow bench lint docs architectures planted clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -55,6 +56,9 @@ docs: $(STAMP) $(GGUF)
 
 architectures: $(STAMP)
 	$(BIN)/python -m tests.architectures.table
+
+planted: $(STAMP)
+	$(BIN)/python -m tests.planted.table
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -1,7 +1,4 @@
-"""The public conformance suite: what a new task, measure or study must satisfy before anyone relies on it.
-
-Each function raises ``AssertionError`` with one line that says what does not hold.
-"""
+"""What a task, a measure and a study must satisfy, whatever they are about."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,6 +13,7 @@ from mesascope.models.transformer import Decoder
 from mesascope.studies.base import SCALES, Claim, Study
 from mesascope.studies.verdicts import SUPPORTED, judge
 from mesascope.tasks.base import Batch, Task, training_loss
+from mesascope.testing.findings import must
 
 SEQUENCES = 32
 
@@ -27,15 +25,15 @@ def check_task(task: Task) -> None:
     >>> check_task(Affine(length=8))
     """
     batch, again = _sample(task, 0), _sample(task, 0)
-    _must(_same(batch, again), "the same generator must give the same sequences")
-    _must(not torch.equal(batch.inputs, _sample(task, 1).inputs), "another generator must give other sequences")
-    _must(bool((batch.weight >= 0).all()) and float(batch.weight.sum()) > 0, "weights must be 0 or more, some above 0")
-    _must(bool(batch.inputs.isfinite().all()), "inputs must be finite numbers")
+    must(_same(batch, again), "the same generator must give the same sequences")
+    must(not torch.equal(batch.inputs, _sample(task, 1).inputs), "another generator must give other sequences")
+    must(bool((batch.weight >= 0).all()) and float(batch.weight.sum()) > 0, "weights must be 0 or more, some above 0")
+    must(bool(batch.inputs.isfinite().all()), "inputs must be finite numbers")
     if batch.targets.is_floating_point():
         loss = task.loss(batch.targets, batch)
-        _must(loss.shape == batch.weight.shape, f"the loss must have one number per position, but has {loss.shape}")
-        _must(float(loss.abs().max()) < 1e-6, "the loss of the targets themselves must be 0")
-        _must(float(training_loss(task, batch.targets + 1, batch)) > 0, "a wrong prediction must have a loss above 0")
+        must(loss.shape == batch.weight.shape, f"the loss must have one number per position, but has {loss.shape}")
+        must(float(loss.abs().max()) < 1e-6, "the loss of the targets themselves must be 0")
+        must(float(training_loss(task, batch.targets + 1, batch)) > 0, "a wrong prediction must have a loss above 0")
     _check_oracles(task, batch)
 
 
@@ -51,15 +49,15 @@ def check_measure(measure: Measure, model: torch.nn.Module, batch: Batch) -> xr.
         What it measured, for further checks.
     """
     unknown = set(measure.sites) - set(SITES)
-    _must(not unknown, f"sites must be from mesascope.capturing.SITES, but {measure.name} asks for {sorted(unknown)}")
+    must(not unknown, f"sites must be from mesascope.capturing.SITES, but {measure.name} asks for {sorted(unknown)}")
     first, second = (measure(_recorded(measure, model, batch)) for _ in range(2))
-    _must(first.identical(second), f"{measure.name} must give the same numbers for the same capture")
-    _must(bool(first.data_vars), f"{measure.name} must return at least one variable")
+    must(first.identical(second), f"{measure.name} must give the same numbers for the same capture")
+    must(bool(first.data_vars), f"{measure.name} must return at least one variable")
     for name, array in first.data_vars.items():
         for attribute in ("units", "about"):
-            _must(bool(array.attrs.get(attribute)), f"{measure.name}: {name} must say its {attribute}")
+            must(bool(array.attrs.get(attribute)), f"{measure.name}: {name} must say its {attribute}")
         strange = [dim for dim in array.dims if dim not in AXES and not str(dim).startswith("_")]
-        _must(not strange, f"{measure.name}: the axes of {name} must be from mesascope.axes, but it has {strange}")
+        must(not strange, f"{measure.name}: the axes of {name} must be from mesascope.axes, but it has {strange}")
     _check_needs(measure, model, batch)
     return first
 
@@ -76,17 +74,15 @@ def check_study(study: Study, results: dict[str, xr.Dataset]) -> None:
         batch = _sample(arm.task, 0)
         prediction = Decoder(arm.model)(batch.inputs).logits
         loss = arm.task.loss(prediction, batch)
-        _must(loss.shape == batch.weight.shape, f"{study.name} {arm.name}: the model must predict at every position")
+        must(loss.shape == batch.weight.shape, f"{study.name} {arm.name}: the model must predict at every position")
     minutes = [study.scales[name].minutes for name in SCALES]
-    _must(minutes == sorted(minutes), f"{study.name}: smoke must be the shortest scale and paper the longest")
+    must(minutes == sorted(minutes), f"{study.name}: smoke must be the shortest scale and paper the longest")
     missing = {arm.result(one) for arm in study.settings for one in arm.instruments} - set(results)
-    _must(not missing, f"{study.name}: results must hold every instrument's, but lack {sorted(missing)}")
+    must(not missing, f"{study.name}: results must hold every instrument's, but lack {sorted(missing)}")
     for claim in study.claims:
         verdict = judge(claim, results, "laptop")
-        _must(
-            len(verdict.per_seed) == results[study.measures[0].name].sizes["seed"], f"{claim.name}: one number a seed"
-        )
-        _must(_can_fail(claim, results), f"{claim.name} must fail where statistic and control change places")
+        must(len(verdict.per_seed) == results[study.measures[0].name].sizes["seed"], f"{claim.name}: one number a seed")
+        must(_can_fail(claim, results), f"{claim.name} must fail where statistic and control change places")
 
 
 def _sample(task: Task, seed: int) -> Batch:
@@ -109,9 +105,9 @@ def _check_oracles(task: Task, batch: Batch) -> None:
     changed = Batch(inputs=later, targets=batch.targets, weight=batch.weight, latents=batch.latents)
     others = task.oracles(changed)
     for name, prediction in task.oracles(batch).items():
-        _must(prediction.shape[:2] == batch.inputs.shape[:2], f"the oracle {name!r} must predict at every position")
-        _must(bool(prediction.isfinite().all()), f"the oracle {name!r} must predict finite numbers")
-        _must(torch.equal(prediction[:, :cut], others[name][:, :cut]), f"the oracle {name!r} must not look ahead")
+        must(prediction.shape[:2] == batch.inputs.shape[:2], f"the oracle {name!r} must predict at every position")
+        must(bool(prediction.isfinite().all()), f"the oracle {name!r} must predict finite numbers")
+        must(torch.equal(prediction[:, :cut], others[name][:, :cut]), f"the oracle {name!r} must not look ahead")
 
 
 def _recorded(measure: Measure, model: torch.nn.Module, batch: Batch, without: Sequence[str] = ()):
@@ -127,7 +123,7 @@ def _check_needs(measure: Measure, model: torch.nn.Module, batch: Batch) -> None
             found = measure(_recorded(measure, model, batch, without=[site]))
         except (KeyError, ValueError):
             continue
-        _must(not found.data_vars, f"{measure.name} asks for {site}, but does without it; ask for what is needed only")
+        must(not found.data_vars, f"{measure.name} asks for {site}, but does without it; ask for what is needed only")
 
 
 def _can_fail(claim: Claim, results: dict[str, xr.Dataset]) -> bool:
@@ -135,9 +131,3 @@ def _can_fail(claim: Claim, results: dict[str, xr.Dataset]) -> bool:
     swapped = replace(claim, statistic=claim.control, control=claim.statistic)
     words = {judge(claim, results, claim.scales[0]).word, judge(swapped, results, claim.scales[0]).word}
     return words != {SUPPORTED}
-
-
-def _must(holds: bool, otherwise: str) -> None:
-    """Raise ``otherwise`` unless the condition holds."""
-    if not holds:
-        raise AssertionError(otherwise)
