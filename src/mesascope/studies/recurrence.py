@@ -240,7 +240,7 @@ def _algorithms() -> tuple[Claim, ...]:
         Claim(
             name="after layer 0, copying",
             sentence="What can be read after layer 0 is nearer to copying than to the rule of all pairs.",
-            source=f"{PAPER}, as a statement on algorithms",
+            source=f"{PAPER}, as a statement on algorithms; worded after a run had been seen",
             statistic=lambda results: _read(results, "after 0", "copying"),
             about="share of the variance of the reading after layer 0 that copying explains",
             control=lambda results: _read(results, "after 0", "least squares"),
@@ -250,7 +250,7 @@ def _algorithms() -> tuple[Claim, ...]:
         Claim(
             name="at the end, the rule",
             sentence="What the model predicts is nearer to the rule of all pairs than to copying.",
-            source=f"{PAPER}, as a statement on algorithms",
+            source=f"{PAPER}, as a statement on algorithms; worded after a run had been seen",
             statistic=lambda results: _predicted(results, "least squares"),
             about="share of the variance of the predictions that least squares on all pairs so far explains",
             control=lambda results: _predicted(results, "copying"),
@@ -260,7 +260,7 @@ def _algorithms() -> tuple[Claim, ...]:
         Claim(
             name="the rule elsewhere",
             sentence="It goes by that rule where sequences come from other distributions, too.",
-            source=f"{OURS}: a model that goes by a rule does so everywhere",
+            source=f"{OURS}: a model that goes by a rule does so everywhere; worded after a run had been seen",
             statistic=lambda results: _elsewhere(results, "least squares"),
             about="the same for least squares on the worst of the other distributions",
             control=lambda results: _elsewhere(results, "copying"),
