@@ -11,7 +11,15 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 TOGETHER = ("tests/test_end_to_end.py", "tests/test_inspection_of_everything.py")  # one run, at which all tests look
-LONG = ("test_tour.py", "test_inspect.py", "test_norms.py", "test_readme.py", "test_resume.py", "test_induction.py")
+LONG = (
+    "test_tour.py",
+    "test_inspect.py",
+    "test_norms.py",
+    "test_readme.py",
+    "test_resume.py",
+    "test_induction.py",
+    "test_which_algorithm.py",
+)
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: a test never asks the network
 os.environ.pop("MESASCOPE_DEBUG", None)

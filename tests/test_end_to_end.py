@@ -18,9 +18,9 @@ from mesascope.store import Run, verify
 from mesascope.studies import catalogue
 from mesascope.testing import check_measure, check_study, check_task
 
-ALIKE = "affine-4d"  # another size of affine-2d
+ALIKE = ("affine-4d", "polynomial")  # to affine-2d: other sizes, other rules
 NAMES = [
-    pytest.param(entry.name, marks=[pytest.mark.slow] if entry.name == ALIKE else []) for entry in catalogue.studies()
+    pytest.param(entry.name, marks=[pytest.mark.slow] if entry.name in ALIKE else []) for entry in catalogue.studies()
 ]
 
 

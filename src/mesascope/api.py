@@ -109,7 +109,7 @@ def which_algorithm(
     subject: Path | str,
     *,
     study: str | None = None,
-    sequences: int = 256,
+    sequences: int = 128,
     seed: int = 0,
     device: str = "cpu",
     say: Callable[[str], None] = lambda line: None,

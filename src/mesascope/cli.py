@@ -143,7 +143,7 @@ def inspect(
 def which_algorithm(
     subject: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run, a folder, a Hub name or a .gguf file.")],
     study: Annotated[str | None, typer.Option(help="Whose task is meant, for a decoder in a folder.")] = None,
-    sequences: Annotated[int, typer.Option(help="How many sequences are drawn.")] = 256,
+    sequences: Annotated[int, typer.Option(help="How many sequences are drawn.")] = 128,
     seed: Annotated[int, typer.Option(help="Of the sequences.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
     as_json: AsJson = False,

@@ -16,7 +16,7 @@ from mesascope.tasks.examples import Examples
 Answers = Float[Tensor, "batch place out"]
 Weight = Float[Tensor, "batch place"]
 VALUES = {0: 1, 1: 17, 2: 7}  # of each parameter that are tried side by side, by how many parameters there are
-EVALUATIONS = 40  # for each parameter, of looking closer
+EVALUATIONS = 24  # for each parameter, of looking closer
 BESIDE = 4  # how many iterations before and after the best on the grid are looked at more closely
 ENOUGH = 128  # sequences to fit on
 

@@ -46,7 +46,7 @@ def copying_claim(layer: int) -> Claim:
     return Claim(
         name=f"the head of layer {layer} that matters most copies",
         sentence=f"Of layer {layer}'s heads, the one whose removal costs most has the role of copying.",
-        source=f"{OURS}: a test of the abstract's 'copying in layer {layer}' as a cause; worded after a seed had been seen",
+        source=f"{OURS}: a test of the abstract's 'copying in layer {layer}' as a cause, worded after one seed",
         statistic=lambda results: _copies(results, layer, costliest=True),
         about="1 where the head whose mean ablation costs most copies what it attends to, else 0",
         control=lambda results: _copies(results, layer, costliest=False),
