@@ -4,12 +4,13 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 import xarray as xr
+from torch import Tensor
 
 from mesascope.axes import spelled
 from mesascope.instruments import Instrument
@@ -268,13 +269,18 @@ class _Opened:
         """Measures share one capture; sweeps have their own passes; retrospects read what training left behind."""
         model, batch = self._model(step), self.batch
         measures = [one for one in self.arm.measures if one in instruments]
-        found = measure_all(model, batch, measures, oracles=self.task.oracles(batch)) if measures else {}
+        found = measure_all(model, batch, measures, oracles=self._oracles) if measures else {}
         found |= {one.name: one(model, self.task, batch) for one in self.arm.sweeps if one in instruments}
         looking_back = [one for one in self.arm.retrospects if one in instruments]
         if looking_back:
             past = self._past(step)
             found |= {one.name: one(past, model, batch) for one in looking_back}
         return found
+
+    @cached_property
+    def _oracles(self) -> Mapping[str, Tensor]:
+        """What the task's oracles predict on these sequences, whatever the checkpoint."""
+        return self.task.oracles(self.batch)
 
     def _model(self, step: int) -> Decoder:
         """The model at a step."""

@@ -72,6 +72,8 @@ def fit(algorithm: Algorithm, shown: Examples, target: Answers, weight: Weight) 
     if not coarse.isfinite().any():
         raise ValueError(f"{algorithm.name} must come near to a prediction, but predicts no finite number")
     middle, best = -1, int(coarse.amin(1).argmin())
+    if not values:
+        return Fitted(algorithm=algorithm, iteration=algorithm.ticks[best], parameters={})
     found: dict[int, tuple[float, Mapping[str, float]]] = {}
     while best != middle:
         middle = best

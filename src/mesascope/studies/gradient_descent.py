@@ -7,13 +7,13 @@ vectors (x, y), and nothing attends to the one that asks, as there; sizes and tr
 
 from dataclasses import replace
 
-import numpy as np
 import xarray as xr
 
 from mesascope import measures
 from mesascope.measures.algorithms import TRAINED
 from mesascope.models.config import DecoderConfig
 from mesascope.studies.base import Arm, Citation, Claim, Results, Scale, Setup, Study, last, untrained
+from mesascope.studies.readings import likeness, likeness_elsewhere, steps_down
 from mesascope.tasks.regression import Regression
 from mesascope.train import AdamW, Cosine, Training
 
@@ -77,18 +77,6 @@ TWO = Arm(
 )
 
 
-def _similarity(found: xr.Dataset, predictor: str, stat: str = "predictions") -> xr.DataArray:
-    """How alike an algorithm and the model are, on sequences as in training."""
-    return found["similarity"].sel(setting=TRAINED, predictor=predictor, stat=stat, drop=True)
-
-
-def _elsewhere(found: xr.Dataset, predictor: str) -> xr.DataArray:
-    """The same for predictions, on the worst of the other distributions with as many examples."""
-    return (
-        last(found["similarity"]).sel(setting=list(SAME_LENGTH), predictor=predictor, stat="predictions").min("setting")
-    )
-
-
 def _steps(found: xr.Dataset) -> xr.DataArray:
     """How many steps of gradient descent are nearest to the trained model."""
     return last(found["iterations"]).sel(predictor="gradient descent", drop=True).astype(float)
@@ -109,11 +97,6 @@ def _against_descent(found: xr.Dataset) -> xr.DataArray:
     """The model's error over that of the gradient descent which is nearest to it."""
     ours, theirs = (last(found[name]).sel(setting=TRAINED, drop=True) for name in ("model_error", "error"))
     return ours / theirs.sel(predictor="gradient descent", drop=True)
-
-
-def _last_step(errors: xr.DataArray) -> xr.DataArray:
-    """The change of log10 error from the layer before the last to the last."""
-    return xr.apply_ufunc(np.log10, errors).diff("layer").isel(layer=-1, drop=True)
 
 
 STUDY = Study(
@@ -144,9 +127,9 @@ STUDY = Study(
             name="one layer is one step",
             sentence="A trained layer of linear attention predicts what gradient descent predicts.",
             source=f"{PAPER}; the threshold is ours",
-            statistic=lambda results: last(_similarity(results["which_algorithm"], "gradient descent")),
+            statistic=lambda results: last(likeness(results, "gradient descent")),
             about="share of the variance of its predictions that fitted gradient descent explains",
-            control=lambda results: untrained(_similarity(results["which_algorithm"], "gradient descent")),
+            control=lambda results: untrained(likeness(results, "gradient descent")),
             control_about="the same for the untrained layer",
             direction="above",
             bound=ALIKE,
@@ -177,13 +160,9 @@ STUDY = Study(
             name="the same weights",
             sentence="It weighs the answers shown as one step of gradient descent does.",
             source=f"{PAPER}, of sensitivities",
-            statistic=lambda results: last(
-                _similarity(results["which_algorithm"], "gradient descent", "weights: answers shown")
-            ),
+            statistic=lambda results: last(likeness(results, "gradient descent", stat="weights: answers shown")),
             about="mean cosine of the gradients by the answers, its own and those of gradient descent",
-            control=lambda results: last(
-                _similarity(results["which_algorithm"], "least squares", "weights: answers shown")
-            ),
+            control=lambda results: last(likeness(results, "least squares", stat="weights: answers shown")),
             control_about="the same for least squares",
             direction="above",
             bound=ALIKE,
@@ -192,9 +171,9 @@ STUDY = Study(
             name="elsewhere too",
             sentence="It goes on to predict as that step does where inputs and rules come from other distributions.",
             source=f"{PAPER}, of inputs from a larger range; the other distributions are ours",
-            statistic=lambda results: _elsewhere(results["which_algorithm"], "gradient descent"),
+            statistic=lambda results: likeness_elsewhere(results, "gradient descent", SAME_LENGTH),
             about="the least similarity of predictions over other distributions",
-            control=lambda results: _elsewhere(results["which_algorithm"], "least squares"),
+            control=lambda results: likeness_elsewhere(results, "least squares", SAME_LENGTH),
             control_about="the same for least squares",
             direction="above",
             bound=ELSEWHERE,
@@ -214,9 +193,9 @@ STUDY = Study(
             name="by curvature correction",
             sentence="Two layers are nearer to two steps of GD++ than to two steps of gradient descent.",
             source=PAPER,
-            statistic=lambda results: last(_similarity(results["two_two_steps"], "GD++")),
+            statistic=lambda results: last(likeness(results, "GD++", result="two_two_steps")),
             about="share of the variance of their predictions that two fitted steps of GD++ explain",
-            control=lambda results: last(_similarity(results["two_two_steps"], "gradient descent")),
+            control=lambda results: last(likeness(results, "gradient descent", result="two_two_steps")),
             control_about="the same for gradient descent, which GD++ without correction is",
             direction="above",
         ),
@@ -224,9 +203,11 @@ STUDY = Study(
             name="layer by layer",
             sentence="The answer can be read more precisely after the second layer than after the first.",
             source=f"{PAPER}, in our words",
-            statistic=lambda results: _last_step(last(results["two_lens"]["affine_error"])),
+            statistic=lambda results: steps_down(last(results["two_lens"]["affine_error"])).isel(layer=-1, drop=True),
             about="change of log10 error of the affine lens from the first layer to the second",
-            control=lambda results: _last_step(untrained(results["two_lens"]["affine_error"])),
+            control=lambda results: steps_down(untrained(results["two_lens"]["affine_error"])).isel(
+                layer=-1, drop=True
+            ),
             control_about="the same in the untrained model",
             direction="below",
             bound=0.0,

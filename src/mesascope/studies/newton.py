@@ -10,9 +10,9 @@ import numpy as np
 import xarray as xr
 
 from mesascope import measures
-from mesascope.measures.algorithms import TRAINED
 from mesascope.models.config import DecoderConfig
-from mesascope.studies.base import Citation, Claim, Results, Scale, Study, last, untrained
+from mesascope.studies.base import Citation, Claim, Results, Scale, Study, last
+from mesascope.studies.readings import likeness, refined_claim
 from mesascope.tasks.regression import Regression
 from mesascope.train import AdamW, Cosine, Training
 
@@ -37,12 +37,6 @@ def training(steps: int) -> Training:
         clip=1.0,
         checkpoints=6,
     )
-
-
-def _similarity(results: Results, predictor: str) -> xr.DataArray:
-    """How alike an algorithm and the trained model are, on sequences as in training."""
-    found = last(results["which_algorithm"]["similarity"])
-    return found.sel(setting=TRAINED, predictor=predictor, stat="predictions", drop=True)
 
 
 def _read(results: Results, name: str, predictor: str) -> np.ndarray:
@@ -73,11 +67,6 @@ def _explained(results: Results, against, predictor: str, transform=lambda steps
         values.append(np.corrcoef(x[kept], y[kept])[0, 1] ** 2 if known else np.nan)
     seeds = results["which_algorithm"]["seed"]
     return xr.DataArray(values, dims=("seed",), coords={"seed": seeds})
-
-
-def _largest_step(results: Results, at) -> xr.DataArray:
-    """The largest change of log10 error of the affine lens from one depth to the next."""
-    return xr.apply_ufunc(np.log10, at(results["lens"]["affine_error"])).diff("layer").max("layer")
 
 
 STUDY = Study(
@@ -120,9 +109,9 @@ STUDY = Study(
             name="ends at the answer",
             sentence="What the model predicts is what least squares predicts.",
             source=f"{PAPER}; the threshold is ours",
-            statistic=lambda results: _similarity(results, "least squares"),
+            statistic=lambda results: last(likeness(results, "least squares")),
             about="share of the variance of the predictions that least squares explains",
-            control=lambda results: _similarity(results, "nearest neighbours"),
+            control=lambda results: last(likeness(results, "nearest neighbours")),
             control_about="the same for the mean of the nearest neighbours",
             direction="above",
             bound=ALIKE,
@@ -148,16 +137,10 @@ STUDY = Study(
             control_about="the same for the steps themselves",
             direction="above",
         ),
-        Claim(
+        refined_claim(
             name="layer by layer",
             sentence="The answer can be read more precisely after every layer.",
             source=f"{PAPER}, in our words",
-            statistic=lambda results: _largest_step(results, last),
-            about="largest change of log10 error of the affine lens from one depth to the next",
-            control=lambda results: _largest_step(results, untrained),
-            control_about="the same in the untrained model",
-            direction="below",
-            bound=0.0,
         ),
     ),
 )

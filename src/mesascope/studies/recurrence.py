@@ -9,10 +9,10 @@ from mesascope import measures
 from mesascope.causes import causes
 from mesascope.instruments import Instrument
 from mesascope.interventions import ablation
-from mesascope.measures.algorithms import TRAINED
 from mesascope.measures.similarity import LEAST_SPREAD
 from mesascope.studies.base import Claim, Results, last, untrained
 from mesascope.studies.causal import causal_claims, copying_claim
+from mesascope.studies.readings import likeness, likeness_elsewhere, refined_claim
 
 PAPER = "Bhargav & Gu 2024, abstract"
 OURS = "ours"
@@ -96,16 +96,10 @@ def _claims(first: int, top: int) -> tuple[Claim, ...]:
             control_about="the same for the next term",
             direction="above",
         ),
-        Claim(
+        refined_claim(
             name="refined layer by layer",
             sentence="The next term can be read more precisely after every layer.",
             source=f"{PAPER}, in our words",
-            statistic=lambda results: _worst_step(last(results["lens"]["affine_error"])),
-            about="largest change of log10 error of the affine lens from one depth to the next",
-            control=lambda results: _worst_step(untrained(results["lens"]["affine_error"])),
-            control_about="the same in the untrained model",
-            direction="below",
-            bound=0.0,
         ),
         Claim(
             name="negative similarity, score",
@@ -185,11 +179,6 @@ def _readable(results: Results, scale: str, term: str) -> xr.DataArray:
     return results["estimate"][scale].sel(layer=0, stat=term, drop=True)
 
 
-def _worst_step(error: xr.DataArray) -> xr.DataArray:
-    """The largest change of the logarithm from one depth to the next: below 0 where every step is down."""
-    return xr.DataArray(np.diff(np.log10(error), axis=error.get_axis_num("layer")), dims=error.dims).max("layer")
-
-
 def _lowest(results: Results, what: str, layers: slice) -> xr.DataArray:
     """The lowest score among the heads of these layers whose scores differ at all; 0 if none do."""
     score, spread = (last(results["similarity"][name]).sel(layer=layers) for name in (what, "spread"))
@@ -251,9 +240,9 @@ def _algorithms() -> tuple[Claim, ...]:
             name="at the end, the rule",
             sentence="What the model predicts is nearer to the rule of all pairs than to copying.",
             source=f"{PAPER}, as a statement on algorithms; worded after a run had been seen",
-            statistic=lambda results: _predicted(results, "least squares"),
+            statistic=lambda results: last(likeness(results, "least squares")),
             about="share of the variance of the predictions that least squares on all pairs so far explains",
-            control=lambda results: _predicted(results, "copying"),
+            control=lambda results: last(likeness(results, "copying")),
             control_about="the same for copying",
             direction="above",
         ),
@@ -261,9 +250,9 @@ def _algorithms() -> tuple[Claim, ...]:
             name="the rule elsewhere",
             sentence="It goes by that rule where sequences come from other distributions, too.",
             source=f"{OURS}: a model that goes by a rule does so everywhere; worded after a run had been seen",
-            statistic=lambda results: _elsewhere(results, "least squares"),
+            statistic=lambda results: likeness_elsewhere(results, "least squares"),
             about="the same for least squares on the worst of the other distributions",
-            control=lambda results: _elsewhere(results, "copying"),
+            control=lambda results: likeness_elsewhere(results, "copying"),
             control_about="the same for copying",
             direction="above",
         ),
@@ -274,15 +263,3 @@ def _read(results: Results, depth: str, predictor: str) -> xr.DataArray:
     """How near an algorithm comes to what can be read at a depth of the trained model."""
     found = last(results["which_algorithm"]["layer_similarity"])
     return found.sel(layer=depth, lens="affine lens", predictor=predictor, drop=True)
-
-
-def _predicted(results: Results, predictor: str) -> xr.DataArray:
-    """How near an algorithm comes to what the trained model predicts."""
-    found = last(results["which_algorithm"]["similarity"])
-    return found.sel(setting=TRAINED, predictor=predictor, stat="predictions", drop=True)
-
-
-def _elsewhere(results: Results, predictor: str) -> xr.DataArray:
-    """The same on the worst of the other distributions."""
-    found = last(results["which_algorithm"]["similarity"]).drop_sel(setting=TRAINED)
-    return found.sel(predictor=predictor, stat="predictions", drop=True).min("setting")

@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mesascope.tasks import algorithms
+from mesascope.tasks import algorithms, learners
 from mesascope.tasks.algorithms import Algorithm
 from mesascope.tasks.base import Batch
 from mesascope.tasks.examples import Examples, examples_before
-from mesascope.tasks.functions import Functions, Linear
+from mesascope.tasks.functions import Functions, Linear, Trees, TwoLayers
 from mesascope.tasks.in_context import InContext
 
 Inputs = Float[Tensor, "batch pos d_in"]
@@ -138,7 +138,7 @@ class Regression(InContext):
         return found
 
     def shifts(self) -> Mapping[str, "Regression"]:
-        """Larger inputs, larger rules where they are linear, correlated inputs, fewer and more examples."""
+        """Larger inputs, correlated inputs, noise, fewer or more examples; larger rules, or linear ones instead."""
         found = {
             "inputs twice as large": replace(self, scale=2 * self.scale),
             "correlated inputs": replace(self, skew=self.skew + 2.0),
@@ -148,12 +148,16 @@ class Regression(InContext):
         if isinstance(self.functions, Linear):
             larger = replace(self.functions, scale=2 * self.functions.scale)
             found["rules twice as large"] = replace(self, functions=larger)
+        else:
+            found["linear functions"] = replace(self, functions=Linear())
         if self.layout == "joined":
             found["half as many examples"] = replace(self, examples_shown=max(1, self.examples_shown // 2))
         return found
 
     def oracles(self, batch: Batch) -> Mapping[str, Float[Tensor, "batch pos d_out"]]:
-        """Nothing, averaging, nearest neighbours, least squares, ridge, and steps of gradient descent and Newton."""
+        """Nothing, averaging, nearest neighbours, least squares, ridge, and steps of gradient descent and Newton; and
+        learners of the class of functions.
+        """
         known = {each.name: each for each in self.algorithms()}
         descent = algorithms.gradient_descent("curvature")
         found = {
@@ -167,6 +171,12 @@ class Regression(InContext):
         }
         if "lasso" in known:
             found["lasso 0.01"] = self.predicted(known["lasso"], batch, penalty=0.01)
+        if isinstance(self.functions, TwoLayers):
+            network = learners.trained_network(self.functions.hidden)
+            found[network.name] = self.predicted(network, batch, learners.NETWORK_STEPS)
+        if isinstance(self.functions, Trees):
+            for learner in (learners.greedy_tree(), learners.greedy_tree(signs=True), learners.boosted_trees()):
+                found[learner.name] = self.predicted(learner, batch, learner.ticks[-1])
         return found
 
     def _drawn(self, n: int, generator: torch.Generator) -> Float[Tensor, "batch point feature"]:
