@@ -5,7 +5,7 @@ import pytest
 import xarray as xr
 
 from mesascope.measures.algorithms import TRAINED
-from mesascope.studies import gradient_descent, newton
+from mesascope.studies import function_classes, gradient_descent, newton
 from mesascope.studies.verdicts import judge
 
 SEEDS = 3
@@ -135,3 +135,59 @@ def test_layers_that_cannot_be_read_decide_nothing():
         LAYERS["exponentially many steps of gradient descent"], layers(LINE, DOUBLING, readable=False), "laptop"
     )
     assert verdict.word == "inconclusive"
+
+
+def classes(alike=(0.97, 0.1), elsewhere=0.95, linear=0.02, sparse=0.5, lasso=0.9, network=1.0, rules=0.9, tree=0.7):
+    """What a run of the four classes would show; errors of the model are told as shares of what they stand against."""
+
+    def behaviour(model, others):
+        errors = {"model": model, "zero": 1.0, "3 nearest neighbours": 1.5, **others}
+        scored = over_steps(*[list(errors.values())] * 2, "predictor", predictor=list(errors))
+        by_place = over_steps(*[np.repeat(np.array([list(errors.values())]).T, 3, 1)] * 2, "predictor", "pos")
+        return xr.Dataset({"scored": scored, "error": by_place.assign_coords(predictor=list(errors))})
+
+    def likenesses(**settings):
+        who = list(next(iter(settings.values())))
+        table = np.array([[[settings[name][one]] for one in who] for name in settings])
+        where = {"setting": [name.replace("_", " ") for name in settings], "predictor": who, "stat": STATS[:1]}
+        return xr.Dataset({"similarity": over_steps(table * 0, table, "setting", "predictor", "stat", **where)})
+
+    first = dict(zip(("least squares", "nearest neighbours"), alike, strict=True))
+    other = {"least squares": elsewhere, "nearest neighbours": 0.1}
+    trees = {"greedy tree": 1.0, "greedy tree of signs": 1.0, "boosted trees": 1.0}
+    return {
+        "behaviour": behaviour(linear, {"averaging": 0.7, "least squares": 0.9 * linear}),
+        "which_algorithm": likenesses(as_in_training=first, correlated_inputs=other, noisy_answers=other),
+        "sparse_behaviour": behaviour(sparse, {"least squares": 1.0}),
+        "sparse_which_algorithm": likenesses(as_in_training={"lasso": lasso, "least squares": 0.8}),
+        "network_behaviour": behaviour(network, {"trained network": 1.0}),
+        "network_linear_algorithms": likenesses(
+            as_in_training={"least squares": 0.3}, linear_functions={"least squares": rules}
+        ),
+        "tree_behaviour": behaviour(tree, trees),
+    }
+
+
+CLASSES = {claim.name: claim for claim in function_classes.STUDY.claims}
+NOT_LEARNED = {
+    "linear: least squares": classes(alike=(0.5, 0.1)),
+    "linear: learned": classes(linear=0.4),
+    "linear: elsewhere too": classes(elsewhere=0.2),
+    "sparse: better than least squares": classes(sparse=1.05),
+    "sparse: like the lasso": classes(lasso=0.5),
+    "networks: as good as training one": classes(network=1.4),
+    "networks: linear functions, too": classes(rules=0.1),
+    "trees: better than greedy trees": classes(tree=1.1),
+    "trees: better than greedy trees that see signs": classes(tree=1.1),
+    "trees: better than boosted trees": classes(tree=1.1),
+}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_run_that_shows_learning_in_context_supports_it(name):
+    assert judge(CLASSES[name], classes(), "laptop").word == "supported"
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_run_that_does_not_show_learning_in_context_contradicts_it(name):
+    assert judge(CLASSES[name], NOT_LEARNED[name], "laptop").word == "contradicted"

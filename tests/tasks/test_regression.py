@@ -15,8 +15,8 @@ TASKS = [
     Regression(dim=3, examples_shown=6),
     Regression(dim=3, examples_shown=6, layout="joined"),
     Regression(functions=Linear(nonzero=2), noise=0.1),
-    Regression(functions=TwoLayers(hidden=7), skew=1.0),
-    Regression(functions=Trees(depth=2), scale=2.0),
+    Regression(functions=TwoLayers(hidden=7), examples_shown=2, skew=1.0),
+    Regression(functions=Trees(depth=2), examples_shown=2, scale=2.0),
 ]
 
 

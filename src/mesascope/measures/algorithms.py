@@ -126,7 +126,9 @@ def _by_setting(
         coords=where | names | {"stat": stats},
     )
     return {
-        "similarity": similarity.assign_attrs({f"left out: {name}": why for name, why in left_out.items()}, headline=1),
+        "similarity": similarity.assign_attrs(
+            {f"left out: {name}": why for name, why in left_out.items()}, headline=1, view="ranking"
+        ),
         "error": label(
             np.array(own), "setting", "predictor", units=unit, about="error of the algorithm", coords=where | names
         ).assign_attrs(scale="log"),

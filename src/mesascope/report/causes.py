@@ -3,7 +3,6 @@
 import itertools
 import textwrap
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,21 +17,7 @@ SEEDS = 4  # so many stand below one another; of more, one is chosen
 READABLE = 6  # heads in a layer whose names fit into cells; with more, the pointer tells them
 ROLE, NO_EFFECT, NO_ROLE, NEITHER = range(4)
 KINDS = {ROLE: "#cfe0ee", NO_EFFECT: "#e4e2dc", NO_ROLE: "#f6dcc0", NEITHER: "#fbfaf6"}
-BELONGING = ("role", "mark", "low", "high", "caused")  # what a file of causes has beside the effect
 WIDE = 14  # signs in a line of a cell
-
-
-def belonging(data: xr.Dataset) -> list[str]:
-    """The variables that are drawn with the effect, where a variable of the file asks for this view."""
-    if not any(data[name].attrs.get("view") == "causes" for name in data.data_vars):
-        return []
-    return [name for name in BELONGING if name in data.data_vars]
-
-
-def beside(data: xr.Dataset, shown: Shown) -> Shown:
-    """The effect with names and intervals beside it, as coordinates."""
-    known = {name: data[name].variable for name in belonging(data) if set(data[name].dims) <= set(shown.array.dims)}
-    return replace(shown, array=shown.array.assign_coords(known))
 
 
 def causes(shown: Shown) -> Panel:

@@ -8,10 +8,12 @@ import xarray as xr
 
 from mesascope.report.attention import patterns
 from mesascope.report.bars import bars
-from mesascope.report.causes import belonging, beside, causes
+from mesascope.report.causes import causes
+from mesascope.report.companions import beside, companions
 from mesascope.report.curves import over_axis, over_steps
 from mesascope.report.maps import drawable, heat_maps, layers_over_steps, thinned
 from mesascope.report.panel import Panel
+from mesascope.report.ranking import ranking
 from mesascope.report.scatter import marked, marks, scatter
 from mesascope.report.shown import LABELS, NAMES, Shown, numeric, prepare
 from mesascope.report.table import table
@@ -29,6 +31,7 @@ VIEWS: Mapping[str, View] = MappingProxyType(
         "scatter": scatter,
         "bars": bars,
         "causes": causes,
+        "ranking": ranking,
         "table": table,
     }
 )
@@ -42,14 +45,14 @@ def panels(data: xr.Dataset, elsewhere: Collection[str] = ()) -> list[Panel]:
         data: the variables of one file.
         elsewhere: names of those that another part of the page draws already.
     """
-    drawn, taken = [], {*_used_as_labels(data), *marks(data), *belonging(data), *elsewhere}
+    drawn, taken = [], {*_used_as_labels(data), *marks(data), *companions(data), *elsewhere}
     for name in map(str, data.data_vars):
         belongs = data[name].attrs.get("control_of")
         if name in taken or (belongs in data.data_vars and belongs not in elsewhere):
             continue
         shown = thinned(prepare(data, name))
         view = choose(shown)
-        shown = marked(data, shown) if view is scatter else beside(data, shown) if view is causes else shown
+        shown = marked(data, shown) if view is scatter else beside(data, shown) if view in (causes, ranking) else shown
         drawn.append(_draw(view, shown))
         if view is over_axis and _watched(shown):
             drawn.append(_draw(layers_over_steps, shown))

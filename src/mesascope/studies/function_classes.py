@@ -63,7 +63,7 @@ def model(task: Regression) -> DecoderConfig:
 
 SCALES = {
     "smoke": Scale(training=training(10), sequences=32, minutes=0.5),
-    "laptop": Scale(training=training(6_000), sequences=256, minutes=25.0),
+    "laptop": Scale(training=training(4_000), sequences=256, minutes=20.0),
     "paper": Scale(training=training(60_000), seeds=8, sequences=1024, minutes=900.0),
 }
 
@@ -97,7 +97,7 @@ STUDY = Study(
         "Prompts show pairs of an input and its answer under a function that is fresh in every prompt, and a "
         "four-layer decoder is trained to answer: for linear functions, for sparse linear ones, for networks with one "
         "hidden layer and for decision trees. The classes and what models are held against are the paper's; sizes, "
-        "training and thresholds are ours, and pilots on linear functions were seen before the claims were fixed. "
+        "training and thresholds are ours, and pilots were seen before sizes and claims were fixed. "
         "Learners that are not of a linear rule are fitted to every prompt anew, and stand beside the model's error."
     ),
     citation=Citation(

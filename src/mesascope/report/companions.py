@@ -1,0 +1,35 @@
+"""Variables that are drawn with another one of their file, rather than alone."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+
+import xarray as xr
+
+from mesascope.report.shown import Shown
+
+COMPANIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "causes": ("role", "mark", "low", "high", "caused"),
+        "ranking": ("named", "low", "high", "null", "apart", "called", "iterations", "fitted", "numbers"),
+    }
+)
+
+
+def companions(data: xr.Dataset) -> list[str]:
+    """The variables that belong to the view which a variable of the file asks for."""
+    asked = {str(data[name].attrs.get("view")) for name in data.data_vars}
+    return [name for view in COMPANIONS if view in asked for name in COMPANIONS[view] if name in data.data_vars]
+
+
+def beside(data: xr.Dataset, shown: Shown) -> Shown:
+    """The variable with those beside it, as coordinates; ``seed`` in front, as it has it."""
+    array = shown.array
+    here = [data[name] for name in companions(data) if {*data[name].dims} <= {*array.dims}]
+    known = {
+        one.name: (one if "seed" in one.dims or not shown.seeded else one.expand_dims(seed=array.sizes["seed"]))
+        for one in here
+    }
+    if not shown.seeded:
+        known = {name: one.expand_dims("seed") for name, one in known.items()}
+    return replace(shown, array=array.assign_coords({name: one.variable for name, one in known.items()}))
