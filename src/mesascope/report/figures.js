@@ -120,7 +120,7 @@ const mesascope = (() => {
 
   function drawPlot(spec, cells, element) {
     const layout = { ...spec.layout, height: spec.height, dragmode: coarse ? false : "zoom" };
-    layout.yaxis = clipped(layout.yaxis, element.clientWidth < 300 ? 12 : element.clientWidth < 450 ? 18 : 26);
+    layout.yaxis = clipped(layout.yaxis, element.clientWidth < 300 ? 12 : element.clientWidth < 450 ? 18 : spec.wide ? 44 : 26);
     if (spec.thin) layout.xaxis = thinned(clipped(layout.xaxis, element.clientWidth < 450 ? 12 : 26), spec.thin, element.clientWidth - 90);
     const traces = spec.data.map(trace => ({ ...trace, ...cells }));
     if (spec.labels) traces[0].customdata = spec.labels[0].map(down => spec.labels[1].map(across => [down, across]));

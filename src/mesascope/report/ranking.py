@@ -14,12 +14,12 @@ from mesascope.report.text import clipped, listed, number, plain, rounded, sever
 LOWEST = -0.1  # what lies below is drawn there
 NULL = "#c8641b"
 STAT = "predictions"
-NEEDED = ("named", "null", "called", "numbers")
-WIDE = 34  # signs of an algorithm's name
+NEEDED = ("named", "null", "called", "iterations", "numbers")
+ALIKE, NAMED = "#7fa8cc", "#245f94"
 
 
 def ranking(shown: Shown) -> Panel:
-    """Left the similarity of predictions, for each seed and for the null; right all other similarities.
+    """Above, the similarity of predictions, for each seed and for the null; below, all other similarities.
 
     Raises:
         ValueError: it is no similarity of predictors in settings, or what belongs to it is not there.
@@ -33,16 +33,14 @@ def ranking(shown: Shown) -> Panel:
     order = np.argsort(-np.nan_to_num(mean(near.values), nan=-np.inf), kind="stable")
     array = array.isel(predictor=order)
     rows = [_called(array.isel(predictor=place)) for place in range(len(order))]
-    height = 27 * len(rows) + 130
-    nearest, legend = _nearest(array, rows, height)
+    nearest, legend = _nearest(array, rows, 27 * len(rows) + 70)
     return Panel(
         kind="figure",
         title=_title(array),
         caption=shown.caption(*_notes(shown, array)),
         data={
-            "plots": [nearest, _elsewhere(array, rows, height)],
+            "plots": [nearest, _elsewhere(array, rows, 25 * len(rows) + 110)],
             "legend": shared([legend, []]),
-            "least": 420,
         },
     )
 
@@ -57,20 +55,19 @@ def _title(array: xr.DataArray) -> str:
 
 
 def _called(one: xr.DataArray) -> str:
-    """An algorithm with its iterations, from the fewest to the most over seeds."""
-    words = list(dict.fromkeys(str(name) for name in np.ravel(one.coords["called"].values)))
-    if len(words) == 1:
-        return words[0]
-    counts = sorted(int(name.split(" ", 1)[0]) for name in words if name.split(" ", 1)[0].isdigit())
-    tails = {name.split(" ", 1)[1] for name in words if name.split(" ", 1)[0].isdigit()}
-    many = max(tails, key=len, default="")
-    return f"{counts[0]}–{counts[-1]} {many}" if len(counts) == len(words) and many else words[0]
+    """An algorithm with its iterations, where it has any: from the fewest to the most over seeds."""
+    name, called = str(one["predictor"].values), {str(each) for each in np.ravel(one.coords["called"].values)}
+    if called == {name}:
+        return name
+    counts = [int(each) for each in np.ravel(one.coords["iterations"].values)]
+    return f"{name}, {min(counts)}{f'–{max(counts)}' if max(counts) > min(counts) else ''}"
 
 
 def _nearest(array: xr.DataArray, rows: list[str], height: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Bars for the mean, rings for seeds, a tick for the null; and the legend."""
     drawing, here = Drawing(), array.sel(stat=STAT).isel(setting=0).transpose("seed", "predictor")
     null = array.coords["null"].transpose("seed", "predictor").values
+    after = {str(one) for one in np.ravel(array.coords["named"].values)}
     y = list(range(len(rows)))
     bar = {
         "type": "bar",
@@ -78,7 +75,7 @@ def _nearest(array: xr.DataArray, rows: list[str], height: int) -> tuple[dict[st
         "x": rounded(np.clip(mean(here.values), LOWEST, None)),
         "y": y,
         "width": 0.62,
-        "marker": {"color": "#7fa8cc"},
+        "marker": {"color": [NAMED if name in after else ALIKE for name in names(array, "predictor")]},
         "text": [_told(array.isel(predictor=place), row) for place, row in enumerate(rows)],
         "hovertemplate": "%{text}<extra></extra>",
         "textposition": "none",
@@ -87,11 +84,17 @@ def _nearest(array: xr.DataArray, rows: list[str], height: int) -> tuple[dict[st
     if len(here) > 1:
         drawing.add("seeds", INK, [_marks(here.values, rows, INK, "circle-open", 7)], kind="ring")
     drawing.add("another prompt's examples", NULL, [_marks(null, rows, NULL, "line-ns-open", 11)], kind="tick")
-    marks = {"tickmode": "array", "tickvals": y, "ticktext": [plain(clipped(row, WIDE)) for row in rows]}
+    marks = {"tickmode": "array", "tickvals": y, "ticktext": [plain(row) for row in rows]}
     across = axis("similarity of predictions", range=[LOWEST - 0.03, 1.03], zeroline=True, zerolinecolor="#8a8f98")
     down = axis("", **marks, showgrid=False, range=[len(rows) - 0.4, -0.6])
     look = layout(across, down, hovermode="closest", bargap=0.35)
-    return {"title": "as in training", "data": drawing.traces, "layout": look, "height": height}, drawing.legend
+    return {
+        "title": "as in training",
+        "data": drawing.traces,
+        "layout": look,
+        "height": height,
+        "wide": True,
+    }, drawing.legend
 
 
 def _marks(values: np.ndarray, rows: list[str], colour: str, symbol: str, size: int) -> dict[str, Any]:
@@ -155,14 +158,15 @@ def _elsewhere(array: xr.DataArray, rows: list[str], height: int) -> dict[str, A
     across = axis(
         "", tickmode="array", tickvals=list(range(len(labels))), ticktext=[plain(_folded(one)) for one in labels]
     )
-    across |= {"showgrid": False, "tickangle": -35, "tickfont": {"size": 11}}
-    down = axis("", tickmode="array", tickvals=list(range(len(rows))), ticktext=[""] * len(rows))
-    down |= {"showgrid": False, "range": [len(rows) - 0.4, -0.6], "ticks": ""}
+    across |= {"showgrid": False, "tickangle": -20, "tickfont": {"size": 11}}
+    down = axis("", tickmode="array", tickvals=list(range(len(rows))), ticktext=[plain(row) for row in rows])
+    down |= {"showgrid": False, "range": [len(rows) - 0.4, -0.6]}
     return {
         "title": "elsewhere, and by other measures",
         "data": [cells],
         "layout": layout(across, down, hovermode="closest"),
         "height": height,
+        "wide": True,
     }
 
 
@@ -183,9 +187,17 @@ def _notes(shown: Shown, array: xr.DataArray) -> list[str]:
     over = f"mean over {shown.over_seeds}, rings for the seeds" if shown.seeds > 1 else ""
     below = bool((array.sel(stat=STAT).isel(setting=0) < LOWEST).any())
     return [
-        f"One row for each algorithm, the nearest on top{', ' + shown.moment() if shown.moment() else ''}"
-        f"{': ' + over if over else ''}",
+        "One row for each algorithm with its iterations, the nearest on top"
+        f"{', ' + shown.moment() if shown.moment() else ''}{': ' + over if over else ''}",
+        f"Dark, what the model is named after: {_rule(array)}",
         f"What lies below {number(LOWEST)} is drawn there" if below else "",
-        "Right: similarity of predictions in other distributions, then of errors and of weights on what is shown, as "
+        "Below, similarity of predictions in other distributions, then of errors and of weights on what is shown, as "
         "in training",
     ]
+
+
+def _rule(array: xr.DataArray) -> str:
+    """How the name was chosen; in the words of the measure."""
+    if "none of these" in {str(one) for one in np.ravel(array.coords["named"].values)}:
+        return "nothing, where the nearest is no better than with another prompt's examples"
+    return "of those that cannot be told from the nearest, the one with the fewest fitted numbers"

@@ -1,0 +1,101 @@
+"""The ranking of algorithms: the nearest on top, what was named marked, and nothing hidden that is below the axis."""
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+
+from mesascope.report.ranking import ALIKE, NAMED
+from mesascope.report.text import script_json
+from mesascope.report.views import panels
+
+WHO = ["averaging", "ridge <b>x</b>", "gradient descent"]
+SIMILARITY = [-7.0, 0.97, 0.98]
+
+
+def found(seeds: int | None = 3, named=None) -> xr.Dataset:
+    """Three algorithms, two settings, two statistics; gradient descent takes 5, 6, 7 ... steps."""
+    lead = {"seed": seeds, "step": 1} if seeds else {}
+    dims, sizes = list(lead), list(lead.values())
+    near = np.zeros((*sizes, 2, 3, 2))
+    near[..., 0, :, 0], near[..., 1, :, 0], near[..., 0, :, 1] = SIMILARITY, [0.1, 0.2, -0.3], [0.5, 0.6, np.nan]
+    iterations = np.ones((*sizes, 3), dtype=int)
+    iterations[..., 2] = np.arange(5, 5 + seeds)[:, None] if seeds else 5
+    called = np.full((*sizes, 3), WHO, dtype=object)
+    called[..., 2] = [[f"{n} steps"] for n in range(5, 5 + seeds)] if seeds else "5 steps"
+    words = {"units": "text", "about": "words"}
+    one = {"units": "1", "about": "number"}
+    name = np.full(sizes, "ridge <b>x</b>", dtype=object) if named is None else np.array(named, dtype=object)
+    return xr.Dataset(
+        {
+            "similarity": (
+                [*dims, "setting", "predictor", "stat"],
+                near,
+                {"units": "1", "about": "similarity", "view": "ranking", "headline": 1},
+            ),
+            "named": (dims, name.reshape(sizes), words),
+            "low": ([*dims, "predictor"], near[..., 0, :, 0] - 0.01, one),
+            "high": ([*dims, "predictor"], near[..., 0, :, 0] + 0.01, one),
+            "null": ([*dims, "predictor"], np.zeros((*sizes, 3)), one),
+            "called": ([*dims, "predictor"], called, words),
+            "iterations": ([*dims, "predictor"], iterations, one),
+            "numbers": ([*dims, "predictor"], np.full((*sizes, 3), "step 0.5", dtype=object), words),
+        },
+        coords={
+            "setting": ["as in training", "elsewhere"],
+            "predictor": WHO,
+            "stat": ["predictions", "errors"],
+            **({"seed": range(seeds), "step": [100]} if seeds else {}),
+        },
+    )
+
+
+def drawn(data: xr.Dataset):
+    (panel,) = panels(data)
+    for plot in panel.data["plots"]:
+        go.Figure(data=plot["data"], layout=plot["layout"])
+    return panel
+
+
+def test_the_nearest_is_on_top_and_what_was_named_is_marked():
+    panel = drawn(found())
+    above, below = panel.data["plots"]
+    assert above["layout"]["yaxis"]["ticktext"] == ["gradient descent, 5–7", "ridge &lt;b&gt;x&lt;/b&gt;", "averaging"]
+    assert above["data"][0]["marker"]["color"] == [ALIKE, NAMED, ALIKE]
+    assert below["layout"]["xaxis"]["ticktext"] == ["elsewhere", "errors"]
+    assert panel.headline
+    assert panel.title == "Which algorithm: ridge <b>x</b>"  # set as text
+
+
+def test_what_lies_below_the_axis_is_drawn_at_its_edge_and_told():
+    panel = drawn(found())
+    bar, seeds, null = panel.data["plots"][0]["data"]
+    assert bar["x"][2] == -0.1
+    assert "−7" in bar["text"][2]
+    assert "step 0.5" in bar["text"][2]
+    assert "drawn there" in panel.caption
+    assert len(seeds["x"]) == 9
+    assert set(null["x"]) == {0.0}
+
+
+def test_cells_that_are_no_number_or_below_nothing_say_so():
+    cells = drawn(found()).data["plots"][1]["data"][0]
+    assert cells["text"][0][1] == "–"
+    assert "&lt;0" in cells["text"][0][0]
+    assert cells["text"][2] == ["0.10", "0.50"]
+
+
+def test_seeds_that_are_named_differently_are_counted():
+    title = drawn(found(named=["averaging", "averaging", "gradient descent"])).title
+    assert title == "Which algorithm: averaging (2 seeds) and gradient descent (1 seed)"
+
+
+def test_one_model_has_no_seeds():
+    panel = drawn(found(seeds=None))
+    assert [trace["type"] for trace in panel.data["plots"][0]["data"]] == ["bar", "scatter"]
+    assert panel.data["plots"][0]["layout"]["yaxis"]["ticktext"][0] == "gradient descent, 5"
+    assert "<b>x" not in script_json(panel.data)
+
+
+def test_without_what_belongs_to_it_there_is_a_table():
+    (panel, *_) = panels(found().drop_vars("null"))
+    assert "No figure: a ranking needs" in panel.caption
