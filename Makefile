@@ -3,7 +3,7 @@
 # make test-slow   the checks that take minutes each
 # make bench   what opening, recording and patching a language model and attending to a long history cost, against bounds
 # make lint   the checks without the tests
-# make docs   runs three studies, opens SmolLM2, and writes their pages under docs/studies
+# make docs   runs five studies, opens SmolLM2, and writes their pages under docs/studies
 # make architectures   holds capture against every language model type of transformers, writes the table
 # make planted   holds every instrument against models whose mechanism is known, writes the table
 # make clean  removes everything that make made
@@ -49,10 +49,12 @@ demo: $(STAMP) $(GGUF)
 docs: $(STAMP) $(GGUF)
 	$(BIN)/mesascope run affine
 	$(BIN)/mesascope run meta-learning
+	$(BIN)/mesascope run function-classes
 	$(BIN)/mesascope run gradient-descent
+	$(BIN)/mesascope run newton
 	$(BIN)/mesascope inspect $(GGUF) --measures inner,norms,spectra,logit_lens,affine_lens --out runs/smollm2
-	$(BIN)/python docs/build.py runs/affine-laptop runs/meta-learning-laptop \
-	  runs/gradient-descent-laptop runs/smollm2
+	$(BIN)/python docs/build.py runs/affine-laptop runs/meta-learning-laptop runs/function-classes-laptop \
+	  runs/gradient-descent-laptop runs/newton-laptop runs/smollm2
 
 architectures: $(STAMP)
 	$(BIN)/python -m tests.architectures.table

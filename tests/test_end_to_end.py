@@ -14,7 +14,7 @@ import xarray as xr
 from mesascope import api, cli
 from mesascope.models.load import load_checkpoint
 from mesascope.runner import verdicts_of
-from mesascope.store import Run, verify
+from mesascope.store import Run
 from mesascope.studies import catalogue
 from mesascope.testing import check_measure, check_study, check_task
 
@@ -27,7 +27,7 @@ NAMES = [
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Run:
     """One finished smoke run of the affine study."""
-    return api.run("affine", scale="smoke", seeds=2, out=tmp_path_factory.mktemp("runs") / "affine", on="here")
+    return api.run("affine", scale="smoke", seeds=1, out=tmp_path_factory.mktemp("runs") / "affine", on="here")
 
 
 def test_everything_is_there(finished):
@@ -69,35 +69,15 @@ def test_results_open_with_plain_xarray_and_neither_torch_nor_mesascope(finished
 
 def test_a_finished_run_is_not_done_again_and_another_place_gives_the_same_numbers(finished, tmp_path):
     before = {file: file.stat().st_mtime_ns for file in finished.path.glob("results/*.nc")}
-    api.run("affine", scale="smoke", seeds=2, out=finished.path, on="here")
+    api.run("affine", scale="smoke", seeds=1, out=finished.path, on="here")
     assert {file: file.stat().st_mtime_ns for file in finished.path.glob("results/*.nc")} == before
-    again = api.run("affine", scale="smoke", seeds=2, out=tmp_path / "again", on="processes")
+    again = api.run("affine", scale="smoke", seeds=1, out=tmp_path / "again", on="processes")
     for name in finished.results():
         xr.testing.assert_identical(
             finished.read_results(name).drop_attrs(deep=False), again.read_results(name).drop_attrs(deep=False)
         )
     weights = [run.path / "models" / "seed=0" / "step=60" / "model.safetensors" for run in (finished, again)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
-
-
-def test_a_damaged_checkpoint_is_named_and_made_again(finished, tmp_path):
-    place = tmp_path / "damaged"
-    shutil.copytree(finished.path, place)
-    victim = place / "models" / "seed=1" / "step=60" / "model.safetensors"
-    whole = victim.read_bytes()
-    victim.write_bytes(whole[: len(whole) // 2])
-    lines: list[str] = []
-
-    class Listening:
-        def stage(self, name: str, parts: list[str]) -> None: ...
-        def part(self, index: int, done: int, total: int, loss: float) -> None: ...
-        def say(self, line: str) -> None:
-            lines.append(line)
-
-    api.run("affine", scale="smoke", seeds=2, out=place, on="here", watcher=Listening())
-    assert any("seed=1/step=60/model.safetensors" in line for line in lines)
-    assert victim.read_bytes() == whole
-    verify(victim.parent)
 
 
 def test_strict_and_json_and_compare_speak_of_the_run(finished, capsys, monkeypatch):

@@ -2,13 +2,15 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import xarray as xr
 
 from mesascope import api
-from mesascope.store import History, Run, RunError
+from mesascope.store import History, Run, RunError, verify
 from mesascope.studies import catalogue
 from mesascope.studies.base import Arm, Setup
 from mesascope.tasks.seeded import Seeded
@@ -117,13 +119,33 @@ def test_another_text_is_not_taken_for_the_first(finished: Run, tmp_path: Path) 
         api.run(str(finished.path.parent / "two.py"), scale="smoke", out=place, on="here")
 
 
-def test_a_damaged_setting_alone_is_trained_again(finished: Run) -> None:
+class Listening:
+    """A watcher that keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def stage(self, name: str, parts: Sequence[str]) -> None: ...
+
+    def part(self, index: int, done: int, total: int, loss: float) -> None: ...
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def test_a_damaged_setting_is_named_and_it_alone_is_trained_again(finished: Run) -> None:
     victim = finished.of("text").seed_path(1) / "step=3" / "model.safetensors"
-    whole = victim.read_bytes()
+    whole, watcher = victim.read_bytes(), Listening()
     kept = (finished.seed_path(1) / "step=3" / "model.safetensors").stat().st_mtime_ns
     victim.write_bytes(whole[:-8])
-    api.run(str(finished.path.parent / "two.py"), scale="smoke", out=finished.path, on="here")
+    before = {name: finished.read_results(name).drop_attrs(deep=False) for name in finished.results()}
+    file = str(finished.path.parent / "two.py")
+    again = api.run(file, scale="smoke", out=finished.path, on="processes", watcher=watcher)
+    for name, dataset in before.items():
+        xr.testing.assert_identical(again.read_results(name).drop_attrs(deep=False), dataset)
+    assert any("seed=1/step=3/model.safetensors" in line for line in watcher.lines)
     assert victim.read_bytes() == whole
+    verify(victim.parent)
     assert (finished.seed_path(1) / "step=3" / "model.safetensors").stat().st_mtime_ns == kept
 
 

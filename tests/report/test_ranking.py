@@ -1,11 +1,12 @@
 """The ranking of algorithms: the nearest on top, what was named marked, and nothing hidden that is below the axis."""
 
+import json
+
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
 from mesascope.report.ranking import ALIKE, NAMED
-from mesascope.report.text import script_json
 from mesascope.report.views import panels
 
 WHO = ["averaging", "ridge <b>x</b>", "gradient descent"]
@@ -35,6 +36,7 @@ def found(seeds: int | None = 3, named=None) -> xr.Dataset:
             "named": (dims, name.reshape(sizes), words),
             "low": ([*dims, "predictor"], near[..., 0, :, 0] - 0.01, one),
             "high": ([*dims, "predictor"], near[..., 0, :, 0] + 0.01, one),
+            "apart": ([*dims, "predictor"], np.broadcast_to([1, 0, 0], (*sizes, 3)).copy(), one),
             "null": ([*dims, "predictor"], np.zeros((*sizes, 3)), one),
             "called": ([*dims, "predictor"], called, words),
             "iterations": ([*dims, "predictor"], iterations, one),
@@ -59,7 +61,11 @@ def drawn(data: xr.Dataset):
 def test_the_nearest_is_on_top_and_what_was_named_is_marked():
     panel = drawn(found())
     above, below = panel.data["plots"]
-    assert above["layout"]["yaxis"]["ticktext"] == ["gradient descent, 5–7", "ridge &lt;b&gt;x&lt;/b&gt;", "averaging"]
+    assert above["layout"]["yaxis"]["ticktext"] == [
+        "gradient descent, 5–7 *",
+        "ridge &lt;b&gt;x&lt;/b&gt; *",
+        "averaging",
+    ]
     assert above["data"][0]["marker"]["color"] == [ALIKE, NAMED, ALIKE]
     assert below["layout"]["xaxis"]["ticktext"] == ["elsewhere", "errors"]
     assert panel.headline
@@ -85,17 +91,43 @@ def test_cells_that_are_no_number_or_below_nothing_say_so():
 
 
 def test_seeds_that_are_named_differently_are_counted():
-    title = drawn(found(named=["averaging", "averaging", "gradient descent"])).title
-    assert title == "Which algorithm: averaging (2 seeds) and gradient descent (1 seed)"
+    panel = drawn(found(named=["averaging", "averaging", "7 steps"]))
+    assert panel.title == "Which algorithm: averaging (2 seeds) and gradient descent, 5–7 * (1 seed)"
+    assert panel.data["plots"][0]["data"][0]["marker"]["color"] == [NAMED, ALIKE, NAMED]
+
+
+def test_one_algorithm_with_different_iterations_is_one_name():
+    panel = drawn(found(named=["5 steps", "6 steps", "7 steps"]))
+    assert panel.title == "Which algorithm: gradient descent, 5–7 *"
+    assert panel.data["plots"][0]["data"][0]["marker"]["color"] == [NAMED, ALIKE, ALIKE]
+    assert drawn(found(named=["none of these"] * 3)).title == "Which algorithm: none of these"
+
+
+def test_an_algorithm_that_has_left_all_numbers_in_one_seed_is_no_better_for_it():
+    data = found()
+    data["similarity"][0, 0, 0, 2, 0] = -np.inf
+    panel = drawn(data)
+    assert panel.data["plots"][0]["layout"]["yaxis"]["ticktext"][-1].startswith("gradient descent")
+    assert panel.data["plots"][0]["data"][0]["x"][-1] == -0.1
+    assert "farther than any number" in panel.data["plots"][0]["data"][0]["text"][-1]
+
+
+def test_one_setting_alone_is_drawn_without_a_map_of_others():
+    data = found().isel(setting=[0], stat=[0])
+    panel = drawn(data)
+    assert len(panel.data["plots"]) == 1
+    assert "other distributions" not in panel.caption
 
 
 def test_one_model_has_no_seeds():
     panel = drawn(found(seeds=None))
     assert [trace["type"] for trace in panel.data["plots"][0]["data"]] == ["bar", "scatter"]
-    assert panel.data["plots"][0]["layout"]["yaxis"]["ticktext"][0] == "gradient descent, 5"
-    assert "<b>x" not in script_json(panel.data)
+    assert panel.data["plots"][0]["layout"]["yaxis"]["ticktext"][0] == "gradient descent, 5 *"
+    assert "<b>x" not in json.dumps(panel.data, ensure_ascii=False)
 
 
 def test_without_what_belongs_to_it_there_is_a_table():
-    (panel, *_) = panels(found().drop_vars("null"))
-    assert "No figure: a ranking needs" in panel.caption
+    drawn_alone = panels(found().drop_vars("null"))
+    (panel,) = [one for one in drawn_alone if "No figure: a ranking needs" in one.caption]
+    assert panel.kind == "table"
+    assert len(drawn_alone) == 8  # nothing is lost

@@ -137,14 +137,20 @@ def test_layers_that_cannot_be_read_decide_nothing():
     assert verdict.word == "inconclusive"
 
 
-def classes(alike=(0.97, 0.1), elsewhere=0.95, linear=0.02, sparse=0.5, lasso=0.9, network=1.0, rules=0.9, tree=0.7):
+def classes(
+    alike=(0.97, 0.1), elsewhere=0.95, linear=0.02, sparse=0.5, lasso=0.9, network=1.0, rules=(0.95, 0.1), tree=0.7
+):
     """What a run of the four classes would show; errors of the model are told as shares of what they stand against."""
 
     def behaviour(model, others):
-        errors = {"model": model, "zero": 1.0, "3 nearest neighbours": 1.5, **others}
-        scored = over_steps(*[list(errors.values())] * 2, "predictor", predictor=list(errors))
-        by_place = over_steps(*[np.repeat(np.array([list(errors.values())]).T, 3, 1)] * 2, "predictor", "pos")
-        return xr.Dataset({"scored": scored, "error": by_place.assign_coords(predictor=list(errors))})
+        """Untrained, the model errs as much as predicting 0; before the last four places nothing is known."""
+        errors = {"model": model, "zero": 1.6, "3 nearest neighbours": 2.0, **others}
+        values = np.array(list(errors.values()))
+        first = np.array([1.6, *values[1:]])
+        by_place = [np.stack([np.ones_like(each)] * 8 + [each] * 7, -1) for each in (first, values)]
+        who = {"predictor": list(errors)}
+        error = over_steps(*by_place, "predictor", "pos", **who)
+        return xr.Dataset({"scored": over_steps(first, values, "predictor", **who), "error": error})
 
     def likenesses(**settings):
         who = list(next(iter(settings.values())))
@@ -154,15 +160,16 @@ def classes(alike=(0.97, 0.1), elsewhere=0.95, linear=0.02, sparse=0.5, lasso=0.
 
     first = dict(zip(("least squares", "nearest neighbours"), alike, strict=True))
     other = {"least squares": elsewhere, "nearest neighbours": 0.1}
+    on_lines = dict(zip(("least squares", "nearest neighbours"), rules, strict=True))
     trees = {"greedy tree": 1.0, "greedy tree of signs": 1.0, "boosted trees": 1.0}
     return {
         "behaviour": behaviour(linear, {"averaging": 0.7, "least squares": 0.9 * linear}),
-        "which_algorithm": likenesses(as_in_training=first, correlated_inputs=other, noisy_answers=other),
+        "which_algorithm": likenesses(as_in_training=first, correlated_inputs=other, inputs_twice_as_large=other),
         "sparse_behaviour": behaviour(sparse, {"least squares": 1.0}),
         "sparse_which_algorithm": likenesses(as_in_training={"lasso": lasso, "least squares": 0.8}),
         "network_behaviour": behaviour(network, {"trained network": 1.0}),
         "network_linear_algorithms": likenesses(
-            as_in_training={"least squares": 0.3}, linear_functions={"least squares": rules}
+            as_in_training={"least squares": -9.0, "nearest neighbours": 0.5}, linear_functions=on_lines
         ),
         "tree_behaviour": behaviour(tree, trees),
     }
@@ -176,7 +183,7 @@ NOT_LEARNED = {
     "sparse: better than least squares": classes(sparse=1.05),
     "sparse: like the lasso": classes(lasso=0.5),
     "networks: as good as training one": classes(network=1.4),
-    "networks: linear functions, too": classes(rules=0.1),
+    "networks: linear functions, too": classes(rules=(0.5, 0.1)),
     "trees: better than greedy trees": classes(tree=1.1),
     "trees: better than greedy trees that see signs": classes(tree=1.1),
     "trees: better than boosted trees": classes(tree=1.1),
@@ -191,3 +198,16 @@ def test_a_run_that_shows_learning_in_context_supports_it(name):
 @pytest.mark.parametrize("name", CLASSES)
 def test_a_run_that_does_not_show_learning_in_context_contradicts_it(name):
     assert judge(CLASSES[name], NOT_LEARNED[name], "laptop").word == "contradicted"
+
+
+@pytest.mark.parametrize(
+    ("name", "results"),
+    [
+        ("linear: least squares", classes(alike=(0.95, 0.96))),
+        ("networks: as good as training one", classes(network=2.1)),
+        ("networks: linear functions, too", classes(rules=(0.95, 0.97))),
+        ("sparse: like the lasso", classes(lasso=0.7)),
+    ],
+)
+def test_what_the_control_has_too_is_not_supported(name, results):
+    assert judge(CLASSES[name], results, "laptop").word == "contradicted"

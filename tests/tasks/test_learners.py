@@ -1,6 +1,7 @@
 """Learners fitted to every prompt: what scikit-learn and a plain loop give, from the pairs seen so far alone."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -36,11 +37,12 @@ def test_a_tree_of_one_level_is_the_best_split():
     found = learners.greedy_tree().predict(TREES, (1,))[0]
     for row in range(3):
         x, y = TREES.known[row, 9].numpy(), TREES.following[row, 9, :, 0].numpy()
-        sides = [x[:, f] <= cut for f in range(3) for cut in x[:, f]]
-        costs = [sum(((y[s] - y[s].mean()) ** 2).sum() for s in (side, ~side) if s.any()) for side in sides]
-        best = sides[int(np.argmin(costs))]
-        means = {round(float(y[best].mean()), 9), round(float(y[~best].mean()), 9)}
-        assert round(float(found[row, 9]), 9) in means
+        asked = TREES.asked[row, 9].numpy()
+        cuts = [(f, (low + high) / 2) for f in range(3) for low, high in pairwise(sorted(x[:, f]))]
+        costs = [sum(((y[s] - y[s].mean()) ** 2).sum() for s in (x[:, f] <= cut, x[:, f] > cut)) for f, cut in cuts]
+        feature, cut = cuts[int(np.argmin(costs))]
+        inside = (x[:, feature] <= cut) == (asked[feature] <= cut)
+        assert found[row, 9].item() == pytest.approx(y[inside].mean())
 
 
 def test_a_tree_is_a_mean_over_pairs_also_when_differentiated():
@@ -59,6 +61,12 @@ def test_boosted_trees_are_scikit_learns():
     wanted = trees.predict(TREES.asked[1, 7][None].numpy())[0]
     assert float(found[1, 7, 0]) == pytest.approx(float(wanted), abs=1e-6)
     assert (found[:, 0] == 0).all()
+
+
+def test_more_prompts_than_train_side_by_side_are_trained_after_one_another():
+    many = shown(Regression(dim=2, examples_shown=2, functions=TwoLayers(hidden=3)), learners.ROWS + 2)
+    found = learners.trained_network(3).predict(many, (5,))[0]
+    assert torch.equal(found[-2:], learners.trained_network(3).predict(many.rows(slice(-2, None)), (5,))[0])
 
 
 NETWORKS = shown(Regression(dim=2, examples_shown=6, functions=TwoLayers(hidden=3)), 2)

@@ -127,7 +127,7 @@ def _by_setting(
     )
     return {
         "similarity": similarity.assign_attrs(
-            {f"left out: {name}": why for name, why in left_out.items()}, headline=1, view="ranking"
+            {f"left out: {name}": why for name, why in left_out.items()}, headline=1, view="ranking", first=TRAINED
         ),
         "error": label(
             np.array(own), "setting", "predictor", units=unit, about="error of the algorithm", coords=where | names

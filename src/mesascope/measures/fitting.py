@@ -122,8 +122,6 @@ def _closer(
         (found,) = _misses(one, shown, [target], weight, values)
         return min(float(found), np.finfo(float).max)
 
-    if not start:
-        return miss(np.empty(0)), start
     low, high = np.log(list(one.parameters.values())).T
     point, stride = np.clip(np.log(list(start.values())), low, high), (high - low) / (VALUES[len(start)] - 1)
     corners = np.vstack([point, point + np.diag(np.where(point + stride > high, -stride, stride)) / 2])

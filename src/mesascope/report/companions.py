@@ -14,12 +14,16 @@ COMPANIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "ranking": ("named", "low", "high", "null", "apart", "called", "iterations", "fitted", "numbers"),
     }
 )
+NEEDED: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"causes": ("role", "caused"), "ranking": ("named", "null", "apart", "called", "iterations", "numbers")}
+)
 
 
 def companions(data: xr.Dataset) -> list[str]:
-    """The variables that belong to the view which a variable of the file asks for."""
+    """The variables that belong to the view which a variable of the file asks for; none if it cannot be drawn so."""
     asked = {str(data[name].attrs.get("view")) for name in data.data_vars}
-    return [name for view in COMPANIONS if view in asked for name in COMPANIONS[view] if name in data.data_vars]
+    whole = [view for view in COMPANIONS if view in asked and {*NEEDED[view]} <= {*map(str, data.data_vars)}]
+    return [name for view in whole for name in COMPANIONS[view] if name in data.data_vars]
 
 
 def beside(data: xr.Dataset, shown: Shown) -> Shown:

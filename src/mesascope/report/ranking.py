@@ -6,15 +6,16 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from mesascope.report.companions import NEEDED
 from mesascope.report.drawing import Drawing, shared
 from mesascope.report.panel import GREY, INK, MODEL, SEQUENTIAL, Panel, axis, layout, mean
 from mesascope.report.shown import Shown, names
 from mesascope.report.text import clipped, listed, number, plain, rounded, several
 
 LOWEST = -0.1  # what lies below is drawn there
+FARTHEST = -1e9  # stands for what is farther off than any number, so that a mean over seeds keeps it
 NULL = "#c8641b"
 STAT = "predictions"
-NEEDED = ("named", "null", "called", "iterations", "numbers")
 ALIKE, NAMED = "#7fa8cc", "#245f94"
 
 
@@ -25,33 +26,58 @@ def ranking(shown: Shown) -> Panel:
         ValueError: it is no similarity of predictors in settings, or what belongs to it is not there.
     """
     array = shown.at()
-    if {*shown.rest} != {"setting", "predictor", "stat"} or not {*NEEDED} <= {*array.coords}:
+    if {*shown.rest} != {"setting", "predictor", "stat"} or not {*NEEDED["ranking"]} <= {*array.coords}:
         raise ValueError("a ranking needs predictors, settings and statistics, and beside them what was named")
     if STAT not in names(array, "stat"):
         raise ValueError(f"a ranking needs a statistic called {STAT}")
-    near = array.sel(stat=STAT).isel(setting=0).transpose("seed", "predictor")
-    order = np.argsort(-np.nan_to_num(mean(near.values), nan=-np.inf), kind="stable")
+    array = array.copy(data=np.where(np.isneginf(array), FARTHEST, array)).assign_attrs(array.attrs)
+    order = np.argsort(-np.nan_to_num(mean(_near(array)), nan=2 * FARTHEST), kind="stable")
     array = array.isel(predictor=order)
-    rows = [_called(array.isel(predictor=place)) for place in range(len(order))]
+    rows = [_row(array.isel(predictor=place)) for place in range(len(order))]
     nearest, legend = _nearest(array, rows, 27 * len(rows) + 70)
     return Panel(
         kind="figure",
-        title=_title(array),
-        caption=shown.caption(*_notes(shown, array)),
+        title=_title(array, rows),
+        caption=shown.caption(*_notes(shown, array, rows)),
         data={
-            "plots": [nearest, _elsewhere(array, rows, 25 * len(rows) + 110)],
+            "plots": [nearest, *_elsewhere(array, rows, 25 * len(rows) + 110)],
             "legend": shared([legend, []]),
         },
     )
 
 
-def _title(array: xr.DataArray) -> str:
-    """What the model is named after, and in how many of the seeds."""
-    named = Counter(str(one) for one in np.ravel(array.coords["named"].values))
-    if len(named) == 1:
-        (name,) = named
-        return f"Which algorithm: {name}"
-    return "Which algorithm: " + listed(f"{name} ({several(count, 'seed')})" for name, count in named.most_common())
+def _near(array: xr.DataArray) -> np.ndarray:
+    """The similarity of predictions as in training, seeds as rows."""
+    return array.sel(stat=STAT, setting=_training(array)).transpose("seed", "predictor").values
+
+
+def _training(array: xr.DataArray) -> Any:
+    """The name of the setting that is as in training: the one that is told to be first, else the first one."""
+    first = array.attrs.get("first")
+    return first if first in names(array, "setting") else array["setting"].values[0]
+
+
+def _is_named(array: xr.DataArray) -> np.ndarray:
+    """By seed and row, whether the model is named after this algorithm."""
+    called = array.coords["called"].transpose("seed", "predictor").values.astype(str)
+    return called == array.coords["named"].values.astype(str)[:, None]
+
+
+def _title(array: xr.DataArray, rows: list[str]) -> str:
+    """What the models are named after, and in how many of the seeds, where it is not the same in all."""
+    own = [str(one) for one in array.coords["named"].values]
+    found = [rows[int(row.argmax())] if row.any() else name for row, name in zip(_is_named(array), own, strict=True)]
+    if len(set(own)) == 1:
+        return f"Which algorithm: {own[0]}"
+    counted = Counter(found).most_common()
+    if len(counted) == 1:
+        return f"Which algorithm: {counted[0][0]}"
+    return "Which algorithm: " + listed(f"{name} ({several(count, 'seed')})" for name, count in counted)
+
+
+def _row(one: xr.DataArray) -> str:
+    """What an algorithm is called, with a star where it cannot be told from the nearest in any seed."""
+    return _called(one) + ("" if one.coords["apart"].values.astype(bool).any() else " *")
 
 
 def _called(one: xr.DataArray) -> str:
@@ -59,30 +85,31 @@ def _called(one: xr.DataArray) -> str:
     name, called = str(one["predictor"].values), {str(each) for each in np.ravel(one.coords["called"].values)}
     if called == {name}:
         return name
-    counts = [int(each) for each in np.ravel(one.coords["iterations"].values)]
+    counts = [int(each) for each in np.ravel(one.coords["iterations"].values) if np.isfinite(each)]
+    if not counts:
+        return name
     return f"{name}, {min(counts)}{f'–{max(counts)}' if max(counts) > min(counts) else ''}"
 
 
 def _nearest(array: xr.DataArray, rows: list[str], height: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Bars for the mean, rings for seeds, a tick for the null; and the legend."""
-    drawing, here = Drawing(), array.sel(stat=STAT).isel(setting=0).transpose("seed", "predictor")
+    drawing, here = Drawing(), _near(array)
     null = array.coords["null"].transpose("seed", "predictor").values
-    after = {str(one) for one in np.ravel(array.coords["named"].values)}
     y = list(range(len(rows)))
     bar = {
         "type": "bar",
         "orientation": "h",
-        "x": rounded(np.clip(mean(here.values), LOWEST, None)),
+        "x": rounded(np.clip(mean(here), LOWEST, None)),
         "y": y,
         "width": 0.62,
-        "marker": {"color": [NAMED if name in after else ALIKE for name in names(array, "predictor")]},
+        "marker": {"color": [NAMED if any_seed else ALIKE for any_seed in _is_named(array).any(0)]},
         "text": [_told(array.isel(predictor=place), row) for place, row in enumerate(rows)],
         "hovertemplate": "%{text}<extra></extra>",
         "textposition": "none",
     }
     drawing.add("similarity", MODEL, [bar], kind="bar")
     if len(here) > 1:
-        drawing.add("seeds", INK, [_marks(here.values, rows, INK, "circle-open", 7)], kind="ring")
+        drawing.add("seeds", INK, [_marks(here, rows, INK, "circle-open", 7)], kind="ring")
     drawing.add("another prompt's examples", NULL, [_marks(null, rows, NULL, "line-ns-open", 11)], kind="tick")
     marks = {"tickmode": "array", "tickvals": y, "ticktext": [plain(row) for row in rows]}
     across = axis("similarity of predictions", range=[LOWEST - 0.03, 1.03], zeroline=True, zerolinecolor="#8a8f98")
@@ -118,18 +145,25 @@ def _told(one: xr.DataArray, row: str) -> str:
     lines = [f"<b>{plain(row)}</b>"]
     for seed in range(one.sizes["seed"]):
         here = one.isel(seed=seed)
-        value = float(here.sel(stat=STAT).isel(setting=0))
+        value = float(here.sel(stat=STAT, setting=_training(here)))
         ends = [float(here.coords[name]) for name in ("low", "high") if name in here.coords]
         about = f" [{number(ends[0])}, {number(ends[1])}]" if len(ends) == 2 else ""
         numbers = str(here.coords["numbers"].values)
-        lines.append(f"{number(value)}{about}{', ' + plain(numbers) if numbers else ''}")
+        near = "" if bool(here.coords["apart"]) else ", not told from the nearest"
+        value = "farther than any number" if value <= FARTHEST else number(value)
+        lines.append(f"{value}{about}{', ' + plain(numbers) if numbers else ''}{near}")
     return "<br>".join(lines)
 
 
-def _elsewhere(array: xr.DataArray, rows: list[str], height: int) -> dict[str, Any]:
-    """A map of the mean over seeds: predictions in every other setting, then the other statistics as in training."""
-    first, *others = names(array, "setting")
+def _elsewhere(array: xr.DataArray, rows: list[str], height: int) -> list[dict[str, Any]]:
+    """A map of the mean over seeds: predictions in every other setting, then the other statistics as in training;
+    none where there are neither.
+    """
+    first = _training(array)
+    others = [name for name in names(array, "setting") if name != first]
     stats = [stat for stat in names(array, "stat") if stat != STAT]
+    if not others and not stats:
+        return []
     columns = [array.sel(setting=name, stat=STAT) for name in others]
     columns += [array.sel(setting=first, stat=stat) for stat in stats]
     grid = np.array([mean(one.transpose("seed", "predictor").values) for one in columns]).reshape(-1, len(rows)).T
@@ -161,13 +195,10 @@ def _elsewhere(array: xr.DataArray, rows: list[str], height: int) -> dict[str, A
     across |= {"showgrid": False, "tickangle": -20, "tickfont": {"size": 11}}
     down = axis("", tickmode="array", tickvals=list(range(len(rows))), ticktext=[plain(row) for row in rows])
     down |= {"showgrid": False, "range": [len(rows) - 0.4, -0.6]}
-    return {
-        "title": "elsewhere, and by other measures",
-        "data": [cells],
-        "layout": layout(across, down, hovermode="closest"),
-        "height": height,
-        "wide": True,
-    }
+    look = layout(across, down, hovermode="closest")
+    return [
+        {"title": "elsewhere, and by other measures", "data": [cells], "layout": look, "height": height, "wide": True}
+    ]
 
 
 def _brief(value: float) -> str:
@@ -182,17 +213,19 @@ def _folded(label: str) -> str:
     return clipped(label.replace("weights: ", "weight on "), 24)
 
 
-def _notes(shown: Shown, array: xr.DataArray) -> list[str]:
+def _notes(shown: Shown, array: xr.DataArray, rows: list[str]) -> list[str]:
     """What the marks are, in words."""
     over = f"mean over {shown.over_seeds}, rings for the seeds" if shown.seeds > 1 else ""
-    below = bool((array.sel(stat=STAT).isel(setting=0) < LOWEST).any())
+    starred = "; with a star, those that cannot be told from it" if any(row.endswith(" *") for row in rows) else ""
     return [
-        "One row for each algorithm with its iterations, the nearest on top"
+        f"One row for each algorithm with its iterations, the nearest on top{starred}"
         f"{', ' + shown.moment() if shown.moment() else ''}{': ' + over if over else ''}",
         f"Dark, what the model is named after: {_rule(array)}",
-        f"What lies below {number(LOWEST)} is drawn there" if below else "",
+        f"What lies below {number(LOWEST)} is drawn there" if (_near(array) < LOWEST).any() else "",
         "Below, similarity of predictions in other distributions, then of errors and of weights on what is shown, as "
-        "in training",
+        "in training"
+        if array["setting"].size > 1
+        else "",
     ]
 
 

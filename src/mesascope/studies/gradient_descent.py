@@ -40,7 +40,7 @@ SHAPE = {
 }
 
 
-def training(steps: int) -> Training:
+def training(steps: int, checkpoints: int = 6) -> Training:
     """All ours but the optimiser's kind."""
     return Training(
         steps=steps,
@@ -49,12 +49,12 @@ def training(steps: int) -> Training:
         warmup=min(100, steps // 5),
         schedule=Cosine(),
         clip=1.0,
-        checkpoints=6,
+        checkpoints=checkpoints,
     )
 
 
 SCALES = {
-    "smoke": Scale(training=training(40), sequences=64, minutes=0.5),
+    "smoke": Scale(seeds=2, training=training(40, checkpoints=2), sequences=64, minutes=0.5),
     "laptop": Scale(training=training(3_000), sequences=1024, minutes=4.0),
     "paper": Scale(training=training(30_000), seeds=8, sequences=4096, minutes=60.0),
 }

@@ -26,7 +26,7 @@ ALIKE = 0.9  # ours
 FEWEST = 3  # depths through which a line is laid
 
 
-def training(steps: int) -> Training:
+def training(steps: int, checkpoints: int = 6) -> Training:
     """All ours but the optimiser's kind."""
     return Training(
         steps=steps,
@@ -35,7 +35,7 @@ def training(steps: int) -> Training:
         warmup=min(500, steps // 5),
         schedule=Cosine(),
         clip=1.0,
-        checkpoints=6,
+        checkpoints=checkpoints,
     )
 
 
@@ -98,7 +98,7 @@ STUDY = Study(
         max_position_embeddings=TASK.length,
     ),
     scales={
-        "smoke": Scale(training=training(20), sequences=64, minutes=0.5),
+        "smoke": Scale(seeds=2, training=training(20, checkpoints=2), sequences=64, minutes=0.5),
         "laptop": Scale(training=training(8_000), sequences=512, minutes=15.0),
         "paper": Scale(training=training(60_000), seeds=8, sequences=2048, minutes=400.0),
     },

@@ -15,9 +15,9 @@ from mesascope.tasks.algorithms import Algorithm, Path, Ticks
 from mesascope.tasks.examples import Examples
 
 LEVELS = tuple(range(1, 7))
-ROUNDS, SHRINKAGE = 20, 0.3  # of boosting; the shrinkage is the default of XGBoost, which the paper takes
-RATE = 5e-3  # of Adam, for networks; as the paper
-NETWORK_STEPS = 1000  # ours; the paper has 5,000
+ROUNDS, SHRINKAGE = 20, 0.3  # of boosting; the shrinkage is the default of XGBoost
+RATE = 5e-3  # of Adam, for networks; as in the authors' code
+NETWORK_STEPS = 1000  # ours
 ROWS = 64  # sequences whose networks are trained side by side
 
 Vectors = Float[np.ndarray, "pair feature"]
@@ -58,7 +58,7 @@ def boosted_trees(*, signs: bool = False) -> Algorithm:
         from sklearn.ensemble import GradientBoostingRegressor
 
         _refuse_gradients(shown, "boosted trees")
-        found = torch.zeros_like(shown.asked[..., : shown.following.shape[-1]])
+        found = shown.asked.new_zeros(*shown.asked.shape[:-1], shown.following.shape[-1])
         for row, place, known, following, asked in _prompts(shown, signs):
             for out, answers in enumerate(following.T):
                 trees = GradientBoostingRegressor(n_estimators=ROUNDS, learning_rate=SHRINKAGE, random_state=0)
