@@ -1,12 +1,14 @@
-"""How much memory a forward pass takes, plain or with norms reduced in place; run in a process of its own.
+"""How much memory a forward pass takes, plain and with norms reduced in place; run in a process of its own.
 
-    python peak.py plain|norms
+    python peak.py
 
 The model has the shape of SmolLM2-135M and random weights, for memory depends on nothing else. Prints the highest
-resident size in kilobytes, counted from the moment at which the model was there.
+resident size in kilobytes of either, counted from the moment at which the model was there, the plain pass first: what
+it gave back and the system still counts, norms may use again.
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -25,19 +27,22 @@ SHAPE = LlamaConfig(
 )
 
 
-def main(what: str) -> None:
+def main() -> None:
     torch.set_num_threads(1)
     model = LlamaForCausalLM(SHAPE).eval()
     ids = torch.randint(0, model.config.vocab_size, (4, 256), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        plain = peak(lambda: model(ids, use_cache=False))
+    sys.stdout.write(f"{plain} {peak(lambda: measures.measure_all(model, ids, [measures.norms]))}")
+
+
+def peak(work: Callable[[], object]) -> int:
+    """Kilobytes while this is done."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
-    if what == "plain":
-        with torch.no_grad():
-            model(ids, use_cache=False)
-    else:
-        measures.measure_all(model, ids, [measures.norms])
+    work()
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
-    sys.stdout.write(line.split()[1])
+    return int(line.split()[1])
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()
