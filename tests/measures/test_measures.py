@@ -17,6 +17,7 @@ from mesascope.models.planted import planted
 from mesascope.models.transformer import Decoder, DecoderConfig
 from mesascope.tasks.affine import Affine
 from mesascope.tasks.base import Batch
+from mesascope.tasks.regression import Regression
 
 
 def batch(n=64, dim=1):
@@ -224,3 +225,17 @@ def test_the_affine_lens_is_held_against_what_the_model_itself_chooses():
     recorded = capture(model, torch.randint(0, 200, (2, 12)), [], reduce=measures.affine_lens.reductions)
     settled = measures.affine_lens(recorded)["settled"]
     assert float(settled[-1]) < 1.0  # twelve tokens do not fix a map of 64 dimensions, and it is not taken for one
+
+
+def test_places_that_are_not_scored_are_left_out():
+    """Between inputs and answers that alternate, nothing is predicted where an answer stands."""
+    task = Regression(dim=2, examples_shown=3)
+    batch = task.sample(8, torch.Generator().manual_seed(0))
+    exact = {"right": batch.targets, "wrong elsewhere": batch.targets + (batch.weight[..., None] == 0)}
+    recorded = capture(Decoder(DecoderConfig(d_in=2, d_out=1)), batch, ["prediction"], oracles=exact)
+    found = measures.behaviour(recorded)
+    assert found["pos"].values.tolist() == [0, 2, 4, 6]
+    assert (found["error"].sel(predictor=["right", "wrong elsewhere"]) == 0).all()
+    assert (found["scored"].sel(predictor=["right", "wrong elsewhere"]) == 0).all()
+    shown = float(found["error"].sel(predictor="model").mean())
+    assert float(found["scored"].sel(predictor="model")) == pytest.approx(shown)

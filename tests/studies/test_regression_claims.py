@@ -147,7 +147,7 @@ def classes(
         errors = {"model": model, "zero": 1.6, "3 nearest neighbours": 2.0, **others}
         values = np.array(list(errors.values()))
         first = np.array([1.6, *values[1:]])
-        by_place = [np.stack([np.ones_like(each)] * 8 + [each] * 7, -1) for each in (first, values)]
+        by_place = [np.stack([np.ones_like(each)] * 8 + [each] * 4, -1) for each in (first, values)]
         who = {"predictor": list(errors)}
         error = over_steps(*by_place, "predictor", "pos", **who)
         return xr.Dataset({"scored": over_steps(first, values, "predictor", **who), "error": error})

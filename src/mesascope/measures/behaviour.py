@@ -12,8 +12,8 @@ from mesascope.measures.base import measure
 
 @measure(title="Error against known predictors", sites=["prediction"], order=10)
 def behaviour(recorded: Capture) -> xr.Dataset:
-    """Error of the model and of every oracle of its task at each position, averaged over sequences; all see the
-    same prompt. The relative error divides by the error of copying the last term at the same position, that is
+    """Error of the model and of every oracle of its task at each position that is scored, averaged over sequences; all
+    see the same prompt. The relative error divides by the error of copying the last term at the same position, that is
     by |x[n+1] - x[n]|^2: where a sequence converges, copying becomes nearly right, and only the relative error
     tells who still knows the rule.
     """
@@ -21,19 +21,21 @@ def behaviour(recorded: Capture) -> xr.Dataset:
     if batch is None:
         raise ValueError("behaviour needs targets: it must be given a capture of a Batch, but got one of bare inputs")
     predictions = {"model": recorded["prediction"], **recorded.oracles}
-    error = torch.stack([per_position(p, batch.targets).mean(0) for p in predictions.values()])
-    coords = {"predictor": list(predictions)}
+    wrong = torch.stack([per_position(p, batch.targets) for p in predictions.values()])
+    asked = (batch.weight > 0).any(0)
+    error = wrong[:, :, asked].mean(1)
+    coords = {"predictor": list(predictions), "pos": asked.nonzero()[:, 0].tolist()}
     unit = "nat" if not batch.targets.is_floating_point() else "squared units of the terms"
     found = {
         "error": label(error, "predictor", "pos", units=unit, about="mean error at each position", coords=coords),
     }
-    scored = torch.stack([(per_position(p, batch.targets) * batch.weight).sum() for p in predictions.values()])
+    scored = (wrong * batch.weight).sum((1, 2))
     found["scored"] = label(
         scored / batch.weight.sum(),
         "predictor",
         units=unit,
         about="mean error over positions, each as much as it counts in training",
-        coords=coords,
+        coords={"predictor": list(predictions)},
     )
     if "copy" in recorded.oracles:
         found["relative"] = label(

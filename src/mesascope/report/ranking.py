@@ -102,7 +102,7 @@ def _nearest(array: xr.DataArray, rows: list[str], height: int) -> tuple[dict[st
         "x": rounded(np.clip(mean(here), LOWEST, None)),
         "y": y,
         "width": 0.62,
-        "marker": {"color": [NAMED if any_seed else ALIKE for any_seed in _is_named(array).any(0)]},
+        "marker": {"color": [NAMED if any_seed else ALIKE for any_seed in np.any(_is_named(array), axis=0).tolist()]},
         "text": [_told(array.isel(predictor=place), row) for place, row in enumerate(rows)],
         "hovertemplate": "%{text}<extra></extra>",
         "textposition": "none",
