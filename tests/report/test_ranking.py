@@ -69,7 +69,7 @@ def test_the_nearest_is_on_top_and_what_was_named_is_marked():
     assert above["data"][0]["marker"]["color"] == [ALIKE, NAMED, ALIKE]
     assert below["layout"]["xaxis"]["ticktext"] == ["elsewhere", "errors"]
     assert panel.headline
-    assert panel.title == "Which algorithm: ridge <b>x</b>"  # set as text
+    assert panel.title == "Nearest algorithm: ridge <b>x</b>, similarity 0.97"  # set as text
 
 
 def test_what_lies_below_the_axis_is_drawn_at_its_edge_and_told():
@@ -92,15 +92,22 @@ def test_cells_that_are_no_number_or_below_nothing_say_so():
 
 def test_seeds_that_are_named_differently_are_counted():
     panel = drawn(found(named=["averaging", "averaging", "7 steps"]))
-    assert panel.title == "Which algorithm: averaging (2 seeds) and gradient descent, 5–7 * (1 seed)"
+    assert (
+        panel.title == "Nearest algorithm: averaging (2 seeds) and gradient descent, 5–7 * (1 seed), similarity −4.34"
+    )
     assert panel.data["plots"][0]["data"][0]["marker"]["color"] == [NAMED, ALIKE, NAMED]
 
 
 def test_one_algorithm_with_different_iterations_is_one_name():
     panel = drawn(found(named=["5 steps", "6 steps", "7 steps"]))
-    assert panel.title == "Which algorithm: gradient descent, 5–7 *"
+    assert panel.title == "Nearest algorithm: gradient descent, 5–7 *, similarity 0.98"
     assert panel.data["plots"][0]["data"][0]["marker"]["color"] == [NAMED, ALIKE, ALIKE]
+
+
+def test_a_model_that_is_near_to_nothing_is_said_to_be_so():
     assert drawn(found(named=["none of these"] * 3)).title == "Which algorithm: none of these"
+    some = drawn(found(named=["none of these", "none of these", "5 steps"])).title
+    assert some == "Which algorithm: none of these (2 seeds) and 5 steps (1 seed)"
 
 
 def test_an_algorithm_that_has_left_all_numbers_in_one_seed_is_no_better_for_it():

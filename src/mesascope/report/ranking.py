@@ -64,15 +64,22 @@ def _is_named(array: xr.DataArray) -> np.ndarray:
 
 
 def _title(array: xr.DataArray, rows: list[str]) -> str:
-    """What the models are named after, and in how many of the seeds, where it is not the same in all."""
-    own = [str(one) for one in array.coords["named"].values]
-    found = [rows[int(row.argmax())] if row.any() else name for row, name in zip(_is_named(array), own, strict=True)]
+    """What the models are named after and how near they are, and in how many seeds, where it is not the same in all."""
+    own, which = [str(one) for one in array.coords["named"].values], _is_named(array)
+    if not which.any(1).all():
+        counted = Counter(rows[int(row.argmax())] if row.any() else name for row, name in zip(which, own, strict=True))
+        return "Which algorithm: " + _counted(counted)
+    near = f", similarity {number(float(mean(_near(array)[which])))}"
     if len(set(own)) == 1:
-        return f"Which algorithm: {own[0]}"
-    counted = Counter(found).most_common()
-    if len(counted) == 1:
-        return f"Which algorithm: {counted[0][0]}"
-    return "Which algorithm: " + listed(f"{name} ({several(count, 'seed')})" for name, count in counted)
+        return f"Nearest algorithm: {own[0]}{near}"
+    return "Nearest algorithm: " + _counted(Counter(rows[int(row.argmax())] for row in which)) + near
+
+
+def _counted(found: Counter[str]) -> str:
+    """Names with the number of seeds, the most frequent first; one alone without it."""
+    if len(found) == 1:
+        return next(iter(found))
+    return listed(f"{name} ({several(count, 'seed')})" for name, count in found.most_common())
 
 
 def _row(one: xr.DataArray) -> str:
