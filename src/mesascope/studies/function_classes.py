@@ -10,12 +10,11 @@ from dataclasses import replace
 import xarray as xr
 
 from mesascope import measures
-from mesascope.models.config import DecoderConfig
 from mesascope.studies.base import Arm, Citation, Claim, Results, Scale, Setup, Study, last, untrained
+from mesascope.studies.prompted import ALIKE, decoder, least_squares_claim, training
 from mesascope.studies.readings import likeness, likeness_elsewhere
 from mesascope.tasks.functions import Linear, Trees, TwoLayers
 from mesascope.tasks.regression import Regression
-from mesascope.train import AdamW, Cosine, Training
 
 PAPER = "Garg et al. 2022"
 LINEAR = Regression(dim=4, examples_shown=8)  # this and what follows: ours
@@ -24,7 +23,6 @@ NETWORK = Regression(dim=4, examples_shown=12, functions=TwoLayers(hidden=4))
 TREE = Regression(dim=4, examples_shown=12, functions=Trees(depth=2))
 SHIFTED = ("inputs twice as large", "correlated inputs")  # on noise, least squares itself has no bounded error
 LATE = slice(-4, None)  # the last four places: before, learners know hardly anything
-ALIKE = 0.9
 LITTLE = 0.1  # of the error of predicting nothing
 COMPARABLE = 1.2  # times the error of the learner
 RULES = replace(
@@ -32,34 +30,6 @@ RULES = replace(
     name="linear_algorithms",
     title="Which algorithm, of those for linear functions",
 )
-
-
-def training(steps: int, checkpoints: int = 6) -> Training:
-    """All ours but the optimiser."""
-    return Training(
-        steps=steps,
-        batch_size=64,
-        optimizer=AdamW(lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01),
-        warmup=min(500, steps // 5),
-        schedule=Cosine(),
-        clip=1.0,
-        checkpoints=checkpoints,
-    )
-
-
-def model(task: Regression) -> DecoderConfig:
-    """All ours; the output is read where an input stands, as there."""
-    return DecoderConfig(
-        d_in=task.width,
-        d_out=1,
-        num_hidden_layers=4,
-        hidden_size=64,
-        num_attention_heads=4,
-        intermediate_size=256,
-        norm="layer",
-        positions="learned",
-        max_position_embeddings=task.length,
-    )
 
 
 SCALES = {
@@ -127,7 +97,7 @@ STUDY = Study(
         url="https://arxiv.org/abs/2208.01066",
     ),
     task=LINEAR,
-    model=model(LINEAR),
+    model=decoder(LINEAR, 4),
     scales=SCALES,
     measures=(measures.behaviour,),
     sweeps=(measures.which_algorithm,),
@@ -136,7 +106,7 @@ STUDY = Study(
             name="sparse",
             title="sparse linear functions",
             task=SPARSE,
-            model=model(SPARSE),
+            model=decoder(SPARSE, 4),
             setups=setups(SPARSE),
             measures=(measures.behaviour,),
             sweeps=(measures.which_algorithm,),
@@ -145,7 +115,7 @@ STUDY = Study(
             name="network",
             title="two-layer networks",
             task=NETWORK,
-            model=model(NETWORK),
+            model=decoder(NETWORK, 4),
             setups=setups(NETWORK),
             measures=(measures.behaviour,),
             sweeps=(RULES,),
@@ -154,22 +124,16 @@ STUDY = Study(
             name="tree",
             title="decision trees",
             task=TREE,
-            model=model(TREE),
+            model=decoder(TREE, 4),
             setups=setups(TREE),
             measures=(measures.behaviour,),
         ),
     ),
     claims=(
-        Claim(
-            name="linear: least squares",
-            sentence="Trained on linear functions, the model predicts what least squares predicts.",
-            source=f"{PAPER}; the threshold is ours",
-            statistic=lambda results: last(likeness(results, "least squares")),
-            about="share of the variance of its predictions that least squares explains",
-            control=lambda results: last(likeness(results, "nearest neighbours")),
-            control_about="the same for the mean of the nearest neighbours",
-            direction="above",
-            bound=ALIKE,
+        least_squares_claim(
+            "linear: least squares",
+            "Trained on linear functions, the model predicts what least squares predicts.",
+            PAPER,
         ),
         Claim(
             name="linear: learned",

@@ -10,11 +10,10 @@ import numpy as np
 import xarray as xr
 
 from mesascope import measures
-from mesascope.models.config import DecoderConfig
 from mesascope.studies.base import Citation, Claim, Results, Scale, Study, last
-from mesascope.studies.readings import likeness, refined_claim
+from mesascope.studies.prompted import ALIKE, decoder, least_squares_claim, training
+from mesascope.studies.readings import refined_claim
 from mesascope.tasks.regression import Regression
-from mesascope.train import AdamW, Cosine, Training
 
 PAPER = "Fu et al. 2024"
 TASK = Regression(dim=4, examples_shown=8)  # ours; the paper has dim 20 and 40 examples
@@ -22,21 +21,7 @@ NEWTON, DESCENT = "Newton's iteration", "normalised gradient descent"
 READABLE = (
     0.5  # ours: of the variance of a reading, that the algorithm must explain for its iterations to mean anything
 )
-ALIKE = 0.9  # ours
 FEWEST = 3  # depths through which a line is laid
-
-
-def training(steps: int, checkpoints: int = 6) -> Training:
-    """All ours but the optimiser's kind."""
-    return Training(
-        steps=steps,
-        batch_size=64,
-        optimizer=AdamW(lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01),
-        warmup=min(500, steps // 5),
-        schedule=Cosine(),
-        clip=1.0,
-        checkpoints=checkpoints,
-    )
 
 
 def _read(results: Results, name: str, predictor: str) -> np.ndarray:
@@ -86,17 +71,7 @@ STUDY = Study(
         url="https://arxiv.org/abs/2310.17086",
     ),
     task=TASK,
-    model=DecoderConfig(
-        d_in=TASK.width,
-        d_out=1,
-        num_hidden_layers=6,  # ours
-        hidden_size=64,  # ours
-        num_attention_heads=4,  # ours
-        intermediate_size=256,
-        norm="layer",
-        positions="learned",
-        max_position_embeddings=TASK.length,
-    ),
+    model=decoder(TASK, 6),
     scales={
         "smoke": Scale(seeds=2, training=training(20, checkpoints=2), sequences=64, minutes=0.5),
         "laptop": Scale(training=training(8_000), sequences=512, minutes=15.0),
@@ -105,17 +80,7 @@ STUDY = Study(
     measures=(measures.behaviour, measures.lens),
     sweeps=(measures.which_algorithm,),
     claims=(
-        Claim(
-            name="ends at the answer",
-            sentence="What the model predicts is what least squares predicts.",
-            source=f"{PAPER}; the threshold is ours",
-            statistic=lambda results: last(likeness(results, "least squares")),
-            about="share of the variance of the predictions that least squares explains",
-            control=lambda results: last(likeness(results, "nearest neighbours")),
-            control_about="the same for the mean of the nearest neighbours",
-            direction="above",
-            bound=ALIKE,
-        ),
+        least_squares_claim("ends at the answer", "What the model predicts is what least squares predicts.", PAPER),
         Claim(
             name="a constant number of Newton's iterations for each layer",
             sentence="The iterations of Newton's method that are nearest to the layers rise along a straight line.",
