@@ -5,10 +5,12 @@ import pytest
 import torch
 
 from mesascope.capturing import capture
-from mesascope.interventions import attribution_patch, logit_difference, replace, scale, sweep, zero
+from mesascope.interventions import attribution_patch, logit_difference, mean, replace, scale, sweep, zero
 from mesascope.interventions.attribution import agreement_of
 from mesascope.models.planted import MECHANISMS, planted
 from mesascope.tasks.affine import Affine
+from mesascope.testing import BENCH
+from mesascope.testing.composed import agreement
 
 from .test_changes import MODELS, tokens
 
@@ -51,10 +53,53 @@ def test_large_changes_leave_the_first_order_and_that_is_told(name):
     np.testing.assert_allclose(found["error"], found["estimate"] - found["effect"])
 
 
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("site", SITES)
+def test_along_the_way_the_places_of_a_layer_sum_to_the_effect_of_all(name, site):
+    """Completeness, up to the square of the step; these models are so far from linear that it takes many."""
+    model, metric = MODELS[name], logit_difference(3, 4)
+    other = replace(site, capture(model, tokens(1), [site]))
+    whole = sweep(model, tokens(), other, ("layer",), metric)["effect"]
+    over = ("layer", "head", "pos") if site == "head_out" else ("layer", "pos")
+
+    def error(steps: int) -> float:
+        parts = attribution_patch(model, tokens(), other, over, metric, steps=steps)["estimate"]
+        return float(abs(parts.sum([axis for axis in over if axis != "layer"]) - whole).max() / abs(whole).max())
+
+    assert error(0) > 0.5
+    assert error(256) < 0.03
+
+
+def test_along_the_way_a_saturated_softmax_hides_nothing():
+    """The head whose tokens an induction head looks for: to first order nothing hangs on it."""
+    (case,) = [case for case in BENCH if case.name == "language model"]
+    model, batch, names = case.build(0), case.sequences(0), case.called(0)
+    (place,) = [place for place, name in names.items() if name == "the head 'previous token'"]
+    edit = mean("head_out", capture(model, batch, ["head_out"]))
+    first, along = (
+        attribution_patch(model, batch, edit, metric=agreement(batch), steps=steps, compare=True) for steps in (0, 20)
+    )
+    real = float(first["effect"][place])
+    assert abs(float(first["estimate"][place])) < 0.01 * abs(real)
+    assert float(along["estimate"][place]) == pytest.approx(real, rel=0.05)
+    assert float(along["agreement"].sel(stat="relative_error")) < 0.05
+
+
+def test_points_on_the_way_that_do_not_fit_at_once_run_one_after_the_other():
+    model, metric = MODELS["llama"], logit_difference(3, 4)
+    at_once, few = (
+        attribution_patch(model, tokens(), zero("head_out"), metric=metric, steps=5, positions=positions)["estimate"]
+        for positions in (4096, 2 * tokens().numel())
+    )
+    np.testing.assert_allclose(at_once, few, atol=1e-5 * float(abs(at_once).max()))
+
+
 def test_what_changes_nothing_is_estimated_at_nothing():
     model = MODELS["llama"]
     own = replace("mlp_write", capture(model, tokens(), ["mlp_write"]))
-    assert (attribution_patch(model, tokens(), own, ("layer",), logit_difference(3, 4))["estimate"] == 0).all()
+    for steps in (0, 3):
+        found = attribution_patch(model, tokens(), own, ("layer",), logit_difference(3, 4), steps=steps)
+        assert (found["estimate"] == 0).all()
 
 
 def test_agreement_is_told_of_numbers_that_are_known():
@@ -71,6 +116,7 @@ def test_agreement_is_told_of_numbers_that_are_known():
     [
         (lambda m: attribution_patch(m, tokens(), zero("value"), ("layer",)), "a gradient is had at resid_pre, attn_w"),
         (lambda m: attribution_patch(m, tokens(), zero("head_out"), metric="divergence"), "where its gradient is 0"),
+        (lambda m: attribution_patch(m, tokens(), zero("head_out"), steps=-1), "steps must be 0 or more, but got -1"),
         (lambda m: attribution_patch(m, tokens(), zero("head_out"), ("key",)), "over must name axes of head_out"),
         (lambda m: attribution_patch(m, tokens(), zero("mlp_write"), ("layer", "head")), "over must name axes of mlp"),
         (lambda m: capture(m, tokens(), ["resid_pre_grad"], objective=lambda p: p.sum((1, 2)), batch_size=2), "batch_"),

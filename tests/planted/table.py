@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -10,6 +10,7 @@ import torch
 from mesascope.measures import similarity, which_algorithm
 from mesascope.measures.algorithms import NONE
 from mesascope.testing import BENCH, READINGS, Case, Findings, Reading, check_instrument, heads_where
+from mesascope.testing.composed import attributed
 from mesascope.testing.findings import share
 
 PAGE = Path(__file__).parents[2] / "docs" / "planted.md"
@@ -32,6 +33,11 @@ WORSE: Mapping[str, Reading] = {
             "prefers the unlike": heads_where(found["fixed_position"] < found["fixed_low"]),
         },
         about="correlation at fixed positions beyond its band, whatever query and key do alone",
+    ),
+    "attribution_patch, first order": Reading(
+        instrument=partial(attributed, steps=0),
+        found=READINGS["attribution_patch"].found,
+        about="the same from the gradient of the untouched model alone",
     ),
     "which_algorithm, any name": Reading(
         instrument=which_algorithm.using(layers=False, elsewhere=False),

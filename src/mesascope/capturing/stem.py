@@ -1,7 +1,7 @@
 """Many edited forward passes of the same inputs at once, without computing again what no edit can change."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property, partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from mesascope.capturing.capture import check_places, examine
 from mesascope.capturing.checks import refuse_missing
 from mesascope.capturing.edits import Edit, apply, refuse
 from mesascope.capturing.forward import predict, quiet
+from mesascope.capturing.gradients import differentiable
 from mesascope.capturing.hooks import attach, running
 from mesascope.capturing.layer import Layer
 from mesascope.capturing.memory import estimate, refuse_too_large, shape
@@ -162,6 +163,31 @@ class Stem:
         """
         return self._tried_out(branches, (site, layer))
 
+    def slopes(
+        self, site: str, layer: int, values: Float[Tensor, "branch batch *rest"], objective: Callable[[Tensor], Tensor]
+    ) -> Float[Tensor, "branch batch *rest"]:
+        """The gradient of an objective by what is put at a place, in so many passes, run as one forth and back.
+
+        Args:
+            site, layer: the place.
+            values: what is put there, in each pass; finite.
+            objective: a number for each sequence, from its predictions.
+
+        Raises:
+            UnsupportedModel: as :meth:`branch` does, or no gradient comes from the prediction to the place.
+        """
+        leaf = values.detach().clone().requires_grad_()
+        put = [
+            [Edit(site=site, where={"layer": layer}, fn=lambda old, number=number: leaf[number])]
+            for number in range(len(leaf))
+        ]
+        self._tried_out(put[:1], None)  # whether branches may run beside one another
+        found = self._run(put, min(layer, self._reach), None, graph=True)
+        if not found.requires_grad:
+            raise UnsupportedModel(f"a prediction must have a gradient by {site}, but that of layer {layer} has none")
+        total = torch.stack([objective(prediction).sum() for prediction in found]).sum()
+        return torch.autograd.grad(total, leaf)[0]
+
     def _tried_out(self, branches: Sequence[Sequence[Edit]], goal: Place | None) -> Float[Tensor, "branch batch *rest"]:
         """Branches as far as a goal, or to their predictions; the first time with an unedited one beside them."""
         edited = [layer for edits in branches for edit in edits for layer in edit.layers(self.layers)]
@@ -192,22 +218,23 @@ class Stem:
         return self._tried_out(branches, goal)
 
     def _run(
-        self, branches: Sequence[Sequence[Edit]], first: int, goal: Place | None
+        self, branches: Sequence[Sequence[Edit]], first: int, goal: Place | None, *, graph: bool = False
     ) -> Float[Tensor, "branch batch *rest"]:
-        """Branches from one layer on, as far as a goal."""
+        """Branches from one layer on, as far as a goal; with a graph, if there shall be gradients."""
         rows = len(self.inputs)
         touch = _Branches(branches, self.layers, rows, first, self.seen("resid_pre", first), goal)
         together = self.inputs.repeat(len(branches), *[1] * (self.inputs.ndim - 1))
-        return self._pass(together, touch, first).unflatten(0, (len(branches), rows))
+        return self._pass(together, touch, first, graph=graph).unflatten(0, (len(branches), rows))
 
     def _pass(
-        self, inputs: Shaped[Tensor, "rows pos *d_in"], touch: "_Branches", first: int
+        self, inputs: Shaped[Tensor, "rows pos *d_in"], touch: "_Branches", first: int, *, graph: bool = False
     ) -> Float[Tensor, "rows *rest"]:
         """A forward pass from one layer on: its prediction, or what is at the goal."""
         skipped = self._known[:first]
         forwards = [_hand_on(layer.stream_at, self._gives[number] is tuple) for number, layer in enumerate(skipped)]
         with (
             quiet(self.model),
+            differentiable(self.model, self._known, thrifty=False) if graph else nullcontext(),
             running([self.model.get_submodule(layer.block) for layer in skipped], forwards),
             attach(self.model, self._known, touch.places, touch),
         ):

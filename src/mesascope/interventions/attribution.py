@@ -27,6 +27,7 @@ def attribution_patch(
     over: Sequence[str] = ("layer", "head"),
     metric: Metric | str | Callable[[Tensor], Tensor] = "loss",
     *,
+    steps: int = 0,
     compare: bool = False,
     positions: int = POSITIONS,
     progress: Progress | None = None,
@@ -35,7 +36,10 @@ def attribution_patch(
 
     What an edit changes at a place, times the gradient of the metric there. One pass forth and back serves all places,
     but the estimate is exact only where everything after the place is linear: a saturated softmax has no gradient,
-    and a large change leaves the neighbourhood that a gradient speaks of. So compare.
+    and a large change leaves the neighbourhood that a gradient speaks of. So compare; or take the mean gradient along
+    the way from what is there to what the edit puts there (integrated gradients; Sundararajan et al. 2017, for circuits
+    Hanna et al. 2024). All places of a layer go that way together, one layer at a time, so that the estimates of a
+    layer sum to the effect of all its edits.
 
     Args:
         model: any model that capture supports.
@@ -43,6 +47,8 @@ def attribution_patch(
         edit: as in :func:`sweep`, at resid_pre, attn_write, mlp_write or head_out.
         over: as in :func:`sweep`.
         metric: as in :func:`sweep`; ``divergence`` and ``distance`` have no first order at the intact prediction.
+        steps: how many gradients on the way are averaged, for each layer; none, and the gradient is that of the
+            untouched model.
         compare: measure the real effects too, and tell where the two disagree.
         positions, progress: of the comparison, as in :func:`sweep`.
 
@@ -64,6 +70,8 @@ def attribution_patch(
     over = refuse_asked(edit.site, over, positions)
     if edit.site not in GRADIENTS:
         raise ValueError(f"a gradient is had at {', '.join(GRADIENTS)}, but not at {edit.site}; use sweep")
+    if steps < 0:
+        raise ValueError(f"steps must be 0 or more, but got {steps}")
     if metric in ("divergence", "distance"):
         raise ValueError(f"{metric} is at its minimum at the intact prediction, where its gradient is 0; use sweep")
     measured = metric_of(metric, inputs)
@@ -71,11 +79,16 @@ def attribution_patch(
     stem = Stem(model, inputs, edit.site)
     edit, places = placed(stem, edit, over, measured)
     layers = edit.layers(stem.layers)
-    recorded = capture(model, inputs, [edit.site, f"{GRADIENTS[edit.site]}_grad"], layers=layers, objective=measured)
-    value, gradient = (
-        dict(zip(layers, each, strict=True)) for each in (recorded[edit.site], _gradient(recorded, edit.site))
-    )
-    rows = range(len(recorded.inputs))
+    if steps:
+        value, gradient = _along(stem, edit, measured, steps, positions)
+    else:
+        recorded = capture(
+            model, inputs, [edit.site, f"{GRADIENTS[edit.site]}_grad"], layers=layers, objective=measured
+        )
+        value, gradient = (
+            dict(zip(layers, each, strict=True)) for each in (recorded[edit.site], _gradient(recorded, edit.site))
+        )
+    rows = range(len(stem.inputs))
     estimates = []
     for place in itertools.product(*places.values()):
         alone, total = at(edit, over, place), 0.0
@@ -101,6 +114,28 @@ def attribution_patch(
         coords={"stat": list(AGREEMENT)},
     )
     return real.assign(estimate=estimate, error=error, agreement=agreement)
+
+
+def _along(
+    stem: Stem, edit: Edit, metric: Metric, steps: int, positions: int
+) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    """By layer, what is there, and the mean gradient of the metric on the way to what the edit puts there; points are
+    the middles of so many equal steps.
+    """
+    stem.check({edit.site: edit.layers(stem.layers)})
+    rows, value, gradient = range(len(stem.inputs)), {}, {}
+    room = max(1, positions // (stem.inputs.shape[0] * stem.inputs.shape[1]))
+    for layer in edit.layers(stem.layers):
+        here = value[layer] = stem.seen(edit.site, layer)
+        new = apply(edit, here, layer, rows, len(rows))
+        gradient[layer] = torch.zeros_like(here)
+        if new is None:
+            continue
+        shares = ((torch.arange(steps) + 0.5) / steps).to(here)
+        for part in shares.split(room):
+            way = here + part.reshape(-1, *[1] * here.ndim) * (new - here)
+            gradient[layer] += stem.slopes(edit.site, layer, way, metric).sum(0) / steps
+    return value, gradient
 
 
 def agreement_of(estimate: Float[np.ndarray, " place"], effect: Float[np.ndarray, " place"]) -> Float[np.ndarray, "3"]:

@@ -9,6 +9,8 @@ from mesascope.interventions import Metric, attribution_patch, mean, sweep
 from mesascope.measures import copying, measure_all, position, similarity
 from mesascope.tasks.base import Batch
 
+STEPS = 20  # of the way along which gradients are averaged
+
 
 def signed_similarity(model: PreTrainedModel, batch: Batch) -> xr.Dataset:
     """Both readings of negative similarity: what a head looks for, and what it does with what it finds."""
@@ -27,13 +29,17 @@ def swept(model: PreTrainedModel, batch: Batch) -> xr.Dataset:
     return sweep(model, batch, mean("head_out", capture(model, batch, ["head_out"])))
 
 
-def attributed(model: PreTrainedModel, batch: Batch) -> xr.Dataset:
-    """The same to first order, by attribution patching, judged by :func:`agreement`: the loss of a model that predicts
-    as well as can be is at its minimum, where it has no first order.
+def attributed(model: PreTrainedModel, batch: Batch, steps: int = STEPS) -> xr.Dataset:
+    """The same by attribution patching, judged by :func:`agreement`: the loss of a model that predicts as well as can
+    be is at its minimum, where it has no first order.
+
+    Args:
+        model, batch: as for any instrument.
+        steps: gradients on the way, for each layer; none for the first order alone.
     """
     recorded = capture(model, batch, ["head_out", "prediction"])
     metric = agreement(batch)
-    found = attribution_patch(model, batch, mean("head_out", recorded), metric=metric)
+    found = attribution_patch(model, batch, mean("head_out", recorded), metric=metric, steps=steps)
     return found.assign(intact=float(metric(recorded["prediction"]).mean()))
 
 

@@ -11,7 +11,7 @@ from mesascope.interventions import ablation
 from mesascope.measures import clusters, copying, position, roles, similarity, token_copying, which_algorithm
 from mesascope.measures.algorithms import NONE
 from mesascope.measures.roles import ROLES
-from mesascope.testing.composed import attributed, averaging, nearly_uniform, signed_similarity, swept
+from mesascope.testing.composed import STEPS, attributed, averaging, nearly_uniform, signed_similarity, swept
 from mesascope.testing.instruments import Claims
 
 MOST = 0.9  # of a head's attention: what it always does
@@ -145,7 +145,7 @@ READINGS: Mapping[str, Reading] = {
     "attribution_patch": Reading(
         instrument=attributed,
         found=_worth("estimate", "intact", SHARE),
-        about=f"the same to first order, of the agreement with the targets, and by more than {SHARE} of it",
+        about=f"the same of the agreement with the targets, and by more than {SHARE} of it, from {STEPS} gradients",
     ),
     "clusters": Reading(
         instrument=clusters.using(labels=("generator", "next token")),
