@@ -114,6 +114,27 @@ def test_paths_of_every_family(family):
     hold_paths(families.make(family))
 
 
+JUMPING = ("mixtral", "qwen3_moe", "olmoe", "deepseek_v3")  # routers pick other experts on the way
+
+
+@pytest.mark.filterwarnings("ignore::mesascope.capturing.NothingChanged")
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow)
+        for name in families.FAMILIES
+        if name not in JUMPING
+    ],
+)
+def test_gradients_along_the_way_of_every_family(family):
+    """They sum to what replacing the whole layer does."""
+    model = families.make(family)
+    for site in ("resid_pre", "attn_write"):
+        other = replace(site, capture(model, tokens(1), [site]))
+        found = attribution_patch(model, tokens(0), other, ("layer",), metric, steps=24, compare=True)
+        assert float(abs(found["error"]).max()) < 0.05 * float(abs(found["effect"]).max()), site
+
+
 def test_layers_of_another_kind_on_the_way_are_refused_by_name():
     hybrid = build("jamba").eval()
     with pytest.raises(

@@ -39,7 +39,7 @@ def attribution_patch(
     and a large change leaves the neighbourhood that a gradient speaks of. So compare; or take the mean gradient along
     the way from what is there to what the edit puts there (integrated gradients; Sundararajan et al. 2017, for circuits
     Hanna et al. 2024). All places of a layer go that way together, one layer at a time, so that the estimates of a
-    layer sum to the effect of all its edits.
+    layer sum to the effect of all its edits; not where the effect jumps, as where a router picks other experts.
 
     Args:
         model: any model that capture supports.
