@@ -53,7 +53,7 @@ def test_large_changes_leave_the_first_order_and_that_is_told(name):
     np.testing.assert_allclose(found["error"], found["estimate"] - found["effect"])
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["gpt2", pytest.param("llama", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("site", SITES)
 def test_along_the_way_the_places_of_a_layer_sum_to_the_effect_of_all(name, site):
     """Completeness, up to the square of the step; these models are so far from linear that it takes many."""

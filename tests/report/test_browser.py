@@ -133,7 +133,10 @@ def test_a_study_is_drawn(study_run, tmp_path):
     assert content <= window == 1280
 
 
-@pytest.mark.parametrize("kind", ["study", "inspection", "whole", "hostile", "hostile inspection"])
+@pytest.mark.parametrize(
+    "kind",
+    ["study", "inspection", "whole", pytest.param("hostile", marks=pytest.mark.slow), "hostile inspection"],
+)
 def test_it_fits_a_telephone(samples, inspected, tmp_path, kind):
     run = tmp_path / "run"
     write = {
