@@ -181,7 +181,8 @@ class Stem:
             [Edit(site=site, where={"layer": layer}, fn=lambda old, number=number: leaf[number])]
             for number in range(len(leaf))
         ]
-        self._tried_out(put[:1], None)  # whether branches may run beside one another
+        if (min(layer, self._reach), None) not in self._tried:
+            self._tried_out(put[:1], None)  # whether branches may run beside one another
         found = self._run(put, min(layer, self._reach), None, graph=True)
         if not found.requires_grad:
             raise UnsupportedModel(f"a prediction must have a gradient by {site}, but that of layer {layer} has none")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mesascope.axes import label
 from mesascope.capturing import Capture, Edit, Stem, capture
 from mesascope.capturing.edits import apply
+from mesascope.interventions.branches import room_for
 from mesascope.interventions.metrics import Metric
 from mesascope.interventions.sweep import POSITIONS, Progress, at, metric_of, placed, refuse_asked, sweep
 from mesascope.tasks.base import Batch
@@ -50,7 +51,8 @@ def attribution_patch(
         steps: how many gradients on the way are averaged, for each layer; none, and the gradient is that of the
             untouched model.
         compare: measure the real effects too, and tell where the two disagree.
-        positions, progress: of the comparison, as in :func:`sweep`.
+        positions: as in :func:`sweep`, of the gradients on the way and of the comparison.
+        progress: of the comparison, as in :func:`sweep`.
 
     Returns:
         ``estimate`` by the axes ``over``, mean over sequences; with ``compare`` also ``effect``, ``error`` (estimate
@@ -76,7 +78,7 @@ def attribution_patch(
         raise ValueError(f"{metric} is at its minimum at the intact prediction, where its gradient is 0; use sweep")
     measured = metric_of(metric, inputs)
     assert isinstance(measured, Metric)
-    stem = Stem(model, inputs, edit.site)
+    stem = Stem(model, inputs, edit.site, everywhere=not measured.last)
     edit, places = placed(stem, edit, over, measured)
     layers = edit.layers(stem.layers)
     if steps:
@@ -124,7 +126,6 @@ def _along(
     """
     stem.check({edit.site: edit.layers(stem.layers)})
     rows, value, gradient = range(len(stem.inputs)), {}, {}
-    room = max(1, positions // (stem.inputs.shape[0] * stem.inputs.shape[1]))
     for layer in edit.layers(stem.layers):
         here = value[layer] = stem.seen(edit.site, layer)
         new = apply(edit, here, layer, rows, len(rows))
@@ -132,7 +133,7 @@ def _along(
         if new is None:
             continue
         shares = ((torch.arange(steps) + 0.5) / steps).to(here)
-        for part in shares.split(room):
+        for part in shares.split(room_for(stem, positions)):
             way = here + part.reshape(-1, *[1] * here.ndim) * (new - here)
             gradient[layer] += stem.slopes(edit.site, layer, way, metric).sum(0) / steps
     return value, gradient

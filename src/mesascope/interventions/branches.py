@@ -66,10 +66,20 @@ def branched(
     return value, changed
 
 
+def room_for(stem: Stem, positions: int) -> int:
+    """How many branches may run as one, beside one that is not edited.
+
+    Args:
+        stem: of the model and its sequences.
+        positions: sequences times length of all that run as one.
+    """
+    each = stem.inputs.shape[0] * stem.inputs.shape[1]
+    return max(1, min(positions // each, NUMBERS // max(1, stem.prediction.numel())) - 1)
+
+
 def _chunks(stem: Stem, edits: Sequence[Edit], changed: Sequence[bool], positions: int) -> Iterator[list[int]]:
     """Numbers of edits that run together: of one first layer, and as many as there is room for."""
-    each = stem.inputs.shape[0] * stem.inputs.shape[1]
-    room = max(1, min(positions // each, NUMBERS // max(1, stem.prediction.numel())) - 1)  # and one that is not edited
+    room = room_for(stem, positions)
     layers: dict[int, list[int]] = {}
     for number, edit in enumerate(edits):
         if changed[number]:

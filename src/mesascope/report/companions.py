@@ -31,9 +31,6 @@ def beside(data: xr.Dataset, shown: Shown) -> Shown:
     array = shown.array
     here = [data[name] for name in companions(data) if {*data[name].dims} <= {*array.dims}]
     known = {
-        one.name: (one if "seed" in one.dims or not shown.seeded else one.expand_dims(seed=array.sizes["seed"]))
-        for one in here
+        one.name: (one if "seed" in one.dims else one.expand_dims(seed=array.sizes["seed"])).variable for one in here
     }
-    if not shown.seeded:
-        known = {name: one.expand_dims("seed") for name, one in known.items()}
-    return replace(shown, array=array.assign_coords({name: one.variable for name, one in known.items()}))
+    return replace(shown, array=array.assign_coords(known))
