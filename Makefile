@@ -15,7 +15,7 @@ STAMP := $(VENV)/.installed
 unexport PYTHONDONTWRITEBYTECODE  # what is imported is compiled once, not by every process
 
 .DEFAULT_GOAL := help
-.PHONY: help setup models demo test test-slow bench lint docs architectures planted clean
+.PHONY: help setup models demo test tests types style test-slow bench lint docs architectures planted clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -62,15 +62,21 @@ architectures: $(STAMP)
 planted: $(STAMP)
 	$(BIN)/python -m tests.planted.table
 
-lint: $(STAMP)
+lint: style types
+
+style: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-test: $(STAMP)
-	$(MAKE) --no-print-directory -j2 lint $(GGUF)
+types: $(STAMP)
+	$(BIN)/pyright
+
+tests: $(STAMP) $(GGUF)
 	$(BIN)/pytest -n auto
+
+test: style $(GGUF)
+	@$(MAKE) --no-print-directory -j2 tests types  # types take one core for a while, tests often wait
 
 test-slow: $(STAMP)
 	$(BIN)/pytest -m slow

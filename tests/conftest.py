@@ -10,7 +10,12 @@ from jaxtyping import install_import_hook
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-TOGETHER = ("tests/test_end_to_end.py", "tests/test_inspection_of_everything.py")  # one run, at which all tests look
+TOGETHER = (  # one run, at which all tests look
+    "tests/test_end_to_end.py",
+    "tests/test_inspection_of_everything.py",
+    "tests/test_settings.py",
+    "tests/train/test_resume.py",
+)
 LONG = (
     "test_tour.py",
     "test_inspect.py",

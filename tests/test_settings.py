@@ -140,7 +140,7 @@ def test_a_damaged_setting_is_named_and_it_alone_is_trained_again(finished: Run)
     victim.write_bytes(whole[:-8])
     before = {name: finished.read_results(name).drop_attrs(deep=False) for name in finished.results()}
     file = str(finished.path.parent / "two.py")
-    again = api.run(file, scale="smoke", out=finished.path, on="processes", watcher=watcher)
+    again = api.run(file, scale="smoke", out=finished.path, on="here", watcher=watcher)
     for name, dataset in before.items():
         xr.testing.assert_identical(again.read_results(name).drop_attrs(deep=False), dataset)
     assert any("seed=1/step=3/model.safetensors" in line for line in watcher.lines)

@@ -77,5 +77,5 @@ def test_all_layers_of_a_language_model_take_hardly_more_memory_than_a_plain_pas
     command = [sys.executable, str(HERE / "peak.py")]
     told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=240).stdout
     plain, reduced = map(int, told.split()[-2:])
-    assert plain > 500_000  # the model itself: a smaller number would be no peak of it
+    assert plain > 300_000  # torch and the model: a smaller number would be no peak of it
     assert reduced < MOST_MEMORY * plain, (plain, reduced)

@@ -20,7 +20,7 @@ TASK = Seeded(symbols=7, generators=3, first=2, length=8)
 MODEL = DecoderConfig(
     vocab_size=7, num_hidden_layers=2, hidden_size=16, intermediate_size=24, norm="layer", max_position_embeddings=8
 )
-PLAIN = Training(steps=150, batch_size=8, optimizer=SGD(lr=1.0), schedule=Constant(), checkpoints=4, history=True)
+PLAIN = Training(steps=100, batch_size=8, optimizer=SGD(lr=1.0), schedule=Constant(), checkpoints=3, history=True)
 HEAVY = replace(PLAIN, optimizer=SGD(lr=0.2, momentum=0.9, weight_decay=1e-3), warmup=10, schedule=Cosine(final=0.1))
 
 
@@ -66,10 +66,11 @@ def test_the_clipped_share_counts(tmp_path: Path) -> None:
 
 
 def test_another_training_s_history_is_refused(tmp_path: Path) -> None:
-    run = trained(tmp_path, HEAVY)
-    fit(TASK, MODEL, HEAVY, 1, run)
-    past, _, batch = opened(run, HEAVY)
-    other = load_checkpoint(run.checkpoint(1, HEAVY.steps))
+    training = replace(HEAVY, steps=40, checkpoints=2)
+    run = trained(tmp_path, training)
+    fit(TASK, MODEL, training, 1, run)
+    past, _, batch = opened(run, training)
+    other = load_checkpoint(run.checkpoint(1, training.steps))
     with pytest.raises(UnsupportedModel, match=r"give the outputs of layers\.0\..* to 0\.01, but misses them by"):
         history_attention(past, other, batch)
 

@@ -72,7 +72,7 @@ def test_the_loss_falls_and_the_log_says_so(run: Run) -> None:
     last = fit(trainee.TASK, trainee.MODEL, trainee.TRAINING, 0, run)
     log = run.read_log(0)
     assert log["loss"][-20:].mean() < 0.5 * log["loss"][:20].mean()
-    assert log["learning rate"][19] == trainee.TRAINING.optimizer.lr
+    assert log["learning rate"][trainee.TRAINING.warmup - 1] == trainee.TRAINING.optimizer.lr
     assert run.checkpoints(0) == list(trainee.TRAINING.due)
     assert sorted(file.name for file in last.iterdir()) == [
         "checkpoint.json",

@@ -16,7 +16,7 @@ from mesascope.train import AdamW, Training, fit
 
 TASK = Affine(length=6)
 MODEL = DecoderConfig(d_in=1, d_out=1, num_hidden_layers=1, hidden_size=8, num_attention_heads=2, norm="layer")
-TRAINING = Training(steps=200, batch_size=8, optimizer=AdamW(lr=1e-2), warmup=20, checkpoints=6, history=True)
+TRAINING = Training(steps=120, batch_size=8, optimizer=AdamW(lr=1e-2), warmup=12, checkpoints=5, history=True)
 WHAT = {"study": "trainee", "scale": "smoke", "parameters": {}}
 
 
@@ -41,7 +41,7 @@ def train_and_be_killed(path: Path) -> None:
         job((path, 0), lambda *_: ignore(os.write(told, b".")))
         os._exit(0)
     os.read(heard, 1)
-    time.sleep(random.uniform(0.02, 0.3))
+    time.sleep(random.uniform(0.02, 0.15))
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     tell(os.waitstatus_to_exitcode(status), len(Run.open(path).read_log(0)["step"]))

@@ -48,7 +48,7 @@ def training(steps: int, checkpoints: int) -> Training:
 
 
 SCALES = {
-    "smoke": Scale(training=training(60, checkpoints=4), seeds=2, sequences=64, minutes=0.5),
+    "smoke": Scale(training=training(60, checkpoints=3), seeds=2, sequences=64, minutes=0.5),
     "laptop": Scale(training=training(6_000, checkpoints=12), seeds=3, sequences=512, minutes=5.0),
     "paper": Scale(training=training(40_000, checkpoints=20), seeds=8, sequences=2048, minutes=90.0),
 }
