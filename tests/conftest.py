@@ -5,6 +5,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+import psutil
 import pytest
 from jaxtyping import install_import_hook
 from xdist.remote import Producer
@@ -29,13 +30,16 @@ LONG = (
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: a test never asks the network
 os.environ.pop("MESASCOPE_DEBUG", None)
 sys.path.insert(0, str(Path(__file__).parent))  # for the helpers beside the tests
-for name in ("torch", "transformers.modeling_utils", "xarray", "netCDF4", "sklearn.cluster", "sklearn.metrics"):
-    import_module(name)  # what is first imported from within a checked module is compiled anew, for many seconds
-install_import_hook("mesascope", "beartype.beartype")  # before mesascope is imported
+FIRST = ("torch", "transformers.modeling_utils", "xarray", "netCDF4", "sklearn.cluster", "sklearn.metrics")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Small models run fastest on one thread, and xdist gives every worker its own."""
+    if config.getoption("numprocesses", None) and "PYTEST_XDIST_WORKER" not in os.environ:
+        return  # the workers run the tests
+    for name in FIRST:
+        import_module(name)  # what is first imported from within a checked module is compiled anew, for many seconds
+    install_import_hook("mesascope", "beartype.beartype")  # before mesascope is imported
     import torch
     from transformers.utils import logging
 
@@ -49,6 +53,12 @@ class OneRunOneWorker(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::")[0]
         return file if file in TOGETHER else nodeid
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One more than there are processors: a browser, a child or a disk is often waited for."""
+    return 1 + (psutil.cpu_count(logical=False) or 1)
 
 
 @pytest.hookimpl(optionalhook=True)

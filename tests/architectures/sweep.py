@@ -15,7 +15,7 @@ from mesascope.capturing.forward import quiet
 from mesascope.capturing.layer import Layer
 from mesascope.capturing.rounding import close
 
-from .tiny import TYPES, VOCABULARY, build
+from .tiny import VOCABULARY, build, every_type
 
 LENGTHS = (11, 7, 9)
 STREAM = ("resid_pre", "resid_post")
@@ -48,14 +48,14 @@ class Outcome:
     wrong: list[str] = field(default_factory=list)
 
 
-def sweep(kinds: tuple[str, ...] = TYPES) -> list[Outcome]:
+def sweep(kinds: tuple[str, ...] | None = None) -> list[Outcome]:
     """The outcome of every type, in the order of their names."""
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return [outcome_of(kind) for kind in sorted(kinds)]
+            return [outcome_of(kind) for kind in sorted(kinds or every_type())]
     finally:
         transformers_logging.set_verbosity(before)
 

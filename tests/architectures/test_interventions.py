@@ -11,7 +11,7 @@ from mesascope.capturing import Edit, UnsupportedModel, capture
 from mesascope.interventions import attribution_patch, logit_difference, patch, path_patch, replace, sweep, zero
 
 from . import families
-from .tiny import TYPES, build
+from .tiny import build, every_type
 
 SITE = "mlp_write"
 PLACES = (0, 4, 8)
@@ -47,7 +47,7 @@ def test_of_every_family(family):
 @pytest.mark.slow
 def test_of_every_type_that_has_the_site_in_all_layers():
     held = []
-    for kind in TYPES:
+    for kind in every_type():
         try:
             model = build(kind).eval()
         except Exception:  # what cannot be built says so in the table of architectures
@@ -152,7 +152,7 @@ def test_layers_of_another_kind_on_the_way_are_refused_by_name():
 @pytest.mark.filterwarnings("ignore::mesascope.capturing.NothingChanged")
 def test_paths_of_every_type_whose_writes_are_known():
     held = []
-    for kind in TYPES:
+    for kind in every_type():
         try:
             model = build(kind).eval()
             capture(model, tokens(1), [*HELD, "head_out", "query"])

@@ -5,17 +5,13 @@ a table by type.
 """
 
 import warnings
+from functools import cache
 from typing import Any
 
 import torch
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
 
 WIDTH, HEADS, LAYERS, VOCABULARY = 32, 4, 4, 40
-TYPES = tuple(
-    kind
-    for kind, config in CONFIG_MAPPING.items()
-    if config in MODEL_FOR_CAUSAL_LM_MAPPING and config.__module__.startswith("transformers.")
-)  # every type of which transformers has a causal language model
 
 _SAME: tuple[tuple[int, str], ...] = (
     (
@@ -118,11 +114,18 @@ OWN: dict[str, dict[str, Any]] = {
 }
 
 
+@cache
+def every_type() -> tuple[str, ...]:
+    """Every type of which transformers has a causal language model; to import them all takes seconds."""
+    known = ((kind, config) for kind, config in CONFIG_MAPPING.items() if config in MODEL_FOR_CAUSAL_LM_MAPPING)
+    return tuple(kind for kind, config in known if config.__module__.startswith("transformers."))
+
+
 def build(kind: str, kernel: str | None = None) -> PreTrainedModel:
     """A model of a type, the same every time, its weights stirred so that no identity holds by accident.
 
     Args:
-        kind: one of `TYPES`.
+        kind: one of `every_type`.
         kernel: the attention implementation; the one that transformers chooses by default.
     """
     torch.manual_seed(0)

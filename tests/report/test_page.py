@@ -46,8 +46,20 @@ def figures(html: str) -> list[dict]:
     return [json.loads(text) for text in re.findall(r'<script type="application/json">(.*?)</script>', html, re.S)]
 
 
-def test_the_verdicts_come_first_and_in_words(study_run, samples):
-    text = parse(render(study_run)).text
+@pytest.fixture(scope="module")
+def study_page(tmp_path_factory, samples) -> str:
+    """The page of a study; to draw it takes a second."""
+    return render(samples.write_study(tmp_path_factory.mktemp("runs") / "affine-laptop"))
+
+
+@pytest.fixture(scope="module")
+def inspect_page(tmp_path_factory, samples) -> str:
+    """The page of an inspected language model."""
+    return render(samples.write_inspection(tmp_path_factory.mktemp("runs") / "inspect-smol"))
+
+
+def test_the_verdicts_come_first_and_in_words(study_page, samples):
+    text = parse(study_page).text
     for one in samples.verdicts():
         assert one["word"] in text
         assert one["sentence"] in text
@@ -55,8 +67,8 @@ def test_the_verdicts_come_first_and_in_words(study_run, samples):
     assert text.index("contradicted") < text.index("Training of 3 seeds") < text.rindex("What was run")
 
 
-def test_sections_follow_their_order(study_run):
-    headings = re.findall(r"<h2>(.*?)</h2>", render(study_run))
+def test_sections_follow_their_order(study_page):
+    headings = re.findall(r"<h2>(.*?)</h2>", study_page)
     assert headings == [
         "Verdicts",
         "Training",
@@ -71,18 +83,17 @@ def test_sections_follow_their_order(study_run):
     ]
 
 
-def test_every_figure_has_a_caption_and_a_label(study_run):
-    html = render(study_run)
-    captions = re.findall(r"<figcaption>(.*?)</figcaption>", html, re.S)
-    assert len(captions) == html.count("<figure") >= 14
+def test_every_figure_has_a_caption_and_a_label(study_page):
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", study_page, re.S)
+    assert len(captions) == study_page.count("<figure") >= 14
     assert all(caption.strip() for caption in captions)
-    drawn = [attrs for tag, attrs in parse(html).found if tag == "div" and "data-figure" in attrs]
+    drawn = [attrs for tag, attrs in parse(study_page).found if tag == "div" and "data-figure" in attrs]
     assert all(attrs["data-label"] for attrs in drawn)
 
 
-def test_nothing_is_loaded_from_anywhere(study_run, inspect_run):
-    for run in (study_run, inspect_run):
-        elements = parse(render(run))
+def test_nothing_is_loaded_from_anywhere(study_page, inspect_page):
+    for page in (study_page, inspect_page):
+        elements = parse(page)
         for tag, attrs in elements.found:
             addresses = [
                 v for k, v in attrs.items() if k in ("src", "srcset", "href", "data", "action", "poster") and v
@@ -96,10 +107,10 @@ def test_nothing_is_loaded_from_anywhere(study_run, inspect_run):
         assert policy[0].startswith("default-src 'none'")
 
 
-def test_the_page_is_small_enough(study_run, inspect_run):
+def test_the_page_is_small_enough(study_page, inspect_page):
     library = 4.9e6
-    assert len(render(study_run)) - library < 3e6
-    assert len(render(inspect_run)) - library < 3e6
+    assert len(study_page) - library < 3e6
+    assert len(inspect_page) - library < 3e6
 
 
 def test_an_inspection_of_realistic_size_is_small_enough(tmp_path, inspected):
@@ -132,8 +143,8 @@ def test_an_identity_is_marked_where_it_is_drawn(inspection):
     assert html.count('<p class="identity"><strong>Cannot fail:</strong> u is minus the gradient of L') == 1
 
 
-def test_a_study_has_no_panels_of_an_inspection(study_run):
-    page = parse(render(study_run))
+def test_a_study_has_no_panels_of_an_inspection(study_page):
+    page = parse(study_page)
     assert not [attrs for _, attrs in page.found if {"data-reader", "data-explorer"} & set(attrs)]
 
 
@@ -155,10 +166,10 @@ def test_hostile_words_of_an_inspection_are_never_markup(tmp_path, samples, insp
     assert sum("tokens" in data or "patterns" in data for data in figures(html)) == 2
 
 
-def test_foreign_text_is_never_markup(tmp_path, samples):
+def test_foreign_text_is_never_markup(tmp_path, samples, study_page):
     html = render(samples.hostile(tmp_path / "run"))
     elements = parse(html)
-    clean = parse(render(samples.write_study(tmp_path / "clean")))
+    clean = parse(study_page)
     assert "<img src=x" not in html
     assert "<script>alert" not in html
     assert not [tag for tag, _ in elements.found if tag == "img"]
@@ -181,8 +192,8 @@ def test_what_is_missing_is_left_out(tmp_path):
     assert "mesascope run affine" in text
 
 
-def test_an_inspected_model_is_not_asked_for_verdicts(inspect_run):
-    text = parse(render(inspect_run)).text
+def test_an_inspected_model_is_not_asked_for_verdicts(inspect_page):
+    text = parse(inspect_page).text
     assert "verdict" not in text.lower()
     assert "seed" not in text.lower()
     assert "mesascope inspect HuggingFaceTB/SmolLM2-135M-Instruct" in text
@@ -202,6 +213,7 @@ def test_a_damaged_file_is_named(study_run):
 @pytest.mark.parametrize("content", ["", "step,loss\n", "step,loss\n1,0.5\n2,na", "step,loss\n1,0.5\n2", "what\n1"])
 def test_a_log_cut_short_is_no_obstacle(study_run, content):
     (study_run / "models/seed=1/log.csv").write_text(content)
+    shutil.rmtree(study_run / "results")  # which take long to draw
     assert "Training of" in render(study_run)
 
 

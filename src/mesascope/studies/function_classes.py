@@ -33,7 +33,7 @@ RULES = replace(
 
 
 SCALES = {
-    "smoke": Scale(seeds=2, training=training(10, checkpoints=2), sequences=16, minutes=0.5),
+    "smoke": Scale(seeds=2, training=training(10, checkpoints=2), sequences=32, minutes=0.5),
     "laptop": Scale(training=training(4_000), sequences=256, minutes=20.0),
     "paper": Scale(training=training(60_000), seeds=8, sequences=1024, minutes=900.0),
 }
