@@ -18,7 +18,6 @@ TOGETHER = (  # one run, at which all tests look
     "tests/train/test_resume.py",
 )
 LONG = (
-    "test_tour.py",
     "test_inspect.py",
     "test_norms.py",
     "test_readme.py",

@@ -12,7 +12,7 @@ import pytest
 from commands import call
 from mesascope import cli
 
-QUICK = 0.5  # seconds
+QUICK = 0.5  # seconds of a processor: the machine may be busy with other tests
 
 
 @pytest.fixture
@@ -26,13 +26,13 @@ def command(capsys, monkeypatch):
 @pytest.mark.parametrize("words", [["--help"], ["list"]])
 def test_help_and_list_answer_at_once_and_import_no_torch(words):
     script = (
-        "import sys, time; began = time.perf_counter(); sys.argv = ['mesascope', *sys.argv[1:]];"
+        "import sys, time; began = time.process_time(); sys.argv = ['mesascope', *sys.argv[1:]];"
         "from mesascope.cli import main\n"
         "try: main()\nexcept SystemExit: pass\n"
-        "print('torch' in sys.modules, time.perf_counter() - began, file=sys.stderr)"
+        "print('torch' in sys.modules, time.process_time() - began, file=sys.stderr)"
     )
     taken = []
-    for _ in range(3):  # the best of three: the machine may be busy
+    for _ in range(3):
         done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=True)
         torch_there, seconds = done.stderr.split()[-2:]
         assert torch_there == "False"

@@ -45,6 +45,7 @@ def see_what_everybody_knows(run: Run) -> None:
     assert run.read_json("model")["left out"] == {}
 
 
+@pytest.mark.slow
 @pytest.mark.needs_smollm2
 @pytest.mark.skipif(sys.platform == "win32", reason="the tour is written for a Unix shell")
 def test_the_tour_leads_where_it_says(tmp_path):

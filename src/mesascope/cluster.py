@@ -22,13 +22,15 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol, runtime_checkable
 
-from mesascope.store import ignore
-
 Fn = Callable[..., Any]
 JobProgress = Callable[[int, int, int, float], None]
 JobSay = Callable[[str], None]
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def ignore(*_: object) -> None:
+    """What hears news that nobody asked for; not the store's, whose import takes a worker a second."""
 
 
 class ClusterError(RuntimeError):

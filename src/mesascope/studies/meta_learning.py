@@ -77,7 +77,7 @@ DESCENT = Arm(
     task=FEWER,
     model=DecoderConfig(**{**SHAPE, **SMALL, "vocab_size": FEWER.symbols, "max_position_embeddings": FEWER.length}),
     setups={
-        "smoke": Setup(training=descent(30, checkpoints=3), sequences=64),
+        "smoke": Setup(training=descent(30, checkpoints=2), sequences=64),
         "laptop": Setup(training=descent(500, checkpoints=8), sequences=256),
         "paper": Setup(training=descent(2_000, checkpoints=12), sequences=1024),
     },
@@ -123,7 +123,7 @@ STUDY = Study(
     task=TASK,
     model=DecoderConfig(**SHAPE),
     scales={
-        "smoke": Scale(training=training(30, checkpoints=3, batch_size=16), sequences=64, task=FEWEST, minutes=1.5),
+        "smoke": Scale(training=training(30, checkpoints=2, batch_size=16), sequences=64, task=FEWEST, minutes=1.5),
         "laptop": Scale(training=training(2_400, checkpoints=10), sequences=1024, minutes=12.0),
         "paper": Scale(training=training(20_000, checkpoints=16), seeds=8, sequences=4096, minutes=240.0),
     },
