@@ -5,7 +5,6 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-import psutil
 import pytest
 from jaxtyping import install_import_hook
 from xdist.remote import Producer
@@ -52,12 +51,6 @@ class OneRunOneWorker(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::")[0]
         return file if file in TOGETHER else nodeid
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One more than there are processors: a browser, a child or a disk is often waited for."""
-    return 1 + (psutil.cpu_count(logical=False) or 1)
 
 
 @pytest.hookimpl(optionalhook=True)

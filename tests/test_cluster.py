@@ -1,6 +1,7 @@
 """Executors: order, news, errors, and nothing left behind."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,9 +24,12 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def children() -> list[psutil.Process]:
-    """Ours, but for Python's own helper."""
-    ours = psutil.Process().children(recursive=True)
-    return [child for child in ours if "resource_tracker" not in " ".join(child.cmdline())]
+    """All below us, but for Python's own two helpers; what branches off those looks like them, and counts."""
+    ours = psutil.Process()
+    helpers = [
+        child for child in ours.children() if re.search("resource_tracker|forkserver", " ".join(child.cmdline()))
+    ]
+    return [child for child in ours.children(recursive=True) if child not in helpers]
 
 
 @pytest.mark.parametrize("where", [Here(), Processes(), Processes(workers=1)], ids=str)

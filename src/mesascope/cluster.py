@@ -4,20 +4,18 @@ Each executor has one method, :meth:`map`: it calls ``fn(job, progress, say)`` f
 the jobs' order. ``fn`` and the jobs must be picklable: a function at the top of a module, and plain values.
 """
 
-import ctypes
 import os
 import pickle
 import signal
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from multiprocessing import connection, get_context, resource_tracker
+from multiprocessing import connection, get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol, runtime_checkable
@@ -26,7 +24,7 @@ Fn = Callable[..., Any]
 JobProgress = Callable[[int, int, int, float], None]
 JobSay = Callable[[str], None]
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_FORKS = sys.platform == "linux"  # elsewhere libraries do not bear it
 
 
 def ignore(*_: object) -> None:
@@ -74,7 +72,10 @@ class Here:
 
 @dataclass(frozen=True)
 class Processes:
-    """Fresh processes of this machine; they end when this one does, however that is.
+    """Processes of this machine; they end when this one does, however that is.
+
+    On Linux they branch off one helper that has imported what the jobs need, once for all of them, and has done nothing
+    else; it stays for the next time. Elsewhere each starts afresh.
 
     Attributes:
         workers: how many at once; as many as there are jobs by default, but at most two per processor.
@@ -179,13 +180,15 @@ class _Worker:
 @contextmanager
 def _workers(fn: Fn, count: int) -> Iterator[list[_Worker]]:
     """Processes that wait for jobs; none is left afterwards."""
-    context = get_context("spawn")
+    context = get_context("forkserver") if _FORKS else get_context("spawn")
+    if _FORKS and fn.__module__ != "__main__":
+        context.set_forkserver_preload([fn.__module__])
     workers: list[_Worker] = []
     try:
         with _no_interrupts():
             for _ in range(count):
                 ours, theirs = context.Pipe()
-                process = context.Process(target=_work, args=(theirs, os.getpid()), daemon=True)
+                process = context.Process(target=_work, args=(theirs,), daemon=True)
                 process.start()
                 theirs.close()
                 workers.append(_Worker(process, ours))
@@ -223,9 +226,11 @@ def _ending(code: int | None) -> str:
     return f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
 
 
-def _work(pipe: Connection, parent: int) -> None:
+def _work(pipe: Connection) -> None:
     """The life of a process: read the function, then do jobs until it is killed or its parent is gone."""
-    _end_with(parent)
+    if _FORKS:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # whoever started the helper
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         try:
             fn = pipe.recv()
@@ -255,20 +260,11 @@ def _portable(error: Exception) -> Exception:
     return copy
 
 
-def _end_with(parent: int) -> None:
-    """Be killed as soon as the parent is gone, even if it had no time to say so."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    else:
-        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-def _watch(parent: int) -> None:
-    """Where the system cannot be asked to kill us: look twice a second."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
+def _end_with_parent() -> None:
+    """End as soon as the parent is gone, even if it had no time to say so."""
+    parent = parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
     os._exit(1)
 
 

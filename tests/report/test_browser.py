@@ -135,7 +135,12 @@ def test_a_study_is_drawn(study_run, tmp_path):
 
 @pytest.mark.parametrize(
     "kind",
-    ["study", "inspection", "whole", pytest.param("hostile", marks=pytest.mark.slow), "hostile inspection"],
+    [
+        "study",
+        "whole",
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("inspection", "hostile")),
+        "hostile inspection",
+    ],
 )
 def test_it_fits_a_telephone(samples, inspected, tmp_path, kind):
     run = tmp_path / "run"
