@@ -28,6 +28,12 @@ LONG = (
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: a test never asks the network
 os.environ.pop("MESASCOPE_DEBUG", None)
 sys.path.insert(0, str(Path(__file__).parent))  # for the helpers beside the tests
+CHECKED = [  # all that tensors go through; what reads and draws results and knows no tensor is pyright's alone
+    f"mesascope.{name}"
+    for name in (
+        "axes capturing causes inspection instruments interventions measures models runner studies tasks testing train"
+    ).split()
+]
 FIRST = ("torch", "transformers.modeling_utils", "xarray", "netCDF4", "sklearn.cluster", "sklearn.metrics")
 
 
@@ -37,7 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
         return  # the workers run the tests
     for name in FIRST:
         import_module(name)  # what is first imported from within a checked module is compiled anew, for many seconds
-    install_import_hook("mesascope", "beartype.beartype")  # before mesascope is imported
+    install_import_hook(CHECKED, "beartype.beartype")  # before mesascope is imported
     import torch
     from transformers.utils import logging
 
