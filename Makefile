@@ -2,6 +2,7 @@
 # make test   runs every check: format, lint, types, layers, tests, doctests
 # make test-slow   the checks that take minutes each
 # make bench   what opening, recording and patching a language model and attending to a long history cost, against bounds
+# make bench-training   what a training step costs next to the same step in other libraries, each installed apart
 # make lint   the checks without the tests
 # make docs   runs five studies, opens SmolLM2, and writes their pages under docs/studies
 # make architectures   holds capture against every language model type of transformers, writes the table
@@ -15,7 +16,7 @@ STAMP := $(VENV)/.installed
 unexport PYTHONDONTWRITEBYTECODE  # what is imported is compiled once, not by every process
 
 .DEFAULT_GOAL := help
-.PHONY: help setup models demo test tests types style test-slow bench lint docs architectures planted clean
+.PHONY: bench-training help setup models demo test tests types style test-slow bench lint docs architectures planted clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -87,5 +88,13 @@ bench: $(STAMP) $(GGUF)
 	$(BIN)/python benchmarks/patching.py $(GGUF)
 	$(BIN)/python benchmarks/attending.py
 
+bench-training: $(STAMP) .peers/lens2/.installed
+	$(BIN)/python benchmarks/training.py .peers
+
+.peers/lens2/.installed: benchmarks/peers/lens2.txt
+	$(PYTHON) -m venv .peers/lens2
+	.peers/lens2/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r $<
+	touch $@
+
 clean:
-	rm -rf $(VENV) .models runs .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .models .peers benchmarks/results runs .pytest_cache .ruff_cache .import_linter_cache

@@ -141,7 +141,7 @@ def fit(
             for step, batch in enumerate(batches(task, training, seed, start), start):
                 where = f"seed {seed} at step {step} (the checkpoint of step {kept} is kept)"
                 batch = batch.to(device, getattr(torch, training.dtype))
-                loss, norm, share = _update(model, optimizer, task, batch, training, step, where)
+                loss, norm, share = update(model, optimizer, task, batch, training, step, where)
                 if recorder:
                     recorder.add(batch, training.rate(step), share)
                 done, now = step + 1, time.perf_counter()
@@ -188,7 +188,7 @@ def batches(task: Task, training: Training, seed: int, start: int = 0) -> Iterat
             yield drawn[first : first + size]
 
 
-def _update(
+def update(
     model: Decoder,
     optimizer: torch.optim.Optimizer,
     task: Task,
