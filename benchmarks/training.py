@@ -17,6 +17,8 @@ from pathlib import Path
 import torch
 from steps import BATCH, LAYERS, LENGTH, WIDTH
 
+from mesascope.train import threads as using
+
 HERE = Path(__file__).parent
 ROUNDS, STEPS, THREADS = 15, 10, (1, 2)
 LEAST = {"lens": 2.0, "plain": 1.8}  # times as fast
@@ -64,15 +66,13 @@ def operations() -> int:
 
 def products_per_second(threads: int) -> float:
     """Operations a second in a large product of matrices."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
     a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
     times = []
-    for _ in range(8):
-        began = time.perf_counter()
-        torch.mm(a, b)
-        times.append(time.perf_counter() - began)
-    torch.set_num_threads(before)
+    with using(threads):
+        for _ in range(8):
+            began = time.perf_counter()
+            torch.mm(a, b)
+            times.append(time.perf_counter() - began)
     return 2 * 2048**3 / statistics.median(times)
 
 

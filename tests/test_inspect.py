@@ -110,7 +110,9 @@ def test_an_earlier_checkpoint_that_was_exchanged_is_not_taken_up(tmp_path):
 
 
 def test_bfloat16_is_measured_too(folder, tmp_path):
-    run = api.inspect(str(folder), tokens=32, out=tmp_path / "a", dtype="bfloat16", measures=["norms", "inner"])
+    run = api.inspect(
+        str(folder), tokens=32, out=tmp_path / "a", dtype="bfloat16", measures=["norms", "inner", "roles"]
+    )
     assert run.read_json("model")["dtype"] == "bfloat16"
     plain = api.inspect(str(folder), tokens=32, out=tmp_path / "b", measures=["norms"])
     both = (one.read_results("norms")["mean"].values for one in (run, plain))

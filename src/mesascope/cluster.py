@@ -20,15 +20,13 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol, runtime_checkable
 
+from mesascope.store import ignore
+
 Fn = Callable[..., Any]
 JobProgress = Callable[[int, int, int, float], None]
 JobSay = Callable[[str], None]
 
 _FORKS = sys.platform == "linux"  # elsewhere libraries do not bear it
-
-
-def ignore(*_: object) -> None:
-    """What hears news that nobody asked for; not the store's, whose import takes a worker a second."""
 
 
 class ClusterError(RuntimeError):
@@ -181,8 +179,8 @@ class _Worker:
 def _workers(fn: Fn, count: int) -> Iterator[list[_Worker]]:
     """Processes that wait for jobs; none is left afterwards."""
     context = get_context("forkserver") if _FORKS else get_context("spawn")
-    if _FORKS and fn.__module__ != "__main__":
-        context.set_forkserver_preload([fn.__module__])
+    if _FORKS:
+        context.set_forkserver_preload([__name__, *({fn.__module__} - {"__main__"})])
     workers: list[_Worker] = []
     try:
         with _no_interrupts():
@@ -228,8 +226,7 @@ def _ending(code: int | None) -> str:
 
 def _work(pipe: Connection) -> None:
     """The life of a process: read the function, then do jobs until it is killed or its parent is gone."""
-    if _FORKS:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # whoever started the helper
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # whoever started the helper that it branched off
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         try:
