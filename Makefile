@@ -13,6 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 GGUF := .models/SmolLM2-135M-Instruct.Q4_1.gguf
 STAMP := $(VENV)/.installed
+WHEELS := $(addprefix --find-links ,$(PIP_FIND_LINKS)) $(addprefix --default-index ,$(PIP_INDEX_URL))  # uv reads none of pip's
 unexport PYTHONDONTWRITEBYTECODE  # what is imported is compiled once, not by every process
 
 .DEFAULT_GOAL := help
@@ -27,7 +28,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "mesascope needs Python 3.11 or newer, but $(PYTHON) is older; make PYTHON=python3.12 ..."; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python $(WHEELS) -c constraints.txt -e '.[dev]' \
+	  || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
 models: $(GGUF)
@@ -91,9 +94,9 @@ bench: $(STAMP) $(GGUF)
 bench-training: $(STAMP) .peers/lens2/.installed
 	$(BIN)/python benchmarks/training.py .peers
 
-.peers/lens2/.installed: benchmarks/peers/lens2.txt
+.peers/lens2/.installed: benchmarks/peers/lens2.txt | $(STAMP)
 	$(PYTHON) -m venv .peers/lens2
-	.peers/lens2/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r $<
+	$(BIN)/uv pip install --quiet --python .peers/lens2/bin/python $(WHEELS) -r $<
 	touch $@
 
 clean:

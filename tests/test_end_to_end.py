@@ -11,6 +11,7 @@ import pytest
 import torch
 import xarray as xr
 
+from commands import call
 from mesascope import api, cli
 from mesascope.models.load import load_checkpoint
 from mesascope.runner import verdicts_of
@@ -106,11 +107,27 @@ def test_a_contradicted_claim_is_exit_code_1_under_strict_alone(finished, tmp_pa
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_study_conforms(name, finished, tmp_path):
+def test_every_study_conforms(name, finished, tmp_path, capsys, monkeypatch):
     study = catalogue.load(name)
     check_task(study.task)
     run = finished if name == "affine" else api.run(name, scale="smoke", out=tmp_path / name, on="here", seeds=1)
     check_study(study, {found: run.read_results(found) for found in run.results()})
+    if name == "gradient-descent":
+        assert_models_are_named_seed_by_seed(run, capsys, monkeypatch)
+
+
+def assert_models_are_named_seed_by_seed(run: Run, capsys, monkeypatch) -> None:
+    """`mesascope which-algorithm` on a run: every setting and seed, nothing written, and a stopped run is refused."""
+    before = sorted(file.name for file in run.path.rglob("*"))
+    words = ("which-algorithm", str(run.path))
+    code, out, _ = call(*words, "--sequences", "32", "--json", capsys=capsys, monkeypatch=monkeypatch)
+    assert code == 0
+    assert [(told["setting"], told["seed"]) for told in json.loads(out)] == [("", 0), ("two layers", 0)]
+    assert sorted(file.name for file in run.path.rglob("*")) == before
+    shutil.rmtree(run.checkpoint(0, run.record["parameters"]["training"]["steps"]))
+    code, _, err = call(*words, capsys=capsys, monkeypatch=monkeypatch)
+    assert code == 2
+    assert "a run must be trained to its end" in err
 
 
 def test_every_measure_of_the_study_conforms(finished):

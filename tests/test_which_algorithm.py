@@ -1,7 +1,6 @@
 """`mesascope which-algorithm`: a ranking for the models of a run, a decoder, a language model; and what is refused."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -52,20 +51,6 @@ def test_json_says_the_same_to_machines(descending, command):
     assert all(row["predictions"] <= first["predictions"] for row in others)
     assert set(first["shifted"]) >= {"inputs twice as large", "correlated inputs", "rules twice as large"}
     assert [layer["layer"] for layer in told["layers"]] == ["embedding", "after 0"]
-
-
-def test_the_models_of_a_run_are_named_seed_by_seed(tmp_path, command):
-    api.run("gradient-descent", scale="smoke", seeds=1, out=tmp_path / "run", on="here")
-    before = sorted(file.name for file in (tmp_path / "run").rglob("*"))
-    code, out, _ = command("which-algorithm", tmp_path / "run", "--sequences", "32", "--json")
-    assert code == 0
-    assert [(told["setting"], told["seed"]) for told in json.loads(out)] == [("", 0), ("two layers", 0)]
-    assert sorted(file.name for file in (tmp_path / "run").rglob("*")) == before
-    steps = Run.open(tmp_path / "run").record["parameters"]["training"]["steps"]
-    shutil.rmtree(tmp_path / "run" / "models" / "seed=0" / f"step={steps}")
-    code, _, err = command("which-algorithm", tmp_path / "run")
-    assert code == 2
-    assert "a run must be trained to its end" in err
 
 
 def test_a_language_model_is_held_against_counts_on_its_own_tokens(tmp_path):

@@ -72,6 +72,7 @@ def test_a_planted_sink_is_found_at_any_depth_and_a_long_token_is_none(times, fo
     assert bool(where[1, 7]) == bool(found)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from Linux's /proc")
 def test_all_layers_of_a_language_model_take_hardly_more_memory_than_a_plain_pass():
     command = [sys.executable, str(HERE / "peak.py")]

@@ -137,8 +137,7 @@ def test_a_study_is_drawn(study_run, tmp_path):
     "kind",
     [
         "study",
-        "whole",
-        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("inspection", "hostile")),
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("inspection", "whole", "hostile")),
         "hostile inspection",
     ],
 )

@@ -155,10 +155,11 @@ def _add_control(
 
 def _rows(array: xr.DataArray, along: str, series: str | None, k: int | None) -> np.ndarray:
     """Seeds as rows and the drawn axis as columns; further dims of a control are averaged."""
-    if series in array.dims and k is not None:
-        array = array.isel({series: k})
-    extra = [d for d in array.dims if d not in ("seed", along)]
-    return array.mean(extra).transpose("seed", along).values
+    numbers = array.variable  # its labels would be carried along through every step, for nothing
+    if series in numbers.dims and k is not None:
+        numbers = numbers.isel({series: k})
+    extra = [d for d in numbers.dims if d not in ("seed", along)]
+    return (numbers.mean(extra) if extra else numbers).transpose("seed", along).values
 
 
 def _x_axis(shown: Shown, along: str) -> tuple[np.ndarray, dict[str, Any]]:

@@ -113,7 +113,7 @@ def _plots(
     combos = []
     for at in itertools.product(*(range(array.sizes[d]) for d in choices)):
         where = dict(zip(choices, at, strict=True))
-        chosen = array.isel(where)
+        chosen = array.variable.isel(where)
         cells = [chosen.isel(seed=s) for s in spread] or [chosen]
         cells += [_control(control, where, rows, columns) for control in fitting]
         combos.append([_cells(shown, one.transpose(rows, columns)) for one in cells])
@@ -125,7 +125,7 @@ def _seed(name: str) -> str:
     return "this study" if name == "mean" else f"seed {name}"
 
 
-def _cells(shown: Shown, cells: xr.DataArray) -> dict[str, Any]:
+def _cells(shown: Shown, cells: xr.Variable) -> dict[str, Any]:
     """Colours and texts of one plot; colours are logarithms on a logarithmic scale."""
     values = cells.values
     with np.errstate(all="ignore"):
@@ -152,12 +152,12 @@ def _briefs(values: np.ndarray) -> list[list[str]]:
     return np.array(texts, dtype=object).reshape(values.shape).tolist()
 
 
-def _control(control: xr.DataArray, where: dict[str, int], rows: str, columns: str) -> xr.DataArray:
+def _control(control: xr.DataArray, where: dict[str, int], rows: str, columns: str) -> xr.Variable:
     """The control at the same place, averaged over seeds and over what the figure does not have."""
     here = {d: min(k, control.sizes[d] - 1) for d, k in where.items() if d in control.dims and d != "seed"}
     if "step" in control.dims and "step" not in (*here, rows, columns):
         here["step"] = -1
-    at = control.isel(here)
+    at = control.variable.isel(here)
     return at.mean([d for d in at.dims if d not in (rows, columns)])
 
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -44,12 +45,12 @@ class Shown:
         """The unit of its numbers; ``1`` for a pure number."""
         return str(self.array.attrs.get("units", "1"))
 
-    @property
+    @cached_property
     def log(self) -> bool:
         """Whether it is drawn on a logarithmic scale: where it asks for that and has a positive value."""
-        return self.array.attrs.get("scale") == "log" and bool((self.array > 0).any())
+        return self.array.attrs.get("scale") == "log" and bool((self.array.values > 0).any())
 
-    @property
+    @cached_property
     def center(self) -> float | None:
         """The value that diverging colours start from: as given, or 0 where both signs occur."""
         given = self.array.attrs.get("center")
