@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 
 
 @runtime_checkable
-@runtime_checkable
 class Rule(Protocol):
     """How parameters follow their gradients."""
 
@@ -26,7 +25,6 @@ class Rule(Protocol):
         ...
 
 
-@runtime_checkable
 @runtime_checkable
 class Schedule(Protocol):
     """How the learning rate goes from the end of warm-up to the end of training."""
