@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mesascope.models.config import DecoderConfig
+from mesascope.models.fused import fused
 from mesascope.models.load import load_checkpoint, quiet
 from mesascope.models.transformer import Decoder
 from mesascope.store import Run, RunError, Say, ignore, verify
@@ -198,7 +199,8 @@ def update(
     where: str,
 ) -> tuple[float, float, float]:
     """One update; gives the loss before it, the norm of its gradient, and the share of that which clipping left."""
-    loss = training_loss(task, model(batch.inputs).logits, batch)
+    with fused(model, batch.inputs.shape[1]):
+        loss = training_loss(task, model(batch.inputs).logits, batch)
     value = _finite(loss.item(), "loss", where)
     optimizer.zero_grad()
     loss.backward()
