@@ -11,7 +11,7 @@ from mesascope.models.fused import NAME, fused, fused_attention_forward, kernel
 from mesascope.models.layers import eager_attention_forward
 from mesascope.models.transformer import Decoder, DecoderConfig
 from mesascope.tasks.affine import Affine
-from mesascope.train import AdamW, Training
+from mesascope.train import AdamW, Training, threads
 from mesascope.train.loop import batch_of, update
 
 SHAPE = {"d_in": 1, "d_out": 1, "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "norm": "layer"}
@@ -180,6 +180,16 @@ def test_it_is_compiled_once_and_the_same_again(afresh, monkeypatch):
     assert all(map(torch.equal, first[1], again[1]))
 
 
+def test_the_number_of_threads_changes_no_bit():
+    compiled(16, 20)
+    heads, given = [random(7, 20, 2, 16, seed=n).transpose(1, 2) for n in range(3)], random(7, 20, 2, 16)
+    found = []
+    for count in (1, 2, 5):
+        with threads(count):
+            found.append(passes(fused_attention_forward, heads, given, torch.float32))
+    assert all(torch.equal(one, other) for other in found[1:] for one, other in zip(found[0], other, strict=True))
+
+
 def test_an_unknown_processor_flag_is_no_end(afresh, monkeypatch):
     compiled(8, 9)
     kernel.cache_clear()
@@ -193,7 +203,7 @@ def test_an_unknown_processor_flag_is_no_end(afresh, monkeypatch):
 
     monkeypatch.setattr(module.subprocess, "run", old)
     assert kernel(8, 9) is not None
-    assert len(tried) == len(module.FOR_THIS_PROCESSOR) + 1
+    assert len(tried) == len(module.BETTER)
 
 
 def test_a_library_that_cannot_be_loaded_is_not_the_end_of_training(afresh, monkeypatch):

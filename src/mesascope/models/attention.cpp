@@ -5,7 +5,8 @@
 // side. Weights are kept for the way back, in rows of LP. Scores run over keys in vectors of W, so that keys that a
 // query cannot see cost little: a block of R queries takes only the N vectors that hold a key it sees.
 //
-// Standard C++17 and the vector types of GCC and Clang, which fit any processor.
+// Standard C++17 and the vector types of GCC and Clang, which fit any processor. Sequences are shared among threads
+// where the compiler knows OpenMP; no sum runs over sequences, so that their number changes no bit.
 
 #include <cstring>
 #include <utility>
@@ -162,9 +163,10 @@ using Vectors = std::make_integer_sequence<int, NL>;
 
 // out[b, i, h] = sum over j <= i of p[b, h, i, j] v[b, j, h], where p is the softmax of scale q k.
 extern "C" void forward(const float* q, const float* k, const float* v, float* p, float* out, long batch, long heads,
-                        Place from, Place to, float scale) {
-    Turned keys;
-    for (long b = 0; b < batch; b++)
+                        Place from, Place to, float scale, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long b = 0; b < batch; b++) {
+        Turned keys;
         for (long h = 0; h < heads; h++) {
             const float *queries = q + from.at(b, h), *values = v + from.at(b, h);
             float *weights = p + (b * heads + h) * L * LP, *mixed = out + to.at(b, h);
@@ -176,13 +178,16 @@ extern "C" void forward(const float* q, const float* k, const float* v, float* p
                 },
                 Vectors());
         }
+    }
 }
 
 // Gradients of q, k and v, given that of out.
 extern "C" void backward(const float* q, const float* k, const float* v, const float* p, const float* g, float* gq,
-                         float* gk, float* gv, long batch, long heads, Place from, Place to, float scale) {
-    Turned values;
-    for (long b = 0; b < batch; b++)
+                         float* gk, float* gv, long batch, long heads, Place from, Place to, float scale,
+                         int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long b = 0; b < batch; b++) {
+        Turned values;
         for (long h = 0; h < heads; h++) {
             const float *queries = q + from.at(b, h), *keys = k + from.at(b, h);
             const float *weights = p + (b * heads + h) * L * LP, *given = g + to.at(b, h);
@@ -201,4 +206,5 @@ extern "C" void backward(const float* q, const float* k, const float* v, const f
                     store(gv + to.at(b, h) + j * to.row + n * W, sums.v[j][n]);
                 }
         }
+    }
 }

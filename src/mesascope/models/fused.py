@@ -35,7 +35,7 @@ NAME = "mesascope_fused"
 LONGEST = 64  # positions: beyond, products are large enough for a library
 WIDTH = 8  # numbers in a vector: a head has a multiple of them
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-ffp-contract=fast", "-shared", "-fPIC")
-FOR_THIS_PROCESSOR = ("-march=native", "-mcpu=native")  # the first that the compiler knows, if any
+BETTER = (("-march=native", "-fopenmp"), ("-march=native",), ("-mcpu=native",), ())  # the first that a compiler knows
 
 
 class _Place(ctypes.Structure):
@@ -50,7 +50,7 @@ class Kernel:
     def __init__(self, library: ctypes.CDLL, length: int) -> None:
         self.kept = -(-length // WIDTH) * WIDTH  # a row of weights, as it is kept
         self.forward, self.backward = library.forward, library.backward
-        rest = (ctypes.c_long, ctypes.c_long, _Place, _Place, ctypes.c_float)
+        rest = (ctypes.c_long, ctypes.c_long, _Place, _Place, ctypes.c_float, ctypes.c_int)
         self.forward.argtypes, self.forward.restype = (*[ctypes.c_void_p] * 5, *rest), None
         self.backward.argtypes, self.backward.restype = (*[ctypes.c_void_p] * 8, *rest), None
 
@@ -91,7 +91,8 @@ def kernel(d_head: int, length: int) -> Kernel | None:
         return None
     source = resources.files("mesascope.models") / "attention.cpp"
     sizes = (f"-DD={d_head}", f"-DL={length}")
-    what = "\0".join((source.read_text(encoding="utf-8"), compiler, *FLAGS, *sizes, _processor()))
+    text = source.read_text(encoding="utf-8")
+    what = "\0".join((text, compiler, *FLAGS, *map(str, BETTER), *sizes, _processor()))
     place = _cache() / f"attention-{hashlib.sha256(what.encode()).hexdigest()[:32]}.so"
     try:
         if not place.exists():
@@ -105,16 +106,17 @@ def kernel(d_head: int, length: int) -> Kernel | None:
 
 
 def _compile(compiler: str, words: list[str]) -> None:
-    """Run the compiler, for this very processor if it can.
+    """Run the compiler, for this very processor and with threads if it can.
 
     Raises:
         CalledProcessError: it fails in every way.
         OSError: it cannot be run.
     """
-    for tuned in FOR_THIS_PROCESSOR:
-        if not subprocess.run([compiler, *FLAGS, tuned, *words], capture_output=True, check=False).returncode:
+    *attempts, last = ([compiler, *FLAGS, *more, *words] for more in BETTER)
+    for command in attempts:
+        if not subprocess.run(command, capture_output=True, check=False).returncode:
             return
-    subprocess.run([compiler, *FLAGS, *words], capture_output=True, check=True)
+    subprocess.run(last, capture_output=True, check=True)
 
 
 def _cache() -> Path:
@@ -151,7 +153,7 @@ class _Attention(torch.autograd.Function):
         place = _Place(length * width, width)
         weights, mixed = query.new_empty(batch, heads, length, compiled.kept), torch.empty_like(query)
         pointers = (one.data_ptr() for one in (query, key, value, weights, mixed))
-        compiled.forward(*pointers, batch, heads, place, place, scaling)
+        compiled.forward(*pointers, batch, heads, place, place, scaling, torch.get_num_threads())
         ctx.save_for_backward(query, key, value, weights)
         ctx.rest = compiled, batch, heads, place, scaling
         return mixed
@@ -166,7 +168,7 @@ class _Attention(torch.autograd.Function):
         compiled, batch, heads, place, scaling = ctx.rest
         found = [torch.empty_like(given, memory_format=torch.contiguous_format) for _ in range(3)]
         pointers = (one.data_ptr() for one in (*ctx.saved_tensors, given.contiguous(), *found))
-        compiled.backward(*pointers, batch, heads, place, place, scaling)
+        compiled.backward(*pointers, batch, heads, place, place, scaling, torch.get_num_threads())
         return *found, None, None
 
 
