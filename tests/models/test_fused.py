@@ -211,3 +211,14 @@ def test_a_library_that_cannot_be_loaded_is_not_the_end_of_training(afresh, monk
     monkeypatch.setenv("CXX", "c++")
     assert kernel(8, 9) is None
     assert all(loss > 0 for loss in trained(2)[0])
+
+
+def test_a_damaged_library_is_made_anew(afresh, monkeypatch):
+    compiled(8, 6)
+    with monkeypatch.context() as broken:
+        broken.setattr(module, "_compile", lambda compiler, words: Path(words[-1]).write_bytes(b"no library"))
+        assert kernel(8, 9) is None
+    kernel.cache_clear()
+    assert any(file.read_bytes() == b"no library" for file in afresh.iterdir())
+    assert kernel(8, 9) is not None
+    assert not any(file.read_bytes() == b"no library" for file in afresh.iterdir())

@@ -15,10 +15,11 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -96,13 +97,27 @@ def kernel(d_head: int, length: int) -> Kernel | None:
     place = _cache() / f"attention-{hashlib.sha256(what.encode()).hexdigest()[:32]}.so"
     try:
         if not place.exists():
-            place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with resources.as_file(source) as file, tempfile.TemporaryDirectory(dir=place.parent) as folder:
-                _compile(compiler, [*sizes, str(file), "-o", f"{folder}/kernel.so"])
-                os.replace(f"{folder}/kernel.so", place)
-        return Kernel(ctypes.CDLL(str(place)), length)
-    except (OSError, subprocess.CalledProcessError, AttributeError):  # no place, no success, or nothing to load
+            _make(place, compiler, source, sizes)
+        try:
+            return Kernel(ctypes.CDLL(str(place)), length)
+        except (OSError, AttributeError):  # damaged, or another's: made anew
+            _make(place, compiler, source, sizes)
+            return Kernel(ctypes.CDLL(str(place)), length)
+    except (OSError, AttributeError, subprocess.CalledProcessError):  # no place, no success, or nothing to load
         return None
+
+
+def _make(place: Path, compiler: str, source: Traversable, sizes: Sequence[str]) -> None:
+    """Compile into a file that is whole as soon as it is there.
+
+    Raises:
+        CalledProcessError: the compiler fails.
+        OSError: there is no compiler, or no room.
+    """
+    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with resources.as_file(source) as file, tempfile.TemporaryDirectory(dir=place.parent) as folder:
+        _compile(compiler, [*sizes, str(file), "-o", f"{folder}/kernel.so"])
+        os.replace(f"{folder}/kernel.so", place)
 
 
 def _compile(compiler: str, words: list[str]) -> None:
