@@ -17,7 +17,7 @@ WHEELS := $(addprefix --find-links ,$(PIP_FIND_LINKS)) $(addprefix --default-ind
 unexport PYTHONDONTWRITEBYTECODE  # what is imported is compiled once, not by every process
 
 .DEFAULT_GOAL := help
-.PHONY: bench-training help setup models demo test tests types style test-slow bench lint docs architectures planted clean
+.PHONY: help setup models demo test tests types style test-slow bench bench-training lint docs architectures planted clean
 
 help:
 	@sed -n 's/^# //p' Makefile

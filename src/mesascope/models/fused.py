@@ -179,10 +179,10 @@ class _Attention(torch.autograd.Function):
         ctx: Any, *gradients: Tensor
     ) -> tuple[Tensor | None, ...]:
         """The gradients of queries, keys and values."""
-        (given,) = gradients
+        given = gradients[0].contiguous()  # named, so that it lives as long as its address is used
         compiled, batch, heads, place, scaling = ctx.rest
-        found = [torch.empty_like(given, memory_format=torch.contiguous_format) for _ in range(3)]
-        pointers = (one.data_ptr() for one in (*ctx.saved_tensors, given.contiguous(), *found))
+        found = [torch.empty_like(given) for _ in range(3)]
+        pointers = (one.data_ptr() for one in (*ctx.saved_tensors, given, *found))
         compiled.backward(*pointers, batch, heads, place, place, scaling, torch.get_num_threads())
         return *found, None, None
 

@@ -198,9 +198,23 @@ def update(
     step: int,
     where: str,
 ) -> tuple[float, float, float]:
-    """One update; gives the loss before it, the norm of its gradient, and the share of that which clipping left."""
+    """One update; gives the loss before it, the norm of its gradient, and the share of that which clipping left.
+
+    Args:
+        model: in training mode; its weights change in place.
+        optimizer: of its parameters.
+        task: what judges the predictions.
+        batch: sequences of the task, on the model's device.
+        training: the recipe: learning rates and clipping.
+        step: updates taken before.
+        where: words for an error: which seed, which step.
+
+    Raises:
+        TrainingDiverged: the loss or the gradient is not finite; the weights are as they were.
+    """
     with fused(model, batch.inputs.shape[1]):
-        loss = training_loss(task, model(batch.inputs).logits, batch)
+        prediction = model(batch.inputs).logits
+    loss = training_loss(task, prediction, batch)
     value = _finite(loss.item(), "loss", where)
     optimizer.zero_grad()
     loss.backward()
