@@ -4,6 +4,8 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +28,16 @@ NAMES = [
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Run:
-    """One finished smoke run of the affine study."""
-    return api.run("affine", scale="smoke", seeds=1, out=tmp_path_factory.mktemp("runs") / "affine", on="here")
+def smoke(tmp_path_factory) -> Callable[[str], Run]:
+    """A finished smoke run of any study, made once for all tests here."""
+    place = tmp_path_factory.mktemp("runs")
+    return cache(lambda name: api.run(name, scale="smoke", seeds=1, out=place / name, on="here"))
+
+
+@pytest.fixture(scope="module")
+def finished(smoke) -> Run:
+    """That of the affine study."""
+    return smoke("affine")
 
 
 def test_everything_is_there(finished):
@@ -107,23 +116,23 @@ def test_a_contradicted_claim_is_exit_code_1_under_strict_alone(finished, tmp_pa
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_study_conforms(name, finished, tmp_path, capsys, monkeypatch):
+def test_every_study_conforms(name, smoke):
     study = catalogue.load(name)
     check_task(study.task)
-    run = finished if name == "affine" else api.run(name, scale="smoke", out=tmp_path / name, on="here", seeds=1)
+    run = smoke(name)
     check_study(study, {found: run.read_results(found) for found in run.results()})
-    if name == "gradient-descent":
-        assert_models_are_named_seed_by_seed(run, capsys, monkeypatch)
 
 
-def assert_models_are_named_seed_by_seed(run: Run, capsys, monkeypatch) -> None:
-    """`mesascope which-algorithm` on a run: every setting and seed, nothing written, and a stopped run is refused."""
-    before = sorted(file.name for file in run.path.rglob("*"))
-    words = ("which-algorithm", str(run.path))
+def test_the_models_of_a_run_are_named_seed_by_seed(smoke, tmp_path, capsys, monkeypatch):
+    place = tmp_path / "run"
+    shutil.copytree(smoke("gradient-descent").path, place)
+    before = sorted(file.name for file in place.rglob("*"))
+    words = ("which-algorithm", str(place))
     code, out, _ = call(*words, "--sequences", "32", "--json", capsys=capsys, monkeypatch=monkeypatch)
     assert code == 0
     assert [(told["setting"], told["seed"]) for told in json.loads(out)] == [("", 0), ("two layers", 0)]
-    assert sorted(file.name for file in run.path.rglob("*")) == before
+    assert sorted(file.name for file in place.rglob("*")) == before
+    run = Run.open(place)
     shutil.rmtree(run.checkpoint(0, run.record["parameters"]["training"]["steps"]))
     code, _, err = call(*words, capsys=capsys, monkeypatch=monkeypatch)
     assert code == 2

@@ -1,9 +1,9 @@
 // Causal attention over short sequences, forward and backward, in one pass over memory.
 //
-// Compiled for one size: D numbers a head, L positions. Queries, keys and values are read where the linear maps left
-// them, with `row` numbers from one position to the next and `seq` from one sequence to the next; heads lie side by
-// side. Weights are kept for the way back, in rows of LP. Scores run over keys in vectors of W, so that keys that a
-// query cannot see cost little: a block of R queries takes only the N vectors that hold a key it sees.
+// Compiled for one size: D numbers a head, L positions. Everything lies as linear maps leave it, [batch, pos, head, D],
+// with `row` numbers from one position to the next. Weights are kept for the way back, in rows of LP. Scores run over
+// keys in vectors of W, so that keys that a query cannot see cost little: a block of R queries takes only the N vectors
+// that hold a key it sees.
 //
 // Standard C++17 and the vector types of GCC and Clang, which fit any processor. Sequences are shared among threads
 // where the compiler knows OpenMP; no sum runs over sequences, so that their number changes no bit.
@@ -16,11 +16,6 @@ static_assert(D % W == 0 && W % R == 0);
 
 typedef float V __attribute__((vector_size(4 * W), aligned(4)));
 typedef int VI __attribute__((vector_size(4 * W), aligned(4)));
-
-struct Place {
-    long seq, row;
-    long at(long b, long h) const { return b * seq + h * D; }
-};
 
 static V load(const float* x) {
     V v;
@@ -90,11 +85,11 @@ static void blocks(F f, std::integer_sequence<int, N...>) {
 }
 
 template <int N, int M>
-static void attend(int i, const float* q, const Turned& keys, const float* v, Place from, float* p, float* out,
-                   long row, float scale) {
+static void attend(int i, const float* q, const Turned& keys, const float* v, float* p, float* out, long row,
+                   float scale) {
     const VI first = {0, 1, 2, 3, 4, 5, 6, 7};
     V s[M][N];
-    products<N, M>(s, q, from.row, keys);
+    products<N, M>(s, q, row, keys);
     for (int r = 0; r < M; r++) {
         VI seen[N];
         V top = V{} - 3e38f, total = {};
@@ -115,7 +110,7 @@ static void attend(int i, const float* q, const Turned& keys, const float* v, Pl
     V mixed[M][ND] = {};
     for (int j = 0; j < i + M; j++)
         for (int n = 0; n < ND; n++) {
-            V value = load(v + j * from.row + n * W);
+            V value = load(v + j * row + n * W);
             for (int r = 0; r < M; r++) mixed[r][n] += p[r * LP + j] * value;
         }
     for (int r = 0; r < M; r++)
@@ -127,8 +122,8 @@ struct Sums {
 };
 
 template <int N, int M>
-static void go_back(int i, const float* q, const float* k, const Turned& values, Place from, const float* p,
-                    const float* g, long row, float* gq, long to, Sums& sums, float scale) {
+static void go_back(int i, const float* q, const float* k, const Turned& values, const float* p, const float* g,
+                    float* gq, long row, Sums& sums, float scale) {
     V s[M][N];
     float ds[M][N * W];
     products<N, M>(s, g, row, values);
@@ -141,12 +136,12 @@ static void go_back(int i, const float* q, const float* k, const Turned& values,
     V x[M][ND], y[M][ND], dq[M][ND] = {};
     for (int r = 0; r < M; r++)
         for (int n = 0; n < ND; n++) {
-            x[r][n] = load(q + r * from.row + n * W);
+            x[r][n] = load(q + r * row + n * W);
             y[r][n] = load(g + r * row + n * W);
         }
     for (int j = 0; j < i + M; j++)
         for (int n = 0; n < ND; n++) {
-            V key = load(k + j * from.row + n * W), dk = sums.k[j][n], dv = sums.v[j][n];
+            V key = load(k + j * row + n * W), dk = sums.k[j][n], dv = sums.v[j][n];
             for (int r = 0; r < M; r++) {
                 dq[r][n] += ds[r][j] * key;
                 dk += ds[r][j] * x[r][n];
@@ -156,25 +151,26 @@ static void go_back(int i, const float* q, const float* k, const Turned& values,
             sums.v[j][n] = dv;
         }
     for (int r = 0; r < M; r++)
-        for (int n = 0; n < ND; n++) store(gq + r * to + n * W, dq[r][n]);
+        for (int n = 0; n < ND; n++) store(gq + r * row + n * W, dq[r][n]);
 }
 
 using Vectors = std::make_integer_sequence<int, NL>;
 
 // out[b, i, h] = sum over j <= i of p[b, h, i, j] v[b, j, h], where p is the softmax of scale q k.
 extern "C" void forward(const float* q, const float* k, const float* v, float* p, float* out, long batch, long heads,
-                        Place from, Place to, float scale, int threads) {
+                        float scale, int threads) {
+    const long row = heads * D;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long b = 0; b < batch; b++) {
         Turned keys;
         for (long h = 0; h < heads; h++) {
-            const float *queries = q + from.at(b, h), *values = v + from.at(b, h);
-            float *weights = p + (b * heads + h) * L * LP, *mixed = out + to.at(b, h);
-            keys.read(k + from.at(b, h), from.row);
+            const long at = b * L * row + h * D;
+            float* weights = p + (b * heads + h) * L * LP;
+            keys.read(k + at, row);
             blocks(
                 [&](int i, auto n, auto m) {
-                    attend<n.value, m.value>(i, queries + i * from.row, keys, values, from, weights + i * LP,
-                                             mixed + i * to.row, to.row, scale);
+                    const long here = at + i * row;
+                    attend<n.value, m.value>(i, q + here, keys, v + at, weights + i * LP, out + here, row, scale);
                 },
                 Vectors());
         }
@@ -183,27 +179,27 @@ extern "C" void forward(const float* q, const float* k, const float* v, float* p
 
 // Gradients of q, k and v, given that of out.
 extern "C" void backward(const float* q, const float* k, const float* v, const float* p, const float* g, float* gq,
-                         float* gk, float* gv, long batch, long heads, Place from, Place to, float scale,
-                         int threads) {
+                         float* gk, float* gv, long batch, long heads, float scale, int threads) {
+    const long row = heads * D;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long b = 0; b < batch; b++) {
         Turned values;
         for (long h = 0; h < heads; h++) {
-            const float *queries = q + from.at(b, h), *keys = k + from.at(b, h);
-            const float *weights = p + (b * heads + h) * L * LP, *given = g + to.at(b, h);
+            const long at = b * L * row + h * D;
+            const float* weights = p + (b * heads + h) * L * LP;
             Sums sums;
-            values.read(v + from.at(b, h), from.row);
+            values.read(v + at, row);
             blocks(
                 [&](int i, auto n, auto m) {
-                    go_back<n.value, m.value>(i, queries + i * from.row, keys, values, from, weights + i * LP,
-                                              given + i * to.row, to.row, gq + to.at(b, h) + i * to.row, to.row, sums,
-                                              scale);
+                    const long here = at + i * row;
+                    go_back<n.value, m.value>(i, q + here, k + at, values, weights + i * LP, g + here, gq + here, row,
+                                              sums, scale);
                 },
                 Vectors());
             for (int j = 0; j < L; j++)
                 for (int n = 0; n < ND; n++) {
-                    store(gk + to.at(b, h) + j * to.row + n * W, sums.k[j][n]);
-                    store(gv + to.at(b, h) + j * to.row + n * W, sums.v[j][n]);
+                    store(gk + at + j * row + n * W, sums.k[j][n]);
+                    store(gv + at + j * row + n * W, sums.v[j][n]);
                 }
         }
     }

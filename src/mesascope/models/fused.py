@@ -39,19 +39,13 @@ FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-ffp-contract=fast", "-shared"
 BETTER = (("-march=native", "-fopenmp"), ("-march=native",), ("-mcpu=native",), ())  # the first that a compiler knows
 
 
-class _Place(ctypes.Structure):
-    """Numbers from one sequence to the next, and from one position to the next."""
-
-    _fields_ = (("seq", ctypes.c_long), ("row", ctypes.c_long))
-
-
 class Kernel:
     """The compiled functions for one width of heads and one length."""
 
     def __init__(self, library: ctypes.CDLL, length: int) -> None:
         self.kept = -(-length // WIDTH) * WIDTH  # a row of weights, as it is kept
         self.forward, self.backward = library.forward, library.backward
-        rest = (ctypes.c_long, ctypes.c_long, _Place, _Place, ctypes.c_float, ctypes.c_int)
+        rest = (ctypes.c_long, ctypes.c_long, ctypes.c_float, ctypes.c_int)  # batch, heads, scaling, threads
         self.forward.argtypes, self.forward.restype = (*[ctypes.c_void_p] * 5, *rest), None
         self.backward.argtypes, self.backward.restype = (*[ctypes.c_void_p] * 8, *rest), None
 
@@ -165,12 +159,11 @@ class _Attention(torch.autograd.Function):
         batch, length, width = query.shape
         compiled = kernel(width // heads, length)
         assert compiled is not None
-        place = _Place(length * width, width)
         weights, mixed = query.new_empty(batch, heads, length, compiled.kept), torch.empty_like(query)
         pointers = (one.data_ptr() for one in (query, key, value, weights, mixed))
-        compiled.forward(*pointers, batch, heads, place, place, scaling, torch.get_num_threads())
+        compiled.forward(*pointers, batch, heads, scaling, torch.get_num_threads())
         ctx.save_for_backward(query, key, value, weights)
-        ctx.rest = compiled, batch, heads, place, scaling
+        ctx.rest = compiled, batch, heads, scaling
         return mixed
 
     @staticmethod
@@ -180,10 +173,10 @@ class _Attention(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         """The gradients of queries, keys and values."""
         given = gradients[0].contiguous()  # named, so that it lives as long as its address is used
-        compiled, batch, heads, place, scaling = ctx.rest
+        compiled, batch, heads, scaling = ctx.rest
         found = [torch.empty_like(given) for _ in range(3)]
         pointers = (one.data_ptr() for one in (*ctx.saved_tensors, given, *found))
-        compiled.backward(*pointers, batch, heads, place, place, scaling, torch.get_num_threads())
+        compiled.backward(*pointers, batch, heads, scaling, torch.get_num_threads())
         return *found, None, None
 
 
