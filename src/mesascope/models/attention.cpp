@@ -1,36 +1,65 @@
-// Causal attention over short sequences, forward and backward, in one pass over memory.
+// x + attend(norm(x)) over short sequences, forward and backward, each sequence in one go while it lies in the cache.
 //
-// Compiled for one size: D numbers a head, L positions. Everything lies as linear maps leave it, [batch, pos, head, D],
-// with `row` numbers from one position to the next. Weights are kept for the way back, in rows of LP. Scores run over
-// keys in vectors of W, so that keys that a query cannot see cost little: a block of R queries takes only the N vectors
-// that hold a key it sees.
+// Compiled for one size: H heads of D numbers, L positions, NORM of 0 (none), 1 (layer) or 2 (RMS). Numbers lie as
+// [batch, pos, width]; queries, keys and values side by side in rows of 3 * DM. The weights of attention are kept for
+// the way back in rows of LP, and run over keys in vectors of W, so that keys that a query cannot see cost little: a
+// block of R queries takes only the N vectors that hold a key it sees.
 //
 // Standard C++17 and the vector types of GCC and Clang, which fit any processor. Sequences are shared among threads
-// where the compiler knows OpenMP; no sum runs over sequences, so that their number changes no bit.
+// where the compiler knows OpenMP. Gradients of the parameters are summed in PARTS parts of the batch, so that the
+// number of threads changes no bit.
 
+#include <cmath>
 #include <cstring>
+#include <memory>
 #include <utility>
 
-constexpr int W = 8, R = 4, NL = (L + W - 1) / W, LP = NL * W, ND = D / W;
+constexpr int DM = H * D, ROW = 3 * DM, PARTS = 8;
+constexpr int W = 8, R = 4, NL = (L + W - 1) / W, LP = NL * W;
 static_assert(D % W == 0 && W % R == 0);
+
+#ifdef __AVX512F__
+constexpr int WIDE = 16, COLUMNS = 4, ROWS = 6;  // a tile of a product stays in registers
+#else
+constexpr int WIDE = 8, COLUMNS = 2, ROWS = 6;
+#endif
+constexpr int VW = DM % WIDE ? W : WIDE, NM = DM / VW, HW = D % WIDE ? W : WIDE, ND = D / HW;
 
 typedef float V __attribute__((vector_size(4 * W), aligned(4)));
 typedef int VI __attribute__((vector_size(4 * W), aligned(4)));
+typedef float U __attribute__((vector_size(4 * VW), aligned(4)));  // along the width
+typedef float Z __attribute__((vector_size(4 * HW), aligned(4)));  // along a head
 
-static V load(const float* x) {
-    V v;
+template <class T = V>
+static T load(const float* x) {
+    T v;
     std::memcpy(&v, x, sizeof v);
     return v;
 }
 
-static void store(float* x, V v) { std::memcpy(x, &v, sizeof v); }
+template <class T>
+static void store(float* x, T v) {
+    std::memcpy(x, &v, sizeof v);
+}
 
-static float sum(V v) { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
+// The numbers of a vector as one: halves are put together until one is left.
+template <class F, class T>
+static float folded(T v, F f) {
+    constexpr int half = sizeof v / 8;
+    typedef float Half __attribute__((vector_size(4 * half), aligned(4)));
+    Half both[2];
+    std::memcpy(both, &v, sizeof v);
+    if constexpr (half == 2) return f(f(both[0], both[1])[0], f(both[0], both[1])[1]);
+    else return folded<F, Half>(f(both[0], both[1]), f);
+}
+
+template <class T>
+static float sum(T v) {
+    return folded(v, [](auto a, auto b) { return a + b; });
+}
 
 static float most(V v) {
-    float m = v[0];
-    for (int i = 1; i < W; i++) m = v[i] > m ? v[i] : m;
-    return m;
+    return folded(v, [](auto a, auto b) { return a > b ? a : b; });
 }
 
 // e^x for x <= 0, to the last bit or the one before it: 2^n e^r with |r| <= ln(2) / 2, and Cephes' polynomial for e^r.
@@ -50,18 +79,117 @@ static V exponential(V x) {
     return y * power;
 }
 
+// A factor or a summand, with numbers from one row to the next and from one column to the next.
+struct Matrix {
+    const float* at;
+    long row, column = 1;
+    Matrix after(long rows) const { return {at ? at + rows * row : nullptr, row, column}; }
+};
+
+// y = start + x w in M rows and N vectors of columns, in registers; start may be y.
+template <int M, int N>
+static void tile(float* y, long row, Matrix start, Matrix x, Matrix w, int depth) {
+    U s[M][N];
+    for (int r = 0; r < M; r++)
+        for (int n = 0; n < N; n++) s[r][n] = start.at ? load<U>(start.at + r * start.row + n * VW) : U{};
+    for (int k = 0; k < depth; k++) {
+        U v[N];
+        for (int n = 0; n < N; n++) v[n] = load<U>(w.at + k * w.row + n * VW);
+        for (int r = 0; r < M; r++)
+            for (int n = 0; n < N; n++) s[r][n] += x.at[r * x.row + k * x.column] * v[n];
+    }
+    for (int r = 0; r < M; r++)
+        for (int n = 0; n < N; n++) store(y + r * row + n * VW, s[r][n]);
+}
+
+// y = start + x w in M rows and N columns, tile by tile.
+template <int M, int N>
+static void product(float* y, long row, Matrix start, Matrix x, Matrix w, int depth) {
+    constexpr int n = N < COLUMNS * VW ? N / VW : COLUMNS, m = M < ROWS ? M : ROWS;
+    for (int c = 0; c + n * VW <= N; c += n * VW) {
+        const Matrix from = {start.at ? start.at + c : nullptr, start.row}, right = {w.at + c, w.row};
+        for (int i = 0; i + m <= M; i += m)
+            tile<m, n>(y + i * row + c, row, from.after(i), x.after(i), right, depth);
+        if constexpr (constexpr int rest = M % m; rest)
+            tile<rest, n>(y + (M - rest) * row + c, row, from.after(M - rest), x.after(M - rest), right, depth);
+    }
+    if constexpr (constexpr int rest = N % (n * VW); rest) {
+        constexpr int c = N - rest;
+        product<M, rest>(y + c, row, {start.at ? start.at + c : nullptr, start.row}, x, {w.at + c, w.row}, depth);
+    }
+}
+
+// Adds the rows of x to y.
+static void add_rows(float* y, const float* x, int columns) {
+    for (int c = 0; c < columns; c += VW) {
+        U s = load<U>(y + c);
+        for (int i = 0; i < L; i++) s += load<U>(x + i * columns + c);
+        store(y + c, s);
+    }
+}
+
+// One row of the stream, and how its norm sees it.
+struct Row {
+    U x[NM], centred[NM];
+    float scale;
+    Row(const float* from, float eps) {
+        U total = {}, squares = {};
+        for (int n = 0; n < NM; n++) total += x[n] = load<U>(from + n * VW);
+        const float mean = NORM == 1 ? sum(total) / DM : 0.0f;
+        for (int n = 0; n < NM; n++) {
+            centred[n] = x[n] - mean;
+            squares += centred[n] * centred[n];
+        }
+        scale = 1.0f / std::sqrt(sum(squares) / DM + eps);
+    }
+};
+
+// norm(x) of a sequence.
+static void normed(float* y, const float* x, const float* gain, const float* shift, float eps) {
+    for (int i = 0; i < L; i++) {
+        const Row row(x + i * DM, eps);
+        for (int n = 0; n < NM; n++) {
+            U v = row.centred[n] * row.scale * load<U>(gain + n * VW);
+            store(y + i * DM + n * VW, NORM == 1 ? v + load<U>(shift + n * VW) : v);
+        }
+    }
+}
+
+// Adds to dx what comes back through the norm, and to dgain and dshift what is theirs.
+static void norm_back(float* dx, float* dgain, float* dshift, const float* dy, const float* x, const float* gain,
+                      float eps) {
+    for (int i = 0; i < L; i++) {
+        const Row row(x + i * DM, eps);
+        U unit[NM], d[NM], total = {}, along = {};
+        for (int n = 0; n < NM; n++) {
+            const U given = load<U>(dy + i * DM + n * VW);
+            unit[n] = row.centred[n] * row.scale;
+            d[n] = given * load<U>(gain + n * VW);
+            store(dgain + n * VW, load<U>(dgain + n * VW) + given * unit[n]);
+            if (NORM == 1) store(dshift + n * VW, load<U>(dshift + n * VW) + given);
+            total += d[n];
+            along += d[n] * unit[n];
+        }
+        const float mean = NORM == 1 ? sum(total) / DM : 0.0f, share = sum(along) / DM;
+        for (int n = 0; n < NM; n++) {
+            float* to = dx + i * DM + n * VW;
+            store(to, load<U>(to) + (d[n] - mean - unit[n] * share) * row.scale);
+        }
+    }
+}
+
 // A head's keys or values with positions side by side.
 struct Turned {
-    float of[D][LP] = {};
-    void read(const float* x, long row) {
-        for (int j = 0; j < L; j++)
-            for (int d = 0; d < D; d++) of[d][j] = x[j * row + d];
+    float of[D][LP];
+    Turned(const float* x) {
+        for (int d = 0; d < D; d++)
+            for (int j = 0; j < LP; j++) of[d][j] = j < L ? x[j * ROW + d] : 0.0f;
     }
 };
 
 // Products of M rows with all positions of N vectors.
 template <int N, int M>
-static void products(V s[M][N], const float* x, long row, const Turned& turned) {
+static void scores(V s[M][N], const float* x, long row, const Turned& turned) {
     for (int r = 0; r < M; r++)
         for (int n = 0; n < N; n++) s[r][n] = V{};
     for (int d = 0; d < D; d++) {
@@ -84,12 +212,12 @@ static void blocks(F f, std::integer_sequence<int, N...>) {
     (some(std::integral_constant<int, N + 1>()), ...);
 }
 
+// out[i] = sum over j <= i of p[i, j] v[j] for M queries from i, where p is the softmax of scale q k.
 template <int N, int M>
-static void attend(int i, const float* q, const Turned& keys, const float* v, float* p, float* out, long row,
-                   float scale) {
+static void attend(int i, const float* q, const Turned& keys, const float* v, float* p, float* out, float scale) {
     const VI first = {0, 1, 2, 3, 4, 5, 6, 7};
     V s[M][N];
-    products<N, M>(s, q, row, keys);
+    scores<N, M>(s, q, ROW, keys);
     for (int r = 0; r < M; r++) {
         VI seen[N];
         V top = V{} - 3e38f, total = {};
@@ -107,43 +235,44 @@ static void attend(int i, const float* q, const Turned& keys, const float* v, fl
         float share = 1.0f / sum(total);
         for (int n = 0; n < N; n++) store(p + r * LP + n * W, s[r][n] * share);
     }
-    V mixed[M][ND] = {};
+    Z mixed[M][ND] = {};
     for (int j = 0; j < i + M; j++)
         for (int n = 0; n < ND; n++) {
-            V value = load(v + j * row + n * W);
+            Z value = load<Z>(v + j * ROW + n * HW);
             for (int r = 0; r < M; r++) mixed[r][n] += p[r * LP + j] * value;
         }
     for (int r = 0; r < M; r++)
-        for (int n = 0; n < ND; n++) store(out + r * row + n * W, mixed[r][n]);
+        for (int n = 0; n < ND; n++) store(out + r * DM + n * HW, mixed[r][n]);
 }
 
 struct Sums {
-    V k[L][ND] = {}, v[L][ND] = {};
+    Z k[L][ND] = {}, v[L][ND] = {};
 };
 
+// Gradients of M queries from i, and what they add to those of keys and values.
 template <int N, int M>
-static void go_back(int i, const float* q, const float* k, const Turned& values, const float* p, const float* g,
-                    float* gq, long row, Sums& sums, float scale) {
+static void attend_back(int i, const float* q, const float* k, const Turned& values, const float* p, const float* g,
+                        float* dq, Sums& sums, float scale) {
     V s[M][N];
     float ds[M][N * W];
-    products<N, M>(s, g, row, values);
+    scores<N, M>(s, g, DM, values);
     for (int r = 0; r < M; r++) {
         V total = {};
         for (int n = 0; n < N; n++) total += s[r][n] * load(p + r * LP + n * W);
         float mean = sum(total);
         for (int n = 0; n < N; n++) store(ds[r] + n * W, (s[r][n] - mean) * load(p + r * LP + n * W) * scale);
     }
-    V x[M][ND], y[M][ND], dq[M][ND] = {};
+    Z x[M][ND], y[M][ND], found[M][ND] = {};
     for (int r = 0; r < M; r++)
         for (int n = 0; n < ND; n++) {
-            x[r][n] = load(q + r * row + n * W);
-            y[r][n] = load(g + r * row + n * W);
+            x[r][n] = load<Z>(q + r * ROW + n * HW);
+            y[r][n] = load<Z>(g + r * DM + n * HW);
         }
     for (int j = 0; j < i + M; j++)
         for (int n = 0; n < ND; n++) {
-            V key = load(k + j * row + n * W), dk = sums.k[j][n], dv = sums.v[j][n];
+            Z key = load<Z>(k + j * ROW + n * HW), dk = sums.k[j][n], dv = sums.v[j][n];
             for (int r = 0; r < M; r++) {
-                dq[r][n] += ds[r][j] * key;
+                found[r][n] += ds[r][j] * key;
                 dk += ds[r][j] * x[r][n];
                 dv += p[r * LP + j] * y[r][n];
             }
@@ -151,56 +280,112 @@ static void go_back(int i, const float* q, const float* k, const Turned& values,
             sums.v[j][n] = dv;
         }
     for (int r = 0; r < M; r++)
-        for (int n = 0; n < ND; n++) store(gq + r * row + n * W, dq[r][n]);
+        for (int n = 0; n < ND; n++) store(dq + r * ROW + n * HW, found[r][n]);
 }
 
 using Vectors = std::make_integer_sequence<int, NL>;
 
-// out[b, i, h] = sum over j <= i of p[b, h, i, j] v[b, j, h], where p is the softmax of scale q k.
-extern "C" void forward(const float* q, const float* k, const float* v, float* p, float* out, long batch, long heads,
-                        float scale, int threads) {
-    const long row = heads * D;
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (long b = 0; b < batch; b++) {
-        Turned keys;
-        for (long h = 0; h < heads; h++) {
-            const long at = b * L * row + h * D;
-            float* weights = p + (b * heads + h) * L * LP;
-            keys.read(k + at, row);
-            blocks(
-                [&](int i, auto n, auto m) {
-                    const long here = at + i * row;
-                    attend<n.value, m.value>(i, q + here, keys, v + at, weights + i * LP, out + here, row, scale);
-                },
-                Vectors());
+// What all heads of a sequence mix; p is kept.
+static void heads(const float* qkv, float* p, float* mixed, float scale) {
+    for (int h = 0; h < H; h++) {
+        const float *q = qkv + h * D, *k = q + DM, *v = k + DM;
+        const Turned keys(k);
+        float* kept = p + h * L * LP;
+        blocks(
+            [&](int i, auto n, auto m) {
+                attend<n.value, m.value>(i, q + i * ROW, keys, v, kept + i * LP, mixed + i * DM + h * D, scale);
+            },
+            Vectors());
+    }
+}
+
+// Gradients of queries, keys and values, given that of what heads mix.
+static void heads_back(const float* qkv, const float* p, const float* given, float* dqkv, float scale) {
+    for (int h = 0; h < H; h++) {
+        const float *q = qkv + h * D, *k = q + DM, *v = k + DM, *kept = p + h * L * LP, *g = given + h * D;
+        float *dq = dqkv + h * D, *dk = dq + DM, *dv = dk + DM;
+        const Turned values(v);
+        Sums sums;
+        blocks(
+            [&](int i, auto n, auto m) {
+                attend_back<n.value, m.value>(i, q + i * ROW, k, values, kept + i * LP, g + i * DM, dq + i * ROW, sums,
+                                              scale);
+            },
+            Vectors());
+        for (int j = 0; j < L; j++)
+            for (int n = 0; n < ND; n++) {
+                store(dk + j * ROW + n * HW, sums.k[j][n]);
+                store(dv + j * ROW + n * HW, sums.v[j][n]);
+            }
+    }
+}
+
+// The parameters' gradients, as they lie in one part of their sum.
+struct Gradients {
+    float maps[ROW * DM], biases[ROW], out[DM * DM], out_bias[DM], gain[DM], shift[DM];
+};
+
+extern "C" const long parts = PARTS, part = sizeof(Gradients) / sizeof(float);
+
+// What a thread needs for one sequence: what its norm, its maps and its heads give, and what comes back to the latter.
+struct alignas(64) Sequence {
+    float norm[L * DM], qkv[L * ROW], mixed[L * DM], p[H * L * LP], dmixed[L * DM], dqkv[L * ROW];
+    const float* read;
+
+    void forward(const float* x, const float* gain, const float* shift, const float* maps, const float* biases,
+                 float scale, float eps) {
+        if (NORM) normed(norm, x, gain, shift, eps);
+        read = NORM ? norm : x;
+        product<L, ROW>(qkv, ROW, {biases, 0}, {read, DM}, {maps, ROW}, DM);
+        heads(qkv, p, mixed, scale);
+    }
+};
+
+// y = x + out(attend(maps(norm(x)))); maps [DM, ROW] and out [DM, DM] are turned: [in, out].
+extern "C" void forward(const float* x, const float* gain, const float* shift, const float* maps, const float* biases,
+                        const float* out, const float* out_bias, float* y, long batch, float scale, float eps,
+                        int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        const auto own = std::make_unique<Sequence>();
+#pragma omp for schedule(static)
+        for (long b = 0; b < batch; b++) {
+            const float* stream = x + b * L * DM;
+            float* to = y + b * L * DM;
+            own->forward(stream, gain, shift, maps, biases, scale, eps);
+            product<L, DM>(to, DM, {stream, DM}, {own->mixed, DM}, {out, DM}, DM);
+            for (int i = 0; i < L; i++)
+                for (int c = 0; c < DM; c += VW)
+                    store(to + i * DM + c, load<U>(to + i * DM + c) + load<U>(out_bias + c));
         }
     }
 }
 
-// Gradients of q, k and v, given that of out.
-extern "C" void backward(const float* q, const float* k, const float* v, const float* p, const float* g, float* gq,
-                         float* gk, float* gv, long batch, long heads, float scale, int threads) {
-    const long row = heads * D;
+// Gradients of x and, in parts to be summed, of the parameters, given that of y. What the way forth gave is made once
+// more, which takes less time than to keep it in memory; turned is as maps above, maps [ROW, DM] and out as they are.
+extern "C" void backward(const float* x, const float* gain, const float* shift, const float* maps, const float* turned,
+                         const float* biases, const float* out, const float* given, float* dx, float* gradients,
+                         long batch, float scale, float eps, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (long b = 0; b < batch; b++) {
-        Turned values;
-        for (long h = 0; h < heads; h++) {
-            const long at = b * L * row + h * D;
-            const float* weights = p + (b * heads + h) * L * LP;
-            Sums sums;
-            values.read(v + at, row);
-            blocks(
-                [&](int i, auto n, auto m) {
-                    const long here = at + i * row;
-                    go_back<n.value, m.value>(i, q + here, k + at, values, weights + i * LP, g + here, gq + here, row,
-                                              sums, scale);
-                },
-                Vectors());
-            for (int j = 0; j < L; j++)
-                for (int n = 0; n < ND; n++) {
-                    store(gk + at + j * row + n * W, sums.k[j][n]);
-                    store(gv + at + j * row + n * W, sums.v[j][n]);
-                }
+    for (int part = 0; part < PARTS; part++) {
+        Gradients& sums = reinterpret_cast<Gradients*>(gradients)[part];
+        const auto own = std::make_unique<Sequence>();
+        float *d = own->dmixed, *dqkv = own->dqkv;
+        for (long b = batch * part / PARTS; b < batch * (part + 1) / PARTS; b++) {
+            const float *stream = x + b * L * DM, *g = given + b * L * DM;
+            float* to = dx + b * L * DM;
+            own->forward(stream, gain, shift, turned, biases, scale, eps);
+            add_rows(sums.out_bias, g, DM);
+            product<DM, DM>(sums.out, DM, {sums.out, DM}, {g, 1, DM}, {own->mixed, DM}, L);
+            product<L, DM>(d, DM, {nullptr, 0}, {g, DM}, {out, DM}, DM);
+            heads_back(own->qkv, own->p, d, dqkv, scale);
+            add_rows(sums.biases, dqkv, ROW);
+            product<ROW, DM>(sums.maps, DM, {sums.maps, DM}, {dqkv, 1, ROW}, {own->read, DM}, L);
+            if (NORM) {
+                product<L, DM>(d, DM, {nullptr, 0}, {dqkv, ROW}, {maps, DM}, ROW);
+                std::memcpy(to, g, L * DM * sizeof(float));
+                norm_back(to, sums.gain, sums.shift, d, stream, gain, eps);
+            } else product<L, DM>(to, DM, {g, DM}, {dqkv, ROW}, {maps, DM}, ROW);
         }
     }
 }

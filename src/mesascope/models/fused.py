@@ -1,11 +1,11 @@
-"""Attention over short sequences in one pass over memory, for training on a processor.
+"""The attention sublayer over short sequences in one pass over memory, for training on a processor.
 
 Products of small matrices keep a processor waiting: at 20 positions, splitting heads, two batched products and a
-softmax take longer than all linear maps of a layer. The same in one small kernel (``attention.cpp``) is compiled for
-one width of heads and one length where there is a C++ compiler, in half a second, and kept in the user's cache. Where
-there is none, or where it does not fit, models train by the plain path,
-:func:`mesascope.models.layers.eager_attention_forward`, with the same numbers but for rounding. Nothing but training
-takes it: what is opened runs as it is written.
+softmax take longer than all linear maps of a layer, and those wait for memory. Norm, maps, attention and residual sum
+in one kernel (``attention.cpp``), a sequence at a time, stay in the processor's cache. It is compiled for one size
+where there is a C++ compiler, in seconds, and kept in the user's cache. Where there is none, or where it does not fit,
+models train by the plain path, :class:`mesascope.models.layers.Block`, with the same numbers but for rounding. Nothing
+but training takes it: what is opened runs as it is written.
 """
 
 import ctypes
@@ -17,6 +17,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -27,27 +28,42 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.masking_utils import AttentionMaskInterface
-from transformers.modeling_utils import AttentionInterface
 
 from mesascope.models.config import DecoderConfig
+from mesascope.models.layers import SUBLAYERS, Block
 from mesascope.models.transformer import Decoder
 
 NAME = "mesascope_fused"
-LONGEST = 64  # positions: beyond, products are large enough for a library
+LONGEST, WIDEST = 64, 256  # positions, d_model: beyond, products are large enough for a library
 WIDTH = 8  # numbers in a vector: a head has a multiple of them
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-ffp-contract=fast", "-shared", "-fPIC")
 BETTER = (("-march=native", "-fopenmp"), ("-march=native",), ("-mcpu=native",), ())  # the first that a compiler knows
 
 
 class Kernel:
-    """The compiled functions for one width of heads and one length."""
+    """The compiled functions for one size.
 
-    def __init__(self, library: ctypes.CDLL, length: int) -> None:
-        self.kept = -(-length // WIDTH) * WIDTH  # a row of weights, as it is kept
+    Attributes:
+        parts: that sums of gradients have.
+        part: numbers in each.
+    """
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.parts, self.part = (ctypes.c_long.in_dll(library, name).value for name in ("parts", "part"))
         self.forward, self.backward = library.forward, library.backward
-        rest = (ctypes.c_long, ctypes.c_long, ctypes.c_float, ctypes.c_int)  # batch, heads, scaling, threads
-        self.forward.argtypes, self.forward.restype = (*[ctypes.c_void_p] * 5, *rest), None
-        self.backward.argtypes, self.backward.restype = (*[ctypes.c_void_p] * 8, *rest), None
+        rest = (ctypes.c_long, ctypes.c_float, ctypes.c_float, ctypes.c_int)  # batch, scaling, epsilon, threads
+        for function, pointers in ((self.forward, 8), (self.backward, 10)):
+            function.argtypes, function.restype = (*[ctypes.c_void_p] * pointers, *rest), None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """What a kernel is compiled for, by the names that its source has for it."""
+
+    H: int
+    D: int
+    L: int
+    NORM: int
 
 
 @contextmanager
@@ -55,7 +71,7 @@ def fused(model: Decoder, length: int) -> Iterator[bool]:
     """Inside, the model attends by the kernel if that fits it and can be compiled; gives whether it does."""
     config = model.config
     fits = _fits(config, length) and model.device.type == "cpu" and model.dtype == torch.float32
-    if not fits or kernel(config.hidden_size // config.num_attention_heads, length) is None:
+    if not fits or _heard(model) or any(kernel(_size(block, length)) is None for block in model.layers):
         yield False
         return
     before = config._attn_implementation_internal
@@ -72,20 +88,40 @@ def _fits(config: DecoderConfig, length: int) -> bool:
     return (
         config.attention == "softmax"
         and config.visible == "past"
+        and config.positions != "rotary"
         and config.num_key_value_heads == heads
         and config.hidden_size // heads % WIDTH == 0
+        and config.hidden_size <= WIDEST
         and length <= LONGEST
     )
 
 
+def _heard(model: Decoder) -> bool:
+    """Whether somebody wants to hear what the kernel does not call."""
+    return any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def _size(block: nn.Module, length: int) -> Size:
+    """What the kernel of a block is compiled for."""
+    assert isinstance(block, Block)
+    attention, norm = block.attention, _norm(block)
+    heads = attention.q_proj.out_features // attention.head_dim
+    return Size(H=heads, D=attention.head_dim, L=length, NORM=(nn.Identity, nn.LayerNorm, nn.RMSNorm).index(type(norm)))
+
+
+def _norm(block: Block) -> nn.Module:
+    """What stands before the maps."""
+    return nn.Identity() if block.post else block.attention_norm
+
+
 @cache
-def kernel(d_head: int, length: int) -> Kernel | None:
+def kernel(size: Size) -> Kernel | None:
     """The kernel of this size, compiled at its first use on this machine; ``None`` where that cannot be done."""
     compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
     if compiler is None:
         return None
     source = resources.files("mesascope.models") / "attention.cpp"
-    sizes = (f"-DD={d_head}", f"-DL={length}")
+    sizes = [f"-D{name}={value}" for name, value in asdict(size).items()]
     text = source.read_text(encoding="utf-8")
     what = "\0".join((text, compiler, *FLAGS, *map(str, BETTER), *sizes, _processor()))
     place = _cache() / f"attention-{hashlib.sha256(what.encode()).hexdigest()[:32]}.so"
@@ -93,11 +129,16 @@ def kernel(d_head: int, length: int) -> Kernel | None:
         if not place.exists():
             _make(place, compiler, source, sizes)
         try:
-            return Kernel(ctypes.CDLL(str(place)), length)
-        except (OSError, AttributeError):  # damaged, or another's: made anew
+            return Kernel(ctypes.CDLL(str(place)))
+        except (OSError, AttributeError, ValueError):  # damaged, or another's: made anew
             _make(place, compiler, source, sizes)
-            return Kernel(ctypes.CDLL(str(place)), length)
-    except (OSError, AttributeError, subprocess.CalledProcessError):  # no place, no success, or nothing to load
+            return Kernel(ctypes.CDLL(str(place)))
+    except (
+        OSError,
+        AttributeError,
+        ValueError,
+        subprocess.CalledProcessError,
+    ):  # no place, no success, nothing to load
         return None
 
 
@@ -142,58 +183,74 @@ def _processor() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
 
 
-class _Attention(torch.autograd.Function):
-    """Causal softmax attention; heads lie side by side in the last axis."""
+class _Sublayer(torch.autograd.Function):
+    """x + out(attend(maps(norm(x)))), where the maps of queries, keys and values are one."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        query: Float[Tensor, "batch pos width"],
-        key: Float[Tensor, "batch pos width"],
-        value: Float[Tensor, "batch pos width"],
-        heads: int,
+        x: Float[Tensor, "batch pos d_model"],
+        gain: Float[Tensor, "d_model"] | None,
+        shift: Float[Tensor, "d_model"] | None,
+        maps: Float[Tensor, "three_d_model d_model"],
+        biases: Float[Tensor, "three_d_model"],
+        out: Float[Tensor, "d_model d_model"],
+        out_bias: Float[Tensor, "d_model"],
+        size: Size,
         scaling: float,
-    ) -> Float[Tensor, "batch pos width"]:
-        """What all heads mix."""
-        query, key, value = (one.contiguous() for one in (query, key, value))
-        batch, length, width = query.shape
-        compiled = kernel(width // heads, length)
+        eps: float,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The stream after the sublayer."""
+        x, y = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
+        compiled = kernel(size)
         assert compiled is not None
-        weights, mixed = query.new_empty(batch, heads, length, compiled.kept), torch.empty_like(query)
-        pointers = (one.data_ptr() for one in (query, key, value, weights, mixed))
-        compiled.forward(*pointers, batch, heads, scaling, torch.get_num_threads())
-        ctx.save_for_backward(query, key, value, weights)
-        ctx.rest = compiled, batch, heads, scaling
-        return mixed
+        turned, out_turned, rest = maps.T.contiguous(), out.T.contiguous(), (x.shape[0], scaling, eps)
+        pointers = map(_address, (x, gain, shift, turned, biases, out_turned, out_bias, y))
+        compiled.forward(*pointers, *rest, torch.get_num_threads())
+        ctx.save_for_backward(x, gain, shift, maps, turned, biases, out)
+        ctx.rest = compiled, rest
+        return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  the decorator hides the names
         ctx: Any, *gradients: Tensor
     ) -> tuple[Tensor | None, ...]:
-        """The gradients of queries, keys and values."""
+        """The gradients of the stream and of the parameters."""
         given = gradients[0].contiguous()  # named, so that it lives as long as its address is used
-        compiled, batch, heads, scaling = ctx.rest
-        found = [torch.empty_like(given) for _ in range(3)]
-        pointers = (one.data_ptr() for one in (*ctx.saved_tensors, given, *found))
-        compiled.backward(*pointers, batch, heads, scaling, torch.get_num_threads())
-        return *found, None, None
+        (compiled, rest), (x, gain, shift, *_) = ctx.rest, ctx.saved_tensors
+        found, parts = torch.empty_like(x), x.new_zeros(compiled.parts, compiled.part)
+        pointers = map(_address, (*ctx.saved_tensors, given, found, parts))
+        compiled.backward(*pointers, *rest, torch.get_num_threads())
+        width = x.shape[-1]
+        sizes = (3 * width * width, 3 * width, width * width, width, width, width)
+        maps, biases, out, out_bias, of_gain, of_shift = parts.sum(0).split(sizes)
+        own = maps.unflatten(0, (-1, width)), biases, out.unflatten(0, (-1, width)), out_bias
+        return found, None if gain is None else of_gain, None if shift is None else of_shift, *own, None, None, None
 
 
-def fused_attention_forward(
-    module: nn.Module,
-    query: Float[Tensor, "batch head pos d_head"],
-    key: Float[Tensor, "batch head pos d_head"],
-    value: Float[Tensor, "batch head pos d_head"],
-    attention_mask: None,
-    scaling: float,
-    **_: object,
-) -> tuple[Float[Tensor, "batch pos head d_head"], None]:
-    """Causal softmax attention as transformers dispatches it; gives no weights."""
-    heads, d_head = query.shape[1], query.shape[3]
-    flat = (one.transpose(1, 2).flatten(2) for one in (query, key, value))
-    return _Attention.apply(*flat, heads, scaling).unflatten(-1, (heads, d_head)), None
+def _address(tensor: Tensor | None) -> int | None:
+    """Where its numbers lie."""
+    return None if tensor is None else tensor.data_ptr()
 
 
-AttentionInterface.register(NAME, fused_attention_forward)
+def fused_sublayer(block: Block, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+    """The stream with what attention writes to it, before a norm that stands behind the sum."""
+    norm, attention = _norm(block), block.attention
+    reads = attention.q_proj, attention.k_proj, attention.v_proj
+    return _Sublayer.apply(
+        x,
+        getattr(norm, "weight", None),
+        getattr(norm, "bias", None),
+        torch.cat([each.weight for each in reads]),
+        torch.cat([each.bias for each in reads]),
+        attention.o_proj.weight,
+        attention.o_proj.bias,
+        _size(block, x.shape[1]),
+        attention.scaling,
+        getattr(norm, "eps", 0.0),
+    )
+
+
+SUBLAYERS[NAME] = fused_sublayer
 AttentionMaskInterface.register(NAME, lambda *_, **__: None)  # the kernel is causal by itself

@@ -1,6 +1,7 @@
 """The parts of a decoder block: attention (softmax or linear), MLP, norms, positions."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -111,11 +112,19 @@ class Block(nn.Module):
         position_ids: Int[Tensor, "#batch pos"],
     ) -> Stream:
         """The residual stream after this block."""
+        whole = SUBLAYERS.get(str(self.attention.config._attn_implementation))
+        if whole is not None:
+            x = whole(self, x)
+        else:
+            x = x + self.attention(x if self.post else self.attention_norm(x), attention_mask, position_ids)
         if self.post:
-            x = self.attention_norm(x + self.attention(x, attention_mask, position_ids))
+            x = self.attention_norm(x)
             return self.mlp_norm(x + self.mlp(x)) if self.has_mlp else x
-        x = x + self.attention(self.attention_norm(x), attention_mask, position_ids)
         return x + self.mlp(self.mlp_norm(x)) if self.has_mlp else x
+
+
+SUBLAYERS: dict[str, Callable[[Block, Stream], Stream]] = {}
+"""Attention implementations that take the norm in front, the maps and the residual sum with them, by name."""
 
 
 def make_norm(config: DecoderConfig) -> nn.Module:
