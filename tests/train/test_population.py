@@ -278,12 +278,13 @@ def test_what_cannot_be_trained_together_is_refused(
     assert not (together.path / "models").exists()
 
 
-def test_another_recipe_in_the_same_place_is_refused_and_all_locks_are_given_back(together: Run) -> None:
+def test_another_recipe_in_the_same_place_is_refused_and_no_other_seed_is_begun(together: Run) -> None:
     fit(trainee.TASK, decoder(), SHORT, 1, together)
     with pytest.raises(RunError, match=r"seed=1 must be trained by one recipe, but holds another training"):
         fit_population(trainee.TASK, decoder(), replace(SHORT, clip=2.0), [0, 1], together)
-    with together.lock("models/seed=0", wait=0.0):
-        assert together.checkpoints(0) == []
+    assert not together.seed_path(0).exists()
+    with together.lock("models/seed=1", wait=0.0):
+        assert together.checkpoints(1) == [0, 1, 3, 10]
 
 
 def test_nothing_global_is_touched(together: Run) -> None:

@@ -2,7 +2,7 @@
 
 from mesascope.train.loop import Training, TrainingDiverged, batches, fit, log_spaced, threads
 from mesascope.train.optim import SGD, AdamW, Constant, Cosine, Linear
-from mesascope.train.population import fit_population, obstacle
+from mesascope.train.population import fit_population
 
 __all__ = [
     "SGD",
@@ -16,6 +16,5 @@ __all__ = [
     "fit",
     "fit_population",
     "log_spaced",
-    "obstacle",
     "threads",
 ]

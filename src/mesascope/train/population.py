@@ -79,7 +79,7 @@ def fit_population(
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds must be one or more, each given once, but got {list(seeds)}; leave out the others")
     with ExitStack() as held, threads(training.threads):
-        for seed in seeds:
+        for seed in sorted(seeds, key=lambda seed: not run.seed_path(seed).exists()):  # a refusal leaves nothing behind
             held.enter_context(run.lock(str(run.seed_path(seed).relative_to(run.path))))
             record_recipe(run, task, config, training, seed)
         loss, taken = math.nan, {seed: _taken(run.resume_point(seed, training.due, say)) for seed in seeds}
@@ -107,9 +107,9 @@ def obstacle(training: Training) -> str:
     return ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Members:
-    """Decoders that take the same steps.
+    """Decoders that have taken the same number of steps, side by side.
 
     Attributes:
         seeds: whose they are.
@@ -170,7 +170,7 @@ def update_all(
     losses.sum().backward()
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     norms = _norms(gradients)
-    read = torch.stack([losses.detach(), norms], dim=1).tolist()  # the one time that a step waits for the device
+    read = torch.stack([losses.detach(), norms], dim=1).tolist()  # once for all of them: it waits for the device
     for seed, (loss, norm) in zip(members.seeds, read, strict=True):
         where = f"seed {seed} at step {step} (the checkpoint of step {kept} is kept)"
         must_be_finite(loss, "loss", where)
