@@ -17,6 +17,7 @@ TOGETHER = (  # one run, at which all tests look
     "tests/test_end_to_end.py",
     "tests/test_inspection_of_everything.py",
     "tests/test_settings.py",
+    "tests/test_together.py",
     "tests/train/test_resume.py",
 )
 LONG = (

@@ -24,8 +24,10 @@ from mesascope.studies.base import SCALES, Arm, Scale, Study
 from mesascope.studies.catalogue import load
 from mesascope.studies.verdicts import Verdict, judge
 from mesascope.tasks.base import Batch, Task
-from mesascope.train import Training, batches, fit, threads
+from mesascope.train import Training, batches, fit, fit_population, threads
+from mesascope.train.population import obstacle
 
+TOGETHER = ("cuda",)  # kinds of devices on which the seeds of a setting are trained as one program
 HELD_OUT = 2**40 + 17  # the seed of the sequences that are opened; training's seeds are spread by SeedSequence
 
 JobProgress = Callable[[int, int, int, float], None]
@@ -130,12 +132,42 @@ def run_study(
                 for arm in range(len(study.settings))
                 for seed in range(count)
             ]
+            _train_together(study, jobs, executor, watcher)
             watcher.stage("training and measuring", [_called(study.settings[job.arm], job.seed) for job in jobs])
             results = _gather(study, scale, run, jobs, executor.map(work, jobs, watcher.part, watcher.say))
             run.write_json("seconds", {"training and measuring": round(time.perf_counter() - began, 1)})
         verdicts = [judge(claim, results, scale) for claim in study.claims]
         run.write_json("verdicts", [verdict.as_json() for verdict in verdicts])
     return run
+
+
+def _train_together(study: Study, jobs: Sequence[Job], executor: Executor, watcher: Watcher) -> None:
+    """Train what one program can train at once, where that is faster; the jobs find it trained."""
+    if torch.device(jobs[0].device).type not in TOGETHER:
+        return
+    crews = [
+        [job for job in jobs if job.arm == number]
+        for number, arm in enumerate(study.settings)
+        if not obstacle(arm.setups[jobs[0].scale].training)
+    ]
+    crews = [crew for crew in crews if len(crew) > 1]
+    if crews:
+        watcher.stage("training together", [_crew(study.settings[crew[0].arm], crew) for crew in crews])
+        executor.map(train_together, crews, watcher.part, watcher.say)
+
+
+def train_together(
+    jobs: Sequence[Job], progress: Callable[[int, int, float], None] = ignore, say: Say = ignore
+) -> None:
+    """Train the seeds of one setting as one program; where memory is short, leave them to their jobs."""
+    first = jobs[0]
+    arm = load(first.study).settings[first.arm]
+    run, training = Run.open(first.path).of(arm.name), arm.setups[first.scale].training
+    task, seeds = _prepared(arm, first.scale, run, ignore), [job.seed for job in jobs]
+    try:
+        fit_population(task, arm.model, training, seeds, run, device=first.device, progress=progress, say=say)
+    except torch.OutOfMemoryError:
+        say(f"{_crew(arm, jobs)} do not fit on {first.device} at once; each is trained by itself")
 
 
 def work(job: Job, progress: Callable[[int, int, float], None] = ignore, say: Say = ignore) -> dict[str, xr.Dataset]:
@@ -211,6 +243,11 @@ def _prepared(arm: Arm, scale: str, run: Run, say: Say) -> Task:
 def _called(arm: Arm, seed: int) -> str:
     """One seed of a setting, as it is shown."""
     return f"{arm.name} seed {seed}".strip()
+
+
+def _crew(arm: Arm, jobs: Sequence[Job]) -> str:
+    """The seeds of a setting, as they are shown."""
+    return f"{arm.name} seeds {jobs[0].seed} to {jobs[-1].seed}".strip()
 
 
 def _joined(arm: Arm, one: Instrument, steps: Sequence[xr.Dataset]) -> xr.Dataset:

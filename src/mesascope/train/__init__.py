@@ -2,6 +2,7 @@
 
 from mesascope.train.loop import Training, TrainingDiverged, batches, fit, log_spaced, threads
 from mesascope.train.optim import SGD, AdamW, Constant, Cosine, Linear
+from mesascope.train.population import fit_population
 
 __all__ = [
     "SGD",
@@ -13,6 +14,7 @@ __all__ = [
     "TrainingDiverged",
     "batches",
     "fit",
+    "fit_population",
     "log_spaced",
     "threads",
 ]

@@ -33,7 +33,7 @@ Progress = Callable[[int, int, float], None]
 
 _INIT, _DATA = 0, 1  # streams of randomness under one seed
 _DRAW = 16  # batches drawn at once: drawing is mostly overhead (1.6 ms a batch alone, 0.13 ms so; affine task)
-_TELL_EVERY = 0.1  # seconds between calls of `progress`
+TELL_EVERY = 0.1  # seconds between calls of `progress`
 
 
 class TrainingDiverged(RuntimeError):  # noqa: N818  it says what happened
@@ -127,10 +127,10 @@ def fit(
         RunError: the place cannot be written, or holds this seed's training by another recipe.
     """
     with run.lock(str(run.seed_path(seed).relative_to(run.path))), threads(training.threads):
-        _record(run, task, config, training, seed)
+        record_recipe(run, task, config, training, seed)
         found = run.resume_point(seed, training.due, say)
-        model, optimizer, start = _begin(config, training, seed, found, device)
-        save = partial(_save, run, seed, model, optimizer)
+        model, optimizer, start = begin_training(config, training, seed, found, device)
+        save = partial(save_training, run, seed, model, optimizer)
         if found is None:
             save(0)
         recorder = None
@@ -153,7 +153,7 @@ def fit(
                         recorder.sync()
                     save(done, rolling=done not in training.due)
                     kept, saved = done, now
-                if now - told > _TELL_EVERY:
+                if now - told > TELL_EVERY:
                     progress(done, training.steps, loss)
                     told = now
         progress(training.steps, training.steps, loss)
@@ -215,13 +215,13 @@ def update(
     with fused(model, batch.inputs.shape[1]):
         prediction = model(batch.inputs).logits
     loss = training_loss(task, prediction, batch)
-    value = _finite(loss.item(), "loss", where)
+    value = must_be_finite(loss.item(), "loss", where)
     optimizer.zero_grad()
     loss.backward()
     parameters = list(model.parameters())
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
-    length = _finite(norm.item(), "gradient norm", where)
+    length = must_be_finite(norm.item(), "gradient norm", where)
     share = 1.0
     if training.clip is not None and length > training.clip:
         torch.nn.utils.clip_grads_with_norm_(parameters, training.clip, norm, foreach=True)
@@ -232,7 +232,7 @@ def update(
     return value, length, share
 
 
-def _finite(value: float, what: str, where: str) -> float:
+def must_be_finite(value: float, what: str, where: str) -> float:
     """The value, or the end of training."""
     if not math.isfinite(value):
         raise TrainingDiverged(
@@ -242,7 +242,7 @@ def _finite(value: float, what: str, where: str) -> float:
     return value
 
 
-def _begin(
+def begin_training(
     config: DecoderConfig, training: Training, seed: int, found: Path | None, device: str
 ) -> tuple[Decoder, torch.optim.Optimizer, int]:
     """The model and optimiser to go on with, and the steps taken so far.
@@ -264,10 +264,10 @@ def _begin(
     return model, optimizer, verify(found)
 
 
-def _save(
+def save_training(
     run: Run, seed: int, model: Decoder, optimizer: torch.optim.Optimizer, step: int, *, rolling: bool = False
 ) -> None:
-    """Write the model and the optimiser's state."""
+    """Write the model and the optimiser's state: all that training goes on from."""
 
     def fill(folder: Path) -> None:
         with quiet():
@@ -277,7 +277,7 @@ def _save(
     run.write_checkpoint(seed, step, fill, rolling=rolling)
 
 
-def _record(run: Run, task: Task, config: DecoderConfig, training: Training, seed: int) -> None:
+def record_recipe(run: Run, task: Task, config: DecoderConfig, training: Training, seed: int) -> None:
     """Note the recipe beside the checkpoints, or refuse to go on with those of another."""
     name = str(run.seed_path(seed).relative_to(run.path) / "training")
     recipe = {
