@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 BATCH, LENGTH, LAYERS, HEADS, WIDTH = 256, 20, 3, 4, 64
+FRESH = 64  # sequences a step where each step has its own
 
 Step = Callable[[], float]
 
 
-def data() -> tuple[Tensor, Tensor]:
+def data(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Terms of recurrences x' = a x + b, and those that come next."""
-    generator = torch.Generator().manual_seed(0)
-    a, b, x = (torch.randn(BATCH, 1, generator=generator) for _ in range(3))
+    a, b, x = (torch.randn(batch, 1, generator=generator) for _ in range(3))
     terms = [x]
     for _ in range(LENGTH):
         terms.append(a.clamp(-1, 1) * terms[-1] + b)
@@ -30,12 +30,14 @@ def data() -> tuple[Tensor, Tensor]:
     return sequence[:, :-1], sequence[:, 1:]
 
 
-def by_hand(model: nn.Module) -> Step:
-    """The step as one writes it in a notebook."""
-    inputs, targets = data()
+def by_hand(model: nn.Module, fresh: int = 0) -> Step:
+    """The step as one writes it in a notebook; on ``fresh`` new sequences each time, or always on the same."""
+    generator = torch.Generator().manual_seed(0)
+    kept = data(BATCH, generator)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
 
     def step() -> float:
+        inputs, targets = data(fresh, generator) if fresh else kept
         optimizer.zero_grad()
         loss = nn.functional.mse_loss(model(inputs), targets)
         loss.backward()
@@ -81,12 +83,12 @@ def plain() -> Step:
     return by_hand(Plain())
 
 
-def lens() -> Step:
+def lens(norm: str | None = "LN", fresh: int = 0) -> Step:
     """TransformerLens 2: its blocks, final norm and read-out, on embedded vectors."""
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
     shape = {"n_layers": LAYERS, "n_heads": HEADS, "d_model": WIDTH, "d_head": WIDTH // HEADS, "n_ctx": LENGTH}
-    config = HookedTransformerConfig(**shape, d_vocab=1, attn_only=True, normalization_type="LN", device="cpu")
+    config = HookedTransformerConfig(**shape, d_vocab=1, attn_only=True, normalization_type=norm, device="cpu")
 
     class Lens(nn.Module):
         def __init__(self) -> None:
@@ -99,7 +101,12 @@ def lens() -> Step:
         def forward(self, x: Tensor) -> Tensor:
             return self.inside(self.embed(x) + self.position, start_at_layer=0, return_type="logits")
 
-    return by_hand(Lens())
+    return by_hand(Lens(), fresh)
+
+
+def lens_affine() -> Step:
+    """The model of the affine study, which has no norm, with new sequences at every step."""
+    return lens(None, FRESH)
 
 
 def gpt2() -> Step:
@@ -148,7 +155,7 @@ def main(who: str, threads: int) -> None:
     """Warm up, then step as often as is asked for."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    step = {"mesascope": mesascope, "plain": plain, "lens": lens, "gpt2": gpt2}[who]()
+    step = {"mesascope": mesascope, "plain": plain, "lens": lens, "lens_affine": lens_affine, "gpt2": gpt2}[who]()
     for _ in range(5):
         loss = step()
     print(f"ready {loss:.3f}", flush=True)

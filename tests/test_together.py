@@ -20,7 +20,7 @@ from mesascope.tasks.affine import Affine
 from mesascope.train import SGD, Training
 
 MODEL = DecoderConfig(d_in=1, d_out=1, num_hidden_layers=1, hidden_size=8, num_attention_heads=2)
-TRAINING = Training(steps=3, batch_size=4, optimizer=SGD(lr=0.01), checkpoints=3)
+TRAINING = Training(steps=3, batch_size=4, optimizer=SGD(lr=0.01), checkpoints=3, dtype="float64")
 STUDY = Study(
     name="crew",
     title="Two settings",

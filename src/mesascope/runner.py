@@ -186,7 +186,8 @@ def _work(arm: Arm, job: Job, progress: Callable[[int, int, float], None], say: 
     run, setup = Run.open(job.path).of(arm.name), arm.setups[job.scale]
     task, training = _prepared(arm, job.scale, run, ignore), setup.training
     fit(task, arm.model, training, job.seed, run, device=job.device, progress=progress, say=say)
-    batch = task.validation().sample(setup.sequences, torch.Generator().manual_seed(HELD_OUT)).to(job.device)
+    drawn = task.validation().sample(setup.sequences, torch.Generator().manual_seed(HELD_OUT))
+    batch = drawn.to(job.device, getattr(torch, training.dtype))
     found: dict[str, list[xr.Dataset]] = {one.name: [] for one in arm.instruments}
     opened = _Opened(arm=arm, task=task, training=training, run=run, seed=job.seed, batch=batch, device=job.device)
     for place, step in enumerate(training.due):

@@ -1,8 +1,9 @@
 """Training: it learns, it is reproducible, and it stops where numbers stop making sense."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Event
 from typing import final
 
 import pytest
@@ -15,7 +16,7 @@ from mesascope.store import Run, RunError
 from mesascope.tasks.affine import Affine
 from mesascope.tasks.base import Batch, Task
 from mesascope.train import SGD, Constant, Training, TrainingDiverged, fit, log_spaced
-from mesascope.train.loop import batch_of
+from mesascope.train.loop import ahead, batch_of, batches
 
 SHORT = Training(steps=8, batch_size=4, checkpoints=4)
 
@@ -123,6 +124,33 @@ def test_seeds_differ_in_weights_and_data_and_nothing_global_is_touched(run: Run
 def test_every_step_has_fresh_data() -> None:
     batches = [batch_of(trainee.TASK, trainee.TRAINING, 0, step).inputs for step in range(40)]
     assert len({tuple(batch.flatten().tolist()) for batch in batches}) == 40
+
+
+def test_batches_drawn_ahead_are_the_same() -> None:
+    task, training = Affine(length=6), Training(steps=40, batch_size=4)
+    drawn = zip(batches(task, training, 0, 3), ahead(batches(task, training, 0, 3)), strict=True)
+    assert sum(torch.equal(one.inputs, other.inputs) for one, other in drawn) == 37
+
+
+def test_the_next_batch_is_drawn_while_one_is_used() -> None:
+    begun = Event()
+
+    def drawn() -> Iterator[Batch]:
+        yield Affine(length=6).sample(2, torch.Generator())
+        begun.set()
+        yield Affine(length=6).sample(2, torch.Generator())
+
+    next(ahead(drawn()))
+    assert begun.wait(10)
+
+
+def test_what_goes_wrong_ahead_is_told() -> None:
+    def drawn() -> Iterator[Batch]:
+        yield Affine(length=6).sample(2, torch.Generator())
+        raise RuntimeError("the well is dry")
+
+    with pytest.raises(RuntimeError, match=r"the well is dry"):
+        list(ahead(drawn()))
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient norm"])

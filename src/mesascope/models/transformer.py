@@ -86,22 +86,22 @@ class Decoder(PreTrainedModel):
             raise ValueError(
                 f"a sequence must have at most {self.config.max_position_embeddings} positions, but got {length}"
             )
+        x = self.embed(x)
+        mask = self._mask(x, attention_mask, position_ids)
         if position_ids is None:
             position_ids = torch.arange(length, device=x.device)[None]
-        x = self.embed(x)
         if self.position_embed is not None:
             x = x + self.position_embed(position_ids)
         elif self.config.positions == "sinusoidal":
             x = x + sinusoids(position_ids, x.shape[-1]).to(x.dtype)
-        mask = self._mask(x, attention_mask, position_ids)
         for layer in self.layers:
             x = layer(x, mask, position_ids)
         return DecoderOutput(logits=self.readout(self.final_norm(x)))
 
     def _mask(
-        self, x: Stream, attention_mask: Int[Tensor, "batch pos"] | None, position_ids: Int[Tensor, "#batch pos"]
+        self, x: Stream, attention_mask: Int[Tensor, "batch pos"] | None, position_ids: Int[Tensor, "#batch pos"] | None
     ) -> Tensor | None:
-        """Where positions may attend to."""
+        """Where positions may attend to; given places that begin anew begin another sequence."""
         if self.config.visible != "past":
             shown = x.shape[1] - (self.config.visible == "shown")
             return create_bidirectional_mask(

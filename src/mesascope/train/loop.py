@@ -10,6 +10,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -139,7 +140,8 @@ def fit(
         with run.log(seed, keep=start) as log, recorder.listening() if recorder else nullcontext():
             loss, kept, told, saved = log.loss, start, 0.0, time.perf_counter()
             began = saved - log.seconds
-            for step, batch in enumerate(batches(task, training, seed, start), start):
+            stream = batches(task, training, seed, start)
+            for step, batch in enumerate(stream if device == "cpu" else ahead(stream), start):
                 where = f"seed {seed} at step {step} (the checkpoint of step {kept} is kept)"
                 batch = batch.to(device, getattr(torch, training.dtype))
                 loss, norm, share = update(model, optimizer, task, batch, training, step, where)
@@ -189,6 +191,19 @@ def batches(task: Task, training: Training, seed: int, start: int = 0) -> Iterat
             yield drawn[first : first + size]
 
 
+def ahead(drawn: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches, each drawn by a thread of its own while the one before is used.
+
+    For a device that works while the processor waits; it draws with as many threads of torch as there are now, since
+    their number may change the last bit of a sum.
+    """
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)) as drawer:
+        coming = drawer.submit(next, drawn, None)
+        while (batch := coming.result()) is not None:
+            coming = drawer.submit(next, drawn, None)
+            yield batch
+
+
 def update(
     model: Decoder,
     optimizer: torch.optim.Optimizer,
@@ -218,7 +233,7 @@ def update(
     value = must_be_finite(loss.item(), "loss", where)
     optimizer.zero_grad()
     loss.backward()
-    parameters = list(model.parameters())
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
     length = must_be_finite(norm.item(), "gradient norm", where)

@@ -27,6 +27,7 @@ from mesascope.train.loop import (
     TELL_EVERY,
     Progress,
     Training,
+    ahead,
     batches,
     begin_training,
     must_be_finite,
@@ -224,12 +225,13 @@ def _train(
     """The steps from ``start`` to ``stop``, where all are saved; gives the mean of the last losses."""
     device, dtype = members.model.device, getattr(torch, training.dtype)
     streams = zip(*(batches(task, training, seed, start) for seed in members.seeds), strict=True)
+    stream = map(side_by_side, streams)
     with ExitStack() as held:
         logs = [held.enter_context(run.log(seed, keep=start)) for seed in members.seeds]
         loss, kept, told, began = math.nan, start, 0.0, time.perf_counter()
         saved = began
-        for step, own in enumerate(islice(streams, stop - start), start):
-            read = update_all(members, task, side_by_side(own).to(device, dtype), training, step, kept)
+        for step, batch in enumerate(islice(stream if device.type == "cpu" else ahead(stream), stop - start), start):
+            read = update_all(members, task, batch.to(device, dtype), training, step, kept)
             loss = sum(one for one, _ in read) / len(read)
             done, now = step + 1, time.perf_counter()
             for log, (one, norm) in zip(logs, read, strict=True):

@@ -1,0 +1,82 @@
+"""Three seeds of the affine study at laptop scale, next to training them one after another in TransformerLens 2.18.
+
+    python benchmarks/seeds.py [PEERS]
+
+Ours is the whole training of a study, as `mesascope run affine` does it: processes that are started, fresh sequences,
+warm-up and schedule, log and checkpoints on disk. The other side takes the same number of steps, each the least that
+trains: fresh sequences, forward, mean squared error, backward, clipping, update. Its steps cost the same from first to
+last, so some of them are timed, half before ours and half after, and counted as often as they are taken; it has the
+number of threads at which it is fastest. Exits with 1 if the bound does not hold.
+"""
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from training import THREADS, Peer
+
+from mesascope.cluster import Processes
+from mesascope.runner import describe
+from mesascope.store import Run, ignore
+from mesascope.studies.catalogue import load
+from mesascope.train import fit
+
+HERE = Path(__file__).parent
+SEEDS, TURNS, LEAST = 3, 15, 2.2
+STUDY = load("affine")
+
+
+def train(job: tuple[Path, int], progress: Callable[[int, int, float], None] = ignore, say: object = ignore) -> None:
+    """One seed of the study."""
+    place, seed = job
+    fit(STUDY.task, STUDY.model, STUDY.scales["laptop"].training, seed, Run.open(place), progress=progress)
+
+
+def ours() -> float:
+    """Seconds that the training of all seeds takes."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "run"
+        Run.create(place, describe(STUDY, "laptop", SEEDS))
+        began = time.perf_counter()
+        Processes().map(train, [(place, seed) for seed in range(SEEDS)])
+        return time.perf_counter() - began
+
+
+def theirs(python: str) -> list[float]:
+    """Seconds of a step, by the number of threads."""
+    peers = [Peer(python, "lens_affine", threads) for threads in THREADS]
+    for _ in range(TURNS):
+        for peer in peers:
+            peer.turn()
+    return [peer.end() for peer in peers]
+
+
+def main(peers: Path) -> None:
+    """Measure, print, and judge."""
+    python = peers / "lens2" / "bin" / "python"
+    if not python.exists():
+        print(
+            f"TransformerLens 2.18 must be in {peers / 'lens2'}, but is not; run `make bench-training`", file=sys.stderr
+        )
+        sys.exit(2)
+    steps = SEEDS * STUDY.scales["laptop"].training.steps
+    before, took, after = theirs(str(python)), ours(), theirs(str(python))
+    step = min(map(statistics.mean, zip(before, after, strict=True)))
+    ratio = step * steps / took
+    print(f"{'mesascope':40s} {took:6.1f} s for {SEEDS} seeds of {steps // SEEDS} steps")
+    print(f"{'TransformerLens 2.18':40s} {step * steps:6.1f} s one after another ({1e3 * step:.1f} ms a step)")
+    print(f"{ratio:.2f} times as fast (at least {LEAST}){'' if ratio >= LEAST else ': DOES NOT HOLD'}")
+    told = {"ours": took, "theirs": step * steps, "steps": steps, "before": before, "after": after}
+    (HERE / "results").mkdir(exist_ok=True)
+    text = json.dumps({**told, "ratio": ratio, "torch": torch.__version__}, indent=1)
+    (HERE / "results" / "seeds.json").write_text(text + "\n", encoding="utf-8")
+    sys.exit(ratio < LEAST)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else ".peers"))
