@@ -2,6 +2,7 @@
 
 import copy
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ from mesascope.models import fused as module
 from mesascope.models.fused import NAME, Size, fused, fused_sublayer, kernel
 from mesascope.models.layers import Block
 from mesascope.models.transformer import Decoder, DecoderConfig
+from mesascope.studies import catalogue
 from mesascope.tasks.affine import Affine
+from mesascope.tasks.base import Task
 from mesascope.train import AdamW, Training, threads
-from mesascope.train.loop import batch_of, update
+from mesascope.train.loop import batch_of, begin_training, update
 
 SHAPE = {"d_in": 1, "d_out": 1, "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "norm": "layer"}
 
@@ -195,18 +198,36 @@ def test_who_listens_hears_the_plain_path():
         assert does
 
 
-def trained(steps: int = 12) -> tuple[list[float], list[torch.Tensor]]:
+def trained(
+    steps: int = 12, task: Task | None = None, config: DecoderConfig | None = None, training: Training | None = None
+) -> tuple[list[float], list[torch.Tensor]]:
     """Losses and weights of a short training."""
-    task = Affine(length=9)
-    training = Training(steps=steps, batch_size=16, optimizer=AdamW(lr=1e-2))
-    torch.manual_seed(0)
-    model = Decoder(DecoderConfig(**SHAPE)).train()
-    optimizer = training.optimizer.build(model)
+    task, config = task or Affine(length=9), config or DecoderConfig(**SHAPE)
+    training = training or Training(steps=steps, batch_size=16, optimizer=AdamW(lr=1e-2))
+    model, optimizer, _ = begin_training(config, training, 0, None, "cpu")
     losses = [
         update(model, optimizer, task, batch_of(task, training, 0, step), training, step, "here")[0]
         for step in range(steps)
     ]
     return losses, [one.detach().clone() for one in model.parameters()]
+
+
+def settings() -> list:
+    """Every setting of every study, by its name, that has attention of this kind."""
+    arms = [(entry.name, arm) for entry in catalogue.studies() for arm in catalogue.load(entry.name).settings]
+    return [pytest.param(arm, id=f"{name} {arm.name}") for name, arm in arms if arm.model.attention == "softmax"]
+
+
+@pytest.mark.parametrize("arm", settings())
+def test_studies_train_as_on_the_plain_path_but_for_rounding(arm, tmp_path, monkeypatch):
+    compiled(9)
+    training = replace(arm.setups["laptop"].training, batch_size=8, history=False)
+    recipe = {"task": arm.task_at("smoke").prepared(tmp_path, print), "config": arm.model, "training": training}
+    fast, _ = trained(6, **recipe)
+    monkeypatch.setattr(module, "kernel", lambda size: None)
+    plain, _ = trained(6, **recipe)
+    assert fast == pytest.approx(plain, rel=1e-5)
+    assert fast != plain  # it did run
 
 
 @pytest.mark.parametrize("how", ["no compiler", "one that fails", "no place to write"])
