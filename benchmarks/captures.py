@@ -2,9 +2,9 @@
 
     python benchmarks/captures.py WHO MODEL THREADS
 
-MODEL is a folder with a model and the tokens that it shall read. Reads a request from every line: `seconds WAY`, `peak
-WAY` or `values WAY FILE`. Captures once in this way, and answers with the seconds that it took, with the largest
-resident size of the process meanwhile, in bytes, or with the file to which it wrote what it found.
+MODEL is a folder with a model and the tokens that it shall read. Reads a request from every line: `seconds WAY`, `first
+WAY` or `values WAY FILE`. Captures once in this way, and answers with the seconds that it took, with these and the
+largest resident size of the process meanwhile, in bytes, or with the file to which it wrote what it found.
 
 Every capture, but for the floor, finds the same: the residual stream before every layer (batch, pos, d_model), the
 attention pattern of every layer (batch, head, query, key), and what every head writes to the stream (batch, pos, head,
@@ -27,6 +27,14 @@ Found = Mapping[str, Iterable[Tensor]]
 Ways = dict[str, Callable[[], Found]]
 
 
+class Kept(dict):
+    """What was asked for, and what holds it and everything else that was kept."""
+
+    def __init__(self, found: Found, whole: object) -> None:
+        super().__init__(found)
+        self.whole = whole
+
+
 def mesascope(model: Path, ids: Tensor) -> Ways:
     """Ours, with the kernel that the model is loaded with; predictions are made only where they are asked for."""
     from mesascope import capture
@@ -36,8 +44,8 @@ def mesascope(model: Path, ids: Tensor) -> Ways:
 
     def found(*more: str) -> Found:
         recorded = capture(ours, ids, ["resid_pre", "pattern", "head_out", *more])
-        write = torch.einsum("lbphd,lhdm->lbphm", recorded["head_out"], recorded.frame.output_projection)
-        return {"resid_pre": recorded["resid_pre"], "pattern": recorded["pattern"], "head_write": write}
+        found = {"resid_pre": recorded["resid_pre"], "pattern": recorded["pattern"]}
+        return Kept(found | {"head_write": recorded.head_writes().transpose(2, 3)}, recorded)
 
     return {"whole": lambda: found("prediction"), "inside": found}
 
@@ -57,17 +65,9 @@ def lens(model: Path, ids: Tensor) -> Ways:
             _, cache = bridge.run_with_cache(ids, **options)
             cache.compute_head_results()
         layers = range(bridge.cfg.n_layers)
-        return Cached({site: [cache[f"blocks.{n}.{hook}"] for n in layers] for site, hook in hooks.items()}, cache)
+        return Kept({site: [cache[f"blocks.{n}.{hook}"] for n in layers] for site, hook in hooks.items()}, cache)
 
     return {"everything": found, "filtered": lambda: found(names_filter=lambda name: name.endswith(wanted))}
-
-
-class Cached(dict):
-    """What was asked for, and the cache that holds it and everything else."""
-
-    def __init__(self, found: Found, cache: object) -> None:
-        super().__init__(found)
-        self.cache = cache
 
 
 def nnsight(model: Path, ids: Tensor) -> Ways:
@@ -118,16 +118,16 @@ def peak() -> int:
     return int(line.split()[1]) * 1024
 
 
-def answer(way: Callable[[], Found], request: str, file: str = "") -> float | int | str:
+def answer(way: Callable[[], Found], request: str, file: str = "") -> str:
     """Capture once, and say what was asked for."""
-    if request == "peak":
+    if request == "first":
         Path("/proc/self/clear_refs").write_text("5")  # forgets the largest resident size, that of loading the model
     began = time.perf_counter()
     found = way()
     seconds = time.perf_counter() - began
     if request == "values":
-        np.savez(file, **{site: np.stack([x.float().numpy() for x in each]) for site, each in found.items()})
-    return {"seconds": seconds, "peak": peak(), "values": file}[request]
+        np.savez(file, **{site: np.stack([x.numpy() for x in each]) for site, each in found.items()})
+    return {"seconds": f"{seconds}", "first": f"{seconds} {peak()}", "values": file}[request]
 
 
 def main(who: str, model: Path, threads: int) -> None:
