@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -126,7 +127,8 @@ def answer(way: Callable[[], Found], request: str, file: str = "") -> str:
     found = way()
     seconds = time.perf_counter() - began
     if request == "values":
-        np.savez(file, **{site: np.stack([x.numpy() for x in each]) for site, each in found.items()})
+        arrays: dict[str, Any] = {site: np.stack([x.numpy() for x in each]) for site, each in found.items()}
+        np.savez(file, **arrays)
     return {"seconds": f"{seconds}", "first": f"{seconds} {peak()}", "values": file}[request]
 
 

@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 
@@ -47,12 +48,12 @@ class Peer:
     """A process that captures when it is told to."""
 
     def __init__(self, python: str, who: str, model: Path, threads: int) -> None:
-        words = [python, str(HERE / "captures.py"), who, str(model), str(threads)]
+        self.words = [python, str(HERE / "captures.py"), who, str(model), str(threads)]
         self.process = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            self.words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
         if self._line() != "ready":
-            sys.exit(f"{who} must be able to load the model, but it ended; run `{' '.join(words)}` to see why")
+            sys.exit(f"{who} must be able to load the model, but it ended; run `{' '.join(self.words)}` to see why")
 
     def ask(self, request: str, way: str, *file: str) -> str:
         """One capture, and what was asked of it."""
@@ -61,7 +62,9 @@ class Peer:
         self.process.stdin.flush()
         answer = self._line()
         if not answer:
-            sys.exit(f"a peer must capture, but `{' '.join(map(str, self.process.args))}` ended at {request} {way}")
+            sys.exit(
+                f"a peer must capture, but ended at `{request} {way}`; ask `{' '.join(self.words)}` for it to see why"
+            )
         return answer
 
     def end(self) -> None:
@@ -81,7 +84,7 @@ def exported(gguf: Path, peers: Path) -> Path:
         loaded, tokenizer = load_pretrained(gguf)
         assert tokenizer is not None
         config = deepcopy(loaded.config)
-        del config.quantization_config
+        delattr(config, "quantization_config")  # the weights are no longer quantized
         model = type(loaded)(config)
         model.load_state_dict(loaded.state_dict())
         model.save_pretrained(folder)
@@ -177,7 +180,7 @@ def main(gguf: Path, peers: Path) -> None:
     sys.exit(not judged(seconds, began, apart))
 
 
-def named(found: dict[Way, object]) -> dict[str, object]:
+def named(found: Mapping[Way, object]) -> dict[str, object]:
     """The same by one word for each way."""
     return {f"{who} {way}": each for (who, way), each in found.items()}
 
