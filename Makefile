@@ -100,7 +100,7 @@ bench-capturing: $(STAMP) $(GGUF) .peers/lens4/.installed .peers/nnsight/.instal
 	$(BIN)/python benchmarks/capturing.py $(GGUF) .peers
 
 bench-scaling: $(STAMP) $(GGUF)
-	$(BIN)/python benchmarks/scaling.py $(GGUF)
+	$(BIN)/python benchmarks/scaling.py $(GGUF) .peers
 
 .peers/%/.installed: benchmarks/peers/%.txt | $(STAMP)
 	$(PYTHON) -m venv .peers/$*

@@ -31,7 +31,7 @@ from mesascope.tasks.corpora import prose
 HERE = Path(__file__).parent
 SEQUENCES, LENGTH, ROUNDS, THREADS = 4, 256, 7, (1, 2)
 LEAST_SPEED, MOST_MEMORY, MOST_DISTANCE = 1.3, 0.6, 1e-4  # next to the cache of everything, and of the values
-OURS, THEIRS = ("mesascope", "inside"), ("lens", "everything")  # the bounds are on these two
+OURS, THEIRS = ("mesascope", "inside"), ("lens", "everything")  # the bounds are on these two: what was asked for
 CALLED = {
     ("mesascope", "inside"): "mesascope, without logits",
     ("mesascope", "whole"): "mesascope",

@@ -1,6 +1,6 @@
 """How the cost of opening a language model grows: with the length of its sequences, and with their number.
 
-    python benchmarks/scaling.py GGUF
+    python benchmarks/scaling.py GGUF [PEERS]
 
 All default measures, as `mesascope inspect` applies them but without controls, read the same 8,192 tokens as 32
 sequences of 256 to 4 of 2,048. Every second belongs to one part alone: what a part calls that is a part itself is taken
@@ -8,10 +8,13 @@ off. Attention compares every token with every other, so that its parts grow wit
 model's own attention function, the attention weights of the tokens looked at, and the measures that read them over the
 whole text. All others together, and each that takes a twentieth or more, must not: from 256 to 2,048 tokens the time
 per token may grow by a fifth. It may fall: most instruments look at a fixed number of tokens. Noise only adds time, so
-that where something seems to grow all is measured again, up to three times, and the least counts. Memory is measured for 4 and for 16 sequences of 512, each in a process of its own, part
-by part, so that a large part does not hide a small one that grows. Exits with 1 if a bound does not hold.
+that where something seems to grow all is measured again, up to three times, and the least counts. Memory is measured
+for 4 and for 16 sequences of 512, each part in a process of its own, so that none hides or inherits what another takes,
+and from the safetensors that capturing.py writes into PEERS, since reading GGUF leaves memory behind in which growth
+would be hidden. Exits with 1 if a bound does not hold.
 """
 
+import gc
 import json
 import subprocess
 import sys
@@ -29,6 +32,7 @@ import torch
 from captures import peak
 from transformers import PreTrainedModel
 
+from capturing import exported
 from mesascope.capturing import attending
 from mesascope.capturing.dispatch import Attended
 from mesascope.inspection.parts import PARTS, Material, Part
@@ -113,7 +117,7 @@ def noted(watch: Stopwatch, one: Instrument) -> Instrument:
     return replace(timed, reductions={k: replace(r, fn=watch.of(name, r.fn)) for k, r in timed.reductions.items()})
 
 
-def opened(path: str) -> tuple[PreTrainedModel, torch.Tensor, torch.Tensor]:
+def opened(path: Path) -> tuple[PreTrainedModel, torch.Tensor, torch.Tensor]:
     """The model, the tokens of the prose, and those to draw random sequences from."""
     model, tokenizer = load_pretrained(path)
     assert tokenizer is not None
@@ -130,8 +134,8 @@ def measured(model: PreTrainedModel, material: Material) -> Times:
     return dict(watch.seconds)
 
 
-def timed(path: str) -> dict[int, Times]:
-    """Milliseconds per token of every part at every length: the least of the rounds, of which the first may be enough."""
+def timed(path: Path) -> dict[int, Times]:
+    """Milliseconds per token of every part at every length: the least of as many rounds as it takes."""
     model, ids, allowed = opened(path)
     least: dict[int, Times] = {}
     with using(THREADS):
@@ -146,27 +150,29 @@ def timed(path: str) -> dict[int, Times]:
     return least
 
 
-def remembered(path: str, sequences: int) -> dict[str, int]:
-    """Peak memory in bytes of every part while it reads so many sequences; in a process of its own."""
+def remembered(path: Path, part: Part, sequences: int) -> int:
+    """Peak memory in bytes while one part reads so many sequences; in a process of its own."""
     model, ids, allowed = opened(path)
     material = Material(ids=ids[: sequences * MEMORY_LENGTH].view(sequences, -1), allowed=allowed)
-    found = {}
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the largest resident size, that of loading the model
     with using(THREADS):
-        for part in PARTS:
-            Path("/proc/self/clear_refs").write_text("5")  # forgets the largest resident size so far
-            part.run(model, material, list(part.instruments.values()))
-            found[part.name] = peak()
-    return found
+        part.run(model, material, list(part.instruments.values()))
+    return peak()
 
 
-def main(path: str) -> None:
+def peaks_of(path: Path, sequences: int) -> dict[str, int]:
+    """Peak memory in bytes of every part."""
+    command = [sys.executable, __file__, str(path), str(sequences)]
+    told = {part.name: [*command, part.name] for part in PARTS}
+    return {name: int(subprocess.check_output(words, text=True)) for name, words in told.items()}
+
+
+def main(path: Path) -> None:
     """Measure, print, and judge."""
     times = timed(path)
     show(times)
-    peaks = {}
-    for sequences in (FEW, MANY):
-        command = [sys.executable, __file__, path, str(sequences)]
-        peaks[sequences] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    peaks = {sequences: peaks_of(path, sequences) for sequences in (FEW, MANY)}
     (HERE / "results").mkdir(exist_ok=True)
     told = {"milliseconds a token": times, "peak": peaks, "threads": THREADS, "torch": torch.__version__}
     (HERE / "results" / "scaling.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
@@ -211,7 +217,8 @@ def judged(times: dict[int, Times], peaks: dict[int, dict[str, int]]) -> bool:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 2:
-        sys.stdout.write(json.dumps(remembered(sys.argv[1], int(sys.argv[2]))))
+    if len(sys.argv) > 3:
+        (asked,) = [part for part in PARTS if part.name == sys.argv[3]]
+        sys.stdout.write(str(remembered(Path(sys.argv[1]), asked, int(sys.argv[2]))))
     else:
-        main(sys.argv[1])
+        main(exported(Path(sys.argv[1]), Path(sys.argv[2] if len(sys.argv) > 2 else ".peers")))
