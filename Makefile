@@ -3,6 +3,8 @@
 # make test-slow   the checks that take minutes each
 # make bench   what opening, recording and patching a language model and attending to a long history cost, against bounds
 # make bench-training   what a training step costs next to the same step in other libraries, each installed apart
+# make bench-capturing   what a capture costs next to the same capture in other libraries, each installed apart
+# make bench-scaling   how the cost of opening a language model grows with its sequences, against bounds
 # make lint   the checks without the tests
 # make docs   runs five studies, opens SmolLM2, and writes their pages under docs/studies
 # make architectures   holds capture against every language model type of transformers, writes the table
@@ -17,7 +19,7 @@ WHEELS := $(addprefix --find-links ,$(PIP_FIND_LINKS)) $(addprefix --default-ind
 unexport PYTHONDONTWRITEBYTECODE  # what is imported is compiled once, not by every process
 
 .DEFAULT_GOAL := help
-.PHONY: help setup models demo test tests types style test-slow bench bench-training lint docs architectures planted clean
+.PHONY: help setup models demo test tests types style test-slow bench bench-training bench-capturing bench-scaling lint docs architectures planted clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -94,9 +96,15 @@ bench: $(STAMP) $(GGUF)
 bench-training: $(STAMP) .peers/lens2/.installed
 	$(BIN)/python benchmarks/training.py .peers
 
-.peers/lens2/.installed: benchmarks/peers/lens2.txt | $(STAMP)
-	$(PYTHON) -m venv .peers/lens2
-	$(BIN)/uv pip install --quiet --python .peers/lens2/bin/python $(WHEELS) -r $<
+bench-capturing: $(STAMP) $(GGUF) .peers/lens4/.installed .peers/nnsight/.installed
+	$(BIN)/python benchmarks/capturing.py $(GGUF) .peers
+
+bench-scaling: $(STAMP) $(GGUF)
+	$(BIN)/python benchmarks/scaling.py $(GGUF) .peers
+
+.peers/%/.installed: benchmarks/peers/%.txt | $(STAMP)
+	$(PYTHON) -m venv .peers/$*
+	$(BIN)/uv pip install --quiet --python .peers/$*/bin/python $(WHEELS) -r $<
 	touch $@
 
 clean:

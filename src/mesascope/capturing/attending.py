@@ -15,6 +15,7 @@ from mesascope.capturing.sites import UnsupportedModel
 Touch = Callable[[str, int, Tensor], Tensor]
 Room = Callable[[str, int, Tensor], Tensor | None]
 Wanted = set[tuple[str, int]]
+SCORES = 2**19  # made at once, so that they stay in the cache of a processor until they are weights
 
 
 def attend(
@@ -98,11 +99,24 @@ def attention_weights(
     """The attention weights of one call, in the way that was found to be right for its layer."""
     how = layer.weights.how if layer.weights else "returned"
     if how == "plain":
-        scores = call.scores(query, key)
-        return weights.pattern_of(scores, call.added(query, key), None if room is None else room(scores))
+        like = query.new_empty(()).expand(*query.shape[:3], key.shape[2])
+        place = None if room is None else room(like)
+        return _plain(call, query, key, like.new_empty(like.shape) if place is None else place)
     if how == "unit":
         return call.run_unit(query, key)
     found = returned if how == "returned" else call.run_eager(query, key, call.value)
     if found is None:
         raise UnsupportedModel(f"{layer.block} must give its attention weights, but the {call.kernel} kernel gave none")
     return found
+
+
+def _plain(call: Attended, query: Tensor, key: Tensor, place: Tensor) -> Tensor:
+    """The softmax of plain scores, put into its place a few sequences at a time: their scores stay in the cache."""
+    added = call.added(query, key).expand(len(query), -1, -1, -1)
+    some = max(1, SCORES // place[0].numel()) if place.device.type == "cpu" else len(place)
+    for start in range(0, len(place), some):
+        rows = slice(start, start + some)
+        pattern = weights.pattern_of(call.scores(query[rows], key[rows]), added[rows], place[rows])
+        if pattern.data_ptr() != place[rows].data_ptr():
+            place[rows] = pattern
+    return place

@@ -3,10 +3,11 @@
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import product
 
 import torch
 import xarray as xr
-from jaxtyping import Int, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -32,6 +33,7 @@ from mesascope.capturing.known import checked, framed, note_checked, remember, r
 from mesascope.capturing.layer import Layer
 from mesascope.capturing.memory import estimate, refuse_too_large, shape
 from mesascope.capturing.recorder import Passing, Recorder, Reduction
+from mesascope.capturing.room import make_room
 from mesascope.capturing.sites import SITES, UnsupportedModel, gradient_of
 from mesascope.capturing.trace import Trace, trace
 from mesascope.capturing.view import LayerReduction
@@ -93,6 +95,22 @@ class Capture:
     def __contains__(self, name: object) -> bool:
         """Whether a site or reduction was recorded."""
         return name in self.sites
+
+    def head_writes(self) -> Float[Tensor, "layer batch head pos d_model"]:
+        """What each head adds to the residual stream: ``head_out`` through its part of the output projection.
+
+        Summed over heads, with `Frame.output_bias`, it is ``attn_write``.
+
+        Raises:
+            NotRecorded: ``head_out`` was not recorded.
+            UnsupportedModel: head outputs do not reach the stream through a linear map.
+        """
+        heads, projection = self["head_out"], self.frame.output_projection
+        layers, batch, length, number, _ = heads.shape
+        found = make_room((layers, batch, number, length, projection.shape[-1]), heads.dtype, heads.device)
+        for layer, row in product(range(layers), range(batch)):
+            torch.bmm(heads[layer, row].transpose(0, 1), projection[layer], out=found[layer, row])
+        return found
 
     def xarray(self, name: str) -> xr.DataArray:
         """The same as a labelled array, its layers numbered as in the model; raises as indexing does."""

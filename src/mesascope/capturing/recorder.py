@@ -10,6 +10,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from mesascope.capturing.edits import Edit, NothingChanged, apply
+from mesascope.capturing.room import make_room
 from mesascope.capturing.sites import gradient_of, site
 from mesascope.capturing.view import LayerReduction, LayerView, refuse_unlike
 
@@ -227,7 +228,7 @@ class Recorder:
         lead = (self._batch,) if slot is None else (len(self._slots), self._batch)
         shape = (*lead, *value.shape[1:])
         if name not in self.kept:
-            self.kept[name] = torch.empty(shape, dtype=value.dtype, device=value.device)
+            self.kept[name] = make_room(shape, value.dtype, value.device)
         if self.kept[name].shape != shape:
             raise ValueError(
                 f"{name} must have one shape in all layers and micro-batches, but got {tuple(value.shape[1:])} after "

@@ -1,0 +1,147 @@
+"""One capture of one model in several libraries; capturing.py runs each in an environment of its own.
+
+    python benchmarks/captures.py WHO MODEL THREADS
+
+MODEL is a folder with a model and the tokens that it shall read. Reads a request from every line: `seconds WAY`, `first
+WAY` or `values WAY FILE`. Captures once in this way, and answers with the seconds that it took, with these and the
+largest resident size of the process meanwhile, in bytes, or with the file to which it wrote what it found.
+
+Every capture, but for the floor, finds the same: the residual stream before every layer (batch, pos, d_model), the
+attention pattern of every layer (batch, head, query, key), and what every head writes to the stream (batch, pos, head,
+d_model), as a list of layers or a tensor whose first axis is the layer.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SITES = ("resid_pre", "pattern", "head_write")
+
+Found = Mapping[str, Iterable[Tensor]]
+Ways = dict[str, Callable[[], Found]]
+
+
+class Kept(dict):
+    """What was asked for, and what holds it and everything else that was kept."""
+
+    def __init__(self, found: Found, whole: object) -> None:
+        super().__init__(found)
+        self.whole = whole
+
+
+def mesascope(model: Path, ids: Tensor) -> Ways:
+    """Ours, with the kernel that the model is loaded with; predictions are made only where they are asked for."""
+    from mesascope import capture
+    from mesascope.models.load import load_pretrained
+
+    ours, _ = load_pretrained(model)
+
+    def found(*more: str) -> Found:
+        recorded = capture(ours, ids, ["resid_pre", "pattern", "head_out", *more])
+        found = {"resid_pre": recorded["resid_pre"], "pattern": recorded["pattern"]}
+        return Kept(found | {"head_write": recorded.head_writes().transpose(2, 3)}, recorded)
+
+    return {"whole": lambda: found("prediction"), "inside": found}
+
+
+def lens(model: Path, ids: Tensor) -> Ways:
+    """TransformerLens 4: its cache of everything, as it is by default, or of what is asked for."""
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    loaded, tokenizer = AutoModelForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+    bridge = TransformerBridge.boot_transformers(str(model), hf_model=loaded, tokenizer=tokenizer, device="cpu")
+    hooks = {"resid_pre": "hook_resid_pre", "pattern": "attn.hook_pattern", "head_write": "attn.hook_result"}
+    wanted = ("hook_resid_pre", "attn.hook_pattern", "attn.hook_z")
+
+    def found(**options: object) -> Found:
+        with torch.no_grad():
+            _, cache = bridge.run_with_cache(ids, **options)
+            cache.compute_head_results()
+        layers = range(bridge.cfg.n_layers)
+        return Kept({site: [cache[f"blocks.{n}.{hook}"] for n in layers] for site, hook in hooks.items()}, cache)
+
+    return {"everything": found, "filtered": lambda: found(names_filter=lambda name: name.endswith(wanted))}
+
+
+def nnsight(model: Path, ids: Tensor) -> Ways:
+    """What nnsight saves inside one trace, and heads from what their projection reads."""
+    from nnsight import LanguageModel
+
+    language = LanguageModel(str(model), attn_implementation="eager", dtype=torch.float32, dispatch=True)
+    heads = language.config.num_attention_heads
+
+    def found() -> Found:
+        resid, pattern, inputs = [], [], []
+        with torch.no_grad():
+            with language.trace(ids):
+                for layer in language.model.layers:
+                    resid.append(layer.input.save())
+                    inputs.append(layer.self_attn.o_proj.input.save())
+                    pattern.append(layer.self_attn.output[1].save())
+                language.output.logits.save()
+            weights = [layer.self_attn.o_proj.weight for layer in language.model.layers]
+            write = [written(x, weight, heads) for x, weight in zip(inputs, weights, strict=True)]
+        return {"resid_pre": resid, "pattern": pattern, "head_write": write}
+
+    return {"trace": found}
+
+
+def written(x: Tensor, weight: Tensor, heads: int) -> Tensor:
+    """What each head writes, from what the output projection reads."""
+    return torch.einsum("bphd,mhd->bphm", x.unflatten(-1, (heads, -1)), weight.unflatten(1, (heads, -1)))
+
+
+def plain(model: Path, ids: Tensor) -> Ways:
+    """Transformers alone, with what it gives of itself: no head's outputs."""
+    from transformers import AutoModelForCausalLM
+
+    loaded = AutoModelForCausalLM.from_pretrained(model, attn_implementation="eager")
+
+    def found() -> Found:
+        with torch.no_grad():
+            given = loaded(input_ids=ids, use_cache=False, output_hidden_states=True, output_attentions=True)
+        return {"resid_pre": given.hidden_states[:-1], "pattern": given.attentions}
+
+    return {"outputs": found}
+
+
+def peak() -> int:
+    """The largest resident size since it was last forgotten, in bytes."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) * 1024
+
+
+def answer(way: Callable[[], Found], request: str, file: str = "") -> str:
+    """Capture once, and say what was asked for."""
+    if request == "first":
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the largest resident size, that of loading the model
+    began = time.perf_counter()
+    found = way()
+    seconds = time.perf_counter() - began
+    if request == "values":
+        arrays: dict[str, Any] = {site: np.stack([x.numpy() for x in each]) for site, each in found.items()}
+        np.savez(file, **arrays)
+    return {"seconds": f"{seconds}", "first": f"{seconds} {peak()}", "values": file}[request]
+
+
+def main(who: str, model: Path, threads: int) -> None:
+    """Load, then do what is asked for."""
+    torch.set_num_threads(threads)
+    ids = torch.tensor(json.loads((model / "tokens.json").read_text()))
+    ways = {"mesascope": mesascope, "lens": lens, "nnsight": nnsight, "plain": plain}[who](model, ids)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        request, way, *file = line.split()
+        print(answer(ways[way], request, *file), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,226 @@
+"""What a capture costs, next to the same capture in other libraries, to the model alone, and to its arithmetic alone.
+
+    python benchmarks/capturing.py GGUF [PEERS]
+
+PEERS is the folder of their environments, as `make bench-capturing` leaves it; who is not there is left out, and named.
+SmolLM2 is written there once as safetensors, which all can read. All capture the residual stream, the attention
+patterns and what each head writes, of 4 sequences of 256 tokens of prose, in float32, and give the logits unless it
+says otherwise. They take turns in one session, since machines are noisy; medians are compared, at each number of
+threads. The first capture of a process, with its checks or its set-up, has a process of its own, in which memory is
+measured too: from when the model is loaded. What the others found is held against what we found. Exits with 1 if a
+bound does not hold.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import torch
+from captures import SITES
+from training import products_per_second
+
+from mesascope.models.load import load_pretrained
+from mesascope.tasks.corpora import prose
+
+HERE = Path(__file__).parent
+SEQUENCES, LENGTH, ROUNDS, THREADS = 4, 256, 7, (1, 2)
+LEAST_SPEED, MOST_MEMORY, MOST_DISTANCE = 1.3, 0.6, 1e-4  # next to the cache of everything, and of the values
+OURS, THEIRS = ("mesascope", "inside"), ("lens", "everything")  # the bounds are on these two: what was asked for
+CALLED = {
+    ("mesascope", "inside"): "mesascope, without logits",
+    ("mesascope", "whole"): "mesascope",
+    ("lens", "everything"): "TransformerLens 4.3, everything",
+    ("lens", "filtered"): "TransformerLens 4.3, names_filter",
+    ("nnsight", "trace"): "nnsight 0.8",
+    ("plain", "outputs"): "transformers, without head outputs",
+}
+
+Way = tuple[str, str]
+
+
+class Peer:
+    """A process that captures when it is told to."""
+
+    def __init__(self, python: str, who: str, model: Path, threads: int) -> None:
+        self.words = [python, str(HERE / "captures.py"), who, str(model), str(threads)]
+        self.process = subprocess.Popen(
+            self.words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        if self._line() != "ready":
+            sys.exit(f"{who} must be able to load the model, but it ended; run `{' '.join(self.words)}` to see why")
+
+    def ask(self, request: str, way: str, *file: str) -> str:
+        """One capture, and what was asked of it."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(" ".join((request, way, *file)) + "\n")
+        self.process.stdin.flush()
+        answer = self._line()
+        if not answer:
+            sys.exit(
+                f"a peer must capture, but ended at `{request} {way}`; ask `{' '.join(self.words)}` for it to see why"
+            )
+        return answer
+
+    def end(self) -> None:
+        """Let it go."""
+        self.process.communicate()
+
+    def _line(self) -> str:
+        """What it says next."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+
+def exported(gguf: Path, peers: Path) -> Path:
+    """The model as all can read it, and the tokens that all read, written once."""
+    folder = peers / "models" / gguf.stem
+    if not (folder / "tokens.json").exists():
+        loaded, tokenizer = load_pretrained(gguf)
+        assert tokenizer is not None
+        config = deepcopy(loaded.config)
+        delattr(config, "quantization_config")  # the weights are no longer quantized
+        model = type(loaded)(config)
+        model.load_state_dict(loaded.state_dict())
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        ids = tokenizer(prose()[: 20 * SEQUENCES * LENGTH])["input_ids"][: SEQUENCES * LENGTH]
+        tokens = torch.tensor(ids).view(SEQUENCES, LENGTH).tolist()
+        (folder / "tokens.json").write_text(json.dumps(tokens), encoding="utf-8")
+    return folder
+
+
+def operations(model: Path) -> int:
+    """Multiplications and additions of the products: linear maps, logits, attention, and what each head writes."""
+    config = json.loads((model / "config.json").read_text())
+    width, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
+    keys = width // heads * config["num_key_value_heads"]
+    tokens, layers = SEQUENCES * LENGTH, config["num_hidden_layers"]
+    linear = 2 * width * width + 2 * width * keys + 3 * width * inner
+    attention = 2 * LENGTH * width
+    return 2 * tokens * (layers * (linear + attention + width * width) + width * config["vocab_size"])
+
+
+def timed(pythons: dict[str, str], model: Path, threads: int) -> dict[Way, float]:
+    """The median seconds of each way, all in turns."""
+    ways = [way for way in CALLED if way[0] in pythons]
+    peers = {who: Peer(python, who, model, threads) for who, python in pythons.items()}
+    for who, way in ways:
+        peers[who].ask("seconds", way)
+    rounds = [{(who, way): float(peers[who].ask("seconds", way)) for who, way in ways} for _ in range(ROUNDS)]
+    for peer in peers.values():
+        peer.end()
+    return {way: statistics.median(each[way] for each in rounds) for way in ways}
+
+
+def first(pythons: dict[str, str], model: Path) -> dict[Way, dict[str, float]]:
+    """What the first capture of a process takes, one thread each: seconds, and peak memory in bytes."""
+    found: dict[Way, dict[str, float]] = {}
+    for who, way in [way for way in CALLED if way[0] in pythons]:
+        peer = Peer(pythons[who], who, model, 1)
+        seconds, peak = peer.ask("first", way).split()
+        found[who, way] = {"seconds": float(seconds), "peak": float(peak)}
+        peer.end()
+    return found
+
+
+def distances(pythons: dict[str, str], model: Path) -> dict[Way, dict[str, float]]:
+    """How far what others found is from ours, by site: the largest difference, relative to the largest in its layer."""
+    found: dict[Way, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        ours, theirs = str(Path(folder) / "ours.npz"), str(Path(folder) / "theirs.npz")
+        for who, way in [OURS, *(way for way in CALLED if way[0] in pythons and way != OURS)]:
+            peer = Peer(pythons[who], who, model, 1)
+            peer.ask("values", way, ours if (who, way) == OURS else theirs)
+            peer.end()
+            if (who, way) != OURS:
+                with np.load(ours) as a, np.load(theirs) as b:
+                    found[who, way] = {site: farthest(a[site], b[site]) for site in SITES if site in b.files}
+    return found
+
+
+def farthest(a: np.ndarray, b: np.ndarray) -> float:
+    """The largest difference of any layer, relative to the largest entry of that layer."""
+    if a.shape != b.shape:
+        sys.exit(f"peers must find arrays of one shape, but got {b.shape} and ours is {a.shape}")
+    return max(float(abs(x - y).max() / abs(x).max()) for x, y in zip(a, b, strict=True))
+
+
+def main(gguf: Path, peers: Path) -> None:
+    """Take turns, print, and judge."""
+    model = exported(gguf, peers)
+    pythons = {"mesascope": sys.executable, "plain": sys.executable}
+    for who, folder in {"lens": "lens4", "nnsight": "nnsight"}.items():
+        python = peers / folder / "bin" / "python"
+        if python.exists():
+            pythons[who] = str(python)
+        else:
+            print(f"{who} is left out: there is no {python}; `make bench-capturing` installs it")
+    if THEIRS[0] not in pythons:
+        sys.exit("the bounds must be held against TransformerLens 4.3, but it is not there; run `make bench-capturing`")
+    seconds = {threads: timed(pythons, model, threads) for threads in THREADS}
+    began, apart = first(pythons, model), distances(pythons, model)
+    floor = {threads: operations(model) / products_per_second(threads) for threads in THREADS}
+    show(seconds, began, apart, floor)
+    told = {
+        "seconds": {threads: named(each) for threads, each in seconds.items()},
+        "first": named(began),
+        "distances": named(apart),
+        "floor": floor,
+        "rounds": ROUNDS,
+        "torch": torch.__version__,
+    }
+    (HERE / "results").mkdir(exist_ok=True)
+    (HERE / "results" / "capturing.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    sys.exit(not judged(seconds, began, apart))
+
+
+def named(found: Mapping[Way, object]) -> dict[str, object]:
+    """The same by one word for each way."""
+    return {f"{who} {way}": each for (who, way), each in found.items()}
+
+
+def show(
+    seconds: dict[int, dict[Way, float]],
+    began: dict[Way, dict[str, float]],
+    apart: dict[Way, dict[str, float]],
+    floor: dict[int, float],
+) -> None:
+    """The table."""
+    heads = "".join(f"{f'{threads} thread(s)':>22}" for threads in seconds)
+    print(f"{'':36}{heads}{'first, 1 thread':>17}{'peak':>10}  farthest from ours")
+    for way, once in began.items():
+        each = "".join(f"{took[way]:9.2f} s, {took[way] / took[OURS]:5.2f} x" for took in seconds.values())
+        gaps = ", ".join(f"{site} {gap:.0e}" for site, gap in apart.get(way, {}).items())
+        print(f"{CALLED[way]:36}{each}{once['seconds']:15.2f} s{once['peak'] / 1e9:7.2f} GB  {gaps}")
+    print(
+        f"{'arithmetic alone':36}" + "".join(f"{floor[n]:9.2f} s, {floor[n] / seconds[n][OURS]:5.2f} x" for n in floor)
+    )
+
+
+def judged(
+    seconds: dict[int, dict[Way, float]], began: dict[Way, dict[str, float]], apart: dict[Way, dict[str, float]]
+) -> bool:
+    """Whether every bound holds; each is printed."""
+    memory = began[OURS]["peak"] / began[THEIRS]["peak"]
+    gap = max(max(each.values()) for each in apart.values())
+    held = {
+        f"peak memory, {memory:.2f} of its cache of everything (at most {MOST_MEMORY})": memory <= MOST_MEMORY,
+        f"farthest value, {gap:.1e} (at most {MOST_DISTANCE:.0e})": gap <= MOST_DISTANCE,
+    }
+    for threads, took in seconds.items():
+        speed = took[THEIRS] / took[OURS]
+        line = f"{threads} thread(s), {speed:.2f} times as fast as its cache of everything (at least {LEAST_SPEED})"
+        held[line] = speed >= LEAST_SPEED
+    for line, fine in held.items():
+        print(line if fine else f"{line}: DOES NOT HOLD")
+    return all(held.values())
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2] if len(sys.argv) > 2 else ".peers"))
