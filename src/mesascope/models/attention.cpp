@@ -325,35 +325,28 @@ struct Gradients {
     float maps[ROW * DM], biases[ROW], out[DM * DM], out_bias[DM], gain[DM], shift[DM];
 };
 
-extern "C" const long parts = PARTS, part = sizeof(Gradients) / sizeof(float);
-
-// What a thread needs for one sequence: what its norm, its maps and its heads give, and what comes back to the latter.
-struct alignas(64) Sequence {
-    float norm[L * DM], qkv[L * ROW], mixed[L * DM], p[H * L * LP], dmixed[L * DM], dqkv[L * ROW];
-    const float* read;
-
-    void forward(const float* x, const float* gain, const float* shift, const float* maps, const float* biases,
-                 float scale, float eps) {
-        if (NORM) normed(norm, x, gain, shift, eps);
-        read = NORM ? norm : x;
-        product<L, ROW>(qkv, ROW, {biases, 0}, {read, DM}, {maps, ROW}, DM);
-        heads(qkv, p, mixed, scale);
-    }
+// What a thread needs for one sequence.
+struct alignas(64) Room {
+    float norm[L * DM], back[L * DM], maps_back[L * ROW];
 };
 
-// y = x + out(attend(maps(norm(x)))); maps [DM, ROW] and out [DM, DM] are turned: [in, out].
+extern "C" const long parts = PARTS, part = sizeof(Gradients) / sizeof(float), kept = LP;
+
+// y = x + out(attend(maps(norm(x)))); maps [DM, ROW] and out [DM, DM] are turned: [in, out]. qkv, p and mixed are kept.
 extern "C" void forward(const float* x, const float* gain, const float* shift, const float* maps, const float* biases,
-                        const float* out, const float* out_bias, float* y, long batch, float scale, float eps,
-                        int threads) {
+                        const float* out, const float* out_bias, float* qkv, float* p, float* mixed, float* y,
+                        long batch, float scale, float eps, int threads) {
 #pragma omp parallel num_threads(threads)
     {
-        const auto own = std::make_unique<Sequence>();
+        const auto room = std::make_unique<Room>();
 #pragma omp for schedule(static)
         for (long b = 0; b < batch; b++) {
-            const float* stream = x + b * L * DM;
-            float* to = y + b * L * DM;
-            own->forward(stream, gain, shift, maps, biases, scale, eps);
-            product<L, DM>(to, DM, {stream, DM}, {own->mixed, DM}, {out, DM}, DM);
+            const float *stream = x + b * L * DM, *read = NORM ? room->norm : stream;
+            float *own = qkv + b * L * ROW, *mix = mixed + b * L * DM, *to = y + b * L * DM;
+            if (NORM) normed(room->norm, stream, gain, shift, eps);
+            product<L, ROW>(own, ROW, {biases, 0}, {read, DM}, {maps, ROW}, DM);
+            heads(own, p + b * H * L * LP, mix, scale);
+            product<L, DM>(to, DM, {stream, DM}, {mix, DM}, {out, DM}, DM);
             for (int i = 0; i < L; i++)
                 for (int c = 0; c < DM; c += VW)
                     store(to + i * DM + c, load<U>(to + i * DM + c) + load<U>(out_bias + c));
@@ -361,26 +354,26 @@ extern "C" void forward(const float* x, const float* gain, const float* shift, c
     }
 }
 
-// Gradients of x and, in parts to be summed, of the parameters, given that of y. What the way forth gave is made once
-// more, which takes less time than to keep it in memory; turned is as maps above, maps [ROW, DM] and out as they are.
-extern "C" void backward(const float* x, const float* gain, const float* shift, const float* maps, const float* turned,
-                         const float* biases, const float* out, const float* given, float* dx, float* gradients,
-                         long batch, float scale, float eps, int threads) {
+// Gradients of x and, in parts to be summed, of the parameters, given that of y; maps [ROW, DM] and out as they are.
+extern "C" void backward(const float* x, const float* gain, const float* shift, const float* maps, const float* out,
+                         const float* qkv, const float* p, const float* mixed, const float* given, float* dx,
+                         float* gradients, long batch, float scale, float eps, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int part = 0; part < PARTS; part++) {
         Gradients& sums = reinterpret_cast<Gradients*>(gradients)[part];
-        const auto own = std::make_unique<Sequence>();
-        float *d = own->dmixed, *dqkv = own->dqkv;
+        const auto room = std::make_unique<Room>();
+        float *d = room->back, *dqkv = room->maps_back;
         for (long b = batch * part / PARTS; b < batch * (part + 1) / PARTS; b++) {
-            const float *stream = x + b * L * DM, *g = given + b * L * DM;
+            const float *stream = x + b * L * DM, *read = NORM ? room->norm : stream, *g = given + b * L * DM;
+            const float* mix = mixed + b * L * DM;
             float* to = dx + b * L * DM;
-            own->forward(stream, gain, shift, turned, biases, scale, eps);
+            if (NORM) normed(room->norm, stream, gain, shift, eps);
             add_rows(sums.out_bias, g, DM);
-            product<DM, DM>(sums.out, DM, {sums.out, DM}, {g, 1, DM}, {own->mixed, DM}, L);
+            product<DM, DM>(sums.out, DM, {sums.out, DM}, {g, 1, DM}, {mix, DM}, L);
             product<L, DM>(d, DM, {nullptr, 0}, {g, DM}, {out, DM}, DM);
-            heads_back(own->qkv, own->p, d, dqkv, scale);
+            heads_back(qkv + b * L * ROW, p + b * H * L * LP, d, dqkv, scale);
             add_rows(sums.biases, dqkv, ROW);
-            product<ROW, DM>(sums.maps, DM, {sums.maps, DM}, {dqkv, 1, ROW}, {own->read, DM}, L);
+            product<ROW, DM>(sums.maps, DM, {sums.maps, DM}, {dqkv, 1, ROW}, {read, DM}, L);
             if (NORM) {
                 product<L, DM>(d, DM, {nullptr, 0}, {dqkv, ROW}, {maps, DM}, ROW);
                 std::memcpy(to, g, L * DM * sizeof(float));

@@ -46,14 +46,16 @@ class Kernel:
     Attributes:
         parts: that sums of gradients have.
         part: numbers in each.
+        kept: numbers in a row of weights of attention, as it is kept.
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self.parts, self.part = (ctypes.c_long.in_dll(library, name).value for name in ("parts", "part"))
+        sizes = (ctypes.c_long.in_dll(library, name).value for name in ("parts", "part", "kept"))
+        self.parts, self.part, self.kept = sizes
         self.forward, self.backward = library.forward, library.backward
         rest = (ctypes.c_long, ctypes.c_float, ctypes.c_float, ctypes.c_int)  # batch, scaling, epsilon, threads
-        for function, pointers in ((self.forward, 8), (self.backward, 10)):
-            function.argtypes, function.restype = (*[ctypes.c_void_p] * pointers, *rest), None
+        for function in (self.forward, self.backward):
+            function.argtypes, function.restype = (*[ctypes.c_void_p] * 11, *rest), None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,10 +206,13 @@ class _Sublayer(torch.autograd.Function):
         x, y = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
         compiled = kernel(size)
         assert compiled is not None
-        turned, out_turned, rest = maps.T.contiguous(), out.T.contiguous(), (x.shape[0], scaling, eps)
-        pointers = map(_address, (x, gain, shift, turned, biases, out_turned, out_bias, y))
-        compiled.forward(*pointers, *rest, torch.get_num_threads())
-        ctx.save_for_backward(x, gain, shift, maps, turned, biases, out)
+        (batch, length, width), rest = x.shape, (len(x), scaling, eps)
+        qkv, mixed = x.new_empty(batch, length, 3 * width), torch.empty_like(y)
+        weights = x.new_empty(batch, size.H, length, compiled.kept)
+        turned, out_turned = maps.T.contiguous(), out.T.contiguous()
+        read = x, gain, shift, turned, biases, out_turned, out_bias
+        compiled.forward(*map(_address, (*read, qkv, weights, mixed, y)), *rest, torch.get_num_threads())
+        ctx.save_for_backward(x, gain, shift, maps, out, qkv, weights, mixed)
         ctx.rest = compiled, rest
         return y
 
