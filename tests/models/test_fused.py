@@ -145,6 +145,18 @@ def test_what_is_no_number_is_not_hidden():
     assert y[1].isfinite().all()
 
 
+def test_no_weight_is_below_the_normal_range():
+    """A processor takes a hundred times as long for such numbers, and sharp heads are full of them."""
+    compiled(20)
+    x = random(4, 20, 32)
+    y = fused_sublayer(block_of(4, 8, sharp=6.0), x.requires_grad_())
+    seen = torch.ones(20, 20, dtype=torch.bool).tril()
+    weights = y.grad_fn.saved_tensors[6][..., :20].where(seen, 0.0)
+    assert (weights.sum(-1) - 1).abs().max() < 1e-6
+    assert not ((weights != 0) & (weights < torch.finfo(torch.float32).tiny)).any()
+    assert (weights[..., seen] == 0).any()  # such a weight would have come up
+
+
 def test_smallest_numbers_stay_what_they_are():
     compiled(20)
     assert float(torch.tensor(1e-40) * 1.0) > 0  # some flags let a library set them to zero for everybody

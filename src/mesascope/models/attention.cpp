@@ -63,8 +63,12 @@ static float most(V v) {
 }
 
 // e^x for x <= 0, to the last bit or the one before it: 2^n e^r with |r| <= ln(2) / 2, and Cephes' polynomial for e^r.
+// Below e^LEAST it is 0: next to 1 that is nothing, and what is multiplied with still smaller numbers takes a processor a
+// hundred times as long once they leave the normal range.
+constexpr float LEAST = -60.0f;
 static V exponential(V x) {
-    x = x < -87.0f ? V{} - 87.0f : x;
+    const VI none = x < LEAST;
+    x = none ? V{} + LEAST : x;
     V n = __builtin_convertvector(__builtin_convertvector(x * 1.44269504f - 0.5f, VI), V);
     V r = x - n * 0.693359375f + n * 2.12194440e-4f;
     V y = r * 1.9875691500e-4f + 1.3981999507e-3f;
@@ -76,7 +80,7 @@ static V exponential(V x) {
     VI bits = (__builtin_convertvector(n, VI) + 127) << 23;
     V power;
     std::memcpy(&power, &bits, sizeof power);
-    return y * power;
+    return none ? V{} : y * power;
 }
 
 // A factor or a summand, with numbers from one row to the next and from one column to the next.
