@@ -2,7 +2,7 @@
 # make test   runs every check: format, lint, types, layers, tests, doctests
 # make test-slow   the checks that take minutes each
 # make bench   what opening, recording and patching a language model and attending to a long history cost, against bounds
-# make bench-training   what a training step costs next to the same step in other libraries, each installed apart
+# make bench-training   what a training step, and three seeds of a study, cost next to other libraries, each installed apart
 # make bench-capturing   what a capture costs next to the same capture in other libraries, each installed apart
 # make bench-scaling   how the cost of opening a language model grows with its sequences, against bounds
 # make lint   the checks without the tests
@@ -95,6 +95,7 @@ bench: $(STAMP) $(GGUF)
 
 bench-training: $(STAMP) .peers/lens2/.installed
 	$(BIN)/python benchmarks/training.py .peers
+	$(BIN)/python benchmarks/seeds.py .peers
 
 bench-capturing: $(STAMP) $(GGUF) .peers/lens4/.installed .peers/nnsight/.installed
 	$(BIN)/python benchmarks/capturing.py $(GGUF) .peers
