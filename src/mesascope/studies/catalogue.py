@@ -92,11 +92,17 @@ def _load_file(file: Path):
 
 def _study(file: Path) -> Entry | None:
     """What a file says of the study it holds, if it holds one."""
-    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+    for node in _parsed(file, "STUDY"):
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and _names(node) == ["STUDY"]:
             given = {k.arg: k.value.value for k in node.value.keywords if isinstance(k.value, ast.Constant)}
             return Entry(kind="study", name=str(given["name"]), title=str(given["title"]), file=file)
     return None
+
+
+def _parsed(file: Path, word: str) -> list[ast.stmt]:
+    """The statements of a file that has this word in it; none of another, which need not be parsed."""
+    text = file.read_text(encoding="utf-8")
+    return ast.parse(text).body if word in text else []
 
 
 def _names(node: ast.Assign) -> list[str]:
@@ -106,7 +112,7 @@ def _names(node: ast.Assign) -> list[str]:
 
 def _tasks(file: Path) -> Iterator[Entry]:
     """The final classes of a file, with the first sentence of what they say of themselves."""
-    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+    for node in _parsed(file, "@final"):
         if isinstance(node, ast.ClassDef) and any(getattr(d, "id", "") == "final" for d in node.decorator_list):
             title = (ast.get_docstring(node) or "").split("\n")[0]
             yield Entry(kind="task", name=node.name, title=title, file=file)
