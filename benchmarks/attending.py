@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from measuring import peak
 
 from mesascope.measures.history import BLOCK, attend
 from mesascope.store import Column, History, HistoryWriter
@@ -48,8 +49,7 @@ def measured(folder: Path) -> dict[str, float]:
     began = time.perf_counter()
     found = attend(history, "map.in", x)
     seconds = time.perf_counter() - began
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
-    return {"seconds": seconds, "peak": int(line.split()[1]) * 1024, "check": float(found.top_weight.sum())}
+    return {"seconds": seconds, "peak": peak(), "check": float(found.top_weight.sum())}
 
 
 def floor(history: History) -> tuple[float, float]:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from measuring import forget_peak, peak
 from torch import Tensor
 
 SITES = ("resid_pre", "pattern", "head_write")
@@ -113,16 +114,10 @@ def plain(model: Path, ids: Tensor) -> Ways:
     return {"outputs": found}
 
 
-def peak() -> int:
-    """The largest resident size since it was last forgotten, in bytes."""
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
-    return int(line.split()[1]) * 1024
-
-
 def answer(way: Callable[[], Found], request: str, file: str = "") -> str:
     """Capture once, and say what was asked for."""
     if request == "first":
-        Path("/proc/self/clear_refs").write_text("5")  # forgets the largest resident size, that of loading the model
+        forget_peak()  # that of loading the model
     began = time.perf_counter()
     found = way()
     seconds = time.perf_counter() - began

@@ -13,7 +13,6 @@ bound does not hold.
 
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -23,12 +22,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from captures import SITES
-from training import products_per_second
+from measuring import HERE, Peer, keep, products_per_second
 
 from mesascope.models.load import load_pretrained
 from mesascope.tasks.corpora import prose
 
-HERE = Path(__file__).parent
 SEQUENCES, LENGTH, ROUNDS, THREADS = 4, 256, 7, (1, 2)
 LEAST_SPEED, MOST_MEMORY, MOST_DISTANCE = 1.3, 0.6, 1e-4  # next to the cache of everything, and of the values
 OURS, THEIRS = ("mesascope", "inside"), ("lens", "everything")  # the bounds are on these two: what was asked for
@@ -42,39 +40,6 @@ CALLED = {
 }
 
 Way = tuple[str, str]
-
-
-class Peer:
-    """A process that captures when it is told to."""
-
-    def __init__(self, python: str, who: str, model: Path, threads: int) -> None:
-        self.words = [python, str(HERE / "captures.py"), who, str(model), str(threads)]
-        self.process = subprocess.Popen(
-            self.words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-        if self._line() != "ready":
-            sys.exit(f"{who} must be able to load the model, but it ended; run `{' '.join(self.words)}` to see why")
-
-    def ask(self, request: str, way: str, *file: str) -> str:
-        """One capture, and what was asked of it."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(" ".join((request, way, *file)) + "\n")
-        self.process.stdin.flush()
-        answer = self._line()
-        if not answer:
-            sys.exit(
-                f"a peer must capture, but ended at `{request} {way}`; ask `{' '.join(self.words)}` for it to see why"
-            )
-        return answer
-
-    def end(self) -> None:
-        """Let it go."""
-        self.process.communicate()
-
-    def _line(self) -> str:
-        """What it says next."""
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
 
 
 def exported(gguf: Path, peers: Path) -> Path:
@@ -106,10 +71,15 @@ def operations(model: Path) -> int:
     return 2 * tokens * (layers * (linear + attention + width * width) + width * config["vocab_size"])
 
 
+def begun(python: str, who: str, model: Path, threads: int) -> Peer:
+    """A process that captures when it is told to."""
+    return Peer(python, str(HERE / "captures.py"), who, str(model), str(threads))
+
+
 def timed(pythons: dict[str, str], model: Path, threads: int) -> dict[Way, float]:
     """The median seconds of each way, all in turns."""
     ways = [way for way in CALLED if way[0] in pythons]
-    peers = {who: Peer(python, who, model, threads) for who, python in pythons.items()}
+    peers = {who: begun(python, who, model, threads) for who, python in pythons.items()}
     for who, way in ways:
         peers[who].ask("seconds", way)
     rounds = [{(who, way): float(peers[who].ask("seconds", way)) for who, way in ways} for _ in range(ROUNDS)]
@@ -122,7 +92,7 @@ def first(pythons: dict[str, str], model: Path) -> dict[Way, dict[str, float]]:
     """What the first capture of a process takes, one thread each: seconds, and peak memory in bytes."""
     found: dict[Way, dict[str, float]] = {}
     for who, way in [way for way in CALLED if way[0] in pythons]:
-        peer = Peer(pythons[who], who, model, 1)
+        peer = begun(pythons[who], who, model, 1)
         seconds, peak = peer.ask("first", way).split()
         found[who, way] = {"seconds": float(seconds), "peak": float(peak)}
         peer.end()
@@ -135,7 +105,7 @@ def distances(pythons: dict[str, str], model: Path) -> dict[Way, dict[str, float
     with tempfile.TemporaryDirectory() as folder:
         ours, theirs = str(Path(folder) / "ours.npz"), str(Path(folder) / "theirs.npz")
         for who, way in [OURS, *(way for way in CALLED if way[0] in pythons and way != OURS)]:
-            peer = Peer(pythons[who], who, model, 1)
+            peer = begun(pythons[who], who, model, 1)
             peer.ask("values", way, ours if (who, way) == OURS else theirs)
             peer.end()
             if (who, way) != OURS:
@@ -173,10 +143,8 @@ def main(gguf: Path, peers: Path) -> None:
         "distances": named(apart),
         "floor": floor,
         "rounds": ROUNDS,
-        "torch": torch.__version__,
     }
-    (HERE / "results").mkdir(exist_ok=True)
-    (HERE / "results" / "capturing.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    keep("capturing", told)
     sys.exit(not judged(seconds, began, apart))
 
 

@@ -8,13 +8,12 @@ train their seeds in processes of their own then.
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from measuring import keep
 
 from mesascope.models.config import DecoderConfig
 from mesascope.tasks.affine import Affine
@@ -22,7 +21,6 @@ from mesascope.train import AdamW, Training, batches, threads
 from mesascope.train.loop import begin_training, update
 from mesascope.train.population import Members, side_by_side, update_all
 
-HERE = Path(__file__).parent
 TASK = Affine(length=20)
 MODEL = DecoderConfig(d_in=1, d_out=1, num_hidden_layers=3, num_attention_heads=4, hidden_size=64, norm="layer")
 SIZES = {"cuda": (64, 300), "cpu": (8, 20)}  # seeds, steps
@@ -87,9 +85,7 @@ def main(device: str) -> None:
         print(f"{name:20s} {took:8.2f} s, {seeds * steps / took:10.0f} steps of one seed a second")
     print(f"at once is {in_turn / at_once:.2f} times as fast")
     told = {"device": called, "seeds": seeds, "steps": steps, "at once": at_once, "one after another": in_turn}
-    (HERE / "results").mkdir(exist_ok=True)
-    text = json.dumps({**told, "ratio": in_turn / at_once, "torch": torch.__version__}, indent=1)
-    (HERE / "results" / "population.json").write_text(text + "\n", encoding="utf-8")
+    keep("population", {**told, "ratio": in_turn / at_once})
 
 
 if __name__ == "__main__":

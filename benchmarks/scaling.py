@@ -15,7 +15,6 @@ would be hidden. Exits with 1 if a bound does not hold.
 """
 
 import gc
-import json
 import subprocess
 import sys
 import time
@@ -24,16 +23,16 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import wraps
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from captures import peak
+from measuring import forget_peak, keep, peak
 from transformers import PreTrainedModel
 
 from capturing import exported
-from mesascope.capturing import attending
 from mesascope.capturing.dispatch import Attended
 from mesascope.inspection.parts import PARTS, Material, Part
 from mesascope.inspection.text import ordinary
@@ -43,7 +42,7 @@ from mesascope.models.load import load_pretrained
 from mesascope.tasks.corpora import prose
 from mesascope.train import threads as using
 
-HERE = Path(__file__).parent
+ATTENDING = import_module("mesascope.capturing.attending")  # whose package has a function of this name
 TOKENS, LENGTHS, ROUNDS, THREADS = 8192, (256, 512, 1024, 2048), 3, 2
 FEW, MANY, MEMORY_LENGTH = 4, 16, 512
 MOST_GROWTH, MOST_MEMORY, LARGE = 1.2, 1.1, 0.05
@@ -96,16 +95,11 @@ def watched(watch: Stopwatch) -> Iterator[list[Part]]:
     with ExitStack() as patches:
         for home, name, part in (
             (Attended, "run", FUNCTION),
-            (attending_file(), "_show_rows", WEIGHTS),
-            (attending_file(), "attention_weights", WEIGHTS),
+            (ATTENDING, "_show_rows", WEIGHTS),
+            (ATTENDING, "attention_weights", WEIGHTS),
         ):
             patches.enter_context(patch.object(home, name, watch.of(part, getattr(home, name))))
         yield [replace(part, instruments={k: noted(watch, i) for k, i in part.instruments.items()}) for part in PARTS]
-
-
-def attending_file() -> Any:
-    """The module in which attention is shown; its package gives a function of the same name."""
-    return sys.modules[attending.__module__.rsplit(".", 1)[0] + ".attending"]
 
 
 def noted(watch: Stopwatch, one: Instrument) -> Instrument:
@@ -155,7 +149,7 @@ def remembered(path: Path, part: Part, sequences: int) -> int:
     model, ids, allowed = opened(path)
     material = Material(ids=ids[: sequences * MEMORY_LENGTH].view(sequences, -1), allowed=allowed)
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the largest resident size, that of loading the model
+    forget_peak()  # that of loading the model
     with using(THREADS):
         part.run(model, material, list(part.instruments.values()))
     return peak()
@@ -173,9 +167,7 @@ def main(path: Path) -> None:
     times = timed(path)
     show(times)
     peaks = {sequences: peaks_of(path, sequences) for sequences in (FEW, MANY)}
-    (HERE / "results").mkdir(exist_ok=True)
-    told = {"milliseconds a token": times, "peak": peaks, "threads": THREADS, "torch": torch.__version__}
-    (HERE / "results" / "scaling.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    keep("scaling", {"milliseconds a token": times, "peak": peaks, "threads": THREADS})
     sys.exit(not judged(times, peaks))
 
 

@@ -9,7 +9,6 @@ last, so some of them are timed, half before ours and half after, and counted as
 number of threads at which it is fastest. Exits with 1 if the bound does not hold.
 """
 
-import json
 import statistics
 import sys
 import tempfile
@@ -17,8 +16,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from training import THREADS, Peer
+from measuring import keep
+from training import THREADS, timed
 
 from mesascope.cluster import Processes
 from mesascope.runner import describe
@@ -26,8 +25,7 @@ from mesascope.store import Run, ignore
 from mesascope.studies.catalogue import load
 from mesascope.train import fit
 
-HERE = Path(__file__).parent
-SEEDS, TURNS, LEAST = 3, 15, 2.2
+SEEDS, LEAST = 3, 2.2
 STUDY = load("affine")
 
 
@@ -49,11 +47,7 @@ def ours() -> float:
 
 def theirs(python: str) -> list[float]:
     """Seconds of a step, by the number of threads."""
-    peers = [Peer(python, "lens_affine", threads) for threads in THREADS]
-    for _ in range(TURNS):
-        for peer in peers:
-            peer.turn()
-    return [peer.end() for peer in peers]
+    return [timed({"lens_affine": python}, threads)["lens_affine"] for threads in THREADS]
 
 
 def main(peers: Path) -> None:
@@ -72,9 +66,7 @@ def main(peers: Path) -> None:
     print(f"{'TransformerLens 2.18':40s} {step * steps:6.1f} s one after another ({1e3 * step:.1f} ms a step)")
     print(f"{ratio:.2f} times as fast (at least {LEAST}){'' if ratio >= LEAST else ': DOES NOT HOLD'}")
     told = {"ours": took, "theirs": step * steps, "steps": steps, "before": before, "after": after}
-    (HERE / "results").mkdir(exist_ok=True)
-    text = json.dumps({**told, "ratio": ratio, "torch": torch.__version__}, indent=1)
-    (HERE / "results" / "seeds.json").write_text(text + "\n", encoding="utf-8")
+    keep("seeds", {**told, "ratio": ratio})
     sys.exit(ratio < LEAST)
 
 

@@ -7,19 +7,14 @@ All take turns in one session, since machines are noisy; medians are compared, e
 it is fastest. Exits with 1 if a bound does not hold.
 """
 
-import json
 import statistics
-import subprocess
 import sys
-import time
+from collections.abc import Mapping
 from pathlib import Path
 
-import torch
+from measuring import HERE, Peer, keep, products_per_second
 from steps import BATCH, LAYERS, LENGTH, WIDTH
 
-from mesascope.train import threads as using
-
-HERE = Path(__file__).parent
 ROUNDS, STEPS, THREADS = 15, 10, (1, 2)
 LEAST = {"lens": 2.0, "plain": 1.8}  # times as fast
 CALLED = {
@@ -30,32 +25,6 @@ CALLED = {
 }
 
 
-class Peer:
-    """A process that steps when it is told to."""
-
-    def __init__(self, python: str, who: str, threads: int) -> None:
-        words = [python, str(HERE / "steps.py"), who, str(threads)]
-        self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.times: list[float] = []
-        assert self.process.stdout is not None
-        ready = self.process.stdout.readline()
-        if not ready.startswith("ready"):
-            sys.exit(f"{who} must be able to take a step, but it ended; run `{' '.join(words)}` to see why")
-
-    def turn(self) -> None:
-        """A few steps."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(f"{STEPS}\n")
-        self.process.stdin.flush()
-        self.times.append(float(self.process.stdout.readline()) / STEPS)
-
-    def end(self) -> float:
-        """Let it go; its median."""
-        self.process.communicate()
-        return statistics.median(self.times)
-
-
 def operations() -> int:
     """Multiplications and additions of the products of one step: forward, and twice as much backward."""
     tokens = BATCH * LENGTH
@@ -64,16 +33,13 @@ def operations() -> int:
     return 3 * LAYERS * (projections + attention)
 
 
-def products_per_second(threads: int) -> float:
-    """Operations a second in a large product of matrices."""
-    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
-    times = []
-    with using(threads):
-        for _ in range(8):
-            began = time.perf_counter()
-            torch.mm(a, b)
-            times.append(time.perf_counter() - began)
-    return 2 * 2048**3 / statistics.median(times)
+def timed(pythons: Mapping[str, str], threads: int) -> dict[str, float]:
+    """The median seconds of a step of each, by turns."""
+    peers = {who: Peer(python, str(HERE / "steps.py"), who, str(threads)) for who, python in pythons.items()}
+    rounds = [{who: float(peer.ask(STEPS)) / STEPS for who, peer in peers.items()} for _ in range(ROUNDS)]
+    for peer in peers.values():
+        peer.end()
+    return {who: statistics.median(each[who] for each in rounds) for who in peers}
 
 
 def main(peers: Path) -> None:
@@ -84,12 +50,8 @@ def main(peers: Path) -> None:
         print(f"{CALLED[who]} is left out: there is no {there.pop(who)}; `make bench-training` installs it")
     found: dict[str, dict[int, float]] = {who: {} for who in there}
     for threads in THREADS:
-        running = {who: Peer(python, who, threads) for who, python in there.items()}
-        for _ in range(ROUNDS):
-            for peer in running.values():
-                peer.turn()
-        for who, peer in running.items():
-            found[who][threads] = peer.end()
+        for who, seconds in timed(there, threads).items():
+            found[who][threads] = seconds
     best = {who: min(times.values()) for who, times in found.items()}
     floor = min(operations() / products_per_second(threads) for threads in THREADS)
     held = True
@@ -101,9 +63,7 @@ def main(peers: Path) -> None:
         bound = "" if least is None else f" (at least {least})"
         print(f"{CALLED[who]:40s} {each}: {ratio:.2f} times ours{bound}{'' if fine else ': DOES NOT HOLD'}")
     print(f"{'arithmetic alone':40s} {1e3 * floor:6.1f} ms, {floor / best['mesascope']:.2f} of ours")
-    told = {"seconds": found, "floor": floor, "steps": STEPS * ROUNDS, "torch": torch.__version__}
-    (HERE / "results").mkdir(exist_ok=True)
-    (HERE / "results" / "training.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    keep("training", {"seconds": found, "floor": floor, "steps": STEPS * ROUNDS})
     sys.exit(not held)
 
 
