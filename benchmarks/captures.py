@@ -7,8 +7,8 @@ WAY` or `values WAY FILE`. Captures once in this way, and answers with the secon
 largest resident size of the process meanwhile, in bytes, or with the file to which it wrote what it found.
 
 Every capture, but for the floor, finds the same: the residual stream before every layer (batch, pos, d_model), the
-attention pattern of every layer (batch, head, query, key), and what every head writes to the stream (batch, pos, head,
-d_model), as a list of layers or a tensor whose first axis is the layer.
+attention pattern of every layer (batch, head, query, key), and what every head gives (batch, pos, head, d_head), as a
+list of layers or a tensor whose first axis is the layer.
 """
 
 import json
@@ -23,7 +23,7 @@ import torch
 from measuring import forget_peak, peak
 from torch import Tensor
 
-SITES = ("resid_pre", "pattern", "head_write")
+SITES = ("resid_pre", "pattern", "head_out")
 
 Found = Mapping[str, Iterable[Tensor]]
 Ways = dict[str, Callable[[], Found]]
@@ -45,9 +45,8 @@ def mesascope(model: Path, ids: Tensor) -> Ways:
     ours, _ = load_pretrained(model)
 
     def found(*more: str) -> Found:
-        recorded = capture(ours, ids, ["resid_pre", "pattern", "head_out", *more])
-        found = {"resid_pre": recorded["resid_pre"], "pattern": recorded["pattern"]}
-        return Kept(found | {"head_write": recorded.head_writes().transpose(2, 3)}, recorded)
+        recorded = capture(ours, ids, [*SITES, *more])
+        return Kept({site: recorded[site] for site in SITES}, recorded)
 
     return {"whole": lambda: found("prediction"), "inside": found}
 
@@ -59,13 +58,12 @@ def lens(model: Path, ids: Tensor) -> Ways:
 
     loaded, tokenizer = AutoModelForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
     bridge = TransformerBridge.boot_transformers(str(model), hf_model=loaded, tokenizer=tokenizer, device="cpu")
-    hooks = {"resid_pre": "hook_resid_pre", "pattern": "attn.hook_pattern", "head_write": "attn.hook_result"}
-    wanted = ("hook_resid_pre", "attn.hook_pattern", "attn.hook_z")
+    hooks = {"resid_pre": "hook_resid_pre", "pattern": "attn.hook_pattern", "head_out": "attn.hook_z"}
+    wanted = tuple(hooks.values())
 
     def found(**options: object) -> Found:
         with torch.no_grad():
             _, cache = bridge.run_with_cache(ids, **options)
-            cache.compute_head_results()
         layers = range(bridge.cfg.n_layers)
         return Kept({site: [cache[f"blocks.{n}.{hook}"] for n in layers] for site, hook in hooks.items()}, cache)
 
@@ -73,31 +71,24 @@ def lens(model: Path, ids: Tensor) -> Ways:
 
 
 def nnsight(model: Path, ids: Tensor) -> Ways:
-    """What nnsight saves inside one trace, and heads from what their projection reads."""
+    """What nnsight saves inside one trace: what heads give is what their projection reads."""
     from nnsight import LanguageModel
 
     language = LanguageModel(str(model), attn_implementation="eager", dtype=torch.float32, dispatch=True)
     heads = language.config.num_attention_heads
 
+    @torch.no_grad()
     def found() -> Found:
         resid, pattern, inputs = [], [], []
-        with torch.no_grad():
-            with language.trace(ids):
-                for layer in language.model.layers:
-                    resid.append(layer.input.save())
-                    inputs.append(layer.self_attn.o_proj.input.save())
-                    pattern.append(layer.self_attn.output[1].save())
-                language.output.logits.save()
-            weights = [layer.self_attn.o_proj.weight for layer in language.model.layers]
-            write = [written(x, weight, heads) for x, weight in zip(inputs, weights, strict=True)]
-        return {"resid_pre": resid, "pattern": pattern, "head_write": write}
+        with language.trace(ids):
+            for layer in language.model.layers:
+                resid.append(layer.input.save())
+                inputs.append(layer.self_attn.o_proj.input.save())
+                pattern.append(layer.self_attn.output[1].save())
+            language.output.logits.save()
+        return {"resid_pre": resid, "pattern": pattern, "head_out": [x.unflatten(-1, (heads, -1)) for x in inputs]}
 
     return {"trace": found}
-
-
-def written(x: Tensor, weight: Tensor, heads: int) -> Tensor:
-    """What each head writes, from what the output projection reads."""
-    return torch.einsum("bphd,mhd->bphm", x.unflatten(-1, (heads, -1)), weight.unflatten(1, (heads, -1)))
 
 
 def plain(model: Path, ids: Tensor) -> Ways:

@@ -4,11 +4,10 @@
 
 PEERS is the folder of their environments, as `make bench-capturing` leaves it; who is not there is left out, and named.
 SmolLM2 is written there once as safetensors, which all can read. All capture the residual stream, the attention
-patterns and what each head writes, of 4 sequences of 256 tokens of prose, in float32, and give the logits unless it
-says otherwise. They take turns in one session, since machines are noisy; medians are compared, at each number of
-threads. The first capture of a process, with its checks or its set-up, has a process of its own, in which memory is
-measured too: from when the model is loaded. What the others found is held against what we found. Exits with 1 if a
-bound does not hold.
+patterns and what each head gives, of 4 sequences of 256 tokens of prose, in float32, and give the logits unless it
+says otherwise. They take turns in one session, since machines are noisy; medians are compared. The first capture of a
+process, with its checks or its set-up, has a process of its own, in which memory is measured too: from when the model
+is loaded. What the others found is held against what we found. Exits with 1 if a bound does not hold.
 """
 
 import json
@@ -27,7 +26,7 @@ from measuring import HERE, Peer, keep, products_per_second
 from mesascope.models.load import load_pretrained
 from mesascope.tasks.corpora import prose
 
-SEQUENCES, LENGTH, ROUNDS, THREADS = 4, 256, 7, (1, 2)
+SEQUENCES, LENGTH, ROUNDS, THREADS = 4, 256, 7, 2
 LEAST_SPEED, MOST_MEMORY, MOST_DISTANCE = 1.3, 0.6, 1e-4  # next to the cache of everything, and of the values
 OURS, THEIRS = ("mesascope", "inside"), ("lens", "everything")  # the bounds are on these two: what was asked for
 CALLED = {
@@ -36,7 +35,7 @@ CALLED = {
     ("lens", "everything"): "TransformerLens 4.3, everything",
     ("lens", "filtered"): "TransformerLens 4.3, names_filter",
     ("nnsight", "trace"): "nnsight 0.8",
-    ("plain", "outputs"): "transformers, without head outputs",
+    ("plain", "outputs"): "transformers, without what heads give",
 }
 
 Way = tuple[str, str]
@@ -61,25 +60,25 @@ def exported(gguf: Path, peers: Path) -> Path:
 
 
 def operations(model: Path) -> int:
-    """Multiplications and additions of the products: linear maps, logits, attention, and what each head writes."""
+    """Multiplications and additions of the products: linear maps, attention and logits."""
     config = json.loads((model / "config.json").read_text())
     width, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
     keys = width // heads * config["num_key_value_heads"]
     tokens, layers = SEQUENCES * LENGTH, config["num_hidden_layers"]
     linear = 2 * width * width + 2 * width * keys + 3 * width * inner
     attention = 2 * LENGTH * width
-    return 2 * tokens * (layers * (linear + attention + width * width) + width * config["vocab_size"])
+    return 2 * tokens * (layers * (linear + attention) + width * config["vocab_size"])
 
 
-def begun(python: str, who: str, model: Path, threads: int) -> Peer:
+def begun(python: str, who: str, model: Path) -> Peer:
     """A process that captures when it is told to."""
-    return Peer(python, str(HERE / "captures.py"), who, str(model), str(threads))
+    return Peer(python, str(HERE / "captures.py"), who, str(model), str(THREADS))
 
 
-def timed(pythons: dict[str, str], model: Path, threads: int) -> dict[Way, float]:
+def timed(pythons: dict[str, str], model: Path) -> dict[Way, float]:
     """The median seconds of each way, all in turns."""
     ways = [way for way in CALLED if way[0] in pythons]
-    peers = {who: begun(python, who, model, threads) for who, python in pythons.items()}
+    peers = {who: begun(python, who, model) for who, python in pythons.items()}
     for who, way in ways:
         peers[who].ask("seconds", way)
     rounds = [{(who, way): float(peers[who].ask("seconds", way)) for who, way in ways} for _ in range(ROUNDS)]
@@ -89,28 +88,22 @@ def timed(pythons: dict[str, str], model: Path, threads: int) -> dict[Way, float
 
 
 def first(pythons: dict[str, str], model: Path) -> dict[Way, dict[str, float]]:
-    """What the first capture of a process takes, one thread each: seconds, and peak memory in bytes."""
-    found: dict[Way, dict[str, float]] = {}
-    for who, way in [way for way in CALLED if way[0] in pythons]:
-        peer = begun(pythons[who], who, model, 1)
-        seconds, peak = peer.ask("first", way).split()
-        found[who, way] = {"seconds": float(seconds), "peak": float(peak)}
-        peer.end()
-    return found
+    """What the first capture of a process takes, seconds and peak memory in bytes, and how far from ours its sites are.
 
-
-def distances(pythons: dict[str, str], model: Path) -> dict[Way, dict[str, float]]:
-    """How far what others found is from ours, by site: the largest difference, relative to the largest in its layer."""
+    A distance is the largest difference, relative to the largest entry in its layer.
+    """
     found: dict[Way, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         ours, theirs = str(Path(folder) / "ours.npz"), str(Path(folder) / "theirs.npz")
         for who, way in [OURS, *(way for way in CALLED if way[0] in pythons and way != OURS)]:
-            peer = begun(pythons[who], who, model, 1)
+            peer = begun(pythons[who], who, model)
+            seconds, peak = peer.ask("first", way).split()
+            found[who, way] = {"seconds": float(seconds), "peak": float(peak)}
             peer.ask("values", way, ours if (who, way) == OURS else theirs)
             peer.end()
             if (who, way) != OURS:
                 with np.load(ours) as a, np.load(theirs) as b:
-                    found[who, way] = {site: farthest(a[site], b[site]) for site in SITES if site in b.files}
+                    found[who, way] |= {site: farthest(a[site], b[site]) for site in SITES if site in b.files}
     return found
 
 
@@ -133,19 +126,14 @@ def main(gguf: Path, peers: Path) -> None:
             print(f"{who} is left out: there is no {python}; `make bench-capturing` installs it")
     if THEIRS[0] not in pythons:
         sys.exit("the bounds must be held against TransformerLens 4.3, but it is not there; run `make bench-capturing`")
-    seconds = {threads: timed(pythons, model, threads) for threads in THREADS}
-    began, apart = first(pythons, model), distances(pythons, model)
-    floor = {threads: operations(model) / products_per_second(threads) for threads in THREADS}
-    show(seconds, began, apart, floor)
-    told = {
-        "seconds": {threads: named(each) for threads, each in seconds.items()},
-        "first": named(began),
-        "distances": named(apart),
-        "floor": floor,
-        "rounds": ROUNDS,
-    }
-    keep("capturing", told)
-    sys.exit(not judged(seconds, began, apart))
+    seconds, began = timed(pythons, model), first(pythons, model)
+    floor = operations(model) / products_per_second(THREADS)
+    show(seconds, began, floor)
+    keep(
+        "capturing",
+        {"seconds": named(seconds), "first": named(began), "floor": floor, "rounds": ROUNDS, "threads": THREADS},
+    )
+    sys.exit(not judged(seconds, began))
 
 
 def named(found: Mapping[Way, object]) -> dict[str, object]:
@@ -153,38 +141,25 @@ def named(found: Mapping[Way, object]) -> dict[str, object]:
     return {f"{who} {way}": each for (who, way), each in found.items()}
 
 
-def show(
-    seconds: dict[int, dict[Way, float]],
-    began: dict[Way, dict[str, float]],
-    apart: dict[Way, dict[str, float]],
-    floor: dict[int, float],
-) -> None:
+def show(seconds: dict[Way, float], began: dict[Way, dict[str, float]], floor: float) -> None:
     """The table."""
-    heads = "".join(f"{f'{threads} thread(s)':>22}" for threads in seconds)
-    print(f"{'':36}{heads}{'first, 1 thread':>17}{'peak':>10}  farthest from ours")
+    print(f"{'':40}{'a capture':>20}{'the first':>14}{'peak':>10}  farthest from ours")
     for way, once in began.items():
-        each = "".join(f"{took[way]:9.2f} s, {took[way] / took[OURS]:5.2f} x" for took in seconds.values())
-        gaps = ", ".join(f"{site} {gap:.0e}" for site, gap in apart.get(way, {}).items())
-        print(f"{CALLED[way]:36}{each}{once['seconds']:15.2f} s{once['peak'] / 1e9:7.2f} GB  {gaps}")
-    print(
-        f"{'arithmetic alone':36}" + "".join(f"{floor[n]:9.2f} s, {floor[n] / seconds[n][OURS]:5.2f} x" for n in floor)
-    )
+        each = f"{seconds[way]:9.2f} s, {seconds[way] / seconds[OURS]:5.2f} x"
+        gaps = ", ".join(f"{site} {once[site]:.0e}" for site in SITES if site in once)
+        print(f"{CALLED[way]:40}{each}{once['seconds']:12.2f} s{once['peak'] / 1e9:7.2f} GB  {gaps}")
+    print(f"{'arithmetic alone, with logits':40}{floor:9.2f} s, {floor / seconds[OURS]:5.2f} x")
 
 
-def judged(
-    seconds: dict[int, dict[Way, float]], began: dict[Way, dict[str, float]], apart: dict[Way, dict[str, float]]
-) -> bool:
+def judged(seconds: dict[Way, float], began: dict[Way, dict[str, float]]) -> bool:
     """Whether every bound holds; each is printed."""
-    memory = began[OURS]["peak"] / began[THEIRS]["peak"]
-    gap = max(max(each.values()) for each in apart.values())
+    speed, memory = seconds[THEIRS] / seconds[OURS], began[OURS]["peak"] / began[THEIRS]["peak"]
+    gap = max(once[site] for once in began.values() for site in SITES if site in once)
     held = {
+        f"{speed:.2f} times as fast as its cache of everything (at least {LEAST_SPEED})": speed >= LEAST_SPEED,
         f"peak memory, {memory:.2f} of its cache of everything (at most {MOST_MEMORY})": memory <= MOST_MEMORY,
         f"farthest value, {gap:.1e} (at most {MOST_DISTANCE:.0e})": gap <= MOST_DISTANCE,
     }
-    for threads, took in seconds.items():
-        speed = took[THEIRS] / took[OURS]
-        line = f"{threads} thread(s), {speed:.2f} times as fast as its cache of everything (at least {LEAST_SPEED})"
-        held[line] = speed >= LEAST_SPEED
     for line, fine in held.items():
         print(line if fine else f"{line}: DOES NOT HOLD")
     return all(held.values())
