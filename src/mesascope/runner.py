@@ -187,7 +187,7 @@ def _work(arm: Arm, job: Job, progress: Callable[[int, int, float], None], say: 
     task, training = _prepared(arm, job.scale, run, ignore), setup.training
     fit(task, arm.model, training, job.seed, run, device=job.device, progress=progress, say=say)
     drawn = task.validation().sample(setup.sequences, torch.Generator().manual_seed(HELD_OUT))
-    batch = drawn.to(job.device, getattr(torch, training.dtype))
+    batch = drawn.to(job.device, training.precision)
     found: dict[str, list[xr.Dataset]] = {one.name: [] for one in arm.instruments}
     opened = _Opened(arm=arm, task=task, training=training, run=run, seed=job.seed, batch=batch, device=job.device)
     for place, step in enumerate(training.due):

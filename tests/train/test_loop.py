@@ -1,6 +1,6 @@
 """Training: it learns, it is reproducible, and it stops where numbers stop making sense."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
@@ -14,7 +14,7 @@ from mesascope.models.config import DecoderConfig
 from mesascope.models.load import load_checkpoint
 from mesascope.store import Run, RunError
 from mesascope.tasks.affine import Affine
-from mesascope.tasks.base import Batch, Task
+from mesascope.tasks.base import Batch
 from mesascope.train import SGD, Constant, Training, TrainingDiverged, fit, log_spaced
 from mesascope.train.loop import ahead, batch_of, batches
 
@@ -28,21 +28,14 @@ def run(tmp_path: Path) -> Run:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Breaks(Task):
+class Breaks(trainee.Blind):
     """An affine task whose loss, or the slope of it, is no number at some batch."""
 
     what: str = "loss"
-    affine: Affine = trainee.TASK
-
-    def sample(self, n: int, generator: torch.Generator) -> Batch:
-        return self.affine.sample(n, generator)
-
-    def oracles(self, batch: Batch) -> Mapping[str, torch.Tensor]:
-        return {}
 
     def loss(self, prediction: torch.Tensor, batch: Batch) -> torch.Tensor:
-        error = self.affine.loss(prediction, batch)
-        if not torch.equal(batch.inputs, batch_of(self.affine, SHORT, 0, 5).inputs):
+        error = trainee.TASK.loss(prediction, batch)
+        if not torch.equal(batch.inputs, batch_of(trainee.TASK, SHORT, 0, 5).inputs):
             return error
         return error * float("nan") if self.what == "loss" else (error * 0).sqrt() + error.detach()
 

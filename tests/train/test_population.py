@@ -197,17 +197,11 @@ def test_a_damaged_checkpoint_is_named_and_that_seed_alone_is_behind(alone: Run,
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Breaks(Task):
+class Breaks(trainee.Blind):
     """An affine task whose loss, or the slope of it, is no number at the batch of seed 1 and step 5."""
 
     what: str = "loss"
     looks: bool = False  # at values, so that it cannot be vectorised
-
-    def sample(self, n: int, generator: torch.Generator) -> Batch:
-        return trainee.TASK.sample(n, generator)
-
-    def oracles(self, batch: Batch) -> Mapping[str, torch.Tensor]:
-        return {}
 
     def loss(self, prediction: torch.Tensor, batch: Batch) -> torch.Tensor:
         error = trainee.TASK.loss(prediction, batch)

@@ -5,19 +5,32 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+import torch
 
 from mesascope.cluster import Processes
 from mesascope.models.config import DecoderConfig
 from mesascope.store import Run, ignore
 from mesascope.tasks.affine import Affine
+from mesascope.tasks.base import Batch, Task
 from mesascope.train import AdamW, Training, fit
 
 TASK = Affine(length=6)
 MODEL = DecoderConfig(d_in=1, d_out=1, num_hidden_layers=1, hidden_size=8, num_attention_heads=2, norm="layer")
 TRAINING = Training(steps=120, batch_size=8, optimizer=AdamW(lr=1e-2), warmup=12, checkpoints=5, history=True)
 WHAT = {"study": "trainee", "scale": "smoke", "parameters": {}}
+
+
+class Blind(Task):
+    """The affine task, whose predictors nobody knows; its loss is the test's."""
+
+    def sample(self, n: int, generator: torch.Generator) -> Batch:
+        return TASK.sample(n, generator)
+
+    def oracles(self, batch: Batch) -> Mapping[str, torch.Tensor]:
+        return {}
 
 
 def train(path: Path, seed: int, **options) -> Path:

@@ -134,14 +134,14 @@ static void add_rows(float* y, const float* x, int columns) {
 
 // One row of the stream, and how its norm sees it.
 struct Row {
-    U x[NM], centred[NM];
+    U centred[NM];
     float scale;
-    Row(const float* from, float eps) {
+    Row(const float* x, float eps) {
         U total = {}, squares = {};
-        for (int n = 0; n < NM; n++) total += x[n] = load<U>(from + n * VW);
+        for (int n = 0; n < NM; n++) total += centred[n] = load<U>(x + n * VW);
         const float mean = NORM == 1 ? sum(total) / DM : 0.0f;
         for (int n = 0; n < NM; n++) {
-            centred[n] = x[n] - mean;
+            centred[n] -= mean;
             squares += centred[n] * centred[n];
         }
         scale = 1.0f / std::sqrt(sum(squares) / DM + eps);
@@ -334,7 +334,7 @@ struct alignas(64) Room {
     float norm[L * DM], back[L * DM], maps_back[L * ROW];
 };
 
-extern "C" const long parts = PARTS, part = sizeof(Gradients) / sizeof(float), kept = LP;
+extern "C" const long PARTS_OF_SUMS = PARTS, NUMBERS_IN_A_PART = sizeof(Gradients) / sizeof(float), NUMBERS_IN_A_ROW = LP;
 
 // y = x + out(attend(maps(norm(x)))); maps [DM, ROW] and out [DM, DM] are turned: [in, out]. qkv, p and mixed are kept.
 extern "C" void forward(const float* x, const float* gain, const float* shift, const float* maps, const float* biases,

@@ -37,6 +37,7 @@ NAME = "mesascope_fused"
 LONGEST, WIDEST = 64, 256  # positions, d_model: beyond, products are large enough for a library
 WIDTH = 8  # numbers in a vector: a head has a multiple of them
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-ffp-contract=fast", "-shared", "-fPIC")
+KEPT = ("PARTS_OF_SUMS", "NUMBERS_IN_A_PART", "NUMBERS_IN_A_ROW")  # constants that a compiled kernel tells
 BETTER = (("-march=native", "-fopenmp"), ("-march=native",), ("-mcpu=native",), ())  # the first that a compiler knows
 
 
@@ -50,7 +51,7 @@ class Kernel:
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        sizes = (ctypes.c_long.in_dll(library, name).value for name in ("parts", "part", "kept"))
+        sizes = (ctypes.c_long.in_dll(library, name).value for name in KEPT)
         self.parts, self.part, self.kept = sizes
         self.forward, self.backward = library.forward, library.backward
         rest = (ctypes.c_long, ctypes.c_float, ctypes.c_float, ctypes.c_int)  # batch, scaling, epsilon, threads
@@ -106,14 +107,17 @@ def _heard(model: Decoder) -> bool:
 def _size(block: nn.Module, length: int) -> Size:
     """What the kernel of a block is compiled for."""
     assert isinstance(block, Block)
-    attention, norm = block.attention, _norm(block)
+    attention = block.attention
     heads = attention.q_proj.out_features // attention.head_dim
-    return Size(H=heads, D=attention.head_dim, L=length, NORM=(nn.Identity, nn.LayerNorm, nn.RMSNorm).index(type(norm)))
+    return Size(H=heads, D=attention.head_dim, L=length, NORM=_norm(block)[0])
 
 
-def _norm(block: Block) -> nn.Module:
-    """What stands before the maps."""
-    return nn.Identity() if block.post else block.attention_norm
+def _norm(block: Block) -> tuple[int, Tensor | None, Tensor | None, float]:
+    """What stands before the maps: its number in the kernel, gain, shift, and what keeps its root from 0."""
+    norm = block.attention_norm
+    if block.post or isinstance(norm, nn.Identity):
+        return 0, None, None, 0.0
+    return (1, norm.weight, norm.bias, norm.eps) if isinstance(norm, nn.LayerNorm) else (2, norm.weight, None, norm.eps)
 
 
 @cache
@@ -241,19 +245,19 @@ def _address(tensor: Tensor | None) -> int | None:
 
 def fused_sublayer(block: Block, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
     """The stream with what attention writes to it, before a norm that stands behind the sum."""
-    norm, attention = _norm(block), block.attention
+    (_, gain, shift, eps), attention = _norm(block), block.attention
     reads = attention.q_proj, attention.k_proj, attention.v_proj
     return _Sublayer.apply(
         x,
-        getattr(norm, "weight", None),
-        getattr(norm, "bias", None),
+        gain,
+        shift,
         torch.cat([each.weight for each in reads]),
         torch.cat([each.bias for each in reads]),
         attention.o_proj.weight,
         attention.o_proj.bias,
         _size(block, x.shape[1]),
         attention.scaling,
-        getattr(norm, "eps", 0.0),
+        eps,
     )
 
 

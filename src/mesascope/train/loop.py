@@ -89,6 +89,11 @@ class Training:
         """The steps that leave a checkpoint."""
         return log_spaced(self.steps, self.checkpoints)
 
+    @property
+    def precision(self) -> torch.dtype:
+        """What weights are trained in."""
+        return {"float32": torch.float32, "float64": torch.float64}[self.dtype]
+
     def rate(self, step: int) -> float:
         """The learning rate of the update after ``step`` others."""
         peak, schedule = self.optimizer.lr, self.schedule
@@ -143,7 +148,7 @@ def fit(
             stream = batches(task, training, seed, start)
             for step, batch in enumerate(stream if device == "cpu" else ahead(stream), start):
                 where = f"seed {seed} at step {step} (the checkpoint of step {kept} is kept)"
-                batch = batch.to(device, getattr(torch, training.dtype))
+                batch = batch.to(device, training.precision)
                 loss, norm, share = update(model, optimizer, task, batch, training, step, where)
                 if recorder:
                     recorder.add(batch, training.rate(step), share)
@@ -268,7 +273,7 @@ def begin_training(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_entropy(seed, _INIT))
         model = Decoder(copy.deepcopy(config)).train()
-    torch.nn.Module.to(model, dtype=getattr(torch, training.dtype))  # in place
+    torch.nn.Module.to(model, dtype=training.precision)  # in place
     if found is not None:
         model.load_state_dict(load_checkpoint(found).state_dict(), strict=True)
     torch.nn.Module.to(model, device)  # in place

@@ -223,7 +223,7 @@ def _train(
     save_every: float,
 ) -> float:
     """The steps from ``start`` to ``stop``, where all are saved; gives the mean of the last losses."""
-    device, dtype = members.model.device, getattr(torch, training.dtype)
+    device, dtype = members.model.device, training.precision
     streams = zip(*(batches(task, training, seed, start) for seed in members.seeds), strict=True)
     stream = map(side_by_side, streams)
     with ExitStack() as held:
