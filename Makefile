@@ -1,10 +1,12 @@
 # make demo   trains and opens three small transformers, opens a language model, draws two reports
 # make test   runs every check: format, lint, types, layers, tests, doctests
 # make test-slow   the checks that take minutes each
-# make bench   what opening, recording and patching a language model and attending to a long history cost, against bounds
-# make bench-training   what a training step, and three seeds of a study, cost next to other libraries, each installed apart
-# make bench-capturing   what a capture costs next to the same capture in other libraries, each installed apart
-# make bench-scaling   how the cost of opening a language model grows with its sequences, against bounds
+# make bench   what all this costs, against bounds and next to other libraries, each installed apart (half an hour); parts:
+# make bench-opening   opening, recording and patching a language model, and attending to a long history
+# make bench-training   a training step next to other libraries
+# make bench-seeds   three seeds of a study next to another library
+# make bench-capturing   a capture next to the same capture in other libraries
+# make bench-scaling   how the cost of opening a language model grows with its sequences
 # make lint   the checks without the tests
 # make docs   runs five studies, opens SmolLM2, and writes their pages under docs/studies
 # make architectures   holds capture against every language model type of transformers, writes the table
@@ -19,7 +21,8 @@ WHEELS := $(addprefix --find-links ,$(PIP_FIND_LINKS)) $(addprefix --default-ind
 unexport PYTHONDONTWRITEBYTECODE  # what is imported is compiled once, not by every process
 
 .DEFAULT_GOAL := help
-.PHONY: help setup models demo test tests types style test-slow bench bench-training bench-capturing bench-scaling lint docs architectures planted clean
+.PHONY: help setup models demo test tests types style test-slow lint docs architectures \
+  planted clean bench bench-opening bench-training bench-seeds bench-capturing bench-scaling
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -87,7 +90,10 @@ test: style $(GGUF)
 test-slow: $(STAMP)
 	$(BIN)/pytest -m slow
 
-bench: $(STAMP) $(GGUF)
+bench: $(STAMP) $(GGUF) .peers/lens2/.installed .peers/lens4/.installed .peers/nnsight/.installed
+	@$(MAKE) --no-print-directory -k -j1 bench-opening bench-training bench-seeds bench-capturing bench-scaling
+
+bench-opening: $(STAMP) $(GGUF)
 	$(BIN)/python benchmarks/recording.py $(GGUF)
 	$(BIN)/python benchmarks/opening.py $(GGUF)
 	$(BIN)/python benchmarks/patching.py $(GGUF)
@@ -95,6 +101,8 @@ bench: $(STAMP) $(GGUF)
 
 bench-training: $(STAMP) .peers/lens2/.installed
 	$(BIN)/python benchmarks/training.py .peers
+
+bench-seeds: $(STAMP) .peers/lens2/.installed
 	$(BIN)/python benchmarks/seeds.py .peers
 
 bench-capturing: $(STAMP) $(GGUF) .peers/lens4/.installed .peers/nnsight/.installed

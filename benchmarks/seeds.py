@@ -54,9 +54,7 @@ def main(peers: Path) -> None:
     """Measure, print, and judge."""
     python = peers / "lens2" / "bin" / "python"
     if not python.exists():
-        print(
-            f"TransformerLens 2.18 must be in {peers / 'lens2'}, but is not; run `make bench-training`", file=sys.stderr
-        )
+        print(f"TransformerLens 2.18 must be in {peers / 'lens2'}, but is not; run `make bench-seeds`", file=sys.stderr)
         sys.exit(2)
     steps = SEEDS * STUDY.scales["laptop"].training.steps
     before, took, after = theirs(str(python)), ours(), theirs(str(python))

@@ -117,7 +117,11 @@ def _norm(block: Block) -> tuple[int, Tensor | None, Tensor | None, float]:
     norm = block.attention_norm
     if block.post or isinstance(norm, nn.Identity):
         return 0, None, None, 0.0
-    return (1, norm.weight, norm.bias, norm.eps) if isinstance(norm, nn.LayerNorm) else (2, norm.weight, None, norm.eps)
+    if isinstance(norm, nn.LayerNorm):
+        return 1, norm.weight, norm.bias, norm.eps
+    assert isinstance(norm, nn.RMSNorm)
+    assert norm.eps is not None
+    return 2, norm.weight, None, norm.eps
 
 
 @cache
