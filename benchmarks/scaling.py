@@ -2,16 +2,16 @@
 
     python benchmarks/scaling.py GGUF [PEERS]
 
-All default measures, as `mesascope inspect` applies them but without controls, read the same 8,192 tokens as 32
-sequences of 256 to 4 of 2,048. Every second belongs to one part alone: what a part calls that is a part itself is taken
+All default measures, as `mesascope inspect` applies them but without controls, read the same 4,096 tokens as 16
+sequences of 256 to 2 of 2,048. Every second belongs to one part alone: what a part calls that is a part itself is taken
 off. Attention compares every token with every other, so that its parts grow with the length by nature; they are the
 model's own attention function, the attention weights of the tokens looked at, and the measures that read them over the
 whole text. All others together, and each that takes a twentieth or more, must not: from 256 to 2,048 tokens the time
 per token may grow by a fifth. It may fall: most instruments look at a fixed number of tokens. Noise only adds time, so
-that where something seems to grow all is measured again, up to three times, and the least counts. Memory is measured
-for 4 and for 16 sequences of 512, each part in a process of its own, so that none hides or inherits what another takes,
-and from the safetensors that capturing.py writes into PEERS, since reading GGUF leaves memory behind in which growth
-would be hidden. Exits with 1 if a bound does not hold.
+that where something seems to grow the shortest and the longest are measured again, up to twice, and the least counts.
+Memory is measured for 4 and for 16 sequences of 512, each part in a process of its own, so that none hides or inherits
+what another takes, and from the safetensors that capturing.py writes into PEERS: reading GGUF leaves memory behind in
+which growth would be hidden. Exits with 1 if a bound does not hold.
 """
 
 import gc
@@ -43,7 +43,7 @@ from mesascope.tasks.corpora import prose
 from mesascope.train import threads as using
 
 ATTENDING = import_module("mesascope.capturing.attending")  # whose package has a function of this name
-TOKENS, LENGTHS, ROUNDS, THREADS = 8192, (256, 512, 1024, 2048), 3, 2
+TOKENS, LENGTHS, ROUNDS, THREADS = 4096, (256, 512, 1024, 2048), 3, 2
 FEW, MANY, MEMORY_LENGTH = 4, 16, 512
 MOST_GROWTH, MOST_MEMORY, LARGE = 1.2, 1.1, 0.05
 FUNCTION, WEIGHTS, REST = "attention function", "attention weights", "the model and its recording"
@@ -111,11 +111,11 @@ def noted(watch: Stopwatch, one: Instrument) -> Instrument:
     return replace(timed, reductions={k: replace(r, fn=watch.of(name, r.fn)) for k, r in timed.reductions.items()})
 
 
-def opened(path: Path) -> tuple[PreTrainedModel, torch.Tensor, torch.Tensor]:
-    """The model, the tokens of the prose, and those to draw random sequences from."""
+def opened(path: Path, count: int) -> tuple[PreTrainedModel, torch.Tensor, torch.Tensor]:
+    """The model, so many tokens of the prose, and those to draw random sequences from."""
     model, tokenizer = load_pretrained(path)
     assert tokenizer is not None
-    return model, torch.tensor(tokenizer(prose())["input_ids"][:TOKENS]), ordinary(tokenizer, model)
+    return model, torch.tensor(tokenizer(prose())["input_ids"][:count]), ordinary(tokenizer, model)
 
 
 def measured(model: PreTrainedModel, material: Material) -> Times:
@@ -129,13 +129,13 @@ def measured(model: PreTrainedModel, material: Material) -> Times:
 
 
 def timed(path: Path) -> dict[int, Times]:
-    """Milliseconds per token of every part at every length: the least of as many rounds as it takes."""
-    model, ids, allowed = opened(path)
+    """Milliseconds per token of every part at every length: at the ends the least of as many rounds as it takes."""
+    model, ids, allowed = opened(path, TOKENS)
     least: dict[int, Times] = {}
     with using(THREADS):
         measured(model, Material(ids=ids[: 2 * LENGTHS[0]].view(2, -1), allowed=allowed))  # with the checks
-        for _ in range(ROUNDS):
-            for length in LENGTHS:
+        for again in range(ROUNDS):
+            for length in (LENGTHS[0], LENGTHS[-1]) if again else LENGTHS:
                 seconds = measured(model, Material(ids=ids.view(-1, length), allowed=allowed))
                 spent = {name: 1e3 * each / TOKENS for name, each in seconds.items()}
                 least[length] = {name: min(each, least.get(length, spent)[name]) for name, each in spent.items()}
@@ -146,8 +146,8 @@ def timed(path: Path) -> dict[int, Times]:
 
 def remembered(path: Path, part: Part, sequences: int) -> int:
     """Peak memory in bytes while one part reads so many sequences; in a process of its own."""
-    model, ids, allowed = opened(path)
-    material = Material(ids=ids[: sequences * MEMORY_LENGTH].view(sequences, -1), allowed=allowed)
+    model, ids, allowed = opened(path, sequences * MEMORY_LENGTH)
+    material = Material(ids=ids.view(sequences, -1), allowed=allowed)
     gc.collect()
     forget_peak()  # that of loading the model
     with using(THREADS):

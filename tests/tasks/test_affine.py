@@ -157,3 +157,12 @@ def test_what_cannot_be_sampled_is_refused(make, message):
 def test_normal_draws_have_their_spread():
     drawn = Normal(3.0).sample((20_000,), torch.Generator().manual_seed(0))
     assert 2.9 < drawn.std() < 3.1
+
+
+def test_a_matrix_that_happens_to_be_zero_stays_so(monkeypatch):
+    """A uniform draw is exactly 0 once in sixteen million, which a long run sees."""
+    monkeypatch.setattr(Affine, "_shape", lambda task, n, _: torch.zeros(n, task.dim, task.dim))
+    for dim in (1, 2):
+        batch = draw(Affine(dim=dim), n=4)
+        assert batch.inputs.isfinite().all()
+        assert (batch.latents["rule"][:, 1:] == 0).all()

@@ -171,6 +171,7 @@ class Affine(Recurrence):
         """b above A transposed, so that (1, x) times it is A x + b."""
         shape = self._shape(n, generator)
         largest = torch.linalg.eigvals(shape).abs().amax(-1).float()
+        largest = largest.clamp_min(torch.finfo(torch.float32).tiny)  # a draw of exactly 0, once in 2^24, stays 0
         matrix = shape * (self.radius.sample((n,), generator) / largest)[:, None, None]
         offset = self.offset.sample((n, 1, self.dim), generator)
         return torch.cat([offset, matrix.mT], dim=1), self.start.sample((n, self.dim), generator)
