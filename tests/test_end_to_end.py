@@ -21,7 +21,15 @@ from mesascope.store import Run
 from mesascope.studies import catalogue
 from mesascope.testing import check_measure, check_study, check_task
 
-ALIKE = ("affine-2d", "affine-4d", "polynomial", "newton", "function-classes")  # to others here: other sizes and rules
+ALIKE = (  # to others here: other sizes and rules
+    "affine-2d",
+    "affine-4d",
+    "polynomial",
+    "newton",
+    "function-classes",
+    "in-context-convergence",
+    "induction-heads",
+)
 NAMES = [
     pytest.param(entry.name, marks=[pytest.mark.slow] if entry.name in ALIKE else []) for entry in catalogue.studies()
 ]

@@ -84,6 +84,17 @@ class Job:
     device: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Simulation:
+    """One seed of one reduced model of a study, as another process can take it up."""
+
+    study: str
+    scale: str
+    seed: int
+    theory: int
+    path: Path
+
+
 def run_study(
     name: str,
     *,
@@ -133,8 +144,16 @@ def run_study(
                 for seed in range(count)
             ]
             _train_together(study, jobs, executor, watcher)
-            watcher.stage("training and measuring", [_called(study.settings[job.arm], job.seed) for job in jobs])
-            results = _gather(study, scale, run, jobs, executor.map(work, jobs, watcher.part, watcher.say))
+            simulations = [
+                Simulation(study=name, scale=scale, seed=seed, theory=theory, path=path)
+                for theory in range(len(study.theories))
+                for seed in range(count)
+            ]
+            everything = [*jobs, *simulations]
+            watcher.stage("training and measuring", [_called(study, one) for one in everything])
+            found = executor.map(work, everything, watcher.part, watcher.say)
+            results = _gather(study, scale, run, jobs, found[: len(jobs)])
+            results |= _gather_theories(study, run, simulations, found[len(jobs) :])
             run.write_json("seconds", {"training and measuring": round(time.perf_counter() - began, 1)})
         verdicts = [judge(claim, results, scale) for claim in study.claims]
         run.write_json("verdicts", [verdict.as_json() for verdict in verdicts])
@@ -170,12 +189,19 @@ def train_together(
         say(f"{_crew(arm, jobs)} do not fit on {first.device} at once; each is trained by itself")
 
 
-def work(job: Job, progress: Callable[[int, int, float], None] = ignore, say: Say = ignore) -> dict[str, xr.Dataset]:
-    """Train one seed of a setting and apply the instruments to its checkpoints; plain values, so any process can.
+def work(
+    job: Job | Simulation, progress: Callable[[int, int, float], None] = ignore, say: Say = ignore
+) -> dict[str, xr.Dataset]:
+    """Train one seed of a setting and apply the instruments to its checkpoints, or simulate one of a reduced model.
+
+    Jobs are plain values, so that any process can take them up.
 
     Returns:
-        what each instrument found, along the axis ``step``, by the name of its results.
+        what each instrument found, along the axis ``step``, or what was seen of the reduced model, by the name of the
+        results.
     """
+    if isinstance(job, Simulation):
+        return _simulated(job, progress)
     arm = load(job.study).settings[job.arm]
     with threads(arm.setups[job.scale].training.threads):
         return _work(arm, job, progress, say)
@@ -198,9 +224,25 @@ def _work(arm: Arm, job: Job, progress: Callable[[int, int, float], None], say: 
     return {arm.result(one): _joined(arm, one, found[one.name]) for one in arm.instruments}
 
 
+def _simulated(job: Simulation, progress: Callable[[int, int, float], None]) -> dict[str, xr.Dataset]:
+    """One seed of a reduced model; what was simulated before is not simulated again."""
+    theory, run = load(job.study).theories[job.theory], Run.open(job.path)
+    name = f"{theory.name}-seed={job.seed}"
+    found = run.kept(name)
+    if found is None:
+        with threads(1):
+            found = theory.setups[job.scale].simulate(job.seed, progress)
+        run.keep(name, found)
+    progress(1, 1, float("nan"))
+    return {theory.name: found}
+
+
 def describe(study: Study, scale: str, seeds: int) -> dict[str, Any]:
     """What a run is, in JSON's types: everything that decides its numbers."""
     settings = {arm.name: _parameters(arm, scale) for arm in study.settings}
+    settings |= {
+        theory.name: {"title": theory.title, "reduced model": _plain(theory.setups[scale])} for theory in study.theories
+    }
     return {
         "study": study.name,
         "title": study.title,
@@ -241,9 +283,10 @@ def _prepared(arm: Arm, scale: str, run: Run, say: Say) -> Task:
     return arm.task_at(scale).prepared(run.path / "data" / (arm.name or "own"), say)
 
 
-def _called(arm: Arm, seed: int) -> str:
-    """One seed of a setting, as it is shown."""
-    return f"{arm.name} seed {seed}".strip()
+def _called(study: Study, job: Job | Simulation) -> str:
+    """One seed of a setting or of a reduced model, as it is shown."""
+    of = study.theories[job.theory].name if isinstance(job, Simulation) else study.settings[job.arm].name
+    return f"{of} seed {job.seed}".strip()
 
 
 def _crew(arm: Arm, jobs: Sequence[Job]) -> str:
@@ -265,14 +308,13 @@ def _finished(
         steps = list(arm.setups[scale].training.due)
         if any(run.of(arm.name).checkpoints(seed, watcher.say) != steps for seed in seeds):
             return None
-    names = {arm.result(one): arm for arm in study.settings for one in arm.instruments}
-    if not set(names) <= set(run.results()):
+    if not set(study.results) <= set(run.results()):
         return None
-    stamps = {arm.name: _stamp(run, arm, scale, seeds) for arm in study.settings}
-    results = {name: run.read_results(name) for name in names}
-    same = all(
-        results[name].attrs.get(key) == value for name, arm in names.items() for key, value in stamps[arm.name].items()
-    )
+    results = {name: run.read_results(name) for name in study.results}
+    stamps = {theory.name: _simulated_stamp(seeds) for theory in study.theories}
+    for arm in study.settings:
+        stamps |= dict.fromkeys(map(arm.result, arm.instruments), _stamp(run, arm, scale, seeds))
+    same = all(results[name].attrs.get(key) == value for name, stamp in stamps.items() for key, value in stamp.items())
     return results if same else None
 
 
@@ -288,6 +330,20 @@ def _gather(
             joined = xr.concat([one[name] for one in own.values()], dim="seed", combine_attrs="override")
             results[name] = joined.assign_coords(seed=list(own)).assign_attrs(stamp)
             run.write_results(name, results[name])
+    return results
+
+
+def _gather_theories(
+    study: Study, run: Run, jobs: Sequence[Simulation], found: Sequence[Mapping[str, xr.Dataset]]
+) -> dict[str, xr.Dataset]:
+    """The same for reduced models."""
+    results = {}
+    for number, theory in enumerate(study.theories):
+        own = {job.seed: one for job, one in zip(jobs, found, strict=True) if job.theory == number}
+        joined = xr.concat([one[theory.name] for one in own.values()], dim="seed", combine_attrs="override")
+        told = {"instrument": theory.name, "title": theory.title, "about": theory.about, "order": theory.order}
+        results[theory.name] = joined.assign_coords(seed=list(own)).assign_attrs(told | _simulated_stamp(list(own)))
+        run.write_results(theory.name, results[theory.name])
     return results
 
 
@@ -337,12 +393,19 @@ def _stamp(run: Run, arm: Arm, scale: str, seeds: Sequence[int]) -> dict[str, st
     for seed in seeds:
         for step in arm.setups[scale].training.due:
             digest.update((run.of(arm.name).seed_path(seed) / f"step={step}" / MANIFEST).read_bytes())
-    code, data = provenance(), _prepared(arm, scale, run, ignore).digest
-    return {
-        "weights": digest.hexdigest(),
-        **({"data": data} if data else {}),
-        **{name: code[name] for name in ("mesascope", "revision", "torch")},
-    }
+    data = _prepared(arm, scale, run, ignore).digest
+    return {"weights": digest.hexdigest(), **({"data": data} if data else {}), **_code()}
+
+
+def _simulated_stamp(seeds: Sequence[int]) -> dict[str, str]:
+    """The same for a reduced model."""
+    return {"seeds simulated": ", ".join(map(str, seeds)), **_code()}
+
+
+def _code() -> dict[str, str]:
+    """The code that measures now."""
+    known = provenance()
+    return {name: known[name] for name in ("mesascope", "revision", "torch")}
 
 
 def _plain(value: Any) -> Any:

@@ -3,11 +3,12 @@
 from mesascope.measures.algorithms import which_algorithm
 from mesascope.measures.attribution import attribution
 from mesascope.measures.base import Measure, measure, measure_all
-from mesascope.measures.behaviour import behaviour
+from mesascope.measures.behaviour import behaviour, error_by_label, error_by_output
 from mesascope.measures.clusters import clusters
 from mesascope.measures.heads import copying, patterns, position
 from mesascope.measures.inner import inner, objective
 from mesascope.measures.lens import estimate, lens
+from mesascope.measures.matching import matching
 from mesascope.measures.names import role_names
 from mesascope.measures.norms import norms
 from mesascope.measures.ov import token_copying
@@ -27,10 +28,13 @@ __all__ = [
     "clusters",
     "contributions_to",
     "copying",
+    "error_by_label",
+    "error_by_output",
     "estimate",
     "inner",
     "lens",
     "logit_lens",
+    "matching",
     "measure",
     "measure_all",
     "norms",

@@ -8,6 +8,7 @@ from torch import Tensor
 from mesascope.axes import label
 from mesascope.capturing import Capture
 from mesascope.measures.base import measure
+from mesascope.tasks.base import Batch
 
 
 @measure(title="Error against known predictors", sites=["prediction"], order=10)
@@ -49,6 +50,54 @@ def behaviour(recorded: Capture) -> xr.Dataset:
     for array in found.values():
         array.attrs["scale"] = "log"
     return xr.Dataset(found)
+
+
+@measure(title="Error by what is told", sites=["prediction"], order=11)
+def error_by_output(recorded: Capture) -> xr.Dataset:
+    """Squared error of the model and of every oracle at scored positions, for each number that is told by itself: which
+    of them is learned first.
+    """
+    batch = recorded.batch
+    if batch is None or not batch.targets.is_floating_point():
+        raise ValueError("error_by_output needs targets that are vectors: give it a capture of such a Batch")
+    predictions, weight = {"model": recorded["prediction"], **recorded.oracles}, batch.weight[..., None]
+    wrong = [(each.double() - batch.targets.double()).square() * weight for each in predictions.values()]
+    error = torch.stack([each.sum((0, 1)) / weight.sum() for each in wrong])
+    about, named = "mean squared error of each number that is told", {"predictor": list(predictions)}
+    found = label(error, "predictor", "d_out", units="squared units of the terms", about=about, coords=named)
+    return xr.Dataset({"error": found.assign_attrs(scale="log")})
+
+
+@measure(title="Error by what is asked", sites=["prediction"], order=11)
+def error_by_label(recorded: Capture, of: str) -> xr.Dataset:
+    """Error of the model and of every oracle at scored positions, averaged over those of one label each: it tells
+    whether what is rare is learned later.
+
+    Args:
+        of: a latent of the task that is a whole number at every position.
+    """
+    batch, label_of = labelled(recorded, of)
+    scored = batch.weight > 0
+    predictions = {"model": recorded["prediction"], **recorded.oracles}
+    wrong = [per_position(each, batch.targets)[scored] for each in predictions.values()]
+    kinds = label_of[scored].unique().tolist()
+    error = torch.stack([torch.stack([each[label_of[scored] == kind].mean() for kind in kinds]) for each in wrong])
+    unit = "nat" if not batch.targets.is_floating_point() else "squared units of the terms"
+    named = {"predictor": list(predictions), "stat": [f"{of} {kind}" for kind in kinds]}
+    found = label(error, "predictor", "stat", units=unit, about=f"mean error by {of}", coords=named)
+    return xr.Dataset({"error": found.assign_attrs(scale="log")})
+
+
+def labelled(recorded: Capture, of: str) -> tuple[Batch, Int[Tensor, "batch pos"]]:
+    """The batch of a capture, and one of its labels.
+
+    Raises:
+        ValueError: there is no batch, or no such label.
+    """
+    labels = {} if recorded.batch is None else recorded.batch.labels
+    if recorded.batch is None or of not in labels:
+        raise ValueError(f"a label must be one of {', '.join(labels) or 'a batch that has labels'}, but got {of!r}")
+    return recorded.batch, labels[of]
 
 
 def per_position(

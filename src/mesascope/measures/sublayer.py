@@ -108,8 +108,14 @@ class Sublayer:
         return self.view.query(stream.index_copy(1, at, z.to(stream.dtype)))[:, :, at]
 
     def next_token(self) -> tuple[Int[Tensor, "batch query"], Bool[Tensor, "#batch query"]]:
-        """The token after each, and whether it counts: those that training scores, or all where no task says."""
+        """The token after each, and whether it counts: those that training scores, or all where no task says.
+
+        Raises:
+            ValueError: the model reads vectors.
+        """
         batch = self.view.batch
+        if self.view.inputs.is_floating_point():
+            raise ValueError("the loss of the read-out is of next tokens, but the model reads vectors")
         if batch is not None and not batch.targets.is_floating_point():
             return batch.targets[:, self.view.queries], batch.weight[:, self.view.queries] > 0
         at, length = self.view.queries.to(self.view.inputs.device), self.view.inputs.shape[1]

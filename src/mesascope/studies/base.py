@@ -10,6 +10,7 @@ import xarray as xr
 from mesascope.instruments import Instrument
 from mesascope.measures import Measure
 from mesascope.models.config import DecoderConfig
+from mesascope.reduced import Reduced
 from mesascope.tasks.base import Task
 from mesascope.train import Training
 
@@ -112,6 +113,28 @@ class Arm:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Theory:
+    """A reduced model that a study simulates beside the decoders that it trains.
+
+    Attributes:
+        name: what its results are called.
+        title: a heading for people.
+        setups: the reduced model at smoke, laptop and paper scale.
+        order: place on the page.
+    """
+
+    name: str
+    title: str
+    setups: Mapping[str, Reduced]
+    order: int = 10
+
+    @property
+    def about(self) -> str:
+        """What the reduced model is, in its own words."""
+        return " ".join((type(self.setups["laptop"]).__doc__ or "").split("Attributes:")[0].split())
+
+
+@dataclass(frozen=True, kw_only=True)
 class Claim:
     """A sentence that numbers can decide.
 
@@ -158,6 +181,7 @@ class Study:
         sweeps: applied to the model itself: a function of model, task and batch.
         retrospects: applied to what training left behind, where it keeps a history.
         arms: other settings that are trained and opened beside this one.
+        theories: reduced models that are simulated beside them.
         claims: decided from the results.
     """
 
@@ -172,6 +196,7 @@ class Study:
     sweeps: tuple[Instrument, ...] = field(default=())
     retrospects: tuple[Instrument, ...] = field(default=())
     arms: tuple[Arm, ...] = field(default=())
+    theories: tuple[Theory, ...] = field(default=())
     claims: tuple[Claim, ...]
 
     def __post_init__(self) -> None:
@@ -184,7 +209,14 @@ class Study:
                     f"an arm needs a word as its name, none of {', '.join(TAKEN)}, and the scales "
                     f"{', '.join(SCALES)}, but got {arm.name!r} with {', '.join(arm.setups)}"
                 )
-        names = [arm.result(one) for arm in self.settings for one in arm.instruments]
+        taken = (*TAKEN, *(arm.name for arm in self.arms))
+        for theory in self.theories:
+            if not theory.name.isidentifier() or theory.name in taken or set(theory.setups) != set(SCALES):
+                raise ValueError(
+                    f"a theory needs a word as its name, none of {', '.join(taken)}, and the scales "
+                    f"{', '.join(SCALES)}, but got {theory.name!r} with {', '.join(theory.setups)}"
+                )
+        names = self.results
         if len(set(names)) < len(names):
             raise ValueError(f"the names of a study's results must differ, but got {', '.join(names)}")
         for arm in self.settings:
@@ -196,6 +228,12 @@ class Study:
                 )
         if len({claim.name for claim in self.claims}) < len(self.claims):
             raise ValueError("the names of a study's claims must differ")
+
+    @property
+    def results(self) -> list[str]:
+        """What its results are called."""
+        found = [arm.result(one) for arm in self.settings for one in arm.instruments]
+        return [*found, *(theory.name for theory in self.theories)]
 
     @property
     def settings(self) -> tuple[Arm, ...]:

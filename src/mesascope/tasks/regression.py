@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, final
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mesascope.tasks import algorithms, learners
@@ -21,6 +21,29 @@ from mesascope.tasks.functions import Functions, Linear, Trees, TwoLayers
 from mesascope.tasks.in_context import InContext
 
 Inputs = Float[Tensor, "batch pos d_in"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """Inputs that are unit vectors, each along one coordinate (Huang et al. 2023, arXiv 2310.05249).
+
+    Attributes:
+        dominant: how often the first coordinate is drawn, as a share; all are drawn alike by default.
+    """
+
+    dominant: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is no share."""
+        if self.dominant is not None and not 0 < self.dominant < 1:
+            raise ValueError(f"dominant must be a share between 0 and 1, but got {self.dominant}")
+
+    def draw(self, shape: tuple[int, int], dim: int, generator: torch.Generator) -> Int[Tensor, "batch point"]:
+        """Which coordinate every input lies along."""
+        rest = (1 / dim if self.dominant is None else (1 - self.dominant) / (dim - 1)) if dim > 1 else 1.0
+        share = torch.full((dim,), rest)
+        share[0] = rest if self.dominant is None else self.dominant
+        return torch.multinomial(share, shape[0] * shape[1], replacement=True, generator=generator).view(shape)
 
 
 @final
@@ -40,6 +63,7 @@ class Regression(InContext):
         skew: how unequal the coordinates' variances are: they fall as 1 / i^skew, in a basis that is fresh in every
             sequence, and have the mean that scale says; 0 for equal ones.
         noise: the standard deviation of what is added to the answers.
+        features: inputs that are unit vectors; normal ones by default.
 
     >>> Regression(dim=3, examples_shown=4).sample(2, torch.Generator().manual_seed(0)).inputs.shape
     torch.Size([2, 9, 3])
@@ -54,6 +78,7 @@ class Regression(InContext):
     scale: float = 1.0
     skew: float = 0.0
     noise: float = 0.0
+    features: Features | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be sampled."""
@@ -67,6 +92,8 @@ class Regression(InContext):
                 raise ValueError(f"{name} must be 0 or more, but got {getattr(self, name)}")
         if not self.scale > 0:
             raise ValueError(f"scale must be above 0, but got {self.scale}")
+        if self.features is not None and self.skew:
+            raise ValueError(f"skew must be 0 where inputs are unit vectors, but got {self.skew}")
 
     @property
     def length(self) -> int:
@@ -79,8 +106,11 @@ class Regression(InContext):
         return self.dim if self.layout == "alternating" else self.dim + 1
 
     def sample(self, n: int, generator: torch.Generator) -> Batch:
-        """Draw ``n`` functions and their inputs."""
-        x = self._drawn(n, generator)
+        """Draw ``n`` functions and their inputs; ``feature`` says which unit vector, where they are such."""
+        x, latents = self._drawn(n, generator), {}
+        if self.features is not None:
+            feature = x.argmax(-1)
+            latents["feature"] = feature if self.layout == "joined" else feature.repeat_interleave(2, 1)[:, :-1]
         clean = self.functions.draw(n, self.dim, generator)(x)
         y = clean + self.noise * torch.randn(clean.shape, generator=generator) if self.noise else clean
         weight = torch.zeros(n, self.length)
@@ -88,12 +118,12 @@ class Regression(InContext):
             weight[:, -1] = 1
             inputs = torch.cat([x, y], dim=-1)
             inputs[:, -1, -1] = 0
-            return Batch(inputs=inputs, targets=y, weight=weight)
+            return Batch(inputs=inputs, targets=y, weight=weight, latents=latents)
         weight[:, ::2] = 1
         inputs = torch.zeros(n, self.length, self.dim)
         targets = torch.zeros(n, self.length, 1)
         inputs[:, ::2], inputs[:, 1::2, :1], targets[:, ::2] = x, y[:, :-1], y
-        return Batch(inputs=inputs, targets=targets, weight=weight)
+        return Batch(inputs=inputs, targets=targets, weight=weight, latents=latents)
 
     def loss(self, prediction: Float[Tensor, "batch pos d_out"], batch: Batch) -> Float[Tensor, "batch pos"]:
         """Squared error; in squared units of the answers."""
@@ -138,10 +168,14 @@ class Regression(InContext):
         return found
 
     def shifts(self) -> Mapping[str, "Regression"]:
-        """Larger inputs, correlated inputs, noise, fewer or more examples; larger rules, or linear ones instead."""
+        """Larger inputs, correlated or normal ones, noise, fewer or more examples; larger rules, or linear ones."""
+        if self.features is None:
+            other = {"correlated inputs": replace(self, skew=self.skew + 2.0)}
+        else:
+            other = {"normal inputs": replace(self, features=None)}
         found = {
             "inputs twice as large": replace(self, scale=2 * self.scale),
-            "correlated inputs": replace(self, skew=self.skew + 2.0),
+            **other,
             "noisy answers": replace(self, noise=(self.noise**2 + 0.25) ** 0.5),
             "twice as many examples": replace(self, examples_shown=2 * self.examples_shown),
         }
@@ -181,6 +215,9 @@ class Regression(InContext):
 
     def _drawn(self, n: int, generator: torch.Generator) -> Float[Tensor, "batch point feature"]:
         """The inputs of every sequence."""
+        if self.features is not None:
+            drawn = self.features.draw((n, self.examples_shown + 1), self.dim, generator)
+            return self.scale * torch.nn.functional.one_hot(drawn, self.dim).float()
         x = self.scale * torch.randn(n, self.examples_shown + 1, self.dim, generator=generator)
         if not self.skew:
             return x

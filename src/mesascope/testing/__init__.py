@@ -6,7 +6,7 @@ found, and its ``must_hold`` raises.
 
 from mesascope.testing.bench import BENCH
 from mesascope.testing.bench.case import Case
-from mesascope.testing.checks import check_measure, check_study, check_task
+from mesascope.testing.checks import check_measure, check_reduced, check_study, check_task
 from mesascope.testing.findings import Findings, Mark
 from mesascope.testing.instruments import check_instrument
 from mesascope.testing.readings import READINGS, Reading, heads_where
@@ -20,6 +20,7 @@ __all__ = [
     "Reading",
     "check_instrument",
     "check_measure",
+    "check_reduced",
     "check_study",
     "check_task",
     "heads_where",

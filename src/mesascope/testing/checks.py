@@ -10,6 +10,7 @@ from mesascope.axes import AXES
 from mesascope.capturing import SITES, capture
 from mesascope.measures import Measure
 from mesascope.models.transformer import Decoder
+from mesascope.reduced import Reduced
 from mesascope.studies.base import SCALES, Claim, Study
 from mesascope.studies.verdicts import SUPPORTED, judge
 from mesascope.tasks.base import Batch, Task, training_loss
@@ -53,12 +54,25 @@ def check_measure(measure: Measure, model: torch.nn.Module, batch: Batch) -> xr.
     first, second = (measure(_recorded(measure, model, batch)) for _ in range(2))
     must(first.identical(second), f"{measure.name} must give the same numbers for the same capture")
     must(bool(first.data_vars), f"{measure.name} must return at least one variable")
-    for name, array in first.data_vars.items():
-        for attribute in ("units", "about"):
-            must(bool(array.attrs.get(attribute)), f"{measure.name}: {name} must say its {attribute}")
-        strange = [dim for dim in array.dims if dim not in AXES and not str(dim).startswith("_")]
-        must(not strange, f"{measure.name}: the axes of {name} must be from mesascope.axes, but it has {strange}")
+    _check_labelled(measure.name, first)
     _check_needs(measure, model, batch)
+    return first
+
+
+def check_reduced(model: Reduced, seeded: bool = True) -> xr.Dataset:
+    """A reduced model gives finite numbers that are labelled, the same for the same seed and others for another.
+
+    Args:
+        model: the reduced model, small enough to be simulated three times.
+        seeded: whether anything in it is drawn.
+
+    Returns:
+        What was seen of it, for further checks.
+    """
+    first, second, other = (model.simulate(seed) for seed in (0, 0, 1))
+    must(first.identical(second), "the same seed must give the same numbers")
+    must(not seeded or not first.identical(other), "another seed must give other numbers")
+    _check_labelled(type(model).__name__, first)
     return first
 
 
@@ -77,12 +91,21 @@ def check_study(study: Study, results: dict[str, xr.Dataset]) -> None:
         must(loss.shape == batch.weight.shape, f"{study.name} {arm.name}: the model must predict at every position")
     minutes = [study.scales[name].minutes for name in SCALES]
     must(minutes == sorted(minutes), f"{study.name}: smoke must be the shortest scale and paper the longest")
-    missing = {arm.result(one) for arm in study.settings for one in arm.instruments} - set(results)
+    missing = set(study.results) - set(results)
     must(not missing, f"{study.name}: results must hold every instrument's, but lack {sorted(missing)}")
     for claim in study.claims:
         verdict = judge(claim, results, "laptop")
         must(len(verdict.per_seed) == results[study.measures[0].name].sizes["seed"], f"{claim.name}: one number a seed")
         must(_can_fail(claim, results), f"{claim.name} must fail where statistic and control change places")
+
+
+def _check_labelled(whose: str, found: xr.Dataset) -> None:
+    """Every variable says what it is, along axes of the vocabulary."""
+    for name, array in found.data_vars.items():
+        for attribute in ("units", "about"):
+            must(bool(array.attrs.get(attribute)), f"{whose}: {name} must say its {attribute}")
+        strange = [dim for dim in array.dims if dim not in AXES and not str(dim).startswith("_")]
+        must(not strange, f"{whose}: the axes of {name} must be from mesascope.axes, but it has {strange}")
 
 
 def _sample(task: Task, seed: int) -> Batch:
