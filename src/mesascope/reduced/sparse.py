@@ -1,0 +1,163 @@
+"""Preprocess, then optimise: what several heads in a first layer are good for in sparse linear regression.
+
+Chen, Zhao and Zou, How Transformers Utilize Multi-Head Attention in In-Context Learning? A Case Study on Sparse Linear
+Regression (arXiv 2408.04532). A rule w with few coordinates that are not 0 is told by n noisy answers. The mechanism of
+the paper is an algorithm: multiply every coordinate of the inputs with its mean product with the answers, which is
+large where w is not 0, and go on with gradient descent, for which one head in each later layer suffices.
+"""
+
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
+
+from mesascope.axes import label
+from mesascope.reduced.base import Progress, Reduced, generator, told
+from mesascope.store import ignore
+
+Inputs = Float[Tensor, "problem example feature"]
+Answers = Float[Tensor, "problem example"]
+Rules = Float[Tensor, "problem feature"]
+WAYS = ["gradient descent", "preprocessed gradient descent"]
+STOPPED = [*WAYS, "ridge regression", "lasso"]
+PENALTIES = tuple(10.0 ** np.linspace(-3, 1, 13))
+SHRINKING = 200  # proximal steps of the lasso
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Sizes of a problem: coordinates, those that are not 0, examples, and the standard deviation of the noise."""
+
+    features: int = 16
+    nonzero: int = 4
+    examples: int = 20
+    noise: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuse what is not sparse, or has nothing to go by."""
+        if not 1 <= self.nonzero <= self.features or self.examples < 1 or self.noise < 0:
+            raise ValueError(
+                "nonzero must lie between 1 and features, examples be 1 or more and noise 0 or more, but got "
+                f"{self.nonzero}, {self.features}, {self.examples} and {self.noise}"
+            )
+
+    @property
+    def name(self) -> str:
+        """Its sizes, in a few words."""
+        noise = f"noise {self.noise:g}" if self.noise else "no noise"
+        return f"{self.nonzero} of {self.features}, {self.examples} examples, {noise}"
+
+    def draw(self, count: int, draws: torch.Generator) -> tuple[Inputs, Answers, Rules]:
+        """Problems: normal inputs, rules whose coordinates are standard normal where they are not 0, answers."""
+        x = torch.randn(count, self.examples, self.features, generator=draws, dtype=torch.float64)
+        rule = torch.randn(count, self.features, generator=draws, dtype=torch.float64)
+        place = torch.rand(count, self.features, generator=draws).argsort(1).argsort(1)
+        rule = rule * (place < self.nonzero)
+        noise = self.noise * torch.randn(count, self.examples, generator=draws, dtype=torch.float64)
+        return x, torch.einsum("pef,pf->pe", x, rule) + noise, rule
+
+
+SETTINGS = (
+    Setting(),
+    Setting(examples=10, noise=0.0),
+    Setting(features=64, examples=40, noise=0.1),
+    Setting(examples=40),
+    Setting(noise=0.0),  # more examples than coordinates and no noise: here preprocessing is in the way
+)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class SparseDescent(Reduced):
+    """Gradient descent from 0 on the squared error of the examples, on the inputs as they are and preprocessed, each
+    problem by steps of one over its largest curvature; beside it ridge regression and the lasso by their best penalty.
+    The excess risk is the squared distance from the rule, since inputs are standard normal.
+
+    Attributes:
+        settings: the sizes of the problems.
+        steps: of gradient descent.
+        problems: of each setting.
+    """
+
+    settings: tuple[Setting, ...] = SETTINGS
+    steps: int = 400
+    problems: int = 1_000
+
+    def simulate(self, seed: int, progress: Progress = ignore) -> xr.Dataset:
+        """Excess risk by steps, and by the best step or penalty; the same for all problems of a setting."""
+        paths, stopped = [], []
+        for number, setting in enumerate(self.settings):
+            x, y, rule = setting.draw(self.problems, generator(seed, number))
+            scale = (x * y[..., None]).mean(1)
+            found = [risks(x, y, rule, torch.ones_like(scale), self.steps, progress)]
+            found.append(risks(x, y, rule, scale, self.steps, progress))
+            paths.append(np.stack(found))
+            penalised = [min(risk(one(x, y, penalty), rule) for penalty in PENALTIES) for one in (ridge, lasso)]
+            stopped.append([*paths[-1].min(-1), *penalised])
+        named = {"setting": [setting.name for setting in self.settings]}
+        about = "excess risk after so many steps, mean over problems"
+        path = label(
+            np.stack(paths),
+            "setting",
+            "_way",
+            "_steps",
+            units="squared rule",
+            about=about,
+            coords=named | {"_way": WAYS},
+        )
+        about = "excess risk after the best number of steps, or with the best penalty"
+        best = label(
+            np.array(stopped),
+            "setting",
+            "predictor",
+            units="squared rule",
+            about=about,
+            coords=named | {"predictor": STOPPED},
+        )
+        return xr.Dataset({"best": best, "path": path.assign_attrs(scale="log")})
+
+
+def risks(
+    x: Inputs, y: Answers, rule: Rules, scale: Rules, steps: int, progress: Progress = ignore
+) -> Float[np.ndarray, " step"]:
+    """Excess risk of gradient descent on scaled inputs, before each step and after the last."""
+    seen = x * scale[:, None]
+    gram, moment = seen.mT @ seen / x.shape[1], torch.einsum("pef,pe->pf", seen, y) / x.shape[1]
+    rate = 1 / torch.linalg.eigvalsh(gram)[:, -1:].clamp_min(torch.finfo(torch.float64).tiny)
+    at, found = torch.zeros_like(rule), []
+    for _ in told(steps, progress):
+        found.append(risk(scale * at, rule))
+        at = at + rate * (moment - torch.einsum("pfg,pg->pf", gram, at))
+    return np.array(found)
+
+
+def risk(found: Rules, rule: Rules) -> float:
+    """Mean squared distance from the rule."""
+    return (found - rule).square().sum(1).mean().item()
+
+
+def ridge(x: Inputs, y: Answers, penalty: float) -> Rules:
+    """Least squares plus ``penalty`` times the squared size of the rule, per example."""
+    eye = torch.eye(x.shape[2], dtype=x.dtype)
+    moment = torch.einsum("pef,pe->pf", x, y)
+    return torch.linalg.solve(x.mT @ x + penalty * x.shape[1] * eye, moment)
+
+
+def lasso(x: Inputs, y: Answers, penalty: float) -> Rules:
+    """Half the mean squared error plus ``penalty`` times the sum of sizes, by accelerated proximal steps (FISTA; Beck
+    and Teboulle 2009).
+    """
+    gram, moment = x.mT @ x / x.shape[1], torch.einsum("pef,pe->pf", x, y) / x.shape[1]
+    rate = 1 / torch.linalg.eigvalsh(gram)[:, -1:]
+    at = ahead = torch.zeros_like(moment)
+    pace = 1.0
+    for _ in range(SHRINKING):
+        down = ahead + rate * (moment - torch.einsum("pfg,pg->pf", gram, ahead))
+        new = down.sign() * (down.abs() - rate * penalty).clamp_min(0)
+        faster = (1 + (1 + 4 * pace**2) ** 0.5) / 2
+        at, ahead, pace = new, new + (pace - 1) / faster * (new - at), faster
+    return at
