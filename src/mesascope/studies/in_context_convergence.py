@@ -16,14 +16,13 @@ from mesascope.causes import causes
 from mesascope.interventions import ablation
 from mesascope.measures import objectives
 from mesascope.measures.inner import inner
-from mesascope.models.config import DecoderConfig
 from mesascope.reduced.convergence import DRAWN, FeatureAttention, HalfTimes
-from mesascope.studies.base import Arm, Citation, Claim, Results, Scale, Setup, Study, Theory, last
+from mesascope.studies.base import Arm, Citation, Claim, Results, Scale, Setup, Study, Theory, last, untrained
 from mesascope.studies.causal import causal_claims
+from mesascope.studies.prompted import beside, training
 from mesascope.studies.readings import likeness
 from mesascope.tasks.functions import Linear
 from mesascope.tasks.regression import Features, Regression
-from mesascope.train import AdamW, Cosine, Training
 
 PAPER = "Huang et al. 2023"
 OURS = "ours"
@@ -42,36 +41,13 @@ RIGHT = 0.9  # of the attention; ours
 AT_THE_FLOOR = 0.05  # of the error, above what no attention can help; ours
 FOUND = 0.5  # of the attention; ours
 
-MODEL = DecoderConfig(
-    d_in=TASK.width,
-    d_out=1,
-    num_hidden_layers=2,  # ours
-    num_attention_heads=4,  # ours
-    hidden_size=64,  # ours
-    intermediate_size=128,  # ours
-    norm="layer",
-    positions="learned",
-    max_position_embeddings=2 * SHOWN + 1,
-)
-
-
-def training(steps: int, checkpoints: int = 16) -> Training:
-    """All ours."""
-    return Training(
-        steps=steps,
-        batch_size=64,
-        optimizer=AdamW(lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01),
-        warmup=min(100, steps // 5),
-        schedule=Cosine(),
-        clip=1.0,
-        checkpoints=checkpoints,
-    )
-
+MODEL = beside(2 * SHOWN + 1, d_in=TASK.width, d_out=1)
+WARMUP = 100  # ours
 
 SCALES = {
-    "smoke": Scale(training=training(40, checkpoints=3), seeds=2, sequences=128, minutes=0.6),
-    "laptop": Scale(training=training(2_500), sequences=1024, minutes=5.0),
-    "paper": Scale(training=training(20_000), seeds=8, sequences=4096, minutes=90.0),
+    "smoke": Scale(training=training(40, 3, WARMUP), seeds=2, sequences=128, minutes=0.6),
+    "laptop": Scale(training=training(2_500, 16, WARMUP), sequences=1024, minutes=5.0),
+    "paper": Scale(training=training(20_000, 16, WARMUP), seeds=8, sequences=4096, minutes=90.0),
 }
 SETUPS = {name: Setup(training=scale.training, sequences=scale.sequences) for name, scale in SCALES.items()}
 BY_FEATURE = (measures.error_by_label.using(of="feature"), measures.matching.using(of="feature"))
@@ -116,7 +92,7 @@ def _behind(results: Results, name: str) -> xr.DataArray:
 
 def _log_time(attention: xr.DataArray) -> xr.DataArray:
     """The logarithm of the step at which attention is half way from where it began to where it ended."""
-    return _first_beyond(attention - (last(attention) + attention.isel(step=0, drop=True)) / 2)
+    return _first_beyond(attention - (last(attention) + untrained(attention)) / 2)
 
 
 def _first_beyond(curve: xr.DataArray) -> xr.DataArray:
@@ -145,13 +121,13 @@ def _suppression(results: Results, name: str) -> xr.DataArray:
 def _over_floor(results: Results) -> xr.DataArray:
     """The error of the others at the end in prompts that show them, over what it was."""
     found = results["imbalanced"]["error_present"].sel(stat=OTHERS, drop=True)
-    return last(found) / found.isel(step=0, drop=True)
+    return last(found) / untrained(found)
 
 
 def _with_absent(results: Results) -> xr.DataArray:
     """The same in all prompts."""
     found = results["imbalanced"]["error"].sel(stat=OTHERS, drop=True)
-    return last(found) / found.isel(step=0, drop=True)
+    return last(found) / untrained(found)
 
 
 def _decoder_behind(results: Results, result: str) -> xr.DataArray:
@@ -163,7 +139,7 @@ def _decoder_behind(results: Results, result: str) -> xr.DataArray:
 
 def _log_halved(error: xr.DataArray) -> xr.DataArray:
     """The logarithm of the step at which an error is half of what it was."""
-    return _first_beyond(error.isel(step=0, drop=True) / 2 - error)
+    return _first_beyond(untrained(error) / 2 - error)
 
 
 def _most_matching(results: Results, variable: str) -> xr.DataArray:
@@ -222,7 +198,7 @@ STUDY = Study(
             source=f"{PAPER}; the threshold is ours",
             statistic=lambda results: _at_end(results, "balanced", "attention", OTHERS),
             about="attention to examples of the feature which is asked, reduced model",
-            control=lambda results: results["balanced"]["attention"].sel(stat=OTHERS).isel(step=0, drop=True),
+            control=lambda results: untrained(results["balanced"]["attention"].sel(stat=OTHERS)),
             control_about="the same before training",
             direction="above",
             bound=RIGHT,

@@ -15,12 +15,11 @@ from mesascope.causes import causes
 from mesascope.interventions import ablation
 from mesascope.measures import objectives
 from mesascope.measures.inner import inner
-from mesascope.models.config import DecoderConfig
 from mesascope.reduced.induction import BY_ALPHA, BY_LENGTH, PARTS, STRAIGHT, InductionHead, Plateaus
-from mesascope.studies.base import Citation, Claim, Results, Scale, Study, Theory, last
+from mesascope.studies.base import Citation, Claim, Results, Scale, Study, Theory, last, untrained
 from mesascope.studies.causal import causal_claims
+from mesascope.studies.prompted import beside, training
 from mesascope.tasks.grams import Grams
-from mesascope.train import AdamW, Cosine, Training
 
 PAPER = "Wang et al. 2024"
 OURS = "ours"
@@ -32,36 +31,13 @@ LENGTH_POWER, ALPHA_POWER = (0.8, 1.1), (1.7, 2.1)  # ours: the law says 1 and 2
 TOLD = 0.01  # of the error at first; ours
 EMERGED = 0.5  # of a plain average's error; ours
 
-MODEL = DecoderConfig(
-    d_in=1,
-    d_out=2,
-    num_hidden_layers=2,  # as the paper
-    num_attention_heads=4,  # ours
-    hidden_size=64,  # ours
-    intermediate_size=128,  # ours
-    norm="layer",
-    positions="learned",
-    max_position_embeddings=TASK.length,
-)
-
-
-def training(steps: int, checkpoints: int = 24) -> Training:
-    """All ours."""
-    return Training(
-        steps=steps,
-        batch_size=64,
-        optimizer=AdamW(lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01),
-        warmup=min(100, steps // 5),
-        schedule=Cosine(),
-        clip=1.0,
-        checkpoints=checkpoints,
-    )
-
+MODEL = beside(TASK.length, d_in=1, d_out=2)  # two layers as the paper, the rest ours
+WARMUP = 100  # ours
 
 SCALES = {
-    "smoke": Scale(training=training(40, checkpoints=3), seeds=2, sequences=64, minutes=0.6),
-    "laptop": Scale(training=training(4_000), sequences=512, minutes=5.0),
-    "paper": Scale(training=training(40_000), seeds=8, sequences=2048, minutes=90.0),
+    "smoke": Scale(training=training(40, 3, WARMUP), seeds=2, sequences=64, minutes=0.6),
+    "laptop": Scale(training=training(4_000, 24, WARMUP), sequences=512, minutes=5.0),
+    "paper": Scale(training=training(40_000, 24, WARMUP), seeds=8, sequences=2048, minutes=90.0),
 }
 HEADS = {
     "smoke": InductionHead(steps=100, sequences=200, points=21),
@@ -82,7 +58,7 @@ def _steps(results: Results, name: str, part: str) -> xr.DataArray:
     plain average's can be.
     """
     found = results[name]["error"].sel(stat=part, drop=True)
-    bound = TOLD * found.isel(step=0, drop=True) if part == PARTS[0] else EMERGED * results[name]["average"]
+    bound = TOLD * untrained(found) if part == PARTS[0] else EMERGED * results[name]["average"]
     return _first(found <= bound)
 
 
@@ -105,7 +81,7 @@ def _outside(results: Results, name: str, band: tuple[float, float]) -> xr.DataA
 def _off(results: Results, name: str, at_first: bool = False) -> xr.DataArray:
     """How far score and scale of the induction head are from those of the target, as a share: the worse of the two."""
     numbers = results[name]["number"]
-    numbers = numbers.isel(step=0, drop=True) if at_first else last(numbers)
+    numbers = untrained(numbers) if at_first else last(numbers)
     score = abs(numbers.sel(component="c", drop=True) / TASK.score - 1)
     scale = abs(numbers.sel(component="b", drop=True) * (1 + TASK.alpha) - 1)
     return xr.where(score > scale, score, scale)
@@ -119,7 +95,7 @@ def _error(results: Results, output: int, predictor: str = "model") -> xr.DataAr
 def _decoder_steps(results: Results) -> tuple[xr.DataArray, xr.DataArray]:
     """The steps at which the decoder tells the 4-gram, and beats half of a plain average's error."""
     first = _error(results, 0)
-    told = _first(first <= first.isel(step=0, drop=True) * EMERGED)
+    told = _first(first <= untrained(first) * EMERGED)
     emerged = _first(_error(results, 1) <= EMERGED * _error(results, 1, "4-gram and a plain average"))
     return told, emerged
 
@@ -127,7 +103,7 @@ def _decoder_steps(results: Results) -> tuple[xr.DataArray, xr.DataArray]:
 def _over_average(results: Results, trained: bool) -> xr.DataArray:
     """The decoder's error of the 2-gram over that of the best plain average."""
     found = _error(results, 1) / _error(results, 1, "4-gram and a plain average")
-    return last(found) if trained else found.isel(step=0, drop=True)
+    return last(found) if trained else untrained(found)
 
 
 STUDY = Study(

@@ -12,12 +12,11 @@ from mesascope.causes import causes
 from mesascope.interventions import ablation
 from mesascope.measures import objectives
 from mesascope.measures.inner import inner
-from mesascope.models.config import DecoderConfig
 from mesascope.reduced.next_token import DESCENTS, STAGES, NextToken
-from mesascope.studies.base import Citation, Claim, Results, Scale, Study, Theory, last
+from mesascope.studies.base import Citation, Claim, Results, Scale, Study, Theory, last, untrained
 from mesascope.studies.causal import causal_claims
+from mesascope.studies.prompted import beside, training
 from mesascope.tasks.collocations import Collocations
-from mesascope.train import AdamW, Cosine, Training
 
 PAPER = "Huang et al. 2024"
 OURS = "ours"
@@ -27,35 +26,13 @@ STRAIGHT, DECADES, ALONG, ATTENDED = 0.99, 3.0, 0.95, 0.99  # ours
 EVEN, PLAIN = DESCENTS
 KNOWN, UNKNOWN = "unseen, order shown", "unseen, order not shown"
 
-MODEL = DecoderConfig(
-    vocab_size=TASK.vocabulary,
-    num_hidden_layers=2,  # ours
-    num_attention_heads=4,  # ours
-    hidden_size=64,  # ours
-    intermediate_size=128,  # ours
-    norm="layer",
-    positions="learned",
-    max_position_embeddings=TASK.length,
-)
-
-
-def training(steps: int, checkpoints: int = 12) -> Training:
-    """All ours."""
-    return Training(
-        steps=steps,
-        batch_size=64,
-        optimizer=AdamW(lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01),
-        warmup=min(100, steps // 5),
-        schedule=Cosine(),
-        clip=1.0,
-        checkpoints=checkpoints,
-    )
-
+MODEL = beside(TASK.length, vocab_size=TASK.vocabulary)
+WARMUP = 100  # ours
 
 SCALES = {
-    "smoke": Scale(training=training(40, checkpoints=3), seeds=2, sequences=128, minutes=0.5),
-    "laptop": Scale(training=training(2_000), sequences=1024, minutes=2.0),
-    "paper": Scale(training=training(20_000), seeds=8, sequences=4096, minutes=30.0),
+    "smoke": Scale(training=training(40, 3, WARMUP), seeds=2, sequences=128, minutes=0.5),
+    "laptop": Scale(training=training(2_000, 12, WARMUP), sequences=1024, minutes=2.0),
+    "paper": Scale(training=training(20_000, 12, WARMUP), seeds=8, sequences=4096, minutes=30.0),
 }
 
 
@@ -172,7 +149,7 @@ STUDY = Study(
             source=f"{PAPER}; the threshold is ours",
             statistic=lambda results: last(results["reduced"]["attention"]),
             about="attention to the token that decides, mean over sentences, reduced model",
-            control=lambda results: results["reduced"]["attention"].isel(step=0, drop=True),
+            control=lambda results: untrained(results["reduced"]["attention"]),
             control_about="the same before training",
             direction="above",
             bound=ATTENDED,

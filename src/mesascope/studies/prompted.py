@@ -1,4 +1,4 @@
-"""What studies share whose prompts alternate inputs and answers: how a decoder is built and trained, and a claim."""
+"""What studies share that train small decoders on prompts: how those are built and trained, and a claim."""
 
 from mesascope.models.config import DecoderConfig
 from mesascope.studies.base import Claim, last
@@ -9,13 +9,13 @@ from mesascope.train import AdamW, Cosine, Training
 ALIKE = 0.9  # ours
 
 
-def training(steps: int, checkpoints: int = 6) -> Training:
+def training(steps: int, checkpoints: int = 6, warmup: int = 500) -> Training:
     """All ours but the optimiser's kind."""
     return Training(
         steps=steps,
         batch_size=64,
         optimizer=AdamW(lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01),
-        warmup=min(500, steps // 5),
+        warmup=min(warmup, steps // 5),
         schedule=Cosine(),
         clip=1.0,
         checkpoints=checkpoints,
@@ -34,6 +34,25 @@ def decoder(task: Regression, layers: int) -> DecoderConfig:
         norm="layer",
         positions="learned",
         max_position_embeddings=task.length,
+    )
+
+
+def beside(positions: int, **reads: int) -> DecoderConfig:
+    """A decoder that stands beside a reduced model: two layers and all else ours.
+
+    Args:
+        positions: the longest sequence.
+        reads: what it reads and tells, ``vocab_size`` or ``d_in`` and ``d_out``.
+    """
+    return DecoderConfig(
+        **reads,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        hidden_size=64,
+        intermediate_size=128,
+        norm="layer",
+        positions="learned",
+        max_position_embeddings=positions,
     )
 
 
