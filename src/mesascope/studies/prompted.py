@@ -37,15 +37,20 @@ def decoder(task: Regression, layers: int) -> DecoderConfig:
     )
 
 
-def beside(positions: int, **reads: int) -> DecoderConfig:
+def beside(
+    positions: int, *, vocab_size: int | None = None, d_in: int | None = None, d_out: int | None = None
+) -> DecoderConfig:
     """A decoder that stands beside a reduced model: two layers and all else ours.
 
     Args:
         positions: the longest sequence.
-        reads: what it reads and tells, ``vocab_size`` or ``d_in`` and ``d_out``.
+        vocab_size: tokens, if it reads such.
+        d_in, d_out: widths of what it reads and tells, if those are vectors.
     """
     return DecoderConfig(
-        **reads,
+        vocab_size=vocab_size,
+        d_in=d_in,
+        d_out=d_out,
         num_hidden_layers=2,
         num_attention_heads=4,
         hidden_size=64,
