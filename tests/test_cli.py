@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import pytest
 
 from commands import call
 from mesascope import cli
+from mesascope.studies.outcomes import published
 
 QUICK = 0.5  # seconds of a processor: the machine may be busy with other tests
 
@@ -46,7 +48,31 @@ def test_list_names_every_study_and_task(command):
     for word in ("affine", "affine-2d", "affine-4d", "polynomial", "Affine", "Polynomial"):
         assert word in out
     rows = json.loads(command("list", "--json")[1])
-    assert {"kind": "study", "name": "affine", "title": "Affine recurrences in context"} in rows
+    (affine,) = (row for row in rows if row["name"] == "affine")
+    assert (affine["kind"], affine["title"]) == ("study", "Affine recurrences in context")
+    assert "last" not in next(row for row in rows if row["kind"] == "task")
+
+
+def test_list_tells_paper_cost_and_last_verdicts(command, tmp_path):
+    """Of the last run in a folder that decided anything; of what is published where there is none."""
+    told = published()["affine"]["verdicts"]
+    counted = {word: list(told.values()).count(word) for word in set(told.values())}
+    (affine,) = (row for row in json.loads(command("list", tmp_path, "--json")[1]) if row["name"] == "affine")
+    assert affine["paper"] == "Bhargav & Gu 2024"
+    assert affine["minutes"]["paper"] == 90.0
+    assert affine["last"] == {"run": None, "scale": "laptop", "verdicts": counted}
+    for age, (name, word) in enumerate([("own", "contradicted"), ("older", "supported"), ("small", "not tested")]):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "run.json").write_text(json.dumps({"study": "affine", "scale": "paper"}))
+        file = folder / "verdicts.json"
+        file.write_text(json.dumps([{"word": word}]))
+        os.utime(file, (1e9 - (name == "older"), 1e9 + age - 3 * (name == "older")))
+    code, out, _ = command("list", tmp_path)
+    assert code == 0
+    assert "Bhargav & Gu 2024; smoke" in out
+    assert f"{tmp_path / 'own'}: 1 contradicted" in out
+    assert "no verdicts yet" in out  # of studies that take longer than a laptop has
 
 
 def test_what_is_listed_is_what_the_studies_say():
@@ -55,6 +81,24 @@ def test_what_is_listed_is_what_the_studies_say():
     for entry in catalogue.studies():
         study = catalogue.load(entry.name)
         assert (study.name, study.title) == (entry.name, entry.title)
+        assert entry.minutes == {name: scale.minutes for name, scale in study.scales.items()}
+        surname = study.citation.authors.split(",")[0]
+        assert entry.paper.startswith(surname)
+        assert entry.paper.endswith(str(study.citation.year))
+
+
+def test_what_is_published_is_of_claims_that_are_still_made():
+    from mesascope.studies import catalogue
+
+    for name, found in published().items():
+        assert set(found["verdicts"]) <= {claim.name for claim in catalogue.load(name).claims}
+
+
+def test_show_tells_what_became_of_each_claim(command):
+    out = command("show", "affine")[1]
+    assert "their verdicts at laptop scale, as published" in out
+    words = list(published()["affine"]["verdicts"].values())
+    assert {word: out.count(f"  {word}: ") for word in set(words)} == {word: words.count(word) for word in set(words)}
 
 
 def test_show_tells_setting_claims_and_cost(command):

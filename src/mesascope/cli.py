@@ -35,26 +35,35 @@ def main() -> None:
 
 
 @app.command("list")
-def list_(as_json: AsJson = False) -> None:
-    """Show the studies and the tasks, one line each."""
-    from mesascope.studies import catalogue
+def list_(
+    folder: Annotated[Path, typer.Argument(help="Where to look for runs.")] = Path("runs"), as_json: AsJson = False
+) -> None:
+    """Show the studies, each with its paper, its cost and its last verdicts, and the tasks."""
+    from mesascope.studies import catalogue, outcomes
 
-    entries = [*catalogue.studies(), *catalogue.tasks()]
+    studies, tasks, last = catalogue.studies(), catalogue.tasks(), outcomes.last(folder)
     if as_json:
-        print(json.dumps([{"kind": e.kind, "name": e.name, "title": e.title} for e in entries], indent=2))
+        told = [{"paper": e.paper, "minutes": dict(e.minutes), "last": last.get(e.name)} for e in studies]
+        rows = [{"kind": e.kind, "name": e.name, "title": e.title} for e in (*studies, *tasks)]
+        print(json.dumps([row | more for row, more in zip(rows, told + [{}] * len(tasks), strict=True)], indent=2))
         return
-    width = max(len(entry.name) for entry in entries)
-    for kind, heading in (("study", "Studies (mesascope run NAME)"), ("task", "Tasks (mesascope.tasks)")):
-        out.print(f"[bold]{heading}[/bold]")
-        for entry in entries:
-            if entry.kind == kind:
-                out.print(f"  {entry.name:<{width}}  {escape(entry.title)}")
+    out.print("[bold]Studies[/bold] (mesascope run NAME; on two cores)")
+    for entry in studies:
+        costs = ", ".join(f"{scale} {_duration(minutes)}" for scale, minutes in entry.minutes.items())
+        out.print(f"  [bold]{entry.name}[/bold]  {escape(entry.title)}", soft_wrap=True)
+        out.print(f"      {escape(entry.paper)}; {costs}", soft_wrap=True)
+        out.print(f"      {_told(last.get(entry.name))}", soft_wrap=True)
+    width = max(len(entry.name) for entry in tasks)
+    out.print("[bold]Tasks[/bold] (mesascope.tasks)")
+    for entry in tasks:
+        out.print(f"  {entry.name:<{width}}  {escape(entry.title)}")
 
 
 @app.command()
 def show(study: str) -> None:
-    """Tell what a study does: setting, scales, instruments, claims."""
+    """Tell what a study does: setting, scales, instruments, claims and what became of them."""
     from mesascope.studies.catalogue import load
+    from mesascope.studies.outcomes import published
 
     value = load(study)
     out.print(f"[bold]{escape(value.title)}[/bold]\n{escape(value.about)}\n")
@@ -63,13 +72,19 @@ def show(study: str) -> None:
     for name, scale in value.scales.items():
         steps = f"{scale.training.steps:,} steps".replace(",", " ")
         out.print(f"  {name:<7} {scale.seeds} seeds, {steps}, about {scale.minutes:g} min on two cores")
+    for theory in value.theories:
+        out.print(f"\n[bold]{escape(theory.title)}[/bold]\n  {escape(theory.about)}")
     for arm in value.settings:
         out.print(f"\n[bold]Instruments{escape(f': {arm.title}') if arm.title else ''}[/bold]")
         for one in arm.instruments:
             out.print(f"  {one.name:<12} {escape(one.title)}")
-    out.print("\n[bold]Claims[/bold]")
+    found = published().get(value.name, {"scale": "", "verdicts": {}})
+    heading = f" and their verdicts at {found['scale']} scale, as published" if found["verdicts"] else ""
+    out.print(f"\n[bold]Claims[/bold]{heading}")
     for claim in value.claims:
-        out.print(f"  {escape(claim.sentence)}\n    [dim]{escape(claim.source)}[/dim]")
+        word = found["verdicts"].get(claim.name)
+        verdict = f"[{COLOURS.get(word, 'dim')}]{word}[/]: " if word else ""
+        out.print(f"  {verdict}{escape(claim.sentence)}\n    [dim]{escape(claim.source)}[/dim]")
 
 
 @app.command()
@@ -198,7 +213,9 @@ def runs(
     folder: Annotated[Path, typer.Argument(help="Where to look.")] = Path("runs"), as_json: AsJson = False
 ) -> None:
     """Show the runs in a folder and what they found."""
-    rows = [_run_row(file.parent) for file in sorted(folder.glob("*/run.json"))]
+    from mesascope.studies import outcomes
+
+    rows = outcomes.runs(folder)
     if as_json:
         print(json.dumps(rows, indent=2))
         return
@@ -291,18 +308,18 @@ def _cell(row: dict[str, Any] | None) -> str:
     return row["word"] if row["value"] is None else f"{row['word']} ({row['value']:.3g})"
 
 
-def _run_row(path: Path) -> dict[str, Any]:
-    """One run as a line of a listing; a run that cannot be read says so."""
-    empty = {"path": str(path), "study": "?", "scale": None, "verdicts": {}}
-    try:
-        record = json.loads((path / "run.json").read_text(encoding="utf-8"))
-        file = path / "verdicts.json"
-        words = [row["word"] for row in json.loads(file.read_text(encoding="utf-8"))] if file.exists() else []
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return {**empty, "state": f"unreadable: {error}"}
-    state = "done" if (path / "report.html").exists() else "unfinished"
-    counts = {word: words.count(word) for word in dict.fromkeys(words)}
-    return {**empty, "study": record.get("study"), "scale": record.get("scale"), "verdicts": counts, "state": state}
+def _told(last: dict[str, Any] | None) -> str:
+    """Last verdicts in a line."""
+    if last is None:
+        return "[dim]no verdicts yet[/dim]"
+    where = escape(last["run"]) if last["run"] else f"published, {last['scale']} scale"
+    counts = (f"[{COLOURS.get(word, 'dim')}]{n} {word}[/]" for word, n in last["verdicts"].items())
+    return f"{where}: {', '.join(counts)}"
+
+
+def _duration(minutes: float) -> str:
+    """Minutes, or hours where there are many."""
+    return f"{minutes:g} min" if minutes < 120 else f"{minutes / 60:.0f} h"
 
 
 @contextmanager

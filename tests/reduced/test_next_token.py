@@ -8,6 +8,7 @@ import torch
 
 from mesascope.reduced.next_token import (
     DESCENTS,
+    PATHS,
     STAGES,
     NextToken,
     Stage,
@@ -21,7 +22,6 @@ from mesascope.tasks.collocations import Collocations, Language
 from mesascope.testing import check_reduced, check_task
 
 SMALL = NextToken(vocabulary=5, length=3, sentences=8, unseen=30, steps=150, points=4)
-EVEN, PLAIN = DESCENTS
 
 
 def language(vocabulary=6, seed=0):
@@ -31,8 +31,8 @@ def language(vocabulary=6, seed=0):
 
 def test_it_keeps_the_promises_of_reduced_models():
     found = check_reduced(SMALL)
-    assert found["excess"].dims == ("step", "stat", "_descent")
-    assert found["stat"].values.tolist() == STAGES
+    assert found["excess"].dims == ("step", "stat")
+    assert found["stat"].values.tolist() == PATHS
 
 
 def test_attention_is_that_of_the_matrix():
@@ -73,12 +73,12 @@ def test_the_margin_of_pairs_is_known():
 def test_steps_of_one_length_fall_along_a_line_and_plain_ones_do_not():
     found = replace(SMALL, steps=600, points=61).simulate(0)
     for stage in STAGES:
-        straight, decades = (found[name].sel(stat=stage) for name in ("straight", "decades"))
-        assert float(straight.sel(_descent=EVEN)) > 0.99
-        assert float(decades.sel(_descent=EVEN)) > 3 > float(decades.sel(_descent=PLAIN))
-        norm = found["norm"].sel(stat=stage, _descent=EVEN).values
+        even, plain = (found.sel(stat=f"{stage}, {descent}") for descent in DESCENTS)
+        assert float(even["straight"]) > 0.99
+        assert float(even["decades"]) > 3 > float(plain["decades"])
+        norm = even["norm"].values
         assert norm[1] == pytest.approx(0.1 * 10, rel=0.05)
-        assert float(found["direction"].sel(stat=stage, _descent=EVEN)[-1]) > 0.95
+        assert float(even["direction"][-1]) > 0.95
     assert float(found["attention"][0]) == pytest.approx(1 / 3)
     assert float(found["attention"][-1]) > 0.99
     assert found["accuracy"]["setting"].values.tolist()[0] == "shown"
@@ -88,11 +88,10 @@ def test_steps_of_one_length_fall_along_a_line_and_plain_ones_do_not():
 
 def test_a_descent_stops_before_rounding_chooses_its_direction():
     found = replace(SMALL, steps=1600, points=17).simulate(0)
-    excess = found["excess"].sel(_descent=EVEN)
-    norm = found["norm"].sel(_descent=EVEN)
     for stage, least in zip(STAGES, (1e-6, 1e-10), strict=True):
-        assert 0.5 * least < float(excess.sel(stat=stage)[-1] / excess.sel(stat=stage)[0]) <= least
-        assert float(norm.sel(stat=stage)[-1]) == float(norm.sel(stat=stage)[-2])
+        even = found.sel(stat=f"{stage}, {DESCENTS[0]}")
+        assert 0.5 * least < float(even["excess"][-1] / even["excess"][0]) <= least
+        assert float(even["norm"][-1]) == float(even["norm"][-2])
 
 
 def test_what_falls_along_a_line_is_told_from_what_does_not():

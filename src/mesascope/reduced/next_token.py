@@ -27,6 +27,7 @@ Matrix = Float[Tensor, "token token"]
 Entry = tuple[int, int]
 STAGES = ["collocations", "what decides"]
 DESCENTS = ["steps of one length", "plain gradient descent"]
+PATHS = [f"{stage}, {descent}" for stage in STAGES for descent in DESCENTS]
 WINDOW = (1e-1, 1e-6)  # of the excess loss at first: where it is asked whether its logarithm falls along a line
 EARLY = 1e-2  # likewise: where the second stage takes what the first has found
 LEAST = 1e-10  # where the second stage stops: below, rounding would choose the direction
@@ -239,30 +240,20 @@ def max_margin(above: Sequence[tuple[Entry, Entry]], size: int) -> Matrix:
 
 def _told(paths: Sequence[Sequence[Path]], steps: int, points: int) -> dict[str, xr.DataArray]:
     """What was seen of both stages by both descents."""
-    due, named = list(looked_at(steps, points)), {"stat": STAGES, "_descent": DESCENTS}
+    due, flat = list(looked_at(steps, points)), [path for stage in paths for path in stage]
     found = {}
     for name, (units, about) in _MEANINGS.items():
-        every = np.array([[getattr(path, name) for path in stage] for stage in paths])[..., due]
-        found[name] = label(
-            np.moveaxis(every, -1, 0),
-            "step",
-            "stat",
-            "_descent",
-            units=units,
-            about=about,
-            coords={"step": due, **named},
-        )
+        every = np.array([getattr(path, name) for path in flat])[:, due].T
+        found[name] = label(every, "step", "stat", units=units, about=about, coords={"step": due, "stat": PATHS})
     found["excess"].attrs["scale"] = "log"
-    falls = np.array([[fall(np.array(path.excess)) for path in stage] for stage in paths])
-    told_of = (
-        ("straight", "R² of a straight line through the logarithm of the excess loss, by steps"),
-        ("decades", "powers of ten over which that line is laid"),
-    )
-    for place, (name, about) in enumerate(told_of):
-        found[name] = label(falls[..., place], "stat", "_descent", units="1", about=about, coords=named)
-    norms = np.array([[growth(path) for path in stage] for stage in paths])
-    about = "R² of a straight line through the norm, by steps"
-    found["norm_straight"] = label(norms, "stat", "_descent", units="1", about=about, coords=named)
+    straight, decades = np.array([fall(np.array(path.excess)) for path in flat]).T
+    told_of = {
+        "straight": (straight, "R² of a straight line through the logarithm of the excess loss, by steps"),
+        "decades": (decades, "powers of ten over which that line is laid"),
+        "norm_straight": (np.array([growth(p) for p in flat]), "R² of a straight line through the norm, by steps"),
+    }
+    for name, (values, about) in told_of.items():
+        found[name] = label(values, "stat", units="1", about=about, coords={"stat": PATHS})
     return found
 
 

@@ -4,9 +4,10 @@ import ast
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path(__file__).parent
 TASKS = FOLDER.parent / "tasks"
@@ -25,12 +26,16 @@ class Entry:
         name: how it is called.
         title: one line.
         file: where it is written.
+        paper: who wrote what a study re-runs, and when.
+        minutes: what a study costs on two cores, by scale.
     """
 
     kind: str
     name: str
     title: str
     file: Path
+    paper: str = ""
+    minutes: Mapping[str, float] = field(default_factory=dict)
 
 
 def studies() -> list[Entry]:
@@ -91,12 +96,56 @@ def _load_file(file: Path):
 
 
 def _study(file: Path) -> Entry | None:
-    """What a file says of the study it holds, if it holds one."""
-    for node in _parsed(file, "STUDY"):
+    """What a file says of the study it holds, if it holds one; what it does not say, the study that it varies does."""
+    statements = _parsed(file, "STUDY")
+    for node in statements:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and _names(node) == ["STUDY"]:
-            given = {k.arg: k.value.value for k in node.value.keywords if isinstance(k.value, ast.Constant)}
-            return Entry(kind="study", name=str(given["name"]), title=str(given["title"]), file=file)
+            base = _varied(node.value, file)
+            given = _constants(node.value)
+            calls = [one for each in statements for one in ast.walk(each) if isinstance(one, ast.Call | ast.Dict)]
+            return Entry(
+                kind="study",
+                name=str(given["name"]),
+                title=str(given["title"]),
+                file=file,
+                paper=next(_papers(calls), base.paper if base else ""),
+                minutes={**(base.minutes if base else {}), **dict(_costs(calls))},
+            )
     return None
+
+
+def _varied(call: ast.Call, file: Path) -> Entry | None:
+    """The study that ``replace(other.STUDY, ...)`` starts from, where other is a file beside this one or of ours."""
+    match call.args[:1]:
+        case [ast.Attribute(value=ast.Name(id=module), attr="STUDY")]:
+            places = (folder / f"{module}.py" for folder in (file.parent, FOLDER))
+            return next((_study(place) for place in places if place.is_file()), None)
+    return None
+
+
+def _papers(calls: list[ast.Call | ast.Dict]) -> Iterator[str]:
+    """Who wrote what is cited, and when, in a few words."""
+    for call in calls:
+        if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "Citation":
+            given = _constants(call)
+            names = [one.split(",")[0] for one in str(given["authors"]).split(" and ")]
+            yield f"{names[0]} et al. {given['year']}" if len(names) > 2 else f"{' & '.join(names)} {given['year']}"
+
+
+def _costs(calls: list[ast.Call | ast.Dict]) -> Iterator[tuple[str, float]]:
+    """Minutes by scale, from ``{"laptop": Scale(..., minutes=5.0)}``."""
+    for scales in calls:
+        if isinstance(scales, ast.Dict):
+            for key, value in zip(scales.keys, scales.values, strict=True):
+                if isinstance(key, ast.Constant) and isinstance(value, ast.Call):
+                    minutes = _constants(value).get("minutes")
+                    if isinstance(minutes, int | float):
+                        yield str(key.value), float(minutes)
+
+
+def _constants(call: ast.Call) -> dict[str | None, Any]:
+    """The arguments of a call that are written out."""
+    return {given.arg: given.value.value for given in call.keywords if isinstance(given.value, ast.Constant)}
 
 
 def _parsed(file: Path, word: str) -> list[ast.stmt]:

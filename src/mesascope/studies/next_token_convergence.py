@@ -38,7 +38,7 @@ SCALES = {
 
 def _found(results: Results, name: str, stage: str, descent: str) -> xr.DataArray:
     """What was seen of one stage by one descent."""
-    return results["reduced"][name].sel(stat=stage, _descent=descent, drop=True)
+    return results["reduced"][name].sel(stat=f"{stage}, {descent}", drop=True)
 
 
 def _line(stage: str) -> tuple[Claim, ...]:
