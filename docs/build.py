@@ -1,19 +1,25 @@
 """Write docs/studies/NAME.md from finished runs: ``python docs/build.py runs/affine-laptop ...`` (``make docs``).
 
-A run of `mesascope inspect` becomes docs/studies/released.md: what the measures of the studies say of a released model.
+The verdicts go into the package, too, where `mesascope list` finds them. A run of `mesascope inspect` becomes
+docs/studies/released.md: what the measures of the studies say of a released model.
 """
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import xarray as xr
+from figures import pictures
+
+from mesascope.studies import catalogue, outcomes
 
 PAGES = Path(__file__).parent / "studies"
+PICTURES = PAGES / "figures"
 
 
 def page(run: Path) -> str:
-    """Question, setting, verdicts and what is ours, as Markdown."""
+    """Question, setting, verdicts, figures and what is ours, as Markdown."""
     record = json.loads((run / "run.json").read_text(encoding="utf-8"))
     verdicts = json.loads((run / "verdicts.json").read_text(encoding="utf-8"))
     made = record["provenance"]
@@ -37,9 +43,27 @@ def page(run: Path) -> str:
             f"- *{verdict['name']}*: {verdict['about']}. {verdict['source']}. {verdict['reason']}."
             for verdict in verdicts
         ),
+        *(line for one in drawn(run, record["study"]) for line in one),
         "",
     ]
     return "\n".join(lines)
+
+
+def drawn(run: Path, study: str) -> Iterator[list[str]]:
+    """Its figures as Markdown: all curves of reduced models, and those that the report shows at once."""
+    theories = [theory.name for theory in catalogue.load(study).theories]
+    for title, about, file in pictures(run, PICTURES, study, theories):
+        yield ["", f"## {title}", "", f"![{title}]({file.relative_to(PAGES)})", "", about]
+
+
+def publish(run: Path) -> None:
+    """Put a run's verdicts where `mesascope list` finds them."""
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    words = {one["name"]: one["word"] for one in json.loads((run / "verdicts.json").read_text(encoding="utf-8"))}
+    told = outcomes.published()
+    told[record["study"]] = {"scale": record["scale"], "seeds": len(record["seeds"]), "verdicts": words}
+    text = json.dumps(dict(sorted(told.items())), indent=1, ensure_ascii=False)
+    outcomes.PUBLISHED.write_text(text + "\n", encoding="utf-8")
 
 
 def row(verdict: dict) -> str:
@@ -109,7 +133,16 @@ def found(run: Path, name: str) -> xr.Dataset:
     return xr.load_dataset(run / "results" / f"{name}.nc", engine="netcdf4")
 
 
-for name in sys.argv[1:]:
-    study = json.loads((Path(name) / "run.json").read_text(encoding="utf-8"))["study"]
-    made_of, target = (released, "released") if study == "inspect" else (page, study)
-    (PAGES / f"{target}.md").write_text(made_of(Path(name)), encoding="utf-8")
+def main() -> None:
+    """A page for every run that is named."""
+    for run in map(Path, sys.argv[1:]):
+        study = json.loads((run / "run.json").read_text(encoding="utf-8"))["study"]
+        if study == "inspect":
+            (PAGES / "released.md").write_text(released(run), encoding="utf-8")
+            continue
+        (PAGES / f"{study}.md").write_text(page(run), encoding="utf-8")
+        publish(run)
+
+
+if __name__ == "__main__":
+    main()

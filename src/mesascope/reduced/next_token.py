@@ -246,6 +246,8 @@ def _told(paths: Sequence[Sequence[Path]], steps: int, points: int) -> dict[str,
         every = np.array([getattr(path, name) for path in flat])[:, due].T
         found[name] = label(every, "step", "stat", units=units, about=about, coords={"step": due, "stat": PATHS})
     found["excess"].attrs["scale"] = "log"
+    for name in ("excess", "norm"):  # the claim is of a straight line
+        found[name].attrs["steps"] = "even"
     straight, decades = np.array([fall(np.array(path.excess)) for path in flat]).T
     told_of = {
         "straight": (straight, "R² of a straight line through the logarithm of the excess loss, by steps"),

@@ -163,10 +163,12 @@ def _rows(array: xr.DataArray, along: str, series: str | None, k: int | None) ->
 
 
 def _x_axis(shown: Shown, along: str) -> tuple[np.ndarray, dict[str, Any]]:
-    """Where points lie, and the axis: logarithmic for steps, labelled where labels are words."""
+    """Where points lie, and the axis: logarithmic for steps unless asked otherwise, labelled where labels are words."""
     size = shown.array.sizes[along]
     if along == "step":
-        return step_axis(np.asarray(shown.array["step"].values, dtype=float).tolist())
+        steps = np.asarray(shown.array["step"].values, dtype=float)
+        even = shown.array.attrs.get("steps") == "even"
+        return (steps, axis("training step")) if even else step_axis(steps.tolist())
     labels = position_names(shown, along)
     whole = labels == [str(k) for k in range(size)]
     few = {"dtick": 1} if size <= 12 else {"nticks": 10}

@@ -26,7 +26,7 @@ from mesascope.tasks.regression import Features, Regression
 
 PAPER = "Huang et al. 2023"
 OURS = "ours"
-DIM, SHOWN, DOMINANT = 8, 40, 0.5  # ours
+DIM, SHOWN, DOMINANT = 8, 31, 0.5  # ours
 TASK = Regression(
     dim=DIM,
     examples_shown=SHOWN,

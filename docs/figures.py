@@ -1,0 +1,121 @@
+"""The curves of a run's report as pictures, for pages that cannot answer a pointer."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullLocator
+from PIL import Image
+
+from mesascope.report.panel import Panel
+from mesascope.report.read import Result, read
+from mesascope.report.views import panels
+
+WIDTH, HEIGHT, DPI = 4.6, 2.9, 88  # of one plot, in inches; two stand side by side
+COLOURS = 64  # of a picture: a third of the size
+MOST = 8  # plots in a picture: the report has them all
+DASHES = {"solid": "-", "dot": ":", "dash": "--", "longdash": (0, (8, 3)), "dashdot": "-."}
+LOOK = {"font.family": "DejaVu Sans", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+
+
+def pictures(run: Path, folder: Path, name: str, whole: Collection[str]) -> Iterator[tuple[str, str, Path]]:
+    """Draw the curves of a run.
+
+    Args:
+        run: a finished run.
+        folder: where pictures are written.
+        name: what their names begin with.
+        whole: results of which all curves are drawn; of others only those that are shown at once.
+
+    Yields:
+        The heading of a result, what its curves are, in words, and the picture.
+    """
+    for result in read(run).results:
+        key = Path(result.file).stem
+        drawn = list(_curves(result, key in whole))
+        if drawn:
+            file = folder / f"{name}-{key}.png"
+            _draw(drawn[:MOST], file)
+            yield result.title, " ".join(dict.fromkeys(_sentence(panel) for panel, _ in drawn[:MOST])), file
+
+
+def _curves(result: Result, whole: bool) -> Iterator[tuple[Panel, Mapping[str, Any]]]:
+    """The plots of a result that hold lines alone."""
+    for panel in panels(result.data) if result.data is not None else []:
+        plots = panel.data.get("plots", []) if panel.kind == "figure" else []
+        if whole or panel.headline:
+            yield from ((panel, plot) for plot in plots if all(map(_is_line, plot["data"])))
+
+
+def _is_line(trace: Mapping[str, Any]) -> bool:
+    """Whether a trace is a curve, or the area between two."""
+    return trace["type"] == "scatter" and "lines" in trace.get("mode", "")
+
+
+def _sentence(panel: Panel) -> str:
+    """What a plot shows: its title, and the first sentence of its caption."""
+    first = panel.caption.split(". ")[0].rstrip(".")
+    return f"*{panel.title}*: {first[:1].lower()}{first[1:]}." if first else ""
+
+
+def _draw(plots: Sequence[tuple[Panel, Mapping[str, Any]]], file: Path) -> None:
+    """All plots in one picture, two in a row."""
+    columns = min(2, len(plots))
+    rows = -(-len(plots) // columns)
+    with mpl.rc_context(LOOK):
+        figure = Figure(figsize=(WIDTH * columns, HEIGHT * rows), layout="constrained")
+        places = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes, (panel, plot) in zip(places, plots, strict=False):
+            _plot(axes, panel, plot)
+        for axes in places[len(plots) :]:
+            axes.set_visible(False)
+        drawn = BytesIO()
+        figure.savefig(drawn, dpi=DPI)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.open(drawn).convert("RGB").quantize(COLOURS).save(file, optimize=True)
+
+
+def _plot(axes: Axes, panel: Panel, plot: Mapping[str, Any]) -> None:
+    """One plot, as plotly is told to draw it."""
+    for trace in plot["data"]:
+        _trace(axes, trace)
+    axes.set_title(": ".join(dict.fromkeys(filter(None, (panel.title, plot["title"])))), fontsize=9, loc="left")
+    for axis, told in ((axes.xaxis, plot["layout"]["xaxis"]), (axes.yaxis, plot["layout"]["yaxis"])):
+        axis.set_label_text(told["title"]["text"])
+        if told.get("type") == "log":
+            axis.set_major_locator(NullLocator())
+            (axes.set_xscale if axis is axes.xaxis else axes.set_yscale)("log")
+            axis.set_minor_locator(NullLocator())
+        if told.get("tickformat") == "d":
+            axis.set_major_locator(MaxNLocator(integer=True))
+        if "tickvals" in told:
+            axis.set_ticks(told["tickvals"], told["ticktext"])
+        if "range" in told and told.get("type") == "log":
+            axes.set_ylim(*(10.0**edge for edge in told["range"]))
+    named = {text: handle for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
+    if len(named) > 1:
+        axes.legend(named.values(), named.keys(), fontsize=7, frameon=False)
+    axes.grid(color="#e9e6df", linewidth=0.6)
+
+
+def _trace(axes: Axes, trace: Mapping[str, Any]) -> None:
+    """A curve, or the area between two."""
+    x, y = ([float("nan") if v is None else v for v in trace[axis]] for axis in ("x", "y"))
+    if trace.get("fill"):
+        axes.fill(x, y, color=trace["fillcolor"], alpha=trace["opacity"], linewidth=0)
+        return
+    line = trace["line"]
+    axes.plot(
+        x,
+        y,
+        color=line["color"],
+        linewidth=0.7 * line["width"],
+        linestyle=DASHES[line["dash"]],
+        alpha=trace.get("opacity", 1.0),
+        label=trace["name"] or None,
+        marker="." if "markers" in trace["mode"] else None,
+    )

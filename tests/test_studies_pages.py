@@ -1,0 +1,110 @@
+"""The pages of the studies: every verdict as it is, pictures of what the report draws, what goes into the package."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from mesascope.reduced.next_token import PATHS, NextToken
+from mesascope.studies import catalogue, outcomes
+
+STUDY = "next-token-convergence"
+DOCS = Path(__file__).parents[1] / "docs"
+WORDS = ("supported", "contradicted", "inconclusive")
+
+
+@pytest.fixture
+def build(monkeypatch, tmp_path):
+    """docs/build.py, writing elsewhere."""
+    monkeypatch.syspath_prepend(str(DOCS))
+    import build as found
+
+    monkeypatch.setattr(found, "PAGES", tmp_path / "pages")
+    monkeypatch.setattr(found, "PICTURES", tmp_path / "pages" / "figures")
+    published = tmp_path / "published.json"
+    published.write_text(outcomes.PUBLISHED.read_text(encoding="utf-8"), encoding="utf-8")
+    monkeypatch.setattr(outcomes, "PUBLISHED", published)
+    (tmp_path / "pages").mkdir()
+    return found
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """A run with two seeds of the reduced model, and verdicts of three kinds."""
+    place, study = tmp_path / "run", catalogue.load(STUDY)
+    (place / "results").mkdir(parents=True)
+    small = NextToken(vocabulary=5, length=3, sentences=8, unseen=30, steps=150, points=9)
+    seeds = xr.concat([small.simulate(0), small.simulate(1)], "seed")
+    seeds.assign_attrs(title="The reduced model", about="", order=1).to_netcdf(place / "results" / "reduced.nc")
+    made = {"torch": "0", "transformers": "0", "processors": 2}
+    record = {"study": STUDY, "title": study.title, "about": study.about, "scale": "laptop", "seeds": [0, 1]}
+    record |= {"provenance": made, "citation": asdict(study.citation)}
+    (place / "run.json").write_text(json.dumps(record))
+    told = {"value": 1.5, "interval": [1.0, 2.0], "control": None, "control_about": "", "per_seed": [1.0, None]}
+    texts = {"about": "what", "source": "who", "reason": "why"}
+    verdicts = [
+        {"name": claim.name, "word": WORDS[k % 3], "sentence": claim.sentence, **told, **texts}
+        for k, claim in enumerate(study.claims)
+    ]
+    (place / "verdicts.json").write_text(json.dumps(verdicts))
+    return place
+
+
+def test_every_verdict_stands_on_the_page_as_it_is(build, run, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["build.py", str(run)])
+    build.main()
+    text = (build.PAGES / f"{STUDY}.md").read_text(encoding="utf-8")
+    claims = catalogue.load(STUDY).claims
+    for k, claim in enumerate(claims):
+        assert f"| **{WORDS[k % 3]}** | {claim.sentence} | 1.5 [1, 2] | - | 1, - |" in text
+    told = outcomes.published()[STUDY]
+    assert told["verdicts"] == {claim.name: WORDS[k % 3] for k, claim in enumerate(claims)}
+    assert (told["scale"], told["seeds"]) == ("laptop", 2)
+    assert "affine" in outcomes.published()  # the others stay
+
+
+def test_pictures_show_the_curves_of_the_report(build, run):
+    import matplotlib.image
+
+    text = build.page(run)
+    assert "![The reduced model](figures/next-token-convergence-reduced.png)" in text
+    assert "*excess*: cross-entropy above what it tends to." in text
+    pixels = matplotlib.image.imread(build.PICTURES / f"{STUDY}-reduced.png")
+    assert pixels.shape[0] > 400  # four plots in two rows
+    assert len(np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0)) > 10
+
+
+def test_what_is_a_straight_line_by_steps_is_drawn_by_steps(build, run):
+    """The paths that steps of one length take; all else of training is drawn by the logarithm of steps."""
+    from mesascope.report.read import read
+    from mesascope.report.views import panels
+
+    (result,) = read(run).results
+    assert result.data is not None
+    looks = {panel.title: panel.data["plots"][0]["layout"]["xaxis"] for panel in panels(result.data) if panel.data}
+    assert {title for title in ("excess", "norm", "attention", "direction") if "type" not in looks[title]} == {
+        "excess",
+        "norm",
+    }
+    names = {one["name"] for panel in panels(result.data) if panel.title == "norm" for one in panel.data["legend"]}
+    assert set(PATHS) <= names
+
+
+def test_every_study_with_a_page_has_its_verdicts_in_the_package_and_the_other_way_round():
+    pages = {file.stem for file in (DOCS / "studies").glob("*.md")} - {"released"}
+    assert pages == set(outcomes.published())
+    for name, one in outcomes.published().items():
+        text = (DOCS / "studies" / f"{name}.md").read_text(encoding="utf-8")
+        assert {word: text.count(f"| **{word}** |") for word in WORDS if f"| **{word}** |" in text} == outcomes.counts(
+            one["verdicts"].values()
+        )
+
+
+def test_what_the_pages_show_is_there():
+    for page in (DOCS / "studies").glob("*.md"):
+        for part in page.read_text(encoding="utf-8").split("](figures/")[1:]:
+            assert (page.parent / "figures" / part.split(")")[0]).is_file()
