@@ -41,12 +41,12 @@ RIGHT = 0.9  # of the attention; ours
 AT_THE_FLOOR = 0.05  # of the error, above what no attention can help; ours
 FOUND = 0.5  # of the attention; ours
 
-MODEL = beside(2 * SHOWN + 1, d_in=TASK.width, d_out=1)
+MODEL = beside(TASK.length, d_in=TASK.width, d_out=1)
 WARMUP = 100  # ours
 
 SCALES = {
-    "smoke": Scale(training=training(40, 3, WARMUP), seeds=2, sequences=128, minutes=0.6),
-    "laptop": Scale(training=training(2_500, 16, WARMUP), sequences=1024, minutes=5.0),
+    "smoke": Scale(training=training(40, 2, WARMUP), seeds=2, sequences=32, minutes=0.4),
+    "laptop": Scale(training=training(2_500, 16, WARMUP), sequences=512, minutes=5.0),
     "paper": Scale(training=training(20_000, 16, WARMUP), seeds=8, sequences=4096, minutes=90.0),
 }
 SETUPS = {name: Setup(training=scale.training, sequences=scale.sequences) for name, scale in SCALES.items()}
