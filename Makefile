@@ -8,7 +8,7 @@
 # make bench-capturing   a capture next to the same capture in other libraries
 # make bench-scaling   how the cost of opening a language model grows with its sequences
 # make lint   the checks without the tests
-# make docs   runs five studies, opens SmolLM2, and writes their pages under docs/studies
+# make docs   runs the studies at laptop scale (two hours), opens SmolLM2, writes their pages under docs/studies
 # make architectures   holds capture against every language model type of transformers, writes the table
 # make planted   holds every instrument against models whose mechanism is known, writes the table
 # make clean  removes everything that make made
@@ -17,6 +17,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 GGUF := .models/SmolLM2-135M-Instruct.Q4_1.gguf
 STAMP := $(VENV)/.installed
+PUBLISHED := affine polynomial meta-learning function-classes gradient-descent newton in-context-convergence \
+  induction-heads next-token-convergence
 WHEELS := $(addprefix --find-links ,$(PIP_FIND_LINKS)) $(addprefix --default-index ,$(PIP_INDEX_URL))  # uv reads none of pip's
 unexport PYTHONDONTWRITEBYTECODE  # what is imported is compiled once, not by every process
 
@@ -56,14 +58,9 @@ demo: $(STAMP) $(GGUF)
 	@$(BIN)/mesascope report runs/affine-laptop runs/inspect-$(notdir $(GGUF))
 
 docs: $(STAMP) $(GGUF)
-	$(BIN)/mesascope run affine
-	$(BIN)/mesascope run meta-learning
-	$(BIN)/mesascope run function-classes
-	$(BIN)/mesascope run gradient-descent
-	$(BIN)/mesascope run newton
+	set -e; for study in $(PUBLISHED); do $(BIN)/mesascope run $$study; done
 	$(BIN)/mesascope inspect $(GGUF) --measures inner,norms,spectra,logit_lens,affine_lens --out runs/smollm2
-	$(BIN)/python docs/build.py runs/affine-laptop runs/meta-learning-laptop runs/function-classes-laptop \
-	  runs/gradient-descent-laptop runs/newton-laptop runs/smollm2
+	$(BIN)/python docs/build.py $(foreach study,$(PUBLISHED),runs/$(study)-laptop) runs/smollm2
 
 architectures: $(STAMP)
 	$(BIN)/python -m tests.architectures.table
