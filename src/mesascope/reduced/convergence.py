@@ -202,7 +202,7 @@ class HalfTimes(Reduced):
         )
         about = "by which power of the number of features that time grows"
         exponent = label(np.array(exponents), "stat", units="1", about=about, coords=named)
-        return xr.Dataset({"half_time": half_time.assign_attrs(scale="log"), "exponent": exponent})
+        return xr.Dataset({"half_time": half_time.assign_attrs(scale="log", view="curves"), "exponent": exponent})
 
     def _half_time(self, features: int, dominant: float | None, draws: torch.Generator) -> float:
         """Of the first feature, between two steps in proportion; not a number where it takes too long."""

@@ -229,7 +229,7 @@ class Plateaus(Reduced):
                 units="step",
                 about=f"steps until each part is told, by {name}",
                 coords={"stat": PARTS, f"_{name}": tried[name]},
-            ).assign_attrs(scale="log")
+            ).assign_attrs(scale="log", view="curves")
             for name, each in found.items()
         }
         slope, straight = line(-np.log(tried["size"]), found["size"][1])
