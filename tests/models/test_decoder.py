@@ -240,3 +240,15 @@ def test_no_input_and_too_long_a_sequence_are_refused() -> None:
 def test_sdpa_is_refused() -> None:
     with pytest.raises(ValueError, match="Decoder does not support an attention implementation through"):
         Decoder._from_config(DecoderConfig(**SMALL | VECTORS), attn_implementation="sdpa")
+
+
+@pytest.mark.parametrize("width", [0, 64])
+def test_maps_that_write_to_the_stream_start_as_small_as_the_configuration_says(width):
+    usual, small = (
+        decoder(**VECTORS, hidden_size=64, intermediate_size=width, initializer_writes=each) for each in (1.0, 0.1)
+    )
+    for (name, one), other in zip(usual.named_parameters(), small.parameters(), strict=True):
+        if name.endswith("bias"):
+            continue
+        writes = name.endswith(("o_proj.weight", "down_proj.weight"))
+        assert torch.allclose(other, one * (0.1 if writes else 1.0)), name

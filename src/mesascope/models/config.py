@@ -40,9 +40,9 @@ class DecoderConfig(PretrainedConfig):
         share_layers: all layers are one layer, applied again and again.
         activation: of the MLP.
         initializer_range: standard deviation of token and position embeddings at the start; linear maps start
-            with 1 / sqrt(fan-in), and those that write to the residual stream with 1 / sqrt(layers) of it.
-        initializer_writes: a factor on the latter; linear attention, whose weights grow with its inputs, needs a small
-            one where there are many layers.
+            with 1 / sqrt(fan-in).
+        initializer_writes: a factor on that for those that write to the residual stream; linear attention, whose
+            weights grow with its inputs, needs a small one where there are many layers.
 
     Raises:
         ValueError: a value out of range, or a combination that has no meaning.

@@ -1,5 +1,6 @@
 """One small decoder for every task, as a transformers model: what opens it opens any other."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers.masking_utils import create_bidirectional_mask, create_causal_
 from transformers.utils.generic import ModelOutput
 
 from mesascope.models.config import DecoderConfig
-from mesascope.models.layers import Attention, Block, Stream, make_norm, sinusoids
+from mesascope.models.layers import Block, Stream, make_norm, sinusoids
 
 
 @dataclass
@@ -140,19 +141,27 @@ class Decoder(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Fan-in scaling for linear maps; smaller for those that write to the stream, so that depth adds up."""
+        """Fan-in scaling for linear maps; those that write to the stream as much smaller as the configuration says.
+
+        Asked of modules that have parameters of their own alone: transformers passes over the others.
+        """
         if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            factor = self.config.initializer_writes if any(module is one for one in self._writing()) else 1.0
+            nn.init.normal_(module.weight, std=factor * module.in_features**-0.5)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
         elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
             module.reset_parameters()
-        writes = module.o_proj if isinstance(module, Attention) else getattr(module, "down_proj", None)
-        if writes is not None:
-            std = (writes.in_features * self.config.num_hidden_layers) ** -0.5
-            nn.init.normal_(writes.weight, std=self.config.initializer_writes * std)
+
+    def _writing(self) -> Iterator[nn.Module]:
+        """The maps that write to the residual stream."""
+        for block in self.layers:
+            if isinstance(block, Block):
+                yield block.attention.o_proj
+                if block.has_mlp:
+                    yield block.mlp.down_proj
 
 
 AutoConfig.register("mesascope", DecoderConfig, exist_ok=True)
