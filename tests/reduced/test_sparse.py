@@ -7,8 +7,9 @@ import pytest
 import torch
 from sklearn.linear_model import Lasso, Ridge
 
+from mesascope.reduced import sparse
 from mesascope.reduced.base import generator
-from mesascope.reduced.sparse import SETTINGS, WAYS, Setting, SparseDescent, lasso, ridge, risk, risks
+from mesascope.reduced.sparse import SETTINGS, SOLVED, WAYS, Setting, SparseDescent, gap, lasso, ridge, risk, risks
 from mesascope.testing import check_reduced
 
 SMALL = SparseDescent(settings=(Setting(features=6, nonzero=2, examples=8),), steps=20, problems=10)
@@ -55,7 +56,38 @@ def test_ridge_and_lasso_are_those_of_a_library(penalty):
         assert ours == pytest.approx(Ridge(penalty * 9, fit_intercept=False).fit(x[row], y[row]).coef_)
         ours = lasso(x, y, penalty)[row].numpy()
         theirs = Lasso(penalty, fit_intercept=False, tol=1e-10, max_iter=100_000).fit(x[row], y[row]).coef_
-        assert ours == pytest.approx(theirs, abs=1e-3)
+        assert ours == pytest.approx(theirs, abs=2e-3)
+
+
+@pytest.mark.parametrize("penalty", [0.003, 0.1])
+def test_the_gap_bounds_how_far_a_lasso_is_from_its_least_value_and_closes_there(penalty):
+    x, y, _ = Setting(features=6, nonzero=2, examples=5).draw(4, generator(0))
+    gram, moment, nothing = x.mT @ x / 5, torch.einsum("pef,pe->pf", x, y) / 5, y.square().mean(1)
+
+    def loss(at):
+        return 0.5 * (torch.einsum("pef,pf->pe", x, at) - y).square().mean(1) + penalty * at.abs().sum(1)
+
+    solvers = [
+        Lasso(penalty, fit_intercept=False, tol=1e-12, max_iter=1_000_000).fit(*each) for each in zip(x, y, strict=True)
+    ]
+    exact = torch.tensor(np.stack([each.coef_ for each in solvers]))
+    assert gap(gram, moment, nothing, exact, penalty).tolist() == pytest.approx([0.0] * 4, abs=1e-9)
+    for away in (0.01, 0.3):
+        at = exact + away
+        assert (gap(gram, moment, nothing, at, penalty) >= loss(at) - loss(exact)).all()
+    ours = lasso(x, y, penalty)
+    assert (loss(ours) - loss(exact) <= SOLVED * nothing).all()
+
+
+def test_a_lasso_may_begin_anywhere_and_says_where_it_cannot_end(monkeypatch):
+    x, y, _ = Setting(features=6, nonzero=2, examples=9).draw(4, generator(0))
+    begun = lasso(x, y, 0.1, torch.ones(4, 6, dtype=torch.float64))
+    assert begun.numpy() == pytest.approx(lasso(x, y, 0.1).numpy(), abs=0.02)
+    with pytest.raises(ValueError, match="penalty must be above 0, but got 0"):
+        lasso(x, y, 0.0)
+    monkeypatch.setattr(sparse, "SHRINKING", 1)
+    with pytest.raises(ValueError, match="a lasso must be solved in 1 steps, but 4 of 4 problems were not"):
+        lasso(x, y, 0.01)
 
 
 def test_preprocessing_helps_where_noise_or_few_examples_leave_room_and_not_otherwise():
