@@ -17,8 +17,10 @@ SMALL = SparseDescent(settings=(Setting(features=6, nonzero=2, examples=8),), st
 
 def test_it_keeps_the_promises_of_reduced_models():
     found = check_reduced(SMALL)
-    assert found["path"].dims == ("setting", "_way", "_steps")
-    assert found["best"].sel(predictor=WAYS[0]).item() == pytest.approx(found["path"].sel(_way=WAYS[0]).min().item())
+    for way, name in zip(WAYS, ("plain", "preprocessed"), strict=True):
+        assert found[name].dims == ("_steps", "setting")
+        assert found["best"].sel(predictor=way).item() == pytest.approx(found[name].min().item())
+    assert np.allclose(found["ratio"], found["preprocessed"] / found["plain"])
 
 
 def test_problems_have_the_sizes_that_were_asked_for():

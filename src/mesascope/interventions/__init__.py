@@ -6,6 +6,7 @@ from mesascope.interventions.changes import mean, replace, resample, scale, stee
 from mesascope.interventions.effects import head_effects
 from mesascope.interventions.metrics import Metric, log_probability, logit_difference, task_loss
 from mesascope.interventions.paths import path_patch
+from mesascope.interventions.pruning import pruning
 from mesascope.interventions.sweep import patch, sweep
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "mean",
     "patch",
     "path_patch",
+    "pruning",
     "replace",
     "resample",
     "scale",

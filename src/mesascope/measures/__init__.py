@@ -5,6 +5,7 @@ from mesascope.measures.attribution import attribution
 from mesascope.measures.base import Measure, measure, measure_all
 from mesascope.measures.behaviour import behaviour, error_by_label, error_by_output
 from mesascope.measures.clusters import clusters
+from mesascope.measures.fewer import excess_by_examples
 from mesascope.measures.heads import copying, patterns, position
 from mesascope.measures.inner import inner, objective
 from mesascope.measures.lens import estimate, lens
@@ -13,6 +14,7 @@ from mesascope.measures.names import role_names
 from mesascope.measures.norms import norms
 from mesascope.measures.ov import token_copying
 from mesascope.measures.pictures import pictures, token_pictures
+from mesascope.measures.preprocessing import preprocessing
 from mesascope.measures.repeats import repeats
 from mesascope.measures.roles import repeated_tokens, roles
 from mesascope.measures.similarity import similarity
@@ -31,6 +33,7 @@ __all__ = [
     "error_by_label",
     "error_by_output",
     "estimate",
+    "excess_by_examples",
     "inner",
     "lens",
     "logit_lens",
@@ -42,6 +45,7 @@ __all__ = [
     "patterns",
     "pictures",
     "position",
+    "preprocessing",
     "repeated_tokens",
     "repeats",
     "role_names",

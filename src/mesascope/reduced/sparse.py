@@ -100,26 +100,29 @@ class SparseDescent(Reduced):
             shrunk = min(risk(ridge(x, y, penalty), rule) for penalty in PENALTIES)
             stopped.append([*paths[-1].min(-1), shrunk, _best_lasso(x, y, rule)])
         named = {"setting": [setting.name for setting in self.settings]}
-        about = "excess risk after so many steps, mean over problems"
-        path = label(
-            np.stack(paths),
-            "setting",
-            "_way",
-            "_steps",
-            units="squared rule",
-            about=about,
-            coords=named | {"_way": WAYS},
-        )
-        about = "excess risk after the best number of steps, or with the best penalty"
         best = label(
             np.array(stopped),
             "setting",
             "predictor",
             units="squared rule",
-            about=about,
+            about="excess risk after the best number of steps, or with the best penalty",
             coords=named | {"predictor": STOPPED},
         )
-        return xr.Dataset({"best": best, "path": path.assign_attrs(scale="log")})
+        curves = np.stack(paths)
+        found = {
+            "best": best.assign_attrs(view="table"),
+            "ratio": _curves(curves[:, 1] / curves[:, 0], named, "that of preprocessed over that of plain descent"),
+            "plain": _curves(curves[:, 0], named, "gradient descent", "squared rule"),
+            "preprocessed": _curves(curves[:, 1], named, "preprocessed gradient descent", "squared rule"),
+        }
+        return xr.Dataset(found)
+
+
+def _curves(values: np.ndarray, named: dict[str, list[str]], what: str, units: str = "1") -> xr.DataArray:
+    """Numbers by setting and step, drawn along steps."""
+    about = f"excess risk after so many steps, mean over problems: {what}"
+    found = label(values.T, "_steps", "setting", units=units, about=about, coords=named)
+    return found.assign_attrs(view="curves", scale="log")
 
 
 def risks(

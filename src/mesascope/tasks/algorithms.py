@@ -135,6 +135,31 @@ def gradient_descent(per: Per = "mean") -> Algorithm:
     return Algorithm(name=name, predict=predict, ticks=STEPS, unit="step", parameters={"step": bounds})
 
 
+def preprocessed_descent() -> Algorithm:
+    """Gradient descent on inputs whose every coordinate is multiplied with its mean product with the answers, which is
+    large where a sparse rule is not 0 (Chen et al. 2024); by steps of ``step`` over the largest curvature there.
+    """
+
+    def predict(shown: Examples, ticks: Ticks, step: Number) -> Path:
+        if shown.following.shape[-1] != 1:
+            raise ValueError(f"preprocessing is told by one answer, but there are {shown.following.shape[-1]}")
+        scale = shown.moment / shown.seen.clamp_min(1).double()[:, None, None]
+        gram, moment = scale * shown.gram * scale.mT, scale * shown.moment
+        rate = step / _largest(gram)
+        eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+        one = Step(factor=eye - rate * gram, constant=rate * moment)
+        rules = after(one, torch.zeros_like(one.constant), ticks)
+        return torch.stack([shown.apply(scale * rule) for rule in rules])
+
+    return Algorithm(
+        name="preprocessed gradient descent",
+        predict=predict,
+        ticks=STEPS,
+        unit="step",
+        parameters={"step": (0.05, 1.95)},
+    )
+
+
 def transforming_descent() -> Algorithm:
     """GD++ (von Oswald et al. 2023): before every step after the first, inputs are multiplied with 1 - gamma times
     their mean outer product, which evens out the curvature; the rule is told on the inputs as they have become. One

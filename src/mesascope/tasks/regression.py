@@ -165,6 +165,8 @@ class Regression(InContext):
             found.append(algorithms.gradient_descent("curvature"))
         if isinstance(self.functions, Linear) and self.functions.nonzero is not None:
             found.append(algorithms.lasso())
+            if self.layout == "joined":
+                found.append(algorithms.preprocessed_descent())
         return found
 
     def shifts(self) -> Mapping[str, "Regression"]:
@@ -205,6 +207,9 @@ class Regression(InContext):
         }
         if "lasso" in known:
             found["lasso 0.01"] = self.predicted(known["lasso"], batch, penalty=0.01)
+        if "preprocessed gradient descent" in known:
+            preprocessed = known["preprocessed gradient descent"]
+            found |= {f"preprocessed descent {k}": self.predicted(preprocessed, batch, k, step=1.0) for k in (2, 8)}
         if isinstance(self.functions, TwoLayers):
             network = learners.trained_network(self.functions.hidden)
             found[network.name] = self.predicted(network, batch, learners.NETWORK_STEPS)
