@@ -29,6 +29,7 @@ ALIKE = (  # to others here: other sizes and rules
     "function-classes",
     "in-context-convergence",
     "induction-heads",
+    "sparse-regression-heads",
 )
 NAMES = [
     pytest.param(entry.name, marks=[pytest.mark.slow] if entry.name in ALIKE else []) for entry in catalogue.studies()

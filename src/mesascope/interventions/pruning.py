@@ -1,6 +1,7 @@
 """Which layers need many heads: what is left of a model when heads are taken away, one by one and all but one."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mesascope.axes import label
-from mesascope.capturing import Edit, Stem, capture
+from mesascope.capturing import Edit, NothingChanged, Stem, capture
 from mesascope.instruments import instrument
 from mesascope.interventions.branches import branched
 from mesascope.interventions.changes import mean, zero
@@ -145,4 +146,7 @@ def _without(model: PreTrainedModel, batch: Batch, kind: Edit, dropped: Sequence
     """The loss when some heads of each layer are taken away."""
     places: Mapping[int, list[int]] = {layer: list(heads) for layer, heads in enumerate(dropped) if heads}
     edits = [replace(kind, where={"layer": layer, "head": heads}) for layer, heads in places.items()]
-    return float(loss(capture(model, batch, ["prediction"], edits=edits)["prediction"]).mean())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NothingChanged)  # heads that write nothing may be dropped
+        prediction = capture(model, batch, ["prediction"], edits=edits)["prediction"]
+    return float(loss(prediction).mean())

@@ -57,7 +57,7 @@ def preprocessing(recorded: Capture, seed: int = 0) -> xr.Dataset:
     )
 
 
-def _pairs(recorded: Capture) -> tuple[Inputs, Inputs]:
+def _pairs(recorded: Capture) -> tuple[Inputs, Float[Tensor, "batch pos 1"]]:
     """The inputs and the answers.
 
     Raises:
