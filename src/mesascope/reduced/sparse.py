@@ -110,7 +110,7 @@ class SparseDescent(Reduced):
         )
         curves = np.stack(paths)
         found = {
-            "best": best.assign_attrs(view="table"),
+            "best": best.assign_attrs(view="curves", scale="log"),
             "ratio": _curves(curves[:, 1] / curves[:, 0], named, "that of preprocessed over that of plain descent"),
             "plain": _curves(curves[:, 0], named, "gradient descent", "squared rule"),
             "preprocessed": _curves(curves[:, 1], named, "preprocessed gradient descent", "squared rule"),

@@ -118,8 +118,8 @@ def _least(results: Results, predictor: str, beside: str, settings: list[str]) -
 
 def _on_the_way(results: Results, steps: slice | int) -> xr.DataArray:
     """The largest ratio of both descents' risks after the same number of steps, over settings and steps."""
-    found = results["preprocess_then_optimise"]["ratio"].isel(_steps=steps).max("setting")
-    return found.max("_steps") if "_steps" in found.dims else found.drop_vars("_steps")
+    found = results["preprocess_then_optimise"]["ratio"].isel(_steps=steps, drop=True).max("setting")
+    return found.max("_steps") if "_steps" in found.dims else found
 
 
 def _spread_first(results: Results, kind: str, arm: str = "", *, at=last) -> xr.DataArray:
