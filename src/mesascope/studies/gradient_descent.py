@@ -36,7 +36,6 @@ SHAPE = {
     "norm": "none",
     "positions": "none",
     "max_position_embeddings": 4 * TASK.length,
-    "initializer_writes": 0.1,  # ours: linear attention grows with the cube of the stream
 }
 
 
