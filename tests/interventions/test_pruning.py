@@ -21,12 +21,12 @@ def trained_alike(**shape):
     return Decoder(DecoderConfig(d_in=TASK.width, d_out=1, attention="linear", visible="shown", **usual | shape)).eval()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_layer_that_needs_many_heads_is_found_and_decoys_are_passed_over(kind):
+def test_the_layer_that_needs_many_heads_is_found_and_decoys_are_passed_over():
     def found(data):
-        even = data["spread"].sel(stat=kind)
+        even = data["spread"].values  # of both kinds alike
         known = bool(np.isfinite(even).all())
-        claimed = known and float(even[0]) > 0.5 and float(even[1:].max()) < 0.2
+        claimed = known and even[0].min() > 0.5 and even[1:].max() < 0.2
+        assert claimed or not known or even[0].max() <= 0.5 or even[1:].min() >= 0.2
         return {"first layer needs many heads, later ones one": {(0,)} if claimed else set()}
 
     findings = check_instrument(PRUNED, found, draws=2, cases=CASES)
