@@ -157,8 +157,8 @@ def _spread_claims(kind: str) -> tuple[Claim, ...]:
         ),
         Claim(
             name=f"more so for sparse rules: {kind} ablation",
-            sentence="It is more so for sparse rules than for dense ones, which need no preprocessing.",
-            source=OURS,
+            sentence="Importance is spread more towards the first layer for sparse rules than for dense ones.",
+            source=f"{OURS}: dense rules need no preprocessing",
             statistic=lambda results: _spread_first(results, kind),
             about=about,
             control=lambda results: _spread_first(results, kind, "dense_"),
