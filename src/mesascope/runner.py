@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mesascope.axes import spelled
 from mesascope.instruments import Instrument
-from mesascope.measures import measure_all
+from mesascope.measures import Trail, measure_all
 from mesascope.measures.history import Past
 from mesascope.models.load import load_checkpoint
 from mesascope.models.transformer import Decoder
@@ -130,7 +130,7 @@ def run_study(
     with run.lock():
         said: list[str] = []
         for arm in study.settings:
-            _prepared(arm, scale, run, said.append)
+            _prepared(study, arm, scale, run, said.append)
         if said != run.record.get("notes", []):
             run.note(said)
         for line in said:
@@ -180,11 +180,14 @@ def train_together(
 ) -> None:
     """Train the seeds of one setting as one program; where memory is short, leave them to their jobs."""
     first = jobs[0]
-    arm = load(first.study).settings[first.arm]
+    study = load(first.study)
+    arm = study.settings[first.arm]
     run, training = Run.open(first.path).of(arm.name), arm.setups[first.scale].training
-    task, seeds = _prepared(arm, first.scale, run, ignore), [job.seed for job in jobs]
+    task, seeds = _prepared(study, arm, first.scale, run, ignore), [job.seed for job in jobs]
     try:
-        fit_population(task, arm.model, training, seeds, run, device=first.device, progress=progress, say=say)
+        fit_population(
+            task, arm.model_at(first.scale), training, seeds, run, device=first.device, progress=progress, say=say
+        )
     except torch.OutOfMemoryError:
         say(f"{_crew(arm, jobs)} do not fit on {first.device} at once; each is trained by itself")
 
@@ -202,26 +205,31 @@ def work(
     """
     if isinstance(job, Simulation):
         return _simulated(job, progress)
-    arm = load(job.study).settings[job.arm]
-    with threads(arm.setups[job.scale].training.threads):
-        return _work(arm, job, progress, say)
+    study = load(job.study)
+    with threads(study.settings[job.arm].setups[job.scale].training.threads):
+        return _work(study, job, progress, say)
 
 
-def _work(arm: Arm, job: Job, progress: Callable[[int, int, float], None], say: Say) -> dict[str, xr.Dataset]:
+def _work(study: Study, job: Job, progress: Callable[[int, int, float], None], say: Say) -> dict[str, xr.Dataset]:
     """The same, with the right number of threads."""
+    arm = study.settings[job.arm]
     run, setup = Run.open(job.path).of(arm.name), arm.setups[job.scale]
-    task, training = _prepared(arm, job.scale, run, ignore), setup.training
-    fit(task, arm.model, training, job.seed, run, device=job.device, progress=progress, say=say)
+    task, training = _prepared(study, arm, job.scale, run, ignore), setup.training
+    model = arm.model_at(job.scale)
+    fit(task, model, training, job.seed, run, device=job.device, progress=progress, say=say)
     drawn = task.validation().sample(setup.sequences, torch.Generator().manual_seed(HELD_OUT))
     batch = drawn.to(job.device, training.precision)
-    found: dict[str, list[xr.Dataset]] = {one.name: [] for one in arm.instruments}
+    over_steps = [one for one in arm.instruments if one not in arm.trails]
+    found: dict[str, list[xr.Dataset]] = {one.name: [] for one in over_steps}
     opened = _Opened(arm=arm, task=task, training=training, run=run, seed=job.seed, batch=batch, device=job.device)
     for place, step in enumerate(training.due):
-        due = [one for one in arm.instruments if step in one.at(training.due)]
+        due = [one for one in over_steps if step in one.at(training.due)]
         for name, dataset in opened.apply(step, due).items():
             found[name].append(spelled(dataset, task.spell).expand_dims(step=[step]))
         progress(place + 1, len(training.due), float("nan"))
-    return {arm.result(one): _joined(arm, one, found[one.name]) for one in arm.instruments}
+    joined = {one.name: xr.concat(found[one.name], dim="step", combine_attrs="override") for one in over_steps}
+    joined |= {one.name: one(opened.trail) for one in arm.trails}
+    return {arm.result(one): _titled(arm, one, joined[one.name]) for one in arm.instruments}
 
 
 def _simulated(job: Simulation, progress: Callable[[int, int, float], None]) -> dict[str, xr.Dataset]:
@@ -272,15 +280,17 @@ def _parameters(arm: Arm, scale: str) -> dict[str, Any]:
     named = {"title": arm.title} if arm.title else {}
     return named | {
         "task": _plain(arm.task_at(scale)),
-        "model": {k: v for k, v in arm.model.to_diff_dict().items() if k != "transformers_version"},
+        "model": {k: v for k, v in arm.model_at(scale).to_diff_dict().items() if k != "transformers_version"},
         "training": _plain(setup.training),
         "sequences": setup.sequences,
     }
 
 
-def _prepared(arm: Arm, scale: str, run: Run, say: Say) -> Task:
-    """The task of a setting with all it needs at hand, kept with the run."""
-    return arm.task_at(scale).prepared(run.path / "data" / (arm.name or "own"), say)
+def _prepared(study: Study, arm: Arm, scale: str, run: Run, say: Say) -> Task:
+    """The task of a setting with all it needs at hand, kept with the run: once for all settings that have this task."""
+    task = arm.task_at(scale)
+    first = next(each for each in study.settings if each.task_at(scale) == task)
+    return task.prepared(run.path / "data" / (first.name or "own"), say)
 
 
 def _called(study: Study, job: Job | Simulation) -> str:
@@ -294,10 +304,9 @@ def _crew(arm: Arm, jobs: Sequence[Job]) -> str:
     return f"{arm.name} seeds {jobs[0].seed} to {jobs[-1].seed}".strip()
 
 
-def _joined(arm: Arm, one: Instrument, steps: Sequence[xr.Dataset]) -> xr.Dataset:
-    """One instrument's results at all steps, saying whose they are."""
-    joined = xr.concat(steps, dim="step", combine_attrs="override")
-    return joined.assign_attrs(title=f"{one.title}: {arm.title}") if arm.title else joined
+def _titled(arm: Arm, one: Instrument, found: xr.Dataset) -> xr.Dataset:
+    """One instrument's results, saying whose they are."""
+    return found.assign_attrs(title=f"{one.title}: {arm.title}") if arm.title else found
 
 
 def _finished(
@@ -313,7 +322,7 @@ def _finished(
     results = {name: run.read_results(name) for name in study.results}
     stamps = {theory.name: _simulated_stamp(seeds) for theory in study.theories}
     for arm in study.settings:
-        stamps |= dict.fromkeys(map(arm.result, arm.instruments), _stamp(run, arm, scale, seeds))
+        stamps |= dict.fromkeys(map(arm.result, arm.instruments), _stamp(study, run, arm, scale, seeds))
     same = all(results[name].attrs.get(key) == value for name, stamp in stamps.items() for key, value in stamp.items())
     return results if same else None
 
@@ -325,7 +334,7 @@ def _gather(
     results = {}
     for number, arm in enumerate(study.settings):
         own = {job.seed: one for job, one in zip(jobs, found, strict=True) if job.arm == number}
-        stamp = {**_stamp(run, arm, scale, list(own)), "sequences": arm.setups[scale].sequences}
+        stamp = {**_stamp(study, run, arm, scale, list(own)), "sequences": arm.setups[scale].sequences}
         for name in map(arm.result, arm.instruments):
             joined = xr.concat([one[name] for one in own.values()], dim="seed", combine_attrs="override")
             results[name] = joined.assign_coords(seed=list(own)).assign_attrs(stamp)
@@ -361,6 +370,8 @@ class _Opened:
 
     def apply(self, step: int, instruments: Sequence[Instrument]) -> dict[str, xr.Dataset]:
         """Measures share one capture; sweeps have their own passes; retrospects read what training left behind."""
+        if not instruments:
+            return {}
         model, batch = self._model(step), self.batch
         measures = [one for one in self.arm.measures if one in instruments]
         found = measure_all(model, batch, measures, oracles=self._oracles) if measures else {}
@@ -370,6 +381,11 @@ class _Opened:
             past = self._past(step)
             found |= {one.name: one(past, model, batch) for one in looking_back}
         return found
+
+    @property
+    def trail(self) -> Trail:
+        """All checkpoints, each opened when it is asked for."""
+        return Trail(steps=self.training.due, load=self._model)
 
     @cached_property
     def _oracles(self) -> Mapping[str, Tensor]:
@@ -387,13 +403,13 @@ class _Opened:
         return Past(history=history, initial=self._model(0), replay=replay)
 
 
-def _stamp(run: Run, arm: Arm, scale: str, seeds: Sequence[int]) -> dict[str, str]:
+def _stamp(study: Study, run: Run, arm: Arm, scale: str, seeds: Sequence[int]) -> dict[str, str]:
     """What decides a result beside the run's description: weights, data, and the code that measures now."""
     digest = hashlib.sha256()
     for seed in seeds:
         for step in arm.setups[scale].training.due:
             digest.update((run.of(arm.name).seed_path(seed) / f"step={step}" / MANIFEST).read_bytes())
-    data = _prepared(arm, scale, run, ignore).digest
+    data = _prepared(study, arm, scale, run, ignore).digest
     return {"weights": digest.hexdigest(), **({"data": data} if data else {}), **_code()}
 
 

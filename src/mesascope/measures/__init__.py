@@ -6,6 +6,7 @@ from mesascope.measures.base import Measure, measure, measure_all
 from mesascope.measures.behaviour import behaviour, error_by_label, error_by_output
 from mesascope.measures.clusters import clusters
 from mesascope.measures.fewer import excess_by_examples
+from mesascope.measures.growth import Trail, growth
 from mesascope.measures.heads import copying, patterns, position
 from mesascope.measures.inner import inner, objective
 from mesascope.measures.lens import estimate, lens
@@ -24,6 +25,7 @@ from mesascope.measures.token_similarity import token_similarity
 
 __all__ = [
     "Measure",
+    "Trail",
     "affine_lens",
     "attribution",
     "behaviour",
@@ -34,6 +36,7 @@ __all__ = [
     "error_by_output",
     "estimate",
     "excess_by_examples",
+    "growth",
     "inner",
     "lens",
     "logit_lens",

@@ -6,9 +6,9 @@ from transformers import PretrainedConfig
 
 _CHOICES = {
     "attention": ("softmax", "linear"),
-    "visible": ("past", "all", "shown"),
+    "visible": ("past", "all", "shown", "zeroed"),
     "norm": ("none", "layer", "rms"),
-    "norm_position": ("pre", "post"),
+    "norm_position": ("pre", "post", "output"),
     "positions": ("none", "learned", "sinusoidal", "rotary"),
     "activation": ("gelu", "relu", "silu", "tanh"),
 }
@@ -31,10 +31,12 @@ class DecoderConfig(PretrainedConfig):
         num_key_value_heads: key-value heads, a divisor of the query heads; as many by default.
         intermediate_size: width of the MLP; 0 for attention alone.
         attention: ``softmax``, or ``linear``: scores are used as they are, without scale or normalisation.
-        visible: what a position may attend to: ``past``, itself and those before it; ``all``; or ``shown``, all but the
-            last, which asks and shows nothing.
+        visible: what a position may attend to: ``past``, itself and those before it; ``all``; ``shown``, all but the
+            last, which asks and shows nothing; or ``zeroed``, all, but with a score of 0 for those after it: what a
+            mask of ones and zeros does that is multiplied with the scores. Such a decoder sees the future.
         norm: ``none``, ``layer`` or ``rms``.
-        norm_position: ``pre`` (before each sublayer, and once before the read-out) or ``post`` (on the sum).
+        norm_position: ``pre`` (before each sublayer, and once before the read-out), ``post`` (on the sum) or ``output``
+            (on what a sublayer writes, before it is added).
         positions: ``none``, ``learned``, ``sinusoidal`` (both added to the input) or ``rotary`` (in each head).
         max_position_embeddings: the longest sequence.
         share_layers: all layers are one layer, applied again and again.
@@ -133,7 +135,12 @@ class DecoderConfig(PretrainedConfig):
         )
         _must(
             self.norm != "none" or self.norm_position == "pre",
-            "norm_position='post' needs a norm, but norm is 'none'",
+            f"norm_position={self.norm_position!r} needs a norm, but norm is 'none'",
+        )
+        _must(
+            self.visible != "zeroed" or self.attention == "softmax",
+            f"visible='zeroed' needs softmax attention, but got {self.attention!r}, in which a score of 0 is no "
+            "attention; use visible='past'",
         )
         _must(
             self.positions != "rotary" or self.hidden_size // heads % 2 == 0,

@@ -91,6 +91,7 @@ def _fits(config: DecoderConfig, length: int) -> bool:
     return (
         config.attention == "softmax"
         and config.visible == "past"
+        and config.norm_position != "output"
         and config.positions != "rotary"
         and config.num_key_value_heads == heads
         and config.hidden_size // heads % WIDTH == 0

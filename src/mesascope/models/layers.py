@@ -25,7 +25,8 @@ def eager_attention_forward(
 ) -> tuple[Float[Tensor, "batch pos head d_head"], Float[Tensor, "batch head query key"]]:
     """Two batched products with a softmax between them, or, in a linear layer, with nothing between them.
 
-    The mask is added to the scores of a softmax layer; a linear layer sets what it forbids to zero.
+    The mask is added to the scores of a softmax layer; a linear layer sets what it forbids to zero. Where ``zeroed``,
+    the scores of later keys are 0, and stay in the softmax.
     """
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
@@ -33,6 +34,8 @@ def eager_attention_forward(
     scores = torch.matmul(query, key.mT)
     if scaling != 1.0:
         scores = scores * scaling
+    if module.zeroed:
+        scores = scores.tril()
     if module.linear:
         weights = scores if attention_mask is None else scores.masked_fill(attention_mask < 0, 0.0)
     else:
@@ -49,6 +52,7 @@ class Attention(nn.Module):
         self.layer_idx = layer_idx
         self.is_causal = config.visible == "past"
         self.linear = config.attention == "linear"
+        self.zeroed = config.visible == "zeroed"
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         self.scaling = 1.0 if self.linear else self.head_dim**-0.5
@@ -98,7 +102,8 @@ class Block(nn.Module):
 
     def __init__(self, config: DecoderConfig, layer_idx: int) -> None:
         super().__init__()
-        self.post = config.norm_position == "post"
+        self.position = config.norm_position
+        self.post = self.position == "post"
         self.attention_norm = make_norm(config)
         self.attention = Attention(config, layer_idx)
         self.has_mlp = config.intermediate_size > 0
@@ -113,6 +118,9 @@ class Block(nn.Module):
     ) -> Stream:
         """The residual stream after this block."""
         whole = SUBLAYERS.get(str(self.attention.config._attn_implementation))
+        if self.position == "output":
+            x = x + self.attention_norm(self.attention(x, attention_mask, position_ids))
+            return x + self.mlp_norm(self.mlp(x)) if self.has_mlp else x
         if whole is not None:
             x = whole(self, x)
         else:

@@ -54,11 +54,13 @@ class Setup:
         training: steps, batch, optimiser, checkpoints.
         sequences: held-out sequences that are opened.
         task: where sequences come from at this scale, if not from the setting's own task.
+        model: the decoder at this scale, if not the setting's own.
     """
 
     training: Training
     sequences: int = 512
     task: Task | None = None
+    model: DecoderConfig | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +89,7 @@ class Arm:
         measures: applied to captures of held-out sequences.
         sweeps: applied to the model itself: a function of model, task and batch.
         retrospects: applied to what training left behind: a function of past, model and batch.
+        trails: applied to all checkpoints at once: a function of the trail of parameters.
     """
 
     name: str = ""
@@ -97,11 +100,12 @@ class Arm:
     measures: tuple[Measure, ...] = ()
     sweeps: tuple[Instrument, ...] = ()
     retrospects: tuple[Instrument, ...] = ()
+    trails: tuple[Instrument, ...] = ()
 
     @property
     def instruments(self) -> tuple[Instrument, ...]:
         """All that is applied to it."""
-        return (*self.measures, *self.sweeps, *self.retrospects)
+        return (*self.measures, *self.sweeps, *self.retrospects, *self.trails)
 
     def result(self, one: Instrument) -> str:
         """What the results of an instrument are called."""
@@ -110,6 +114,10 @@ class Arm:
     def task_at(self, scale: str) -> Task:
         """Where sequences come from at this scale."""
         return self.setups[scale].task or self.task
+
+    def model_at(self, scale: str) -> DecoderConfig:
+        """The decoder at this scale."""
+        return self.setups[scale].model or self.model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +188,7 @@ class Study:
         measures: applied to captures of held-out sequences.
         sweeps: applied to the model itself: a function of model, task and batch.
         retrospects: applied to what training left behind, where it keeps a history.
+        trails: applied to all checkpoints at once.
         arms: other settings that are trained and opened beside this one.
         theories: reduced models that are simulated beside them.
         claims: decided from the results.
@@ -195,6 +204,7 @@ class Study:
     measures: tuple[Measure, ...]
     sweeps: tuple[Instrument, ...] = field(default=())
     retrospects: tuple[Instrument, ...] = field(default=())
+    trails: tuple[Instrument, ...] = field(default=())
     arms: tuple[Arm, ...] = field(default=())
     theories: tuple[Theory, ...] = field(default=())
     claims: tuple[Claim, ...]
@@ -245,6 +255,7 @@ class Study:
             measures=self.measures,
             sweeps=self.sweeps,
             retrospects=self.retrospects,
+            trails=self.trails,
         )
         return (own, *self.arms)
 

@@ -1,7 +1,7 @@
 """Training: fresh data at every step, checkpoints that a kill cannot spoil, the same weights after a resume."""
 
 from mesascope.train.loop import Training, TrainingDiverged, batches, fit, log_spaced, threads
-from mesascope.train.optim import SGD, AdamW, Constant, Cosine, Linear
+from mesascope.train.optim import SGD, AdamW, Constant, Cosine, InverseSqrt, Linear
 from mesascope.train.population import fit_population
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "AdamW",
     "Constant",
     "Cosine",
+    "InverseSqrt",
     "Linear",
     "Training",
     "TrainingDiverged",

@@ -52,7 +52,8 @@ class Training:
         warmup: updates over which the rate rises from 0 to its peak.
         schedule: how the rate goes on from there.
         clip: the largest gradient norm; ``None`` for any.
-        checkpoints: how many, log-spaced, the first and the last step among them.
+        checkpoints: how many, the first and the last step among them.
+        spacing: of the checkpoints: ``log``, evenly in the logarithm of the step, or ``even``.
         threads: processor threads; 1 is the fastest for small models, and several seeds run at once.
         dtype: of weights and sums: float32 or float64.
         history: write down what every linear map reads and the error signals that come back, at every step.
@@ -68,6 +69,7 @@ class Training:
     schedule: Schedule = field(default_factory=Cosine)
     clip: float | None = 1.0
     checkpoints: int = 12
+    spacing: Literal["log", "even"] = "log"
     threads: int = 1
     dtype: Literal["float32", "float64"] = "float32"
     history: bool = False
@@ -77,6 +79,8 @@ class Training:
         for name, least in (("steps", 1), ("batch_size", 1), ("warmup", 0), ("checkpoints", 2), ("threads", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, but got {getattr(self, name)}")
+        if self.spacing not in ("log", "even"):
+            raise ValueError(f"spacing must be log or even, but got {self.spacing!r}")
         if self.dtype not in ("float32", "float64"):
             raise ValueError(f"dtype must be float32 or float64, but got {self.dtype!r}")
         if self.warmup >= self.steps:
@@ -87,7 +91,8 @@ class Training:
     @property
     def due(self) -> tuple[int, ...]:
         """The steps that leave a checkpoint."""
-        return log_spaced(self.steps, self.checkpoints)
+        spaced = log_spaced if self.spacing == "log" else evenly_spaced
+        return spaced(self.steps, self.checkpoints)
 
     @property
     def precision(self) -> torch.dtype:
@@ -179,6 +184,15 @@ def log_spaced(steps: int, n: int) -> tuple[int, ...]:
     for wished in np.geomspace(1, steps, n - 1) if n > 2 else [steps]:
         points.append(max(round(float(wished)), points[-1] + 1))
     return tuple(points)
+
+
+def evenly_spaced(steps: int, n: int) -> tuple[int, ...]:
+    """``n`` steps (fewer if there are not so many), 0 and ``steps`` among them, evenly spaced.
+
+    >>> evenly_spaced(10, 5)
+    (0, 2, 5, 8, 10)
+    """
+    return tuple(sorted({round(float(step)) for step in np.linspace(0, steps, min(n, steps + 1))}))
 
 
 def batch_of(task: Task, training: Training, seed: int, step: int) -> Batch:

@@ -93,6 +93,29 @@ class Linear:
         return 1 - (1 - self.final) * progress
 
 
+@dataclass(frozen=True, kw_only=True)
+class InverseSqrt:
+    """The peak until the share ``early`` of training, then down as one over the square root of what is done of it.
+
+    With ``early`` = k / n, for k of n steps, it is that of T5, 1 / sqrt(max(t, k)), but for a factor (Raffel et al.
+    2020).
+
+    Raises:
+        ValueError: ``early`` is no share above 0.
+    """
+
+    early: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Refuse a rate that would be infinite at the start, or never fall."""
+        if not 0 < self.early < 1:
+            raise ValueError(f"early must be a share of training between 0 and 1, but got {self.early}")
+
+    def factor(self, progress: float) -> float:
+        """sqrt(early / max(progress, early))."""
+        return math.sqrt(self.early / max(progress, self.early))
+
+
 def learning_rate(step: int, *, steps: int, warmup: int, peak: float, schedule: Schedule) -> float:
     """The rate of the update after ``step`` others: up a straight line for ``warmup`` updates, then the schedule.
 
