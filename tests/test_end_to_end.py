@@ -30,6 +30,7 @@ ALIKE = (  # to others here: other sizes and rules
     "in-context-convergence",
     "induction-heads",
     "sparse-regression-heads",
+    "norm-growth",
 )
 NAMES = [
     pytest.param(entry.name, marks=[pytest.mark.slow] if entry.name in ALIKE else []) for entry in catalogue.studies()

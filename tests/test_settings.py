@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import xarray as xr
+from safetensors.torch import load_file
 
 from mesascope import api
 from mesascope.store import History, Run, RunError, verify
@@ -147,6 +148,78 @@ def test_a_damaged_setting_is_named_and_it_alone_is_trained_again(finished: Run)
     assert victim.read_bytes() == whole
     verify(victim.parent)
     assert (finished.seed_path(1) / "step=3" / "model.safetensors").stat().st_mtime_ns == kept
+
+
+TRAILS = """
+import xarray as xr
+
+from mesascope import measures
+from mesascope.axes import label
+from mesascope.instruments import instrument
+from mesascope.models.config import DecoderConfig
+from mesascope.studies.base import SCALES, Arm, Citation, Scale, Setup, Study
+from mesascope.tasks.shuffled import Shuffled
+from mesascope.tasks.text import Text
+from mesascope.train import Training
+
+TEXT = Text(length=6, vocabulary=260, characters=30_000)
+SHAPE = {"vocab_size": 260, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 6}
+TRAINING = Training(steps=4, batch_size=4, checkpoints=3, spacing="even")
+
+
+@instrument(title="Read-out")
+def readout(trail):
+    \"\"\"The norm of the read-out at every checkpoint.\"\"\"
+    found = [trail.load(step).readout.weight.norm().item() for step in trail.steps]
+    return xr.Dataset({"norm": label(found, "step", units="1", about="norm", coords={"step": list(trail.steps)})})
+
+
+def setups(task=None):
+    small = DecoderConfig(hidden_size=4, **SHAPE)
+    return {name: Setup(training=TRAINING, sequences=4, task=task, model=small) for name in SCALES}
+
+
+STUDY = Study(
+    name="trails",
+    title="Trails",
+    about="For a test.",
+    citation=Citation(key="k", authors="A", title="T", year=2024, venue="V", url="https://example.org"),
+    task=TEXT,
+    model=DecoderConfig(hidden_size=8, **SHAPE),
+    scales={name: Scale(training=TRAINING, seeds=1, sequences=4, minutes=1.0) for name in SCALES},
+    measures=(measures.behaviour,),
+    trails=(readout,),
+    arms=(
+        Arm(name="again", task=TEXT, model=DecoderConfig(hidden_size=8, **SHAPE), setups=setups(), trails=(readout,)),
+        Arm(
+            name="random",
+            title="other targets",
+            task=TEXT,
+            model=DecoderConfig(hidden_size=8, **SHAPE),
+            setups=setups(Shuffled(task=TEXT)),
+            trails=(readout,),
+        ),
+    ),
+    claims=(),
+)
+"""
+
+
+def test_trails_see_all_checkpoints_at_once(tmp_path: Path) -> None:
+    (tmp_path / "trails.py").write_text(TRAILS)
+    run = api.run(str(tmp_path / "trails.py"), scale="smoke", out=tmp_path / "run", on="here")
+    assert run.results() == ["again_readout", "behaviour", "random_readout", "readout"]
+    for name, width in (("", 8), ("again", 4), ("random", 4)):
+        found = run.read_results(f"{name}_readout".lstrip("_"))
+        assert found["norm"].dims == ("seed", "step")
+        assert found["step"].values.tolist() == [0, 2, 4]
+        for step in (0, 2, 4):
+            weight = load_file(run.of(name).checkpoint(0, step) / "model.safetensors")["readout.weight"]
+            assert weight.shape[1] == width  # a scale may have a model of its own
+            assert float(found["norm"].sel(seed=0, step=step)) == pytest.approx(float(weight.norm()))
+    assert run.read_results("random_readout").attrs["title"] == "Read-out: other targets"
+    assert run.record["parameters"]["again"]["model"]["hidden_size"] == 4
+    assert sorted(each.name for each in (run.path / "data").iterdir()) == ["own", "random"]  # one task, one text
 
 
 def test_settings_that_cannot_be_run_are_refused() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mesascope.capturing import FORWARD, SITES, UnsupportedModel, capture
+from mesascope.capturing import FORWARD, SITES, Edit, UnsupportedModel, capture
 
 from .ours import TOKENS, VECTORS, decoder, inputs
 
@@ -16,6 +16,12 @@ VARIANTS = {
     "layer norm": VECTORS | {"intermediate_size": 24, "norm": "layer"},
     "rms norm": TOKENS | {"intermediate_size": 24, "norm": "rms", "activation": "silu"},
     "post norm": VECTORS | {"intermediate_size": 24, "norm": "layer", "norm_position": "post"},
+    "output norm": VECTORS | {"intermediate_size": 24, "norm": "layer", "norm_position": "output"},
+    "output norm of attention alone": TOKENS | {"norm": "rms", "norm_position": "output"},
+    "zeroed": VECTORS | {"visible": "zeroed"},
+    "zeroed, grouped, rotary": TOKENS | {"visible": "zeroed", "num_key_value_heads": 2, "positions": "rotary"},
+    "zeroed, output norm": TOKENS
+    | {"visible": "zeroed", "intermediate_size": 24, "norm": "layer", "norm_position": "output"},
     "rotary": TOKENS | {"positions": "rotary", "norm": "rms"},
     "sinusoidal": VECTORS | {"positions": "sinusoidal"},
     "no positions": VECTORS | {"positions": "none"},
@@ -29,7 +35,7 @@ VARIANTS = {
 
 def missing(settings: dict) -> set[str]:
     found = set() if settings.get("intermediate_size") else {"mlp_write"}
-    found |= {"score"} if settings.get("attention") == "linear" else set()
+    found |= {"score"} if settings.get("attention") == "linear" or settings.get("visible") == "zeroed" else set()
     return found | ({"attn_write", "mlp_write"} if settings.get("norm_position") == "post" else set())
 
 
@@ -48,7 +54,7 @@ def test_all_sites_are_right_in_every_variant(settings):
     assert torch.equal(recorded.frame.readout(recorded["resid_post"][-1]), recorded["prediction"])
     linear = settings.get("attention") == "linear"
     assert recorded.frame.softmax == (not linear,) * model.config.num_hidden_layers
-    assert (recorded["pattern"].triu(1) == 0).all()
+    assert (recorded["pattern"].triu(1) != 0).any() == (settings.get("visible") == "zeroed")
     for name in sites:
         assert recorded.xarray(name).dims == SITES[name].axes
 
@@ -70,11 +76,40 @@ def test_parts_sum_to_the_prediction(settings):
         with pytest.raises(UnsupportedModel, match=r"what layers .* write to the stream is not known"):
             frame.attribute(last, last)
         return
-    heads = torch.einsum("lbphd,lhdm->lhbpm", recorded["head_out"], frame.output_projection)
-    parts = [recorded["resid_pre"][0], *heads.flatten(0, 1), *frame.output_bias[:, None, None].expand_as(heads[:, 0])]
+    if settings.get("norm_position") == "output":
+        with pytest.raises(UnsupportedModel, match="a norm or a gate stands between the output projection and the"):
+            recorded.head_writes()
+        parts = [recorded["resid_pre"][0], *recorded["attn_write"]]
+    else:
+        heads = torch.einsum("lbphd,lhdm->lhbpm", recorded["head_out"], frame.output_projection)
+        parts = [recorded["resid_pre"][0], *heads.flatten(0, 1)]
+        parts += frame.output_bias[:, None, None].expand_as(heads[:, 0]).unbind()
     parts += list(recorded["mlp_write"]) if "mlp_write" in recorded else []
     total = frame.attribute(torch.stack(parts), last).sum(0) + frame.readout_bias
     assert_close(total, recorded["prediction"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
+def test_the_pattern_of_zeroed_scores_is_that_of_queries_and_keys(positions):
+    model = decoder(**TOKENS, visible="zeroed", num_key_value_heads=2, positions=positions)
+    recorded = capture(model, inputs(model), ["query", "key", "value", "pattern", "head_out"])
+    key, value = (recorded[name].repeat_interleave(2, dim=2) for name in ("key", "value"))
+    scores = (recorded["query"] @ key.mT / 4**0.5).tril()
+    assert_close(recorded["pattern"], scores.softmax(-1))
+    assert_close(recorded["head_out"], (scores.softmax(-1) @ value).transpose(2, 3))
+    rows = capture(model, inputs(model), ["pattern"], queries=[3, 7])["pattern"]
+    assert torch.equal(rows, recorded["pattern"][..., [3, 7], :])
+
+
+def test_a_pattern_of_zeroed_scores_can_be_edited():
+    """Without later keys, and normed again, it is that of a causal model."""
+    model, causal = (decoder(**TOKENS, visible=visible) for visible in ("zeroed", "past"))
+    causal.load_state_dict(model.state_dict())
+    x = inputs(model)
+    past = Edit(site="pattern", fn=lambda pattern: pattern.tril() / pattern.tril().sum(-1, keepdim=True))
+    found = capture(model, x, ["prediction"], edits=[past])["prediction"]
+    assert_close(found, causal(x).logits)
+    assert not torch.allclose(capture(model, x, ["prediction"])["prediction"], found, atol=1e-3)
 
 
 def test_the_training_mode_of_every_module_is_restored():

@@ -44,7 +44,15 @@ COMBINATIONS = list(
     product(
         (VECTORS, TOKENS),
         ("softmax", "linear"),
-        (("none", "pre"), ("layer", "pre"), ("layer", "post"), ("rms", "pre"), ("rms", "post")),
+        (
+            ("none", "pre"),
+            ("layer", "pre"),
+            ("layer", "post"),
+            ("layer", "output"),
+            ("rms", "pre"),
+            ("rms", "post"),
+            ("rms", "output"),
+        ),
         ("none", "learned", "sinusoidal", "rotary"),
         (0, 16),
         (False, True),
@@ -180,9 +188,37 @@ def test_attention_is_the_sum_that_it_is_said_to_be(kind: str, kv_heads: int) ->
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("kv_heads", [1, 4])
+def test_a_zeroed_score_stays_in_the_softmax(kv_heads: int) -> None:
+    """Later keys have a score of 0, whatever they are, and their values are mixed in all the same."""
+    model = decoder(**VECTORS, visible="zeroed", num_attention_heads=4, num_key_value_heads=kv_heads)
+    attention = model.layers[0].attention
+    x = torch.randn(2, 5, 8)
+    expected = torch.zeros(2, 5, 8)
+    q, k, v = (proj(x) for proj in (attention.q_proj, attention.k_proj, attention.v_proj))
+    for b, i, head in product(range(2), range(5), range(4)):
+        mine, theirs = slice(2 * head, 2 * head + 2), slice(2 * (head * kv_heads // 4), 2 * (head * kv_heads // 4) + 2)
+        scores = torch.zeros(5)
+        scores[: i + 1] = k[b, : i + 1, theirs] @ q[b, i, mine] / 2**0.5
+        expected[b, i, mine] = scores.softmax(0) @ v[b, :, theirs]
+    found = attention(x, None, torch.arange(5)[None])
+    torch.testing.assert_close(found, attention.o_proj(expected), atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_zeroed_decoder_sees_the_future() -> None:
+    model = decoder(**TOKENS, visible="zeroed", norm="layer", norm_position="post", intermediate_size=16)
+    x = some_input(model)
+    changed = x.clone()
+    changed[:, 4] = (x[:, 4] + 1) % 7
+    before, after = model(x).logits, model(changed).logits
+    assert (before != after).any(-1).all()
+
+
+@torch.no_grad()
 def test_padding_on_the_left_changes_nothing() -> None:
-    for attention in ("softmax", "linear"):
-        model = decoder(**TOKENS, attention=attention, positions="learned")
+    for options in ({}, {"attention": "linear"}, {"visible": "zeroed"}, {"norm": "layer", "norm_position": "output"}):
+        model = decoder(**TOKENS, positions="learned", **options)
         x = some_input(model)
         padded = torch.cat([torch.zeros(2, 3, dtype=torch.int64), x], dim=1)
         mask = torch.cat([torch.zeros(2, 3, dtype=torch.int64), torch.ones(2, 6, dtype=torch.int64)], dim=1)
@@ -193,12 +229,22 @@ def test_padding_on_the_left_changes_nothing() -> None:
 
 @torch.no_grad()
 def test_norms_stand_where_they_are_said_to_stand() -> None:
-    """After a post-norm layer each position has mean 0 and variance 1; in a decoder without, norms change nothing."""
+    """After a post-norm layer each position has mean 0 and variance 1, and what is added where outputs are normed; in a
+    decoder without, norms change nothing.
+    """
     model = decoder(**VECTORS, norm="layer", norm_position="post", intermediate_size=16)
     model.layers[0].mlp_norm.reset_parameters()
     stream = model.layers[0](torch.randn(2, 5, 8), None, torch.arange(5)[None])
     torch.testing.assert_close(stream.mean(-1), torch.zeros(2, 5), atol=1e-5, rtol=0)
     torch.testing.assert_close(stream.var(-1, correction=0), torch.ones(2, 5), atol=1e-3, rtol=0)
+    model = decoder(**VECTORS, norm="layer", norm_position="output", intermediate_size=16)
+    x, block = torch.randn(2, 5, 8), model.layers[0]
+    for norm in (block.attention_norm, block.mlp_norm):
+        norm.reset_parameters()
+    first = torch.nn.functional.layer_norm(block.attention(x, None, torch.arange(5)[None]), (8,)) + x
+    second = torch.nn.functional.layer_norm(block.mlp(first), (8,)) + first
+    torch.testing.assert_close(block(x, None, torch.arange(5)[None]), second)
+    assert isinstance(model.final_norm, torch.nn.Identity)
     assert not [name for name, _ in decoder(**VECTORS).named_parameters() if "norm" in name]
     assert isinstance(model.layers[0].attention, Attention)
 
@@ -214,6 +260,10 @@ def test_norms_stand_where_they_are_said_to_stand() -> None:
         (VECTORS | {"hidden_size": 9}, "hidden_size must be a multiple of num_attention_heads, but got 9 and 2"),
         (VECTORS | {"num_attention_heads": 4, "num_key_value_heads": 3}, "a multiple of num_key_value_heads"),
         (VECTORS | {"norm_position": "post"}, "norm_position='post' needs a norm"),
+        (VECTORS | {"norm_position": "output"}, "norm_position='output' needs a norm"),
+        (VECTORS | {"norm": "rms", "norm_position": "both"}, "norm_position must be one of pre, post, output, but got"),
+        (VECTORS | {"visible": "future"}, "visible must be one of past, all, shown, zeroed, but got 'future'"),
+        (VECTORS | {"visible": "zeroed", "attention": "linear"}, "visible='zeroed' needs softmax attention"),
         (VECTORS | {"hidden_size": 6, "positions": "rotary"}, "rotary positions need an even head width"),
         (VECTORS | {"hidden_size": 7, "num_attention_heads": 1, "positions": "sinusoidal"}, "an even hidden_size"),
         (VECTORS | {"tie_word_embeddings": True}, "tie_word_embeddings needs tokens"),

@@ -167,6 +167,8 @@ def test_smallest_numbers_stay_what_they_are():
     [
         ({"attention": "linear"}, 6),
         ({"visible": "all"}, 6),
+        ({"visible": "zeroed"}, 6),
+        ({"norm_position": "output"}, 6),
         ({"hidden_size": 16}, 6),
         ({"num_key_value_heads": 2}, 6),
         ({"positions": "rotary"}, 6),
@@ -225,9 +227,25 @@ def trained(
 
 
 def settings() -> list:
-    """Every setting of every study, by its name, that has attention of this kind."""
+    """Every setting of every study, by its name, that has attention of this kind: causal, its norm elsewhere."""
     arms = [(entry.name, arm) for entry in catalogue.studies() for arm in catalogue.load(entry.name).settings]
-    return [pytest.param(arm, id=f"{name} {arm.name}") for name, arm in arms if arm.model.attention == "softmax"]
+    return [pytest.param(arm, id=f"{name} {arm.name}") for name, arm in arms if attends_so(arm.model)]
+
+
+def attends_so(model: DecoderConfig) -> bool:
+    return (model.attention, model.visible) == ("softmax", "past") and model.norm_position != "output"
+
+
+@pytest.mark.parametrize("other", [{"visible": "zeroed"}, {"norm_position": "output"}], ids=str)
+def test_where_it_gives_way_training_is_the_plain_one(other, monkeypatch):
+    compiled(9)
+    config = DecoderConfig(**SHAPE, **other)
+    fast = trained(4, config=config)
+    monkeypatch.setattr(module, "kernel", lambda size: None)
+    plain = trained(4, config=config)
+    assert fast[0] == plain[0]
+    assert all(map(torch.equal, fast[1], plain[1]))
+    assert fast[0] != trained(4)[0]
 
 
 @pytest.mark.parametrize("arm", settings())

@@ -6,6 +6,7 @@ from pathlib import Path
 from threading import Event
 from typing import final
 
+import numpy as np
 import pytest
 import torch
 import trainee
@@ -16,7 +17,7 @@ from mesascope.store import Run, RunError
 from mesascope.tasks.affine import Affine
 from mesascope.tasks.base import Batch
 from mesascope.train import SGD, Constant, Training, TrainingDiverged, fit, log_spaced
-from mesascope.train.loop import ahead, batch_of, batches
+from mesascope.train.loop import ahead, batch_of, batches, evenly_spaced
 
 SHORT = Training(steps=8, batch_size=4, checkpoints=4)
 
@@ -60,6 +61,22 @@ def test_log_spaced_gives_as_many_as_asked_for() -> None:
             points = log_spaced(steps, n)
             assert len(set(points)) == n
             assert (points[0], points[-1]) == (0, steps)
+
+
+def test_evenly_spaced_gives_as_many_as_asked_for() -> None:
+    for steps in range(1, 60):
+        for n in range(2, steps + 2):
+            points = np.array(evenly_spaced(steps, n))
+            assert len(set(points)) == n
+            assert (points[0], points[-1]) == (0, steps)
+            assert np.ptp(np.diff(points)) <= 1
+    assert evenly_spaced(5, 50) == (0, 1, 2, 3, 4, 5)
+    assert Training(steps=12, checkpoints=4, spacing="even").due == (0, 4, 8, 12)
+
+
+def test_another_spacing_is_refused() -> None:
+    with pytest.raises(ValueError, match="spacing must be log or even, but got 'linear'"):
+        Training(steps=12, spacing="linear")  # pyright: ignore[reportArgumentType]
 
 
 def test_the_loss_falls_and_the_log_says_so(run: Run) -> None:

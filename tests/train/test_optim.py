@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from mesascope.models.config import DecoderConfig
 from mesascope.models.transformer import Decoder
-from mesascope.train import SGD, AdamW, Constant, Cosine, Linear
+from mesascope.train import SGD, AdamW, Constant, Cosine, InverseSqrt, Linear
 from mesascope.train.optim import Rule, Schedule, learning_rate, restore_state, state_tensors
 
 
@@ -91,12 +91,27 @@ def test_a_tied_read_out_is_an_embedding() -> None:
     [
         (Constant(), [0.5, 1, 1, 1, 1, 1]),
         (Linear(final=0.2), [0.5, 1, 1, 0.8, 0.6, 0.4]),
+        (InverseSqrt(early=0.25), [0.5, 1, 1, 1, math.sqrt(1 / 2), math.sqrt(1 / 3)]),
         (Cosine(), [0.5, 1, 1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2]),
     ],
 )
 def test_schedules(schedule: Schedule, values: list[float]) -> None:
     rates = [learning_rate(step, steps=6, warmup=2, peak=3.0, schedule=schedule) for step in range(6)]
     assert rates == pytest.approx([3.0 * value for value in values])
+
+
+def test_one_over_the_square_root_is_that_of_t5() -> None:
+    """A constant rate for k = 100 of n = 10,000 steps, then 1 / sqrt(t): 1 / sqrt(max(t, k)) but for a factor."""
+    schedule = InverseSqrt(early=0.01)
+    for t in (0, 1, 50, 100, 101, 400, 2_500, 9_999):
+        found = learning_rate(t, steps=10_000, warmup=0, peak=3.0, schedule=schedule)
+        assert found == pytest.approx(30 / math.sqrt(max(t, 100)))
+
+
+@pytest.mark.parametrize("early", [0.0, -0.1, 1.0, 2.0])
+def test_a_rate_that_is_infinite_or_never_falls_is_refused(early: float) -> None:
+    with pytest.raises(ValueError, match="early must be a share of training between 0 and 1, but got"):
+        InverseSqrt(early=early)
 
 
 @pytest.mark.parametrize("rule", [AdamW(), SGD(momentum=0.9), SGD()], ids=["AdamW", "momentum", "SGD"])

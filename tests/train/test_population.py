@@ -85,6 +85,11 @@ CASES = {
         decoder(share_layers=True, num_hidden_layers=2, visible="shown"),
         MOMENTUM,
     ),
+    "scores set to 0, norm of what is written": (
+        Affine(length=6),
+        decoder(norm="layer", norm_position="output", visible="zeroed", intermediate_size=12),
+        AdamW(lr=1e-2),
+    ),
     "tokens, tied": (Chains(symbols=5, length=6), decoder(**TOKENS, tie_word_embeddings=True), AdamW(lr=1e-2)),
     "tokens with latents": (Seeded(symbols=5, generators=3, first=1, length=6), decoder(**TOKENS), AdamW(lr=1e-2)),
 }

@@ -62,8 +62,8 @@ def saturation(
             "rank",
             units="positions",
             about="the same of all heads, in order",
-        ).assign_attrs(view="curves"),
-        "later": label(later, "layer", "head", units="1", about=f"{share}, large model"),
+        ).assign_attrs(view="curves", headline=1),
+        "later": label(later, "layer", "head", units="1", about=f"{share}, large model").assign_attrs(headline=1),
         "later_now": label(now, "layer", "head", units="1", about=f"{share}, the model as it is"),
     }
     return xr.Dataset(

@@ -182,7 +182,8 @@ def _labelled(
     )
     for column, (name, meaning) in enumerate(about):
         found[name] = label(moved[:, column], "step", units="1", about=meaning, coords=at)
-    found["norm"] = found["norm"].assign_attrs(headline=1)
+    for name in ("norm", "straight", "cosine", "alignment"):
+        found[name].attrs["headline"] = 1
     return xr.Dataset(found)
 
 

@@ -25,8 +25,7 @@ RATES: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
     "1/√t": lambda t: t**-0.5,
     "linear decay": lambda t: 1 - (t - 1) / len(t),
 }
-AT_RANDOM, ALIGNED, WALK = "at random", "along the parameters", "at random, of one size whatever the norm"
-DIRECTIONS = (AT_RANDOM, ALIGNED, WALK)
+PROPORTION, WALK, ALIGNED = "in proportion to the norm", "of one size whatever the norm", "along the vector"
 PAPERS = "1/√t"  # the schedule of the derivation
 STRAIGHT: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {"√t": np.sqrt, "t": lambda t: t}
 LATE = 0.1  # of the steps: powers are those of the steps after
@@ -34,9 +33,15 @@ LATE = 0.1  # of the steps: powers are those of the steps after
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """How a vector is moved: a name of :data:`DIRECTIONS`, one of :data:`RATES`, and the number c."""
+    """How a vector is moved.
 
-    direction: str = AT_RANDOM
+    Attributes:
+        kind: at random and in proportion to its norm, at random and of one size, or along itself and in proportion.
+        schedule: one of :data:`RATES`.
+        c: the squared size of a move over those of rate and norm.
+    """
+
+    kind: str = PROPORTION
     schedule: str = PAPERS
     c: float = 1.0
 
@@ -72,14 +77,15 @@ class NormGrowth(Reduced):
 
     def simulate(self, seed: int, progress: Progress = ignore) -> xr.Dataset:
         """The norm over steps, and the power of the steps by which it grows in the end, by the number c, by the
-        schedule and by the direction, all else being the paper's with c = 1.
+        schedule and by the size of the moves, all else being the paper's with c = 1; and the norm of a vector that is
+        moved along itself, which is the exponential of the sum of the rates.
         """
         tried: dict[str, dict[str | float, Way]] = {
             "constant": {c: Way(c=c) for c in self.constants},
             "schedule": {name: Way(schedule=name) for name in RATES},
-            "direction": {name: Way(direction=name) for name in DIRECTIONS},
+            "size": {kind: Way(kind=kind) for kind in (PROPORTION, WALK)},
         }
-        ways = [way for group in tried.values() for way in group.values()]
+        ways = [*(way for group in tried.values() for way in group.values()), Way(kind=ALIGNED)]
         due = sorted({0, *(round(float(step)) for step in np.geomspace(1, self.steps, self.points))})
         norms, found = self.norms(ways, due, generator(seed), progress), {}
         for name, group in tried.items():
@@ -91,21 +97,26 @@ class NormGrowth(Reduced):
             about = f"power of the step by which the norm grows in the end, by {name}"
             powers = [_late(due, each) for each in own.T]
             found[f"power_by_{name}"] = label(np.array(powers), f"_{name}", units="1", about=about, coords=where)
-        schedules = found["norm_by_schedule"].values.T
-        table = np.array(
-            [[line(curve(np.array(due, float)), each)[1] for curve in STRAIGHT.values()] for each in schedules]
-        )
-        about = "R² of the affine fit of the norm on a function of the step, over points even in the logarithm"
-        where = {"_schedule": list(RATES), "stat": list(STRAIGHT)}
-        found["straight"] = label(table, "_schedule", "stat", units="1", about=about, coords=where)
+        about = "norm of a vector that is moved along itself, over its first"
+        aligned = label(norms[:, 0], "step", units="1", about=about, coords={"step": due})
+        found["norm_along_itself"] = aligned.assign_attrs(scale="log")
+        at = np.array(due, dtype=float)
+        straight = {
+            f"{name}, on {on}": line(curve(at), found["norm_by_schedule"].sel(_schedule=name).values)[1]
+            for name in RATES
+            for on, curve in STRAIGHT.items()
+        }
+        about = "R² of the affine fit of the norm on a function of the step, by schedule"
+        r2 = label(np.array(list(straight.values())), "_fit", units="1", about=about, coords={"_fit": list(straight)})
+        found["straight"] = r2
         return xr.Dataset(found)
 
     def norms(
         self, ways: Sequence[Way], due: Sequence[int], draws: torch.Generator, progress: Progress = ignore
     ) -> Float[np.ndarray, "step way"]:
         """The norm of a vector for each way, over that of the first, after so many steps."""
-        aligned = torch.tensor([way.direction == ALIGNED for way in ways])[:, None]
-        walks = torch.tensor([way.direction == WALK for way in ways])[:, None]
+        aligned = torch.tensor([way.kind == ALIGNED for way in ways])[:, None]
+        walks = torch.tensor([way.kind == WALK for way in ways])[:, None]
         rate = torch.from_numpy(np.stack([way.c**0.5 * rates(way.schedule, self.steps) for way in ways], 1))
         at = torch.randn(len(ways), self.dimensions, generator=draws, dtype=torch.float64)
         at = first = at / at.norm(dim=1, keepdim=True)
