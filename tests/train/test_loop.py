@@ -16,8 +16,8 @@ from mesascope.models.load import load_checkpoint
 from mesascope.store import Run, RunError
 from mesascope.tasks.affine import Affine
 from mesascope.tasks.base import Batch
-from mesascope.train import SGD, Constant, Training, TrainingDiverged, fit, log_spaced
-from mesascope.train.loop import ahead, batch_of, batches, evenly_spaced
+from mesascope.train import SGD, Constant, Training, TrainingDiverged, evenly_spaced, fit, log_spaced
+from mesascope.train.loop import ahead, batch_of, batches
 
 SHORT = Training(steps=8, batch_size=4, checkpoints=4)
 

@@ -102,8 +102,8 @@ class Block(nn.Module):
 
     def __init__(self, config: DecoderConfig, layer_idx: int) -> None:
         super().__init__()
-        self.position = config.norm_position
-        self.post = self.position == "post"
+        self.norm_position = config.norm_position
+        self.post = self.norm_position == "post"
         self.attention_norm = make_norm(config)
         self.attention = Attention(config, layer_idx)
         self.has_mlp = config.intermediate_size > 0
@@ -118,7 +118,7 @@ class Block(nn.Module):
     ) -> Stream:
         """The residual stream after this block."""
         whole = SUBLAYERS.get(str(self.attention.config._attn_implementation))
-        if self.position == "output":
+        if self.norm_position == "output":
             x = x + self.attention_norm(self.attention(x, attention_mask, position_ids))
             return x + self.mlp_norm(self.mlp(x)) if self.has_mlp else x
         if whole is not None:

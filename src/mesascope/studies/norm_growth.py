@@ -491,7 +491,7 @@ STUDY = Study(
         "1/√t and falling rates and under a large weight decay; trained networks are held against themselves with all "
         "parameters a thousand times as large. Kinds of layers, heads, optimiser and what is measured are the "
         "paper's; sizes at laptop scale, rates and thresholds are ours. T5 itself is not re-run. Checkpoints take "
-        "0.9 GB at laptop scale."
+        "0.7 GB at laptop scale."
     ),
     citation=Citation(
         key="merrill2021effects",
