@@ -101,6 +101,21 @@ def test_the_pattern_of_zeroed_scores_is_that_of_queries_and_keys(positions):
     assert torch.equal(rows, recorded["pattern"][..., [3, 7], :])
 
 
+def test_padding_is_no_future():
+    """Keys of padding get nothing, on either side, and later keys that are real keep their score of 0."""
+    model = decoder(**TOKENS, visible="zeroed")
+    x = inputs(model, rows=2, length=7)
+    alone = capture(model, x, ["pattern"])["pattern"]
+    for real in (slice(3, None), slice(None, 7)):
+        padded, mask = torch.zeros(2, 10, dtype=torch.long), torch.zeros(2, 10, dtype=torch.long)
+        padded[:, real], mask[:, real] = x, 1
+        found = capture(model, padded, ["pattern", "prediction"], attention_mask=mask)
+        pattern = found["pattern"][..., real, :]
+        assert_close(pattern[..., real], alone)
+        assert pattern.sum() == pytest.approx(pattern[..., real].sum())
+        assert_close(found["prediction"][:, real], model(x).logits)
+
+
 def test_a_pattern_of_zeroed_scores_can_be_edited():
     """Without later keys, and normed again, it is that of a causal model."""
     model, causal = (decoder(**TOKENS, visible=visible) for visible in ("zeroed", "past"))

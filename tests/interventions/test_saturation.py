@@ -14,6 +14,7 @@ from mesascope.interventions.saturation import attended, on_later
 from mesascope.models.transformer import Decoder, DecoderConfig
 from mesascope.tasks.chains import Chains
 from mesascope.testing import Case, check_instrument, heads_where
+from small import llama
 
 LENGTH, HEADS = 12, 3
 TASK = Chains(symbols=5, length=LENGTH)
@@ -154,6 +155,20 @@ def test_averages_of_rows_are_those_of_known_patterns():
     rows = [(each / each.sum(-1, keepdim=True)).expand(1, 1, -1, -1) for each in (ahead, behind)]
     assert [attended(each).item() for each in rows] == pytest.approx([41.012, 42.0], abs=1e-3)
     assert [on_later(each).item() for each in rows] == pytest.approx([82 / 83, 0.0])
+
+
+def test_other_models_are_made_large_too_and_stay_as_they_are():
+    task, model = Chains(symbols=20, length=LENGTH), llama()
+    batch = task.sample(4, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before = model(batch.inputs).logits
+        found = saturation(model, task, batch)
+        assert torch.equal(model(batch.inputs).logits, before)
+    assert found["attended"].shape == (3, 4)
+    assert (found["attended"] == 1).all()
+    assert found["cosine"].max() < 1
+    assert (found["later"] == 0).all()
+    assert float(future(model, task, batch)["rise"]) == 0.0
 
 
 def test_a_factor_that_is_none_is_refused():

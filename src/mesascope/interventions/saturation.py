@@ -90,8 +90,10 @@ def on_later(pattern: Pattern) -> Float[Tensor, "batch head"]:
 
 
 def _scaled(model: PreTrainedModel, factor: float) -> PreTrainedModel:
-    """A copy in float64 whose parameters are so many times as large."""
+    """A copy in float64 whose parameters are so many times as large, with the eager kernel, which gives its weights."""
     large = copy.deepcopy(model)
+    if large.config._attn_implementation != "eager":
+        large.set_attn_implementation("eager")
     torch.nn.Module.to(large, dtype=torch.float64)  # in place
     with torch.no_grad():
         for parameter in large.parameters():
