@@ -4,7 +4,7 @@ Merrill, Ramanujan, Goldberg, Schwartz and Smith 2020 (arXiv 2010.09697). Its sm
 forms, the norm on the sum and x + norm(f(x)), and with both masks: a causal one, and that of the paper's code, which
 multiplies scores with zeros and ones, so that later positions keep a score of 0 and stay visible. What the derivation
 says is simulated beside. Sizes and rates at laptop scale are ours, found with one pilot seed that is none of the
-study's; thresholds are ours and were fixed before the study was run.
+study's; thresholds are ours and were fixed before the study was run, and one claim that was worded later says so.
 """
 
 from dataclasses import replace
