@@ -48,8 +48,8 @@ def growth(trail: Trail, early: float = 0.0) -> xr.Dataset:
     """The norm of all parameters, without embeddings and read-out, and of every layer; how alike parameters of
     neighbouring checkpoints are (cosine), how large the update between them is and how it is aligned with the
     parameters; R² of affine fits of the norm on √t, t, ⁴√t and e^-t, and the power g for which that on t^g is the best;
-    and the growth of every matrix inside the layers, as the logarithm of its norm over what it was. Powers from 0.01, as
-    good as a logarithm, to 3 are tried; where the norm does not change there is none. Merrill et al. 2021.
+    and the growth of every matrix inside the layers, as the logarithm of its norm over what it was. Powers from 0.01,
+    as good as a logarithm, to 3 are tried; where the norm does not change there is none. Merrill et al. 2021.
 
     Args:
         trail: the checkpoints.
