@@ -46,7 +46,7 @@ WARMUP = 100  # ours
 
 SCALES = {
     "smoke": Scale(training=training(40, 2, WARMUP), seeds=2, sequences=32, minutes=0.4),
-    "laptop": Scale(training=training(2_500, 16, WARMUP), sequences=512, minutes=5.0),
+    "laptop": Scale(training=training(1_500, 14, WARMUP), sequences=512, minutes=4.5),
     "paper": Scale(training=training(20_000, 16, WARMUP), seeds=8, sequences=4096, minutes=90.0),
 }
 SETUPS = {name: Setup(training=scale.training, sequences=scale.sequences) for name, scale in SCALES.items()}
