@@ -17,6 +17,7 @@ from mesascope.report.views import panels
 
 WIDTH, HEIGHT, DPI = 4.6, 2.9, 88  # of one plot, in inches; two stand side by side
 COLOURS = 64  # of a picture: a third of the size
+LONG = 70  # letters under an axis that still stand beside each other
 MOST = 8  # plots in a picture: the report has them all
 DASHES = {"solid": "-", "dot": ":", "dash": "--", "longdash": (0, (8, 3)), "dashdot": "-."}
 LOOK = {"font.family": "DejaVu Sans", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
@@ -94,6 +95,10 @@ def _plot(axes: Axes, panel: Panel, plot: Mapping[str, Any]) -> None:
             axis.set_major_locator(MaxNLocator(integer=True))
         if "tickvals" in told:
             axis.set_ticks(told["tickvals"], told["ticktext"])
+            if sum(map(len, told["ticktext"])) > LONG and axis is axes.xaxis:
+                axes.tick_params("x", rotation=18, labelsize=7)
+                for text in axes.get_xticklabels():
+                    text.set_horizontalalignment("right")
         if "range" in told and told.get("type") == "log":
             axes.set_ylim(*(10.0**edge for edge in told["range"]))
     named = {text: handle for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}

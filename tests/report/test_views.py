@@ -127,6 +127,14 @@ def test_rounding_errors_of_an_exact_oracle_do_not_flatten_the_rest(samples):
     assert "lie under the frame" in error.caption
 
 
+def test_what_spans_many_powers_of_ten_by_itself_is_drawn_whole():
+    values = 10.0 ** np.arange(0, 41, 4)
+    curve = xr.DataArray(values, dims="step", coords={"step": np.arange(11)}, attrs={"units": "1", "about": "a number"})
+    (panel,) = panels(xr.Dataset({"x": curve.assign_attrs(scale="log")}))
+    assert "range" not in panel.data["plots"][0]["layout"]["yaxis"]
+    assert "lie under the frame" not in panel.caption
+
+
 def test_curves_are_the_mean_over_seeds():
     data = variable("seed layer")
     (panel,) = panels(data)

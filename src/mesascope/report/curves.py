@@ -182,7 +182,7 @@ def _floor(shown: Shown, traces: Sequence[dict[str, Any]], along: str) -> float 
         return None
     values = np.array([v for t in traces for v in t["y"] if v is not None and v > 0])
     bold = [v for t in traces if t["line"]["width"] > 2 for v in t["y"] if v is not None and v > 0]
-    if not len(values) or not bold:
+    if not len(values) or not bold or values.min() >= min(bold):
         return None
     cut = max(min(bold) / 30, max(values) * 1e-12)
     return float(cut) if values.min() < cut else None
