@@ -35,7 +35,7 @@ MODEL = beside(TASK.length, d_in=1, d_out=2)  # two layers as the paper, the res
 WARMUP = 100  # ours
 
 SCALES = {
-    "smoke": Scale(training=training(40, 3, WARMUP), seeds=2, sequences=64, minutes=0.6),
+    "smoke": Scale(training=training(40, 3, WARMUP), seeds=2, sequences=64, minutes=0.4),
     "laptop": Scale(training=training(4_000, 24, WARMUP), sequences=512, minutes=5.0),
     "paper": Scale(training=training(40_000, 24, WARMUP), seeds=8, sequences=2048, minutes=90.0),
 }

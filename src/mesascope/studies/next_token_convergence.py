@@ -30,8 +30,8 @@ MODEL = beside(TASK.length, vocab_size=TASK.vocabulary)
 WARMUP = 100  # ours
 
 SCALES = {
-    "smoke": Scale(training=training(40, 3, WARMUP), seeds=2, sequences=128, minutes=0.5),
-    "laptop": Scale(training=training(2_000, 12, WARMUP), sequences=1024, minutes=2.0),
+    "smoke": Scale(training=training(40, 3, WARMUP), seeds=2, sequences=128, minutes=0.3),
+    "laptop": Scale(training=training(2_000, 12, WARMUP), sequences=1024, minutes=1.5),
     "paper": Scale(training=training(20_000, 12, WARMUP), seeds=8, sequences=4096, minutes=30.0),
 }
 
