@@ -32,10 +32,10 @@ def build(monkeypatch, tmp_path):
     return found
 
 
-@pytest.fixture
-def run(tmp_path) -> Path:
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
     """A run with two seeds of the reduced model, and verdicts of three kinds."""
-    place, study = tmp_path / "run", catalogue.load(STUDY)
+    place, study = tmp_path_factory.mktemp("made") / "run", catalogue.load(STUDY)
     (place / "results").mkdir(parents=True)
     small = NextToken(vocabulary=5, length=3, sentences=8, unseen=30, steps=150, points=9)
     seeds = xr.concat([small.simulate(0), small.simulate(1)], "seed")

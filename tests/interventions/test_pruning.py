@@ -57,12 +57,13 @@ def test_what_is_kept_is_what_the_arrangement_says():
 
 def test_a_model_that_preprocesses_loses_nothing_by_the_pruning_that_suits_it_and_much_by_the_other():
     preprocesses, _, later, _ = CASES
+    found, other = (PRUNED(one.build(0), TASK, one.sequences(0)) for one in (preprocesses, later))
     for kind in KINDS:
-        kept = PRUNED(preprocesses.build(0), TASK, preprocesses.sequences(0))[f"kept_{kind}"]
+        kept = found[f"kept_{kind}"]
         loss = {name: float(kept.sel(component=name)) for name in KEPT}
         assert loss[FIRST] == pytest.approx(loss[ALL], abs=1e-6)
         assert min(loss[LATER], loss[SWAPPED], loss[SINGLE]) > 3 * loss[ALL]
-        kept = PRUNED(later.build(0), TASK, later.sequences(0))[f"kept_{kind}"]
+        kept = other[f"kept_{kind}"]
         assert float(kept.sel(component=LATER)) == pytest.approx(float(kept.sel(component=ALL)), abs=1e-6)
         assert float(kept.sel(component=FIRST)) > 1.3 * float(kept.sel(component=ALL))
 
