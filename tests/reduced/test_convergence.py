@@ -7,14 +7,15 @@ import pytest
 import torch
 
 from mesascope.reduced.base import generator
-from mesascope.reduced.convergence import FeatureAttention, HalfTimes, attention, errors, frequencies, gradient, prompts
+from mesascope.reduced.convergence import FeatureAttention, HalfTimes, attention, errors, gradient, prompts
+from mesascope.tasks.regression import Features
 from mesascope.testing import check_reduced
 
 SMALL = FeatureAttention(features=4, examples=12, steps=40, prompts=30, points=5)
 
 
 def drawn(features=4, examples=12, count=30, dominant=None):
-    frequency = frequencies(features, dominant)
+    frequency = Features(dominant=dominant).share(features)
     scores = torch.randn(features, features, generator=generator(7), dtype=torch.float64)
     return frequency, scores, prompts(frequency, examples, count, generator(3))
 
@@ -26,7 +27,7 @@ def test_it_keeps_the_promises_of_reduced_models():
 
 
 def test_prompts_show_as_many_examples_as_they_should_and_the_dominant_feature_most():
-    counts = prompts(frequencies(5, 0.6), 50, 400, generator(0))
+    counts = prompts(Features(dominant=0.6).share(5), 50, 400, generator(0))
     assert (counts.sum(1) == 50).all()
     assert counts.mean(0).numpy() / 50 == pytest.approx([0.6, 0.1, 0.1, 0.1, 0.1], abs=0.02)
 

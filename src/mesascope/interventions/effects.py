@@ -72,15 +72,15 @@ def head_effects(
     removed = [replace(kind, where={"layer": layer, "head": head}) for layer, head in places for kind in kinds]
     drawn = turns(len(recorded.inputs), recorded.frame.output_projection.shape[-1], seed)
     moved = [turned(recorded, layer, head, kinds[0], drawn) for layer, head in places]
-    intact, rise = _rise(model, inputs, removed, metric, positions)
-    _, disturbed = _rise(model, inputs, moved, metric, positions)
+    intact, rise = rises(model, inputs, removed, metric, positions)
+    _, disturbed = rises(model, inputs, moved, metric, positions)
     return HeadEffects(
         intact=intact, rise=rise.reshape(layers, heads, len(kinds), -1), turned=disturbed.reshape(layers, heads, -1)
     )
 
 
-def _rise(
-    model: nn.Module, inputs: Tensor | Batch, edits: Sequence[Edit], metric: Metric, positions: int
+def rises(
+    model: nn.Module, inputs: Tensor | Batch, edits: Sequence[Edit], metric: Metric, positions: int = POSITIONS
 ) -> tuple[Float[Tensor, " batch"], Float[Tensor, "edit batch"]]:
     """The metric of each sequence, and its rise under each edit."""
     stem = Stem(model, inputs, edits[0].site)

@@ -12,10 +12,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mesascope.axes import label
-from mesascope.capturing import Edit, NothingChanged, Stem, capture
+from mesascope.capturing import Edit, NothingChanged, capture
 from mesascope.instruments import instrument
-from mesascope.interventions.branches import branched
 from mesascope.interventions.changes import mean, zero
+from mesascope.interventions.effects import rises
 from mesascope.interventions.metrics import Metric, task_loss
 from mesascope.tasks.base import Batch, Task
 
@@ -135,11 +135,8 @@ def _damage(
         for layer in range(layers)
         for head in range(heads)
     ]
-    stem = Stem(model, batch, "head_out")
-    intact = loss(stem.prediction)
-    value, _ = branched(stem, edits, loss)
-    rise = (value - intact).mean(1).reshape(len(kinds), layers, heads)
-    return float(intact.mean()), list(rise.cpu())
+    intact, rise = rises(model, batch, edits, loss)
+    return float(intact.mean()), list(rise.mean(1).reshape(len(kinds), layers, heads))
 
 
 def _without(model: PreTrainedModel, batch: Batch, kind: Edit, dropped: Sequence[Sequence[int]], loss: Metric) -> float:

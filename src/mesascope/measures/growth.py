@@ -5,6 +5,7 @@ Merrill, Ramanujan, Goldberg, Schwartz and Smith, Effects of Parameter Norm Grow
 u = |d| / |theta| and its alignment a = cos(d, theta), |theta'|^2 = |theta|^2 (1 + 2 u a + u^2).
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -70,9 +71,8 @@ def growth(trail: Trail, early: float = 0.0) -> xr.Dataset:
         model = trail.load(step)
         parameters, inside = dict(model.named_parameters()), _inside(model)
         tensors.append({name: length(each) for name, each in parameters.items()})
-        whole = torch.cat([each.detach().double().flatten() for each in parameters.values()])
         within = torch.cat([parameters[name].detach().double().flatten() for name in inside])
-        norms.append([length(whole), length(within)])
+        norms.append([math.hypot(*tensors[-1].values()), length(within)])
         moves.append([np.nan] * 3 if before is None else _moved(before, within))
         before = within
         matrices = [name for name, each in parameters.items() if each.ndim > 1 and IN_A_LAYER.search(name)]

@@ -19,6 +19,7 @@ from torch import Tensor
 from mesascope.axes import label
 from mesascope.reduced.base import Progress, Reduced, generator, looked_at, power, told
 from mesascope.store import ignore
+from mesascope.tasks.regression import Features
 
 Counts = Float[Tensor, "prompt feature"]
 Scores = Float[Tensor, "feature query"]
@@ -54,18 +55,6 @@ def prompts(frequency: Float[Tensor, "feature"], examples: int, count: int, draw
     return torch.nn.functional.one_hot(drawn, len(frequency)).sum(1).double()
 
 
-def frequencies(features: int, dominant: float | None) -> Float[Tensor, "feature"]:
-    """How often each feature is drawn: all alike, or the first with a share of its own.
-
-    >>> frequencies(4, None).tolist(), frequencies(3, 0.5).tolist()
-    ([0.25, 0.25, 0.25, 0.25], [0.5, 0.25, 0.25])
-    """
-    if dominant is None:
-        return torch.full((features,), 1 / features, dtype=torch.float64)
-    rest = torch.full((features - 1,), (1 - dominant) / (features - 1), dtype=torch.float64)
-    return torch.cat([torch.tensor([dominant], dtype=torch.float64), rest])
-
-
 @final
 @dataclass(frozen=True, kw_only=True)
 class FeatureAttention(Reduced):
@@ -95,12 +84,11 @@ class FeatureAttention(Reduced):
             raise ValueError(
                 f"features must be 3 or more and examples 1 or more, but got {self.features} and {self.examples}"
             )
-        if self.dominant is not None and not 0 < self.dominant < 1:
-            raise ValueError(f"dominant must be a share between 0 and 1, but got {self.dominant}")
+        Features(dominant=self.dominant)  # refuses what is no share
 
     def simulate(self, seed: int, progress: Progress = ignore) -> xr.Dataset:
         """Errors, attention and scores over the steps, of the first feature as the query and of the others."""
-        frequency = frequencies(self.features, self.dominant)
+        frequency = Features(dominant=self.dominant).share(self.features)
         counts = prompts(frequency, self.examples, self.prompts, generator(seed))
         scores = torch.zeros(self.features, self.features, dtype=torch.float64)
         due, seen = set(looked_at(self.steps, self.points)), []
@@ -206,7 +194,7 @@ class HalfTimes(Reduced):
 
     def _half_time(self, features: int, dominant: float | None, draws: torch.Generator) -> float:
         """Of the first feature, between two steps in proportion; not a number where it takes too long."""
-        frequency = frequencies(features, dominant)
+        frequency = Features(dominant=dominant).share(features)
         counts = prompts(frequency, self.per_feature * features, self.prompts, draws)
         scores = torch.zeros(features, features, dtype=torch.float64)
         rate = self.rate / float(frequency[0]) ** 2

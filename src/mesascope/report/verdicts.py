@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mesascope.report.text import interval, number, sentence
+from mesascope.studies.outcomes import counts
 
 WORDS = {  # the word -> its class in the style sheet, and a sign so that colour never stands alone
     "supported": ("supported", "✓"),
@@ -47,9 +48,7 @@ def counted(verdicts: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     >>> counted([{"word": "supported"}, {"word": "supported"}])
     {'supported': 2}
     """
-    words = [str(one.get("word", "no verdict")) for one in verdicts]
-    known = [*WORDS, *sorted(set(words) - set(WORDS))]
-    return {word: words.count(word) for word in known if word in words}
+    return counts(str(one.get("word", "no verdict")) for one in verdicts)
 
 
 def strip(verdict: Mapping[str, Any]) -> dict[str, Any] | None:

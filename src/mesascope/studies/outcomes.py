@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 PUBLISHED = Path(__file__).parent / "published.json"  # written with the pages under docs/studies
-WORDS = ("supported", "contradicted", "inconclusive")
+DECIDED = ("supported", "contradicted", "inconclusive")
+WORDS = (*DECIDED, "not tested at this scale")  # of a verdict, in the order in which they are shown
 
 
 def published() -> dict[str, dict[str, Any]]:
@@ -29,13 +30,13 @@ def last(folder: Path) -> dict[str, dict[str, Any]]:
     }
     judged = sorted(folder.glob("*/verdicts.json"), key=lambda file: file.stat().st_mtime)
     for row in map(_run, (file.parent for file in judged)):
-        if set(row["verdicts"]) & set(WORDS):
+        if set(row["verdicts"]) & set(DECIDED):
             found[row["study"]] = {"run": row["path"], "scale": row["scale"], "verdicts": row["verdicts"]}
     return found
 
 
 def counts(words: Iterable[str]) -> dict[str, int]:
-    """How often each word of a verdict was said.
+    """How often each word of a verdict was said, in the order of the words; words not met are left out.
 
     >>> counts(["not tested", "contradicted", "supported", "contradicted"])
     {'supported': 1, 'contradicted': 2, 'not tested': 1}

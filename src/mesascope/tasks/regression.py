@@ -40,10 +40,19 @@ class Features:
 
     def draw(self, shape: tuple[int, int], dim: int, generator: torch.Generator) -> Int[Tensor, "batch point"]:
         """Which coordinate every input lies along."""
-        rest = (1 / dim if self.dominant is None else (1 - self.dominant) / (dim - 1)) if dim > 1 else 1.0
-        share = torch.full((dim,), rest)
-        share[0] = rest if self.dominant is None else self.dominant
+        share = self.share(dim).float()
         return torch.multinomial(share, shape[0] * shape[1], replacement=True, generator=generator).view(shape)
+
+    def share(self, dim: int) -> Float[Tensor, "feature"]:
+        """How often each coordinate is drawn, in float64.
+
+        >>> Features().share(4).tolist(), Features(dominant=0.5).share(3).tolist()
+        ([0.25, 0.25, 0.25, 0.25], [0.5, 0.25, 0.25])
+        """
+        first = 1 / dim if self.dominant is None else self.dominant
+        share = torch.full((dim,), (1 - first) / max(dim - 1, 1) if self.dominant else first, dtype=torch.float64)
+        share[0] = first
+        return share
 
 
 @final
