@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import xarray as xr
 from figures import pictures
@@ -18,10 +19,8 @@ PAGES = Path(__file__).parent / "studies"
 PICTURES = PAGES / "figures"
 
 
-def page(run: Path) -> str:
+def page(run: Path, record: dict, verdicts: list[dict]) -> str:
     """Question, setting, verdicts, figures and what is ours, as Markdown."""
-    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    verdicts = json.loads((run / "verdicts.json").read_text(encoding="utf-8"))
     made = record["provenance"]
     paper = record["citation"]
     lines = [
@@ -56,10 +55,9 @@ def drawn(run: Path, study: str) -> Iterator[list[str]]:
         yield ["", f"## {title}", "", f"![{title}]({file.relative_to(PAGES)})", "", about]
 
 
-def publish(run: Path) -> None:
+def publish(record: dict, verdicts: list[dict]) -> None:
     """Put a run's verdicts where `mesascope list` finds them."""
-    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    words = {one["name"]: one["word"] for one in json.loads((run / "verdicts.json").read_text(encoding="utf-8"))}
+    words = {one["name"]: one["word"] for one in verdicts}
     told = outcomes.published()
     told[record["study"]] = {"scale": record["scale"], "seeds": len(record["seeds"]), "verdicts": words}
     text = json.dumps(dict(sorted(told.items())), indent=1, ensure_ascii=False)
@@ -75,9 +73,8 @@ def row(verdict: dict) -> str:
     return f"| **{verdict['word']}** | {verdict['sentence']} | {value} | {control} | {seeds} |"
 
 
-def released(run: Path) -> str:
+def released(run: Path, record: dict) -> str:
     """Norms, read-outs, spectra and inner steps of a released model by depth, each beside its control, as Markdown."""
-    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
     made, text = record["provenance"], record["text"]
     norms, logit, affine = (found(run, name) for name in ("norms", "logit_lens", "affine_lens"))
     columns = {
@@ -133,15 +130,21 @@ def found(run: Path, name: str) -> xr.Dataset:
     return xr.load_dataset(run / "results" / f"{name}.nc", engine="netcdf4")
 
 
+def read(file: Path) -> Any:
+    """What a run has written down as JSON."""
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
 def main() -> None:
     """A page for every run that is named."""
     for run in map(Path, sys.argv[1:]):
-        study = json.loads((run / "run.json").read_text(encoding="utf-8"))["study"]
-        if study == "inspect":
-            (PAGES / "released.md").write_text(released(run), encoding="utf-8")
+        record = read(run / "run.json")
+        if record["study"] == "inspect":
+            (PAGES / "released.md").write_text(released(run, record), encoding="utf-8")
             continue
-        (PAGES / f"{study}.md").write_text(page(run), encoding="utf-8")
-        publish(run)
+        verdicts = read(run / "verdicts.json")
+        (PAGES / f"{record['study']}.md").write_text(page(run, record, verdicts), encoding="utf-8")
+        publish(record, verdicts)
 
 
 if __name__ == "__main__":

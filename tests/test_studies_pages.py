@@ -70,7 +70,8 @@ def test_every_verdict_stands_on_the_page_as_it_is(build, run, monkeypatch):
 def test_pictures_show_the_curves_of_the_report(build, run):
     import matplotlib.image
 
-    text = build.page(run)
+    record, verdicts = (build.read(run / f"{name}.json") for name in ("run", "verdicts"))
+    text = build.page(run, record, verdicts)
     assert "![The reduced model](figures/next-token-convergence-reduced.png)" in text
     assert "*excess*: cross-entropy above what it tends to." in text
     pixels = matplotlib.image.imread(build.PICTURES / f"{STUDY}-reduced.png")

@@ -9,7 +9,18 @@ import xarray as xr
 
 from mesascope.measures.growth import INSIDE, WHOLE, exponent, fits
 from mesascope.reduced.norm_growth import PAPERS, PROPORTION, WALK
-from mesascope.studies.norm_growth import BOTH, DECAYED, INVERSE, LINEAR, OUTPUT, RANDOM, STUDY, ZEROED
+from mesascope.studies.norm_growth import (
+    ADAPTED,
+    BOTH,
+    DECAYED,
+    INVERSE,
+    LINEAR,
+    OUTPUT,
+    RANDOM,
+    SHUFFLED,
+    STUDY,
+    ZEROED,
+)
 from mesascope.studies.verdicts import judge
 
 SEEDS, STEPS = 3, np.arange(0, 401, 40)
@@ -80,11 +91,13 @@ def claimed() -> Mapping[str, xr.Dataset]:
     """Results in which everything is as claimed."""
     return {
         "growth": grown(50 + 0.05 * T),
-        f"{INVERSE.name}_growth": grown(50 + T**0.5),
+        f"{INVERSE.name}_growth": grown(50 + T**0.55),
+        f"{ADAPTED.name}_growth": grown(50 + T**0.5),
         f"{LINEAR.name}_growth": grown(50 + 4 * T**0.2),
         f"{DECAYED.name}_growth": grown(50 - 0.05 * T),
         f"{OUTPUT.name}_growth": grown(50 + 0.08 * T),
         f"{RANDOM.name}_growth": grown(50 + 0.0001 * T),
+        f"{SHUFFLED.name}_growth": grown(50 - 0.001 * T),
         "saturation": saturated(0.95, 10, 0.0),
         f"{OUTPUT.name}_saturation": saturated(0.9, 10, 0.0),
         f"{ZEROED.name}_saturation": saturated(0.95, 30, 0.97),
@@ -108,12 +121,15 @@ SQUARE = f"{INVERSE.name}_growth"
 OTHERWISE = {
     "the square root of time": {SQUARE: grown(50 + 1e-4 * T**2)},
     "its power belongs to that rate": {SQUARE: grown(50 + 1e-4 * T**2)},
+    "the square root of time, AdaFactor": {f"{ADAPTED.name}_growth": grown(50 + 1e-4 * T**2)},
+    "its power belongs to the optimiser": {f"{ADAPTED.name}_growth": grown(50 + T**0.7)},
     "a constant rate has a larger power": {"growth": grown(50 + 4 * T**0.2)},
     "a rate that goes to 0 has a smaller power": {f"{LINEAR.name}_growth": grown(50 + 1e-4 * T**2)},
     "the norm grows all the time": {"growth": grown(50 + 0.05 * T - 9 * (T == 240))},
     "the norm grows all the time, x + norm(f(x))": {f"{OUTPUT.name}_growth": grown(50 - 0.01 * T)},
     "a large weight decay makes it fall": {f"{DECAYED.name}_growth": grown(50 + 0.01 * T)},
     "it grows because something is learned": {f"{RANDOM.name}_growth": grown(50 + 0.2 * T)},
+    "it grows because something is learned, one optimiser": {f"{SHUFFLED.name}_growth": grown(50 + 0.2 * T)},
     "the direction settles": {"growth": grown(50 + T, cosine=(0.99, 0.97))},
     "the direction settles after warm-up": {"growth": grown(50 + T, cosine=(0.99, 0.97))},
     "updates lie across the parameters": {"growth": grown(50 + T, alignment=(0.5, 0.4))},

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from mesascope.models.config import DecoderConfig
 from mesascope.models.transformer import Decoder
-from mesascope.train import SGD, AdamW, Constant, Cosine, InverseSqrt, Linear
+from mesascope.train import SGD, AdaFactor, AdamW, Constant, Cosine, InverseSqrt, Linear
 from mesascope.train.optim import Rule, Schedule, learning_rate, restore_state, state_tensors
 
 
@@ -69,6 +69,51 @@ def test_sgd_has_heavy_ball_momentum() -> None:
         torch.testing.assert_close(p.double(), expected[name], atol=1e-6, rtol=1e-5)
 
 
+def rms(x: torch.Tensor) -> torch.Tensor:
+    return x.square().mean().sqrt()
+
+
+def test_adafactor_is_the_update_of_its_paper() -> None:
+    """Moves in proportion to a tensor's own size, from averages of squares over rows and over columns."""
+    rule, eps = AdaFactor(lr=0.01), torch.finfo(torch.float32).eps
+    model = decoder()
+    expected = {name: p.detach().clone().double() for name, p in model.named_parameters()}
+    gradients = descend(model, rule.build(model), 5)
+    for name, x in expected.items():
+        rows = columns = whole = torch.zeros(())
+        for t, gradient in enumerate(gradients, 1):
+            g, weight = gradient[name].double(), t**-0.8
+            rows = (1 - weight) * rows + weight * g.square().mean(-1, keepdim=True)
+            if g.ndim > 1:
+                columns = (1 - weight) * columns + weight * g.square().mean(-2, keepdim=True)
+                whole = rows * columns / rows.mean(-2, keepdim=True)
+            else:
+                whole = (1 - weight) * whole + weight * g**2
+            moved = g / whole.nan_to_num().sqrt().clamp(min=eps)
+            x -= 0.01 * max(rms(x), torch.tensor(1e-3)) * moved / max(rms(moved), torch.tensor(1.0))
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.double(), expected[name], atol=1e-6, rtol=1e-4)
+
+
+def test_adafactor_moves_a_larger_matrix_by_more() -> None:
+    model, larger = decoder(), decoder()
+    weight, scaled = model.layers[0].attention.q_proj.weight, larger.layers[0].attention.q_proj.weight
+    with torch.no_grad():
+        scaled *= 10
+    before, before_scaled = weight.detach().clone(), scaled.detach().clone()
+    for one, matrix in ((model, weight), (larger, scaled)):
+        matrix.grad = torch.ones_like(matrix)
+        AdaFactor(lr=0.01).build(one).step()
+    torch.testing.assert_close(scaled - before_scaled, 10 * (weight - before))
+
+
+def test_adafactor_holds_the_rate_at_one_over_the_square_root_of_the_steps() -> None:
+    model, slower = decoder(), decoder()
+    for one, rate in ((model, 5.0), (slower, 1.0)):
+        descend(one, AdaFactor(lr=rate).build(one), 3)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), slower.parameters(), strict=True))
+
+
 @pytest.mark.parametrize("options", [{}, {"share_layers": True, "num_hidden_layers": 3}], ids=["plain", "shared"])
 def test_decay_spares_biases_norms_embeddings_and_positions(options: dict) -> None:
     model = decoder(**options)
@@ -114,7 +159,9 @@ def test_a_rate_that_is_infinite_or_never_falls_is_refused(early: float) -> None
         InverseSqrt(early=early)
 
 
-@pytest.mark.parametrize("rule", [AdamW(), SGD(momentum=0.9), SGD()], ids=["AdamW", "momentum", "SGD"])
+@pytest.mark.parametrize(
+    "rule", [AdamW(), AdaFactor(), SGD(momentum=0.9), SGD()], ids=["AdamW", "AdaFactor", "momentum", "SGD"]
+)
 def test_state_comes_back_from_a_file_bit_for_bit(rule: Rule, tmp_path) -> None:
     model, other = decoder(), decoder()
     optimizer, restored = rule.build(model), rule.build(other)

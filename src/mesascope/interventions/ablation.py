@@ -7,10 +7,10 @@ import xarray as xr
 from transformers import PreTrainedModel
 
 from mesascope.axes import label
-from mesascope.capturing import Stem, capture
+from mesascope.capturing import capture
 from mesascope.instruments import instrument
-from mesascope.interventions.branches import branched
 from mesascope.interventions.changes import mean, resample
+from mesascope.interventions.effects import rises
 from mesascope.interventions.metrics import task_loss
 from mesascope.tasks.base import Batch, Task
 
@@ -52,10 +52,8 @@ def ablation(
         for group in named.values()
         for everywhere in kinds.values()
     ]
-    stem, loss = Stem(model, batch, "head_out"), task_loss(task, batch, first)
-    intact = loss(stem.prediction)
-    value, _ = branched(stem, edits, loss)
-    cost = (value - intact).mean(1).float().reshape(layers, len(named), len(kinds))
+    intact, rise = rises(model, batch, edits, task_loss(task, batch, first))
+    cost = rise.mean(1).float().reshape(layers, len(named), len(kinds))
     unit, stats = "units of the loss", {"stat": list(kinds)}
     by_head = label(
         cost[:, :heads], "layer", "head", "stat", units=unit, about="rise of the loss without this head", coords=stats

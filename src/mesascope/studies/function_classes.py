@@ -137,7 +137,7 @@ STUDY = Study(
         ),
         Claim(
             name="linear: learned",
-            sentence="After twice as many pairs as coordinates it knows the function.",
+            sentence="After twice as many pairs as coordinates the model knows the function.",
             source=f"{PAPER}; the threshold is ours",
             statistic=lambda results: _at_the_end(results, "model"),
             about="squared error at the last place over that of predicting 0",
@@ -148,7 +148,7 @@ STUDY = Study(
         ),
         Claim(
             name="linear: elsewhere too",
-            sentence="It goes on to predict what least squares predicts on correlated inputs and on larger ones.",
+            sentence="The model predicts what least squares predicts on correlated inputs and on larger ones, too.",
             source=f"{PAPER}, which finds it robust to most shifts; the threshold is ours",
             statistic=lambda results: likeness_elsewhere(results, "least squares", SHIFTED),
             about="the least share of the variance that least squares explains over the two",

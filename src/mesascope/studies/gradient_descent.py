@@ -146,7 +146,7 @@ STUDY = Study(
         ),
         Claim(
             name="the best step",
-            sentence="Its step is the one that makes the expected error least.",
+            sentence="The step of that descent is the one that makes the expected error least.",
             source=f"{PAPER}; the formula, examples / (examples + dim + 1), and the threshold are ours",
             statistic=lambda results: _from_best(results["which_algorithm"]),
             about="distance of the fitted step from the best one, as a share of it",
@@ -157,7 +157,7 @@ STUDY = Study(
         ),
         Claim(
             name="the same weights",
-            sentence="It weighs the answers shown as one step of gradient descent does.",
+            sentence="The layer weighs the answers shown as one step of gradient descent does.",
             source=f"{PAPER}, of sensitivities",
             statistic=lambda results: last(likeness(results, "gradient descent", stat="weights: answers shown")),
             about="mean cosine of the gradients by the answers, its own and those of gradient descent",
@@ -168,7 +168,7 @@ STUDY = Study(
         ),
         Claim(
             name="elsewhere too",
-            sentence="It goes on to predict as that step does where inputs and rules come from other distributions.",
+            sentence="The layer predicts as that step does where inputs and rules come from other distributions, too.",
             source=f"{PAPER}, of inputs from a larger range; the other distributions are ours",
             statistic=lambda results: likeness_elsewhere(results, "gradient descent", SAME_LENGTH),
             about="the least similarity of predictions over other distributions",

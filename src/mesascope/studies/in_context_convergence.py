@@ -205,7 +205,7 @@ STUDY = Study(
         ),
         Claim(
             name="by its own score",
-            sentence="It does so by the score of a feature with itself; those of different features hardly move.",
+            sentence="Attention learns by the score of a feature with itself; those of different features hardly move.",
             source=PAPER,
             statistic=lambda results: _at_end(results, "balanced", "own_score", OTHERS),
             about="score of a feature with itself, reduced model",

@@ -172,7 +172,7 @@ STUDY = Study(
         ),
         Claim(
             name="plateau: length",
-            sentence="It grows in proportion to the length of the sequences.",
+            sentence="The plateau grows in proportion to the length of the sequences.",
             source=f"{PAPER}; how near it must be is ours",
             statistic=lambda results: _outside(results, BY_LENGTH, LENGTH_POWER),
             about=f"distance of the exponent from {sum(LENGTH_POWER) / 2:g}, reduced model",
@@ -183,7 +183,7 @@ STUDY = Study(
         ),
         Claim(
             name="plateau: weight",
-            sentence="It grows as the square of one plus the weight of the 4-gram.",
+            sentence="The plateau grows as the square of one plus the weight of the 4-gram.",
             source=f"{PAPER}; how near it must be is ours",
             statistic=lambda results: _outside(results, BY_ALPHA, ALPHA_POWER),
             about=f"distance of the exponent from {sum(ALPHA_POWER) / 2:g}, reduced model",

@@ -156,7 +156,7 @@ STUDY = Study(
         ),
         Claim(
             name="unseen sentences, where the order was shown",
-            sentence="It goes on rightly with unseen sentences where training shows the order of their tokens.",
+            sentence="The model goes on rightly with unseen sentences where training shows the order of their tokens.",
             source=f"{PAPER} on comparable tokens; that all unseen sentences together hide it is {OURS}",
             statistic=lambda results: _accuracy(results, KNOWN),
             about="share of unseen sentences that go on rightly, of those whose order was shown, reduced model",

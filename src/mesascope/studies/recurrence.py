@@ -248,7 +248,7 @@ def _algorithms() -> tuple[Claim, ...]:
         ),
         Claim(
             name="the rule elsewhere",
-            sentence="It goes by that rule where sequences come from other distributions, too.",
+            sentence="The model goes by that rule where sequences come from other distributions, too.",
             source=f"{OURS}: a model that goes by a rule does so everywhere; worded after a run had been seen",
             statistic=lambda results: likeness_elsewhere(results, "least squares"),
             about="the same for least squares on the worst of the other distributions",

@@ -178,7 +178,7 @@ def _spread_claims(kind: str) -> tuple[Claim, ...]:
         ),
         Claim(
             name=f"and not the other way round: {kind} ablation",
-            sentence="It costs less than keeping all heads of later layers and the most important one of the first.",
+            sentence="One head in each layer but the first, with all heads there, costs less than the other way round.",
             source=f"{PAPER}, in our words",
             statistic=lambda results: _cost(results, kind, FIRST),
             about="rise of the loss as a share of its rise when one head is kept in each layer",
@@ -244,7 +244,7 @@ STUDY = Study(
         ),
         Claim(
             name="algorithm: better than ridge regression",
-            sentence="There it errs less than ridge regression with the best penalty, too.",
+            sentence="With noise, or with fewer examples than coordinates, it errs less than ridge regression, too.",
             source=PAPER,
             statistic=lambda results: _stopped(results, PREPROCESSED, RIDGE, HELPED),
             about="largest ratio over four settings of the best risk with preprocessing to that of ridge regression",
@@ -299,7 +299,7 @@ STUDY = Study(
         ),
         Claim(
             name="more so for sparse rules",
-            sentence="They help more where rules are sparse than where they are dense.",
+            sentence="Eight heads in place of one help more where rules are sparse than where they are dense.",
             source=f"{OURS}: what heads are for, if it is preprocessing",
             statistic=lambda results: _more_heads(results, ("", "single_")),
             about="excess risk with eight heads over that with one",
@@ -322,7 +322,7 @@ STUDY = Study(
         ),
         Claim(
             name="by training",
-            sentence="They can be read better than in the model before it was trained.",
+            sentence="Products of coordinates with their r_j can be read better than before training.",
             source=f"{OURS}: attention of any weights writes products",
             statistic=lambda results: _read(results, "after 0"),
             about="R² of r_j x_j, read where the input is asked, after the first layer",

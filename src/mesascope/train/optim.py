@@ -63,6 +63,40 @@ class SGD:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdaFactor:
+    """The rule of T5 (Shazeer & Stern 2018): every tensor moves by a share ``lr`` of its own root mean square.
+
+    Gradients are divided by roots of averages of their squares, of which a matrix keeps those of rows and of columns
+    alone; a move whose root mean square is above ``clip`` times that share is shortened to it. So the moves of a tensor
+    grow with its norm. PyTorch's form, which takes 1 / sqrt(t) for any ``lr`` above it, t being the updates so far, the
+    new one with them.
+
+    Attributes:
+        lr: the share.
+        beta2_decay: how fast averages forget: the newest square weighs t^beta2_decay.
+        least: the root mean square that a smaller one is taken for, so that a tensor of zeros can move.
+        clip: in units of the share.
+        weight_decay: what falls on linear maps alone, times the rate.
+    """
+
+    lr: float = 1e-2
+    beta2_decay: float = -0.8
+    least: float = 1e-3
+    clip: float = 1.0
+    weight_decay: float = 0.0
+
+    def build(self, model: PreTrainedModel) -> torch.optim.Optimizer:
+        """PyTorch's."""
+        return torch.optim.Adafactor(
+            _groups(model, self.weight_decay),
+            lr=self.lr,
+            beta2_decay=self.beta2_decay,
+            eps=(None, self.least),
+            d=self.clip,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Constant:
     """The peak rate to the end."""
 
