@@ -103,7 +103,7 @@ def _plot(axes: Axes, panel: Panel, plot: Mapping[str, Any]) -> None:
             axes.set_ylim(*(10.0**edge for edge in told["range"]))
     named = {text: handle for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
     if len(named) > 1:
-        axes.legend(named.values(), named.keys(), fontsize=7, frameon=False)
+        axes.legend(named.values(), named.keys(), fontsize=7, framealpha=0.85, edgecolor="none", borderpad=0)
     axes.grid(color="#e9e6df", linewidth=0.6)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
-from transformers import AutoModelForCausalLM, MiniMaxConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, MiniMaxConfig, PreTrainedConfig, PreTrainedModel
 
 import small
 from mesascope.capturing import (
@@ -193,6 +193,14 @@ def test_a_model_that_sees_its_padding_is_refused():
 def test_what_is_no_transformers_model_is_refused():
     with pytest.raises(UnsupportedModel, match=r"must be a transformers.PreTrainedModel, but got Linear"):
         capture(nn.Linear(2, 2), torch.zeros(1, 2, 2))
+
+
+def test_a_model_without_parameters_is_refused():
+    class Empty(PreTrainedModel):
+        config_class = PreTrainedConfig
+
+    with pytest.raises(UnsupportedModel, match=r"must have parameters, but Empty has none; keep its weights as"):
+        capture(Empty(PreTrainedConfig()), tokens())
 
 
 def test_a_model_without_logits_is_refused(llama):

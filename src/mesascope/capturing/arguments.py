@@ -21,6 +21,11 @@ def transformers_model(model: nn.Module) -> PreTrainedModel:
             f"a model must be a transformers.PreTrainedModel, but got {type(model).__name__}; "
             "wrap it as one whose attention goes through transformers' attention interface"
         )
+    if not any(True for _ in model.parameters()):
+        raise UnsupportedModel(
+            f"a model must have parameters, but {type(model).__name__} has none; keep its weights as parameters, not "
+            "as buffers"
+        )
     return model
 
 

@@ -48,9 +48,8 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """Its sizes, in a few words."""
-        noise = f"noise {self.noise:g}" if self.noise else "no noise"
-        return f"{self.nonzero} of {self.features}, {self.examples} examples, {noise}"
+        """Its sizes, in a few letters: coordinates that are not 0, of how many, examples, and noise."""
+        return f"{self.nonzero} of {self.features}, n = {self.examples}, σ = {self.noise:g}"
 
     def draw(self, count: int, draws: torch.Generator) -> tuple[Inputs, Answers, Rules]:
         """Problems: normal inputs, rules whose coordinates are standard normal where they are not 0, answers."""

@@ -146,7 +146,7 @@ def _spread_claims(kind: str) -> tuple[Claim, ...]:
     return (
         Claim(
             name=f"spread first, peaked later: {kind} ablation",
-            sentence="All heads of the first layer matter, while in each later layer few do.",
+            sentence=f"All heads of the first layer matter, while in each later layer few do ({kind} ablation).",
             source=f"{PAPER}, which masks heads; that heads are replaced by their {kind} is {OURS}",
             statistic=lambda results: _spread_first(results, kind),
             about=about,
@@ -157,7 +157,7 @@ def _spread_claims(kind: str) -> tuple[Claim, ...]:
         ),
         Claim(
             name=f"more so for sparse rules: {kind} ablation",
-            sentence="Importance is spread more towards the first layer for sparse rules than for dense ones.",
+            sentence=f"Importance is spread further towards the first layer if rules are sparse ({kind} ablation).",
             source=f"{OURS}: dense rules need no preprocessing",
             statistic=lambda results: _spread_first(results, kind),
             about=about,
@@ -167,7 +167,7 @@ def _spread_claims(kind: str) -> tuple[Claim, ...]:
         ),
         Claim(
             name=f"later layers need one head: {kind} ablation",
-            sentence="Keeping all heads of the first layer and the most important one in each later one costs little.",
+            sentence=f"All heads of the first layer and one in each later layer do nearly as well ({kind} ablation).",
             source=f"{PAPER}; the threshold is ours",
             statistic=lambda results: _cost(results, kind, FIRST),
             about="rise of the loss as a share of its rise when one head is kept in each layer, that one too",
@@ -178,7 +178,7 @@ def _spread_claims(kind: str) -> tuple[Claim, ...]:
         ),
         Claim(
             name=f"and not the other way round: {kind} ablation",
-            sentence="One head in each layer but the first, with all heads there, costs less than the other way round.",
+            sentence=f"It is better to keep all heads of the first layer than all of later ones ({kind} ablation).",
             source=f"{PAPER}, in our words",
             statistic=lambda results: _cost(results, kind, FIRST),
             about="rise of the loss as a share of its rise when one head is kept in each layer",
