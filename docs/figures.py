@@ -18,6 +18,7 @@ from mesascope.report.views import panels
 WIDTH, HEIGHT, DPI = 4.6, 2.9, 88  # of one plot, in inches; two stand side by side
 COLOURS = 64  # of a picture: a third of the size
 LONG = 70  # letters under an axis that still stand beside each other
+FEW = 6  # names that still stand among their curves
 MOST = 8  # plots in a picture: the report has them all
 DASHES = {"solid": "-", "dot": ":", "dash": "--", "longdash": (0, (8, 3)), "dashdot": "-."}
 LOOK = {"font.family": "DejaVu Sans", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
@@ -46,15 +47,18 @@ def pictures(run: Path, folder: Path, name: str, whole: Collection[str]) -> Iter
 
 def _curves(result: Result, whole: bool) -> Iterator[tuple[Panel, Mapping[str, Any]]]:
     """The plots of a result that hold lines alone."""
-    for panel in panels(result.data) if result.data is not None else []:
+    shown = panels(result.data) if result.data is not None else []
+    marked = any(panel.headline for panel in shown)  # otherwise the report folds nothing away
+    for panel in shown:
         plots = panel.data.get("plots", []) if panel.kind == "figure" else []
-        if whole or panel.headline:
-            yield from ((panel, plot) for plot in plots if all(map(_is_line, plot["data"])))
+        if whole or panel.headline or not marked:
+            yield from ((panel, plot) for plot in plots if _has_curves(plot["data"]))
 
 
-def _is_line(trace: Mapping[str, Any]) -> bool:
-    """Whether a trace is a curve, or the area between two."""
-    return trace["type"] == "scatter" and "lines" in trace.get("mode", "")
+def _has_curves(traces: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether all is a curve, or the area between two, and one of them is more than a point."""
+    lines = all(trace["type"] == "scatter" and "lines" in trace.get("mode", "") for trace in traces)
+    return lines and any(len(trace["x"]) > 1 for trace in traces)
 
 
 def _sentence(panel: Panel) -> str:
@@ -103,7 +107,8 @@ def _plot(axes: Axes, panel: Panel, plot: Mapping[str, Any]) -> None:
             axes.set_ylim(*(10.0**edge for edge in told["range"]))
     named = {text: handle for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
     if len(named) > 1:
-        axes.legend(named.values(), named.keys(), fontsize=7, framealpha=0.85, edgecolor="none", borderpad=0)
+        beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if len(named) > FEW else {}
+        axes.legend(named.values(), named.keys(), fontsize=7, framealpha=0.85, edgecolor="none", borderpad=0, **beside)
     axes.grid(color="#e9e6df", linewidth=0.6)
 
 

@@ -1,6 +1,8 @@
 """The pages of the studies: every verdict as it is, pictures of what the report draws, what goes into the package."""
 
 import json
+import re
+import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -79,6 +81,28 @@ def test_pictures_show_the_curves_of_the_report(build, run):
     assert len(np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0)) > 10
 
 
+@pytest.mark.parametrize(
+    ("marked", "titles"),
+    [((), ["excess", "norm"]), (("norm",), ["norm"]), (("excess",), ["excess"])],
+    ids=["none", "one", "another"],
+)
+def test_pictures_show_what_the_report_does_not_fold_away(build, run, tmp_path, marked, titles):
+    """All curves where nothing is marked, and those that are marked where something is; a point alone is no curve."""
+    from figures import pictures
+
+    place = tmp_path / "run"
+    (place / "results").mkdir(parents=True)
+    shutil.copy(run / "run.json", place)
+    data = xr.load_dataset(run / "results" / "reduced.nc")[["excess", "norm"]]
+    data["point"] = data["excess"].isel(step=[-1]).rename(step="_one")
+    for name in data.data_vars:
+        data[name].attrs["headline"] = int(name in marked)
+    data.assign_attrs(title="Curves", about="", order=1).to_netcdf(place / "results" / "curves.nc")
+    drawn = list(pictures(place, tmp_path, "page", ()))
+    assert [title for title, *_ in drawn] == ["Curves"]
+    assert re.findall(r"\*(\w+)\*", drawn[0][1]) == titles
+
+
 def test_what_is_a_straight_line_by_steps_is_drawn_by_steps(build, run):
     """The paths that steps of one length take; all else of training is drawn by the logarithm of steps."""
     from mesascope.report.read import read
@@ -103,6 +127,14 @@ def test_every_study_with_a_page_has_its_verdicts_in_the_package_and_the_other_w
         assert {word: text.count(f"| **{word}** |") for word in WORDS if f"| **{word}** |" in text} == outcomes.counts(
             one["verdicts"].values()
         )
+
+
+def test_pages_and_verdicts_are_of_the_claims_as_they_are_now():
+    for name, one in outcomes.published().items():
+        text = (DOCS / "studies" / f"{name}.md").read_text(encoding="utf-8")
+        claims = catalogue.load(name).claims
+        assert list(one["verdicts"]) == [claim.name for claim in claims], name
+        assert [claim.name for claim in claims if f"| {claim.sentence} |" not in text] == [], name
 
 
 def test_what_the_pages_show_is_there():

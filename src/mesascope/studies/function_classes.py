@@ -191,7 +191,7 @@ STUDY = Study(
         ),
         Claim(
             name="networks: linear functions, too",
-            sentence="That model predicts what least squares predicts where functions are linear instead.",
+            sentence="Trained on networks, it predicts what least squares predicts where functions are linear instead.",
             source=f"{PAPER}, of errors; the threshold is ours",
             statistic=lambda results: last(
                 likeness(results, "least squares", setting="linear functions", result="network_linear_algorithms")
@@ -211,12 +211,12 @@ STUDY = Study(
         ),
         _better(
             "trees: better than greedy trees that see signs",
-            "It does so even where the greedy tree is told that only signs matter.",
+            "Trained on decision trees, it errs less than such a tree that is told that only signs matter.",
             "greedy tree of signs",
         ),
         _better(
             "trees: better than boosted trees",
-            "It errs less than boosted trees, too.",
+            "Trained on decision trees, it errs less than boosted trees, too.",
             "boosted trees",
             f"{PAPER}, of XGBoost; here it is scikit-learn's boosting",
         ),

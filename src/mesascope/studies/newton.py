@@ -94,7 +94,7 @@ STUDY = Study(
         ),
         Claim(
             name="exponentially many steps of gradient descent",
-            sentence="Each of these iterations is worth exponentially many steps of gradient descent.",
+            sentence="Each iteration of Newton's method is worth exponentially many steps of gradient descent.",
             source=PAPER,
             statistic=lambda results: _over_newton(results, np.log),
             about="R² of a straight line through the logarithm of the steps over Newton's iterations",
