@@ -79,7 +79,7 @@ types: $(STAMP)
 	$(BIN)/pyright
 
 tests: $(STAMP) $(GGUF)
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --dist worksteal
 
 test: style $(GGUF)
 	@$(MAKE) --no-print-directory -j2 tests types  # types take one core for a while, tests often wait

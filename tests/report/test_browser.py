@@ -136,8 +136,7 @@ def test_a_study_is_drawn(study_run, tmp_path):
 @pytest.mark.parametrize(
     "kind",
     [
-        "study",
-        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("inspection", "whole", "hostile")),
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("study", "inspection", "whole", "hostile")),
         "hostile inspection",
     ],
 )

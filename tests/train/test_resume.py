@@ -57,6 +57,7 @@ def test_killed_three_times_at_random_moments(undisturbed: Path, tmp_path: Path)
     assert not (tmp_path / "models" / "seed=0" / "resume").exists()
 
 
+@pytest.mark.slow
 def test_children_die_with_a_killed_parent_and_both_seeds_resume(undisturbed: Path, tmp_path: Path) -> None:
     with script("both", tmp_path) as process:
         assert process.stdout is not None

@@ -544,7 +544,7 @@ STUDY = Study(
     model=DecoderConfig(**SHAPE),
     scales={
         "smoke": Scale(**vars(OWN["smoke"]), seeds=2, minutes=0.4),
-        "laptop": Scale(**vars(OWN["laptop"]), minutes=4.5),
+        "laptop": Scale(**vars(OWN["laptop"]), minutes=5.0),
         "paper": Scale(**vars(OWN["paper"]), minutes=6_000.0),
     },
     measures=(LOSS,),
