@@ -543,7 +543,7 @@ STUDY = Study(
     task=TEXT,
     model=DecoderConfig(**SHAPE),
     scales={
-        "smoke": Scale(**vars(OWN["smoke"]), seeds=2, minutes=0.4),
+        "smoke": Scale(**vars(OWN["smoke"]), seeds=2, minutes=0.7),
         "laptop": Scale(**vars(OWN["laptop"]), minutes=5.0),
         "paper": Scale(**vars(OWN["paper"]), minutes=6_000.0),
     },

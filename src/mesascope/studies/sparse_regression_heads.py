@@ -78,7 +78,7 @@ def training(steps: int, checkpoints: int) -> Training:
 
 SCALES = {
     "smoke": Scale(training=training(20, 2), seeds=2, sequences=64, minutes=0.5),
-    "laptop": Scale(training=training(2_000, 4), sequences=2048, minutes=4.0),
+    "laptop": Scale(training=training(2_000, 4), sequences=2048, minutes=5.0),
     "paper": Scale(training=training(30_000, 6), seeds=8, sequences=8192, minutes=240.0),
 }
 SETUPS = {name: Setup(training=scale.training, sequences=scale.sequences) for name, scale in SCALES.items()}
