@@ -66,7 +66,7 @@ architectures: $(STAMP)
 	$(BIN)/python -m tests.architectures.table
 
 planted: $(STAMP)
-	$(BIN)/python -m tests.planted.table
+	$(BIN)/python -m tests.ground_truth.table
 
 lint: style types
 

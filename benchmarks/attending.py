@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from measuring import peak
 
-from mesascope.measures.history import BLOCK, attend
+from mesascope.analyses.training.history_attention import BLOCK, attend
 from mesascope.store import Column, History, HistoryWriter
 
 WIDTH, QUERIES, ROWS = 256, 1000, 10_000

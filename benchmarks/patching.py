@@ -15,7 +15,7 @@ from itertools import product
 
 import torch
 
-from mesascope.capturing import NothingChanged, capture
+from mesascope.activations import NothingChanged, capture
 from mesascope.interventions import logit_difference, patch, replace
 from mesascope.models.load import load_pretrained
 

@@ -33,16 +33,16 @@ from measuring import forget_peak, keep, peak
 from transformers import PreTrainedModel
 
 from capturing import exported
-from mesascope.capturing.dispatch import Attended
-from mesascope.inspection.parts import PARTS, Material, Part
+from mesascope.activations.hooks.attention_interface import Attended
+from mesascope.analyses import Measure
+from mesascope.analyses.instrument import Instrument
+from mesascope.inspection.passes import PARTS, Material, Part
 from mesascope.inspection.text import ordinary
-from mesascope.instruments import Instrument
-from mesascope.measures import Measure
 from mesascope.models.load import load_pretrained
 from mesascope.tasks.corpora import prose
 from mesascope.train import threads as using
 
-ATTENDING = import_module("mesascope.capturing.attending")  # whose package has a function of this name
+ATTENDING = import_module("mesascope.activations.hooks.attention_call")  # whose package has a function of this name
 TOKENS, LENGTHS, ROUNDS, THREADS = 4096, (256, 512, 1024, 2048), 3, 2
 FEW, MANY, MEMORY_LENGTH = 4, 16, 512
 MOST_GROWTH, MOST_MEMORY, LARGE = 1.2, 1.1, 0.05

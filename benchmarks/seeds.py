@@ -19,10 +19,10 @@ from pathlib import Path
 from measuring import keep
 from training import THREADS, timed
 
-from mesascope.cluster import Processes
+from mesascope.executors import Processes
 from mesascope.runner import describe
 from mesascope.store import Run, ignore
-from mesascope.studies.catalogue import load
+from mesascope.studies.registry import load
 from mesascope.train import fit
 
 SEEDS, LEAST = 3, 2.2

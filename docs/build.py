@@ -13,7 +13,7 @@ from typing import Any
 import xarray as xr
 from figures import pictures
 
-from mesascope.studies import catalogue, outcomes
+from mesascope.studies import published, registry
 
 PAGES = Path(__file__).parent / "studies"
 PICTURES = PAGES / "figures"
@@ -50,7 +50,7 @@ def page(run: Path, record: dict, verdicts: list[dict]) -> str:
 
 def drawn(run: Path, study: str) -> Iterator[list[str]]:
     """Its figures as Markdown: all curves of reduced models, and those that the report shows at once."""
-    theories = [theory.name for theory in catalogue.load(study).theories]
+    theories = [theory.name for theory in registry.load(study).theories]
     for title, about, file in pictures(run, PICTURES, study, theories):
         yield ["", f"## {title}", "", f"![{title}]({file.relative_to(PAGES)})", "", about]
 
@@ -58,10 +58,10 @@ def drawn(run: Path, study: str) -> Iterator[list[str]]:
 def publish(record: dict, verdicts: list[dict]) -> None:
     """Put a run's verdicts where `mesascope list` finds them."""
     words = {one["name"]: one["word"] for one in verdicts}
-    told = outcomes.published()
+    told = published.published()
     told[record["study"]] = {"scale": record["scale"], "seeds": len(record["seeds"]), "verdicts": words}
     text = json.dumps(dict(sorted(told.items())), indent=1, ensure_ascii=False)
-    outcomes.PUBLISHED.write_text(text + "\n", encoding="utf-8")
+    published.PUBLISHED.write_text(text + "\n", encoding="utf-8")
 
 
 def row(verdict: dict) -> str:

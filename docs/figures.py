@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 from PIL import Image
 
-from mesascope.report.panel import Panel
-from mesascope.report.read import Result, read
-from mesascope.report.views import panels
+from mesascope.report.load_run import Result, read
+from mesascope.report.panels.choose_view import panels
+from mesascope.report.plotting.figure import Panel
 
 WIDTH, HEIGHT, DPI = 4.6, 2.9, 88  # of one plot, in inches; two stand side by side
 COLOURS = 64  # of a picture: a third of the size

@@ -2,16 +2,16 @@
 
 import torch
 
-from mesascope import measures
-from mesascope.interventions import ablation
-from mesascope.models.planted import planted
+from mesascope import analyses
+from mesascope.analyses.causal.ablation import ablation
+from mesascope.ground_truth.models.vectors import planted
 from mesascope.tasks.affine import Affine
 
 task = Affine(length=20)
 batch = task.sample(128, torch.Generator().manual_seed(0))
 model = planted("previous")
 
-found = measures.measure_all(model, batch, [measures.position, measures.copying])
+found = analyses.measure_all(model, batch, [analyses.position, analyses.copying])
 cost = ablation(model, task, batch, first=2)["cost"]
 for head in range(4):
     looks = float(found["position"]["score"].sel(layer=0, head=head, stat="previous"))

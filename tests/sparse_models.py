@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import torch
 
-from mesascope.models.planted_descent import maps_of, planted_descent
-from mesascope.models.planted_sparse import planted_preprocessing
+from mesascope.ground_truth.cases.case import Case, answered
+from mesascope.ground_truth.models.descent import maps_of, planted_descent
+from mesascope.ground_truth.models.preprocessing import planted_preprocessing
 from mesascope.models.transformer import Decoder
 from mesascope.tasks.base import Batch
 from mesascope.tasks.functions import Linear
 from mesascope.tasks.regression import Regression
-from mesascope.testing.bench.case import Case, answered
 
 DIM, SHOWN = 4, 12
 TASK = Regression(dim=DIM, examples_shown=SHOWN, layout="joined", functions=Linear())

@@ -12,7 +12,7 @@ import pytest
 
 from commands import call
 from mesascope import cli
-from mesascope.studies.outcomes import published
+from mesascope.studies.published import published
 
 QUICK = 0.5  # seconds of a processor: the machine may be busy with other tests
 
@@ -76,10 +76,10 @@ def test_list_tells_paper_cost_and_last_verdicts(command, tmp_path):
 
 
 def test_what_is_listed_is_what_the_studies_say():
-    from mesascope.studies import catalogue
+    from mesascope.studies import registry
 
-    for entry in catalogue.studies():
-        study = catalogue.load(entry.name)
+    for entry in registry.studies():
+        study = registry.load(entry.name)
         assert (study.name, study.title) == (entry.name, entry.title)
         assert entry.minutes == {name: scale.minutes for name, scale in study.scales.items()}
         surname = study.citation.authors.split(",")[0]
@@ -88,10 +88,10 @@ def test_what_is_listed_is_what_the_studies_say():
 
 
 def test_what_is_published_is_of_claims_that_are_still_made():
-    from mesascope.studies import catalogue
+    from mesascope.studies import registry
 
     for name, found in published().items():
-        assert set(found["verdicts"]) <= {claim.name for claim in catalogue.load(name).claims}
+        assert set(found["verdicts"]) <= {claim.name for claim in registry.load(name).claims}
 
 
 def test_show_tells_what_became_of_each_claim(command):

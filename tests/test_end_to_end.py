@@ -18,7 +18,7 @@ from mesascope import api, cli
 from mesascope.models.load import load_checkpoint
 from mesascope.runner import verdicts_of
 from mesascope.store import Run
-from mesascope.studies import catalogue
+from mesascope.studies import registry
 from mesascope.testing import check_measure, check_study, check_task
 
 ALIKE = (  # to others here: other sizes and rules
@@ -33,7 +33,7 @@ ALIKE = (  # to others here: other sizes and rules
     "norm-growth",
 )
 NAMES = [
-    pytest.param(entry.name, marks=[pytest.mark.slow] if entry.name in ALIKE else []) for entry in catalogue.studies()
+    pytest.param(entry.name, marks=[pytest.mark.slow] if entry.name in ALIKE else []) for entry in registry.studies()
 ]
 
 
@@ -56,7 +56,7 @@ def finished(smoke) -> Run:
 
 
 def test_everything_is_there(finished):
-    study = catalogue.load("affine")
+    study = registry.load("affine")
     assert finished.results() == sorted(one.name for one in (*study.measures, *study.sweeps))
     assert [verdict.name for verdict in verdicts_of(finished)] == [claim.name for claim in study.claims]
     assert {verdict.word for verdict in verdicts_of(finished)} == {"not tested at this scale"}
@@ -73,7 +73,7 @@ def test_results_carry_axes_units_and_provenance(finished):
             assert array.attrs["about"], f"{name}.{variable}"
     assert finished.read_results("similarity")["interaction"].dims == ("seed", "step", "layer", "head")
     assert finished.read_results("behaviour")["step"].values.tolist() == list(
-        catalogue.load("affine").scales["smoke"].training.due
+        registry.load("affine").scales["smoke"].training.due
     )
 
 
@@ -132,7 +132,7 @@ def test_a_contradicted_claim_is_exit_code_1_under_strict_alone(finished, tmp_pa
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_study_conforms(name, smoke):
-    study = catalogue.load(name)
+    study = registry.load(name)
     check_task(study.task)
     run = smoke(name)
     check_study(study, {found: run.read_results(found) for found in run.results()})
@@ -155,7 +155,7 @@ def test_the_models_of_a_run_are_named_seed_by_seed(smoke, tmp_path, capsys, mon
 
 
 def test_every_measure_of_the_study_conforms(finished):
-    study = catalogue.load("affine")
+    study = registry.load("affine")
     model = load_checkpoint(finished.checkpoint(0, 60))
     batch = study.task.sample(32, torch.Generator().manual_seed(0))
     for measure in study.measures:

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from mesascope import api
+from mesascope.analyses.inner_objectives import objectives
 from mesascope.inspection import NAMES, prose
-from mesascope.measures import objectives
 from mesascope.models.load import load_pretrained, untrained
 from mesascope.store import Run
 from saved import save_tiny

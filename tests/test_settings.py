@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from mesascope import api
 from mesascope.store import History, Run, RunError, verify
-from mesascope.studies import catalogue
+from mesascope.studies import registry
 from mesascope.studies.base import Arm, Setup
 from mesascope.tasks.seeded import Seeded
 from mesascope.train import SGD, Training
@@ -21,8 +21,8 @@ FILE = """
 import json
 import shutil
 from dataclasses import replace
-from mesascope import measures
-from mesascope.measures.history import history_attention
+from mesascope import analyses
+from mesascope.analyses.training.history_attention import history_attention
 from mesascope.models.config import DecoderConfig
 from mesascope.studies.base import SCALES, Arm, Citation, Scale, Setup, Study
 from mesascope.tasks.seeded import Seeded
@@ -41,7 +41,7 @@ STUDY = Study(
     task=TASK,
     model=DecoderConfig(vocab_size=5, **SHAPE),
     scales={name: Scale(training=TRAINING, seeds=2, sequences=16, minutes=1.0) for name in SCALES},
-    measures=(measures.behaviour,),
+    measures=(analyses.behaviour,),
     retrospects=(history_attention,),
     arms=(
         Arm(
@@ -50,7 +50,7 @@ STUDY = Study(
             task=TEXT,
             model=DecoderConfig(vocab_size=260, **SHAPE),
             setups={name: Setup(training=replace(TRAINING, history=False), sequences=4) for name in SCALES},
-            measures=(measures.behaviour, measures.norms),
+            measures=(analyses.behaviour, analyses.norms),
         ),
     ),
     claims=(),
@@ -110,7 +110,7 @@ def test_another_text_is_not_taken_for_the_first(finished: Run, tmp_path: Path) 
         RunError, match=r"must be empty or hold this very run, but holds one with parameters\.text\.task"
     ):
         api.run(str(tmp_path / "two.py"), scale="smoke", out=place, on="here")
-    task = catalogue.load(str(tmp_path / "two.py")).arms[0].task.prepared(tmp_path / "kept", lambda line: None)
+    task = registry.load(str(tmp_path / "two.py")).arms[0].task.prepared(tmp_path / "kept", lambda line: None)
     shutil.copytree(tmp_path / "kept", place / "data" / "text")
     source = json.loads((place / "data" / "text" / "source.json").read_text())
     source["recipe"]["instead"] = "prose"  # as if the same source gave another text
@@ -153,12 +153,12 @@ def test_a_damaged_setting_is_named_and_it_alone_is_trained_again(finished: Run)
 TRAILS = """
 import xarray as xr
 
-from mesascope import measures
+from mesascope import analyses
 from mesascope.axes import label
-from mesascope.instruments import instrument
+from mesascope.analyses.instrument import instrument
 from mesascope.models.config import DecoderConfig
 from mesascope.studies.base import SCALES, Arm, Citation, Scale, Setup, Study
-from mesascope.tasks.shuffled import Shuffled
+from mesascope.studies.norm_growth.task import Shuffled
 from mesascope.tasks.text import Text
 from mesascope.train import Training
 
@@ -187,7 +187,7 @@ STUDY = Study(
     task=TEXT,
     model=DecoderConfig(hidden_size=8, **SHAPE),
     scales={name: Scale(training=TRAINING, seeds=1, sequences=4, minutes=1.0) for name in SCALES},
-    measures=(measures.behaviour,),
+    measures=(analyses.behaviour,),
     trails=(readout,),
     arms=(
         Arm(name="again", task=TEXT, model=DecoderConfig(hidden_size=8, **SHAPE), setups=setups(), trails=(readout,)),
@@ -223,7 +223,7 @@ def test_trails_see_all_checkpoints_at_once(tmp_path: Path) -> None:
 
 
 def test_settings_that_cannot_be_run_are_refused() -> None:
-    study = catalogue.load("meta-learning")
+    study = registry.load("meta-learning")
     short = Training(steps=2, optimizer=SGD(), checkpoints=2)
     arm = study.arms[0]
     without = replace(arm, setups={name: Setup(training=short) for name in arm.setups})

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from mesascope.reduced.next_token import PATHS, NextToken
-from mesascope.studies import catalogue, outcomes
+from mesascope.studies import published, registry
+from mesascope.studies.next_token_convergence.toy_model import PATHS, NextToken
 
 STUDY = "next-token-convergence"
 DOCS = Path(__file__).parents[1] / "docs"
@@ -28,8 +28,8 @@ def build(monkeypatch, tmp_path):
     monkeypatch.setattr(found, "PAGES", tmp_path / "pages")
     monkeypatch.setattr(found, "PICTURES", tmp_path / "pages" / "figures")
     published = tmp_path / "published.json"
-    published.write_text(outcomes.PUBLISHED.read_text(encoding="utf-8"), encoding="utf-8")
-    monkeypatch.setattr(outcomes, "PUBLISHED", published)
+    published.write_text(published.PUBLISHED.read_text(encoding="utf-8"), encoding="utf-8")
+    monkeypatch.setattr(published, "PUBLISHED", published)
     (tmp_path / "pages").mkdir()
     return found
 
@@ -37,7 +37,7 @@ def build(monkeypatch, tmp_path):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     """A run with two seeds of the reduced model, and verdicts of three kinds."""
-    place, study = tmp_path_factory.mktemp("made") / "run", catalogue.load(STUDY)
+    place, study = tmp_path_factory.mktemp("made") / "run", registry.load(STUDY)
     (place / "results").mkdir(parents=True)
     small = NextToken(vocabulary=5, length=3, sentences=8, unseen=30, steps=150, points=9)
     seeds = xr.concat([small.simulate(0), small.simulate(1)], "seed")
@@ -60,13 +60,13 @@ def test_every_verdict_stands_on_the_page_as_it_is(build, run, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["build.py", str(run)])
     build.main()
     text = (build.PAGES / f"{STUDY}.md").read_text(encoding="utf-8")
-    claims = catalogue.load(STUDY).claims
+    claims = registry.load(STUDY).claims
     for k, claim in enumerate(claims):
         assert f"| **{WORDS[k % 3]}** | {claim.sentence} | 1.5 [1, 2] | - | 1, - |" in text
-    told = outcomes.published()[STUDY]
+    told = published.published()[STUDY]
     assert told["verdicts"] == {claim.name: WORDS[k % 3] for k, claim in enumerate(claims)}
     assert (told["scale"], told["seeds"]) == ("laptop", 2)
-    assert "affine" in outcomes.published()  # the others stay
+    assert "affine" in published.published()  # the others stay
 
 
 def test_pictures_show_the_curves_of_the_report(build, run):
@@ -105,8 +105,8 @@ def test_pictures_show_what_the_report_does_not_fold_away(build, run, tmp_path, 
 
 def test_what_is_a_straight_line_by_steps_is_drawn_by_steps(build, run):
     """The paths that steps of one length take; all else of training is drawn by the logarithm of steps."""
-    from mesascope.report.read import read
-    from mesascope.report.views import panels
+    from mesascope.report.load_run import read
+    from mesascope.report.panels.choose_view import panels
 
     (result,) = read(run).results
     assert result.data is not None
@@ -121,18 +121,18 @@ def test_what_is_a_straight_line_by_steps_is_drawn_by_steps(build, run):
 
 def test_every_study_with_a_page_has_its_verdicts_in_the_package_and_the_other_way_round():
     pages = {file.stem for file in (DOCS / "studies").glob("*.md")} - {"released"}
-    assert pages == set(outcomes.published())
-    for name, one in outcomes.published().items():
+    assert pages == set(published.published())
+    for name, one in published.published().items():
         text = (DOCS / "studies" / f"{name}.md").read_text(encoding="utf-8")
-        assert {word: text.count(f"| **{word}** |") for word in WORDS if f"| **{word}** |" in text} == outcomes.counts(
+        assert {word: text.count(f"| **{word}** |") for word in WORDS if f"| **{word}** |" in text} == published.counts(
             one["verdicts"].values()
         )
 
 
 def test_pages_and_verdicts_are_of_the_claims_as_they_are_now():
-    for name, one in outcomes.published().items():
+    for name, one in published.published().items():
         text = (DOCS / "studies" / f"{name}.md").read_text(encoding="utf-8")
-        claims = catalogue.load(name).claims
+        claims = registry.load(name).claims
         assert list(one["verdicts"]) == [claim.name for claim in claims], name
         assert [claim.name for claim in claims if f"| {claim.sentence} |" not in text] == [], name
 

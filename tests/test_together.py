@@ -7,13 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mesascope.cluster import Here
+from mesascope.executors import Here
 from mesascope.runner import run_study
 from mesascope.store import Run
 
 FILE = """
 from dataclasses import replace
-from mesascope import measures
+from mesascope import analyses
 from mesascope.models.config import DecoderConfig
 from mesascope.studies.base import SCALES, Arm, Citation, Scale, Setup, Study
 from mesascope.tasks.affine import Affine
@@ -29,7 +29,7 @@ STUDY = Study(
     task=Affine(length=6),
     model=MODEL,
     scales={name: Scale(training=TRAINING, seeds=2, sequences=4, minutes=1.0) for name in SCALES},
-    measures=(measures.norms,),
+    measures=(analyses.norms,),
     arms=(
         Arm(
             name="kept",
@@ -37,7 +37,7 @@ STUDY = Study(
             task=Affine(length=6),
             model=MODEL,
             setups={name: Setup(training=replace(TRAINING, history=True), sequences=4) for name in SCALES},
-            measures=(measures.norms,),
+            measures=(analyses.norms,),
         ),
     ),
     claims=(),

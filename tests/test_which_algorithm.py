@@ -8,10 +8,10 @@ import torch
 
 from commands import call
 from mesascope import api
-from mesascope.models.planted_descent import planted_descent
+from mesascope.ground_truth.models.descent import planted_descent
 from mesascope.models.transformer import Decoder, DecoderConfig
 from mesascope.store import Run
-from mesascope.studies.gradient_descent import TASK
+from mesascope.studies.gradient_descent.study import TASK
 from saved import save_tiny
 
 

@@ -4,35 +4,35 @@ What a notebook needs is here under short names, imported when first used, so th
 
 - :func:`run`, :func:`inspect`: what the command line does;
 - :func:`capture`, :class:`Edit`, :class:`Reduction`: record and change a forward pass;
-- :mod:`measures`, :mod:`tasks`, :mod:`studies`.
+- :mod:`analyses`, :mod:`tasks`, :mod:`studies`.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mesascope import measures, studies, tasks
+    from mesascope import analyses, studies, tasks
+    from mesascope.activations import Edit, Reduction, UnsupportedModel, capture
     from mesascope.api import inspect, run
-    from mesascope.capturing import Edit, Reduction, UnsupportedModel, capture
 
 __version__ = "0.1.0"
 __all__ = [
     "Edit",
     "Reduction",
     "UnsupportedModel",
+    "analyses",
     "capture",
     "inspect",
-    "measures",
     "run",
     "studies",
     "tasks",
 ]
 
 _HOMES = {
-    "Edit": "mesascope.capturing",
-    "Reduction": "mesascope.capturing",
-    "UnsupportedModel": "mesascope.capturing",
-    "capture": "mesascope.capturing",
+    "Edit": "mesascope.activations",
+    "Reduction": "mesascope.activations",
+    "UnsupportedModel": "mesascope.activations",
+    "capture": "mesascope.activations",
     "inspect": "mesascope.api",
     "run": "mesascope.api",
 }

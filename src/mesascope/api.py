@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 
-from mesascope.cluster import executor
+from mesascope.executors import executor
 from mesascope.inspection import Answer, Progress, inspect_model, name_algorithms
 from mesascope.report import draw as report
 from mesascope.runner import Silent, Watcher, run_study
 from mesascope.store import Run
-from mesascope.studies.catalogue import find
+from mesascope.studies.registry import find
 
 RUNS = Path("runs")
 

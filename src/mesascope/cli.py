@@ -39,9 +39,9 @@ def list_(
     folder: Annotated[Path, typer.Argument(help="Where to look for runs.")] = Path("runs"), as_json: AsJson = False
 ) -> None:
     """Show the studies, each with its paper, its cost and its last verdicts, and the tasks."""
-    from mesascope.studies import catalogue, outcomes
+    from mesascope.studies import published, registry
 
-    studies, tasks, last = catalogue.studies(), catalogue.tasks(), outcomes.last(folder)
+    studies, tasks, last = registry.studies(), registry.tasks(), published.last(folder)
     if as_json:
         told = [{"paper": e.paper, "minutes": dict(e.minutes), "last": last.get(e.name)} for e in studies]
         rows = [{"kind": e.kind, "name": e.name, "title": e.title} for e in (*studies, *tasks)]
@@ -62,8 +62,8 @@ def list_(
 @app.command()
 def show(study: str) -> None:
     """Tell what a study does: setting, scales, instruments, claims and what became of them."""
-    from mesascope.studies.catalogue import load
-    from mesascope.studies.outcomes import published
+    from mesascope.studies.published import published
+    from mesascope.studies.registry import load
 
     value = load(study)
     out.print(f"[bold]{escape(value.title)}[/bold]\n{escape(value.about)}\n")
@@ -90,7 +90,7 @@ def show(study: str) -> None:
 @app.command()
 def cite(study: str) -> None:
     """Print the BibTeX of a study's paper."""
-    from mesascope.studies.catalogue import load
+    from mesascope.studies.registry import load
 
     print(load(study).citation.bibtex)
 
@@ -107,7 +107,7 @@ def run(
 ) -> None:
     """Re-run a study end to end; run it again to go on after a stop."""
     from mesascope import api
-    from mesascope.console import Display
+    from mesascope.progress import Display
     from mesascope.runner import verdicts_of
 
     with _interruptible(), Display(err) as display:
@@ -134,7 +134,7 @@ def inspect(
 ) -> None:
     """Open a language model on a text; run it again to go on after a stop."""
     from mesascope import api
-    from mesascope.console import Stages
+    from mesascope.progress import Stages
 
     with _interruptible(), Stages(err) as stages:
         done = api.inspect(
@@ -165,7 +165,7 @@ def which_algorithm(
 ) -> None:
     """Rank the algorithms that a model may have learned in context by how near they come to what it does."""
     from mesascope import api
-    from mesascope.inspection.ranking import summary
+    from mesascope.inspection.algorithm_table import summary
 
     def say(line: str) -> None:
         err.print(escape(line), soft_wrap=True)
@@ -213,9 +213,9 @@ def runs(
     folder: Annotated[Path, typer.Argument(help="Where to look.")] = Path("runs"), as_json: AsJson = False
 ) -> None:
     """Show the runs in a folder and what they found."""
-    from mesascope.studies import outcomes
+    from mesascope.studies import published
 
-    rows = outcomes.runs(folder)
+    rows = published.runs(folder)
     if as_json:
         print(json.dumps(rows, indent=2))
         return

@@ -12,16 +12,16 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from mesascope.analyses import Trail, measure_all
+from mesascope.analyses.instrument import Instrument
+from mesascope.analyses.training.history_attention import Past
 from mesascope.axes import spelled
-from mesascope.instruments import Instrument
-from mesascope.measures import Trail, measure_all
-from mesascope.measures.history import Past
 from mesascope.models.load import load_checkpoint
 from mesascope.models.transformer import Decoder
 from mesascope.store import MANIFEST, History, Run, Say, ignore
 from mesascope.store.provenance import provenance
 from mesascope.studies.base import SCALES, Arm, Scale, Study
-from mesascope.studies.catalogue import load
+from mesascope.studies.registry import load
 from mesascope.studies.verdicts import Verdict, judge
 from mesascope.tasks.base import Batch, Task
 from mesascope.train import Training, batches, fit, fit_population, threads

@@ -9,11 +9,12 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 from transformers import logging as transformers_logging
 
-from mesascope.capturing import FORWARD, Capture, UnsupportedModel, capture, weights
-from mesascope.capturing.capture import examine
-from mesascope.capturing.forward import quiet
-from mesascope.capturing.layer import Layer
-from mesascope.capturing.rounding import close
+from mesascope.activations import FORWARD, Capture, UnsupportedModel, capture
+from mesascope.activations.capture import examine
+from mesascope.activations.forward import quiet
+from mesascope.activations.hooks import attention_math
+from mesascope.activations.layer_spec import Layer
+from mesascope.activations.tolerances import close
 
 from .tiny import VOCABULARY, build, every_type
 
@@ -133,7 +134,7 @@ def _compared(model: PreTrainedModel, recorded: Capture, attending: list[int], c
 def _told(recorded: Capture, row: int, told: Tensor, outcome: Outcome) -> None:
     """Attention weights of which the model tells must be those recorded, if it is by them that it mixes its values."""
     pattern, value, out = (recorded[site][row] for site in ("pattern", "value", "head_out"))
-    if told.shape == pattern.shape and close(weights.mix(told, value), out) and not close(pattern, told):
+    if told.shape == pattern.shape and close(attention_math.mix(told, value), out) and not close(pattern, told):
         outcome.wrong.append(f"the model tells of another pattern in layer {recorded.layers[row]}")
 
 

@@ -7,9 +7,10 @@ import torch
 import transformers
 from torch.testing import assert_close
 
-from mesascope.capturing import capture, weights
-from mesascope.capturing.capture import examine
-from mesascope.capturing.forward import quiet
+from mesascope.activations import capture
+from mesascope.activations.capture import examine
+from mesascope.activations.forward import quiet
+from mesascope.activations.hooks import attention_math
 
 from . import sweep as sweeping
 from .sweep import outcome_of, sweep, tokens
@@ -66,10 +67,10 @@ def test_weights_that_are_scaled_after_mixing_are_found_by_unit_values():
     assert [layer.weights.how for layer in layers] == ["unit"] * len(layers)
     assert [layer.weights.softmax for layer in layers] == [False] * len(layers)
     seen = trace.attentions[0]
-    assert not torch.allclose(weights.mix(seen.returned, seen.call.value), seen.output, atol=1e-2)
+    assert not torch.allclose(attention_math.mix(seen.returned, seen.call.value), seen.output, atol=1e-2)
     recorded = capture(model, tokens(), ["pattern", "value", "head_out"])
     for pattern, value, out in zip(*(recorded[site] for site in ("pattern", "value", "head_out")), strict=True):
-        assert_close(weights.mix(pattern, value), out, rtol=1e-4, atol=1e-5)
+        assert_close(attention_math.mix(pattern, value), out, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -6,9 +6,9 @@ from torch.testing import assert_close
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
-from mesascope.capturing import SITES, Edit, UnsupportedModel, capture
-from mesascope.capturing.capture import examine
-from mesascope.capturing.forward import quiet
+from mesascope.activations import SITES, Edit, UnsupportedModel, capture
+from mesascope.activations.capture import examine
+from mesascope.activations.forward import quiet
 
 from .families import FAMILIES, OWN_ATTENTION, make, tokens
 

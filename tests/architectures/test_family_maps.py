@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from mesascope.capturing.sample import sample_maps
-from mesascope.measures.spectra import spectra
+from mesascope.activations.linear_inputs import sample_maps
+from mesascope.analyses.stream.input_spectra import spectra
 
 from .families import make, tokens
 

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 from torch.testing import assert_close
 
-from mesascope.capturing import Edit, LayerReduction, Reduction, capture
+from mesascope.activations import Edit, LayerReduction, Reduction, capture
 from mesascope.models.transformer import Decoder, DecoderConfig
 from mesascope.tasks.affine import Affine
 from mesascope.tasks.base import Batch

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from mesascope.capturing import attending
-from mesascope.inspection.parts import PARTS, Material
+from mesascope.activations import attending
+from mesascope.inspection.passes import PARTS, Material
 
 from .tiny import VOCABULARY, build
 

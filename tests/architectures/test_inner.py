@@ -5,9 +5,10 @@ import torch
 import xarray as xr
 from torch.testing import assert_close
 
-from mesascope.capturing import LayerReduction, UnsupportedModel, capture
-from mesascope.measures import inner, objective, objectives
-from mesascope.measures.sublayer import Sublayer
+from mesascope.activations import LayerReduction, UnsupportedModel, capture
+from mesascope.analyses import inner, objective
+from mesascope.analyses.inner_objectives import objectives
+from mesascope.analyses.inner_objectives.sublayer import Sublayer
 from mesascope.models.transformer import Decoder, DecoderConfig
 
 from .families import make, tokens

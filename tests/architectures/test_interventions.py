@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mesascope.capturing import Edit, UnsupportedModel, capture
+from mesascope.activations import Edit, UnsupportedModel, capture
 from mesascope.interventions import attribution_patch, logit_difference, patch, path_patch, replace, sweep, zero
 
 from . import families
@@ -106,7 +106,7 @@ def hold_paths(model: PreTrainedModel) -> None:
 OFTEN = ("gemma2", "cohere", "granite", "phi3", "mixtral")  # post-norms, parallel, gains, fused, experts
 
 
-@pytest.mark.filterwarnings("ignore::mesascope.capturing.NothingChanged")
+@pytest.mark.filterwarnings("ignore::mesascope.activations.NothingChanged")
 @pytest.mark.parametrize(
     "family", [pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow) for name in families.FAMILIES]
 )
@@ -117,7 +117,7 @@ def test_paths_of_every_family(family):
 JUMPING = ("mixtral", "qwen3_moe", "olmoe", "deepseek_v3")  # routers pick other experts on the way
 
 
-@pytest.mark.filterwarnings("ignore::mesascope.capturing.NothingChanged")
+@pytest.mark.filterwarnings("ignore::mesascope.activations.NothingChanged")
 @pytest.mark.parametrize(
     "family",
     [
@@ -149,7 +149,7 @@ def test_layers_of_another_kind_on_the_way_are_refused_by_name():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::mesascope.capturing.NothingChanged")
+@pytest.mark.filterwarnings("ignore::mesascope.activations.NothingChanged")
 def test_paths_of_every_type_whose_writes_are_known():
     held = []
     for kind in every_type():

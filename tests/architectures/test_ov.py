@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from mesascope.capturing import UnsupportedModel, capture
-from mesascope.measures import token_copying
-from mesascope.measures.ov import copying_score, ov_products, random_turns
+from mesascope.activations import UnsupportedModel, capture
+from mesascope.analyses import token_copying
+from mesascope.analyses.heads.ov_circuit import copying_score, ov_products, random_turns
 from mesascope.tasks.base import Batch
 from mesascope.testing import check_measure
 

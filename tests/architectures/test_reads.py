@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mesascope.capturing import UnsupportedModel, capture
+from mesascope.activations import UnsupportedModel, capture
 
 from .families import FAMILIES, make, tokens
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from mesascope.capturing import capture
-from mesascope.measures import contributions_to, token_attribution, top_tokens
-from mesascope.measures.token_attribution import STREAM
+from mesascope.activations import capture
+from mesascope.analyses import contributions_to, token_attribution, top_tokens
+from mesascope.analyses.stream.token_attribution import STREAM
 from mesascope.tasks.base import Batch
 from mesascope.testing import check_measure
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from mesascope.capturing import UnsupportedModel, capture
-from mesascope.measures import measure_all, token_similarity
-from mesascope.measures.token_similarity import (
+from mesascope.activations import UnsupportedModel, capture
+from mesascope.analyses import measure_all, token_similarity
+from mesascope.analyses.heads.token_similarity import (
     BAND,
     LEAST,
     _null_spread,

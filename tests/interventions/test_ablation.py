@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from mesascope.capturing import Edit, capture
-from mesascope.interventions import ablation
-from mesascope.models.planted import planted
+from mesascope.activations import Edit, capture
+from mesascope.analyses.causal.ablation import ablation
+from mesascope.ground_truth.models.vectors import planted
 from mesascope.models.transformer import Decoder, DecoderConfig
 from mesascope.tasks.affine import Affine
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from mesascope.capturing import capture
+from mesascope.activations import capture
+from mesascope.ground_truth.adapters import agreement
+from mesascope.ground_truth.models.vectors import MECHANISMS, planted
 from mesascope.interventions import attribution_patch, logit_difference, mean, replace, scale, sweep, zero
-from mesascope.interventions.attribution import agreement_of
-from mesascope.models.planted import MECHANISMS, planted
+from mesascope.interventions.attribution_patching import agreement_of
 from mesascope.tasks.affine import Affine
 from mesascope.testing import BENCH
-from mesascope.testing.composed import agreement
 
 from .test_changes import MODELS, tokens
 

@@ -5,7 +5,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 import small
-from mesascope.capturing import FORWARD, Edit, NothingChanged, capture
+from mesascope.activations import FORWARD, Edit, NothingChanged, capture
 from mesascope.interventions import mean, replace, resample, scale, steer, zero
 
 EDITABLE = [name for name in FORWARD if name != "prediction"]

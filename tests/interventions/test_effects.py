@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from mesascope.capturing import Edit, capture
-from mesascope.interventions import ablation, head_effects, mean, resample, task_loss
-from mesascope.interventions.effects import beyond, interval, turned, turns
-from mesascope.models.planted import planted
+from mesascope.activations import Edit, capture
+from mesascope.analyses.causal.ablation import ablation
+from mesascope.ground_truth.models.vectors import planted
+from mesascope.interventions import head_effects, mean, resample, task_loss
+from mesascope.interventions.head_effects import beyond, interval, turned, turns
 from mesascope.models.transformer import Decoder, DecoderConfig
 from mesascope.tasks.affine import Affine
 from mesascope.tasks.seeded import Seeded

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mesascope.capturing import Edit, capture
-from mesascope.measures import repeated_tokens, roles
-from mesascope.measures.behaviour import per_position
+from mesascope.activations import Edit, capture
+from mesascope.analyses import repeated_tokens, roles
+from mesascope.analyses.loss import per_position
 from mesascope.models.load import load_pretrained
 
 GGUF = Path(__file__).parents[2] / ".models" / "SmolLM2-135M-Instruct.Q4_1.gguf"

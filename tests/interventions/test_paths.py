@@ -19,9 +19,9 @@ from transformers import (
 )
 
 import small
-from mesascope.capturing import Edit, NothingChanged, UnsupportedModel, capture
+from mesascope.activations import Edit, NothingChanged, UnsupportedModel, capture
+from mesascope.ground_truth.models.tokens import PLANTED, planted_tokens
 from mesascope.interventions import logit_difference, patch, path_patch
-from mesascope.models.planted_tokens import PLANTED, planted_tokens
 
 from .test_changes import runs_of
 from .test_sweep import reading_ahead

@@ -4,10 +4,22 @@ import numpy as np
 import pytest
 import torch
 
-from mesascope.capturing import NothingChanged, capture
-from mesascope.interventions import ablation, pruning, zero
-from mesascope.interventions.pruning import ALL, FIRST, KEPT, KINDS, LATER, SINGLE, SWAPPED, arrangements, spread
-from mesascope.models.planted_descent import planted_descent
+from mesascope.activations import NothingChanged, capture
+from mesascope.analyses.causal.ablation import ablation
+from mesascope.analyses.causal.pruning import (
+    ALL,
+    FIRST,
+    KEPT,
+    KINDS,
+    LATER,
+    SINGLE,
+    SWAPPED,
+    arrangements,
+    pruning,
+    spread,
+)
+from mesascope.ground_truth.models.descent import planted_descent
+from mesascope.interventions import zero
 from mesascope.models.transformer import Decoder, DecoderConfig
 from mesascope.testing import check_instrument
 from sparse_models import CASES, DIM, SHOWN, TASK, batch

@@ -6,11 +6,10 @@ import pytest
 import torch
 import xarray as xr
 
+from mesascope.activations import capture
+from mesascope.analyses.causal.mask_future import future, past_alone
+from mesascope.analyses.causal.saturation import attended, on_later, saturation
 from mesascope.axes import label
-from mesascope.capturing import capture
-from mesascope.interventions import future, saturation
-from mesascope.interventions.future import past_alone
-from mesascope.interventions.saturation import attended, on_later
 from mesascope.models.transformer import Decoder, DecoderConfig
 from mesascope.tasks.chains import Chains
 from mesascope.testing import Case, check_instrument, heads_where

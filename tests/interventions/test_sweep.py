@@ -7,8 +7,9 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
-from mesascope.capturing import Edit, NothingChanged, UnsupportedModel, capture
-from mesascope.capturing.sites import SITES
+from mesascope.activations import Edit, NothingChanged, UnsupportedModel, capture
+from mesascope.activations.sites import SITES
+from mesascope.ground_truth.models.vectors import planted
 from mesascope.interventions import (
     attribution_patch,
     log_probability,
@@ -20,7 +21,6 @@ from mesascope.interventions import (
     zero,
 )
 from mesascope.interventions.metrics import divergence, loss
-from mesascope.models.planted import planted
 from mesascope.tasks.affine import Affine
 from mesascope.tasks.base import Batch
 
@@ -219,7 +219,7 @@ def test_what_makes_no_sense_is_refused(call, line):
         ("mlp_write", {"d_model": [0, 5]}, ("d_model",)),
     ],
 )
-@pytest.mark.filterwarnings("ignore::mesascope.capturing.NothingChanged")
+@pytest.mark.filterwarnings("ignore::mesascope.activations.NothingChanged")
 def test_where_limits_the_places_that_are_gone_through(site, where, over):
     model, metric = MODELS["llama"], logit_difference(3, 4)
     edit = replace(site, capture(model, tokens(1), [site]), where)

@@ -12,7 +12,7 @@ from mesascope.models import fused as module
 from mesascope.models.fused import NAME, Size, fused, fused_sublayer, kernel
 from mesascope.models.layers import Block
 from mesascope.models.transformer import Decoder, DecoderConfig
-from mesascope.studies import catalogue
+from mesascope.studies import registry
 from mesascope.tasks.affine import Affine
 from mesascope.tasks.base import Task
 from mesascope.train import AdamW, Training, threads
@@ -228,7 +228,7 @@ def trained(
 
 def settings() -> list:
     """Every setting of every study, by its name, that has attention of this kind: causal, its norm elsewhere."""
-    arms = [(entry.name, arm) for entry in catalogue.studies() for arm in catalogue.load(entry.name).settings]
+    arms = [(entry.name, arm) for entry in registry.studies() for arm in registry.load(entry.name).settings]
     return [pytest.param(arm, id=f"{name} {arm.name}") for name, arm in arms if attends_so(arm.model)]
 
 

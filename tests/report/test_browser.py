@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 
 from mesascope.report import render
-from mesascope.report.shown import visible
+from mesascope.report.plotting.variable import visible
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = (

@@ -5,9 +5,9 @@ import plotly.graph_objects as go
 import pytest
 import xarray as xr
 
-from mesascope.report.causes import KINDS, NEITHER, NO_EFFECT, NO_ROLE, ROLE
+from mesascope.report.panels.choose_view import panels
+from mesascope.report.panels.head_importance import KINDS, NEITHER, NO_EFFECT, NO_ROLE, ROLE
 from mesascope.report.text import script_json
-from mesascope.report.views import panels
 
 WORDS = [["negative similarity, copying", "copying"], ["", ""]]
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from mesascope.report.controls import control_colour, control_name, replicates
-from mesascope.report.panel import GREY
-from mesascope.report.shown import prepare
-from mesascope.report.views import panels
+from mesascope.report.panels.choose_view import panels
+from mesascope.report.plotting.controls import control_colour, control_name, replicates
+from mesascope.report.plotting.figure import GREY
+from mesascope.report.plotting.variable import prepare
 
 KINDS = ("random weights", "keys shuffled")
 

@@ -7,10 +7,10 @@ import pytest
 import xarray as xr
 
 from mesascope.report import render
-from mesascope.report.excerpt import excerpt
-from mesascope.report.explorer import aligned, explorer
-from mesascope.report.read import Result, read
-from mesascope.report.shown import prepare
+from mesascope.report.explorers.attention_excerpt import excerpt
+from mesascope.report.explorers.head_explorer import aligned, explorer
+from mesascope.report.load_run import Result, read
+from mesascope.report.plotting.variable import prepare
 
 
 def explored(**files: xr.Dataset) -> dict:

@@ -5,7 +5,7 @@ from base64 import b64decode
 import numpy as np
 import pytest
 
-from mesascope.report.packed import pack
+from mesascope.report.plotting.quantize import pack
 
 
 def unpacked(packed) -> np.ndarray:

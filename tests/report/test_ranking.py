@@ -6,8 +6,8 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from mesascope.report.ranking import ALIKE, NAMED
-from mesascope.report.views import panels
+from mesascope.report.panels.algorithm_ranking import ALIKE, NAMED
+from mesascope.report.panels.choose_view import panels
 
 WHO = ["averaging", "ridge <b>x</b>", "gradient descent"]
 SIMILARITY = [-7.0, 0.97, 0.98]

@@ -7,8 +7,8 @@ import pytest
 import xarray as xr
 
 from mesascope.report import render
-from mesascope.report.read import Result, read
-from mesascope.report.reader import MOST, reader
+from mesascope.report.explorers.token_view import MOST, reader
+from mesascope.report.load_run import Result, read
 
 
 def decoded(quantity: dict, data: dict) -> np.ndarray:

@@ -11,10 +11,10 @@ import pytest
 import xarray as xr
 
 from mesascope.report import render
-from mesascope.report.scatter import PALETTE, scatter
-from mesascope.report.shown import prepare
+from mesascope.report.panels.choose_view import choose, panels
+from mesascope.report.plotting.scatter import PALETTE, scatter
+from mesascope.report.plotting.variable import prepare
 from mesascope.report.text import script_json
-from mesascope.report.views import choose, panels
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = "--headless --no-sandbox --disable-gpu --no-first-run --enable-logging=stderr --v=0 --dump-dom".split()

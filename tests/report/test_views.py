@@ -5,18 +5,18 @@ import plotly.graph_objects as go
 import pytest
 import xarray as xr
 
-from mesascope.report.attention import patterns
-from mesascope.report.bars import bars
-from mesascope.report.curves import over_axis, over_steps
-from mesascope.report.maps import heat_maps
-from mesascope.report.read import read
-from mesascope.report.shown import prepare
-from mesascope.report.table import table
+from mesascope.report.explorers.attention import patterns
+from mesascope.report.explorers.colored_text import coloured_text
+from mesascope.report.load_run import read
+from mesascope.report.panels.choose_view import choose, panels
+from mesascope.report.panels.training import smooth, thin, training
+from mesascope.report.panels.verdicts import strip
+from mesascope.report.plotting.bars import bars
+from mesascope.report.plotting.curves import over_axis, over_steps
+from mesascope.report.plotting.heat_maps import heat_maps
+from mesascope.report.plotting.table import table
+from mesascope.report.plotting.variable import prepare
 from mesascope.report.text import script_json
-from mesascope.report.tokens import coloured_text
-from mesascope.report.training import smooth, thin, training
-from mesascope.report.verdicts import strip
-from mesascope.report.views import choose, panels
 
 
 def variable(dims: str, size: int = 3, text: bool = False, **attrs) -> xr.Dataset:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from mesascope.measures.lens import depth_names
-from mesascope.studies.inner_and_outer import DESCENDED, HISTORY, LABELS, claims
+from mesascope.analyses.stream.probes import depth_names
+from mesascope.studies.meta_learning.claims import DESCENDED, HISTORY, LABELS, claims
 from mesascope.studies.verdicts import SUPPORTED, judge
 
 SEEDS, LAYERS = 3, 4

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from mesascope.measures.growth import INSIDE, WHOLE, exponent, fits
-from mesascope.reduced.norm_growth import PAPERS, PROPORTION, WALK
-from mesascope.studies.norm_growth import (
+from mesascope.analyses.training.parameter_norms import INSIDE, WHOLE, exponent, fits
+from mesascope.studies.norm_growth.study import (
     ADAPTED,
     BOTH,
     DECAYED,
@@ -21,6 +20,7 @@ from mesascope.studies.norm_growth import (
     STUDY,
     ZEROED,
 )
+from mesascope.studies.norm_growth.toy_model import PAPERS, PROPORTION, WALK
 from mesascope.studies.verdicts import judge
 
 SEEDS, STEPS = 3, np.arange(0, 401, 40)

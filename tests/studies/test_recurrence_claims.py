@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from mesascope.measures.algorithms import TRAINED
-from mesascope.studies.recurrence import claims
+from mesascope.analyses.algorithms.identify import TRAINED
+from mesascope.studies.affine.claims import claims
 from mesascope.studies.verdicts import judge
 
 SEEDS, LAYERS, HEADS, POSITIONS = 3, 3, 4, 20

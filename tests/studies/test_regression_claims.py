@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from mesascope.measures.algorithms import TRAINED
-from mesascope.studies import function_classes, gradient_descent, newton
+from mesascope.analyses.algorithms.identify import TRAINED
+from mesascope.studies.function_classes import study as function_classes
+from mesascope.studies.gradient_descent import study as gradient_descent
+from mesascope.studies.newton import study as newton
 from mesascope.studies.verdicts import judge
 
 SEEDS = 3

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from mesascope.interventions.pruning import ALL, FIRST, KEPT, KINDS, LATER, SINGLE, SWAPPED
-from mesascope.measures.algorithms import TRAINED
-from mesascope.reduced.sparse import SETTINGS, STOPPED
-from mesascope.studies.sparse_regression_heads import PLAIN, PREPROCESSED, REVERSED, STUDY, TASK
+from mesascope.analyses.algorithms.identify import TRAINED
+from mesascope.analyses.causal.pruning import ALL, FIRST, KEPT, KINDS, LATER, SINGLE, SWAPPED
+from mesascope.studies.sparse_regression_heads.study import PLAIN, PREPROCESSED, REVERSED, STUDY, TASK
+from mesascope.studies.sparse_regression_heads.toy_model import SETTINGS, STOPPED
 from mesascope.studies.verdicts import judge
 
 SEEDS = 3

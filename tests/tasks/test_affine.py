@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from mesascope.tasks import oracles
+from mesascope.tasks import baselines
 from mesascope.tasks.affine import Affine, Polynomial
-from mesascope.tasks.draws import Normal, Uniform
+from mesascope.tasks.distributions import Normal, Uniform
 
 TASKS = [
     Affine(),
@@ -41,18 +41,18 @@ def test_least_squares_and_closed_form_are_exact_once_the_rule_is_determined(tas
         terms.append(torch.einsum("bf,bfo->bo", task.features(terms[-1][:, None])[:, 0], rule.double()))
     x = torch.stack(terms, 1)
     known, target = x[:, :-1], x[:, 1:]
-    error = (oracles.least_squares(known, task.features(known)) - target).norm(dim=-1)
+    error = (baselines.least_squares(known, task.features(known)) - target).norm(dim=-1)
     before = error[:, 1 : task.identified_from].median()
     after = error[:, task.identified_from :].median()
     assert after < 1e-6 * before
-    exact = (oracles.closed_form(known, task.features(known)) - target).norm(dim=-1)[:, task.identified_from]
+    exact = (baselines.closed_form(known, task.features(known)) - target).norm(dim=-1)[:, task.identified_from]
     assert exact.median() < 1e-6 * before
 
 
 def test_least_squares_is_numpys_at_every_position():
     batch = draw(Affine(dim=2, matrix="dense"), n=3)
     task = Affine(dim=2, matrix="dense")
-    found = oracles.least_squares(batch.inputs, task.features(batch.inputs))
+    found = baselines.least_squares(batch.inputs, task.features(batch.inputs))
     for row in range(3):
         for place in range(3, 12):
             phi = task.features(batch.inputs)[row].double().numpy()
@@ -66,7 +66,7 @@ def test_closed_form_is_the_three_term_identity():
     last, step, before = x[:, 2:], x[:, 2:] - x[:, 1:-1], x[:, 1:-1] - x[:, :-2]
     identity = last + step.square() / before
     early = slice(0, 4)
-    found = oracles.closed_form(x, Affine().features(x))[:, 2:]
+    found = baselines.closed_form(x, Affine().features(x))[:, 2:]
     assert torch.allclose(found[:, early], identity[:, early], rtol=1e-4, atol=1e-4)
 
 
@@ -78,9 +78,9 @@ def test_ridge_solves_its_normal_equations_and_gradient_descent_tends_to_least_s
     known, following = phi[:, :place].double(), x[:, 1 : place + 1].double()
     gram = known.mT @ known + penalty * torch.eye(2, dtype=torch.float64)
     by_hand = (phi[:, place, None].double() @ torch.linalg.solve(gram, known.mT @ following))[:, 0]
-    assert torch.allclose(oracles.ridge(x, phi, penalty)[:, place].double(), by_hand, atol=1e-5)
-    target = oracles.least_squares(x, phi)[:, place]
-    gaps = [(oracles.gradient_descent(x, phi, steps)[:, place] - target).norm() for steps in (1, 4, 16, 4000)]
+    assert torch.allclose(baselines.ridge(x, phi, penalty)[:, place].double(), by_hand, atol=1e-5)
+    target = baselines.least_squares(x, phi)[:, place]
+    gaps = [(baselines.gradient_descent(x, phi, steps)[:, place] - target).norm() for steps in (1, 4, 16, 4000)]
     assert gaps[0] > gaps[1] > gaps[2] > gaps[3]
     assert gaps[3] < 1e-2 * gaps[0]
 
@@ -93,7 +93,7 @@ def test_one_step_of_gradient_descent_from_zero_is_the_scaled_moment():
     moment = phi[:, :place].mT @ x[:, 1 : place + 1]
     curvature = torch.linalg.eigvalsh(phi[:, :place].mT @ phi[:, :place])[:, -1, None, None]
     by_hand = (phi[:, place, None] @ (moment / curvature))[:, 0]
-    assert torch.allclose(oracles.gradient_descent(x, phi, 1)[:, place], by_hand)
+    assert torch.allclose(baselines.gradient_descent(x, phi, 1)[:, place], by_hand)
 
 
 @pytest.mark.parametrize("task", TASKS, ids=repr)

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import torch
 
+from mesascope.studies.norm_growth.task import Shuffled
 from mesascope.tasks.affine import Affine
 from mesascope.tasks.chains import Chains
-from mesascope.tasks.shuffled import Shuffled
 from mesascope.tasks.text import Text
 from mesascope.testing import check_task
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 import trainee
 
-from mesascope.capturing import UnsupportedModel
-from mesascope.measures.history import Past, coefficients, half, history_attention
+from mesascope.activations import UnsupportedModel
+from mesascope.analyses.training.history_attention import Past, coefficients, half, history_attention
 from mesascope.models.config import DecoderConfig
 from mesascope.models.load import load_checkpoint
 from mesascope.store import History, Run, RunError

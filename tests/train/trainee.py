@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from mesascope.cluster import Processes
+from mesascope.executors import Processes
 from mesascope.models.config import DecoderConfig
 from mesascope.store import Run, ignore
 from mesascope.tasks.affine import Affine

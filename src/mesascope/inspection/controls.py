@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 import xarray as xr
 
-from mesascope.inspection.parts import Material
+from mesascope.inspection.passes import Material
 
 PLACES = frozenset({"batch", "pos", "query", "key", "rank"})  # what lies along these differs from draw to draw
 

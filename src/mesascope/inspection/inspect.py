@@ -12,11 +12,11 @@ import torch
 import xarray as xr
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mesascope.activations import UnsupportedModel
 from mesascope.axes import label, spelled, written
-from mesascope.capturing import UnsupportedModel
+from mesascope.inspection.checkpoints import Checkpoint, checkpoints
 from mesascope.inspection.controls import beside, disordered, excerpted
-from mesascope.inspection.parts import DISORDERED, UNTRAINED, Material, Part, Results, choose
-from mesascope.inspection.steps import Checkpoint, checkpoints
+from mesascope.inspection.passes import DISORDERED, UNTRAINED, Material, Part, Results, choose
 from mesascope.inspection.text import Text, check_sizes, ordinary, read_words, tokenize
 from mesascope.models.load import fingerprint, load_pretrained, untrained
 from mesascope.store import Run

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mesascope.capturing.gradients import losses, scored
+from mesascope.activations.gradients import losses, scored
 from mesascope.tasks.base import Batch, Task
 
 Prediction = Float[Tensor, "batch predicted d_out"]

@@ -9,13 +9,13 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from mesascope.activations import Edit, NothingChanged, Stem, capture
+from mesascope.activations import site as site_of
 from mesascope.axes import label
-from mesascope.capturing import Edit, NothingChanged, Stem, capture
-from mesascope.capturing import site as site_of
-from mesascope.interventions.branches import POSITIONS, Progress, branched
-from mesascope.interventions.changes import Where, replace
-from mesascope.interventions.contrast import refuse_unlike, targeted, with_share
+from mesascope.interventions.batched import POSITIONS, Progress, branched
+from mesascope.interventions.edits import Where, replace
 from mesascope.interventions.metrics import Metric, distance, divergence, loss
+from mesascope.interventions.recovery import refuse_unlike, targeted, with_share
 from mesascope.tasks.base import Batch
 
 NAMES = ("divergence", "distance", "loss")
@@ -36,7 +36,7 @@ def sweep(
     """What every one of many edits does to a metric: the same edit in one place after the other.
 
     Edits run side by side along the batch axis, as many at once as there is room for; layers before the first edited
-    one are not computed again (:class:`mesascope.capturing.Stem`). An edit that changes no bit has the intact value,
+    one are not computed again (:class:`mesascope.activations.Stem`). An edit that changes no bit has the intact value,
     exactly.
 
     Args:
@@ -59,7 +59,7 @@ def sweep(
         ValueError, IndexError, UnsupportedModel: what is asked for is not there; before any edited pass.
 
     >>> from mesascope.interventions import zero
-    >>> from mesascope.models.planted import planted
+    >>> from mesascope.ground_truth.models.vectors import planted
     >>> from mesascope.tasks.affine import Affine
     >>> batch = Affine().sample(8, torch.Generator().manual_seed(0))
     >>> found = sweep(planted("previous"), batch, zero("head_out"), metric="distance")

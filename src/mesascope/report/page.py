@@ -10,16 +10,16 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from mesascope.report import facts
-from mesascope.report.explorer import explorer
-from mesascope.report.gathered import Gathered
-from mesascope.report.panel import Panel
-from mesascope.report.read import Record, Result, read
-from mesascope.report.reader import reader
+from mesascope.report import run_info
+from mesascope.report.explorers.combined import Gathered
+from mesascope.report.explorers.head_explorer import explorer
+from mesascope.report.explorers.token_view import reader
+from mesascope.report.load_run import Record, Result, read
+from mesascope.report.panels.choose_view import panels
+from mesascope.report.panels.training import training
+from mesascope.report.panels.verdicts import card, counted
+from mesascope.report.plotting.figure import Panel
 from mesascope.report.text import script_json, sentence, stopped
-from mesascope.report.training import training
-from mesascope.report.verdicts import card, counted
-from mesascope.report.views import panels
 from mesascope.store import Run
 
 SCRIPTS = ("figures.js", "square.js", "attention.js", "reader.js", "explorer.js", "start.js")
@@ -66,23 +66,25 @@ def render(run: Path) -> str:
     gathered = _gathered(record)
     drawn = [(k, one, _taken(one, gathered)) for k, one in enumerate(record.results)]
     return _template().render(
-        title=facts.heading(about),
-        badges=facts.badges(about),
+        title=run_info.heading(about),
+        badges=run_info.badges(about),
         about=sentence(about.get("about")),
-        paper=facts.paper(about),
+        paper=run_info.paper(about),
         brief=len(record.verdicts) > BRIEF,
         cards=[card(one) for one in record.verdicts],
         counts=[(count, card({"word": word})) for word, count in counted(record.verdicts).items()],
-        inspected=facts.is_inspection(about),
-        training=[(facts.setting(about, arm), panel) for arm, log in record.logs.items() if (panel := training(log))],
-        opened=facts.opened(about, record.model),
+        inspected=run_info.is_inspection(about),
+        training=[
+            (run_info.setting(about, arm), panel) for arm, log in record.logs.items() if (panel := training(log))
+        ],
+        opened=run_info.opened(about, record.model),
         gathered=[{"key": key, "title": title, **vars(one)} for key, title, one in gathered],
         sections=[_section(k, one, taken) for k, one, taken in drawn if not _empty(one, taken)],
-        command=facts.command(about),
-        parameters=[*facts.parameters(about), *facts.details(record.model)],
-        circumstances=facts.circumstances(about),
-        timings=facts.timings(about),
-        notes=facts.notes(about),
+        command=run_info.command(about),
+        parameters=[*run_info.parameters(about), *run_info.details(record.model)],
+        circumstances=run_info.circumstances(about),
+        timings=run_info.timings(about),
+        notes=run_info.notes(about),
         problems=record.problems,
         run_name=record.path.resolve().name,
         style=Markup(_text("page.css")),
@@ -97,13 +99,13 @@ def summary(run: Path) -> dict[str, Any]:
     return {
         "path": str(record.path),
         "study": record.run.get("study"),
-        "title": facts.heading(record.run),
-        "model": record.run.get("model") if facts.is_inspection(record.run) else None,
-        "facts": dict(facts.opened(record.run, record.model)),
+        "title": run_info.heading(record.run),
+        "model": record.run.get("model") if run_info.is_inspection(record.run) else None,
+        "facts": dict(run_info.opened(record.run, record.model)),
         "scale": record.run.get("scale"),
         "seeds": record.run.get("seeds") or [],
         "started": record.run.get("started"),
-        "seconds": facts.total_seconds(record.run),
+        "seconds": run_info.total_seconds(record.run),
         "counts": counted(record.verdicts),
         "verdicts": [{k: one[k] for k in kept if k in one} for one in record.verdicts],
         "results": [_brief(one) for one in record.results if one.data is not None],
@@ -113,7 +115,7 @@ def summary(run: Path) -> dict[str, Any]:
 
 def _gathered(record: Record) -> list[tuple[str, str, Gathered]]:
     """The panels of an inspection that are made from many files, each with its key and its heading."""
-    if not facts.is_inspection(record.run):
+    if not run_info.is_inspection(record.run):
         return []
     found = [("text", "The text, token by token", reader(record.results)), ("heads", "Heads", explorer(record.results))]
     return [(key, title, one) for key, title, one in found if one is not None]
@@ -159,7 +161,7 @@ def _brief(result: Result) -> dict[str, Any]:
 def _template():
     """The page's template; everything is escaped unless marked as ours."""
     environment = Environment(
-        loader=PackageLoader("mesascope.report", "."),
+        loader=PackageLoader("mesascope.report", "assets"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -171,7 +173,7 @@ def _template():
 
 def _text(name: str) -> str:
     """A file of ours beside this one."""
-    return files("mesascope.report").joinpath(name).read_text(encoding="utf-8")
+    return files("mesascope.report").joinpath("assets", name).read_text(encoding="utf-8")
 
 
 @cache

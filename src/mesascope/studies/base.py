@@ -7,10 +7,10 @@ from typing import Literal
 import numpy as np
 import xarray as xr
 
-from mesascope.instruments import Instrument
-from mesascope.measures import Measure
+from mesascope.analyses import Measure
+from mesascope.analyses.instrument import Instrument
 from mesascope.models.config import DecoderConfig
-from mesascope.reduced import Reduced
+from mesascope.studies.toy_model import Reduced
 from mesascope.tasks.base import Task
 from mesascope.train import Training
 

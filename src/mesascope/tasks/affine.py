@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mesascope.tasks import algorithms, oracles
+from mesascope.tasks import algorithms, baselines
 from mesascope.tasks.algorithms import Algorithm
 from mesascope.tasks.base import Batch
-from mesascope.tasks.draws import Draw, Normal, Uniform
-from mesascope.tasks.examples import Examples, examples_before
-from mesascope.tasks.in_context import InContext
+from mesascope.tasks.distributions import Draw, Normal, Uniform
+from mesascope.tasks.icl.base import InContext
+from mesascope.tasks.icl.context import Examples, examples_before
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,14 +90,14 @@ class Recurrence(InContext):
         """Copying, straight line, closed form, least squares, ridge, gradient descent, and nothing."""
         x, phi = batch.inputs, self.features(batch.inputs)
         return {
-            "zero": oracles.zero(x),
-            "copy": oracles.copy(x),
-            "extrapolate": oracles.extrapolate(x),
-            "closed form": oracles.closed_form(x, phi),
-            "least squares": oracles.least_squares(x, phi),
-            "ridge 0.01": oracles.ridge(x, phi, penalty=0.01),
-            "ridge 0.1": oracles.ridge(x, phi, penalty=0.1),
-            **{f"gradient descent {k}": oracles.gradient_descent(x, phi, steps=k) for k in (1, 2, 4, 8, 16)},
+            "zero": baselines.zero(x),
+            "copy": baselines.copy(x),
+            "extrapolate": baselines.extrapolate(x),
+            "closed form": baselines.closed_form(x, phi),
+            "least squares": baselines.least_squares(x, phi),
+            "ridge 0.01": baselines.ridge(x, phi, penalty=0.01),
+            "ridge 0.1": baselines.ridge(x, phi, penalty=0.1),
+            **{f"gradient descent {k}": baselines.gradient_descent(x, phi, steps=k) for k in (1, 2, 4, 8, 16)},
         }
 
     def examples(self, inputs: Float[Tensor, "batch pos d_in"]) -> Examples:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mesascope.tasks.examples import Examples, Rule
+from mesascope.tasks.icl.context import Examples, Rule
 
 Path = Float[Tensor, "iteration *value batch place out"]
 Number = float | Float[Tensor, "value 1 1 1 1"]  # of a parameter: one, or several that are tried side by side

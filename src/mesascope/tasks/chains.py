@@ -17,8 +17,8 @@ from torch.nn.functional import one_hot
 from mesascope.tasks import counting
 from mesascope.tasks.algorithms import Algorithm
 from mesascope.tasks.base import Batch
-from mesascope.tasks.examples import Examples, examples_before
-from mesascope.tasks.in_context import InContext
+from mesascope.tasks.icl.base import InContext
+from mesascope.tasks.icl.context import Examples, examples_before
 
 Tokens = Int[Tensor, "batch pos"]
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mesascope.tasks.algorithms import Algorithm, Number, Path, Ticks
-from mesascope.tasks.examples import Examples
+from mesascope.tasks.icl.context import Examples
 
 SMOOTHED = ("single symbols", "pairs", "triples")
 ADDED = (1e-3, 10.0)

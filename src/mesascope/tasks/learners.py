@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mesascope.tasks.algorithms import Algorithm, Path, Ticks
-from mesascope.tasks.examples import Examples
+from mesascope.tasks.icl.context import Examples
 
 LEVELS = tuple(range(1, 7))
 ROUNDS, SHRINKAGE = 20, 0.3  # of boosting; the shrinkage is the default of XGBoost

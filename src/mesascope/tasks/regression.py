@@ -16,9 +16,9 @@ from torch import Tensor
 from mesascope.tasks import algorithms, learners
 from mesascope.tasks.algorithms import Algorithm
 from mesascope.tasks.base import Batch
-from mesascope.tasks.examples import Examples, examples_before
 from mesascope.tasks.functions import Functions, Linear, Trees, TwoLayers
-from mesascope.tasks.in_context import InContext
+from mesascope.tasks.icl.base import InContext
+from mesascope.tasks.icl.context import Examples, examples_before
 
 Inputs = Float[Tensor, "batch pos d_in"]
 

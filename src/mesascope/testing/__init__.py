@@ -4,12 +4,12 @@ Each check raises ``AssertionError`` with one line that says what does not hold;
 found, and its ``must_hold`` raises.
 """
 
-from mesascope.testing.bench import BENCH
-from mesascope.testing.bench.case import Case
+from mesascope.ground_truth.cases import BENCH
+from mesascope.ground_truth.cases.case import Case
+from mesascope.ground_truth.check_instrument import check_instrument
+from mesascope.ground_truth.findings import Findings, Mark
+from mesascope.ground_truth.readings import READINGS, Reading, heads_where
 from mesascope.testing.checks import check_measure, check_reduced, check_study, check_task
-from mesascope.testing.findings import Findings, Mark
-from mesascope.testing.instruments import check_instrument
-from mesascope.testing.readings import READINGS, Reading, heads_where
 
 __all__ = [
     "BENCH",

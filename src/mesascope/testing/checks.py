@@ -6,15 +6,15 @@ from dataclasses import replace
 import torch
 import xarray as xr
 
+from mesascope.activations import SITES, capture
+from mesascope.analyses import Measure
 from mesascope.axes import AXES
-from mesascope.capturing import SITES, capture
-from mesascope.measures import Measure
+from mesascope.ground_truth.findings import must
 from mesascope.models.transformer import Decoder
-from mesascope.reduced import Reduced
 from mesascope.studies.base import SCALES, Claim, Study
+from mesascope.studies.toy_model import Reduced
 from mesascope.studies.verdicts import SUPPORTED, judge
 from mesascope.tasks.base import Batch, Task, training_loss
-from mesascope.testing.findings import must
 
 SEQUENCES = 32
 
@@ -50,7 +50,7 @@ def check_measure(measure: Measure, model: torch.nn.Module, batch: Batch) -> xr.
         What it measured, for further checks.
     """
     unknown = set(measure.sites) - set(SITES)
-    must(not unknown, f"sites must be from mesascope.capturing.SITES, but {measure.name} asks for {sorted(unknown)}")
+    must(not unknown, f"sites must be from mesascope.activations.SITES, but {measure.name} asks for {sorted(unknown)}")
     first, second = (measure(_recorded(measure, model, batch)) for _ in range(2))
     must(first.identical(second), f"{measure.name} must give the same numbers for the same capture")
     must(bool(first.data_vars), f"{measure.name} must return at least one variable")

@@ -2,7 +2,8 @@
 
 The update of a map W is then known by its parts: W[n+1] = W[n] - rate * (momentum, decay, clipping of) sum_i d_i x_i^T,
 over the positions i of the batch of step n, with the inputs x_i and the error signals d_i, the gradients of the loss
-by what the map gave at position i (Irie et al. 2022). What is read from it is in `mesascope.measures.history`.
+by what the map gave at position i (Irie et al. 2022). What is read from it is in
+`mesascope.analyses.training.history_attention`.
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -1,0 +1,1 @@
+"""The private conventions of transformers: attention functions and module hooks."""

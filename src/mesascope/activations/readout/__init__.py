@@ -1,0 +1,1 @@
+"""The linear algebra around a capture: output projections, final norm and unembedding."""

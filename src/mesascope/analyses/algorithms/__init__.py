@@ -1,0 +1,1 @@
+"""Which algorithm a model is nearest to."""

@@ -1,0 +1,1 @@
+"""What heads, layers and positions are worth: analyses that change the model."""

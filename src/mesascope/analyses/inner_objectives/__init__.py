@@ -1,0 +1,1 @@
+"""Inner objectives: what each update of the residual stream descends."""

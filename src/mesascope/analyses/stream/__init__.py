@@ -1,0 +1,1 @@
+"""What the residual stream holds: lenses, probes, norms, clusters, attribution."""

@@ -1,0 +1,1 @@
+"""How training got there: attention over the training history, parameter norms."""

@@ -1,0 +1,1 @@
+"""Interactive views: heads, attention patterns, tokens."""

@@ -1,0 +1,1 @@
+"""Panels of a report that are not plots of one variable."""

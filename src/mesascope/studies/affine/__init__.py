@@ -1,0 +1,1 @@
+"""Bhargav & Gu 2024: affine recurrences in context."""

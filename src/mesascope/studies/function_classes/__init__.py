@@ -1,0 +1,1 @@
+"""Garg et al. 2022: function classes in context."""

@@ -1,0 +1,1 @@
+"""von Oswald et al. 2023: linear attention and gradient descent."""

@@ -1,0 +1,1 @@
+"""Huang et al. 2023: in-context convergence of softmax attention."""

@@ -1,0 +1,1 @@
+"""Wang et al. 2024: how transformers implement induction heads."""

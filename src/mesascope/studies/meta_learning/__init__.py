@@ -1,0 +1,1 @@
+"""Wu & Varshney 2023: a meta-learning perspective on transformers."""

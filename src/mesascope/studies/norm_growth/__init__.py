@@ -1,0 +1,1 @@
+"""Merrill et al. 2021: parameter norm growth."""

@@ -1,0 +1,1 @@
+"""Claims, selectors and settings that several studies share."""

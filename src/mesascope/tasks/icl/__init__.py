@@ -1,0 +1,1 @@
+"""Tasks that are learned in context."""

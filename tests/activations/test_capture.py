@@ -1,0 +1,292 @@
+"""The public edge: what is recorded, what is refused, how padding, memory and reductions are handled."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+from transformers import AutoModelForCausalLM, MiniMaxConfig, PreTrainedConfig, PreTrainedModel
+
+import small
+from mesascope.activations import (
+    SITES,
+    NotEnoughMemory,
+    NotRecorded,
+    Reduction,
+    UnsupportedModel,
+    capture,
+    estimate_bytes,
+    memory,
+)
+from mesascope.tasks.affine import Affine
+
+from .ours import TOKENS, VECTORS, decoder, inputs
+
+
+@pytest.fixture(scope="module")
+def llama() -> PreTrainedModel:
+    return small.llama()
+
+
+def tokens(rows: int = 5, length: int = 9) -> torch.Tensor:
+    return torch.randint(3, 20, (rows, length), generator=torch.Generator().manual_seed(1))
+
+
+def test_micro_batches_give_the_same_numbers(llama):
+    whole = capture(llama, tokens(), list(SITES))
+    parts = capture(llama, tokens(), list(SITES), batch_size=2)
+    for site in SITES:
+        assert_close(parts[site], whole[site], rtol=1e-5, atol=1e-6)
+
+
+def test_predictions_that_nobody_asks_for_are_not_made_and_change_nothing(llama, request):
+    made = []
+    x, head = tokens(), llama.lm_head
+    request.addfinalizer(head.register_forward_hook(lambda _, given, result: made.append(result.shape[1])).remove)
+    sites = ["resid_post", "pattern", "attn_write"]
+    capture(llama, x, sites)  # with its probe and its checks, which are not made again
+    made.clear()
+    without = capture(llama, x, sites)
+    assert made == [1]
+    whole = Reduction(site="prediction", fn=lambda logits: logits.sum(-1), axes=("batch", "pos"))
+    for wanted, options in ((["prediction"], {}), (["resid_pre_grad"], {}), ([], {"reduce": {"whole": whole}})):
+        made.clear()
+        capture(llama, x, wanted, **options, check=False)
+        assert made == [x.shape[1]], wanted
+    recorded = capture(llama, x, [*sites, "prediction"])
+    assert all(torch.equal(recorded[site], without[site]) for site in sites)
+
+
+def test_layers_are_picked_and_keep_their_numbers(llama):
+    whole, some = capture(llama, tokens(), ["value"]), capture(llama, tokens(), ["value"], layers=[2, -3])
+    assert torch.equal(some["value"], whole["value"][[2, 0]])
+    assert some.xarray("value").layer.values.tolist() == [2, 0]
+    assert some.frame.output_projection.shape[0] == 2
+    with pytest.raises(ValueError, match="layers must lie within the 3 layers"):
+        capture(llama, tokens(), layers=[3])
+
+
+def test_a_task_s_batch_and_its_oracles_are_kept():
+    task = Affine(length=6)
+    batch = task.sample(3, torch.Generator().manual_seed(0))
+    recorded = capture(decoder(d_in=1, d_out=1), batch, oracles=task.oracles(batch))
+    assert recorded.batch is batch
+    assert recorded.inputs is batch.inputs
+    assert set(recorded.oracles) == set(task.oracles(batch))
+
+
+def test_what_was_not_recorded_is_a_key_error_that_lists_what_was(llama):
+    recorded = capture(llama, tokens(), ["key", "value"])
+    with pytest.raises(NotRecorded, match="'pattern' was not recorded; recorded are key, value; ask") as refusal:
+        recorded["pattern"]
+    assert isinstance(refusal.value, KeyError)
+    assert "pattern" not in recorded
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+def test_the_kernel_that_ran_is_named_and_both_agree(llama, kernel):
+    llama.set_attn_implementation(kernel)
+    try:
+        recorded = capture(llama, tokens(), list(SITES))
+    finally:
+        llama.set_attn_implementation("sdpa")
+    assert recorded.kernel == kernel
+    for site in SITES:
+        assert_close(recorded[site], capture(llama, tokens(), [site])[site], rtol=1e-4, atol=1e-6)
+
+
+def test_reductions_equal_the_same_function_of_the_whole_site(llama):
+    def entropy(pattern):
+        return -torch.xlogy(pattern, pattern).sum(-1)
+
+    reduce = {
+        "entropy": Reduction(site="pattern", fn=entropy, axes=("batch", "head", "query")),
+        "length": Reduction(site="resid_post", fn=lambda x: x.norm(dim=-1), axes=("batch", "pos")),
+        "top": Reduction(site="prediction", fn=lambda x: x.argmax(-1), axes=("batch", "pos")),
+    }
+    whole = capture(llama, tokens(), ["pattern", "resid_post", "prediction"])
+    small = capture(llama, tokens(), [], reduce=reduce, batch_size=2)
+    assert_close(small["entropy"], entropy(whole["pattern"]), rtol=1e-5, atol=1e-6)
+    assert_close(small["length"], whole["resid_post"].norm(dim=-1))
+    assert torch.equal(small["top"], whole["prediction"].argmax(-1))
+    assert small.xarray("entropy").dims == ("layer", "batch", "head", "query")
+    assert small.xarray("top").dims == ("batch", "pos")
+    assert set(small.sites) == set(reduce)
+
+
+def test_no_more_than_one_layer_s_pattern_exists_while_it_is_reduced(llama):
+    seen: list[weakref.ref] = []
+    most = 0
+    gc.freeze()  # what was there before is not looked through every time
+
+    def watch(pattern):
+        nonlocal most
+        gc.collect()
+        seen.append(weakref.ref(pattern))
+        most = max(most, sum(each() is not None for each in seen))
+        return pattern.sum((1, 2, 3))
+
+    for kernel in ("sdpa", "eager"):
+        llama.set_attn_implementation(kernel)
+        capture(llama, tokens(), [], reduce={"sum": Reduction(site="pattern", fn=watch, axes=("batch",))}, batch_size=2)
+    llama.set_attn_implementation("sdpa")
+    gc.unfreeze()
+    assert len(seen) == 2 * 3 * 3
+    assert most == 1
+
+
+def test_a_reduction_of_another_shape_than_promised_is_refused(llama):
+    wrong = Reduction(site="pattern", fn=lambda x: x.sum(), axes=("batch",))
+    with pytest.raises(ValueError, match=r"the reduction total must return .'batch',. with 5 sequences"):
+        capture(llama, tokens(), [], reduce={"total": wrong})
+    with pytest.raises(ValueError, match="the first axis of a reduction must be batch"):
+        Reduction(site="pattern", fn=torch.sum, axes=("head",))
+    with pytest.raises(ValueError, match="'pattern' is a site"):
+        capture(llama, tokens(), [], reduce={"pattern": Reduction(site="score", fn=torch.sum, axes=("batch",))})
+
+
+def test_the_estimate_is_what_is_kept(llama):
+    kept = sum(value.nbytes for value in capture(llama, tokens(), list(SITES)).sites.values())
+    assert estimate_bytes(llama, tokens(), list(SITES)) == kept
+
+
+def test_what_does_not_fit_is_refused_before_the_run(llama, monkeypatch):
+    monkeypatch.setattr(memory, "_free", lambda device: 1000)
+    with pytest.raises(NotEnoughMemory, match=r"must fit into memory, but needs .* GB of .* GB free; ask for fewer"):
+        capture(llama, tokens())
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("settings", [VECTORS, TOKENS | {"positions": "rotary"}, VECTORS | {"attention": "linear"}])
+def test_padding_is_seen_through_in_our_decoder(settings, side):
+    model = decoder(**settings)
+    x = inputs(model, rows=2, length=7)
+    blank = torch.zeros_like(x[:, :3])
+    padded = torch.cat([blank, x] if side == "left" else [x, blank], dim=1)
+    mask = torch.ones(2, 10, dtype=torch.long)
+    real = slice(3, None) if side == "left" else slice(None, 7)
+    mask[:] = 0
+    mask[:, real] = 1
+    sites = ["pattern", "head_out", "prediction"]
+    alone, beside = capture(model, x, sites), capture(model, padded, sites, attention_mask=mask)
+    for seen, known in [
+        (beside["prediction"][:, real], alone["prediction"]),
+        (beside["pattern"][..., real, real], alone["pattern"]),
+        (beside["head_out"][:, :, real], alone["head_out"]),
+    ]:
+        assert (seen - known).abs().max() <= 1e-4 * known.abs().max()
+
+
+def test_a_model_that_sees_its_padding_is_refused():
+    model = decoder(**VECTORS)
+    model.register_forward_pre_hook(lambda module, args, given: (args, {"inputs": given["inputs"]}), with_kwargs=True)
+    x, mask = inputs(model), torch.ones(4, 10, dtype=torch.long)
+    mask[1, :3] = 0
+    with pytest.raises(
+        UnsupportedModel, match=r"padding must not change .* in sequence 1; pass sequences of one length"
+    ):
+        capture(model, x, attention_mask=mask)
+
+
+def test_what_is_no_transformers_model_is_refused():
+    with pytest.raises(UnsupportedModel, match=r"must be a transformers.PreTrainedModel, but got Linear"):
+        capture(nn.Linear(2, 2), torch.zeros(1, 2, 2))
+
+
+def test_a_model_without_parameters_is_refused():
+    class Empty(PreTrainedModel):
+        config_class = PreTrainedConfig
+
+    with pytest.raises(UnsupportedModel, match=r"must have parameters, but Empty has none; keep its weights as"):
+        capture(Empty(PreTrainedConfig()), tokens())
+
+
+def test_a_model_without_logits_is_refused(llama):
+    with pytest.raises(UnsupportedModel, match="must predict at every position, but LlamaModel gives no such logits"):
+        capture(llama.model, tokens())
+
+
+def test_a_site_that_does_not_exist_is_refused(llama):
+    with pytest.raises(ValueError, match=r"a site must be one of resid_pre, .* but got 'mlp'"):
+        capture(llama, tokens(), ["mlp"])
+
+
+def test_inputs_and_masks_of_wrong_shape_are_refused(llama):
+    with pytest.raises(ValueError, match="inputs must be"):
+        capture(llama, tokens()[0])
+    with pytest.raises(ValueError, match="attention_mask must be"):
+        capture(llama, tokens(), attention_mask=torch.ones(5, 8))
+
+
+def test_a_layer_called_twice_is_refused():
+    model = decoder(**VECTORS)
+    model.layers.append(model.layers[0])
+    with pytest.raises(UnsupportedModel, match=r"a layer must be called once .* calls layers.0 2 times"):
+        capture(model, inputs(model))
+
+
+def test_a_model_that_looks_at_the_name_of_its_kernel_is_refused():
+    model = decoder(**VECTORS)
+
+    def shift(module, args, output):
+        output.logits = output.logits + (0 if model.config._attn_implementation == "eager" else 1)
+
+    model.register_forward_hook(shift)
+    with pytest.raises(UnsupportedModel, match="looking must change no bit of the prediction, but Decoder changes by"):
+        capture(model, inputs(model))
+
+
+def test_a_hybrid_s_other_layers_are_named():
+    config = {
+        "layer_types": ["linear_attention", "full_attention"],
+        "num_hidden_layers": 2,
+        "vocab_size": 20,
+        "num_key_value_heads": 2,
+    }
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(
+        MiniMaxConfig(hidden_size=16, intermediate_size=8, num_attention_heads=2, num_local_experts=2, **config)
+    )
+    with pytest.raises(UnsupportedModel, match=r"MiniMaxForCausalLM lacks it in layers \[0\] .*; pass layers=\[1\]"):
+        capture(model, tokens(), ["pattern"])
+    assert capture(model, tokens(), ["pattern", "value"], layers=[1])["pattern"].shape == (1, 5, 2, 9, 9)
+    assert capture(model, tokens(), ["resid_pre"])["resid_pre"].shape == (2, 5, 9, 16)
+
+
+def test_a_model_that_fails_when_it_is_looked_at_is_refused():
+    model = decoder(**VECTORS)
+
+    def insist(module, args, output):
+        if model.config._attn_implementation != "eager":
+            raise KeyError("unknown kernel")
+
+    model.register_forward_hook(insist)
+    with pytest.raises(UnsupportedModel, match=r"must run with its attention function wrapped, but Decoder fails"):
+        capture(model, inputs(model))
+    assert model.config._attn_implementation == "eager"
+
+
+def test_what_is_known_of_a_model_does_not_keep_it_alive():
+    torch.manual_seed(0)
+    model = decoder(**TOKENS)
+    capture(model, inputs(model))
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_changed_model_is_read_anew():
+    """A cached anatomy or frame must not outlive the weights that it was read from."""
+    model = decoder(**TOKENS)
+    x = inputs(model)
+    before = capture(model, x)
+    with torch.no_grad():
+        next(model.parameters()).mul_(2.0)
+    after = capture(model, x)
+    assert after.frame is not before.frame
+    assert capture(model, x).frame is after.frame
+    with torch.no_grad():
+        assert torch.equal(after["prediction"], model(x).logits)

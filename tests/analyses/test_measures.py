@@ -1,0 +1,241 @@
+"""Identities of the measures on small models, and their controls."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from mesascope import analyses
+from mesascope.activations import capture
+from mesascope.analyses.heads.attention import position_scores
+from mesascope.analyses.inner_objectives import objectives
+from mesascope.analyses.inner_objectives.measure import inner
+from mesascope.analyses.stream.attribution import contributions
+from mesascope.ground_truth.models.vectors import planted
+from mesascope.models.transformer import Decoder, DecoderConfig
+from mesascope.tasks.affine import Affine
+from mesascope.tasks.base import Batch
+from mesascope.tasks.regression import Regression
+
+
+def batch(n=64, dim=1):
+    task = Affine(dim=dim, matrix="diagonal" if dim == 1 else "dense", length=12)
+    return task, task.sample(n, torch.Generator().manual_seed(0))
+
+
+def decoder(seed=0, **changes):
+    torch.manual_seed(seed)
+    shape = {"d_in": 1, "d_out": 1, "hidden_size": 16, "num_attention_heads": 4, "num_hidden_layers": 2}
+    return Decoder(DecoderConfig(**(shape | changes))).eval()
+
+
+def language_model():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval(), torch.randint(0, 50, (3, 24), generator=torch.Generator().manual_seed(1))
+
+
+def test_behaviour_is_the_squared_error_of_everyone():
+    task, sequences = batch()
+    model = decoder()
+    found = analyses.measure_all(model, sequences, [analyses.behaviour], oracles=task.oracles(sequences))["behaviour"]
+    by_hand = (model(sequences.inputs).logits - sequences.targets).square().sum(-1).mean(0)
+    assert np.allclose(found["error"].sel(predictor="model"), by_hand.detach(), rtol=1e-5)
+    step = (sequences.inputs - sequences.targets).square().sum(-1).mean(0)
+    assert np.allclose(found["error"].sel(predictor="copy"), step, rtol=1e-5)
+    assert np.allclose(found["relative"].sel(predictor="copy"), 1.0)
+    assert (found["error"].sel(predictor="least squares")[4:] < 1e-6).all()
+
+
+def test_behaviour_of_tokens_is_the_cross_entropy():
+    model, ids = language_model()
+    tokens = Batch(inputs=ids[:, :-1], targets=ids[:, 1:], weight=torch.ones(3, 23))
+    found = analyses.behaviour(capture(model, tokens, ["prediction"]))
+    loss = torch.nn.functional.cross_entropy(model(ids[:, :-1]).logits.transpose(1, 2), ids[:, 1:], reduction="none")
+    assert np.allclose(found["error"].sel(predictor="model"), loss.mean(0).detach(), rtol=1e-5)
+
+
+def test_what_a_task_does_not_score_counts_in_no_loss_of_a_layer():
+    """Targets and weights are the batch's: the last target is no input, and the first positions are not scored."""
+    model, ids = language_model()
+    weight = torch.ones(3, 23)
+    weight[:, :5] = 0
+    tokens = Batch(inputs=ids[:, :-1], targets=ids[:, 1:], weight=weight)
+    readout = inner(objectives.readout)
+    found = analyses.measure_all(
+        model, tokens, [analyses.behaviour, analyses.logit_lens, analyses.affine_lens, readout]
+    )
+    loss = torch.nn.functional.cross_entropy(model(ids[:, :-1]).logits.transpose(1, 2), ids[:, 1:], reduction="none")
+    scored = float(loss[:, 5:].mean().detach())
+    assert float(found["behaviour"]["scored"].sel(predictor="model")) == pytest.approx(scored, rel=1e-5)
+    assert float(found["logit_lens"]["loss"][-1]) == pytest.approx(scored, rel=1e-5)
+    everywhere = analyses.measure_all(model, replace(tokens, weight=torch.ones(3, 23)), [analyses.logit_lens, readout])
+    assert float(everywhere["logit_lens"]["loss"][-1]) == pytest.approx(float(loss.mean().detach()), rel=1e-5)
+    assert not np.isclose(scored, float(loss.mean().detach()), rtol=1e-4)
+    name = "inner_readout"
+    assert not np.allclose(found[name]["before"], everywhere[name]["before"], rtol=1e-4, equal_nan=True)
+    assert np.isfinite(found[name]["before"]).all()
+
+
+@pytest.mark.parametrize("norm", ["none", "layer", "rms"])
+@pytest.mark.parametrize("mlp", [0, 24])
+def test_contributions_sum_to_the_output_and_shares_to_one(norm, mlp):
+    _, sequences = batch()
+    model = decoder(norm=norm, intermediate_size=mlp)
+    recorded = capture(model, sequences, ["resid_pre", "resid_post", "attn_write", "head_out", "prediction"])
+    total = sum(contributions(recorded).values())
+    assert ("mlp 0" in contributions(recorded)) == bool(mlp)
+    assert torch.allclose(total.float(), recorded["prediction"], atol=2e-5)
+    found = analyses.attribution(recorded)
+    assert float(found["share"].sum()) == pytest.approx(1.0, abs=1e-4)
+    assert float(found["gap"]) < 2e-5
+
+
+def test_a_planted_head_has_the_whole_share():
+    _, sequences = batch()
+    found = analyses.measure_all(planted("copying", length=12), sequences, [analyses.attribution])["attribution"]
+    assert float(found["share"].sel(component="head 0.0")) == pytest.approx(1.0, abs=0.01)
+
+
+def test_the_affine_lens_reads_what_is_there_and_not_what_is_not():
+    _, sequences = batch(n=256)
+    found = analyses.measure_all(planted("uniform", length=12), sequences, [analyses.lens, analyses.estimate])
+    lens, estimate = found["lens"], found["estimate"]
+    assert float(lens["explained"].sel(layer="embedding")) < 0.95
+    written = estimate["explained"].isel(layer=0)
+    assert float(written.sel(stat="last term")) < 0.95
+    copied = analyses.measure_all(planted("copying", length=12), sequences, [analyses.estimate])["estimate"]
+    assert float(copied["explained"].isel(layer=0).sel(stat="last term")) > 0.999
+    late = analyses.estimate.using(first=1)
+    previous = analyses.measure_all(planted("previous", length=12), sequences, [late])["estimate"]
+    shares = previous["explained"].isel(layer=0).sel(stat=["previous term", "last term"])
+    assert shares[0] > 0.99 > shares[1]
+
+
+def test_the_own_readout_at_the_end_is_the_models_output():
+    _, sequences = batch()
+    model = decoder(norm="layer")
+    found = analyses.measure_all(model, sequences, [analyses.lens])["lens"]
+    half = model(sequences.inputs[32:]).logits.detach()
+    error = (half - sequences.targets[32:]).square().sum(-1).mean()
+    assert float(found["own_error"][-1]) == pytest.approx(float(error), rel=1e-4)
+
+
+def test_the_logit_lens_at_the_end_is_the_models_loss():
+    model, ids = language_model()
+    found = analyses.measure_all(model, ids, [analyses.logit_lens])["logit_lens"]
+    loss = model(ids, labels=ids).loss.detach()
+    assert float(found["loss"][-1]) == pytest.approx(float(loss), rel=1e-5)
+    assert float(found["settled"][-1]) == 1.0
+
+
+def test_position_scores_of_known_patterns():
+    length = 8
+    eye = torch.eye(length)
+    shifted = torch.zeros(length, length)
+    shifted[range(1, length), range(length - 1)] = 1.0
+    uniform = torch.tril(torch.ones(length, length))
+    uniform = uniform / uniform.sum(-1, keepdim=True)
+    scores = position_scores(torch.stack([eye, shifted, uniform])[None])[0]
+    assert scores[0].tolist() == pytest.approx([0, 1, 0, 0, 0, float(scores[0, 5])])
+    assert scores[1, :4].tolist() == [0, 0, 1, 0]
+    assert scores[2, 4:].tolist() == pytest.approx([1.0, 0.0], abs=1e-6)
+
+
+def test_the_null_of_position_scores_is_what_uniform_attention_has():
+    _, sequences = batch()
+    found = analyses.measure_all(planted("uniform", length=12), sequences, [analyses.position])["position"]
+    assert np.allclose(found["score"][0, 0], found["score_null"][0, 0], atol=1e-6)
+
+
+def test_norms_are_norms_and_sinks_stand_apart():
+    model, ids = language_model()
+    recorded = capture(model, ids, ["resid_pre", "resid_post"])
+    found = analyses.norms(recorded)
+    expected = recorded["resid_post"][-1].norm(dim=-1)
+    assert np.allclose(found["norm"][-1], expected, rtol=1e-5)
+    assert float(found["mean"][-1]) == pytest.approx(float(expected[:, 1:].mean()), rel=1e-5)
+    standing = found["standing"]
+    assert abs(float(standing[-1, :, 1:].median())) < 0.1
+    assert float(abs(standing[-1, :, 1:]).median()) == pytest.approx(1.0, abs=0.1)
+    assert bool(standing[:, :, 0].isnull().all())
+    assert float(abs(standing).max()) <= 5
+    with torch.no_grad():
+        model.model.embed_tokens.weight[int(ids[0, 5])] *= 1000
+    sinks = analyses.norms(capture(model, ids, ["resid_pre", "resid_post"]))["sinks"]
+    assert int(sinks[0]) == int((ids[:, 1:] == ids[0, 5]).sum())
+
+
+def test_similarity_and_copying_refuse_tokens_and_say_why():
+    model, ids = language_model()
+    with pytest.raises(ValueError, match="needs vectors as inputs"):
+        analyses.similarity(capture(model, ids, ["score"]))
+    with pytest.raises(ValueError, match="copying needs vectors"):
+        analyses.copying(capture(model, ids, ["pattern", "head_out", "resid_post", "prediction"]))
+    with pytest.raises(ValueError, match="needs targets"):
+        analyses.behaviour(capture(model, ids, ["prediction"]))
+    with pytest.raises(ValueError, match="lens needs a capture of a Batch"):
+        analyses.lens(capture(model, ids, ["resid_pre", "resid_post", "prediction"]))
+    with pytest.raises(ValueError, match="a lens on tokens needs tokens"):
+        analyses.measure_all(decoder(), batch()[1], [analyses.logit_lens])
+
+
+def test_a_measure_without_its_site_is_refused_by_name():
+    with pytest.raises(KeyError, match="score"):
+        analyses.similarity(capture(decoder(), batch()[1], ["pattern"]))
+
+
+def test_options_are_noted_and_used():
+    task, sequences = batch()
+    late = analyses.lens.using(first=6)
+    found = analyses.measure_all(decoder(), sequences, [late], oracles=task.oracles(sequences))["lens"]
+    assert found.attrs["option first"] == "6"
+    assert float(found["affine_error"][-1]) == pytest.approx(float(found["affine_error_at"][-1, 6:].mean()))
+
+
+def test_vectors_of_several_dimensions_pass_all_measures():
+    task, sequences = batch(dim=2)
+    model = decoder(d_in=2, d_out=2)
+    chosen = [analyses.behaviour, analyses.lens, analyses.similarity, analyses.copying, analyses.attribution]
+    found = analyses.measure_all(model, sequences, chosen, oracles=task.oracles(sequences))
+    assert all(bool(np.isfinite(array).all()) for dataset in found.values() for array in dataset.data_vars.values())
+
+
+def test_padding_is_refused_where_it_would_be_taken_for_inputs():
+    torch.manual_seed(0)
+    model = Decoder(DecoderConfig(vocab_size=20, hidden_size=16, num_attention_heads=2, max_position_embeddings=20))
+    mask = torch.ones(2, 10, dtype=torch.long)
+    mask[1, 6:] = 0
+    recorded = capture(
+        model.eval(), torch.randint(0, 20, (2, 10)), [], reduce=analyses.position.reductions, attention_mask=mask
+    )
+    with pytest.raises(ValueError, match="position needs sequences of one length"):
+        analyses.position(recorded)
+
+
+def test_the_affine_lens_is_held_against_what_the_model_itself_chooses():
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2, "max_position_embeddings": 20}
+    model = Decoder(DecoderConfig(vocab_size=200, **shape)).eval()
+    recorded = capture(model, torch.randint(0, 200, (2, 12)), [], reduce=analyses.affine_lens.reductions)
+    settled = analyses.affine_lens(recorded)["settled"]
+    assert float(settled[-1]) < 1.0  # twelve tokens do not fix a map of 64 dimensions, and it is not taken for one
+
+
+def test_places_that_are_not_scored_are_left_out():
+    """Between inputs and answers that alternate, nothing is predicted where an answer stands."""
+    task = Regression(dim=2, examples_shown=3)
+    batch = task.sample(8, torch.Generator().manual_seed(0))
+    exact = {"right": batch.targets, "wrong elsewhere": batch.targets + (batch.weight[..., None] == 0)}
+    recorded = capture(Decoder(DecoderConfig(d_in=2, d_out=1)), batch, ["prediction"], oracles=exact)
+    found = analyses.behaviour(recorded)
+    assert found["pos"].values.tolist() == [0, 2, 4, 6]
+    assert (found["error"].sel(predictor=["right", "wrong elsewhere"]) == 0).all()
+    assert (found["scored"].sel(predictor=["right", "wrong elsewhere"]) == 0).all()
+    shown = float(found["error"].sel(predictor="model").mean())
+    assert float(found["scored"].sel(predictor="model")) == pytest.approx(shown)

@@ -1,0 +1,122 @@
+"""Executors: order, news, errors, and nothing left behind."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import psutil
+import pytest
+
+from mesascope.executors import ClusterError, Here, Processes, Ray, executor
+
+
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The jobs, where children find them too."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    return import_module("cluster_jobs")
+
+
+def children() -> list[psutil.Process]:
+    """All below us, but for Python's own two helpers; what branches off those looks like them, and counts."""
+    ours = psutil.Process()
+    helpers = [
+        child for child in ours.children() if re.search("resource_tracker|forkserver", " ".join(child.cmdline()))
+    ]
+    return [child for child in ours.children(recursive=True) if child not in helpers]
+
+
+@pytest.mark.parametrize("where", [Here(), Processes(), Processes(workers=1)], ids=str)
+def test_results_in_order_and_all_the_news(where: Here | Processes, jobs: ModuleType) -> None:
+    heard, said = [], []
+    assert where.map(jobs.square, [3, 4, 5], lambda *news: heard.append(news), said.append) == [9, 16, 25]
+    assert sorted(heard) == [(job, done, 2, 0.5 / done) for job in range(3) for done in (1, 2)]
+    assert sorted(said) == [f"squaring {number}" for number in (3, 4, 5)]
+    assert not children()
+
+
+def test_order_is_the_jobs_even_if_the_first_is_last(jobs: ModuleType) -> None:
+    assert Processes().map(jobs.slowest_first, [0, 1, 2, 3]) == [0, 1, 2, 3]
+    assert Processes().map(jobs.slowest_first, []) == []
+
+
+def test_few_workers_do_many_jobs(jobs: ModuleType) -> None:
+    assert len(set(Processes(workers=2).map(jobs.who, range(6)))) == 2
+    assert os.getpid() not in Processes(workers=1).map(jobs.who, [0])
+
+
+@pytest.mark.parametrize("where", [Here(), Processes()], ids=str)
+def test_a_jobs_error_arrives_with_its_type_and_stops_the_others(where: Here | Processes, jobs: ModuleType) -> None:
+    began = time.monotonic()
+    with pytest.raises(LookupError, match="no 1 here"):
+        where.map(jobs.fail, [1, 2])
+    assert time.monotonic() - began < 30
+    assert not children()
+
+
+def test_an_error_that_cannot_travel_is_told_in_words(jobs: ModuleType) -> None:
+    with pytest.raises(ClusterError, match="a job failed: PeculiarError: peculiar 7") as caught:
+        Processes().map(jobs.fail_peculiarly, [7])
+    assert "in another process" in caught.value.__notes__[0]
+
+
+def test_a_process_that_is_killed_is_told(jobs: ModuleType) -> None:
+    with pytest.raises(ClusterError, match="but one ended with signal SIGKILL; run again"):
+        Processes().map(jobs.die, [0])
+
+
+SLEEPERS = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born without
+sys.path.insert(0, {here!r})
+import cluster_jobs
+from mesascope.executors import Processes
+def tell(job, pid, *_):
+    sys.stdout.write(f"{{pid}}\\n")
+    sys.stdout.flush()
+try:
+    Processes().map(cluster_jobs.sleep, [0, 1], tell)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda one: one.name)
+def test_children_end_with_their_parent(sent: signal.Signals) -> None:
+    code = SLEEPERS.format(here=str(Path(__file__).parent))
+    pipe = subprocess.PIPE
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    with parent:
+        assert parent.stdout is not None
+        workers = [psutil.Process(int(parent.stdout.readline())) for _ in range(2)]
+        if sent == signal.SIGINT:
+            os.killpg(parent.pid, sent)  # a terminal's Ctrl-C goes to all
+        else:
+            parent.send_signal(sent)
+        _, alive = psutil.wait_procs(workers, timeout=10)
+        _, errors = parent.communicate(timeout=30)
+    assert not alive
+    assert parent.returncode == (130 if sent == signal.SIGINT else -sent)
+    assert "Traceback" not in errors
+
+
+def test_names_of_executors() -> None:
+    assert executor("here") == Here()
+    assert executor("processes") == Processes()
+    assert executor("ray") == Ray()
+    assert executor("ray:auto") == Ray(address="auto")
+    for unknown in ("threads", "here:1", ""):
+        with pytest.raises(ValueError, match=r"must be here, processes or ray\[:ADDRESS\], but got"):
+            executor(unknown)
+
+
+def test_ray_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatch, jobs: ModuleType) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ClusterError, match=r"ray package, but it is not installed; pip install 'mesascope\[ray\]'"):
+        Ray().map(jobs.square, [1])
