@@ -1,17 +1,18 @@
-# make demo   trains and opens three small transformers, opens a language model, draws two reports
-# make test   runs every check: format, lint, types, layers, tests, doctests
-# make test-slow   the checks that take minutes each
-# make bench   what all this costs, against bounds and next to other libraries, each installed apart (half an hour); parts:
-# make bench-opening   opening, recording and patching a language model, and attending to a long history
-# make bench-training   a training step next to other libraries
-# make bench-seeds   three seeds of a study next to another library
-# make bench-capturing   a capture next to the same capture in other libraries
-# make bench-scaling   how the cost of opening a language model grows with its sequences
-# make lint   the checks without the tests
-# make docs   runs the studies at laptop scale (two hours), opens SmolLM2, writes their pages under docs/studies
-# make architectures   holds capture against every language model type of transformers, writes the table
-# make planted   holds every instrument against models whose mechanism is known, writes the table
-# make clean  removes everything that make made
+# make demo           train three small transformers, analyse them, inspect a language model; writes two reports
+# make test           run every check: format, lint, types, layers, tests, doctests
+# make test-slow      run the tests that take minutes each
+# make lint           run the checks without the tests
+# make docs           run all studies at laptop scale (two hours) and write their pages under docs/studies
+# make index          write the index of studies and tasks that `mesascope list` reads
+# make architectures  test capture on every causal-LM class in transformers and write the table
+# make ground-truth   test every analysis on models with known mechanisms and write the table
+# make bench          run all benchmarks against bounds and other libraries (half an hour); its parts:
+# make bench-opening    capture and patching of a language model, attention to a long training history
+# make bench-training   a training step compared with other libraries
+# make bench-seeds      three seeds of a study compared with another library
+# make bench-capturing  a capture compared with the same capture in other libraries
+# make bench-scaling    cost of an inspection by sequence length
+# make clean          remove everything that make created
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,8 +24,8 @@ WHEELS := $(addprefix --find-links ,$(PIP_FIND_LINKS)) $(addprefix --default-ind
 unexport PYTHONDONTWRITEBYTECODE  # what is imported is compiled once, not by every process
 
 .DEFAULT_GOAL := help
-.PHONY: help setup models demo test tests types style test-slow lint docs architectures \
-  planted clean bench bench-opening bench-training bench-seeds bench-capturing bench-scaling
+.PHONY: help setup models index demo test tests types style test-slow lint docs architectures \
+  ground-truth clean bench bench-opening bench-training bench-seeds bench-capturing bench-scaling
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -59,13 +60,16 @@ demo: $(STAMP) $(GGUF)
 
 docs: $(STAMP) $(GGUF)
 	set -e; for study in $(PUBLISHED); do $(BIN)/mesascope run $$study; done
-	$(BIN)/mesascope inspect $(GGUF) --measures inner,norms,spectra,logit_lens,affine_lens --out runs/smollm2
+	$(BIN)/mesascope inspect $(GGUF) --analyses inner,norms,input_spectra,logit_lens,affine_lens --out runs/smollm2
 	$(BIN)/python docs/build.py $(foreach study,$(PUBLISHED),runs/$(study)-laptop) runs/smollm2
+
+index: $(STAMP)
+	$(BIN)/python -m mesascope.studies.registry
 
 architectures: $(STAMP)
 	$(BIN)/python -m tests.architectures.table
 
-planted: $(STAMP)
+ground-truth: $(STAMP)
 	$(BIN)/python -m tests.ground_truth.table
 
 lint: style types

@@ -19,23 +19,23 @@ import numpy as np
 import torch
 from measuring import peak
 
-from mesascope.analyses.training.history_attention import BLOCK, attend
-from mesascope.store import Column, History, HistoryWriter
+from mesascope.analyses.training.history_attention import BLOCK_ROWS, find_attended_instances
+from mesascope.store import HistoryColumn, HistoryReader, HistoryWriter
 
 WIDTH, QUERIES, ROWS = 256, 1000, 10_000
 SIZES = (100_000, 1_000_000)
 MOST_SECONDS, MOST_BYTES, MOST_GROWTH = 60.0, 1e9, 1.1
 
 
-def written(folder: Path, instances: int) -> History:
+def written(folder: Path, instances: int) -> HistoryReader:
     """A history of random inputs."""
-    columns = {"map.in": Column(rows=ROWS, width=WIDTH)}
-    writer, random = HistoryWriter(folder, columns, {}, keep=0), np.random.default_rng(0)
+    columns = {"map.in": HistoryColumn(rows=ROWS, width=WIDTH)}
+    writer, random = HistoryWriter(folder, columns, {}, keep_steps=0), np.random.default_rng(0)
     for _ in range(instances // ROWS):
-        writer.add({"map.in": random.standard_normal((ROWS, WIDTH), dtype=np.float32)})
-    writer.sync()
+        writer.append_step({"map.in": random.standard_normal((ROWS, WIDTH), dtype=np.float32)})
+    writer.sync_to_disk()
     writer.close()
-    return History(folder)
+    return HistoryReader(folder)
 
 
 def queries() -> torch.Tensor:
@@ -45,24 +45,24 @@ def queries() -> torch.Tensor:
 
 def measured(folder: Path) -> dict[str, float]:
     """Seconds of one pass and the highest resident size in bytes; in a process of its own."""
-    history, x = History(folder), queries()
+    history, x = HistoryReader(folder), queries()
     began = time.perf_counter()
-    found = attend(history, "map.in", x)
+    found = find_attended_instances(history, "map.in", x)
     seconds = time.perf_counter() - began
     return {"seconds": seconds, "peak": peak(), "check": float(found.top_weight.sum())}
 
 
-def floor(history: History) -> tuple[float, float]:
+def floor(history: HistoryReader) -> tuple[float, float]:
     """Seconds of the products alone, and of reading alone."""
-    x, block = queries(), torch.randn(BLOCK, WIDTH)
-    out = torch.empty(QUERIES, BLOCK)
+    x, block = queries(), torch.randn(BLOCK_ROWS, WIDTH)
+    out = torch.empty(QUERIES, BLOCK_ROWS)
     torch.mm(x, block.T, out=out)
     began = time.perf_counter()
     for _ in range(5):
         torch.mm(x, block.T, out=out)
-    product = (time.perf_counter() - began) / 5 / BLOCK * history.steps * ROWS
+    product = (time.perf_counter() - began) / 5 / BLOCK_ROWS * history.steps * ROWS
     began = time.perf_counter()
-    for _ in history.blocks("map.in", rows=BLOCK):
+    for _ in history.iterate_blocks("map.in", rows=BLOCK_ROWS):
         pass
     return product, time.perf_counter() - began
 
@@ -84,7 +84,7 @@ def main() -> None:
             print(
                 f"          products alone {product:6.1f} s ({gigaflop:.0f} GFLOP at {gigaflop / product:.0f} a second)"
             )
-            print(f"          reading alone  {reading:6.1f} s ({history.bytes / 1e9:.2f} GB)")
+            print(f"          reading alone  {reading:6.1f} s ({history.size_on_disk / 1e9:.2f} GB)")
     small, large = (results[size] for size in SIZES)
     growth = large["peak"] / small["peak"]
     print(f"memory, ten times the history: {growth:.2f} times (at most {MOST_GROWTH})")

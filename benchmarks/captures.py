@@ -23,7 +23,7 @@ import torch
 from measuring import forget_peak, peak
 from torch import Tensor
 
-SITES = ("resid_pre", "pattern", "head_out")
+SITES = ("resid_pre", "pattern", "z")
 
 Found = Mapping[str, Iterable[Tensor]]
 Ways = dict[str, Callable[[], Found]]
@@ -48,7 +48,7 @@ def mesascope(model: Path, ids: Tensor) -> Ways:
         recorded = capture(ours, ids, [*SITES, *more])
         return Kept({site: recorded[site] for site in SITES}, recorded)
 
-    return {"whole": lambda: found("prediction"), "inside": found}
+    return {"whole": lambda: found("output"), "inside": found}
 
 
 def lens(model: Path, ids: Tensor) -> Ways:
@@ -58,7 +58,7 @@ def lens(model: Path, ids: Tensor) -> Ways:
 
     loaded, tokenizer = AutoModelForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
     bridge = TransformerBridge.boot_transformers(str(model), hf_model=loaded, tokenizer=tokenizer, device="cpu")
-    hooks = {"resid_pre": "hook_resid_pre", "pattern": "attn.hook_pattern", "head_out": "attn.hook_z"}
+    hooks = {"resid_pre": "hook_resid_pre", "pattern": "attn.hook_pattern", "z": "attn.hook_z"}
     wanted = tuple(hooks.values())
 
     def found(**options: object) -> Found:
@@ -86,7 +86,7 @@ def nnsight(model: Path, ids: Tensor) -> Ways:
                 inputs.append(layer.self_attn.o_proj.input.save())
                 pattern.append(layer.self_attn.output[1].save())
             language.output.logits.save()
-        return {"resid_pre": resid, "pattern": pattern, "head_out": [x.unflatten(-1, (heads, -1)) for x in inputs]}
+        return {"resid_pre": resid, "pattern": pattern, "z": [x.unflatten(-1, (heads, -1)) for x in inputs]}
 
     return {"trace": found}
 

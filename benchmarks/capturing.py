@@ -24,7 +24,7 @@ from captures import SITES
 from measuring import HERE, Peer, keep, products_per_second
 
 from mesascope.models.load import load_pretrained
-from mesascope.tasks.corpora import prose
+from mesascope.tasks.corpora import load_prose
 
 SEQUENCES, LENGTH, ROUNDS, THREADS = 4, 256, 7, 2
 LEAST_SPEED, MOST_MEMORY, MOST_DISTANCE = 1.3, 0.6, 1e-4  # next to the cache of everything, and of the values
@@ -53,7 +53,7 @@ def exported(gguf: Path, peers: Path) -> Path:
         model.load_state_dict(loaded.state_dict())
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        ids = tokenizer(prose()[: 20 * SEQUENCES * LENGTH])["input_ids"][: SEQUENCES * LENGTH]
+        ids = tokenizer(load_prose()[: 20 * SEQUENCES * LENGTH])["input_ids"][: SEQUENCES * LENGTH]
         tokens = torch.tensor(ids).view(SEQUENCES, LENGTH).tolist()
         (folder / "tokens.json").write_text(json.dumps(tokens), encoding="utf-8")
     return folder

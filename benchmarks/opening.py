@@ -24,12 +24,12 @@ def plain(path: str) -> None:
     """Time forward passes alone, one sequence at a time, and print the seconds."""
     import torch
 
-    from mesascope.inspection import prose
+    from mesascope.inspection import load_prose
     from mesascope.models.load import load_pretrained
 
     model, tokenizer = load_pretrained(path)
     assert tokenizer is not None
-    ids = torch.tensor(tokenizer(prose())["input_ids"][: SEQUENCES * LENGTH]).view(SEQUENCES, LENGTH)
+    ids = torch.tensor(tokenizer(load_prose())["input_ids"][: SEQUENCES * LENGTH]).view(SEQUENCES, LENGTH)
     with torch.no_grad():
         model(input_ids=ids[:1], use_cache=False)
         began = time.perf_counter()

@@ -15,7 +15,7 @@ from itertools import product
 
 import torch
 
-from mesascope.activations import NothingChanged, capture
+from mesascope.activations import EditHadNoEffect, capture
 from mesascope.interventions import logit_difference, patch, replace
 from mesascope.models.load import load_pretrained
 
@@ -30,20 +30,20 @@ clean, corrupted = (torch.tensor([tokenizer(text)["input_ids"][-LENGTH:]]) for t
 metric = logit_difference(tokenizer(" Mary")["input_ids"][0], tokenizer(" John")["input_ids"][0])
 
 began = time.perf_counter()
-found = patch(model, corrupted, clean, metric, "head_out", ("layer", "head", "pos"))
+found = patch(model, corrupted, clean, metric, "z", ("layer", "head", "pos"))
 seconds = time.perf_counter() - began
 
-recorded = capture(model, clean, ["head_out"])
-edit, value = replace("head_out", recorded), found["value"]
+recorded = capture(model, clean, ["z"])
+edit, value = replace("z", recorded), found["value"]
 every = list(product(*(range(size) for size in value.shape)))
 random.seed(0)
 some = random.sample(every, LOOPED)
 farthest, began = 0.0, time.perf_counter()
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", NothingChanged)
+    warnings.simplefilter("ignore", EditHadNoEffect)
     for layer, head, pos in some:
         alone = with_other(edit, where={"layer": layer, "head": head, "pos": pos})
-        prediction = capture(model, corrupted, ["prediction"], edits=[alone], check=False)["prediction"]
+        prediction = capture(model, corrupted, ["output"], edits=[alone], check=False)["output"]
         farthest = max(farthest, abs(float(metric(prediction).mean()) - float(value[layer, head, pos])))
 looped = (time.perf_counter() - began) / LOOPED * len(every)
 

@@ -17,9 +17,9 @@ from measuring import keep
 
 from mesascope.models.config import DecoderConfig
 from mesascope.tasks.affine import Affine
-from mesascope.train import AdamW, Training, batches, threads
-from mesascope.train.loop import begin_training, update
-from mesascope.train.population import Members, side_by_side, update_all
+from mesascope.train import AdamW, TrainingConfig, limit_threads, sample_batches
+from mesascope.train._loop import initialise_training, run_training_step
+from mesascope.train.population import DecoderPopulation, concatenate_batches, update_population
 
 TASK = Affine(length=20)
 MODEL = DecoderConfig(d_in=1, d_out=1, num_hidden_layers=3, num_attention_heads=4, hidden_size=64, norm="layer")
@@ -29,27 +29,27 @@ WARM = 5  # steps that are not counted
 Step = Callable[[], object]
 
 
-def together(training: Training, seeds: range, device: str) -> Step:
+def together(training: TrainingConfig, seeds: range, device: str) -> Step:
     """One step of all seeds."""
-    begun = [begin_training(MODEL, training, seed, None, "cpu")[:2] for seed in seeds]
-    members = Members.join(training, seeds, begun, device)
-    streams = enumerate(zip(*(batches(TASK, training, seed) for seed in seeds), strict=True))
+    begun = [initialise_training(MODEL, training, seed, None, "cpu")[:2] for seed in seeds]
+    members = DecoderPopulation.stack_decoders(training, seeds, begun, device)
+    streams = enumerate(zip(*(sample_batches(TASK, training, seed) for seed in seeds), strict=True))
 
     def step() -> None:
         number, own = next(streams)
-        update_all(members, TASK, side_by_side(own).to(device, torch.float32), training, number, 0)
+        update_population(members, TASK, concatenate_batches(own).to(device, torch.float32), training, number, 0)
 
     return step
 
 
-def alone(training: Training, seed: int, device: str) -> Step:
+def alone(training: TrainingConfig, seed: int, device: str) -> Step:
     """One step of one seed."""
-    model, optimizer, _ = begin_training(MODEL, training, seed, None, device)
-    stream = enumerate(batches(TASK, training, seed))
+    model, optimizer, _ = initialise_training(MODEL, training, seed, None, device)
+    stream = enumerate(sample_batches(TASK, training, seed))
 
     def step() -> None:
         number, batch = next(stream)
-        update(model, optimizer, TASK, batch.to(device, torch.float32), training, number, f"seed {seed}")
+        run_training_step(model, optimizer, TASK, batch.to(device, torch.float32), training, number, f"seed {seed}")
 
     return step
 
@@ -75,8 +75,8 @@ def settle(device: str) -> None:
 def main(device: str) -> None:
     """Measure, print, and keep the numbers."""
     seeds, steps = SIZES[device]
-    training = Training(steps=steps + WARM, batch_size=64, optimizer=AdamW(lr=1e-3))
-    with threads(training.threads):
+    training = TrainingConfig(steps=steps + WARM, batch_size=64, optimizer=AdamW(lr=1e-3))
+    with limit_threads(training.threads):
         at_once = seconds(together(training, range(seeds), device), steps, device)
         in_turn = sum(seconds(alone(training, seed, device), steps, device) for seed in range(seeds))
     called = torch.cuda.get_device_name() if device == "cuda" else "processor, one thread"

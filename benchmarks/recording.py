@@ -48,8 +48,8 @@ def main(path: str) -> None:
     runs = (
         plain,
         lambda: recorded(eager),
-        lambda: recorded(eager, "prediction"),
-        lambda: recorded(model, "prediction"),
+        lambda: recorded(eager, "output"),
+        lambda: recorded(model, "output"),
     )
     for run in runs:
         run()

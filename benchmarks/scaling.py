@@ -29,25 +29,24 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from capturing import exported
 from measuring import forget_peak, keep, peak
 from transformers import PreTrainedModel
 
-from capturing import exported
-from mesascope.activations.hooks.attention_interface import Attended
-from mesascope.analyses import Measure
-from mesascope.analyses.instrument import Instrument
-from mesascope.inspection.passes import PARTS, Material, Part
-from mesascope.inspection.text import ordinary
+from mesascope.activations.hooks.attention_interface import AttentionCall
+from mesascope.analyses import Analysis
+from mesascope.inspection._passes import PASSES, InspectionInputs, Pass
+from mesascope.inspection._text import non_special_tokens
 from mesascope.models.load import load_pretrained
-from mesascope.tasks.corpora import prose
-from mesascope.train import threads as using
+from mesascope.tasks.corpora import load_prose
+from mesascope.train import limit_threads as using
 
-ATTENDING = import_module("mesascope.activations.hooks.attention_call")  # whose package has a function of this name
+ATTENDING = import_module("mesascope.activations.hooks._attention_call")  # whose package has a function of this name
 TOKENS, LENGTHS, ROUNDS, THREADS = 4096, (256, 512, 1024, 2048), 3, 2
 FEW, MANY, MEMORY_LENGTH = 4, 16, 512
 MOST_GROWTH, MOST_MEMORY, LARGE = 1.2, 1.1, 0.05
 FUNCTION, WEIGHTS, REST = "attention function", "attention weights", "the model and its recording"
-BY_NATURE = {FUNCTION, WEIGHTS, "position"}  # products of every token with every other, or readers of them
+BY_NATURE = {FUNCTION, WEIGHTS, "positional_attention"}  # products of every token with every other, or readers of them
 
 Times = dict[str, float]
 
@@ -90,23 +89,23 @@ class Stopwatch:
 
 
 @contextmanager
-def watched(watch: Stopwatch) -> Iterator[list[Part]]:
+def watched(watch: Stopwatch) -> Iterator[list[Pass]]:
     """The parts of an inspection, with the time of attention and of every instrument noted."""
     with ExitStack() as patches:
         for home, name, part in (
-            (Attended, "run", FUNCTION),
+            (AttentionCall, "run", FUNCTION),
             (ATTENDING, "_show_rows", WEIGHTS),
             (ATTENDING, "attention_weights", WEIGHTS),
         ):
             patches.enter_context(patch.object(home, name, watch.of(part, getattr(home, name))))
-        yield [replace(part, instruments={k: noted(watch, i) for k, i in part.instruments.items()}) for part in PARTS]
+        yield [replace(part, analyses={k: noted(watch, i) for k, i in part.analyses.items()}) for part in PASSES]
 
 
-def noted(watch: Stopwatch, one: Instrument) -> Instrument:
+def noted(watch: Stopwatch, one: Analysis) -> Analysis:
     """The same instrument, its own time and that of what it computes while the model runs noted under its name."""
     name = "inner objectives" if one.name.startswith("inner_") else one.name
     timed = replace(one, compute=watch.of(name, one.compute))
-    if not isinstance(timed, Measure):
+    if timed.input != "capture":
         return timed
     return replace(timed, reductions={k: replace(r, fn=watch.of(name, r.fn)) for k, r in timed.reductions.items()})
 
@@ -115,16 +114,16 @@ def opened(path: Path, count: int) -> tuple[PreTrainedModel, torch.Tensor, torch
     """The model, so many tokens of the prose, and those to draw random sequences from."""
     model, tokenizer = load_pretrained(path)
     assert tokenizer is not None
-    return model, torch.tensor(tokenizer(prose())["input_ids"][:count]), ordinary(tokenizer, model)
+    return model, torch.tensor(tokenizer(load_prose())["input_ids"][:count]), non_special_tokens(tokenizer, model)
 
 
-def measured(model: PreTrainedModel, material: Material) -> Times:
+def measured(model: PreTrainedModel, material: InspectionInputs) -> Times:
     """Seconds of every part."""
     watch = Stopwatch()
     with watched(watch) as parts:
         for part in parts:
             with watch.running(REST):
-                part.run(model, material, list(part.instruments.values()))
+                part.run(model, material, list(part.analyses.values()))
     return dict(watch.seconds)
 
 
@@ -133,10 +132,12 @@ def timed(path: Path) -> dict[int, Times]:
     model, ids, allowed = opened(path, TOKENS)
     least: dict[int, Times] = {}
     with using(THREADS):
-        measured(model, Material(ids=ids[: 2 * LENGTHS[0]].view(2, -1), allowed=allowed))  # with the checks
+        measured(
+            model, InspectionInputs(token_ids=ids[: 2 * LENGTHS[0]].view(2, -1), allowed_tokens=allowed)
+        )  # with the checks
         for again in range(ROUNDS):
             for length in (LENGTHS[0], LENGTHS[-1]) if again else LENGTHS:
-                seconds = measured(model, Material(ids=ids.view(-1, length), allowed=allowed))
+                seconds = measured(model, InspectionInputs(token_ids=ids.view(-1, length), allowed_tokens=allowed))
                 spent = {name: 1e3 * each / TOKENS for name, each in seconds.items()}
                 least[length] = {name: min(each, least.get(length, spent)[name]) for name, each in spent.items()}
             if max(growth(least).values()) <= MOST_GROWTH:
@@ -144,21 +145,21 @@ def timed(path: Path) -> dict[int, Times]:
     return least
 
 
-def remembered(path: Path, part: Part, sequences: int) -> int:
+def remembered(path: Path, part: Pass, sequences: int) -> int:
     """Peak memory in bytes while one part reads so many sequences; in a process of its own."""
     model, ids, allowed = opened(path, sequences * MEMORY_LENGTH)
-    material = Material(ids=ids.view(sequences, -1), allowed=allowed)
+    material = InspectionInputs(token_ids=ids.view(sequences, -1), allowed_tokens=allowed)
     gc.collect()
     forget_peak()  # that of loading the model
     with using(THREADS):
-        part.run(model, material, list(part.instruments.values()))
+        part.run(model, material, list(part.analyses.values()))
     return peak()
 
 
 def peaks_of(path: Path, sequences: int) -> dict[str, int]:
     """Peak memory in bytes of every part."""
     command = [sys.executable, __file__, str(path), str(sequences)]
-    told = {part.name: [*command, part.name] for part in PARTS}
+    told = {part.name: [*command, part.name] for part in PASSES}
     return {name: int(subprocess.check_output(words, text=True)) for name, words in told.items()}
 
 
@@ -210,7 +211,7 @@ def judged(times: dict[int, Times], peaks: dict[int, dict[str, int]]) -> bool:
 
 if __name__ == "__main__":
     if len(sys.argv) > 3:
-        (asked,) = [part for part in PARTS if part.name == sys.argv[3]]
+        (asked,) = [part for part in PASSES if part.name == sys.argv[3]]
         sys.stdout.write(str(remembered(Path(sys.argv[1]), asked, int(sys.argv[2]))))
     else:
         main(exported(Path(sys.argv[1]), Path(sys.argv[2] if len(sys.argv) > 2 else ".peers")))

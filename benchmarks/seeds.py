@@ -19,29 +19,31 @@ from pathlib import Path
 from measuring import keep
 from training import THREADS, timed
 
-from mesascope.executors import Processes
-from mesascope.runner import describe
-from mesascope.store import Run, ignore
+from mesascope.executors import ProcessExecutor
+from mesascope.runner import describe_run
+from mesascope.store import Run, do_nothing
 from mesascope.studies.registry import load
-from mesascope.train import fit
+from mesascope.train import train_model
 
 SEEDS, LEAST = 3, 2.2
 STUDY = load("affine")
 
 
-def train(job: tuple[Path, int], progress: Callable[[int, int, float], None] = ignore, say: object = ignore) -> None:
+def train(
+    job: tuple[Path, int], progress: Callable[[int, int, float], None] = do_nothing, say: object = do_nothing
+) -> None:
     """One seed of the study."""
     place, seed = job
-    fit(STUDY.task, STUDY.model, STUDY.scales["laptop"].training, seed, Run.open(place), progress=progress)
+    train_model(STUDY.task, STUDY.model, STUDY.scales["laptop"].training, seed, Run.open(place), progress=progress)
 
 
 def ours() -> float:
     """Seconds that the training of all seeds takes."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "run"
-        Run.create(place, describe(STUDY, "laptop", SEEDS))
+        Run.create(place, describe_run(STUDY, "laptop", SEEDS))
         began = time.perf_counter()
-        Processes().map(train, [(place, seed) for seed in range(SEEDS)])
+        ProcessExecutor().map_jobs(train, [(place, seed) for seed in range(SEEDS)])
         return time.perf_counter() - began
 
 

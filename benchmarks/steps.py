@@ -139,16 +139,16 @@ def mesascope() -> Step:
     """The update of our own loop."""
     from mesascope.models.transformer import Decoder, DecoderConfig
     from mesascope.tasks.affine import Affine
-    from mesascope.train import AdamW, Constant, Training
-    from mesascope.train.loop import update
+    from mesascope.train import AdamW, ConstantSchedule, TrainingConfig
+    from mesascope.train._loop import run_training_step
 
     task = Affine(length=LENGTH)
     shape = {"num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "hidden_size": WIDTH}
     model = Decoder(DecoderConfig(d_in=1, d_out=1, norm="layer", max_position_embeddings=LENGTH, **shape))
-    training = Training(steps=1, batch_size=BATCH, optimizer=AdamW(lr=1e-3), schedule=Constant())
-    optimizer = training.optimizer.build(model)
+    training = TrainingConfig(steps=1, batch_size=BATCH, optimizer=AdamW(lr=1e-3), schedule=ConstantSchedule())
+    optimizer = training.optimizer.build_optimizer(model)
     batch = task.sample(BATCH, torch.Generator().manual_seed(0))
-    return lambda: update(model.train(), optimizer, task, batch, training, 0, "the benchmark")[0]
+    return lambda: run_training_step(model.train(), optimizer, task, batch, training, 0, "the benchmark")[0]
 
 
 def main(who: str, threads: int) -> None:

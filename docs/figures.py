@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 from PIL import Image
 
-from mesascope.report.load_run import Result, read
-from mesascope.report.panels.choose_view import panels
+from mesascope.report.load_run import ResultFile, load_run
+from mesascope.report.panels.choose_view import build_panels
 from mesascope.report.plotting.figure import Panel
 
 WIDTH, HEIGHT, DPI = 4.6, 2.9, 88  # of one plot, in inches; two stand side by side
@@ -36,7 +36,7 @@ def pictures(run: Path, folder: Path, name: str, whole: Collection[str]) -> Iter
     Yields:
         The heading of a result, what its curves are, in words, and the picture.
     """
-    for result in read(run).results:
+    for result in load_run(run).results:
         key = Path(result.file).stem
         drawn = list(_curves(result, key in whole))
         if drawn:
@@ -45,10 +45,10 @@ def pictures(run: Path, folder: Path, name: str, whole: Collection[str]) -> Iter
             yield result.title, " ".join(dict.fromkeys(_sentence(panel) for panel, _ in drawn[:MOST])), file
 
 
-def _curves(result: Result, whole: bool) -> Iterator[tuple[Panel, Mapping[str, Any]]]:
-    """The plots of a result that hold lines alone."""
-    shown = panels(result.data) if result.data is not None else []
-    marked = any(panel.headline for panel in shown)  # otherwise the report folds nothing away
+def _curves(result: ResultFile, whole: bool) -> Iterator[tuple[Panel, Mapping[str, Any]]]:
+    """Yield the plots of a result that consist of lines."""
+    shown = build_panels(result.data) if result.data is not None else []
+    marked = any(panel.headline for panel in shown)  # otherwise the report folds nothing
     for panel in shown:
         plots = panel.data.get("plots", []) if panel.kind == "figure" else []
         if whole or panel.headline or not marked:
@@ -56,19 +56,19 @@ def _curves(result: Result, whole: bool) -> Iterator[tuple[Panel, Mapping[str, A
 
 
 def _has_curves(traces: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether all is a curve, or the area between two, and one of them is more than a point."""
+    """Return whether all traces are curves or areas between curves, and one has more than one point."""
     lines = all(trace["type"] == "scatter" and "lines" in trace.get("mode", "") for trace in traces)
     return lines and any(len(trace["x"]) > 1 for trace in traces)
 
 
 def _sentence(panel: Panel) -> str:
-    """What a plot shows: its title, and the first sentence of its caption."""
+    """Return the title of a plot and the first sentence of its caption."""
     first = panel.caption.split(". ")[0].rstrip(".")
     return f"*{panel.title}*: {first[:1].lower()}{first[1:]}." if first else ""
 
 
 def _draw(plots: Sequence[tuple[Panel, Mapping[str, Any]]], file: Path) -> None:
-    """All plots in one picture, two in a row."""
+    """Draw all plots into one image, two per row."""
     columns = min(2, len(plots))
     rows = -(-len(plots) // columns)
     with mpl.rc_context(LOOK):
@@ -85,7 +85,7 @@ def _draw(plots: Sequence[tuple[Panel, Mapping[str, Any]]], file: Path) -> None:
 
 
 def _plot(axes: Axes, panel: Panel, plot: Mapping[str, Any]) -> None:
-    """One plot, as plotly is told to draw it."""
+    """Draw one plot from its plotly specification."""
     for trace in plot["data"]:
         _trace(axes, trace)
     axes.set_title(": ".join(dict.fromkeys(filter(None, (panel.title, plot["title"])))), fontsize=9, loc="left")
@@ -113,7 +113,7 @@ def _plot(axes: Axes, panel: Panel, plot: Mapping[str, Any]) -> None:
 
 
 def _trace(axes: Axes, trace: Mapping[str, Any]) -> None:
-    """A curve, or the area between two."""
+    """Draw a curve, or the area between two curves."""
     x, y = ([float("nan") if v is None else v for v in trace[axis]] for axis in ("x", "y"))
     if trace.get("fill"):
         axes.fill(x, y, color=trace["fillcolor"], alpha=trace["opacity"], linewidth=0)

@@ -6,12 +6,12 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from mesascope.inspection import prose
+from mesascope.inspection import load_prose
 
 
 def save_tiny(place: Path, seed: int = 0) -> Path:
     """A tiny GPT-2 with a word tokenizer, as somebody might have saved it."""
-    words = sorted(set(prose()[:20_000].split()))
+    words = sorted(set(load_prose()[:20_000].split()))
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["<unk>", *words])}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     torch.manual_seed(seed)

@@ -12,7 +12,7 @@ import pytest
 
 from commands import call
 from mesascope import cli
-from mesascope.studies.published import published
+from mesascope.studies.published import load_published
 
 QUICK = 0.5  # seconds of a processor: the machine may be busy with other tests
 
@@ -55,7 +55,7 @@ def test_list_names_every_study_and_task(command):
 
 def test_list_tells_paper_cost_and_last_verdicts(command, tmp_path):
     """Of the last run in a folder that decided anything; of what is published where there is none."""
-    told = published()["affine"]["verdicts"]
+    told = load_published()["affine"]["verdicts"]
     counted = {word: list(told.values()).count(word) for word in set(told.values())}
     (affine,) = (row for row in json.loads(command("list", tmp_path, "--json")[1]) if row["name"] == "affine")
     assert affine["paper"] == "Bhargav & Gu 2024"
@@ -66,7 +66,7 @@ def test_list_tells_paper_cost_and_last_verdicts(command, tmp_path):
         folder.mkdir()
         (folder / "run.json").write_text(json.dumps({"study": "affine", "scale": "paper"}))
         file = folder / "verdicts.json"
-        file.write_text(json.dumps([{"word": word}]))
+        file.write_text(json.dumps([{"status": word}]))
         os.utime(file, (1e9 - (name == "older"), 1e9 + age - 3 * (name == "older")))
     code, out, _ = command("list", tmp_path)
     assert code == 0
@@ -78,10 +78,10 @@ def test_list_tells_paper_cost_and_last_verdicts(command, tmp_path):
 def test_what_is_listed_is_what_the_studies_say():
     from mesascope.studies import registry
 
-    for entry in registry.studies():
-        study = registry.load(entry.name)
+    for entry in registry.list_studies():
+        study = registry.load_study(entry.name)
         assert (study.name, study.title) == (entry.name, entry.title)
-        assert entry.minutes == {name: scale.minutes for name, scale in study.scales.items()}
+        assert entry.minutes == {**study.minutes}
         surname = study.citation.authors.split(",")[0]
         assert entry.paper.startswith(surname)
         assert entry.paper.endswith(str(study.citation.year))
@@ -90,14 +90,14 @@ def test_what_is_listed_is_what_the_studies_say():
 def test_what_is_published_is_of_claims_that_are_still_made():
     from mesascope.studies import registry
 
-    for name, found in published().items():
-        assert set(found["verdicts"]) <= {claim.name for claim in registry.load(name).claims}
+    for name, found in load_published().items():
+        assert set(found["verdicts"]) <= {claim.name for claim in registry.load_study(name).claims}
 
 
 def test_show_tells_what_became_of_each_claim(command):
     out = command("show", "affine")[1]
-    assert "their verdicts at laptop scale, as published" in out
-    words = list(published()["affine"]["verdicts"].values())
+    assert "published verdicts at laptop scale" in out
+    words = list(load_published()["affine"]["verdicts"].values())
     assert {word: out.count(f"  {word}: ") for word in set(words)} == {word: words.count(word) for word in set(words)}
 
 
@@ -106,7 +106,7 @@ def test_show_tells_setting_claims_and_cost(command):
     assert code == 0
     assert "Bhargav" in out
     assert "6 000 steps" in out
-    assert "Layer 0's attention writes a copy" in " ".join(out.split())
+    assert "The attention output of layer 0 contains the last term" in " ".join(out.split())
 
 
 def test_cite_prints_bibtex(command):
@@ -128,15 +128,15 @@ def test_cite_prints_bibtex(command):
         (["run", "affine", "--scale", "smoke", "--seeds", "-3"], "seeds must be 1 or more, but got -3"),
         (["run", "affine", "--device", "tpu"], "a device must be auto, cpu or cuda, but got 'tpu'"),
         (["run", "affine", "--device", "cuda:99"], "cuda:99 must be on this machine"),
-        (["run", "affine", "--on", "mars"], "an executor must be here, processes or ray"),
+        (["run", "affine", "--on", "mars"], "an executor must be serial, processes or ray"),
         (["report", "nowhere"], "a run directory must hold run.json"),
-        (["inspect", "./nowhere.gguf"], "must be there to be opened"),
-        (["inspect", "./nowhere", "--measures", "aura"], "measures must be from inner, norms, logit_lens"),
+        (["inspect", "./nowhere.gguf"], "a .gguf file must exist"),
+        (["inspect", "./nowhere", "--analyses", "aura"], "analyses must be from inner, norms, logit_lens"),
         (["inspect", "./nowhere", "--tokens", "2"], "tokens must be 9 or more"),
         (["inspect", "./nowhere", "--sequences", "0"], "sequences must be 1 or more"),
         (["inspect", "./nowhere", "--dtype", "int3"], "a dtype must be one of float32, bfloat16"),
         (["inspect", "./nowhere", "--steps", "first"], "a step must have a number in its name"),
-        (["inspect", "./nowhere", "--text", "nowhere.txt"], "a text must be a file that can be read"),
+        (["inspect", "./nowhere", "--text", "nowhere.txt"], "a text must be a readable file"),
     ],
 )
 def test_a_mistake_gets_one_line_and_code_2(command, tmp_path, monkeypatch, words, line):
@@ -168,7 +168,7 @@ def test_another_studys_run_is_refused_and_left_alone(command, tmp_path):
     (tmp_path / "run.json").write_text(json.dumps(record))
     code, _, err = command("run", "affine", "--scale", "smoke", "--out", tmp_path)
     assert (code, err.count("\n")) == (2, 1)
-    assert "must be empty or hold this very run" in err
+    assert "must be empty or hold the same run" in err
     assert json.loads((tmp_path / "run.json").read_text()) == record
 
 
@@ -189,7 +189,7 @@ def test_a_full_disk_is_one_line_and_nothing_half_written(command, tmp_path, mon
     code, _, err = command("run", "affine", "--scale", "smoke", "--out", out)
     assert (code, err.count("\n")) == (2, 1)
     assert "the disk must have room" in err
-    assert [item.name for item in out.rglob("*") if item.name != ".lock"] == []
+    assert [item.name for item in out.rglob("*") if item.name not in (".lock", ".lock-holder")] == []
 
 
 def test_runs_shows_what_is_there_even_if_one_is_broken(command, tmp_path):
@@ -212,7 +212,7 @@ def test_the_flags_are_the_ones_that_were_promised(command):
     promised = {
         "run": {"--scale", "--seeds", "--out", "--device", "--on", "--strict", "--no-strict", "--help"},
         "inspect": {
-            *("--text", "--tokens", "--sequences", "--out", "--measures", "--steps", "--device", "--dtype", "--help"),
+            *("--text", "--tokens", "--sequences", "--out", "--analyses", "--steps", "--device", "--dtype", "--help"),
         },
         "list": {"--json", "--help"},
         "runs": {"--json", "--help"},

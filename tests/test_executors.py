@@ -13,7 +13,7 @@ from types import ModuleType
 import psutil
 import pytest
 
-from mesascope.executors import ClusterError, Here, Processes, Ray, executor
+from mesascope.executors import ExecutorError, ProcessExecutor, RayExecutor, SerialExecutor, create_executor
 
 
 @pytest.fixture
@@ -32,43 +32,45 @@ def children() -> list[psutil.Process]:
     return [child for child in ours.children(recursive=True) if child not in helpers]
 
 
-@pytest.mark.parametrize("where", [Here(), Processes(), Processes(workers=1)], ids=str)
-def test_results_in_order_and_all_the_news(where: Here | Processes, jobs: ModuleType) -> None:
+@pytest.mark.parametrize("where", [SerialExecutor(), ProcessExecutor(), ProcessExecutor(max_workers=1)], ids=str)
+def test_results_in_order_and_all_the_news(where: SerialExecutor | ProcessExecutor, jobs: ModuleType) -> None:
     heard, said = [], []
-    assert where.map(jobs.square, [3, 4, 5], lambda *news: heard.append(news), said.append) == [9, 16, 25]
+    assert where.map_jobs(jobs.square, [3, 4, 5], lambda *news: heard.append(news), said.append) == [9, 16, 25]
     assert sorted(heard) == [(job, done, 2, 0.5 / done) for job in range(3) for done in (1, 2)]
     assert sorted(said) == [f"squaring {number}" for number in (3, 4, 5)]
     assert not children()
 
 
 def test_order_is_the_jobs_even_if_the_first_is_last(jobs: ModuleType) -> None:
-    assert Processes().map(jobs.slowest_first, [0, 1, 2, 3]) == [0, 1, 2, 3]
-    assert Processes().map(jobs.slowest_first, []) == []
+    assert ProcessExecutor().map_jobs(jobs.slowest_first, [0, 1, 2, 3]) == [0, 1, 2, 3]
+    assert ProcessExecutor().map_jobs(jobs.slowest_first, []) == []
 
 
 def test_few_workers_do_many_jobs(jobs: ModuleType) -> None:
-    assert len(set(Processes(workers=2).map(jobs.who, range(6)))) == 2
-    assert os.getpid() not in Processes(workers=1).map(jobs.who, [0])
+    assert len(set(ProcessExecutor(max_workers=2).map_jobs(jobs.who, range(6)))) == 2
+    assert os.getpid() not in ProcessExecutor(max_workers=1).map_jobs(jobs.who, [0])
 
 
-@pytest.mark.parametrize("where", [Here(), Processes()], ids=str)
-def test_a_jobs_error_arrives_with_its_type_and_stops_the_others(where: Here | Processes, jobs: ModuleType) -> None:
+@pytest.mark.parametrize("where", [SerialExecutor(), ProcessExecutor()], ids=str)
+def test_a_jobs_error_arrives_with_its_type_and_stops_the_others(
+    where: SerialExecutor | ProcessExecutor, jobs: ModuleType
+) -> None:
     began = time.monotonic()
     with pytest.raises(LookupError, match="no 1 here"):
-        where.map(jobs.fail, [1, 2])
+        where.map_jobs(jobs.fail, [1, 2])
     assert time.monotonic() - began < 30
     assert not children()
 
 
 def test_an_error_that_cannot_travel_is_told_in_words(jobs: ModuleType) -> None:
-    with pytest.raises(ClusterError, match="a job failed: PeculiarError: peculiar 7") as caught:
-        Processes().map(jobs.fail_peculiarly, [7])
+    with pytest.raises(ExecutorError, match="a job failed: PeculiarError: peculiar 7") as caught:
+        ProcessExecutor().map_jobs(jobs.fail_peculiarly, [7])
     assert "in another process" in caught.value.__notes__[0]
 
 
 def test_a_process_that_is_killed_is_told(jobs: ModuleType) -> None:
-    with pytest.raises(ClusterError, match="but one ended with signal SIGKILL; run again"):
-        Processes().map(jobs.die, [0])
+    with pytest.raises(ExecutorError, match="but one ended with signal SIGKILL; run again"):
+        ProcessExecutor().map_jobs(jobs.die, [0])
 
 
 SLEEPERS = """
@@ -76,12 +78,12 @@ import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born without
 sys.path.insert(0, {here!r})
 import cluster_jobs
-from mesascope.executors import Processes
+from mesascope.executors import ProcessExecutor
 def tell(job, pid, *_):
     sys.stdout.write(f"{{pid}}\\n")
     sys.stdout.flush()
 try:
-    Processes().map(cluster_jobs.sleep, [0, 1], tell)
+    ProcessExecutor().map_jobs(cluster_jobs.sleep, [0, 1], tell)
 except KeyboardInterrupt:
     sys.exit(130)
 """
@@ -107,16 +109,16 @@ def test_children_end_with_their_parent(sent: signal.Signals) -> None:
 
 
 def test_names_of_executors() -> None:
-    assert executor("here") == Here()
-    assert executor("processes") == Processes()
-    assert executor("ray") == Ray()
-    assert executor("ray:auto") == Ray(address="auto")
-    for unknown in ("threads", "here:1", ""):
-        with pytest.raises(ValueError, match=r"must be here, processes or ray\[:ADDRESS\], but got"):
-            executor(unknown)
+    assert create_executor("serial") == SerialExecutor()
+    assert create_executor("processes") == ProcessExecutor()
+    assert create_executor("ray") == RayExecutor()
+    assert create_executor("ray:auto") == RayExecutor(address="auto")
+    for unknown in ("threads", "serial:1", ""):
+        with pytest.raises(ValueError, match=r"must be serial, processes or ray\[:ADDRESS\], but got"):
+            create_executor(unknown)
 
 
 def test_ray_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatch, jobs: ModuleType) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ClusterError, match=r"ray package, but it is not installed; pip install 'mesascope\[ray\]'"):
-        Ray().map(jobs.square, [1])
+    with pytest.raises(ExecutorError, match=r"ray package, but it is not installed; pip install 'mesascope\[ray\]'"):
+        RayExecutor().map_jobs(jobs.square, [1])

@@ -18,10 +18,10 @@ def folder(tmp_path) -> Path:
 
 
 def test_the_same_call_again_gives_the_same_numbers(folder, tmp_path):
-    first = api.inspect(str(folder), tokens=32, out=tmp_path / "a", measures=["norms"])
-    again = api.inspect(str(folder), tokens=32, out=tmp_path / "b", measures=["norms"])
-    assert first.results() == ["norms", "text"]
-    for name in ("norm", "mean_random_weights", "mean_positions_shuffled"):
+    first = api.inspect(str(folder), tokens=32, out=tmp_path / "a", analyses=["norms"])
+    again = api.inspect(str(folder), tokens=32, out=tmp_path / "b", analyses=["norms"])
+    assert first.result_names() == ["norms", "text"]
+    for name in ("norm", "mean_null_random_weights", "mean_null_positions_shuffled"):
         assert np.array_equal(first.read_results("norms")[name], again.read_results("norms")[name])
 
 
@@ -35,14 +35,16 @@ def test_what_was_stopped_goes_on_where_it_was(folder, tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        api.inspect(str(folder), tokens=32, out=tmp_path / "a", measures=["norms", "roles"], progress=stop)
+        api.inspect(
+            str(folder), tokens=32, out=tmp_path / "a", analyses=["norms", "repeated_token_heads"], progress=stop
+        )
     kept = sorted(file.name for file in (tmp_path / "a" / "parts").glob("*.nc"))
-    assert kept == ["main-norms.nc", "main-roles.nc"]
+    assert kept == ["main-norms.nc", "main-repeated_token_heads.nc"]
     before = {name: (tmp_path / "a" / "parts" / name).stat().st_mtime_ns for name in kept}
-    run = api.inspect(str(folder), tokens=32, out=tmp_path / "a", measures=["norms", "roles"])
+    run = api.inspect(str(folder), tokens=32, out=tmp_path / "a", analyses=["norms", "repeated_token_heads"])
     assert {name: (tmp_path / "a" / "parts" / name).stat().st_mtime_ns for name in kept} == before
-    whole = api.inspect(str(folder), tokens=32, out=tmp_path / "b", measures=["norms", "roles"])
-    for name in ("norms", "roles"):
+    whole = api.inspect(str(folder), tokens=32, out=tmp_path / "b", analyses=["norms", "repeated_token_heads"])
+    for name in ("norms", "repeated_token_heads"):
         assert run.read_results(name).equals(whole.read_results(name))
 
 
@@ -59,15 +61,15 @@ def test_checkpoints_over_time_give_every_measure_the_axis_step(tmp_path):
         steps=["step100", str(tmp_path / "step20")],
         tokens=16,
         out=tmp_path / "out",
-        measures=["norms", "inner_linear", "inner_readout", "roles"],
+        analyses=["norms", "inner_linear", "inner_readout", "repeated_token_heads"],
     )
-    for name in ("norms", "inner_linear", "inner_readout", "roles"):
+    for name in ("norms", "inner_linear", "inner_readout", "repeated_token_heads"):
         data = run.read_results(name)
         assert data["step"].values.tolist() == [20, 100]
         numbers = [array for array in data.data_vars.values() if "control_of" not in array.attrs and array.ndim > 1]
         assert all("step" in array.dims for array in numbers)
     mean = run.read_results("norms")["mean"]
-    alone = api.inspect(str(tmp_path / "step20"), tokens=16, out=tmp_path / "alone", measures=["norms"])
+    alone = api.inspect(str(tmp_path / "step20"), tokens=16, out=tmp_path / "alone", analyses=["norms"])
     assert np.array_equal(mean.sel(step=20), alone.read_results("norms")["mean"])
     assert not np.array_equal(mean.sel(step=20), mean.sel(step=100))
 
@@ -81,40 +83,44 @@ def test_steps_that_are_nowhere_or_alike_are_refused(folder, tmp_path):
 
 
 def test_another_models_run_in_the_same_place_is_refused(folder, tmp_path):
-    api.inspect(str(folder), tokens=32, out=tmp_path / "a", measures=["norms"])
-    with pytest.raises(RunError, match="must be empty or hold this very run"):
-        api.inspect(str(folder), tokens=16, out=tmp_path / "a", measures=["norms"])
+    api.inspect(str(folder), tokens=32, out=tmp_path / "a", analyses=["norms"])
+    with pytest.raises(RunError, match="must be empty or hold the same run"):
+        api.inspect(str(folder), tokens=16, out=tmp_path / "a", analyses=["norms"])
 
 
 def test_what_was_measured_on_other_words_or_weights_is_not_taken_up(folder, tmp_path):
     place = written(tmp_path, TEN)
-    api.inspect(str(folder), text=place, out=tmp_path / "a", measures=["norms"])
+    api.inspect(str(folder), text=place, out=tmp_path / "a", analyses=["norms"])
     written(tmp_path, " ".join(reversed(TEN.split())))
     with pytest.raises(RunError, match="digest"):
-        api.inspect(str(folder), text=place, out=tmp_path / "a", measures=["norms"])
+        api.inspect(str(folder), text=place, out=tmp_path / "a", analyses=["norms"])
     written(tmp_path, TEN)
     save_tiny(tmp_path, seed=1)
     with pytest.raises(RunError, match="weights"):
-        api.inspect(str(folder), text=place, out=tmp_path / "a", measures=["norms"])
+        api.inspect(str(folder), text=place, out=tmp_path / "a", analyses=["norms"])
 
 
 def test_an_earlier_checkpoint_that_was_exchanged_is_not_taken_up(tmp_path):
     steps = [str(save_tiny(tmp_path / place, seed)) for place, seed in (("a", 1), ("b", 2), ("c", 9))]
     first, second, other = (Path(step).rename(tmp_path / f"at{i}") for i, step in enumerate(steps))
     steps = [str(first), str(second)]
-    api.inspect("tiny", steps=steps, tokens=16, out=tmp_path / "out", measures=["norms"])
+    api.inspect("tiny", steps=steps, tokens=16, out=tmp_path / "out", analyses=["norms"])
     first.rename(tmp_path / "gone")
     other.rename(first)
     with pytest.raises(RunError, match="weights"):
-        api.inspect("tiny", steps=steps, tokens=16, out=tmp_path / "out", measures=["norms"])
+        api.inspect("tiny", steps=steps, tokens=16, out=tmp_path / "out", analyses=["norms"])
 
 
 def test_bfloat16_is_measured_too(folder, tmp_path):
     run = api.inspect(
-        str(folder), tokens=32, out=tmp_path / "a", dtype="bfloat16", measures=["norms", "inner", "roles"]
+        str(folder),
+        tokens=32,
+        out=tmp_path / "a",
+        dtype="bfloat16",
+        analyses=["norms", "inner", "repeated_token_heads"],
     )
     assert run.read_json("model")["dtype"] == "bfloat16"
-    plain = api.inspect(str(folder), tokens=32, out=tmp_path / "b", measures=["norms"])
+    plain = api.inspect(str(folder), tokens=32, out=tmp_path / "b", analyses=["norms"])
     both = (one.read_results("norms")["mean"].values for one in (run, plain))
     assert np.allclose(*both, rtol=0.02)
     assert run.read_results("inner_quadratic")["cosine"].sel(sublayer="attention").notnull().all()
@@ -130,7 +136,7 @@ def written(place: Path, words: str | bytes) -> Path:
 
 
 def test_a_text_of_ones_own_is_taken_as_long_as_it_is(folder, tmp_path):
-    run = api.inspect(str(folder), text=written(tmp_path, TEN), out=tmp_path / "a", measures=["norms"])
+    run = api.inspect(str(folder), text=written(tmp_path, TEN), out=tmp_path / "a", analyses=["norms"])
     told = run.record["text"]
     assert (told["source"], told["tokens"], told["sequences"]) == ("text.txt", 10, 1)
     assert Path(told["file"]).name == "text.txt"
@@ -140,9 +146,9 @@ def test_a_text_of_ones_own_is_taken_as_long_as_it_is(folder, tmp_path):
     ("words", "tokens", "line"),
     [
         ("", None, "a text must have words, but .* is empty"),
-        ("to", None, "the text must have 9 tokens or more, but has 1; give a longer text"),
-        ("to be or", None, "the text must have 9 tokens or more, but has 3; give a longer text"),
-        (TEN, 50, "the text must have 50 tokens or more, but has 10; give a longer text, or fewer --tokens"),
+        ("to", None, "the text must have 9 tokens or more, but has 1; use a longer text"),
+        ("to be or", None, "the text must have 9 tokens or more, but has 3; use a longer text"),
+        (TEN, 50, "the text must have 50 tokens or more, but has 10; use a longer text, or fewer --tokens"),
         (TEN * 20, 65, "tokens must fit into the model's context of 64, but got 65"),
         (b"to be \xff or not", None, "a text must be UTF-8, but .* is not .byte 6 is 0xff."),
     ],
@@ -155,7 +161,7 @@ def test_a_text_that_cannot_be_used_gets_one_line(folder, tmp_path, words, token
 
 
 def test_a_text_longer_than_the_context_is_cut(folder, tmp_path):
-    run = api.inspect(str(folder), text=written(tmp_path, TEN * 50), out=tmp_path / "a", measures=["norms"])
+    run = api.inspect(str(folder), text=written(tmp_path, TEN * 50), out=tmp_path / "a", analyses=["norms"])
     assert run.record["text"]["tokens"] == 4 * 64
     assert run.record["text"]["sequences"] == 4
 

@@ -28,5 +28,7 @@ def test_every_seed_learns_the_rule_in_context_and_in_time(tmp_path):
     copied = (known - target).square()[:, 4:13].sum()
     for seed in range(3):
         with torch.no_grad():
-            wrong = (load_checkpoint(run.checkpoint(seed, 6000))(known).logits - target).square()[:, 4:13].sum()
+            wrong = (
+                (load_checkpoint(run.verified_checkpoint(seed, 6000))(known).logits - target).square()[:, 4:13].sum()
+            )
         assert float(wrong / copied) < MOST_ERROR, seed

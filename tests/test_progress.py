@@ -5,19 +5,19 @@ from io import StringIO
 
 from rich.console import Console
 
-from mesascope.progress import Display
+from mesascope.progress import ProgressDisplay
 
 
 def shown(terminal: bool) -> str:
     text = StringIO()
-    with Display(Console(file=text, force_terminal=terminal, width=100, highlight=False)) as display:
-        display.stage("training", ["seed 0", "seed 1"])
-        display.part(0, 1, 10, 0.5)
-        display.part(1, 10, 10, float("nan"))
+    with ProgressDisplay(Console(file=text, force_terminal=terminal, width=100, highlight=False)) as display:
+        display.start_stage("training", ["seed 0", "seed 1"])
+        display.update_part(0, 1, 10, 0.5)
+        display.update_part(1, 10, 10, float("nan"))
         time.sleep(0.3)  # bars are drawn ten times a second
-        display.say("[seed 1] was damaged")
-        display.stage("measuring", ["seed 0"])
-        display.part(0, 1, 1, 0.25)
+        display.log_message("[seed 1] was damaged")
+        display.start_stage("measuring", ["seed 0"])
+        display.update_part(0, 1, 1, 0.25)
     return text.getvalue()
 
 

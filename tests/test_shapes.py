@@ -4,17 +4,17 @@ import jaxtyping
 import pytest
 import torch
 
-from mesascope.models.layers import rotate, sinusoids
+from mesascope.models.layers import apply_rotary, sinusoidal_positions
 from mesascope.tasks.base import Batch
 
 
 def test_an_array_of_another_shape_than_the_signature_s_is_refused():
     positions = torch.arange(3)[None]
-    assert rotate(torch.zeros(1, 2, 3, 4), positions).shape == (1, 2, 3, 4)
+    assert apply_rotary(torch.zeros(1, 2, 3, 4), positions).shape == (1, 2, 3, 4)
     with pytest.raises(jaxtyping.TypeCheckError):
-        rotate(torch.zeros(2, 3, 4), positions)
+        apply_rotary(torch.zeros(2, 3, 4), positions)
     with pytest.raises(jaxtyping.TypeCheckError):
-        sinusoids(positions.float(), 4)
+        sinusoidal_positions(positions.float(), 4)
 
 
 def test_so_it_is_in_a_dataclass():

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from mesascope.axes import label
-from mesascope.store import MANIFEST, CheckpointDamaged, Run, RunError, Say, ignore, verify
+from mesascope.axes import to_data_array
+from mesascope.store import MANIFEST, CheckpointDamaged, LogFn, Run, RunError, do_nothing, verify_checkpoint
 
 WHAT = {"study": "affine", "scale": "smoke", "parameters": {"training": {"steps": 5}}, "seeds": [0, 1]}
 
@@ -32,13 +32,13 @@ def write(file: Path, text: str) -> None:
     file.write_text(text)
 
 
-def resumed(run: Run, due: tuple[int, ...], say: Say = ignore) -> str:
-    found = run.resume_point(0, due, say)
+def resumed(run: Run, due: tuple[int, ...], say: LogFn = do_nothing) -> str:
+    found = run.find_resume_point(0, due, say)
     return found.name if found else ""
 
 
 def dataset() -> xr.Dataset:
-    return xr.Dataset({"loss": label(np.arange(3.0), "step", units="1", about="a loss")})
+    return xr.Dataset({"loss": to_data_array(np.arange(3.0), "step", units="1", description="a loss")})
 
 
 def drafts(run: Run) -> list[Path]:
@@ -55,7 +55,7 @@ def test_run_json_says_what_was_asked_for_and_what_ran(run: Run) -> None:
 
 
 def test_taking_up_a_run_keeps_its_start_and_takes_new_seeds_and_prose(run: Run) -> None:
-    again = Run.create(run.path, {**WHAT, "seeds": [0, 1, 2], "about": "other words"})
+    again = Run.create(run.path, {**WHAT, "seeds": [0, 1, 2], "description": "other words"})
     assert again.record["provenance"] == run.record["provenance"]
     assert Run.open(run.path).description["seeds"] == [0, 1, 2]
 
@@ -82,7 +82,7 @@ def test_a_place_that_cannot_be_written_is_refused() -> None:
 
 def test_somebody_elses_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(RunError, match=r"needs an empty folder, but .* holds thesis.tex"):
+    with pytest.raises(RunError, match=r"must have an empty folder, but .* holds thesis.tex"):
         Run.create(tmp_path, WHAT)
 
 
@@ -101,9 +101,9 @@ def test_opening_what_is_no_run_is_refused(tmp_path: Path) -> None:
 def test_checkpoints_are_listed_in_order_and_damaged_ones_named(run: Run) -> None:
     for step in (0, 100, 20):
         put(run, step)
-    (run.checkpoint(0, 20) / "model.bin").write_text("weight")
+    (run.verified_checkpoint(0, 20) / "model.bin").write_text("weight")
     said: list[str] = []
-    assert run.checkpoints(0, said.append) == [0, 100]
+    assert run.list_checkpoints(0, said.append) == [0, 100]
     assert "step=20/model.bin must have 7 bytes, but has 6" in said[0]
 
 
@@ -111,17 +111,17 @@ def test_checkpoints_are_listed_in_order_and_damaged_ones_named(run: Run) -> Non
     ("damage", "reason"),
     [
         (lambda folder: write(folder / "model.bin", "weighty"), "its SHA-256 differs"),
-        (lambda folder: (folder / "model.bin").unlink(), "model.bin must be there, but is missing"),
+        (lambda folder: (folder / "model.bin").unlink(), "model.bin must exist, but is missing"),
         (lambda folder: (folder / MANIFEST).unlink(), "checkpoint.json must list"),
         (lambda folder: write(folder / MANIFEST, "[]"), "checkpoint.json must list"),
     ],
 )
 def test_every_damage_is_told(run: Run, damage, reason: str) -> None:
     folder = put(run, 3)
-    assert verify(folder) == 3
+    assert verify_checkpoint(folder) == 3
     damage(folder)
     with pytest.raises(CheckpointDamaged, match=reason):
-        run.checkpoint(0, 3)
+        run.verified_checkpoint(0, 3)
 
 
 def test_resume_from_the_newest_that_has_all_before_it(run: Run) -> None:
@@ -134,7 +134,7 @@ def test_resume_from_the_newest_that_has_all_before_it(run: Run) -> None:
     said: list[str] = []
     assert resumed(run, due, said.append) == "step=1"
     assert "step=10/model.bin" in said[0]
-    assert "removed and trained again from the one before" in said[0]
+    assert "removed, and training resumes from the previous one" in said[0]
     assert not (run.seed_path(0) / "step=10").exists()
 
 
@@ -146,21 +146,21 @@ def test_the_rolling_checkpoint_counts_only_if_nothing_before_it_is_lacking(run:
     put(run, 10)
     assert resumed(run, due) == "resume"
     put(run, 60, rolling=True)
-    assert verify(run.seed_path(0) / "resume") == 60
+    assert verify_checkpoint(run.seed_path(0) / "resume") == 60
     put(run, 100)
     assert resumed(run, due) == "step=100"
 
 
 def test_the_log_is_cut_to_the_checkpoint_and_a_torn_line_is_forgotten(run: Run) -> None:
-    with run.log(0, keep=0) as log:
+    with run.open_log(0, keep_steps=0) as log:
         for step in range(4):
-            log.add(step, 0.1 + step, 1e-3, 2.0, 0.5 * step)
+            log.add_row(step, 0.1 + step, 1e-3, 2.0, 0.5 * step)
     file = run.seed_path(0) / "log.csv"
     file.write_text(file.read_text() + "4,0.25,0.0")
     assert run.read_log(0)["step"].tolist() == [0, 1, 2, 3]
-    with run.log(0, keep=2) as log:
+    with run.open_log(0, keep_steps=2) as log:
         assert (log.loss, log.seconds) == (1.1, 0.5)
-        log.add(2, 7.0, 1e-3, 2.0, 1.0)
+        log.add_row(2, 7.0, 1e-3, 2.0, 1.0)
     assert run.read_log(0)["loss"].tolist() == [0.1, 1.1, 7.0]
 
 
@@ -170,7 +170,7 @@ def test_results_open_with_plain_xarray_and_carry_provenance(run: Run) -> None:
         assert plain["loss"].attrs["units"] == "1"
         assert plain.attrs["study"] == "affine"
         assert plain.attrs["torch"] == run.record["provenance"]["torch"]
-    assert run.results() == ["inner"]
+    assert run.result_names() == ["inner"]
     xr.testing.assert_equal(run.read_results("inner"), dataset())
 
 
@@ -184,7 +184,7 @@ def test_rich_attributes_and_unknown_results_are_refused(run: Run) -> None:
 def test_json_holds_null_where_a_number_is_not_finite(run: Run) -> None:
     run.write_json("verdicts", [{"value": math.nan, "low": np.float32(1.5), "at": Path("a"), "n": np.arange(2)}])
     assert run.read_json("verdicts") == [{"value": None, "low": 1.5, "at": "a", "n": [0, 1]}]
-    with pytest.raises(RunError, match=r"nothing.json must be there, but is missing"):
+    with pytest.raises(RunError, match=r"nothing.json must exist, but is missing"):
         run.read_json("nothing")
 
 
@@ -196,7 +196,9 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(run: Run, monkeypatch: 
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
-        with pytest.raises(RunError, match=r"must have room for .*report.html, but is full; free some and run again"):
+        with pytest.raises(
+            RunError, match=r"must have room for .*report.html, but is full; free some space and run again"
+        ):
             run.write_text("report.html", "new")
         with pytest.raises(RunError, match=r"must have room for .*step=7, but is full"):
             put(run, 7)
@@ -212,11 +214,18 @@ run = Run.open(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 big = xarray.Dataset({"x": ("batch", numpy.random.rand(100_000))})
 tensors = {"x": torch.rand(100_000)}
+def fill_log():
+    log = run.open_log(0, 0)
+    for _ in range(5000):
+        log.add_row(*[1.0] * 5)
+    log.sync_to_disk()
+
+
 for write in (
     lambda: run.write_results("big", big),
     lambda: run.write_text("report.html", "x" * 100_000),
     lambda: run.write_checkpoint(0, 1, lambda folder: safetensors.torch.save_file(tensors, folder / "x.safetensors")),
-    lambda: run.log(0, 0).sync() or [log := run.log(0, 0), [log.add(*[1.0] * 5) for _ in range(5000)], log.sync()],
+    fill_log,
 ):
     try:
         write()
@@ -230,15 +239,15 @@ def test_no_writer_leaves_anything_half_written_when_the_disk_really_refuses(run
     told = subprocess.run([sys.executable, "-c", FILL, run.path], capture_output=True, text=True, check=True)
     lines = told.stdout.splitlines()
     assert len(lines) == 4, told.stdout
-    assert all("but is full; free some and run again" in line for line in lines), told.stdout
+    assert all("but is full; free some space and run again" in line for line in lines), told.stdout
     assert not drafts(run)
-    assert not run.results()
+    assert not run.result_names()
     assert not (run.path / "report.html").exists()
-    assert run.checkpoints(0) == []
+    assert run.list_checkpoints(0) == []
 
 
 def _hold(path: Path, ready, release) -> None:
-    with Run.open(path).lock():
+    with Run.open(path).exclusive_lock():
         ready.set()
         release.wait(30)
 
@@ -249,10 +258,10 @@ def test_two_processes_cannot_write_one_run(run: Run) -> None:
     holder = context.Process(target=_hold, args=(run.path, ready, release))
     holder.start()
     assert ready.wait(30)
-    with pytest.raises(RunError, match=f"in use by process {holder.pid}; wait for it"), run.lock(wait=0.2):
+    with pytest.raises(RunError, match=f"in use by process {holder.pid}; wait for it"), run.exclusive_lock(wait=0.2):
         pass
     release.set()
-    with run.lock():
+    with run.exclusive_lock():
         pass
     holder.join()
 
@@ -261,7 +270,7 @@ def test_what_a_killed_process_left_is_removed_under_the_lock(run: Run) -> None:
     for place in (run.path, run.path / "results", run.seed_path(0)):
         (place / ".tmp-dead").mkdir(parents=True)
         (place / ".tmp-dead" / "half").write_text("")
-    with run.lock():
+    with run.exclusive_lock():
         assert [draft.parent for draft in drafts(run)] == [run.seed_path(0)]
-    with run.lock("models/seed=0"):
+    with run.exclusive_lock("models/seed=0"):
         assert not drafts(run)

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mesascope.store import Column, History, HistoryWriter, RunError
+from mesascope.store import HistoryColumn, HistoryReader, HistoryWriter, RunError
 
-COLUMNS = {"x": Column(rows=3, width=2), "t": Column(rows=1, width=1, dtype="float64")}
+COLUMNS = {"x": HistoryColumn(rows=3, width=2), "t": HistoryColumn(rows=1, width=1, dtype="float64")}
 FACTS = {"rule": "SGD", "labels": ["generator"]}
 
 
@@ -15,31 +15,31 @@ def rows(step: int) -> dict[str, np.ndarray]:
     return {"x": np.arange(6, dtype=np.float32).reshape(3, 2) + 10 * step, "t": np.array([[float(step)]])}
 
 
-def written(folder: Path, steps: range, keep: int = 0) -> History:
+def written(folder: Path, steps: range, keep: int = 0) -> HistoryReader:
     writer = HistoryWriter(folder, COLUMNS, FACTS, keep)
     for step in steps:
-        writer.add(rows(step))
-    writer.sync()
+        writer.append_step(rows(step))
+    writer.sync_to_disk()
     writer.close()
-    return History(folder)
+    return HistoryReader(folder)
 
 
 def test_what_is_appended_is_read(tmp_path: Path) -> None:
     history = written(tmp_path / "history", range(5))
-    assert (history.steps, history.facts, history.columns, history.bytes) == (5, FACTS, COLUMNS, 5 * 32)
-    assert np.array_equal(history.read("x"), np.concatenate([rows(step)["x"] for step in range(5)]))
-    assert history.until(2).read("t").tolist() == [[0.0], [1.0]]
-    assert history.until(0).read("x").shape == (0, 2)
+    assert (history.steps, history.metadata, history.columns, history.size_on_disk) == (5, FACTS, COLUMNS, 5 * 32)
+    assert np.array_equal(history.read_column("x"), np.concatenate([rows(step)["x"] for step in range(5)]))
+    assert history.limit_steps(2).read_column("t").tolist() == [[0.0], [1.0]]
+    assert history.limit_steps(0).read_column("x").shape == (0, 2)
 
 
 @pytest.mark.parametrize("size", [1, 4, 15, 100])
 def test_blocks_are_all_rows_in_order(tmp_path: Path, size: int) -> None:
     history = written(tmp_path / "history", range(5))
-    seen = [(start, x.copy(), again.copy()) for start, (x, again) in history.blocks("x", "x", rows=size)]
+    seen = [(start, x.copy(), again.copy()) for start, (x, again) in history.iterate_blocks("x", "x", rows=size)]
     assert [start for start, _, _ in seen] == list(range(0, 15, size))
-    assert np.array_equal(np.concatenate([x for _, x, _ in seen]), history.read("x"))
+    assert np.array_equal(np.concatenate([x for _, x, _ in seen]), history.read_column("x"))
     assert all(np.array_equal(x, again) for _, x, again in seen)
-    assert list(history.until(0).blocks("x")) == []
+    assert list(history.limit_steps(0).iterate_blocks("x")) == []
 
 
 def test_a_writer_that_goes_on_cuts_what_came_after_the_checkpoint(tmp_path: Path) -> None:
@@ -47,24 +47,24 @@ def test_a_writer_that_goes_on_cuts_what_came_after_the_checkpoint(tmp_path: Pat
     written(folder, range(5))
     with (folder / "x.bin").open("ab") as file:
         file.write(b"torn")
-    assert History(folder).steps == 5, "a torn step does not count"
+    assert HistoryReader(folder).steps == 5, "a torn step does not count"
     again = written(folder, range(3, 5), keep=3)
-    assert np.array_equal(again.read("x"), np.concatenate([rows(step)["x"] for step in range(5)]))
+    assert np.array_equal(again.read_column("x"), np.concatenate([rows(step)["x"] for step in range(5)]))
     assert (folder / "x.bin").stat().st_size == 5 * 24
 
 
 def test_a_history_of_something_else_or_too_short_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "run" / "history"
-    with pytest.raises(RunError, match=r"must hold history\.json, but has none; train with a history"):
-        History(folder)
+    with pytest.raises(RunError, match=r"must hold history\.json, but has none; train with history=True"):
+        HistoryReader(folder)
     written(folder, range(2))
-    with pytest.raises(RunError, match=r"must hold 3 steps, but has 2 whole ones; delete"):
-        History(folder, 3)
+    with pytest.raises(RunError, match=r"must hold 3 steps, but has 2 complete ones; delete"):
+        HistoryReader(folder, 3)
     with pytest.raises(RunError, match=r"must hold the 4 steps before the checkpoint, but has 2; delete"):
         written(folder, range(4, 5), keep=4)
-    with pytest.raises(RunError, match=r"must hold the history of this training, but holds another; delete"):
+    with pytest.raises(RunError, match=r"must hold the history of this training, but holds another one; delete"):
         HistoryWriter(folder, {"x": COLUMNS["x"]}, FACTS, 1)
-    assert History(folder).steps == 2, "nothing was lost"
+    assert HistoryReader(folder).steps == 2, "nothing was lost"
 
 
 def test_a_lost_description_is_written_again_and_a_spoilt_one_is_named(tmp_path: Path) -> None:
@@ -75,24 +75,24 @@ def test_a_lost_description_is_written_again_and_a_spoilt_one_is_named(tmp_path:
     for spoilt in ("[]", "{}", '{"columns": {"x": {"rows": 1}}, "facts": {}}'):
         (folder / "history.json").write_text(spoilt)
         with pytest.raises(RunError, match=r"must describe a history, but does not; delete"):
-            History(folder)
+            HistoryReader(folder)
 
 
 def test_some_rows_are_taken_by_their_places(tmp_path: Path) -> None:
     history = written(tmp_path / "history", range(5))
     places = np.array([[14, 0], [3, 3]])
-    assert np.array_equal(history.take("x", places), history.read("x")[places])
-    assert history.until(0).take("x", np.zeros((2, 0), int)).shape == (2, 0, 2)
+    assert np.array_equal(history.read_rows("x", places), history.read_column("x")[places])
+    assert history.limit_steps(0).read_rows("x", np.zeros((2, 0), int)).shape == (2, 0, 2)
     with pytest.raises(IndexError):
-        history.until(1).take("x", np.array([3]))
+        history.limit_steps(1).read_rows("x", np.array([3]))
 
 
 def test_steps_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     writer = HistoryWriter(tmp_path / "history", COLUMNS, FACTS, 0)
     with pytest.raises(ValueError, match=r"a step must have the columns x, t, but got x"):
-        writer.add({"x": rows(0)["x"]})
+        writer.append_step({"x": rows(0)["x"]})
     with pytest.raises(ValueError, match=r"x must be \(3, 2\) of float32 at every step, but got \(2, 2\) of float32"):
-        writer.add(rows(0) | {"x": rows(0)["x"][:2]})
+        writer.append_step(rows(0) | {"x": rows(0)["x"][:2]})
     writer.close()
 
 
@@ -102,13 +102,13 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     with Path("/dev/full").open("ab", buffering=0) as full:
         writer._files["x"] = full
         with pytest.raises(RunError, match=r"the disk must have room for .*history, but is full"):
-            writer.add(rows(0))
+            writer.append_step(rows(0))
 
 
 def test_a_disk_that_is_full_at_the_end_is_one_line(tmp_path: Path) -> None:
     writer = HistoryWriter(tmp_path / "history", COLUMNS, FACTS, 0)
     writer._files["x"].close()
     writer._files["x"] = Path("/dev/full").open("ab")  # noqa: SIM115  closing it is what is tested
-    writer.add(rows(0))
+    writer.append_step(rows(0))
     with pytest.raises(RunError, match=r"the disk must have room for .*history, but is full"):
         writer.close()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mesascope.executors import Here
+from mesascope.executors import SerialExecutor
 from mesascope.runner import run_study
 from mesascope.store import Run
 
@@ -15,32 +15,36 @@ FILE = """
 from dataclasses import replace
 from mesascope import analyses
 from mesascope.models.config import DecoderConfig
-from mesascope.studies.base import SCALES, Arm, Citation, Scale, Setup, Study
+from mesascope.studies.base import SCALES, Citation, Condition, ScaleConfig, Study
 from mesascope.tasks.affine import Affine
-from mesascope.train import SGD, Training
+from mesascope.train import SGD, TrainingConfig
 
 MODEL = DecoderConfig(d_in=1, d_out=1, num_hidden_layers=1, hidden_size=8, num_attention_heads=2)
-TRAINING = Training(steps=3, batch_size=4, optimizer=SGD(lr=0.01), checkpoints=3, dtype="float64")
+TRAINING = TrainingConfig(steps=3, batch_size=4, optimizer=SGD(lr=0.01), checkpoints=3, dtype="float64")
 STUDY = Study(
     name="crew",
     title="Two settings",
-    about="For a test.",
+    description="For a test.",
     citation=Citation(key="k", authors="A", title="T", year=2024, venue="V", url="https://example.org"),
-    task=Affine(length=6),
-    model=MODEL,
-    scales={name: Scale(training=TRAINING, seeds=2, sequences=4, minutes=1.0) for name in SCALES},
-    measures=(analyses.norms,),
-    arms=(
-        Arm(
+    conditions=(
+        Condition(
+            task=Affine(length=6),
+            model=MODEL,
+            scales={name: ScaleConfig(training=TRAINING, sequences=4) for name in SCALES},
+            analyses=(analyses.norms,),
+        ),
+        Condition(
             name="kept",
             title="with a history",
             task=Affine(length=6),
             model=MODEL,
-            setups={name: Setup(training=replace(TRAINING, history=True), sequences=4) for name in SCALES},
-            measures=(analyses.norms,),
+            scales={name: ScaleConfig(training=replace(TRAINING, history=True), sequences=4) for name in SCALES},
+            analyses=(analyses.norms,),
         ),
     ),
     claims=(),
+    seeds=dict.fromkeys(SCALES, 2),
+    minutes=dict.fromkeys(SCALES, 1.0),
 )
 """
 
@@ -53,13 +57,13 @@ class Listening:
         self.parts: set[tuple[str, int, int]] = set()
         self.lines: list[str] = []
 
-    def stage(self, name: str, parts: Sequence[str]) -> None:
+    def start_stage(self, name: str, parts: Sequence[str]) -> None:
         self.stages.append((name, list(parts)))
 
-    def part(self, index: int, done: int, total: int, loss: float) -> None:
+    def update_part(self, index: int, done: int, total: int, loss: float) -> None:
         self.parts.add((self.stages[-1][0], index, done))
 
-    def say(self, line: str) -> None:
+    def log_message(self, line: str) -> None:
         self.lines.append(line)
 
 
@@ -71,8 +75,8 @@ def run(place: Path, name: str, watcher: Listening, seeds: int = 2) -> Run:
         seeds=seeds,
         path=place / name,
         device="cpu",
-        executor=Here(),
-        watcher=watcher,
+        executor=SerialExecutor(),
+        progress=watcher,
     )
 
 
@@ -84,10 +88,10 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Listening]:
 
 
 def assert_alike(one: Run, two: Run) -> None:
-    assert one.results() == two.results() == ["kept_norms", "norms"]
+    assert one.result_names() == two.result_names() == ["kept_norms", "norms"]
     for arm in ("", "kept"):
         for seed in range(2):
-            found = [each.of(arm).checkpoint(seed, 3) / "model.safetensors" for each in (one, two)]
+            found = [each.for_condition(arm).verified_checkpoint(seed, 3) / "model.safetensors" for each in (one, two)]
             weights = [load_file(file) for file in found]
             for key in weights[0]:
                 torch.testing.assert_close(weights[0][key], weights[1][key], rtol=0, atol=1e-6)
@@ -97,12 +101,12 @@ def test_seeds_are_trained_together_then_measured_each(
     plain: tuple[Run, Listening], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     after = Listening()
-    monkeypatch.setattr("mesascope.runner.TOGETHER", ("cpu",))
+    monkeypatch.setattr("mesascope.runner.POPULATION_DEVICES", ("cpu",))
     crewed = run(tmp_path, "crewed", after)
-    jobs = ("training and measuring", [f"{arm}seed {seed}" for arm in ("", "kept ") for seed in range(2)])
+    jobs = ("training and analysis", [f"{arm}seed {seed}" for arm in ("", "kept ") for seed in range(2)])
     assert plain[1].stages == [jobs]
-    assert after.stages == [("training together", ["seeds 0 to 1"]), jobs]  # a history is kept of each by itself
-    assert ("training together", 0, 3) in after.parts
+    assert after.stages == [("joint training", ["seeds 0 to 1"]), jobs]  # a history is kept of each by itself
+    assert ("joint training", 0, 3) in after.parts
     assert_alike(plain[0], crewed)
     again = Listening()
     run(tmp_path, "crewed", again)
@@ -111,9 +115,9 @@ def test_seeds_are_trained_together_then_measured_each(
 
 def test_one_seed_is_no_population(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     watcher = Listening()
-    monkeypatch.setattr("mesascope.runner.TOGETHER", ("cpu",))
+    monkeypatch.setattr("mesascope.runner.POPULATION_DEVICES", ("cpu",))
     run(tmp_path, "one", watcher, seeds=1)
-    assert [name for name, _ in watcher.stages] == ["training and measuring"]
+    assert [name for name, _ in watcher.stages] == ["training and analysis"]
 
 
 def test_what_does_not_fit_at_once_is_trained_by_itself(
@@ -123,7 +127,7 @@ def test_what_does_not_fit_at_once_is_trained_by_itself(
         raise torch.OutOfMemoryError("no memory is left")
 
     watcher = Listening()
-    monkeypatch.setattr("mesascope.runner.TOGETHER", ("cpu",))
-    monkeypatch.setattr("mesascope.runner.fit_population", full)
+    monkeypatch.setattr("mesascope.runner.POPULATION_DEVICES", ("cpu",))
+    monkeypatch.setattr("mesascope.runner.train_population", full)
     assert_alike(plain[0], run(tmp_path, "crewed", watcher))
-    assert watcher.lines == ["seeds 0 to 1 do not fit on cpu at once; each is trained by itself"]
+    assert watcher.lines == ["seeds 0 to 1 do not fit on cpu together; each is trained separately"]

@@ -38,11 +38,11 @@ def see_what_everybody_knows(run: Run) -> None:
     assert float(loss[-1]) < 4.0 < float(loss[0])  # it reads English; the embedding does not
     norms = run.read_results("norms")
     assert float(norms["first_token"].max()) > 20 * float(norms["mean"].max())  # the first token is a sink
-    scores = run.read_results("roles")["score"]
+    scores = run.read_results("repeated_token_heads")["score"]
     assert float(scores.sel(stat="first token").mean()) > 0.3
     assert float(scores.sel(stat="previous token").max()) > 0.5  # there is a previous-token head
     assert run.read_json("model")["parameters"] > 1e8
-    assert run.read_json("model")["left out"] == {}
+    assert run.read_json("model")["skipped"] == {}
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import torch
 
 from commands import call
 from mesascope import api
-from mesascope.ground_truth.models.descent import planted_descent
+from mesascope.ground_truth.models.descent import build_gradient_descent_model
 from mesascope.models.transformer import Decoder, DecoderConfig
 from mesascope.store import Run
 from mesascope.studies.gradient_descent.study import TASK
@@ -27,7 +27,7 @@ def command(capsys, monkeypatch):
 def descending(tmp_path_factory) -> Path:
     """A decoder in a folder that takes one step of gradient descent."""
     place = tmp_path_factory.mktemp("models") / "descending"
-    planted_descent(TASK.dim, TASK.examples_shown, step=0.5).save_pretrained(place)
+    build_gradient_descent_model(TASK.dim, TASK.num_examples, step=0.5).save_pretrained(place)
     return place
 
 
@@ -54,19 +54,21 @@ def test_json_says_the_same_to_machines(descending, command):
 
 
 def test_a_language_model_is_held_against_counts_on_its_own_tokens(tmp_path):
-    (answer,) = api.which_algorithm(save_tiny(tmp_path), sequences=32)
+    (answer,) = api.rank_algorithms(save_tiny(tmp_path), sequences=32)
     assert answer.task.startswith("Markov chains of ")
-    assert set(answer.found["predictor"].values) >= {"single symbols", "pairs", "triples"}
-    assert answer.found["named"].item() == "the same again"  # random weights, but one table for words in and words out
+    assert set(answer.results["predictor"].values) >= {"single symbols", "pairs", "triples"}
+    assert (
+        answer.results["named"].item() == "the same again"
+    )  # random weights, but one table for words in and words out
 
 
 @pytest.mark.parametrize(
     ("words", "line"),
     [
         (("nowhere",), "a model must be a Hugging Face name"),
-        (("DECODER",), "must be named by --study, one of affine"),
-        (("DECODER", "--study", "meta-learning"), "the study meta-learning has none such; studies that have: affine"),
-        (("DECODER", "--study", "affine"), "the decoder must read what the study's does"),
+        (("DECODER",), "must be given by --study, one of affine"),
+        (("DECODER", "--study", "meta-learning"), "the study meta-learning has no such task; choose from affine"),
+        (("DECODER", "--study", "affine"), "the decoder must have the study's vocab_size"),
         (("DECODER", "--study", "nothing"), "a study must be one of"),
         (("DECODER", "--study", "gradient-descent", "--sequences", "8"), "sequences must be 32 or more"),
     ],
@@ -84,7 +86,7 @@ def test_a_run_that_opened_a_language_model_is_refused(tmp_path, command):
     Run.create(tmp_path / "run", {"model": "somebody/something"})
     code, _, err = command("which-algorithm", tmp_path / "run")
     assert code == 2
-    assert "opened a language model; name the model instead" in " ".join(err.split())
+    assert "inspects a language model; give the model instead" in " ".join(err.split())
 
 
 def test_a_decoder_of_tokens_fits_no_study_of_vectors(tmp_path, command):

@@ -1,9 +1,10 @@
-"""mesascope shows which algorithm runs inside a transformer's forward pass, and how it gets there in training.
+"""mesascope identifies the algorithms that transformers run in their forward pass, and how training produces them.
 
-What a notebook needs is here under short names, imported when first used, so that ``import mesascope`` is quick:
+The main functions are available here under short names. They are imported on first use, so that ``import mesascope`` is
+fast:
 
-- :func:`run`, :func:`inspect`: what the command line does;
-- :func:`capture`, :class:`Edit`, :class:`Reduction`: record and change a forward pass;
+- :func:`run`, :func:`inspect`: the main commands of the command line;
+- :func:`capture`, :class:`Edit`, :class:`Reduction`: record and edit the activations of a forward pass;
 - :mod:`analyses`, :mod:`tasks`, :mod:`studies`.
 """
 
@@ -28,7 +29,7 @@ __all__ = [
     "tasks",
 ]
 
-_HOMES = {
+_MODULE_OF_NAME = {
     "Edit": "mesascope.activations",
     "Reduction": "mesascope.activations",
     "UnsupportedModel": "mesascope.activations",
@@ -39,9 +40,9 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for."""
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+    """Import a public name on first access."""
+    if name in _MODULE_OF_NAME:
+        return getattr(importlib.import_module(_MODULE_OF_NAME[name]), name)
     if name in __all__:
         return importlib.import_module(f"mesascope.{name}")
     raise AttributeError(f"module 'mesascope' has no attribute {name!r}")

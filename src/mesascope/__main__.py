@@ -1,4 +1,4 @@
-"""``python -m mesascope`` is the command line."""
+"""Entry point of ``python -m mesascope``."""
 
 from mesascope.cli import main
 

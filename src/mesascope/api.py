@@ -1,18 +1,18 @@
-"""What the command line does, as functions: run a study, open a model, draw a report."""
+"""Python functions for the commands of the command line."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
-from mesascope.executors import executor
-from mesascope.inspection import Answer, Progress, inspect_model, name_algorithms
-from mesascope.report import draw as report
-from mesascope.runner import Silent, Watcher, run_study
+from mesascope.executors import create_executor
+from mesascope.inspection import AlgorithmReport, StageProgressFn, identify_algorithms, inspect_model
+from mesascope.report import write_report
+from mesascope.runner import NullProgress, ProgressCallback, run_study
 from mesascope.store import Run
-from mesascope.studies.registry import find
+from mesascope.studies.registry import load_study
 
-RUNS = Path("runs")
+RUNS_FOLDER = Path("runs")
 
 
 def run(
@@ -23,40 +23,39 @@ def run(
     out: Path | str | None = None,
     device: str = "auto",
     on: str | None = None,
-    watcher: Watcher | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Run:
-    """Run a study to its verdicts and its report, or go on with it where it was stopped.
+    """Run a study up to its verdicts and its report, or resume a run that was stopped.
 
     Args:
-        study: the name of a study, or a ``.py`` file that holds ``STUDY``.
+        study: The name of a study, or a ``.py`` file that defines ``STUDY``.
         scale: smoke, laptop or paper.
-        seeds: training replicates; as many as the scale says by default.
-        out: the run's directory; ``runs/STUDY-SCALE`` by default.
-        device: auto, cpu or cuda (``cuda:1`` and so on too).
-        on: here, processes or ray[:ADDRESS]; by default processes, but here for a smoke run or on a GPU.
-        watcher: hears how it gets on.
+        seeds: Number of training replicates; the default of the scale if None.
+        out: The run's directory; ``runs/STUDY-SCALE`` by default.
+        device: auto, cpu or cuda (also ``cuda:1`` and so on).
+        on: serial, processes or ray[:ADDRESS]. Default: serial at smoke scale or on a GPU, processes otherwise.
+        progress: Receives progress updates.
 
     Returns:
-        The run; its ``path`` holds ``report.html``, ``verdicts.json`` and ``results``.
+        The run; its ``path`` contains ``report.html``, ``verdicts.json`` and ``results``.
 
     Raises:
-        ValueError: something that is asked for does not exist; the message is one line.
+        ValueError: If an argument is invalid; the message is one line.
     """
-    entry = find(study)
-    chosen = choose_device(device)
-    place = Path(out) if out is not None else RUNS / f"{entry.name}-{scale}"
-    spread = on or ("here" if scale == "smoke" or chosen != "cpu" else "processes")
-    done = run_study(
+    chosen_device = choose_device(device)
+    path = Path(out) if out is not None else RUNS_FOLDER / f"{load_study(study).name}-{scale}"
+    executor_name = on or ("serial" if scale == "smoke" or chosen_device != "cpu" else "processes")
+    finished_run = run_study(
         study,
         scale=scale,
         seeds=seeds,
-        path=place,
-        device=chosen,
-        executor=executor(spread),
-        watcher=watcher or Silent(),
+        path=path,
+        device=chosen_device,
+        executor=create_executor(executor_name),
+        progress=progress or NullProgress(),
     )
-    report(done.path)
-    return done
+    write_report(finished_run.path)
+    return finished_run
 
 
 def inspect(
@@ -66,77 +65,90 @@ def inspect(
     tokens: int | None = None,
     sequences: int = 4,
     out: Path | str | None = None,
-    measures: Sequence[str] | None = None,
+    analyses: Sequence[str] | None = None,
     steps: Sequence[str] | None = None,
     device: str = "cpu",
     dtype: str = "float32",
-    progress: Progress | None = None,
+    progress: StageProgressFn | None = None,
 ) -> Run:
-    """Open a causal language model on a text, measure it next to its controls, and write a report.
+    """Analyse a causal language model on a text, compare with controls, and write a report.
 
     Args:
-        model: a Hub name, a folder, or a ``.gguf`` file.
-        text: a UTF-8 file; English prose that ships with Python by default.
-        tokens: of each sequence; 512 by default, or fewer where the text or the model's context is shorter.
-        sequences: at most so many.
-        out: the run's directory; ``runs/inspect-MODEL`` by default.
-        measures: names of measures; all by default.
-        steps: checkpoints over time: revisions of a Hub name, or folders; every result gains the axis ``step``.
+        model: A Hub name, a folder, or a ``.gguf`` file.
+        text: A UTF-8 file; by default English prose that is installed with Python.
+        tokens: Tokens per sequence; 512 by default, or fewer if the text or the model's context is shorter.
+        sequences: Maximum number of sequences.
+        out: The run's directory; ``runs/inspect-MODEL`` by default.
+        analyses: Names of analyses; all by default.
+        steps: Training checkpoints: revisions of a Hub name, or folders. Every result then has the axis ``step``.
         device: cpu, cuda or auto.
-        dtype: of the weights in memory: float32, bfloat16, float16 or float64.
-        progress: hears what is being done, how many stages are done, and how many there are.
+        dtype: Data type of the weights in memory: float32, bfloat16, float16 or float64.
+        progress: Called with (current stage, stages done, total stages).
+
+    Returns:
+        The run; its ``path`` contains ``report.html`` and ``results``.
 
     Raises:
-        ValueError: something that is asked for does not exist; the message is one line.
+        ValueError: If an argument is invalid; the message is one line.
     """
-    done = inspect_model(
+    finished_run = inspect_model(
         model,
         text=Path(text) if text is not None else None,
         tokens=tokens,
         sequences=sequences,
-        path=Path(out) if out is not None else RUNS / f"inspect-{Path(model).name}",
-        chosen=measures,
+        path=Path(out) if out is not None else RUNS_FOLDER / f"inspect-{Path(model).name}",
+        analyses=analyses,
         steps=steps,
         device=choose_device(device),
         dtype=dtype,
         progress=progress or (lambda what, done, total: None),
     )
-    report(done.path)
-    return done
+    write_report(finished_run.path)
+    return finished_run
 
 
-def which_algorithm(
+def rank_algorithms(
     subject: Path | str,
     *,
     study: str | None = None,
     sequences: int = 128,
     seed: int = 0,
     device: str = "cpu",
-    say: Callable[[str], None] = lambda line: None,
-) -> list[Answer]:
-    """The algorithms that the models of a run, or one model, are nearest to; each with its numbers and its null.
+    log: Callable[[str], None] = lambda line: None,
+) -> list[AlgorithmReport]:
+    """Rank the in-context algorithms that the models of a run, or one model, are most similar to.
 
     Args:
-        subject: a run's directory, a folder with one of our decoders, or a causal language model.
-        study: whose task is meant, for a decoder in a folder or a study in a file.
-        sequences: that are drawn, 32 or more; numbers are fitted on one half, and judged on the other.
-        seed: of the sequences.
+        subject: A run's directory, a folder with a mesascope decoder, or a causal language model.
+        study: The study whose task is used, for a decoder in a folder or a study in a file.
+        sequences: Number of sequences to sample, 32 or more. Hyperparameters are fitted on one half, and similarities
+            are computed on the other.
+        seed: The seed of the sequences.
         device: cpu, cuda or auto.
-        say: hears what is being done.
+        log: Receives lines of text.
+
+    Returns:
+        One report per model, with similarities, fitted hyperparameters and null similarities.
 
     Raises:
-        ValueError: something that is asked for does not exist; the message is one line.
+        ValueError: If an argument is invalid; the message is one line.
     """
-    return name_algorithms(
-        str(subject), study=study, sequences=sequences, seed=seed, device=choose_device(device), say=say
+    return identify_algorithms(
+        str(subject), study=study, sequences=sequences, seed=seed, device=choose_device(device), log=log
     )
 
 
 def choose_device(device: str) -> str:
-    """The device that is meant, if it is there.
+    """Return the name of an available device.
+
+    Args:
+        device: auto, cpu, cuda or cuda:N; auto is cuda if a GPU is available.
+
+    Returns:
+        A device name for torch.
 
     Raises:
-        ValueError: there is no such device on this machine.
+        ValueError: If there is no such device on this machine.
     """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -146,5 +158,5 @@ def choose_device(device: str) -> str:
     if kind != "cuda" or (number and not number.isdigit()):
         raise ValueError(f"a device must be auto, cpu or cuda, but got {device!r}")
     if not torch.cuda.is_available() or int(number or 0) >= torch.cuda.device_count():
-        raise ValueError(f"the device {device} must be on this machine, but is not; use --device cpu")
+        raise ValueError(f"the device {device} must be on this machine, but is not; use the device cpu")
     return device

@@ -1,7 +1,7 @@
-"""Where jobs run: here, in processes of this machine, or on a Ray cluster.
+"""Executors: run jobs in this process, in processes of this machine, or on a Ray cluster.
 
-Each executor has one method, :meth:`map`: it calls ``fn(job, progress, say)`` for every job and gives the results in
-the jobs' order. ``fn`` and the jobs must be picklable: a function at the top of a module, and plain values.
+Each executor has one method, ``map_jobs``: it calls ``fn(job, progress, log)`` for every job and returns the results in
+the order of the jobs. ``fn`` and the jobs must be picklable: a module-level function, and plain values.
 """
 
 import os
@@ -18,180 +18,209 @@ from importlib import import_module
 from multiprocessing import connection, get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-from mesascope.store import ignore
+from mesascope.store import do_nothing
 
-Fn = Callable[..., Any]
-JobProgress = Callable[[int, int, int, float], None]
-JobSay = Callable[[str], None]
+_JobFn = Callable[..., Any]
+_JobProgress = Callable[[int, int, int, float], None]
+_JobLog = Callable[[str], None]
 
-_FORKS = sys.platform == "linux"  # elsewhere libraries do not bear it
-
-
-class ClusterError(RuntimeError):
-    """Jobs could not be run, or a process was lost; one line says why and what to do."""
+_USE_FORKSERVER = sys.platform == "linux"  # on other systems, libraries are not safe to fork
 
 
-@runtime_checkable
-class Executor(Protocol):
-    """What runs jobs."""
-
-    def map(self, fn: Fn, jobs: Sequence[Any], progress: JobProgress, say: JobSay = ...) -> list[Any]:
-        """``fn(job, progress, say)`` of every job, in order; ``progress`` hears (job, done, total, loss)."""
-        ...
+class ExecutorError(RuntimeError):
+    """Raised when jobs cannot be run, or a process is lost; the message says why and what to do."""
 
 
-def executor(text: str) -> Executor:
-    """The executor of this name: ``here``, ``processes`` or ``ray[:ADDRESS]``.
+def create_executor(name: str) -> "SerialExecutor | ProcessExecutor | RayExecutor":
+    """Create an executor from its name.
+
+    Args:
+        name: ``serial``, ``processes`` or ``ray[:ADDRESS]``.
+
+    Returns:
+        The executor.
 
     Raises:
-        ValueError: there is none of this name.
+        ValueError: If there is no executor of this name.
 
-    >>> executor("ray:10.0.0.1:6379")
-    Ray(address='10.0.0.1:6379')
+    >>> create_executor("ray:10.0.0.1:6379")
+    RayExecutor(address='10.0.0.1:6379')
     """
-    kind, _, address = text.partition(":")
+    kind, _, address = name.partition(":")
     if kind == "ray":
-        return Ray(address=address or None)
-    if text not in ("here", "processes"):
-        raise ValueError(f"an executor must be here, processes or ray[:ADDRESS], but got {text!r}")
-    return Here() if text == "here" else Processes()
+        return RayExecutor(address=address or None)
+    if name not in ("serial", "processes"):
+        raise ValueError(f"an executor must be serial, processes or ray[:ADDRESS], but got {name!r}")
+    return SerialExecutor() if name == "serial" else ProcessExecutor()
 
 
 @dataclass(frozen=True)
-class Here:
-    """One job after another, in this process."""
+class SerialExecutor:
+    """Runs jobs one after another, in this process."""
 
-    def map(self, fn: Fn, jobs: Sequence[Any], progress: JobProgress = ignore, say: JobSay = ignore) -> list[Any]:
-        """``fn(job, progress, say)`` of every job, in order."""
-        return [fn(job, partial(progress, index), say) for index, job in enumerate(jobs)]
+    def map_jobs(
+        self, fn: _JobFn, jobs: Sequence[Any], progress: _JobProgress = do_nothing, log: _JobLog = do_nothing
+    ) -> list[Any]:
+        """Apply ``fn`` to every job.
+
+        Args:
+            fn: Called as ``fn(job, progress, log)``.
+            jobs: The jobs.
+            progress: Receives (job index, done, total, loss).
+            log: Receives lines of text.
+
+        Returns:
+            The results, in the order of the jobs.
+        """
+        return [fn(job, partial(progress, index), log) for index, job in enumerate(jobs)]
 
 
 @dataclass(frozen=True)
-class Processes:
-    """Processes of this machine; they end when this one does, however that is.
+class ProcessExecutor:
+    """Runs jobs in processes of this machine, which end when this process ends for any reason.
 
-    On Linux they branch off one helper that has imported what the jobs need, once for all of them, and has done nothing
-    else; it stays for the next time. Elsewhere each starts afresh.
+    On Linux they are forked from a server process that has imported the modules of the jobs once, and that is reused by
+    later calls. On other systems each process is spawned.
 
     Attributes:
-        workers: how many at once; as many as there are jobs by default, but at most two per processor.
+        max_workers: Maximum number of processes; by default the number of jobs, limited to two per CPU.
     """
 
-    workers: int | None = None
+    max_workers: int | None = None
 
-    def map(self, fn: Fn, jobs: Sequence[Any], progress: JobProgress = ignore, say: JobSay = ignore) -> list[Any]:
-        """``fn(job, progress, say)`` of every job, in order.
+    def map_jobs(
+        self, fn: _JobFn, jobs: Sequence[Any], progress: _JobProgress = do_nothing, log: _JobLog = do_nothing
+    ) -> list[Any]:
+        """Apply ``fn`` to every job; the first error stops all other jobs and is raised here with its type and message.
 
-        The first error of a job stops all others, and is raised here with its type and message.
+        Args:
+            fn: Called as ``fn(job, progress, log)``.
+            jobs: The jobs.
+            progress: Receives (job index, done, total, loss).
+            log: Receives lines of text.
+
+        Returns:
+            The results, in the order of the jobs.
 
         Raises:
-            ClusterError: a process was killed, or could not start.
+            ExecutorError: If a process was killed or could not start.
         """
-        limit = self.workers or 2 * (os.cpu_count() or 1)
-        waiting, results = list(enumerate(jobs))[::-1], {}
-        with _workers(fn, min(limit, len(jobs))) as workers:
+        limit = self.max_workers or 2 * (os.cpu_count() or 1)
+        pending, results = list(enumerate(jobs))[::-1], {}
+        with _start_workers(fn, min(limit, len(jobs))) as workers:
             for worker in workers:
-                worker.take(waiting.pop())
+                worker.send_message(pending.pop())
             while len(results) < len(jobs):
-                worker, (kind, *news) = _next(workers)
+                worker, (kind, *payload) = _next_message(workers)
                 if kind == "progress":
-                    progress(*news)
-                elif kind == "say":
-                    say(*news)
+                    progress(*payload)
+                elif kind == "log":
+                    log(*payload)
                 elif kind == "failed":
-                    raise news[0]
+                    raise payload[0]
                 else:
-                    results[news[0]] = news[1]
-                    if waiting:
-                        worker.take(waiting.pop())
+                    results[payload[0]] = payload[1]
+                    if pending:
+                        worker.send_message(pending.pop())
         return [results[index] for index in range(len(jobs))]
 
 
 @dataclass(frozen=True)
-class Ray:
-    """Tasks of a Ray cluster, one processor each; the run's directory must be one that all its machines see.
+class RayExecutor:
+    """Runs jobs as tasks of a Ray cluster, one CPU each; all machines must share the run's directory.
 
     Attributes:
-        address: of a running cluster; ``None`` starts one on this machine, or joins the one in ``RAY_ADDRESS``.
+        address: The address of a running cluster; ``None`` joins the one in ``RAY_ADDRESS``, or starts a local one.
     """
 
     address: str | None = None
 
-    def map(self, fn: Fn, jobs: Sequence[Any], progress: JobProgress = ignore, say: JobSay = ignore) -> list[Any]:
-        """``fn(job, progress, say)`` of every job, in order.
+    def map_jobs(
+        self, fn: _JobFn, jobs: Sequence[Any], progress: _JobProgress = do_nothing, log: _JobLog = do_nothing
+    ) -> list[Any]:
+        """Apply ``fn`` to every job.
+
+        Args:
+            fn: Called as ``fn(job, progress, log)``.
+            jobs: The jobs.
+            progress: Receives (job index, done, total, loss).
+            log: Receives lines of text.
+
+        Returns:
+            The results, in the order of the jobs.
 
         Raises:
-            ClusterError: Ray is not installed.
+            ExecutorError: If Ray is not installed.
         """
         try:
             ray = import_module("ray")
             queues = import_module("ray.util.queue")
         except ImportError as error:
-            raise ClusterError(
+            raise ExecutorError(
                 "running on Ray needs the ray package, but it is not installed; pip install 'mesascope[ray]'"
             ) from error
         ray.init(address=self.address, ignore_reinit_error=True, log_to_driver=False)
-        news = queues.Queue()
-        task = ray.remote(max_retries=0)(_ray_job)
-        running = [task.remote(fn, index, job, news) for index, job in enumerate(jobs)]
-        waiting = running
+        messages = queues.Queue()
+        task = ray.remote(max_retries=0)(_run_ray_job)
+        tasks = [task.remote(fn, index, job, messages) for index, job in enumerate(jobs)]
+        unfinished = tasks
         try:
-            while waiting:
-                finished, waiting = ray.wait(waiting, timeout=0.2)
-                _tell(news, progress, say)
-                ray.get(finished)  # the error of a job is raised at once
-            return ray.get(running)
+            while unfinished:
+                finished, unfinished = ray.wait(unfinished, timeout=0.2)
+                _forward_messages(messages, progress, log)
+                ray.get(finished)  # raises the error of a job immediately
+            return ray.get(tasks)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
         finally:
-            for one in waiting:
-                ray.cancel(one, force=True)
-            news.shutdown(force=True)
+            for task_ref in unfinished:
+                ray.cancel(task_ref, force=True)
+            messages.shutdown(force=True)
 
 
 class _Worker:
-    """The parent's side of one process."""
+    """The parent's handle of one worker process."""
 
     def __init__(self, process: BaseProcess, pipe: Connection) -> None:
         self.process, self.pipe = process, pipe
 
-    def take(self, message: object) -> None:
-        """Give it the function, or a job."""
-        with suppress(BrokenPipeError, ConnectionResetError):  # it is gone: `hear` says so
+    def send_message(self, message: object) -> None:
+        with suppress(BrokenPipeError, ConnectionResetError):  # the process has ended; receiving raises
             self.pipe.send(message)
 
-    def hear(self) -> tuple:
-        """Its next message."""
+    def receive_message(self) -> tuple:
+        """Receive the next message, or raise if the process has ended."""
         try:
             return self.pipe.recv()
         except (EOFError, ConnectionResetError) as error:
             self.process.join(5)
-            raise ClusterError(
-                f"a process must live until its job is done, but one ended with {_ending(self.process.exitcode)}; "
-                "run again (a run resumes), with fewer processes if memory was short, and in a script of your own "
-                "call it under `if __name__ == '__main__':`"
+            raise ExecutorError(
+                "a process must live until its job is done, but one ended with "
+                f"{_describe_exit_code(self.process.exitcode)}; "
+                "run again to resume, with fewer processes if memory was short; scripts must call this under "
+                "`if __name__ == '__main__':`"
             ) from error
 
 
 @contextmanager
-def _workers(fn: Fn, count: int) -> Iterator[list[_Worker]]:
-    """Processes that wait for jobs; none is left afterwards."""
-    context = get_context("forkserver") if _FORKS else get_context("spawn")
-    if _FORKS:
+def _start_workers(fn: _JobFn, count: int) -> Iterator[list[_Worker]]:
+    """Start worker processes that wait for jobs, and kill them on exit."""
+    context = get_context("forkserver") if _USE_FORKSERVER else get_context("spawn")
+    if _USE_FORKSERVER:
         context.set_forkserver_preload([__name__, *({fn.__module__} - {"__main__"})])
     workers: list[_Worker] = []
     try:
-        with _no_interrupts():
+        with _block_interrupts():
             for _ in range(count):
-                ours, theirs = context.Pipe()
-                process = context.Process(target=_work, args=(theirs,), daemon=True)
+                parent_end, child_end = context.Pipe()
+                process = context.Process(target=_run_worker, args=(child_end,), daemon=True)
                 process.start()
-                theirs.close()
-                workers.append(_Worker(process, ours))
+                child_end.close()
+                workers.append(_Worker(process, parent_end))
         for worker in workers:
-            worker.take(fn)
+            worker.send_message(fn)
         yield workers
     finally:
         for worker in workers:
@@ -202,75 +231,72 @@ def _workers(fn: Fn, count: int) -> Iterator[list[_Worker]]:
 
 
 @contextmanager
-def _no_interrupts() -> Iterator[None]:
-    """Ctrl-C waits until the block is over; processes started inside never hear of it: their parent stops them."""
-    resource_tracker.ensure_running()  # it would let interrupts through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _block_interrupts() -> Iterator[None]:
+    """Block SIGINT; processes started inside never receive it, so that only their parent stops them."""
+    resource_tracker.ensure_running()  # starting it later would unblock SIGINT
+    old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
 
 
-def _next(workers: Sequence[_Worker]) -> tuple[_Worker, tuple]:
-    """Whoever speaks next, and what it says."""
+def _next_message(workers: Sequence[_Worker]) -> tuple[_Worker, tuple]:
     pipe = connection.wait([worker.pipe for worker in workers])[0]
     worker = next(worker for worker in workers if worker.pipe is pipe)
-    return worker, worker.hear()
+    return worker, worker.receive_message()
 
 
-def _ending(code: int | None) -> str:
-    """An exit code in words."""
+def _describe_exit_code(code: int | None) -> str:
     return f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
 
 
-def _work(pipe: Connection) -> None:
-    """The life of a process: read the function, then do jobs until it is killed or its parent is gone."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # whoever started the helper that it branched off
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _run_worker(pipe: Connection) -> None:
+    """Run a worker process: receive the function, then run jobs until it is killed or its parent is gone."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the fork server may have it unblocked
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         try:
             fn = pipe.recv()
             while True:
                 index, job = pipe.recv()
-                result = fn(job, partial(_send, pipe, "progress", index), partial(_send, pipe, "say"))
-                _send(pipe, "done", index, result)
+                result = fn(job, partial(_send_message, pipe, "progress", index), partial(_send_message, pipe, "log"))
+                _send_message(pipe, "done", index, result)
         except EOFError:
             raise
         except Exception as error:
-            _send(pipe, "failed", _portable(error))
+            _send_message(pipe, "failed", _picklable_error(error))
             pipe.recv()
 
 
-def _send(pipe: Connection, *message: Any) -> None:
-    """Tell the parent."""
+def _send_message(pipe: Connection, *message: Any) -> None:
     pipe.send(message)
 
 
-def _portable(error: Exception) -> Exception:
-    """The error as the parent can raise it, with the place where it came from as a note."""
+def _picklable_error(error: Exception) -> Exception:
+    """Return a picklable copy of an error, with the traceback as a note."""
     try:
         copy = pickle.loads(pickle.dumps(error))
-    except Exception:  # any class may fail in its own way
-        copy = ClusterError(f"a job failed: {type(error).__name__}: {error}")
+    except Exception:  # pickling a class can raise anything
+        copy = ExecutorError(f"a job failed: {type(error).__name__}: {error}")
     copy.add_note("in another process:\n" + "".join(traceback.format_exception(error)))
     return copy
 
 
-def _end_with_parent() -> None:
-    """End as soon as the parent is gone, even if it had no time to say so."""
+def _exit_with_parent() -> None:
+    """Exit as soon as the parent process is gone, even if it was killed."""
     parent = parent_process()
     assert parent is not None
     connection.wait([parent.sentinel])
     os._exit(1)
 
 
-def _ray_job(fn: Fn, index: int, job: Any, news: Any) -> Any:
-    """One job on a machine of the cluster; its news go through a queue."""
-    return fn(job, lambda *numbers: news.put(("progress", index, *numbers)), lambda text: news.put(("say", text)))
+def _run_ray_job(fn: _JobFn, index: int, job: Any, messages: Any) -> Any:
+    return fn(
+        job, lambda *numbers: messages.put(("progress", index, *numbers)), lambda text: messages.put(("log", text))
+    )
 
 
-def _tell(news: Any, progress: JobProgress, say: JobSay) -> None:
-    """Pass on what the jobs have said so far."""
-    for kind, *message in news.get_nowait_batch(news.qsize()):
-        (progress if kind == "progress" else say)(*message)
+def _forward_messages(messages: Any, progress: _JobProgress, log: _JobLog) -> None:
+    for kind, *message in messages.get_nowait_batch(messages.qsize()):
+        (progress if kind == "progress" else log)(*message)

@@ -1,4 +1,4 @@
-"""How a run looks on a terminal while it goes on: bars where there is a terminal, plain lines elsewhere."""
+"""Progress display: progress bars on a terminal, plain lines elsewhere."""
 
 import math
 import time
@@ -17,19 +17,19 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-Drawn = TypeVar("Drawn", bound="_OnTerminal")
-EVERY = 10.0  # seconds between plain lines
+_TerminalProgressT = TypeVar("_TerminalProgressT", bound="_TerminalProgress")
+LINE_INTERVAL = 10.0  # minimum time between plain lines, in seconds
 
 
-class _OnTerminal:
-    """Bars that are drawn between enter and exit, if there is a terminal to draw them on."""
+class _TerminalProgress:
+    """Context manager that draws progress bars if the console is a terminal."""
 
     def __init__(self, console: Console, *columns: ProgressColumn) -> None:
         self._console = console
         self._bars = Progress(*columns, console=console, transient=True) if console.is_terminal else None
 
-    def __enter__(self: Drawn) -> Drawn:
-        """Begin to draw."""
+    def __enter__(self: _TerminalProgressT) -> _TerminalProgressT:
+        """Start drawing."""
         if self._bars is not None:
             self._bars.start()
         return self
@@ -37,13 +37,17 @@ class _OnTerminal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave the terminal as it was."""
+        """Stop drawing and restore the terminal."""
         if self._bars is not None:
             self._bars.stop()
 
 
-class Display(_OnTerminal):
-    """A watcher that draws one bar per part of a stage."""
+class ProgressDisplay(_TerminalProgress):
+    """Progress callback that draws one bar per part of a stage.
+
+    Args:
+        console: The console to draw on.
+    """
 
     def __init__(self, console: Console) -> None:
         super().__init__(
@@ -57,11 +61,16 @@ class Display(_OnTerminal):
         self._tasks: dict[int, TaskID] = {}
         self._parts: Sequence[str] = ()
         self._name = ""
-        self._since = 0.0
+        self._last_line_time = 0.0
 
-    def stage(self, name: str, parts: Sequence[str]) -> None:
-        """A new stage: its bars take the place of the last one's."""
-        self._name, self._parts, self._since = name, parts, 0.0
+    def start_stage(self, name: str, parts: Sequence[str]) -> None:
+        """Start a stage; its bars replace those of the previous one.
+
+        Args:
+            name: The name of the stage.
+            parts: The names of its parts.
+        """
+        self._name, self._parts, self._last_line_time = name, parts, 0.0
         if self._bars is None:
             self._console.print(f"{name}: {', '.join(parts)}", markup=False)
             return
@@ -69,22 +78,37 @@ class Display(_OnTerminal):
             self._bars.remove_task(task)
         self._tasks = {i: self._bars.add_task(f"{name} {part}", total=None, loss="") for i, part in enumerate(parts)}
 
-    def part(self, index: int, done: int, total: int, loss: float) -> None:
-        """One part has got so far."""
-        shown = "" if math.isnan(loss) else f"loss {loss:.4g}"
-        if self._bars is not None:
-            self._bars.update(self._tasks[index], completed=done, total=total, loss=shown)
-        elif done == total or time.monotonic() - self._since > EVERY:
-            self._since = time.monotonic()
-            self._console.print(f"{self._name} {self._parts[index]}: {done}/{total} {shown}".rstrip())
+    def update_part(self, index: int, done: int, total: int, loss: float) -> None:
+        """Update the progress of one part.
 
-    def say(self, line: str) -> None:
-        """A line above the bars."""
+        Args:
+            index: The index of the part.
+            done: Units of work done.
+            total: Units of work in total.
+            loss: The last training loss; not a number where there is none.
+        """
+        loss_text = "" if math.isnan(loss) else f"loss {loss:.4g}"
+        if self._bars is not None:
+            self._bars.update(self._tasks[index], completed=done, total=total, loss=loss_text)
+        elif done == total or time.monotonic() - self._last_line_time > LINE_INTERVAL:
+            self._last_line_time = time.monotonic()
+            self._console.print(f"{self._name} {self._parts[index]}: {done}/{total} {loss_text}".rstrip())
+
+    def log_message(self, line: str) -> None:
+        """Print a message above the bars.
+
+        Args:
+            line: One line of text.
+        """
         self._console.print(line, markup=False)
 
 
-class Stages(_OnTerminal):
-    """One bar over the stages of something that is done once."""
+class StageProgressBar(_TerminalProgress):
+    """A single progress bar over successive stages.
+
+    Args:
+        console: The console to draw on.
+    """
 
     def __init__(self, console: Console) -> None:
         super().__init__(
@@ -95,12 +119,18 @@ class Stages(_OnTerminal):
             TimeRemainingColumn(),
         )
         self._task = None if self._bars is None else self._bars.add_task("", total=None)
-        self._told = ""
+        self._last_stage = ""
 
-    def __call__(self, what: str, done: int, total: int) -> None:
-        """A stage begins, or is done."""
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Update the bar when a stage starts or ends.
+
+        Args:
+            stage: The name of the stage.
+            done: Stages done.
+            total: Stages in total.
+        """
         if self._bars is not None and self._task is not None:
-            self._bars.update(self._task, description=what, completed=done, total=total)
-        elif what != self._told and total > 1:  # what is over in a moment, or fails, needs no line
-            self._told = what
-            self._console.print(f"{what} ({done + 1}/{total})", markup=False)
+            self._bars.update(self._task, description=stage, completed=done, total=total)
+        elif stage != self._last_stage and total > 1:  # a single stage is short or fails: no line
+            self._last_stage = stage
+            self._console.print(f"{stage} ({done + 1}/{total})", markup=False)

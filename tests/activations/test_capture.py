@@ -12,12 +12,13 @@ from transformers import AutoModelForCausalLM, MiniMaxConfig, PreTrainedConfig, 
 import small
 from mesascope.activations import (
     SITES,
+    Edit,
     NotEnoughMemory,
     NotRecorded,
     Reduction,
     UnsupportedModel,
     capture,
-    estimate_bytes,
+    estimate_capture_bytes,
     memory,
 )
 from mesascope.tasks.affine import Affine
@@ -45,25 +46,25 @@ def test_predictions_that_nobody_asks_for_are_not_made_and_change_nothing(llama,
     made = []
     x, head = tokens(), llama.lm_head
     request.addfinalizer(head.register_forward_hook(lambda _, given, result: made.append(result.shape[1])).remove)
-    sites = ["resid_post", "pattern", "attn_write"]
+    sites = ["resid_post", "pattern", "attn_out"]
     capture(llama, x, sites)  # with its probe and its checks, which are not made again
     made.clear()
     without = capture(llama, x, sites)
     assert made == [1]
-    whole = Reduction(site="prediction", fn=lambda logits: logits.sum(-1), axes=("batch", "pos"))
-    for wanted, options in ((["prediction"], {}), (["resid_pre_grad"], {}), ([], {"reduce": {"whole": whole}})):
+    whole = Reduction(site="output", fn=lambda logits: logits.sum(-1), axes=("batch", "pos"))
+    for wanted, options in ((["output"], {}), (["resid_pre_grad"], {}), ([], {"reduce": {"whole": whole}})):
         made.clear()
         capture(llama, x, wanted, **options, check=False)
         assert made == [x.shape[1]], wanted
-    recorded = capture(llama, x, [*sites, "prediction"])
+    recorded = capture(llama, x, [*sites, "output"])
     assert all(torch.equal(recorded[site], without[site]) for site in sites)
 
 
 def test_layers_are_picked_and_keep_their_numbers(llama):
     whole, some = capture(llama, tokens(), ["value"]), capture(llama, tokens(), ["value"], layers=[2, -3])
     assert torch.equal(some["value"], whole["value"][[2, 0]])
-    assert some.xarray("value").layer.values.tolist() == [2, 0]
-    assert some.frame.output_projection.shape[0] == 2
+    assert some.to_xarray("value").layer.values.tolist() == [2, 0]
+    assert some.readout.output_projection.shape[0] == 2
     with pytest.raises(ValueError, match="layers must lie within the 3 layers"):
         capture(llama, tokens(), layers=[3])
 
@@ -71,15 +72,15 @@ def test_layers_are_picked_and_keep_their_numbers(llama):
 def test_a_task_s_batch_and_its_oracles_are_kept():
     task = Affine(length=6)
     batch = task.sample(3, torch.Generator().manual_seed(0))
-    recorded = capture(decoder(d_in=1, d_out=1), batch, oracles=task.oracles(batch))
+    recorded = capture(decoder(d_in=1, d_out=1), batch, baselines=task.baselines(batch))
     assert recorded.batch is batch
     assert recorded.inputs is batch.inputs
-    assert set(recorded.oracles) == set(task.oracles(batch))
+    assert set(recorded.baselines) == set(task.baselines(batch))
 
 
 def test_what_was_not_recorded_is_a_key_error_that_lists_what_was(llama):
     recorded = capture(llama, tokens(), ["key", "value"])
-    with pytest.raises(NotRecorded, match="'pattern' was not recorded; recorded are key, value; ask") as refusal:
+    with pytest.raises(NotRecorded, match="'pattern' was not recorded; recorded are key, value; pass") as refusal:
         recorded["pattern"]
     assert isinstance(refusal.value, KeyError)
     assert "pattern" not in recorded
@@ -92,7 +93,7 @@ def test_the_kernel_that_ran_is_named_and_both_agree(llama, kernel):
         recorded = capture(llama, tokens(), list(SITES))
     finally:
         llama.set_attn_implementation("sdpa")
-    assert recorded.kernel == kernel
+    assert recorded.attn_implementation == kernel
     for site in SITES:
         assert_close(recorded[site], capture(llama, tokens(), [site])[site], rtol=1e-4, atol=1e-6)
 
@@ -104,15 +105,15 @@ def test_reductions_equal_the_same_function_of_the_whole_site(llama):
     reduce = {
         "entropy": Reduction(site="pattern", fn=entropy, axes=("batch", "head", "query")),
         "length": Reduction(site="resid_post", fn=lambda x: x.norm(dim=-1), axes=("batch", "pos")),
-        "top": Reduction(site="prediction", fn=lambda x: x.argmax(-1), axes=("batch", "pos")),
+        "top": Reduction(site="output", fn=lambda x: x.argmax(-1), axes=("batch", "pos")),
     }
-    whole = capture(llama, tokens(), ["pattern", "resid_post", "prediction"])
+    whole = capture(llama, tokens(), ["pattern", "resid_post", "output"])
     small = capture(llama, tokens(), [], reduce=reduce, batch_size=2)
     assert_close(small["entropy"], entropy(whole["pattern"]), rtol=1e-5, atol=1e-6)
     assert_close(small["length"], whole["resid_post"].norm(dim=-1))
-    assert torch.equal(small["top"], whole["prediction"].argmax(-1))
-    assert small.xarray("entropy").dims == ("layer", "batch", "head", "query")
-    assert small.xarray("top").dims == ("batch", "pos")
+    assert torch.equal(small["top"], whole["output"].argmax(-1))
+    assert small.to_xarray("entropy").dims == ("layer", "batch", "head", "query")
+    assert small.to_xarray("top").dims == ("batch", "pos")
     assert set(small.sites) == set(reduce)
 
 
@@ -144,17 +145,17 @@ def test_a_reduction_of_another_shape_than_promised_is_refused(llama):
     with pytest.raises(ValueError, match="the first axis of a reduction must be batch"):
         Reduction(site="pattern", fn=torch.sum, axes=("head",))
     with pytest.raises(ValueError, match="'pattern' is a site"):
-        capture(llama, tokens(), [], reduce={"pattern": Reduction(site="score", fn=torch.sum, axes=("batch",))})
+        capture(llama, tokens(), [], reduce={"pattern": Reduction(site="attn_scores", fn=torch.sum, axes=("batch",))})
 
 
 def test_the_estimate_is_what_is_kept(llama):
     kept = sum(value.nbytes for value in capture(llama, tokens(), list(SITES)).sites.values())
-    assert estimate_bytes(llama, tokens(), list(SITES)) == kept
+    assert estimate_capture_bytes(llama, tokens(), list(SITES)) == kept
 
 
 def test_what_does_not_fit_is_refused_before_the_run(llama, monkeypatch):
-    monkeypatch.setattr(memory, "_free", lambda device: 1000)
-    with pytest.raises(NotEnoughMemory, match=r"must fit into memory, but needs .* GB of .* GB free; ask for fewer"):
+    monkeypatch.setattr(memory, "_free_bytes", lambda device: 1000)
+    with pytest.raises(NotEnoughMemory, match=r"must fit into memory, but needs .* GB of .* GB free; record fewer"):
         capture(llama, tokens())
 
 
@@ -169,12 +170,12 @@ def test_padding_is_seen_through_in_our_decoder(settings, side):
     real = slice(3, None) if side == "left" else slice(None, 7)
     mask[:] = 0
     mask[:, real] = 1
-    sites = ["pattern", "head_out", "prediction"]
+    sites = ["pattern", "z", "output"]
     alone, beside = capture(model, x, sites), capture(model, padded, sites, attention_mask=mask)
     for seen, known in [
-        (beside["prediction"][:, real], alone["prediction"]),
+        (beside["output"][:, real], alone["output"]),
         (beside["pattern"][..., real, real], alone["pattern"]),
-        (beside["head_out"][:, :, real], alone["head_out"]),
+        (beside["z"][:, :, real], alone["z"]),
     ]:
         assert (seen - known).abs().max() <= 1e-4 * known.abs().max()
 
@@ -199,18 +200,39 @@ def test_a_model_without_parameters_is_refused():
     class Empty(PreTrainedModel):
         config_class = PreTrainedConfig
 
-    with pytest.raises(UnsupportedModel, match=r"must have parameters, but Empty has none; keep its weights as"):
+    with pytest.raises(UnsupportedModel, match=r"must have parameters, but Empty has none; register its weights"):
         capture(Empty(PreTrainedConfig()), tokens())
 
 
 def test_a_model_without_logits_is_refused(llama):
-    with pytest.raises(UnsupportedModel, match="must predict at every position, but LlamaModel gives no such logits"):
+    with pytest.raises(UnsupportedModel, match="must return logits at every position, but LlamaModel does not"):
         capture(llama.model, tokens())
 
 
 def test_a_site_that_does_not_exist_is_refused(llama):
     with pytest.raises(ValueError, match=r"a site must be one of resid_pre, .* but got 'mlp'"):
         capture(llama, tokens(), ["mlp"])
+
+
+def test_logits_are_a_second_name_of_the_output(llama):
+    x = tokens()
+    for batch_size in (None, 2):
+        both = capture(llama, x, ["output", "logits"], batch_size=batch_size)
+        assert torch.equal(both["logits"], both["output"])
+    alone = capture(llama, x, ["logits"])
+    assert set(alone.sites) == {"logits"}
+    assert torch.equal(alone["logits"], capture(llama, x, ["output"])["output"])
+    assert alone.to_xarray("logits").dims == ("batch", "pos", "d_out")
+    top = Reduction(site="logits", fn=lambda logits: logits.argmax(-1), axes=("batch", "pos"))
+    assert torch.equal(capture(llama, x, [], reduce={"top": top})["top"], alone["logits"].argmax(-1))
+    with pytest.raises(ValueError, match="an edit must act before the output, but got logits"):
+        Edit(site="logits", fn=torch.zeros_like)
+
+
+def test_a_model_of_vectors_has_no_logits():
+    model = decoder(**VECTORS)
+    with pytest.raises(ValueError, match="the inputs are vectors; use 'output'"):
+        capture(model, inputs(model), ["logits"])
 
 
 def test_inputs_and_masks_of_wrong_shape_are_refused(llama):
@@ -234,7 +256,7 @@ def test_a_model_that_looks_at_the_name_of_its_kernel_is_refused():
         output.logits = output.logits + (0 if model.config._attn_implementation == "eager" else 1)
 
     model.register_forward_hook(shift)
-    with pytest.raises(UnsupportedModel, match="looking must change no bit of the prediction, but Decoder changes by"):
+    with pytest.raises(UnsupportedModel, match=r"must not change the output .*, but that of Decoder changes by"):
         capture(model, inputs(model))
 
 
@@ -286,7 +308,7 @@ def test_a_changed_model_is_read_anew():
     with torch.no_grad():
         next(model.parameters()).mul_(2.0)
     after = capture(model, x)
-    assert after.frame is not before.frame
-    assert capture(model, x).frame is after.frame
+    assert after.readout is not before.readout
+    assert capture(model, x).readout is after.readout
     with torch.no_grad():
-        assert torch.equal(after["prediction"], model(x).logits)
+        assert torch.equal(after["output"], model(x).logits)

@@ -5,12 +5,12 @@ import torch
 from torch.testing import assert_close
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from mesascope.activations import FORWARD, Edit, NothingChanged, capture
+from mesascope.activations import FORWARD_SITES, Edit, EditHadNoEffect, capture
 from mesascope.models.transformer import Decoder
 
 from .ours import TOKENS, decoder, inputs
 
-EDITABLE = [name for name in FORWARD if name != "prediction"]
+EDITABLE = [name for name in FORWARD_SITES if name != "output"]
 MLP = TOKENS | {"intermediate_size": 24, "norm": "rms", "num_key_value_heads": 2}
 
 
@@ -22,14 +22,14 @@ def model() -> Decoder:
 @pytest.mark.parametrize("site", EDITABLE)
 def test_an_identity_edit_changes_no_bit_and_says_so(model, site):
     x = inputs(model)
-    plain = capture(model, x, list(FORWARD))
-    with pytest.warns(NothingChanged, match=f"an edit of {site} changed nothing, bit for bit"):
-        edited = capture(model, x, list(FORWARD), edits=[Edit(site=site, fn=torch.clone)])
-    for name in FORWARD:
+    plain = capture(model, x, list(FORWARD_SITES))
+    with pytest.warns(EditHadNoEffect, match=f"an edit of {site} had no effect"):
+        edited = capture(model, x, list(FORWARD_SITES), edits=[Edit(site=site, fn=torch.clone)])
+    for name in FORWARD_SITES:
         assert torch.equal(edited[name], plain[name])
 
 
-@pytest.mark.parametrize("site", ["query", "key", "value", "score", "pattern", "head_out", "attn_write", "mlp_write"])
+@pytest.mark.parametrize("site", ["query", "key", "value", "attn_scores", "pattern", "z", "attn_out", "mlp_out"])
 def test_replacing_a_site_by_another_run_s_gives_the_other_s(model, site):
     x, y = inputs(model), inputs(model).flip(0)
     other = capture(model, y, [site])[site]
@@ -41,22 +41,22 @@ def test_replacing_a_site_by_another_run_s_gives_the_other_s(model, site):
 @pytest.mark.parametrize("layer", [0, 2])
 def test_replacing_the_whole_stream_makes_it_the_other_run(model, site, layer):
     x, y = inputs(model), inputs(model).flip(0)
-    other = capture(model, y, [site, "prediction"])
+    other = capture(model, y, [site, "output"])
     replace = Edit(site=site, where={"layer": layer}, fn=lambda _: other[site][layer])
-    edited = capture(model, x, [site, "prediction"], edits=[replace])
+    edited = capture(model, x, [site, "output"], edits=[replace])
     assert torch.equal(edited[site][layer:], other[site][layer:])
-    assert torch.equal(edited["prediction"], other["prediction"])
+    assert torch.equal(edited["output"], other["output"])
 
 
 def test_replacing_queries_keys_and_values_replaces_what_attention_writes(model):
     x, y = inputs(model), inputs(model).flip(0)
-    other = capture(model, y, list(FORWARD))
+    other = capture(model, y, list(FORWARD_SITES))
     edits = [
         Edit(site=site, where={"layer": 1}, fn=lambda _, s=site: other[s][1]) for site in ("query", "key", "value")
     ]
-    edited = capture(model, x, ["pattern", "attn_write"], edits=edits)
+    edited = capture(model, x, ["pattern", "attn_out"], edits=edits)
     assert torch.equal(edited["pattern"][1], other["pattern"][1])
-    assert torch.equal(edited["attn_write"][1], other["attn_write"][1])
+    assert torch.equal(edited["attn_out"][1], other["attn_out"][1])
 
 
 def test_a_zeroed_head_is_one_whose_rows_of_the_output_projection_are_zero():
@@ -64,19 +64,19 @@ def test_a_zeroed_head_is_one_whose_rows_of_the_output_projection_are_zero():
     model, cut = decoder(**MLP), decoder(**MLP)
     with torch.no_grad():
         cut.layers[1].attention.o_proj.weight[:, 8:12] = 0
-    zero = Edit(site="head_out", where={"layer": 1, "head": 2}, fn=torch.zeros_like)
-    assert torch.equal(capture(model, x, edits=[zero])["prediction"], capture(cut, x)["prediction"])
+    zero = Edit(site="z", where={"layer": 1, "head": 2}, fn=torch.zeros_like)
+    assert torch.equal(capture(model, x, edits=[zero])["output"], capture(cut, x)["output"])
 
 
 def test_a_zeroed_head_of_gpt2_is_one_whose_rows_are_zero():
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=16, n_layer=2, n_head=4, n_positions=16))
     x = torch.randint(0, 20, (3, 8))
-    zero = Edit(site="head_out", where={"layer": 0, "head": 1}, fn=torch.zeros_like)
-    edited = capture(model, x, edits=[zero])["prediction"]
+    zero = Edit(site="z", where={"layer": 0, "head": 1}, fn=torch.zeros_like)
+    edited = capture(model, x, edits=[zero])["output"]
     with torch.no_grad():
         model.transformer.h[0].attn.c_proj.weight[4:8] = 0
-    assert torch.equal(edited, capture(model, x)["prediction"])
+    assert torch.equal(edited, capture(model, x)["output"])
 
 
 def test_where_picks_layers_sequences_positions_and_heads(model):
@@ -94,9 +94,9 @@ def test_where_picks_layers_sequences_positions_and_heads(model):
 
 def test_a_change_at_the_last_position_does_not_reach_earlier_ones(model):
     x = inputs(model)
-    plain = capture(model, x)["prediction"]
+    plain = capture(model, x)["output"]
     edit = Edit(site="resid_pre", where={"layer": 0, "pos": -1}, fn=lambda v: v + 1)
-    edited = capture(model, x, edits=[edit])["prediction"]
+    edited = capture(model, x, edits=[edit])["output"]
     assert torch.equal(edited[:, :-1], plain[:, :-1])
     assert not torch.allclose(edited[:, -1], plain[:, -1])
 
@@ -104,21 +104,21 @@ def test_a_change_at_the_last_position_does_not_reach_earlier_ones(model):
 def test_writes_are_edited_as_they_are_added(model):
     x = inputs(model)
     edits = [
-        Edit(site="attn_write", where={"layer": 1}, fn=torch.zeros_like),
-        Edit(site="mlp_write", fn=lambda v: 2 * v),
+        Edit(site="attn_out", where={"layer": 1}, fn=torch.zeros_like),
+        Edit(site="mlp_out", fn=lambda v: 2 * v),
     ]
-    edited = capture(model, x, list(FORWARD), edits=edits)
-    assert_close(edited["resid_pre"] + edited["attn_write"] + edited["mlp_write"], edited["resid_post"])
-    assert (edited["attn_write"][1] == 0).all()
+    edited = capture(model, x, list(FORWARD_SITES), edits=edits)
+    assert_close(edited["resid_pre"] + edited["attn_out"] + edited["mlp_out"], edited["resid_post"])
+    assert (edited["attn_out"][1] == 0).all()
 
 
 def test_scores_are_edited_before_the_softmax(model):
     x = inputs(model)
-    first = Edit(site="score", where={"key": slice(1, None)}, fn=lambda s: torch.full_like(s, -torch.inf))
-    edited = capture(model, x, ["score", "pattern", "head_out", "value"], edits=[first])
+    first = Edit(site="attn_scores", where={"key": slice(1, None)}, fn=lambda s: torch.full_like(s, -torch.inf))
+    edited = capture(model, x, ["attn_scores", "pattern", "z", "value"], edits=[first])
     assert (edited["pattern"][..., 0] == 1).all()
-    heads = edited["value"][:, :, :, :1].repeat_interleave(2, dim=2).transpose(2, 3).expand_as(edited["head_out"])
-    assert torch.equal(edited["head_out"], heads)
+    heads = edited["value"][:, :, :, :1].repeat_interleave(2, dim=2).transpose(2, 3).expand_as(edited["z"])
+    assert torch.equal(edited["z"], heads)
 
 
 def test_edits_apply_in_order(model):
@@ -129,13 +129,13 @@ def test_edits_apply_in_order(model):
 
 def test_what_makes_no_sense_is_refused(model):
     x = inputs(model)
-    with pytest.raises(ValueError, match="an edit must act before the prediction"):
-        Edit(site="prediction", fn=torch.zeros_like)
+    with pytest.raises(ValueError, match="an edit must act before the output"):
+        Edit(site="output", fn=torch.zeros_like)
     with pytest.raises(ValueError, match=r"where must name axes of value .* but got head"):
         Edit(site="value", where={"head": 0}, fn=torch.zeros_like)
-    with pytest.raises(ValueError, match=r"must return what broadcasts to .* values of the whole batch"):
+    with pytest.raises(ValueError, match=r"must return a tensor that broadcasts to .* values for the whole batch"):
         capture(model, x, edits=[Edit(site="value", fn=lambda v: v.new_zeros(7, 1, 1, 1))])
     with pytest.raises(IndexError, match="must lie within 4 entries, but got 9"):
-        capture(model, x, edits=[Edit(site="head_out", where={"head": 9}, fn=torch.zeros_like)])
+        capture(model, x, edits=[Edit(site="z", where={"head": 9}, fn=torch.zeros_like)])
     with pytest.raises(IndexError, match="must lie within 3 entries, but got 3"):
-        capture(model, x, edits=[Edit(site="head_out", where={"layer": 3}, fn=torch.zeros_like)])
+        capture(model, x, edits=[Edit(site="z", where={"layer": 3}, fn=torch.zeros_like)])

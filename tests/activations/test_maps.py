@@ -9,10 +9,15 @@ from torch.testing import assert_close
 from transformers import PreTrainedModel
 
 from mesascope.activations import UnsupportedModel
-from mesascope.activations.capture import examine
-from mesascope.activations.forward import predict, quiet
-from mesascope.activations.linear_inputs import affordable, pick, sample_maps, watch_maps
-from mesascope.activations.structure.linear_modules import Maps, find_maps
+from mesascope.activations.capture import read_structure
+from mesascope.activations.forward import eval_no_grad, run_model
+from mesascope.activations.linear_inputs import (
+    max_sampled_tokens,
+    record_linear_inputs,
+    sample_linear_inputs,
+    sample_tokens,
+)
+from mesascope.activations.structure._linear_modules import LinearModules, find_linear_modules
 from mesascope.models.transformer import Decoder
 
 from .ours import decoder, inputs
@@ -24,10 +29,10 @@ def language_model() -> Decoder:
     return decoder(vocab_size=20, intermediate_size=24, norm="rms")
 
 
-def maps_of(model: PreTrainedModel, x: torch.Tensor) -> Maps:
-    with quiet(model):
-        probe, known = examine(model, x)
-        return find_maps(model, known, probe)
+def maps_of(model: PreTrainedModel, x: torch.Tensor) -> LinearModules:
+    with eval_no_grad(model):
+        probe, known = read_structure(model, x)
+        return find_linear_modules(model, known, probe)
 
 
 def all_of(x: torch.Tensor) -> torch.Tensor:
@@ -42,9 +47,9 @@ def hooks(model: nn.Module) -> int:
 def test_the_maps_of_our_decoder_are_found_in_the_order_of_their_calls(settings):
     model = decoder(vocab_size=20, intermediate_size=24, **settings)
     maps = maps_of(model, inputs(model))
-    assert [(each.layer, each.name) for each in maps.found] == [(layer, name) for layer in range(3) for name in MAPS]
-    assert not maps.left_out
-    query = maps.found[0]
+    assert [(each.layer, each.name) for each in maps.modules] == [(layer, name) for layer in range(3) for name in MAPS]
+    assert not maps.excluded
+    query = maps.modules[0]
     assert torch.equal(query.weight, model.layers[0].attention.q_proj.weight)
     assert query.bias is not None
     assert torch.equal(query.bias, model.layers[0].attention.q_proj.bias)
@@ -67,12 +72,12 @@ def test_a_module_that_reads_some_tokens_or_is_called_twice_or_is_not_linear_is_
 
     model = language_model()
     model.layers[1].mlp = Some(model.layers[1].mlp)
-    left_out = maps_of(model, inputs(model)).left_out
+    left_out = maps_of(model, inputs(model)).excluded
     assert {name for _, name in left_out} == {"mlp.expert", "mlp.twice", "mlp.bent", "mlp.unused"}
-    assert left_out[1, "mlp.expert"] == "it read 3 vectors where there were 8 tokens"
-    assert left_out[1, "mlp.twice"] == "it was called 2 times in a forward pass"
-    assert left_out[1, "mlp.unused"] == "it was called 0 times in a forward pass"
-    assert "is no product with its matrix" in left_out[1, "mlp.bent"]
+    assert left_out[1, "mlp.expert"] == "it read 3 vectors for 8 tokens"
+    assert left_out[1, "mlp.twice"] == "it was called 2 times in one forward pass"
+    assert left_out[1, "mlp.unused"] == "it was called 0 times in one forward pass"
+    assert "is not its weight times its input" in left_out[1, "mlp.bent"]
 
 
 def test_an_expert_that_read_all_of_the_probe_is_left_out_once_it_misses_a_token():
@@ -87,16 +92,16 @@ def test_an_expert_that_read_all_of_the_probe_is_left_out_once_it_misses_a_token
 
     model = language_model()
     model.layers[0].mlp = Routed(model.layers[0].mlp)
-    sampled = sample_maps(model, inputs(model))
-    assert sampled.left_out == {(0, "mlp.expert"): "it read 32 vectors where there were 40 tokens"}
-    names = [sample.map.name for sample in sampled.samples if sample.map.layer == 0]
+    sampled = sample_linear_inputs(model, inputs(model))
+    assert sampled.excluded == {(0, "mlp.expert"): "its input has 32 vectors for 40 tokens"}
+    names = [sample.linear.name for sample in sampled.samples if sample.linear.layer == 0]
     assert "mlp.expert" not in names
     assert "mlp.inner.up_proj" in names  # what it reads is what the expert read on the probe
 
 
 def test_what_several_maps_read_is_kept_once():
     model = language_model()
-    sampled = sample_maps(model, inputs(model), layers=[1])
+    sampled = sample_linear_inputs(model, inputs(model), layers=[1])
     query, key, value, out, up, down = (each.inputs for each in sampled.samples)
     assert query is key is value
     assert len({id(each) for each in (query, out, up, down)}) == 4
@@ -108,24 +113,25 @@ def test_maps_that_shared_their_input_on_the_probe_alone_are_kept_apart():
     x = inputs(model)
     maps = maps_of(model, x)
     wrong = tuple(
-        replace(each, reads="attention.q_proj") if each.name == "attention.o_proj" else each for each in maps.found
+        replace(each, same_input_as="attention.q_proj") if each.name == "attention.o_proj" else each
+        for each in maps.modules
     )
-    with quiet(model), watch_maps(replace(maps, found=wrong), all_of(x)) as watched:
+    with eval_no_grad(model), record_linear_inputs(replace(maps, modules=wrong), all_of(x)) as watched:
         for row in x.split(1):
-            predict(model, row)
-    for mistaken, right in zip(watched.result().samples, sample_maps(model, x).samples, strict=True):
+            run_model(model, row)
+    for mistaken, right in zip(watched.collect_samples().samples, sample_linear_inputs(model, x).samples, strict=True):
         assert_close(mistaken.inputs, right.inputs)
 
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_micro_batches_change_nothing(size):
     model = language_model()
-    whole, parts = (sample_maps(model, inputs(model), tokens=13, batch_size=each) for each in (None, size))
-    assert whole.tokens == 13
+    whole, parts = (sample_linear_inputs(model, inputs(model), max_tokens=13, batch_size=each) for each in (None, size))
+    assert whole.num_tokens == 13
     for one, other in zip(whole.samples, parts.samples, strict=True):
         assert len(one.inputs) == 13
         assert_close(one.inputs, other.inputs)
-        assert_close(one.observed, other.observed, rtol=1e-5, atol=1e-6)
+        assert_close(one.output_sq_norms, other.output_sq_norms, rtol=1e-5, atol=1e-6)
 
 
 def test_only_counted_tokens_are_looked_at():
@@ -133,25 +139,25 @@ def test_only_counted_tokens_are_looked_at():
     x = inputs(model)
     counted = torch.zeros(x.shape[:2], dtype=torch.bool)
     counted[1:3, 4:7] = True
-    everything = sample_maps(model, x).samples[0].inputs.view(*x.shape[:2], -1)
-    some = sample_maps(model, x, counted=counted)
-    assert some.tokens == 6
+    everything = sample_linear_inputs(model, x).samples[0].inputs.view(*x.shape[:2], -1)
+    some = sample_linear_inputs(model, x, eligible=counted)
+    assert some.num_tokens == 6
     assert_close(some.samples[0].inputs, everything[counted], rtol=0, atol=0)
-    with pytest.raises(ValueError, match="there must be a token to look at"):
-        sample_maps(model, x, counted=torch.zeros_like(counted))
+    with pytest.raises(ValueError, match="at least one token must be eligible"):
+        sample_linear_inputs(model, x, eligible=torch.zeros_like(counted))
 
 
 def test_padding_is_not_looked_at():
     mask = torch.ones(3, 11, dtype=torch.long)
     mask[1, :4] = 0
     model = language_model()
-    assert sample_maps(model, inputs(model, 3, 11), attention_mask=mask).tokens == 29
+    assert sample_linear_inputs(model, inputs(model, 3, 11), attention_mask=mask).num_tokens == 29
 
 
 def test_the_choice_of_tokens_is_even_and_repeatable():
     counted = torch.ones(50, 40, dtype=torch.bool)
     counted[:, 0] = False
-    picked = [pick(counted, 500, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    picked = [sample_tokens(counted, 500, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
     assert torch.equal(picked[0], picked[1])
     assert not torch.equal(picked[0], picked[2])
     assert all(int(each.sum()) == 500 and not each[:, 0].any() for each in picked)
@@ -162,8 +168,8 @@ def test_what_is_kept_is_bounded_in_bytes():
     model = language_model()
     maps = maps_of(model, inputs(model))
     width = 3 * (3 * 16 + 24)  # of three layers: what attention, its projection and the MLP's two maps read
-    assert affordable(maps, torch.float32, 10 * width * 4 + 3) == 10
-    assert affordable(maps, torch.float64, 10 * width * 4) == 5
+    assert max_sampled_tokens(maps, torch.float32, 10 * width * 4 + 3) == 10
+    assert max_sampled_tokens(maps, torch.float64, 10 * width * 4) == 5
 
 
 def test_every_hook_is_gone_afterwards_also_after_an_error():
@@ -176,9 +182,9 @@ def test_every_hook_is_gone_afterwards_also_after_an_error():
     assert hooks(model) == 0
 
 
-def _fail_while_watching(model: Decoder, maps: Maps, x: torch.Tensor) -> None:
-    with watch_maps(maps, all_of(x)):
-        assert hooks(model) == len(maps.found)
+def _fail_while_watching(model: Decoder, maps: LinearModules, x: torch.Tensor) -> None:
+    with record_linear_inputs(maps, all_of(x)):
+        assert hooks(model) == len(maps.modules)
         raise RuntimeError("on purpose")
 
 
@@ -186,15 +192,17 @@ def test_watching_changes_no_bit():
     model = language_model()
     x = inputs(model)
     maps = maps_of(model, x)
-    with quiet(model):
-        alone = predict(model, x)
-        with watch_maps(maps, all_of(x)):
-            assert torch.equal(alone, predict(model, x))
+    with eval_no_grad(model):
+        alone = run_model(model, x)
+        with record_linear_inputs(maps, all_of(x)):
+            assert torch.equal(alone, run_model(model, x))
 
 
 def test_layers_without_any_map_are_refused():
     with (
-        watch_maps(Maps(found=(), layers=(0,), left_out={}), torch.ones(1, 3, dtype=torch.bool)) as watched,
-        pytest.raises(UnsupportedModel, match="none does: no module in them holds a matrix"),
+        record_linear_inputs(
+            LinearModules(modules=(), layers=(0,), excluded={}), torch.ones(1, 3, dtype=torch.bool)
+        ) as watched,
+        pytest.raises(UnsupportedModel, match="none does: no module has a matrix"),
     ):
-        watched.result()
+        watched.collect_samples()

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from torch.testing import assert_close
 
-from mesascope.activations.hooks import attention_math
+from mesascope.activations.hooks import _attention_math as attention_math
 
 
 @pytest.fixture
@@ -26,25 +26,25 @@ MASKS = {
 @pytest.mark.parametrize("mask", MASKS)
 def test_weights_mix_to_what_torch_gives(heads, mask):
     query, key, value = heads
-    added = attention_math.additive(MASKS[mask], query, key, causal=True)
-    pattern = attention_math.pattern_of(attention_math.scores(query, key, 0.3), added)
+    added = attention_math.to_additive_mask(MASKS[mask], query, key, causal=True)
+    pattern = attention_math.masked_softmax(attention_math.scaled_dot_products(query, key, 0.3), added)
     allowed = torch.ones(6, 6).tril().bool() if mask == "causal" else added > -1e30
     expected = scaled_dot_product_attention(query, key, value, attn_mask=allowed, scale=0.3, enable_gqa=True)
     seen = allowed.any(-1).expand(2, 4, 6).transpose(1, 2)
-    assert_close(attention_math.mix(pattern, value)[seen], expected.transpose(1, 2)[seen])
+    assert_close(attention_math.mix_values(pattern, value)[seen], expected.transpose(1, 2)[seen])
     assert_close(pattern.sum(-1), torch.ones(2, 4, 6))
 
 
 @pytest.mark.parametrize("mask", MASKS)
 def test_finished_scores_are_minus_infinity_where_masked_and_give_the_pattern(heads, mask):
     query, key, _ = heads
-    added = attention_math.additive(MASKS[mask], query, key, causal=True)
-    raw = attention_math.scores(query, key, 0.3)
-    score = attention_math.score_of(raw, added)
+    added = attention_math.to_additive_mask(MASKS[mask], query, key, causal=True)
+    raw = attention_math.scaled_dot_products(query, key, 0.3)
+    score = attention_math.mask_scores(raw, added)
     assert torch.equal(score.isneginf(), (added < -1e30).expand_as(score))
-    assert_close(attention_math.pattern_of_score(score), attention_math.pattern_of(raw, added))
+    assert_close(attention_math.scores_to_pattern(score), attention_math.masked_softmax(raw, added))
 
 
 def test_no_mask_and_no_causality_hides_nothing(heads):
     query, key, _ = heads
-    assert (attention_math.additive(None, query, key, causal=False) == 0).all()
+    assert (attention_math.to_additive_mask(None, query, key, causal=False) == 0).all()

@@ -33,7 +33,7 @@ def main() -> None:
     ids = torch.randint(0, model.config.vocab_size, (8, 512), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         plain = peak(lambda: model(ids, use_cache=False))
-    sys.stdout.write(f"{plain} {peak(lambda: analyses.measure_all(model, ids, [analyses.norms]))}")
+    sys.stdout.write(f"{plain} {peak(lambda: analyses.run_analyses(model, ids, [analyses.norms]))}")
 
 
 def peak(work: Callable[[], object]) -> int:

@@ -7,8 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from mesascope.analyses import Trail, growth
-from mesascope.analyses.training.parameter_norms import INSIDE, WHOLE, exponent, fits
+from mesascope.analyses import CheckpointSeries, parameter_norms
+from mesascope.analyses.training.parameter_norms import (
+    ALL_PARAMETERS,
+    WITHOUT_EMBEDDINGS,
+    fit_curves,
+    fit_norm_exponent,
+)
 from mesascope.axes import AXES
 from mesascope.models.transformer import Decoder, DecoderConfig
 from small import llama
@@ -22,7 +27,9 @@ def decoder(**options) -> Decoder:
     return Decoder(DecoderConfig(vocab_size=7, **SHAPE | options)).double()
 
 
-def trail(moved: Callable[[int, torch.Tensor], torch.Tensor], model=None, steps: tuple[int, ...] = STEPS) -> Trail:
+def trail(
+    moved: Callable[[int, torch.Tensor], torch.Tensor], model=None, steps: tuple[int, ...] = STEPS
+) -> CheckpointSeries:
     """Checkpoints whose parameters are a function of the step and of those at first."""
     start = model or decoder()
 
@@ -33,7 +40,7 @@ def trail(moved: Callable[[int, torch.Tensor], torch.Tensor], model=None, steps:
                 parameter.copy_(moved(step, first))
         return found
 
-    return Trail(steps=steps, load=load)
+    return CheckpointSeries(steps=steps, load=load)
 
 
 def wandering(size: float, seed: int = 0) -> Callable[[int, torch.Tensor], torch.Tensor]:
@@ -66,10 +73,10 @@ WAYS = {"wandering": wandering(0.02), "turning": turning, "aligned": aligned(lam
 @pytest.mark.parametrize("way", WAYS)
 def test_norm_update_and_alignment_belong_together(way):
     """|theta'|^2 = |theta|^2 (1 + 2 u a + u^2), and the cosine of both is (1 + u a) / sqrt(1 + 2 u a + u^2)."""
-    found = growth(trail(WAYS[way]))
+    found = parameter_norms(trail(WAYS[way]))
     norm, size, alignment = (found[name].values for name in ("norm", "update", "alignment"))
     grown = 1 + 2 * size[1:] * alignment[1:] + size[1:] ** 2
-    inside = found["norm"].sel(stat=INSIDE).values
+    inside = found["norm"].sel(stat=WITHOUT_EMBEDDINGS).values
     assert norm.shape == (10, 2)
     assert inside[1:] ** 2 == pytest.approx(inside[:-1] ** 2 * grown)
     assert found["cosine"].values[1:] == pytest.approx((1 + size[1:] * alignment[1:]) / grown**0.5)
@@ -77,12 +84,12 @@ def test_norm_update_and_alignment_belong_together(way):
 
 def test_norms_are_those_of_the_tensors():
     model = decoder()
-    found = growth(trail(aligned(lambda t: 1.0 + t), model)).isel(step=0)
+    found = parameter_norms(trail(aligned(lambda t: 1.0 + t), model)).isel(step=0)
     names = {name: each.double().norm().item() ** 2 for name, each in model.named_parameters()}
     ends = ("embed", "position_embed", "readout")
     inside = sum(each for name, each in names.items() if not name.startswith(ends))
-    assert float(found["norm"].sel(stat=WHOLE)) == pytest.approx(sum(names.values()) ** 0.5)
-    assert float(found["norm"].sel(stat=INSIDE)) == pytest.approx(inside**0.5)
+    assert float(found["norm"].sel(stat=ALL_PARAMETERS)) == pytest.approx(sum(names.values()) ** 0.5)
+    assert float(found["norm"].sel(stat=WITHOUT_EMBEDDINGS)) == pytest.approx(inside**0.5)
     for layer in (0, 1):
         own = sum(each for name, each in names.items() if name.startswith(f"layers.{layer}."))
         assert float(found["norm_by_layer"].sel(layer=layer)) == pytest.approx(own**0.5)
@@ -90,7 +97,7 @@ def test_norms_are_those_of_the_tensors():
 
 @pytest.mark.parametrize("power", [0.5, 1.0, 0.25, 1.7])
 def test_planted_growth_is_found_with_its_power(power):
-    found = growth(trail(aligned(lambda t: 1 + 0.3 * t**power)))
+    found = parameter_norms(trail(aligned(lambda t: 1 + 0.3 * t**power)))
     assert float(found["exponent"]) == pytest.approx(power)
     best = {0.5: "√t", 1.0: "t", 0.25: "⁴√t"}
     straight = found["straight"]
@@ -103,7 +110,7 @@ def test_planted_growth_is_found_with_its_power(power):
 
 def test_what_turns_does_not_grow():
     """Decoy: updates as large as those of something that grows."""
-    found = growth(trail(turning))
+    found = parameter_norms(trail(turning))
     assert found["update"].values[1:].min() > 0.05
     assert np.isnan(float(found["exponent"]))
     assert np.isnan(found["straight"].values).all()
@@ -113,14 +120,14 @@ def test_what_turns_does_not_grow():
 
 def test_what_wanders_is_not_aligned_and_grows_as_it_must():
     """Control: the square of the norm of a random walk is a line, whatever it starts from."""
-    found = growth(trail(wandering(0.02), decoder(hidden_size=64)))
+    found = parameter_norms(trail(wandering(0.02), decoder(hidden_size=64)))
     assert abs(found["alignment"].values[1:]).max() < 0.05
-    square = found["norm"].sel(stat=INSIDE).values ** 2
+    square = found["norm"].sel(stat=WITHOUT_EMBEDDINGS).values ** 2
     assert np.corrcoef(np.array(STEPS), square)[0, 1] > 0.999
 
 
 def test_nothing_that_moves_has_no_direction():
-    found = growth(trail(lambda step, first: first))
+    found = parameter_norms(trail(lambda step, first: first))
     assert np.isnan(found["alignment"].values).all()
     assert found["cosine"].values[1:] == pytest.approx(1)
     assert np.isnan(float(found["exponent"]))
@@ -130,7 +137,9 @@ def test_growth_of_matrices_is_told_one_by_one():
     model = decoder()
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     faster = "layers.1.mlp.up_proj.weight"
-    found = growth(trail(lambda t, first: first * (1 + t * (0.03 if names[id(first)] == faster else 0.01)), model))
+    found = parameter_norms(
+        trail(lambda t, first: first * (1 + t * (0.03 if names[id(first)] == faster else 0.01)), model)
+    )
     rate = found["rate"]
     assert float(rate.sel(layer=1, map="mlp.up_proj")) == pytest.approx(np.log(1 + 90 * 0.03))
     others = rate.where((rate["layer"] != 1) | (rate["map"] != "mlp.up_proj"))
@@ -141,27 +150,27 @@ def test_growth_of_matrices_is_told_one_by_one():
 def test_fits_begin_where_they_are_told_to():
     """A curve that falls before step 30 and grows as the square root after it."""
     bent = trail(aligned(lambda t: 3 + 0.2 * max(t, 30) ** 0.5 + 0.05 * max(30 - t, 0)))
-    assert float(growth(bent, early=1 / 3)["exponent"]) == pytest.approx(0.5)
-    assert float(growth(bent)["straight"].sel(_curve="√t")) < 0.9
-    assert float(growth(bent, early=1 / 3)["rate"].max()) == pytest.approx(
+    assert float(parameter_norms(bent, early=1 / 3)["exponent"]) == pytest.approx(0.5)
+    assert float(parameter_norms(bent)["straight"].sel(_curve="√t")) < 0.9
+    assert float(parameter_norms(bent, early=1 / 3)["rate"].max()) == pytest.approx(
         np.log((3 + 0.2 * 90**0.5) / (3 + 0.2 * 30**0.5))
     )
 
 
 def test_exponential_decay_is_told_by_its_own_curve():
     t = np.arange(0.0, 8.0) * 50
-    found = fits(t, 5 - np.exp(-t / 50))
+    found = fit_curves(t, 5 - np.exp(-t / 50))
     assert max(found, key=lambda name: found[name]) == "e^-t"
-    assert exponent(t[1:], np.log(t[1:])) == 0.01
+    assert fit_norm_exponent(t[1:], np.log(t[1:])) == 0.01
 
 
 def test_other_models_have_layers_too():
-    found = growth(trail(aligned(lambda t: 1 + t), llama()))
+    found = parameter_norms(trail(aligned(lambda t: 1 + t), llama()))
     assert found.sizes["layer"] == 3
     assert "self_attn.q_proj" in found["map"].values
     assert {dim for dim in found.dims if dim not in AXES} == {"_curve"}
 
 
 def test_too_few_checkpoints_are_refused():
-    with pytest.raises(ValueError, match=r"a fit needs four checkpoints or more, but 3 are left after early=0\.75 of"):
-        growth(trail(turning), early=0.75)
+    with pytest.raises(ValueError, match=r"a fit needs at least four checkpoints, but 3 are left after early=0\.75 of"):
+        parameter_norms(trail(turning), early=0.75)

@@ -6,24 +6,34 @@ import pytest
 import torch
 
 from mesascope.activations import capture
-from mesascope.analyses import behaviour, error_by_label, error_by_output, matching, measure_all
-from mesascope.ground_truth.models.tokens import DECOYS, MECHANISMS, PLANTED, VOCABULARY, planted_tokens
+from mesascope.analyses import error_by_label, error_by_output, loss_vs_baselines, run_analyses, same_label_attention
+from mesascope.ground_truth.models.tokens import (
+    PLANTED_HEADS,
+    TOKEN_DECOYS,
+    TOKEN_MECHANISMS,
+    VOCABULARY,
+    build_planted_language_model,
+)
 from mesascope.models.transformer import Decoder, DecoderConfig
 from mesascope.studies.induction_heads.task import Grams
 from mesascope.tasks.base import Batch
-from mesascope.tasks.functions import Linear
-from mesascope.tasks.regression import Features, Regression
-from mesascope.testing import check_measure, check_task
+from mesascope.tasks.functions import LinearFunctions
+from mesascope.tasks.regression import OneHotInputs, Regression
+from mesascope.testing import check_analysis, check_task
 
 TASK = Regression(
-    dim=4, examples_shown=6, layout="joined", features=Features(dominant=0.5), functions=Linear(scale=2.0)
+    dim=4,
+    num_examples=6,
+    layout="joined",
+    one_hot_inputs=OneHotInputs(dominant=0.5),
+    functions=LinearFunctions(scale=2.0),
 )
 
 
 def model(task=TASK, **changes):
     torch.manual_seed(0)
     shape = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "max_position_embeddings": 40}
-    return Decoder(DecoderConfig(d_in=task.width, d_out=1, **(shape | changes))).eval()
+    return Decoder(DecoderConfig(d_in=task.input_dim, d_out=1, **(shape | changes))).eval()
 
 
 def batch(task=TASK, count=300):
@@ -32,7 +42,7 @@ def batch(task=TASK, count=300):
 
 def test_errors_by_label_are_those_of_the_sequences_with_that_label():
     drawn, opened = batch(), model()
-    recorded = capture(opened, drawn, ["prediction"], oracles=TASK.oracles(drawn))
+    recorded = capture(opened, drawn, ["output"], baselines=TASK.baselines(drawn))
     found = error_by_label(recorded, of="feature")["error"]
     assert found["stat"].values.tolist() == [f"feature {k}" for k in range(4)]
     wrong = TASK.loss(opened(drawn.inputs).logits, drawn)[:, -1]
@@ -44,44 +54,44 @@ def test_errors_by_label_are_those_of_the_sequences_with_that_label():
     every = sum(
         float(found.sel(predictor="model", stat=f"feature {k}")) * (asked == k).float().mean() for k in range(4)
     )
-    whole = float(behaviour(recorded)["scored"].sel(predictor="model"))
+    whole = float(loss_vs_baselines(recorded)["scored"].sel(predictor="model"))
     assert every.item() == pytest.approx(whole, rel=1e-5)
 
 
 def test_least_squares_is_right_where_the_feature_was_shown():
     drawn = batch()
-    error = error_by_label(capture(model(), drawn, ["prediction"], oracles=TASK.oracles(drawn)), of="feature")["error"]
+    error = error_by_label(capture(model(), drawn, ["output"], baselines=TASK.baselines(drawn)), of="feature")["error"]
     known = error.sel(predictor="least squares")
     assert float(known.sel(stat="feature 0")) < float(known.sel(stat="feature 3"))  # rarely shown among six
 
 
 def test_a_label_that_is_not_there_is_refused():
-    recorded = capture(model(), batch(), ["prediction", "pattern"])
-    for each in (error_by_label, matching):
+    recorded = capture(model(), batch(), ["output", "pattern"])
+    for each in (error_by_label, same_label_attention):
         with pytest.raises(ValueError, match=r"a label must be one of feature, but got 'generator'"):
             each(recorded, of="generator")
     with pytest.raises(ValueError, match=r"a batch that has labels"):
-        error_by_label(capture(model(), batch().inputs, ["prediction"]), of="feature")
+        error_by_label(capture(model(), batch().inputs, ["output"]), of="feature")
 
 
 def test_errors_by_output_add_up_to_the_whole():
     task = Grams(length=8)
     drawn = batch(task, 50)
     opened = Decoder(DecoderConfig(d_in=1, d_out=2, hidden_size=16, num_attention_heads=2)).eval()
-    found = measure_all(opened, drawn, [behaviour, error_by_output], oracles=task.oracles(drawn))
+    found = run_analyses(opened, drawn, [loss_vs_baselines, error_by_output], baselines=task.baselines(drawn))
     parts = found["error_by_output"]["error"]
-    whole = found["behaviour"]["scored"]
-    for name in ("model", "both", "4-gram alone"):
+    whole = found["loss_vs_baselines"]["scored"]
+    for name in ("model", "exact target", "4-gram only"):
         assert float(parts.sel(predictor=name).sum()) == pytest.approx(
             float(whole.sel(predictor=name)), abs=1e-7, rel=1e-5
         )
-    assert float(parts.sel(predictor="4-gram alone")[0]) == pytest.approx(0, abs=1e-9)
+    assert float(parts.sel(predictor="4-gram only")[0]) == pytest.approx(0, abs=1e-9)
 
 
 def test_errors_by_output_need_vectors():
     tokens = torch.zeros(2, 5, dtype=torch.long)
     opened = Decoder(DecoderConfig(vocab_size=7, hidden_size=16, num_attention_heads=2)).eval()
-    recorded = capture(opened, Batch(inputs=tokens, targets=tokens, weight=torch.ones(2, 5)), ["prediction"])
+    recorded = capture(opened, Batch(inputs=tokens, targets=tokens, weight=torch.ones(2, 5)), ["output"])
     with pytest.raises(ValueError, match=r"needs targets that are vectors"):
         error_by_output(recorded)
 
@@ -89,7 +99,7 @@ def test_errors_by_output_need_vectors():
 def test_attention_by_label_is_what_patterns_say():
     drawn = batch(count=20)
     recorded = capture(model(), drawn, ["pattern"])
-    found = matching(recorded, of="feature")["attention"]
+    found = same_label_attention(recorded, of="feature")["attention"]
     asked, pattern = drawn.latents["feature"], recorded["pattern"]
     for kind in asked[:, -1].unique().tolist():
         rows = [row for row in range(20) if asked[row, -1] == kind]
@@ -109,11 +119,13 @@ def sequences(count=40):
 
 
 def test_heads_that_look_for_the_like_are_found_and_decoys_have_their_null():
-    found = measure_all(planted_tokens(), sequences(), [matching.using(of="token")])["matching"].mean("stat")
+    found = run_analyses(build_planted_language_model(), sequences(), [same_label_attention.using(of="token")])[
+        "same_label_attention"
+    ].mean("stat")
     above = found["attention"] - found["attention_null"]
-    heads = {place for place, each in PLANTED.items() if each is MECHANISMS["duplicate token"]}
-    assert {place for place in PLANTED if float(above[place]) > 0.5} == heads
-    (decoy,) = (place for place, each in PLANTED.items() if each is DECOYS["as far back as a duplicate"][1])
+    heads = {place for place, each in PLANTED_HEADS.items() if each is TOKEN_MECHANISMS["duplicate token"]}
+    assert {place for place in PLANTED_HEADS if float(above[place]) > 0.5} == heads
+    (decoy,) = (place for place, each in PLANTED_HEADS.items() if each is TOKEN_DECOYS["as far back as a duplicate"][1])
     assert abs(float(above[decoy])) < 0.1
 
 
@@ -123,18 +135,18 @@ def test_uniform_attention_has_its_null():
         for name, parameter in opened.named_parameters():
             if "q_proj" in name or "k_proj" in name:
                 parameter.zero_()
-    drawn = batch(replace(TASK, features=Features()), 2000)
-    found = matching(capture(opened, drawn, ["pattern"]), of="feature")
+    drawn = batch(replace(TASK, one_hot_inputs=OneHotInputs()), 2000)
+    found = same_label_attention(capture(opened, drawn, ["pattern"]), of="feature")
     assert abs(found["attention"] - found["attention_null"]).max() < 0.02
 
 
 def test_they_conform():
     drawn = batch(count=32)
-    for each in (error_by_label.using(of="feature"), matching.using(of="feature")):
-        check_measure(each, model(), drawn)
-    check_measure(error_by_output, model(), drawn)
+    for each in (error_by_label.using(of="feature"), same_label_attention.using(of="feature")):
+        check_analysis(each, model(), drawn)
+    check_analysis(error_by_output, model(), drawn)
     with pytest.raises(ValueError, match=r"two sequences or more"):
-        matching(capture(model(), batch(count=1), ["pattern"]), of="feature")
+        same_label_attention(capture(model(), batch(count=1), ["pattern"]), of="feature")
 
 
 @pytest.mark.parametrize("layout", ["joined", "alternating"])
@@ -151,12 +163,12 @@ def test_unit_vectors_are_drawn_and_labelled(layout):
     share = feature[:, asked].flatten().bincount(minlength=4) / feature[:, asked].numel()
     assert share.tolist() == pytest.approx([0.5, 1 / 6, 1 / 6, 1 / 6], abs=0.02)
     assert drawn.targets[:, asked].square()[drawn.weight[:, asked] > 0].mean().item() == pytest.approx(1, abs=0.1)
-    assert "normal inputs" in task.shifts()
-    assert "correlated inputs" not in task.shifts()
+    assert "normal inputs" in task.distribution_shifts()
+    assert "correlated inputs" not in task.distribution_shifts()
 
 
 def test_what_is_no_share_is_refused():
-    with pytest.raises(ValueError, match=r"dominant must be a share"):
-        Features(dominant=1.5)
-    with pytest.raises(ValueError, match=r"skew must be 0 where inputs are unit vectors"):
+    with pytest.raises(ValueError, match=r"dominant must lie between 0 and 1"):
+        OneHotInputs(dominant=1.5)
+    with pytest.raises(ValueError, match=r"skew must be 0 for one-hot inputs"):
         replace(TASK, skew=1.0)

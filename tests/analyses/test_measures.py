@@ -9,11 +9,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mesascope import analyses
 from mesascope.activations import capture
-from mesascope.analyses.heads.attention import position_scores
+from mesascope.analyses.heads.attention import score_positions
 from mesascope.analyses.inner_objectives import objectives
 from mesascope.analyses.inner_objectives.measure import inner
-from mesascope.analyses.stream.attribution import contributions
-from mesascope.ground_truth.models.vectors import planted
+from mesascope.analyses.stream.attribution import decompose_output
+from mesascope.ground_truth.models.vectors import build_planted_model
 from mesascope.models.transformer import Decoder, DecoderConfig
 from mesascope.tasks.affine import Affine
 from mesascope.tasks.base import Batch
@@ -43,7 +43,9 @@ def language_model():
 def test_behaviour_is_the_squared_error_of_everyone():
     task, sequences = batch()
     model = decoder()
-    found = analyses.measure_all(model, sequences, [analyses.behaviour], oracles=task.oracles(sequences))["behaviour"]
+    found = analyses.run_analyses(model, sequences, [analyses.loss_vs_baselines], baselines=task.baselines(sequences))[
+        "loss_vs_baselines"
+    ]
     by_hand = (model(sequences.inputs).logits - sequences.targets).square().sum(-1).mean(0)
     assert np.allclose(found["error"].sel(predictor="model"), by_hand.detach(), rtol=1e-5)
     step = (sequences.inputs - sequences.targets).square().sum(-1).mean(0)
@@ -55,7 +57,7 @@ def test_behaviour_is_the_squared_error_of_everyone():
 def test_behaviour_of_tokens_is_the_cross_entropy():
     model, ids = language_model()
     tokens = Batch(inputs=ids[:, :-1], targets=ids[:, 1:], weight=torch.ones(3, 23))
-    found = analyses.behaviour(capture(model, tokens, ["prediction"]))
+    found = analyses.loss_vs_baselines(capture(model, tokens, ["output"]))
     loss = torch.nn.functional.cross_entropy(model(ids[:, :-1]).logits.transpose(1, 2), ids[:, 1:], reduction="none")
     assert np.allclose(found["error"].sel(predictor="model"), loss.mean(0).detach(), rtol=1e-5)
 
@@ -67,14 +69,14 @@ def test_what_a_task_does_not_score_counts_in_no_loss_of_a_layer():
     weight[:, :5] = 0
     tokens = Batch(inputs=ids[:, :-1], targets=ids[:, 1:], weight=weight)
     readout = inner(objectives.readout)
-    found = analyses.measure_all(
-        model, tokens, [analyses.behaviour, analyses.logit_lens, analyses.affine_lens, readout]
+    found = analyses.run_analyses(
+        model, tokens, [analyses.loss_vs_baselines, analyses.logit_lens, analyses.affine_lens, readout]
     )
     loss = torch.nn.functional.cross_entropy(model(ids[:, :-1]).logits.transpose(1, 2), ids[:, 1:], reduction="none")
     scored = float(loss[:, 5:].mean().detach())
-    assert float(found["behaviour"]["scored"].sel(predictor="model")) == pytest.approx(scored, rel=1e-5)
+    assert float(found["loss_vs_baselines"]["scored"].sel(predictor="model")) == pytest.approx(scored, rel=1e-5)
     assert float(found["logit_lens"]["loss"][-1]) == pytest.approx(scored, rel=1e-5)
-    everywhere = analyses.measure_all(model, replace(tokens, weight=torch.ones(3, 23)), [analyses.logit_lens, readout])
+    everywhere = analyses.run_analyses(model, replace(tokens, weight=torch.ones(3, 23)), [analyses.logit_lens, readout])
     assert float(everywhere["logit_lens"]["loss"][-1]) == pytest.approx(float(loss.mean().detach()), rel=1e-5)
     assert not np.isclose(scored, float(loss.mean().detach()), rtol=1e-4)
     name = "inner_readout"
@@ -87,32 +89,38 @@ def test_what_a_task_does_not_score_counts_in_no_loss_of_a_layer():
 def test_contributions_sum_to_the_output_and_shares_to_one(norm, mlp):
     _, sequences = batch()
     model = decoder(norm=norm, intermediate_size=mlp)
-    recorded = capture(model, sequences, ["resid_pre", "resid_post", "attn_write", "head_out", "prediction"])
-    total = sum(contributions(recorded).values())
-    assert ("mlp 0" in contributions(recorded)) == bool(mlp)
-    assert torch.allclose(total.float(), recorded["prediction"], atol=2e-5)
-    found = analyses.attribution(recorded)
+    recorded = capture(model, sequences, ["resid_pre", "resid_post", "attn_out", "z", "output"])
+    total = sum(decompose_output(recorded).values())
+    assert ("mlp 0" in decompose_output(recorded)) == bool(mlp)
+    assert torch.allclose(total.float(), recorded["output"], atol=2e-5)
+    found = analyses.direct_attribution(recorded)
     assert float(found["share"].sum()) == pytest.approx(1.0, abs=1e-4)
     assert float(found["gap"]) < 2e-5
 
 
 def test_a_planted_head_has_the_whole_share():
     _, sequences = batch()
-    found = analyses.measure_all(planted("copying", length=12), sequences, [analyses.attribution])["attribution"]
+    found = analyses.run_analyses(build_planted_model("copying", length=12), sequences, [analyses.direct_attribution])[
+        "direct_attribution"
+    ]
     assert float(found["share"].sel(component="head 0.0")) == pytest.approx(1.0, abs=0.01)
 
 
 def test_the_affine_lens_reads_what_is_there_and_not_what_is_not():
     _, sequences = batch(n=256)
-    found = analyses.measure_all(planted("uniform", length=12), sequences, [analyses.lens, analyses.estimate])
-    lens, estimate = found["lens"], found["estimate"]
+    found = analyses.run_analyses(
+        build_planted_model("uniform", length=12), sequences, [analyses.probe_and_logit_lens, analyses.attn_out_probe]
+    )
+    lens, estimate = found["probe_and_logit_lens"], found["attn_out_probe"]
     assert float(lens["explained"].sel(layer="embedding")) < 0.95
     written = estimate["explained"].isel(layer=0)
     assert float(written.sel(stat="last term")) < 0.95
-    copied = analyses.measure_all(planted("copying", length=12), sequences, [analyses.estimate])["estimate"]
+    copied = analyses.run_analyses(build_planted_model("copying", length=12), sequences, [analyses.attn_out_probe])[
+        "attn_out_probe"
+    ]
     assert float(copied["explained"].isel(layer=0).sel(stat="last term")) > 0.999
-    late = analyses.estimate.using(first=1)
-    previous = analyses.measure_all(planted("previous", length=12), sequences, [late])["estimate"]
+    late = analyses.attn_out_probe.using(first=1)
+    previous = analyses.run_analyses(build_planted_model("previous", length=12), sequences, [late])["attn_out_probe"]
     shares = previous["explained"].isel(layer=0).sel(stat=["previous term", "last term"])
     assert shares[0] > 0.99 > shares[1]
 
@@ -120,15 +128,15 @@ def test_the_affine_lens_reads_what_is_there_and_not_what_is_not():
 def test_the_own_readout_at_the_end_is_the_models_output():
     _, sequences = batch()
     model = decoder(norm="layer")
-    found = analyses.measure_all(model, sequences, [analyses.lens])["lens"]
+    found = analyses.run_analyses(model, sequences, [analyses.probe_and_logit_lens])["probe_and_logit_lens"]
     half = model(sequences.inputs[32:]).logits.detach()
     error = (half - sequences.targets[32:]).square().sum(-1).mean()
-    assert float(found["own_error"][-1]) == pytest.approx(float(error), rel=1e-4)
+    assert float(found["logit_lens_error"][-1]) == pytest.approx(float(error), rel=1e-4)
 
 
 def test_the_logit_lens_at_the_end_is_the_models_loss():
     model, ids = language_model()
-    found = analyses.measure_all(model, ids, [analyses.logit_lens])["logit_lens"]
+    found = analyses.run_analyses(model, ids, [analyses.logit_lens])["logit_lens"]
     loss = model(ids, labels=ids).loss.detach()
     assert float(found["loss"][-1]) == pytest.approx(float(loss), rel=1e-5)
     assert float(found["settled"][-1]) == 1.0
@@ -141,7 +149,7 @@ def test_position_scores_of_known_patterns():
     shifted[range(1, length), range(length - 1)] = 1.0
     uniform = torch.tril(torch.ones(length, length))
     uniform = uniform / uniform.sum(-1, keepdim=True)
-    scores = position_scores(torch.stack([eye, shifted, uniform])[None])[0]
+    scores = score_positions(torch.stack([eye, shifted, uniform])[None])[0]
     assert scores[0].tolist() == pytest.approx([0, 1, 0, 0, 0, float(scores[0, 5])])
     assert scores[1, :4].tolist() == [0, 0, 1, 0]
     assert scores[2, 4:].tolist() == pytest.approx([1.0, 0.0], abs=1e-6)
@@ -149,7 +157,9 @@ def test_position_scores_of_known_patterns():
 
 def test_the_null_of_position_scores_is_what_uniform_attention_has():
     _, sequences = batch()
-    found = analyses.measure_all(planted("uniform", length=12), sequences, [analyses.position])["position"]
+    found = analyses.run_analyses(
+        build_planted_model("uniform", length=12), sequences, [analyses.positional_attention]
+    )["positional_attention"]
     assert np.allclose(found["score"][0, 0], found["score_null"][0, 0], atol=1e-6)
 
 
@@ -174,26 +184,28 @@ def test_norms_are_norms_and_sinks_stand_apart():
 def test_similarity_and_copying_refuse_tokens_and_say_why():
     model, ids = language_model()
     with pytest.raises(ValueError, match="needs vectors as inputs"):
-        analyses.similarity(capture(model, ids, ["score"]))
-    with pytest.raises(ValueError, match="copying needs vectors"):
-        analyses.copying(capture(model, ids, ["pattern", "head_out", "resid_post", "prediction"]))
+        analyses.similarity(capture(model, ids, ["attn_scores"]))
+    with pytest.raises(ValueError, match="value_copying needs vectors"):
+        analyses.value_copying(capture(model, ids, ["pattern", "z", "resid_post", "output"]))
     with pytest.raises(ValueError, match="needs targets"):
-        analyses.behaviour(capture(model, ids, ["prediction"]))
-    with pytest.raises(ValueError, match="lens needs a capture of a Batch"):
-        analyses.lens(capture(model, ids, ["resid_pre", "resid_post", "prediction"]))
+        analyses.loss_vs_baselines(capture(model, ids, ["output"]))
+    with pytest.raises(ValueError, match="probe_and_logit_lens needs a capture of a Batch"):
+        analyses.probe_and_logit_lens(capture(model, ids, ["resid_pre", "resid_post", "output"]))
     with pytest.raises(ValueError, match="a lens on tokens needs tokens"):
-        analyses.measure_all(decoder(), batch()[1], [analyses.logit_lens])
+        analyses.run_analyses(decoder(), batch()[1], [analyses.logit_lens])
 
 
 def test_a_measure_without_its_site_is_refused_by_name():
-    with pytest.raises(KeyError, match="score"):
+    with pytest.raises(KeyError, match="attn_scores"):
         analyses.similarity(capture(decoder(), batch()[1], ["pattern"]))
 
 
 def test_options_are_noted_and_used():
     task, sequences = batch()
-    late = analyses.lens.using(first=6)
-    found = analyses.measure_all(decoder(), sequences, [late], oracles=task.oracles(sequences))["lens"]
+    late = analyses.probe_and_logit_lens.using(first=6)
+    found = analyses.run_analyses(decoder(), sequences, [late], baselines=task.baselines(sequences))[
+        "probe_and_logit_lens"
+    ]
     assert found.attrs["option first"] == "6"
     assert float(found["affine_error"][-1]) == pytest.approx(float(found["affine_error_at"][-1, 6:].mean()))
 
@@ -201,8 +213,14 @@ def test_options_are_noted_and_used():
 def test_vectors_of_several_dimensions_pass_all_measures():
     task, sequences = batch(dim=2)
     model = decoder(d_in=2, d_out=2)
-    chosen = [analyses.behaviour, analyses.lens, analyses.similarity, analyses.copying, analyses.attribution]
-    found = analyses.measure_all(model, sequences, chosen, oracles=task.oracles(sequences))
+    chosen = [
+        analyses.loss_vs_baselines,
+        analyses.probe_and_logit_lens,
+        analyses.similarity,
+        analyses.value_copying,
+        analyses.direct_attribution,
+    ]
+    found = analyses.run_analyses(model, sequences, chosen, baselines=task.baselines(sequences))
     assert all(bool(np.isfinite(array).all()) for dataset in found.values() for array in dataset.data_vars.values())
 
 
@@ -212,10 +230,14 @@ def test_padding_is_refused_where_it_would_be_taken_for_inputs():
     mask = torch.ones(2, 10, dtype=torch.long)
     mask[1, 6:] = 0
     recorded = capture(
-        model.eval(), torch.randint(0, 20, (2, 10)), [], reduce=analyses.position.reductions, attention_mask=mask
+        model.eval(),
+        torch.randint(0, 20, (2, 10)),
+        [],
+        reduce=analyses.positional_attention.reductions,
+        attention_mask=mask,
     )
-    with pytest.raises(ValueError, match="position needs sequences of one length"):
-        analyses.position(recorded)
+    with pytest.raises(ValueError, match="positional_attention needs sequences of one length"):
+        analyses.positional_attention(recorded)
 
 
 def test_the_affine_lens_is_held_against_what_the_model_itself_chooses():
@@ -229,11 +251,11 @@ def test_the_affine_lens_is_held_against_what_the_model_itself_chooses():
 
 def test_places_that_are_not_scored_are_left_out():
     """Between inputs and answers that alternate, nothing is predicted where an answer stands."""
-    task = Regression(dim=2, examples_shown=3)
+    task = Regression(dim=2, num_examples=3)
     batch = task.sample(8, torch.Generator().manual_seed(0))
     exact = {"right": batch.targets, "wrong elsewhere": batch.targets + (batch.weight[..., None] == 0)}
-    recorded = capture(Decoder(DecoderConfig(d_in=2, d_out=1)), batch, ["prediction"], oracles=exact)
-    found = analyses.behaviour(recorded)
+    recorded = capture(Decoder(DecoderConfig(d_in=2, d_out=1)), batch, ["output"], baselines=exact)
+    found = analyses.loss_vs_baselines(recorded)
     assert found["pos"].values.tolist() == [0, 2, 4, 6]
     assert (found["error"].sel(predictor=["right", "wrong elsewhere"]) == 0).all()
     assert (found["scored"].sel(predictor=["right", "wrong elsewhere"]) == 0).all()

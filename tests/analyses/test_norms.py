@@ -10,7 +10,7 @@ import torch
 
 from mesascope import analyses
 from mesascope.activations import NotRecorded, capture
-from mesascope.analyses.stream.norms import at_depths, lengths, norms, sinks
+from mesascope.analyses.stream.norms import find_sinks, norms, norms_by_depth, vector_norms
 from mesascope.models.transformer import Decoder, DecoderConfig
 
 HERE = Path(__file__).parent
@@ -32,7 +32,7 @@ def test_reduced_in_place_they_are_those_of_the_kept_stream():
     reduced = capture(model(), ids(), [], reduce=norms.reductions, batch_size=2)
     assert set(reduced.sites) == {"resid_pre_norm", "resid_post_norm"}
     expected = torch.cat([kept["resid_pre"][:1], kept["resid_post"]]).double().square().sum(-1).sqrt()
-    np.testing.assert_allclose(at_depths(reduced), expected, rtol=1e-6)
+    np.testing.assert_allclose(norms_by_depth(reduced), expected, rtol=1e-6)
     first, second = analyses.norms(kept), analyses.norms(reduced)
     for name, array in first.data_vars.items():
         np.testing.assert_allclose(array, second[name], rtol=1e-5, atol=1e-5, err_msg=str(name))
@@ -45,7 +45,7 @@ def test_a_capture_without_stream_and_norms_is_refused():
 
 def test_lengths_are_those_of_float64_where_float32_would_lose_them():
     stream = torch.full((2, 3, 100), 1e-30)
-    np.testing.assert_allclose(lengths(stream), np.full((2, 3), 1e-29), rtol=1e-6)  # the squares are no float32
+    np.testing.assert_allclose(vector_norms(stream), np.full((2, 3), 1e-29), rtol=1e-6)  # the squares are no float32
 
 
 def test_padding_counts_for_nothing_and_the_first_real_position_is_the_first():
@@ -58,15 +58,15 @@ def test_padding_counts_for_nothing_and_the_first_real_position_is_the_first():
         np.testing.assert_allclose(alone[name], beside[name], rtol=1e-4, err_msg=name)
     assert bool(beside["norm"][:, :, :4].isnull().all())
     np.testing.assert_allclose(alone["norm"], beside["norm"][:, :, 4:], rtol=1e-4)
-    assert not sinks(torch.tensor(beside["norm"].values))[:, :4].any()
-    assert sinks(torch.tensor(beside["norm"].values))[:, 4].all()
+    assert not find_sinks(torch.tensor(beside["norm"].values))[:, :4].any()
+    assert find_sinks(torch.tensor(beside["norm"].values))[:, 4].all()
 
 
 @pytest.mark.parametrize(("times", "found"), [(11.0, 1), (9.0, 0)], ids=["a sink", "a decoy"])
 def test_a_planted_sink_is_found_at_any_depth_and_a_long_token_is_none(times, found):
     norm = 1 + 0.1 * torch.rand(4, 3, 20, generator=torch.Generator().manual_seed(0))
     norm[2, 1, 7] = times * norm[2, :, 1:].median()
-    where = sinks(norm)
+    where = find_sinks(norm)
     assert where[:, 0].all()
     assert int(where[:, 1:].sum()) == found
     assert bool(where[1, 7]) == bool(found)

@@ -7,33 +7,33 @@ import pytest
 import torch
 
 from mesascope.activations import capture
-from mesascope.analyses import excess_by_examples, measure_all, preprocessing
-from mesascope.analyses.algorithms.agreement import asked
-from mesascope.analyses.algorithms.context_length import BESIDE, best
-from mesascope.ground_truth.models.descent import planted_descent
-from mesascope.ground_truth.models.preprocessing import planted_preprocessing
+from mesascope.analyses import excess_risk_vs_context_length, preprocessing, run_analyses
+from mesascope.analyses.algorithms.agreement import predict_at_queries
+from mesascope.analyses.algorithms.context_length import COMPARED_ALGORITHMS, minimize_error
+from mesascope.ground_truth.models.descent import build_gradient_descent_model
+from mesascope.ground_truth.models.preprocessing import build_preprocessing_model
 from mesascope.models.transformer import Decoder, DecoderConfig
-from mesascope.studies.sparse_regression_heads.toy_model import Setting, risks
-from mesascope.studies.toy_model import generator
+from mesascope.studies.sparse_regression_heads.toy_model import ProblemSetting, descent_risks
+from mesascope.studies.toy_model import simulation_generator
 from mesascope.tasks import algorithms
-from mesascope.tasks.functions import Linear
-from mesascope.tasks.icl.context import examples_before
+from mesascope.tasks.functions import LinearFunctions
+from mesascope.tasks.icl.context import build_context
 from mesascope.tasks.regression import Regression
-from mesascope.testing import check_instrument, check_measure, check_task
-from sparse_models import CASES, DIM, SHOWN, TASK, batch, split_descent
+from mesascope.testing import check_analysis, check_ground_truth, check_task
+from sparse_models import CASES, DIM, NUM_EXAMPLES, TASK, build_split_descent_model, sample_batch
 
 
 def probed(model, count=400):
-    return measure_all(model, batch(count), [preprocessing])["preprocessing"]
+    return run_analyses(model, sample_batch(count), [preprocessing])["preprocessing"]
 
 
 def test_products_that_a_layer_writes_are_read_wholly_and_raw_inputs_do_not_tell_them():
-    found = probed(planted_preprocessing(DIM, SHOWN))
-    for variable in ("explained", "explained_shown"):
+    found = probed(build_preprocessing_model(DIM, NUM_EXAMPLES))
+    for variable in ("explained", "explained_context"):
         assert float(found[variable].sel(layer="after 0")) == pytest.approx(1, abs=1e-6)
         assert float(found[f"{variable}_null"].max()) < 0.1
     assert abs(float(found["explained"].sel(layer="embedding"))) < 0.1
-    assert float(found["explained_shown"].sel(layer="embedding")) < 0.5  # the answer beside an input tells some
+    assert float(found["explained_context"].sel(layer="embedding")) < 0.5  # the answer beside an input tells some
 
 
 def test_it_is_found_where_it_is_and_a_step_of_descent_is_passed_over():
@@ -41,16 +41,16 @@ def test_it_is_found_where_it_is_and_a_step_of_descent_is_passed_over():
         rise = data["explained"].diff("layer")
         return {"preprocesses": {(layer,) for layer in np.flatnonzero(rise.values > 0.9).tolist()}}
 
-    check_instrument(preprocessing, found, draws=2, cases=CASES).must_hold()
+    check_ground_truth(preprocessing, found, draws=2, cases=CASES).assert_exact()
 
 
 def test_a_step_of_descent_tells_one_part_of_as_many_as_there_are_coordinates():
-    explained = probed(split_descent(0), 2000)["explained"].sel(layer="after 0")
+    explained = probed(build_split_descent_model(0), 2000)["explained"].sel(layer="after 0")
     assert float(explained) == pytest.approx(1 / DIM, abs=0.1)
 
 
 def test_it_conforms_and_refuses_what_has_no_pairs():
-    check_measure(preprocessing, planted_descent(DIM, SHOWN, 1), batch(32))
+    check_analysis(preprocessing, build_gradient_descent_model(DIM, NUM_EXAMPLES, 1), sample_batch(32))
     alternating = replace(TASK, layout="alternating")
     torch.manual_seed(0)
     model = Decoder(DecoderConfig(d_in=DIM, d_out=1, hidden_size=16)).eval()
@@ -61,18 +61,18 @@ def test_it_conforms_and_refuses_what_has_no_pairs():
     with pytest.raises(ValueError, match="needs a capture of a Batch of vectors"):
         preprocessing(capture(model, drawn.inputs, sites))
     with pytest.raises(ValueError, match="needs four sequences or more, but got 3"):
-        preprocessing(capture(planted_descent(DIM, SHOWN, 1), batch(3), sites))
+        preprocessing(capture(build_gradient_descent_model(DIM, NUM_EXAMPLES, 1), sample_batch(3), sites))
 
 
 def test_preprocessed_descent_is_that_of_the_reduced_model():
-    x, y, rule = Setting(features=5, nonzero=2, examples=7).draw(6, generator(0))
+    x, y, rule = ProblemSetting(features=5, nonzero=2, examples=7).sample_problems(6, simulation_generator(0))
     scale = (x * y[..., None]).mean(1)
-    expected = risks(x, y, rule, scale, 4)
+    expected = descent_risks(x, y, rule, scale, 4)
     for feature in range(5):  # asked along a coordinate, it answers with that coordinate of its rule
         points = torch.cat([x, torch.eye(5, dtype=torch.float64)[feature].expand(6, 1, 5)], 1)
         answers = torch.cat([y, torch.zeros(6, 1, dtype=torch.float64)], 1)[..., None]
-        shown = examples_before(points, answers, at=(7,), points=(7,))
-        found = algorithms.preprocessed_descent().predict(shown, (1, 4), step=1.0)[..., 0, 0]
+        shown = build_context(points, answers, positions=(7,), queries=(7,))
+        found = algorithms.preprocessed_gradient_descent().predict(shown, (1, 4), step=1.0)[..., 0, 0]
         wrong = (found - rule[:, feature]).square().mean(1)
         total = wrong if feature == 0 else total + wrong
     assert total.tolist() == pytest.approx([expected[1], expected[4]], rel=1e-6)
@@ -80,49 +80,52 @@ def test_preprocessed_descent_is_that_of_the_reduced_model():
 
 def test_it_is_an_algorithm_of_sparse_rules_and_pairs_alone():
     name = "preprocessed gradient descent"
-    sparse = replace(TASK, functions=Linear(nonzero=1))
-    assert name in [one.name for one in sparse.algorithms()]
+    sparse = replace(TASK, functions=LinearFunctions(num_nonzero=1))
+    assert name in [one.name for one in sparse.candidate_algorithms()]
     for other in (TASK, replace(sparse, layout="alternating")):
-        assert name not in [one.name for one in other.algorithms()]
+        assert name not in [one.name for one in other.candidate_algorithms()]
     check_task(sparse)
-    shown = TASK.examples(batch(4).inputs)
-    with pytest.raises(ValueError, match="preprocessing is told by one answer, but there are 2"):
-        algorithms.preprocessed_descent().predict(
-            replace(shown, following=shown.following.expand(-1, -1, -1, 2)), (1,), step=1.0
+    shown = TASK.extract_examples(sample_batch(4).inputs)
+    with pytest.raises(ValueError, match="preprocessing needs targets of dimension 1, but got 2"):
+        algorithms.preprocessed_gradient_descent().predict(
+            replace(shown, context_y=shown.context_y.expand(-1, -1, -1, 2)), (1,), step=1.0
         )
 
 
 def test_the_error_of_a_planted_model_is_that_of_its_algorithm_by_any_number_of_examples():
-    task = Regression(dim=3, examples_shown=6, layout="joined", noise=0.5, functions=Linear(nonzero=1))
-    model = planted_descent(3, 6, 1, 0.7)
+    task = Regression(dim=3, num_examples=6, layout="joined", noise=0.5, functions=LinearFunctions(num_nonzero=1))
+    model = build_gradient_descent_model(3, 6, 1, 0.7)
     few = task.sample(8, torch.Generator().manual_seed(0))
-    found = excess_by_examples(model, task, few, counts=(3, 6), sequences=200)["excess"]
+    found = excess_risk_vs_context_length(model, task, few, counts=(3, 6), sequences=200)["excess"]
     assert found["predictor"].values.tolist() == [
         "model",
-        *(one.name for one in task.algorithms() if one.name in BESIDE),
+        *(one.name for one in task.candidate_algorithms() if one.name in COMPARED_ALGORITHMS),
     ]
     for count in (3, 6):
-        here = replace(task, examples_shown=count)
+        here = replace(task, num_examples=count)
         drawn = here.sample(200, torch.Generator().manual_seed(count))
         step = 0.7 * count / 6  # its sum is divided by the number it was made for
-        exact = algorithms.gradient_descent().predict(here.examples(drawn.inputs), (1,), step=step)[0]
+        exact = algorithms.gradient_descent().predict(here.extract_examples(drawn.inputs), (1,), step=step)[0]
         error = (exact - drawn.targets[:, -1:].double()).square().mean().item() - 0.25
         assert float(found.sel(_examples=count, predictor="model")) == pytest.approx(error, rel=1e-4)
 
 
 def test_in_hindsight_an_algorithm_is_no_worse_than_with_any_numbers_of_the_grid():
-    there = asked(planted_descent(DIM, SHOWN, 1), TASK, batch(100))
-    for algorithm, numbers in ((algorithms.ridge(), {"ridge": 0.1}), (algorithms.lasso(), {"penalty": 0.01})):
-        exact = algorithm.predict(there.shown, (1,), **numbers)[0]
-        assert best(algorithm, there) <= there.loss(exact) + 1e-9
-    assert best(algorithms.averaging(), there) == pytest.approx(
-        there.loss(algorithms.averaging().predict(there.shown, (1,))[0])
+    there = predict_at_queries(build_gradient_descent_model(DIM, NUM_EXAMPLES, 1), TASK, sample_batch(100))
+    for algorithm, numbers in (
+        (algorithms.ridge_regression(), {"ridge": 0.1}),
+        (algorithms.lasso_regression(), {"penalty": 0.01}),
+    ):
+        exact = algorithm.predict(there.context, (1,), **numbers)[0]
+        assert minimize_error(algorithm, there) <= there.mean_squared_error(exact) + 1e-9
+    assert minimize_error(algorithms.averaging_estimator(), there) == pytest.approx(
+        there.mean_squared_error(algorithms.averaging_estimator().predict(there.context, (1,))[0])
     )
 
 
 def test_the_number_of_examples_must_be_one_that_can_be_chosen():
-    few, model = batch(4), planted_descent(DIM, SHOWN, 1)
+    few, model = sample_batch(4), build_gradient_descent_model(DIM, NUM_EXAMPLES, 1)
     with pytest.raises(ValueError, match="can be chosen for Regression of layout joined"):
-        excess_by_examples(model, replace(TASK, layout="alternating"), few)
+        excess_risk_vs_context_length(model, replace(TASK, layout="alternating"), few)
     with pytest.raises(ValueError, match=r"counts must be 1 or more each, but got \[0\]"):
-        excess_by_examples(model, TASK, few, counts=(0,))
+        excess_risk_vs_context_length(model, TASK, few, counts=(0,))

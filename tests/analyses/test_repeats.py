@@ -4,10 +4,16 @@ import pytest
 import torch
 import xarray as xr
 
-from mesascope.analyses import measure_all, repeats, role_names
-from mesascope.ground_truth.models.tokens import DECOYS, MECHANISMS, PLANTED, VOCABULARY, planted_tokens
+from mesascope.analyses import label_head_roles, natural_induction, run_analyses
+from mesascope.ground_truth.models.tokens import (
+    PLANTED_HEADS,
+    TOKEN_DECOYS,
+    TOKEN_MECHANISMS,
+    VOCABULARY,
+    build_planted_language_model,
+)
 from mesascope.tasks.base import Batch
-from mesascope.testing import check_measure
+from mesascope.testing import check_analysis
 
 
 def sequences(count: int = 24) -> torch.Tensor:
@@ -19,14 +25,14 @@ def sequences(count: int = 24) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def found() -> xr.Dataset:
-    return measure_all(planted_tokens(), sequences(), [repeats])["repeats"]
+    return run_analyses(build_planted_language_model(), sequences(), [natural_induction])["natural_induction"]
 
 
 def test_induction_and_duplicate_token_heads_are_found(found):
-    role = role_names({"repeats": found})
+    role = label_head_roles({"natural_induction": found})
     for name in ("induction", "duplicate token"):
-        heads = {place for place, each in PLANTED.items() if each is MECHANISMS[name]}
-        assert {place for place in PLANTED if name in role[place].item()} == heads
+        heads = {place for place, each in PLANTED_HEADS.items() if each is TOKEN_MECHANISMS[name]}
+        assert {place for place in PLANTED_HEADS if name in role[place].item()} == heads
 
 
 def test_a_head_that_looks_as_far_back_whatever_stands_there_has_its_null(found):
@@ -34,21 +40,25 @@ def test_a_head_that_looks_as_far_back_whatever_stands_there_has_its_null(found)
         "as far back as induction": "induction",
         "as far back as a duplicate": "duplicate token",
     }.items():
-        (place,) = (place for place, each in PLANTED.items() if each is DECOYS[name][1])
+        (place,) = (place for place, each in PLANTED_HEADS.items() if each is TOKEN_DECOYS[name][1])
         here = found.sel(stat=stat).isel(layer=place[0], head=place[1])
         assert abs(float(here["score"] - here["score_null"])) < 0.1
 
 
 def test_it_conforms():
     tokens = sequences(4)
-    check_measure(repeats, planted_tokens(), Batch(inputs=tokens, targets=tokens, weight=torch.ones(tokens.shape)))
+    check_analysis(
+        natural_induction,
+        build_planted_language_model(),
+        Batch(inputs=tokens, targets=tokens, weight=torch.ones(tokens.shape)),
+    )
 
 
 def test_what_it_cannot_judge_is_refused():
     with pytest.raises(ValueError, match=r"two sequences of tokens or more, but got \(1, 33\)"):
-        measure_all(planted_tokens(), sequences(1), [repeats])
-    with pytest.raises(ValueError, match=r"needs tokens that come again, but in these sequences none does"):
-        measure_all(planted_tokens(), torch.arange(20).reshape(2, 10), [repeats])
+        run_analyses(build_planted_language_model(), sequences(1), [natural_induction])
+    with pytest.raises(ValueError, match=r"needs tokens that recur, but none does in these sequences"):
+        run_analyses(build_planted_language_model(), torch.arange(20).reshape(2, 10), [natural_induction])
 
 
 def test_names_join_what_instruments_found():
@@ -60,7 +70,7 @@ def test_names_join_what_instruments_found():
         coords={"stat": stats},
     )
     position = xr.Dataset({"score": score, "score_null": score * 0 + 0.2})
-    names = role_names({"copying": xr.Dataset({"role": sign}), "position": position})
+    names = label_head_roles({"value_copying": xr.Dataset({"role": sign}), "positional_attention": position})
     assert names.values.tolist() == [["copying, previous", "", "subtracting, self", "first"]]
-    with pytest.raises(ValueError, match=r"must come from an instrument that tells them, but got norms"):
-        role_names({"norms": position})
+    with pytest.raises(ValueError, match=r"must come from an analysis that reports roles, but got norms"):
+        label_head_roles({"norms": position})

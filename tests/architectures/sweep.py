@@ -9,19 +9,19 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 from transformers import logging as transformers_logging
 
-from mesascope.activations import FORWARD, Capture, UnsupportedModel, capture
-from mesascope.activations.capture import examine
-from mesascope.activations.forward import quiet
-from mesascope.activations.hooks import attention_math
-from mesascope.activations.layer_spec import Layer
-from mesascope.activations.tolerances import close
+from mesascope.activations import FORWARD_SITES, Capture, UnsupportedModel, capture
+from mesascope.activations._layer_spec import LayerSpec
+from mesascope.activations.capture import read_structure
+from mesascope.activations.forward import eval_no_grad
+from mesascope.activations.hooks import _attention_math as attention_math
+from mesascope.activations.tolerances import allclose
 
 from .tiny import VOCABULARY, build, every_type
 
 LENGTHS = (11, 7, 9)
 STREAM = ("resid_pre", "resid_post")
-WRITES = ("attn_write", "mlp_write")
-HEADS = ("query", "key", "value", "pattern", "head_out")  # without these a model is not captured
+WRITES = ("attn_out", "mlp_out")
+HEADS = ("query", "key", "value", "pattern", "z")  # without these a model is not captured
 
 
 @dataclass(kw_only=True)
@@ -93,8 +93,8 @@ def tokens() -> Tensor:
 
 def _hold(model: PreTrainedModel, outcome: Outcome) -> None:
     """Capture all that is offered, and hold it against the untouched model."""
-    with quiet(model):
-        trace, layers = examine(model, tokens())
+    with eval_no_grad(model):
+        trace, layers = read_structure(model, tokens())
     attending = [number for number, layer in enumerate(layers) if layer.attention is not None]
     outcome.layers, outcome.count = tuple(attending), len(layers)
     outcome.missing |= _missing(layers, attending)
@@ -111,12 +111,12 @@ def _hold(model: PreTrainedModel, outcome: Outcome) -> None:
 
 def _compared(model: PreTrainedModel, recorded: Capture, attending: list[int], count: int, outcome: Outcome) -> None:
     """The prediction must be the untouched model's bit for bit, and so must what else it tells of itself."""
-    kernel = recorded.kernel
+    kernel = recorded.attn_implementation
     eager = {"output_attentions": True, "output_hidden_states": True} if kernel == "eager" else {}
     with torch.no_grad():
         untouched = model(tokens(), use_cache=False)
         told = model(tokens(), use_cache=False, **eager)
-    if not torch.equal(recorded["prediction"], untouched.logits):
+    if not torch.equal(recorded["output"], untouched.logits):
         outcome.wrong.append(f"captured and untouched predictions differ with {kernel}")
     unpredicted = capture(model, tokens(), ["resid_post"], layers=recorded.layers, check=False)
     if not torch.equal(unpredicted["resid_post"], recorded["resid_post"]):
@@ -133,24 +133,28 @@ def _compared(model: PreTrainedModel, recorded: Capture, attending: list[int], c
 
 def _told(recorded: Capture, row: int, told: Tensor, outcome: Outcome) -> None:
     """Attention weights of which the model tells must be those recorded, if it is by them that it mixes its values."""
-    pattern, value, out = (recorded[site][row] for site in ("pattern", "value", "head_out"))
-    if told.shape == pattern.shape and close(attention_math.mix(told, value), out) and not close(pattern, told):
+    pattern, value, out = (recorded[site][row] for site in ("pattern", "value", "z"))
+    if (
+        told.shape == pattern.shape
+        and allclose(attention_math.mix_values(told, value), out)
+        and not allclose(pattern, told)
+    ):
         outcome.wrong.append(f"the model tells of another pattern in layer {recorded.layers[row]}")
 
 
-def _missing(layers: tuple[Layer, ...], attending: list[int]) -> dict[str, str]:
+def _missing(layers: tuple[LayerSpec, ...], attending: list[int]) -> dict[str, str]:
     """By site, why a layer that attends does not offer it."""
     return {
         site: layers[number].missing[site]
         for number in reversed(attending)
         for site in layers[number].missing
-        if site in FORWARD
+        if site in FORWARD_SITES
     }
 
 
 def _largest(model: PreTrainedModel, attending: list[int], outcome: Outcome) -> Capture:
     """Everything that is not refused, in the layers that attend; what a check refuses is noted as missing."""
-    offered = [site for site in FORWARD if site not in outcome.missing]
+    offered = [site for site in FORWARD_SITES if site not in outcome.missing]
     try:
         return capture(model, tokens(), offered, layers=attending)
     except UnsupportedModel:
@@ -162,16 +166,16 @@ def _largest(model: PreTrainedModel, attending: list[int], outcome: Outcome) -> 
     return capture(model, tokens(), [site for site in offered if site not in outcome.missing], layers=attending)
 
 
-def _closed(recorded: Capture, layers: tuple[Layer, ...], outcome: Outcome) -> None:
+def _closed(recorded: Capture, layers: tuple[LayerSpec, ...], outcome: Outcome) -> None:
     """Writes must sum to the difference that each layer makes."""
-    if "attn_write" not in recorded:
+    if "attn_out" not in recorded:
         return
-    total = recorded["resid_pre"] + recorded["attn_write"]
-    if "mlp_write" in recorded:
-        total = total + recorded["mlp_write"]
-    elif any("mlp_write" not in layers[number].missing for number in outcome.layers):
+    total = recorded["resid_pre"] + recorded["attn_out"]
+    if "mlp_out" in recorded:
+        total = total + recorded["mlp_out"]
+    elif any("mlp_out" not in layers[number].missing for number in outcome.layers):
         return
-    if not close(total, recorded["resid_post"]):
+    if not allclose(total, recorded["resid_post"]):
         outcome.wrong.append("writes do not sum to the residual difference")
 
 
@@ -181,13 +185,13 @@ def _pad(model: PreTrainedModel, side: str, outcome: Outcome) -> None:
     mask = mask.flip(1) if side == "left" else mask
     inputs = torch.where(mask.bool(), tokens(), 0)
     try:
-        padded = capture(model, inputs, ["prediction"], attention_mask=mask, layers=outcome.layers)["prediction"]
+        padded = capture(model, inputs, ["output"], attention_mask=mask, layers=outcome.layers)["output"]
     except UnsupportedModel as refusal:
         outcome.padding[side] = str(refusal)
         return
     for row, real in enumerate(mask.bool()):
         alone = _untouched(model, inputs[row : row + 1, real])[0]
-        if not close(padded[row, real], alone):
+        if not allclose(padded[row, real], alone):
             outcome.wrong.append(f"sequence {row} padded on the {side} predicts otherwise than alone")
 
 

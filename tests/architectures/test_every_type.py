@@ -8,9 +8,9 @@ import transformers
 from torch.testing import assert_close
 
 from mesascope.activations import capture
-from mesascope.activations.capture import examine
-from mesascope.activations.forward import quiet
-from mesascope.activations.hooks import attention_math
+from mesascope.activations.capture import read_structure
+from mesascope.activations.forward import eval_no_grad
+from mesascope.activations.hooks import _attention_math as attention_math
 
 from . import sweep as sweeping
 from .sweep import outcome_of, sweep, tokens
@@ -53,7 +53,7 @@ def test_the_sweep_says_when_a_prediction_is_not_the_untouched_one(monkeypatch):
 
     def capture_wrongly(*given, **named):
         recorded = capture_rightly(*given, **named)
-        recorded.sites["prediction"].add_(1e-6)
+        recorded.sites["output"].add_(1e-6)
         return recorded
 
     monkeypatch.setattr(sweeping, "capture", capture_wrongly)
@@ -62,15 +62,15 @@ def test_the_sweep_says_when_a_prediction_is_not_the_untouched_one(monkeypatch):
 
 def test_weights_that_are_scaled_after_mixing_are_found_by_unit_values():
     model = build("granite_swa", "eager")
-    with quiet(model):
-        trace, layers = examine(model, tokens())
-    assert [layer.weights.how for layer in layers] == ["unit"] * len(layers)
-    assert [layer.weights.softmax for layer in layers] == [False] * len(layers)
+    with eval_no_grad(model):
+        trace, layers = read_structure(model, tokens())
+    assert [layer.weights_method.kind for layer in layers] == ["unit"] * len(layers)
+    assert [layer.weights_method.rows_sum_to_one for layer in layers] == [False] * len(layers)
     seen = trace.attentions[0]
-    assert not torch.allclose(attention_math.mix(seen.returned, seen.call.value), seen.output, atol=1e-2)
-    recorded = capture(model, tokens(), ["pattern", "value", "head_out"])
-    for pattern, value, out in zip(*(recorded[site] for site in ("pattern", "value", "head_out")), strict=True):
-        assert_close(attention_math.mix(pattern, value), out, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(attention_math.mix_values(seen.returned_weights, seen.call.value), seen.output, atol=1e-2)
+    recorded = capture(model, tokens(), ["pattern", "value", "z"])
+    for pattern, value, out in zip(*(recorded[site] for site in ("pattern", "value", "z")), strict=True):
+        assert_close(attention_math.mix_values(pattern, value), out, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -81,7 +81,7 @@ def test_positions_are_counted_from_where_the_model_counts(kind, side):
     mask[1] = 0
     mask[1, real] = 1
     x = torch.where(mask.bool(), tokens()[:2], 0)
-    padded = capture(model, x, ["prediction"], attention_mask=mask, check=False)["prediction"]
+    padded = capture(model, x, ["output"], attention_mask=mask, check=False)["output"]
     with torch.no_grad():
         alone = model(x[1:, real], use_cache=False).logits
     assert_close(padded[1:, real], alone, rtol=1e-4, atol=1e-4)

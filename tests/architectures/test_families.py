@@ -7,8 +7,8 @@ from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
 from mesascope.activations import SITES, Edit, UnsupportedModel, capture
-from mesascope.activations.capture import examine
-from mesascope.activations.forward import quiet
+from mesascope.activations.capture import read_structure
+from mesascope.activations.forward import eval_no_grad
 
 from .families import FAMILIES, OWN_ATTENTION, make, tokens
 
@@ -18,7 +18,7 @@ SINKS = {"gpt_oss"}
 
 
 def everything(family: str) -> list[str]:
-    return [name for name in SITES if not (name == "score" and family in NO_SCORE)]
+    return [name for name in SITES if not (name == "attn_scores" and family in NO_SCORE)]
 
 
 def hooks(model) -> int:
@@ -43,12 +43,12 @@ def recorded(family, model):
 def test_the_prediction_is_the_untouched_model_s_bit_for_bit(model, recorded):
     with torch.no_grad():
         untouched = model(tokens(), use_cache=False).logits
-    assert torch.equal(recorded["prediction"], untouched)
-    assert recorded.kernel == model.config._attn_implementation
+    assert torch.equal(recorded["output"], untouched)
+    assert recorded.attn_implementation == model.config._attn_implementation
 
 
 def test_writes_sum_to_the_residual_difference(recorded):
-    total = recorded["resid_pre"] + recorded["attn_write"] + recorded["mlp_write"]
+    total = recorded["resid_pre"] + recorded["attn_out"] + recorded["mlp_out"]
     assert_close(total, recorded["resid_post"], rtol=1e-5, atol=1e-5)
     assert_close(recorded["resid_post"][:-1], recorded["resid_pre"][1:], rtol=0, atol=0)
 
@@ -56,49 +56,49 @@ def test_writes_sum_to_the_residual_difference(recorded):
 def test_the_pattern_is_causal_and_mixes_the_values(family, recorded):
     pattern, value = recorded["pattern"], recorded["value"]
     assert (pattern.triu(1) == 0).all()
-    assert recorded.frame.softmax == (family not in SINKS,) * 2
+    assert recorded.readout.rows_sum_to_one == (family not in SINKS,) * 2
     if family not in SINKS:
         assert_close(pattern.sum(-1), torch.ones_like(pattern[..., 0]))
     value = value.repeat_interleave(pattern.shape[2] // value.shape[2], dim=2)
-    assert_close((pattern @ value).transpose(2, 3), recorded["head_out"], rtol=1e-4, atol=1e-5)
+    assert_close((pattern @ value).transpose(2, 3), recorded["z"], rtol=1e-4, atol=1e-5)
 
 
 def test_scores_give_the_pattern_or_are_refused(family, model, recorded):
     if family in NO_SCORE:
-        with pytest.raises(UnsupportedModel, match="softmax of the scaled scores misses the attention weights"):
-            capture(model, tokens(), ["score"])
+        with pytest.raises(UnsupportedModel, match="softmax of the scaled scores differs from the attention weights"):
+            capture(model, tokens(), ["attn_scores"])
     else:
-        assert_close(recorded["score"].softmax(-1), recorded["pattern"], rtol=1e-4, atol=1e-6)
+        assert_close(recorded["attn_scores"].softmax(-1), recorded["pattern"], rtol=1e-4, atol=1e-6)
 
 
 def test_heads_sum_to_what_attention_writes_or_the_projection_is_refused(family, recorded):
-    frame = recorded.frame
+    readout = recorded.readout
     if family in NO_PROJECTION:
-        with pytest.raises(UnsupportedModel, match="a norm or a gate stands between"):
-            _ = frame.output_projection
+        with pytest.raises(UnsupportedModel, match="a norm or a gate separates"):
+            _ = readout.output_projection
         return
-    parts = torch.einsum("lbphd,lhdm->lbpm", recorded["head_out"], frame.output_projection)
-    assert_close(parts + frame.output_bias[:, None, None], recorded["attn_write"], rtol=1e-4, atol=1e-5)
+    parts = torch.einsum("lbphd,lhdm->lbpm", recorded["z"], readout.output_projection)
+    assert_close(parts + readout.output_bias[:, None, None], recorded["attn_out"], rtol=1e-4, atol=1e-5)
 
 
 def test_the_readout_of_the_last_layer_is_the_prediction(recorded):
-    assert torch.equal(recorded.frame.readout(recorded["resid_post"][-1]), recorded["prediction"])
+    assert torch.equal(recorded.readout.compute_output(recorded["resid_post"][-1]), recorded["output"])
 
 
 def test_attributions_sum_to_the_prediction(recorded):
-    frame = recorded.frame
-    parts = torch.cat([recorded["resid_pre"][:1], recorded["attn_write"], recorded["mlp_write"]])
-    total = frame.attribute(parts, recorded["resid_post"][-1]).sum(0) + frame.readout_bias
-    assert_close(frame.tail.capped(total), recorded["prediction"], rtol=1e-4, atol=1e-4)
+    readout = recorded.readout
+    parts = torch.cat([recorded["resid_pre"][:1], recorded["attn_out"], recorded["mlp_out"]])
+    total = readout.attribute_logits(parts, recorded["resid_post"][-1]).sum(0) + readout.readout_bias
+    assert_close(readout.output_head.apply_softcap(total), recorded["output"], rtol=1e-4, atol=1e-4)
 
 
 def test_an_edit_of_every_pattern_reaches_the_prediction(model, recorded):
     uniform = Edit(site="pattern", fn=lambda p: torch.ones_like(p).tril() / torch.arange(1, 12)[:, None])
-    edited = capture(model, tokens(), ["pattern", "head_out", "prediction"], edits=[uniform])
-    assert not torch.allclose(edited["prediction"], recorded["prediction"])
+    edited = capture(model, tokens(), ["pattern", "z", "output"], edits=[uniform])
+    assert not torch.allclose(edited["output"], recorded["output"])
     value = capture(model, tokens(), ["value"], edits=[uniform])["value"]
     mean = value[0].cumsum(2) / torch.arange(1, 12)[:, None]
-    heads = edited["head_out"][0].transpose(1, 2)
+    heads = edited["z"][0].transpose(1, 2)
     assert_close(heads, mean.repeat_interleave(heads.shape[1] // mean.shape[1], dim=1), rtol=1e-4, atol=1e-5)
 
 
@@ -123,14 +123,14 @@ def test_padding_changes_nothing_at_real_positions(model, recorded, side):
     real = slice(3, None) if side == "left" else slice(None, 11)
     x[:, real], mask[:, real] = tokens(), 1
     x[0], mask[0] = tokens(1, 14), 1
-    padded = capture(model, x, ["resid_post", "prediction"], attention_mask=mask)
-    assert_close(padded["prediction"][1:, real], recorded["prediction"][1:], rtol=1e-3, atol=1e-3)
+    padded = capture(model, x, ["resid_post", "output"], attention_mask=mask)
+    assert_close(padded["output"][1:, real], recorded["output"][1:], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("family", OWN_ATTENTION, indirect=False)
 def test_own_attention_is_refused_by_name(family):
     model = make(family)
-    with pytest.raises(UnsupportedModel, match=f"{type(model).__name__} does its own attention"):
+    with pytest.raises(UnsupportedModel, match=f"{type(model).__name__} implements its own attention"):
         capture(model, tokens())
 
 
@@ -148,6 +148,6 @@ def test_own_attention_is_refused_by_name(family):
 )
 def test_blocks_whose_mlp_reads_beside_attention_are_told_from_the_others(family, parallel):
     model = make(family)
-    with quiet(model):
-        _, layers = examine(model, tokens())
+    with eval_no_grad(model):
+        _, layers = read_structure(model, tokens())
     assert [layer.parallel for layer in layers] == [parallel] * 2

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from mesascope.activations.linear_inputs import sample_maps
-from mesascope.analyses.stream.input_spectra import spectra
+from mesascope.activations.linear_inputs import sample_linear_inputs
+from mesascope.analyses.stream.input_spectra import spectra_of_samples
 
 from .families import make, tokens
 
@@ -30,13 +30,13 @@ def test_the_maps_of_a_family_give_the_product_of_their_matrix_with_what_was_tak
     model, given = make(family), {}
     for module in model.modules():
         module.register_forward_hook(lambda module, args, out: given.update({module: (args, out)}))
-    sampled = sample_maps(model, tokens())
-    assert [each.map.name for each in sampled.samples if each.map.layer == 1] == KNOWN[family]
+    sampled = sample_linear_inputs(model, tokens())
+    assert [each.linear.name for each in sampled.samples if each.linear.layer == 1] == KNOWN[family]
     for sample in sampled.samples:
-        (read,), out = given[sample.map.module]
+        (read,), out = given[sample.linear.module]
         out = out[0] if isinstance(out, tuple) else out
-        assert isinstance(sample.map.module, nn.Linear) != sample.map.turned or family == "mixtral"
-        product = read @ sample.map.weight.T + (0 if sample.map.bias is None else sample.map.bias)
+        assert isinstance(sample.linear.module, nn.Linear) != sample.linear.transposed or family == "mixtral"
+        product = read @ sample.linear.weight.T + (0 if sample.linear.bias is None else sample.linear.bias)
         assert_close(product, out, rtol=1e-4, atol=1e-4)
         assert_close(sample.inputs, read.flatten(0, -2), rtol=0, atol=0)
 
@@ -47,7 +47,7 @@ def test_the_maps_of_a_family_give_the_product_of_their_matrix_with_what_was_tak
     + [(family, torch.float64, 1e-10) for family in KNOWN if family != "mixtral"],  # torch has no such experts
 )
 def test_lengths_are_what_the_spectrum_says(family, dtype, rounding):
-    found = spectra(sample_maps(make(family).to(dtype), tokens(), batch_size=2))
+    found = spectra_of_samples(sample_linear_inputs(make(family).to(dtype), tokens(), batch_size=2))
     assert found["gain"].notnull().all()
     assert float(found["identity_error"].max()) < rounding
     np.testing.assert_allclose(found["predicted_norm"], found["observed_norm"], rtol=rounding)
@@ -55,15 +55,15 @@ def test_lengths_are_what_the_spectrum_says(family, dtype, rounding):
 
 
 def test_experts_are_named_with_the_reason():
-    sampled = sample_maps(make("mixtral"), tokens())
-    assert list(sampled.left_out) == [(0, "mlp.experts"), (1, "mlp.experts")]
-    assert "not one matrix" in sampled.left_out[1, "mlp.experts"]
-    assert "layer 1, mlp.experts: it holds" in spectra(sampled).attrs["left_out"]
+    sampled = sample_linear_inputs(make("mixtral"), tokens())
+    assert list(sampled.excluded) == [(0, "mlp.experts"), (1, "mlp.experts")]
+    assert "not one weight matrix" in sampled.excluded[1, "mlp.experts"]
+    assert "layer 1, mlp.experts: it holds" in spectra_of_samples(sampled).attrs["left_out"]
 
 
 def test_a_layer_that_lacks_a_map_has_no_number_and_no_other_is_moved():
     """The first layer of this family has a dense MLP, the second one experts."""
-    gain = spectra(sample_maps(make("deepseek_v3"), tokens()))["gain"]
+    gain = spectra_of_samples(sample_linear_inputs(make("deepseek_v3"), tokens()))["gain"]
     assert gain.sel(map="mlp.down_proj").isnull().values.tolist() == [False, True]
     assert gain.sel(map="mlp.shared_experts.down_proj").isnull().values.tolist() == [True, False]
     assert gain.sel(map="self_attn.o_proj").notnull().all()

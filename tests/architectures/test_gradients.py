@@ -12,7 +12,7 @@ from mesascope.tasks.base import Batch
 
 from .families import make, tokens
 
-GRADIENTS = ["resid_pre_grad", "attn_write_grad", "mlp_write_grad"]
+GRADIENTS = ["resid_pre_grad", "attn_out_grad", "mlp_out_grad"]
 FAMILIES = {"gpt2": True, "gpt_neox": True, "phi": True} | dict.fromkeys(  # others compute norms in float32
     ("llama", "granite", "gemma2", "qwen3_moe", "cohere"), False
 )
@@ -24,7 +24,7 @@ def test_gradients_are_the_slopes_of_the_loss(family, precise):
     model, x = make(family), tokens()[:2]
     model = model.double() if precise else model
     size, tolerance = (1e-5, 1e-5) if precise else (3e-3, 2e-2)
-    recorded = capture(model, x, [*GRADIENTS, "prediction"])
+    recorded = capture(model, x, [*GRADIENTS, "output"])
     generator = torch.Generator().manual_seed(0)
     for name in GRADIENTS:
         gradient = recorded[name].double()
@@ -38,7 +38,7 @@ def test_gradients_are_the_slopes_of_the_loss(family, precise):
 
 def _loss_after(model, x, site, layer, step):
     edit = Edit(site=site, where={"layer": layer}, fn=lambda value: value + step)
-    logits = capture(model, x, ["prediction"], edits=[edit], check=False)["prediction"]
+    logits = capture(model, x, ["output"], edits=[edit], check=False)["output"]
     return functional.cross_entropy(logits[:, :-1].flatten(0, 1).double(), x[:, 1:].flatten(), reduction="sum")
 
 
@@ -57,8 +57,8 @@ def test_micro_batches_and_kept_weights_give_the_same_gradients_and_leave_no_tra
 
 def test_the_prediction_is_the_same_bit_for_bit_with_and_without_gradients():
     model, x = make("llama"), tokens()
-    with_, without = (capture(model, x, ["prediction", *more]) for more in (GRADIENTS, []))
-    assert torch.equal(with_["prediction"], without["prediction"])
+    with_, without = (capture(model, x, ["output", *more]) for more in (GRADIENTS, []))
+    assert torch.equal(with_["output"], without["output"])
 
 
 def test_padding_has_no_loss():
@@ -76,7 +76,7 @@ def test_a_batch_of_vectors_has_the_weighted_squared_error():
     task = Affine(length=8)
     batch = task.sample(3, torch.Generator().manual_seed(0))
     model = Decoder(DecoderConfig(d_in=1, d_out=1, hidden_size=16, num_attention_heads=2))
-    recorded = capture(model, batch, ["resid_pre_grad", "resid_pre", "prediction"])
+    recorded = capture(model, batch, ["resid_pre_grad", "resid_pre", "output"])
     last = recorded["resid_pre"][-1].clone()
     frame_loss = _vector_loss(model, batch, last)
     (expected,) = torch.autograd.grad(frame_loss[0], frame_loss[1])
@@ -95,14 +95,14 @@ def _vector_loss(model, batch, stream):
 
 def test_what_has_no_loss_is_refused():
     model = Decoder(DecoderConfig(d_in=2, d_out=2, hidden_size=16, num_attention_heads=2))
-    with pytest.raises(ValueError, match="vectors must come as a Batch with targets, but got inputs alone"):
+    with pytest.raises(ValueError, match="the vectors came without targets; pass a Batch with targets"):
         capture(model, torch.ones(2, 5, 2), ["resid_pre_grad"])
 
 
 def test_gradients_through_edits_are_refused():
     model, x = make("llama"), tokens()
     edit = Edit(site="resid_pre", fn=torch.zeros_like)
-    with pytest.raises(ValueError, match="gradients must be of the untouched model, but edits were given"):
+    with pytest.raises(ValueError, match="gradients must be of the unedited model, but edits were given"):
         capture(model, x, ["resid_pre_grad"], edits=[edit])
 
 
@@ -111,21 +111,21 @@ def test_gradients_through_edits_are_refused():
 def test_a_layer_is_seen_whole(family, back):
     """Everything a view offers equals the sites of a capture that keeps them all."""
     model, x = make(family), tokens()
-    sites = ("resid_pre", "attn_write", "mlp_write", "pattern", "query", "score")
-    sites += ("resid_pre_grad", "attn_write_grad") if back else ()
+    sites = ("resid_pre", "attn_out", "mlp_out", "pattern", "query", "attn_scores")
+    sites += ("resid_pre_grad", "attn_out_grad") if back else ()
     kept = capture(model, x, [*sites, "resid_post"])
     queries = [3, 5]
 
     def fn(view):
-        again = view.query(view["resid_pre"])
+        again = view.recompute_query(view["resid_pre"])
         difference = (again - view["query"]).abs().amax((1, 3))
-        end = view.before("mlp") + view.update("mlp")
+        end = view.sublayer_input("mlp") + view.sublayer_output("mlp")
         return {
             "again": difference,
-            "write": view.update("attention") * 1.0,
+            "write": view.sublayer_output("attention") * 1.0,
             "end": end,
             "rows": view["pattern"] * 1.0,
-            "slope": view.gradient("mlp") * 1.0 if back else end,
+            "slope": view.sublayer_input_gradient("mlp") * 1.0 if back else end,
         }
 
     stream = ("batch", "pos", "d_model")
@@ -134,17 +134,17 @@ def test_a_layer_is_seen_whole(family, back):
     how = LayerReduction(sites=sites, fn=fn, axes=axes)
     seen = capture(model, x, [], reduce={"seen": how}, batch_size=2, queries=queries)
     assert (seen["again"] == 0).all()
-    assert_close(seen["write"], kept["attn_write"])
+    assert_close(seen["write"], kept["attn_out"])
     if family == "llama":
         assert_close(seen["end"], kept["resid_post"], rtol=1e-4, atol=1e-5)
         if back:
-            assert_close(seen["slope"], kept["attn_write_grad"], rtol=1e-4, atol=1e-6)
+            assert_close(seen["slope"], kept["attn_out_grad"], rtol=1e-4, atol=1e-6)
     else:
-        assert_close(seen["end"], kept["resid_pre"] + kept["mlp_write"], rtol=1e-4, atol=1e-5)
+        assert_close(seen["end"], kept["resid_pre"] + kept["mlp_out"], rtol=1e-4, atol=1e-5)
         if back:
             assert_close(seen["slope"], kept["resid_pre_grad"], rtol=1e-4, atol=1e-6)
     assert_close(seen["rows"], kept["pattern"][..., queries, :])
-    assert seen.xarray("rows")["query"].values.tolist() == queries
+    assert seen.to_xarray("rows")["query"].values.tolist() == queries
     assert seen.axes["end"] == ("layer", *stream)
 
 
@@ -155,7 +155,7 @@ def test_a_query_of_another_stream_can_be_differentiated():
     def fn(view):
         with torch.enable_grad():
             stream = view["resid_pre"].clone().requires_grad_()
-            view.query(stream).square().sum().backward()
+            view.recompute_query(stream).square().sum().backward()
         slopes.append(stream.grad)
         return {"slope": stream.grad}
 
@@ -168,19 +168,19 @@ def test_a_query_of_another_stream_can_be_differentiated():
 def test_what_makes_no_sense_is_refused():
     model, x = make("llama"), tokens()
     nothing = {"nothing": ("batch",)}
-    with pytest.raises(ValueError, match="must have layers, but prediction has none"):
-        LayerReduction(sites=("prediction",), fn=dict, axes=nothing)
+    with pytest.raises(ValueError, match="must have layers, but output has none"):
+        LayerReduction(sites=("output",), fn=dict, axes=nothing)
     with pytest.raises(ValueError, match="the first axis of nothing must be batch"):
         LayerReduction(sites=(), fn=dict, axes={"nothing": ("pos",)})
     with pytest.raises(ValueError, match="queries must be positions from 0 to"):
         capture(model, x, ["pattern"], queries=[99])
-    with pytest.raises(ValueError, match="score and pattern must be whole to be edited"):
+    with pytest.raises(ValueError, match="edits of attn_scores and pattern need all rows"):
         capture(model, x, [], queries=[1], edits=[Edit(site="pattern", fn=torch.zeros_like)])
     how = LayerReduction(sites=("resid_pre",), fn=lambda view: {"a": view["query"]}, axes={"a": ("batch",)})
-    with pytest.raises(KeyError, match="'query' must be among the sites asked for"):
+    with pytest.raises(KeyError, match="'query' must be among the requested sites"):
         capture(model, x, [], reduce={"a": how})
     size = Reduction(site="resid_pre", fn=lambda v: v.norm(dim=-1), axes=("batch", "pos"))
-    with pytest.raises(ValueError, match="two give 'a'"):
+    with pytest.raises(ValueError, match="two return 'a'"):
         capture(model, x, [], reduce={"a": size, "b": how})
 
 

@@ -14,7 +14,7 @@ from mesascope.models.transformer import Decoder, DecoderConfig
 from .families import make, tokens
 
 FAMILIES = ("llama", "gpt2", "gpt_neox", "phi")
-SITES = ("resid_pre", "attn_write", "mlp_write", "pattern", "value", "key", "query", "score")
+SITES = ("resid_pre", "attn_out", "mlp_out", "pattern", "value", "key", "query", "attn_scores")
 
 
 def measured(model, x, one, queries=None, **options) -> xr.Dataset:
@@ -40,9 +40,9 @@ def test_the_gradient_of_linear_is_the_attention_update(family):
     def check(at: Sublayer) -> None:
         with torch.enable_grad():
             z = at.x.clone().requires_grad_()
-            (gradient,) = torch.autograd.grad(objectives.linear.value(z, at).sum(), z)
+            (gradient,) = torch.autograd.grad(objectives.linear.value_fn(z, at).sum(), z)
         assert_close(-gradient, at.u, rtol=0, atol=0)
-        found = objectives.linear.read(at)
+        found = objectives.linear.compute_quantities(at)
         assert_close(found["after"] - found["before"], -at.u.square().sum(-1), rtol=1e-4, atol=1e-4)
 
     at_every_sublayer(make(family), tokens(), check, queries=[0, 3, 7])
@@ -58,11 +58,11 @@ def test_the_gradient_of_quadratic_is_heads_times_representation_minus_what_is_m
     def check(at: Sublayer) -> None:
         with torch.enable_grad():
             z = at.x.clone().requires_grad_()
-            value = objectives.quadratic.value(z, at)
+            value = objectives.quadratic.value_fn(z, at)
             (gradient,) = torch.autograd.grad(value.sum(), z)
         heads = at.pattern.shape[1]
-        assert_close(gradient, heads * at.x - (at.u - at.bias), rtol=1e-4, atol=1e-4)
-        offered = torch.einsum("bhkd,hdm->bhkm", at.values, at.projection)
+        assert_close(gradient, heads * at.x - (at.u - at.output_bias), rtol=1e-4, atol=1e-4)
+        offered = torch.einsum("bhkd,hdm->bhkm", at.values, at.output_projection)
         away = (at.x[:, None, :, None] - offered[:, :, None]).square().sum(-1)
         assert_close(value, (at.pattern * away).sum((1, 3)) / 2, rtol=1e-4, atol=1e-4)
 
@@ -73,13 +73,13 @@ def test_the_update_of_unshuffled_keys_is_the_attention_s_own():
     """The control is built from parts; with every key in its place the parts must give the real update."""
 
     def check(at: Sublayer) -> None:
-        stay = torch.arange(at.visible.shape[-1]).expand(at.visible.shape)
-        assert_close(Sublayer(view=at.view, name="attention", order=stay).u, at.u, rtol=1e-4, atol=1e-5)
-        for other in at.shuffled(2, seed=0):
-            assert other.order is not None
-            assert_close(other.order.sort(-1).values, stay, rtol=0, atol=0)
+        stay = torch.arange(at.visible_keys.shape[-1]).expand(at.visible_keys.shape)
+        assert_close(Sublayer(view=at.view, name="attention", key_order=stay).u, at.u, rtol=1e-4, atol=1e-5)
+        for other in at.with_shuffled_keys(2, seed=0):
+            assert other.key_order is not None
+            assert_close(other.key_order.sort(-1).values, stay, rtol=0, atol=0)
             assert_close(other.pattern.sum(-1), at.pattern.sum(-1))
-            assert (other.pattern.sum(1)[~at.visible] == 0).all()
+            assert (other.pattern.sum(1)[~at.visible_keys] == 0).all()
             assert not torch.equal(other.u, at.u)
 
     for family in FAMILIES:
@@ -114,13 +114,13 @@ def test_hopfield_s_gradient_moves_towards_keys_and_its_energy_is_ramsauer_s():
         scale = at.queries.shape[-1] ** -0.5
         with torch.enable_grad():
             z = at.x.clone().requires_grad_()
-            value = objectives.hopfield.value(z, at)
+            value = objectives.hopfield.value_fn(z, at)
             (gradient,) = torch.autograd.grad(value.sum(), z)
-            again = at.query(z)
-            scores = (again @ at.keys.mT * scale).masked_fill(~at.visible[:, None], -torch.inf)
+            again = at.compute_query(z)
+            scores = (again @ at.keys.mT * scale).masked_fill(~at.visible_keys[:, None], -torch.inf)
             energy = -scores.logsumexp(-1).sum(1) / scale + z.square().sum(-1) / 2
             (expected,) = torch.autograd.grad(energy.sum(), z)
-            (pull,) = torch.autograd.grad((at.pattern @ at.keys * at.query(z)).sum(), z)
+            (pull,) = torch.autograd.grad((at.pattern @ at.keys * at.compute_query(z)).sum(), z)
         assert_close(value, energy, rtol=1e-4, atol=1e-4)
         assert_close(gradient, expected, rtol=1e-4, atol=1e-4)
         assert_close(gradient, at.x - pull, rtol=1e-3, atol=1e-3)
@@ -130,7 +130,7 @@ def test_hopfield_s_gradient_moves_towards_keys_and_its_energy_is_ramsauer_s():
 
 
 def test_hopfield_is_refused_where_scores_are_more_than_products():
-    with pytest.raises(UnsupportedModel, match="softmax of the scaled scores misses"):
+    with pytest.raises(UnsupportedModel, match="softmax of the scaled scores differs"):
         measured(make("gemma2"), tokens(), objectives.hopfield)
 
 
@@ -155,43 +155,50 @@ def test_outer_holds_the_mlp_against_the_gradient_behind_the_attention():
 
     def keep(view):
         at = Sublayer(view=view, name="mlp")
-        seen[view.layer] = at.gradient.clone()
+        seen[view.layer] = at.loss_gradient.clone()
         return {"seen": torch.ones(len(view.inputs))}
 
-    sites = ("resid_pre", "attn_write", "mlp_write", "resid_pre_grad", "attn_write_grad")
+    sites = ("resid_pre", "attn_out", "mlp_out", "resid_pre_grad", "attn_out_grad")
     capture(model, x, [], reduce={"seen": LayerReduction(sites=sites, fn=keep, axes={"seen": ("batch",)})})
-    kept = capture(model, x, ["attn_write_grad"])
+    kept = capture(model, x, ["attn_out_grad"])
     for layer, gradient in seen.items():
-        assert_close(gradient, kept["attn_write_grad"][layer])
+        assert_close(gradient, kept["attn_out_grad"][layer])
     found = measured(model, x, objectives.outer)
     assert found["cosine"].notnull().all()
     assert (found["unexplained"] <= 1).all()
-    assert set(found.data_vars) >= {"cosine", "cosine_keys_shuffled", "cosine_at_sinks"}
+    assert set(found.data_vars) >= {"cosine", "cosine_null", "cosine_at_sinks"}
     assert "before" not in found
 
 
 def test_outer_is_held_against_updates_from_elsewhere():
     model, x = make("llama"), tokens()
-    kept = capture(model, x, ["attn_write", "resid_pre_grad"])
+    kept = capture(model, x, ["attn_out", "resid_pre_grad"])
     found = measured(model, x, objectives.outer)
     half = x.shape[1] // 2
-    for layer, (update, gradient) in enumerate(zip(kept["attn_write"], kept["resid_pre_grad"], strict=True)):
+    for layer, (update, gradient) in enumerate(zip(kept["attn_out"], kept["resid_pre_grad"], strict=True)):
         other = torch.cat([update[:, -half:], update[:, :-half]], dim=1)
         by_hand = torch.cosine_similarity(other.double(), -gradient.double(), dim=-1)[:, 1:-1].mean()
-        told = float(found["cosine_elsewhere"].sel(layer=layer, sublayer="attention"))
+        told = float(found["cosine_null_other_positions"].sel(layer=layer, sublayer="attention"))
         assert told == pytest.approx(float(by_hand), abs=1e-6)
-    assert found["cosine_elsewhere"].attrs["control_of"] == "cosine"
+    assert found["cosine_null_other_positions"].attrs["control_of"] == "cosine"
 
 
-@objective(title="pull", sites=("pattern", "value"), sublayers=("attention",))
+@objective(
+    title="pull",
+    description="Half of the squared distance from where the update leads.",
+    sites=("pattern", "value"),
+    sublayers=("attention",),
+)
 def pull(z, at):
-    """Half of the squared distance from where the update leads."""
     return (z - at.x - at.u).square().sum(-1) / 2
 
 
-@objective(title="push", sublayers=("attention",))
+@objective(
+    title="push",
+    description="What any update climbs: half of the squared distance from where it came.",
+    sublayers=("attention",),
+)
 def push(z, at):
-    """What any update climbs: half of the squared distance from where it came."""
     return -(z - at.x - at.u).square().sum(-1) / 2
 
 
@@ -205,8 +212,8 @@ def test_an_objective_of_one_s_own_is_found_descending_and_its_opposite_climbing
     assert (up["descends"].sel(attention) == 0).all()
     assert (abs(up["cosine"].sel(attention) + 1) < 1e-6).all()
     assert down["cosine"].sel(sublayer="mlp").isnull().all()
-    assert down["cosine_keys_shuffled"].dims == ("draw", "layer", "sublayer")
-    assert "cosine_keys_shuffled" not in up  # it asks for no pattern, so it has no control of the keys
+    assert down["cosine_null"].dims == ("draw", "layer", "sublayer")
+    assert "cosine_null" not in up  # it asks for no pattern, so it has no control of the keys
 
 
 def test_every_objective_gives_its_quantities_with_micro_batches_alike():
@@ -216,7 +223,7 @@ def test_every_objective_gives_its_quantities_with_micro_batches_alike():
         )
         for name in one.quantities:
             assert whole[name].dims == ("layer", "sublayer")
-            assert whole[name].attrs["about"]
+            assert whole[name].attrs["description"]
             assert_close(
                 torch.from_numpy(whole[name].values),
                 torch.from_numpy(parts[name].values),
@@ -231,12 +238,12 @@ def test_the_parabola_of_the_fast_weight_is_its_loss():
     """The loss after the best step, written out key by key."""
 
     def check(at: Sublayer) -> None:
-        found = objectives.fast_weight.read(at)
+        found = objectives.fast_weight.compute_quantities(at)
         keys, values = at.keys.double(), at.values.double()
-        seen = at.visible.double()
+        seen = at.visible_keys.double()
         step = torch.einsum("bhkd,bhke,bqk->bhqde", keys, values, seen)
         linear = torch.einsum("bhqd,bhqde->bhqe", at.queries.double(), step)
-        best = (linear * at.mixed).sum(-1) / linear.square().sum(-1)
+        best = (linear * at.head_mixes).sum(-1) / linear.square().sum(-1)
         misses = torch.einsum("bhkd,bhqde->bhqke", keys, best[..., None, None] * step) - values[:, :, None]
         loss = torch.einsum("bhqke,bqk->bhq", misses.square(), seen) / 2
         assert_close(found["step_size"], best.mean(1), rtol=1e-4, atol=1e-5)

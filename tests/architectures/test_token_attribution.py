@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from mesascope.activations import capture
-from mesascope.analyses import contributions_to, token_attribution, top_tokens
-from mesascope.analyses.stream.token_attribution import STREAM
+from mesascope.analyses import decompose_logits, token_attribution, top_tokens
+from mesascope.analyses.stream.token_attribution import ATTRIBUTION_SITES
 from mesascope.tasks.base import Batch
-from mesascope.testing import check_measure
+from mesascope.testing import check_analysis
 
 from .families import in_double, make, tokens
 
@@ -33,22 +33,22 @@ def test_parts_sum_to_the_logit_in_float64(name, centred):
 
 
 def miss(model, centred: bool) -> float:
-    recorded = capture(model, tokens(), [*STREAM, "prediction"])
+    recorded = capture(model, tokens(), [*ATTRIBUTION_SITES, "output"])
     batch, pos, wanted = torch.tensor([0, 2, 1, 1]), torch.tensor([0, 10, 4, 4]), torch.tensor([7, 39, 0, 12])
-    parts = contributions_to(recorded, batch, pos, wanted, centred=centred)
-    logits = recorded["prediction"].double()
+    parts = decompose_logits(recorded, batch, pos, wanted, centred=centred)
+    logits = recorded["output"].double()
     logits = logits - logits.mean(-1, keepdim=True) if centred else logits
     largest = max(part.abs().max() for part in vars(parts).values())
     assert parts.head.shape == (2, 4, 4)
-    return float((parts.total - logits[batch, pos, wanted]).abs().max() / largest)
+    return float((parts.total_logit - logits[batch, pos, wanted]).abs().max() / largest)
 
 
 def test_a_head_s_part_is_its_write_through_the_frozen_norm(family):
-    recorded = capture(make(family), tokens(), [*STREAM])
+    recorded = capture(make(family), tokens(), [*ATTRIBUTION_SITES])
     batch, pos, wanted = torch.tensor([0, 1]), torch.tensor([3, 9]), torch.tensor([5, 6])
-    parts = contributions_to(recorded, batch, pos, wanted)
-    write = recorded["head_out"][1][:, :, 2] @ recorded.frame.output_projection[1, 2]
-    whole = recorded.frame.attribute(write, recorded["resid_post"][-1])
+    parts = decompose_logits(recorded, batch, pos, wanted)
+    write = recorded["z"][1][:, :, 2] @ recorded.readout.output_projection[1, 2]
+    whole = recorded.readout.attribute_logits(write, recorded["resid_post"][-1])
     assert torch.allclose(parts.head[1, 2].float(), whole[batch, pos, wanted], rtol=1e-4, atol=1e-5)
 
 
@@ -56,16 +56,16 @@ def test_a_head_that_writes_nothing_contributes_nothing():
     model = make("llama")
     with torch.no_grad():
         model.model.layers[1].self_attn.o_proj.weight[:, 8:16] = 0.0
-    recorded = capture(model, tokens(), [*STREAM])
+    recorded = capture(model, tokens(), [*ATTRIBUTION_SITES])
     heads = token_attribution(recorded)["head_contribution"]
     assert float(heads[1, 1]) == 0.0
     assert (abs(heads.values) > 0).sum() == 7
-    assert (top_tokens(capture(model, tokens(1), ["resid_post", "head_out"]))["top_logit"][1, 1] == 0).all()
+    assert (top_tokens(capture(model, tokens(1), ["resid_post", "z"]))["top_logit"][1, 1] == 0).all()
 
 
 def test_the_measure_averages_over_places_with_a_next_token(family):
     model, x = make(family), tokens()
-    found = token_attribution(capture(model, x, [*STREAM]))
+    found = token_attribution(capture(model, x, [*ATTRIBUTION_SITES]))
     with torch.no_grad():
         logits = model(x).logits[:, 1:-1]
     right = logits.gather(-1, x[:, 2:, None])[..., 0] - logits.mean(-1)
@@ -78,11 +78,11 @@ def test_the_measure_averages_over_places_with_a_next_token(family):
 
 def test_the_top_tokens_of_a_head_are_its_largest_contributions():
     model, x = make("gpt2"), tokens(1)
-    recorded = capture(model, x, ["resid_post", "head_out"])
+    recorded = capture(model, x, ["resid_post", "z"])
     found = top_tokens(recorded, k=3)
     assert found["top_logit"].dims == ("layer", "head", "rank")
-    write = recorded["head_out"][0][:, :, 3] @ recorded.frame.output_projection[0, 3]
-    logits = recorded.frame.attribute(write, recorded["resid_post"][-1])[0]
+    write = recorded["z"][0][:, :, 3] @ recorded.readout.output_projection[0, 3]
+    logits = recorded.readout.attribute_logits(write, recorded["resid_post"][-1])[0]
     logits = (logits - logits.mean(-1, keepdim=True)).numpy()
     for rank, flat in enumerate(np.argsort(-logits, axis=None)[:3]):
         at, token = divmod(int(flat), 40)
@@ -94,13 +94,13 @@ def test_the_top_tokens_of_a_head_are_its_largest_contributions():
 def test_both_pass_the_conformance_suite():
     x = tokens(1)
     batch = Batch(inputs=x, targets=x, weight=torch.ones(x.shape))
-    check_measure(token_attribution, make("llama"), batch)
-    check_measure(top_tokens, make("llama"), batch)
+    check_analysis(token_attribution, make("llama"), batch)
+    check_analysis(top_tokens, make("llama"), batch)
 
 
 def test_what_would_be_wrong_is_refused():
     model = make("llama")
     with pytest.raises(ValueError, match=r"all 2 layers must be recorded, but only \[0\] were; leave out layers="):
-        token_attribution(capture(model, tokens(), [*STREAM], layers=[0]))
+        token_attribution(capture(model, tokens(), [*ATTRIBUTION_SITES], layers=[0]))
     with pytest.raises(ValueError, match=r"top_tokens needs one sequence of tokens, but got \(3, 11\)"):
-        top_tokens(capture(model, tokens(), ["resid_post", "head_out"]))
+        top_tokens(capture(model, tokens(), ["resid_post", "z"]))

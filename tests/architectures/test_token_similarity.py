@@ -6,22 +6,22 @@ import torch
 from scipy.stats import spearmanr
 
 from mesascope.activations import UnsupportedModel, capture
-from mesascope.analyses import measure_all, token_similarity
+from mesascope.analyses import run_analyses, token_similarity
 from mesascope.analyses.heads.token_similarity import (
-    BAND,
-    LEAST,
-    _null_spread,
-    sampled_queries,
-    similarity_over_keys,
-    spread_over_keys,
+    MIN_CORRELATION,
+    _null_std,
+    correlate_over_keys,
+    sample_queries,
+    score_std_over_keys,
 )
+from mesascope.analyses.nulls import NULL_BAND_WIDTH
 from mesascope.tasks.base import Batch
-from mesascope.testing import check_measure
+from mesascope.testing import check_analysis
 
 from .families import make, tokens
 
 LENGTH = 48
-QUERIES = sampled_queries(LENGTH)
+QUERIES = sample_queries(LENGTH)
 
 
 def stream(seed: int = 0) -> torch.Tensor:
@@ -36,7 +36,7 @@ def cosines(x: torch.Tensor) -> torch.Tensor:
 def test_the_correlation_is_spearman_s():
     x = stream()
     rows = torch.randn(4, 2, len(QUERIES), LENGTH, generator=torch.Generator().manual_seed(1))
-    whole, _ = similarity_over_keys(rows, QUERIES, x)
+    whole, _ = correlate_over_keys(rows, QUERIES, x)
     expected = [
         np.mean([spearmanr(rows[b, 1, n, :q], cosines(x)[b, n, :q]).statistic for n, q in enumerate(QUERIES.tolist())])
         for b in range(4)
@@ -47,7 +47,7 @@ def test_the_correlation_is_spearman_s():
 def test_scores_that_follow_the_cosine_are_found_in_both_directions():
     x = stream()
     rows = torch.stack([3 * cosines(x), -(cosines(x) ** 3)], dim=1)
-    for found in similarity_over_keys(rows, QUERIES, x):
+    for found in correlate_over_keys(rows, QUERIES, x):
         assert torch.allclose(found, torch.tensor([1.0, -1.0], dtype=torch.float64).expand(4, 2))
 
 
@@ -55,7 +55,7 @@ def test_a_taste_for_the_near_is_no_similarity_though_the_near_are_alike():
     """The trap: in a stream that drifts, near keys are alike, and who looks at near keys seems to look for those."""
     drifting = stream().cumsum(1)
     rows = torch.arange(LENGTH).float().expand(4, 1, len(QUERIES), LENGTH)
-    whole, partial = similarity_over_keys(rows, QUERIES, drifting)
+    whole, partial = correlate_over_keys(rows, QUERIES, drifting)
     assert float(whole.mean()) > 0.6
     assert float(partial.abs().max()) < 1e-6
 
@@ -65,9 +65,9 @@ def test_the_band_is_that_of_permuted_keys():
     rows = torch.randn(1, 4, 1, len(QUERIES), LENGTH, generator=generator)
     orders = torch.rand(4, 200, 1, LENGTH, generator=generator).argsort(-1).expand(-1, -1, len(QUERIES), -1)
     permuted = rows[0].expand(-1, 200, -1, -1).gather(-1, orders)  # as many heads as permutations
-    spread = torch.stack(similarity_over_keys(permuted, QUERIES, x)).mean(1).std(1)
-    assert torch.allclose(spread, _null_spread(rows, QUERIES)[0].expand(2), rtol=0.15)
-    assert BAND * float(_null_spread(rows, QUERIES)) < LEAST
+    spread = torch.stack(correlate_over_keys(permuted, QUERIES, x)).mean(1).std(1)
+    assert torch.allclose(spread, _null_std(rows, QUERIES)[0].expand(2), rtol=0.15)
+    assert NULL_BAND_WIDTH * float(_null_std(rows, QUERIES)) < MIN_CORRELATION
 
 
 def test_masked_keys_are_left_out():
@@ -75,25 +75,25 @@ def test_masked_keys_are_left_out():
     rows = cosines(x)[:, None].clone()
     window = torch.stack([(torch.arange(LENGTH) < q - 6) | (torch.arange(LENGTH) > q) for q in QUERIES])
     masked = rows.masked_fill(window, -torch.inf)
-    whole, _ = similarity_over_keys(masked, QUERIES, x)
+    whole, _ = correlate_over_keys(masked, QUERIES, x)
     assert torch.allclose(whole, torch.ones_like(whole))
-    assert spread_over_keys(masked, QUERIES).isfinite().all()
+    assert score_std_over_keys(masked, QUERIES).isfinite().all()
     with pytest.raises(ValueError, match="a query must see 4 keys before it or more, but query 8 sees 0"):
-        similarity_over_keys(torch.full_like(rows, -torch.inf), QUERIES, x)
+        correlate_over_keys(torch.full_like(rows, -torch.inf), QUERIES, x)
 
 
 def test_the_measure_is_its_core_applied_to_what_attention_reads():
     model, x = make("llama"), torch.cat([tokens(), tokens().flip(1)], dim=1)
     batch = Batch(inputs=x, targets=x, weight=torch.ones(x.shape))
-    found = check_measure(token_similarity, model, batch)
-    recorded = capture(model, x, ["score", "resid_pre"])
-    queries = sampled_queries(x.shape[1])
-    normed = recorded.frame.normed(1, recorded["resid_pre"][1])
-    whole, partial = similarity_over_keys(recorded["score"][1][:, :, queries], queries, normed)
+    found = check_analysis(token_similarity, model, batch)
+    recorded = capture(model, x, ["attn_scores", "resid_pre"])
+    queries = sample_queries(x.shape[1])
+    normed = recorded.readout.apply_attention_norm(1, recorded["resid_pre"][1])
+    whole, partial = correlate_over_keys(recorded["attn_scores"][1][:, :, queries], queries, normed)
     assert np.allclose(found["over_keys"][1], whole.mean(0), atol=1e-6)
     assert np.allclose(found["partial"][1], partial.mean(0), atol=1e-6)
 
 
 def test_models_without_plain_scores_are_refused_by_name():
-    with pytest.raises(UnsupportedModel, match="score must be there in every layer asked for, but Gemma2"):
-        measure_all(make("gemma2"), tokens(), [token_similarity])
+    with pytest.raises(UnsupportedModel, match="attn_scores must exist in every requested layer, but Gemma2"):
+        run_analyses(make("gemma2"), tokens(), [token_similarity])

@@ -1,4 +1,4 @@
-"""Write docs/planted.md: ``python -m tests.ground_truth.table`` (``make planted``)."""
+"""Write docs/ground-truth.md: ``python -m tests.ground_truth.table`` (``make ground-truth``)."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -8,149 +8,175 @@ from pathlib import Path
 import torch
 
 from mesascope.analyses import similarity, which_algorithm
-from mesascope.analyses.algorithms.identify import NONE
-from mesascope.ground_truth.adapters import attributed
-from mesascope.ground_truth.findings import share
-from mesascope.testing import BENCH, READINGS, Case, Findings, Reading, check_instrument, heads_where
+from mesascope.analyses.algorithms.identify import NO_ALGORITHM
+from mesascope.ground_truth.adapters import attribution_patching
+from mesascope.ground_truth.detections import format_fraction
+from mesascope.testing import (
+    DETECTORS,
+    GROUND_TRUTH,
+    DetectionReport,
+    Detector,
+    GroundTruthCase,
+    check_ground_truth,
+    heads_where,
+)
 
-PAGE = Path(__file__).parents[2] / "docs" / "planted.md"
-DRAWS, FEW = 20, 4  # few of the worse criteria
-MODERATE = 0.3  # a correlation that many would call one
+PAGE = Path(__file__).parents[2] / "docs" / "ground-truth.md"
+DRAWS, FEW_DRAWS = 20, 4  # draws of the detectors, and of the weaker criteria
+MODERATE_CORRELATION = 0.3  # a correlation that is often called moderate
 START, END = "<!-- results -->", "<!-- end of results -->"
-WORSE: Mapping[str, Reading] = {
-    "similarity, over keys": Reading(
-        instrument=similarity,
-        found=lambda found: {
-            "prefers the like": heads_where(found["over_keys"] > MODERATE),
-            "prefers the unlike": heads_where(found["over_keys"] < -MODERATE),
+WEAKER_DETECTORS: Mapping[str, Detector] = {
+    "similarity, over keys": Detector(
+        analysis=similarity,
+        detect=lambda dataset: {
+            "attends to similar inputs": heads_where(dataset["over_keys"] > MODERATE_CORRELATION),
+            "attends to dissimilar inputs": heads_where(dataset["over_keys"] < -MODERATE_CORRELATION),
         },
-        about=f"correlation of score and similarity over the keys of a query beyond {MODERATE}",
+        description=(
+            f"correlation of score and similarity over the keys of a query above {MODERATE_CORRELATION} or below "
+            f"-{MODERATE_CORRELATION}"
+        ),
     ),
-    "similarity, position fixed": Reading(
-        instrument=similarity,
-        found=lambda found: {
-            "prefers the like": heads_where(found["fixed_position"] > found["fixed_high"]),
-            "prefers the unlike": heads_where(found["fixed_position"] < found["fixed_low"]),
+    "similarity, position fixed": Detector(
+        analysis=similarity,
+        detect=lambda dataset: {
+            "attends to similar inputs": heads_where(dataset["fixed_position"] > dataset["fixed_position_null_high"]),
+            "attends to dissimilar inputs": heads_where(dataset["fixed_position"] < dataset["fixed_position_null_low"]),
         },
-        about="correlation at fixed positions beyond its band, whatever query and key do alone",
+        description="correlation at fixed positions outside its null interval, main effects of query and key included",
     ),
-    "attribution_patch, first order": Reading(
-        instrument=partial(attributed, steps=0),
-        found=READINGS["attribution_patch"].found,
-        about="the same from the gradient of the untouched model alone",
+    "attribution_patch, first order": Detector(
+        analysis=partial(attribution_patching, steps=0),
+        detect=DETECTORS["attribution_patch"].detect,
+        description="as for attribution_patch, with the gradient at the original activations only",
     ),
-    "which_algorithm, any name": Reading(
-        instrument=which_algorithm.using(layers=False, elsewhere=False),
-        found=lambda found: {"algorithm": {found["named"].item()} - {NONE}},
-        about="its name, however little that explains",
+    "which_algorithm, any name": Detector(
+        analysis=which_algorithm.using(layers=False, shifted=False),
+        detect=lambda dataset: {"algorithm": {dataset["named"].item()} - {NO_ALGORITHM}},
+        description="the reported algorithm, whatever variance it explains",
     ),
 }
 
 
-def results(readings: Mapping[str, Reading], draws: int, cases: tuple[Case, ...] = BENCH) -> dict[str, Findings]:
-    """What every instrument found."""
-    return {name: check_instrument(one.instrument, one.found, draws, cases) for name, one in readings.items()}
+def evaluate_detectors(
+    detectors: Mapping[str, Detector], draws: int, cases: tuple[GroundTruthCase, ...] = GROUND_TRUTH
+) -> dict[str, DetectionReport]:
+    """Return the report of every detector."""
+    return {
+        name: check_ground_truth(detector.analysis, detector.detect, draws, cases)
+        for name, detector in detectors.items()
+    }
 
 
-def kept(case: Case) -> Case:
-    """The same case; its models and sequences are made once."""
-    return replace(case, build=cache(case.build), sequences=cache(case.sequences))
+def cache_case(case: GroundTruthCase) -> GroundTruthCase:
+    """Return a case that caches its models and batches."""
+    return replace(case, build_model=cache(case.build_model), sample_batch=cache(case.sample_batch))
 
 
-def cases_table() -> str:
-    """Every case, and what is true of it in the first draw."""
-    rows = [f"| {case.name} | {case.about} | {_truth(case)} |" for case in BENCH]
-    return "\n".join(["| case | what it is | mechanisms |", "|---|---|---|", *rows])
+def format_cases() -> str:
+    """Return a table of all cases with the mechanisms of their first draw."""
+    rows = [f"| {case.name} | {case.description} | {_format_mechanisms(case)} |" for case in GROUND_TRUTH]
+    return "\n".join(["| case | description | mechanisms |", "|---|---|---|", *rows])
 
 
-def findings_table(found: Mapping[str, Findings], readings: Mapping[str, Reading]) -> str:
-    """A row for each instrument and mechanism, and the criteria."""
+def format_reports(reports: Mapping[str, DetectionReport], detectors: Mapping[str, Detector]) -> str:
+    """Return a table with a row for each analysis and mechanism, and the criteria."""
     head = (
-        "| instrument | mechanism | planted | found | missed | imagined | recall | precision | cases | not applicable |"
+        "| analysis | mechanism | planted | true positives | false negatives | false positives | recall | precision "
+        "| cases | not applicable |"
     )
-    rows = [row(name, one, label) for name, one in found.items() for label in one.labels]
-    criteria = [f"- {name}: {readings[name].about}." for name in found]
-    return "\n".join([head, "|---" * 10 + "|", *rows, "", "What counts as a claim:", "", *criteria])
+    rows = [format_row(name, report, label) for name, report in reports.items() for label in report.mechanisms]
+    criteria = [f"- {name}: {detectors[name].description}." for name in reports]
+    return "\n".join([head, "|---" * 10 + "|", *rows, "", "Criteria for a detection:", "", *criteria])
 
 
-def mistakes(found: Mapping[str, Findings]) -> str:
-    """What was missed and what was imagined, line by line."""
-    lines = [f"- {name}: {line}." for name, one in found.items() for line in one.lines()]
-    return "\n".join(lines or ["Nothing was missed or imagined."])
+def list_errors(reports: Mapping[str, DetectionReport]) -> str:
+    """Return the false negatives and false positives as a list."""
+    lines = [f"- {name}: {line}." for name, report in reports.items() for line in report.describe_errors()]
+    return "\n".join(lines or ["There are no false negatives and no false positives."])
 
 
-def mistaken(found: Mapping[str, Findings]) -> str:
-    """What was imagined, all cases together."""
+def list_false_positives(reports: Mapping[str, DetectionReport]) -> str:
+    """Return the components that are false positives, over all cases."""
     lines = []
-    for name, one in found.items():
-        for label in one.labels:
+    for name, report in reports.items():
+        for label in report.mechanisms:
             heads = sorted(
-                {mark.called.removeprefix("the head ") or mark.case for mark in one.of(label=label).imagined}
+                {
+                    mark.component.removeprefix("the head ") or mark.case
+                    for mark in report.select(mechanism=label).false_positives
+                }
             )
-            lines.append(f"- {name} imagined {label!r} of: {', '.join(heads) or 'nothing'}.")
+            lines.append(f"- {name}, false positives for {label!r}: {', '.join(heads) or 'none'}.")
     return "\n".join(lines)
 
 
-def row(name: str, one: Findings, label: str) -> str:
-    """One mechanism as a line."""
-    here = one.of(label=label)
-    planted = len(here.found) + len(here.missed)
+def format_row(name: str, report: DetectionReport, mechanism: str) -> str:
+    """Return the table row of one mechanism."""
+    selected = report.select(mechanism=mechanism)
+    planted = len(selected.true_positives) + len(selected.false_negatives)
     numbers = [
         planted,
-        len(here.found),
-        len(here.missed),
-        len(here.imagined),
-        share(here.recall),
-        share(here.precision),
+        len(selected.true_positives),
+        len(selected.false_negatives),
+        len(selected.false_positives),
+        format_fraction(selected.recall),
+        format_fraction(selected.precision),
     ]
-    cells = [name, label, *numbers, len(one.cases), len(one.refused)]
+    cells = [name, mechanism, *numbers, len(report.cases), len(report.not_applicable)]
     return "| " + " | ".join(str(cell) for cell in cells) + " |"
 
 
-def refusals(found: Mapping[str, Findings]) -> str:
-    """Which cases each instrument refuses, and why."""
+def list_not_applicable(reports: Mapping[str, DetectionReport]) -> str:
+    """Return the cases to which each analysis does not apply, by reason."""
     lines = []
-    for name, one in found.items():
+    for name, report in reports.items():
         reasons: dict[str, list[str]] = {}
-        for case, reason in one.refused.items():
-            reasons.setdefault(_short(reason), []).append(case)
+        for case, reason in report.not_applicable.items():
+            reasons.setdefault(_shorten_reason(reason), []).append(case)
         lines += [f"- {name}, {len(cases)} cases: {reason}: *{'; '.join(cases)}*." for reason, cases in reasons.items()]
     return "\n".join(lines)
 
 
-def _short(reason: str) -> str:
-    """The first clause of a reason, without what differs from model to model."""
+def _shorten_reason(reason: str) -> str:
+    # the first clause, without the parts that differ between models
     return reason.split(", but ")[0].split(";")[0].split(": ")[0]
 
 
-def _truth(case: Case) -> str:
-    """What is planted in it, noise left out."""
-    truth, called = case.truth(0), case.called(0)
-    algorithm = sorted(str(name) for name in truth.get("algorithm", ()))
-    labels = [label for label, at in truth.items() if any(called.get(place) != "noise" for place in at)]
-    return "; ".join([*algorithm, *(label for label in labels if label != "algorithm")])
+def _format_mechanisms(case: GroundTruthCase) -> str:
+    locations, components = case.true_locations(0), case.components(0)
+    algorithm = sorted(str(name) for name in locations.get("algorithm", ()))
+    mechanisms = [label for label, at in locations.items() if any(components.get(place) != "noise" for place in at)]
+    return "; ".join([*algorithm, *(label for label in mechanisms if label != "algorithm")])
 
 
-def page(text: str, found: Mapping[str, Findings], worse: Mapping[str, Findings]) -> str:
-    """The page with its results written anew."""
+def format_page(
+    text: str, reports: Mapping[str, DetectionReport], weaker_reports: Mapping[str, DetectionReport]
+) -> str:
+    """Return the page with updated results."""
     before, rest = text.split(START)
     after = rest.split(END)[1]
-    draws = next(iter(found.values())).draws
+    draws = next(iter(reports.values())).draws
     parts = [
-        f"## The bench\n\n{cases_table()}",
-        f"## What our instruments find\n\n{draws} draws of every case.\n\n{findings_table(found, READINGS)}",
-        f"## What they miss and imagine\n\n{mistakes(found)}",
-        f"## What worse criteria find\n\nThe bench can fail. {FEW} draws.\n\n{findings_table(worse, WORSE)}",
-        mistaken(worse),
-        f"## What does not apply\n\n{refusals(found)}",
+        f"## Ground-truth models\n\n{format_cases()}",
+        f"## Results\n\n{draws} draws of every case.\n\n{format_reports(reports, DETECTORS)}",
+        f"## False negatives and false positives\n\n{list_errors(reports)}",
+        f"## Weaker criteria\n\nThe models distinguish good criteria from bad ones. {FEW_DRAWS} draws.\n\n"
+        f"{format_reports(weaker_reports, WEAKER_DETECTORS)}",
+        list_false_positives(weaker_reports),
+        f"## Not applicable\n\n{list_not_applicable(reports)}",
     ]
     return before + START + "\n\n" + "\n\n".join(parts) + "\n\n" + END + after
 
 
 def main(draws: int = DRAWS) -> str:
-    """The page as it would be written."""
-    cases = tuple(kept(case) for case in BENCH)
-    return page(PAGE.read_text(encoding="utf-8"), results(READINGS, draws, cases), results(WORSE, FEW, cases))
+    """Return the page with results computed anew."""
+    cases = tuple(cache_case(case) for case in GROUND_TRUTH)
+    return format_page(
+        PAGE.read_text(encoding="utf-8"),
+        evaluate_detectors(DETECTORS, draws, cases),
+        evaluate_detectors(WEAKER_DETECTORS, FEW_DRAWS, cases),
+    )
 
 
 if __name__ == "__main__":

@@ -1,60 +1,63 @@
-"""Decoys of gradient descent predict what their formulas say; heads may change places."""
+"""Decoys of gradient descent match their formulas; the function does not depend on the index of the planted head."""
 
 import pytest
 import torch
 
-from mesascope.analyses import measure_all, position, which_algorithm
-from mesascope.ground_truth.models.descent import planted_descent
-from mesascope.ground_truth.models.pairs import DECOYS, planted_pairs
-from mesascope.ground_truth.models.vectors import MECHANISMS, planted
+from mesascope.analyses import positional_attention, run_analyses, which_algorithm
+from mesascope.ground_truth.models.descent import build_gradient_descent_model
+from mesascope.ground_truth.models.pairs import PAIR_DECOYS, build_pair_decoy
+from mesascope.ground_truth.models.vectors import VECTOR_MECHANISMS, build_planted_model
 from mesascope.tasks.regression import Regression
 
-DIM, SHOWN, STEP = 3, 8, 0.4
-TASK = Regression(dim=DIM, examples_shown=SHOWN, layout="joined")
+DIM, NUM_EXAMPLES, STEP = 3, 8, 0.4
+TASK = Regression(dim=DIM, num_examples=NUM_EXAMPLES, layout="joined")
 BATCH = TASK.sample(64, torch.Generator().manual_seed(0))
-X, Y, ASKED = BATCH.inputs[:, :-1, :DIM], BATCH.inputs[:, :-1, DIM:], BATCH.inputs[:, -1:, :DIM]
-ALIKE = ASKED @ X.mT  # (batch, 1, pair)
-ITSELF = torch.cat([ALIKE, (ASKED * ASKED).sum(-1, keepdim=True)], dim=-1)
+X, Y, QUERY_X = BATCH.inputs[:, :-1, :DIM], BATCH.inputs[:, :-1, DIM:], BATCH.inputs[:, -1:, :DIM]
+SCORES = QUERY_X @ X.mT  # (batch, 1, pair)
+SCORES_WITH_QUERY = torch.cat([SCORES, (QUERY_X * QUERY_X).sum(-1, keepdim=True)], dim=-1)
 PREDICTED = {
-    "scores ignore the query": STEP / SHOWN * X[:, None, :, 0] @ Y,
-    "values are inputs": STEP / SHOWN * ALIKE @ X[..., :1],
-    "ascends": -STEP / SHOWN * ALIKE @ Y,
-    "through a softmax": ITSELF.softmax(-1)[..., :-1] @ Y,
-    "averages the answers": Y.sum(1, keepdim=True) / (SHOWN + 1),
-    "the last answer": Y[:, -1:],
+    "scores ignore the query": STEP / NUM_EXAMPLES * X[:, None, :, 0] @ Y,
+    "values are inputs": STEP / NUM_EXAMPLES * SCORES @ X[..., :1],
+    "ascends": -STEP / NUM_EXAMPLES * SCORES @ Y,
+    "softmax attention": SCORES_WITH_QUERY.softmax(-1)[..., :-1] @ Y,
+    "averages the targets": Y.sum(1, keepdim=True) / (NUM_EXAMPLES + 1),
+    "copies the last target": Y[:, -1:],
 }
 
 
-@pytest.mark.parametrize("name", DECOYS)
-def test_a_decoy_predicts_what_its_formula_says(name):
-    model = planted_pairs(name, DIM, SHOWN, STEP, nuisance=0.02, seed=3)
+@pytest.mark.parametrize("name", PAIR_DECOYS)
+def test_decoy_prediction_matches_its_formula(name):
+    model = build_pair_decoy(name, DIM, NUM_EXAMPLES, STEP, nuisance=0.02, seed=3)
     torch.testing.assert_close(model(BATCH.inputs).logits[:, -1:], PREDICTED[name], atol=1e-5, rtol=1e-4)
 
 
-def test_an_unknown_decoy_is_refused():
+def test_unknown_decoy_raises():
     with pytest.raises(ValueError, match=r"a decoy must be one of scores ignore the query, .*, but got 'magic'"):
-        planted_pairs("magic", DIM, SHOWN)
+        build_pair_decoy("magic", DIM, NUM_EXAMPLES)
 
 
-@pytest.mark.parametrize("name", MECHANISMS)
-def test_a_model_is_the_same_whichever_head_has_the_mechanism(name):
+@pytest.mark.parametrize("name", VECTOR_MECHANISMS)
+def test_predictions_do_not_depend_on_the_planted_head_index(name):
     x = torch.randn(4, 20, 1, generator=torch.Generator().manual_seed(0))
-    first, *others = (planted(name, seed=2, head=head)(x).logits for head in range(4))
+    first, *others = (build_planted_model(name, seed=2, head=head)(x).logits for head in range(4))
     for other in others:
         torch.testing.assert_close(other, first, atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="head must be from 0 to 3, but got 4"):
-        planted(name, head=4)
+        build_planted_model(name, head=4)
 
 
-def test_position_refuses_attention_that_is_not_shared_out():
-    with pytest.raises(ValueError, match=r"position needs attention that is shared out between keys, but in layer 0"):
-        measure_all(planted_descent(DIM, SHOWN), BATCH, [position])
+def test_position_raises_for_linear_attention():
+    with pytest.raises(
+        ValueError,
+        match=r"positional_attention needs attention weights of 0 or more that sum to 1 over keys, but in layer 0",
+    ):
+        run_analyses(build_gradient_descent_model(DIM, NUM_EXAMPLES), BATCH, [positional_attention])
 
 
-def test_steps_are_counted_where_many_more_of_another_size_come_nearest_on_the_grid():
-    """In these prompts eight steps of a size that is on the grid are nearer to three than three of the nearest size."""
+def test_number_of_steps_is_recovered_off_the_step_size_grid():
+    """On the grid of step sizes, eight steps are closer to the model than three steps of the nearest size."""
     batch = TASK.sample(64, torch.Generator().manual_seed(11))
-    model = planted_descent(DIM, SHOWN, 3, step=0.32980834)
-    found = which_algorithm(model, TASK, batch, layers=False, elsewhere=False)
+    model = build_gradient_descent_model(DIM, NUM_EXAMPLES, 3, step=0.32980834)
+    found = which_algorithm(model, TASK, batch, layers=False, shifted=False)
     assert found["named"].item() == "3 steps of gradient descent"
     assert float(found["fitted"].sel(predictor="gradient descent")) == pytest.approx(0.32980834, rel=1e-4)

@@ -5,25 +5,27 @@ import pytest
 import torch
 
 from mesascope.activations import capture
-from mesascope.ground_truth.adapters import agreement
-from mesascope.ground_truth.models.vectors import MECHANISMS, planted
+from mesascope.ground_truth.adapters import target_agreement
+from mesascope.ground_truth.models.vectors import VECTOR_MECHANISMS, build_planted_model
 from mesascope.interventions import attribution_patch, logit_difference, mean, replace, scale, sweep, zero
-from mesascope.interventions.attribution_patching import agreement_of
+from mesascope.interventions.attribution_patching import compute_agreement
 from mesascope.tasks.affine import Affine
-from mesascope.testing import BENCH
+from mesascope.testing import GROUND_TRUTH
 
 from .test_changes import MODELS, tokens
 
-SITES = ["resid_pre", "attn_write", "mlp_write", "head_out"]
+SITES = ["resid_pre", "attn_out", "mlp_out", "z"]
 
 
-@pytest.mark.parametrize("name", [name for name in MECHANISMS if name != "stream alone"])  # whose heads give nothing
+@pytest.mark.parametrize(
+    "name", [name for name in VECTOR_MECHANISMS if name != "residual only"]
+)  # its heads write nothing
 def test_it_is_the_effect_itself_where_only_the_read_out_follows(name):
     """The output of a planted model is linear in what its heads give; with a linear metric nothing is left out."""
     batch = Affine().sample(32, torch.Generator().manual_seed(0))
     over = ("layer", "head", "pos")
     found = attribution_patch(
-        planted(name), batch, zero("head_out"), over, lambda p: p[:, -3:].sum((1, 2)), compare=True
+        build_planted_model(name), batch, zero("z"), over, lambda p: p[:, -3:].sum((1, 2)), compare=True
     )
     size = float(abs(found["effect"]).max())
     assert size > 0.01
@@ -60,7 +62,7 @@ def test_along_the_way_the_places_of_a_layer_sum_to_the_effect_of_all(name, site
     model, metric = MODELS[name], logit_difference(3, 4)
     other = replace(site, capture(model, tokens(1), [site]))
     whole = sweep(model, tokens(), other, ("layer",), metric)["effect"]
-    over = ("layer", "head", "pos") if site == "head_out" else ("layer", "pos")
+    over = ("layer", "head", "pos") if site == "z" else ("layer", "pos")
 
     def error(steps: int) -> float:
         parts = attribution_patch(model, tokens(), other, over, metric, steps=steps)["estimate"]
@@ -72,12 +74,13 @@ def test_along_the_way_the_places_of_a_layer_sum_to_the_effect_of_all(name, site
 
 def test_along_the_way_a_saturated_softmax_hides_nothing():
     """The head whose tokens an induction head looks for: to first order nothing hangs on it."""
-    (case,) = [case for case in BENCH if case.name == "language model"]
-    model, batch, names = case.build(0), case.sequences(0), case.called(0)
+    (case,) = [case for case in GROUND_TRUTH if case.name == "language model"]
+    model, batch, names = case.build_model(0), case.sample_batch(0), case.components(0)
     (place,) = [place for place, name in names.items() if name == "the head 'previous token'"]
-    edit = mean("head_out", capture(model, batch, ["head_out"]))
+    edit = mean("z", capture(model, batch, ["z"]))
     first, along = (
-        attribution_patch(model, batch, edit, metric=agreement(batch), steps=steps, compare=True) for steps in (0, 20)
+        attribution_patch(model, batch, edit, metric=target_agreement(batch), steps=steps, compare=True)
+        for steps in (0, 20)
     )
     real = float(first["effect"][place])
     assert abs(float(first["estimate"][place])) < 0.01 * abs(real)
@@ -88,7 +91,7 @@ def test_along_the_way_a_saturated_softmax_hides_nothing():
 def test_points_on_the_way_that_do_not_fit_at_once_run_one_after_the_other():
     model, metric = MODELS["llama"], logit_difference(3, 4)
     at_once, few = (
-        attribution_patch(model, tokens(), zero("head_out"), metric=metric, steps=5, positions=positions)["estimate"]
+        attribution_patch(model, tokens(), zero("z"), metric=metric, steps=5, max_positions=positions)["estimate"]
         for positions in (4096, 2 * tokens().numel())
     )
     np.testing.assert_allclose(at_once, few, atol=1e-5 * float(abs(at_once).max()))
@@ -96,7 +99,7 @@ def test_points_on_the_way_that_do_not_fit_at_once_run_one_after_the_other():
 
 def test_what_changes_nothing_is_estimated_at_nothing():
     model = MODELS["llama"]
-    own = replace("mlp_write", capture(model, tokens(), ["mlp_write"]))
+    own = replace("mlp_out", capture(model, tokens(), ["mlp_out"]))
     for steps in (0, 3):
         found = attribution_patch(model, tokens(), own, ("layer",), logit_difference(3, 4), steps=steps)
         assert (found["estimate"] == 0).all()
@@ -104,21 +107,21 @@ def test_what_changes_nothing_is_estimated_at_nothing():
 
 def test_agreement_is_told_of_numbers_that_are_known():
     effect = np.array([1.0, -1.0, 2.0, 0.0])
-    assert agreement_of(-effect, effect) == pytest.approx([-1.0, 0.0, 2.0])
-    assert agreement_of(2 * effect, effect) == pytest.approx([1.0, 1.0, 1.0])
-    assert np.isnan(agreement_of(effect, 0 * effect)).all()
-    assert np.isnan(agreement_of(0 * effect, effect)[0])
-    assert agreement_of(0 * effect, effect)[1:] == pytest.approx([0.0, 1.0])
+    assert compute_agreement(-effect, effect) == pytest.approx([-1.0, 0.0, 2.0])
+    assert compute_agreement(2 * effect, effect) == pytest.approx([1.0, 1.0, 1.0])
+    assert np.isnan(compute_agreement(effect, 0 * effect)).all()
+    assert np.isnan(compute_agreement(0 * effect, effect)[0])
+    assert compute_agreement(0 * effect, effect)[1:] == pytest.approx([0.0, 1.0])
 
 
 @pytest.mark.parametrize(
     ("call", "line"),
     [
-        (lambda m: attribution_patch(m, tokens(), zero("value"), ("layer",)), "a gradient is had at resid_pre, attn_w"),
-        (lambda m: attribution_patch(m, tokens(), zero("head_out"), metric="divergence"), "where its gradient is 0"),
-        (lambda m: attribution_patch(m, tokens(), zero("head_out"), steps=-1), "steps must be 0 or more, but got -1"),
-        (lambda m: attribution_patch(m, tokens(), zero("head_out"), ("key",)), "over must name axes of head_out"),
-        (lambda m: attribution_patch(m, tokens(), zero("mlp_write"), ("layer", "head")), "over must name axes of mlp"),
+        (lambda m: attribution_patch(m, tokens(), zero("value"), ("layer",)), "must be at a site with a gradient"),
+        (lambda m: attribution_patch(m, tokens(), zero("z"), metric="divergence"), "since its gradient is 0"),
+        (lambda m: attribution_patch(m, tokens(), zero("z"), steps=-1), "steps must be 0 or more, but got -1"),
+        (lambda m: attribution_patch(m, tokens(), zero("z"), ("key",)), "axes must name axes of z"),
+        (lambda m: attribution_patch(m, tokens(), zero("mlp_out"), ("layer", "head")), "axes must name axes of mlp"),
         (lambda m: capture(m, tokens(), ["resid_pre_grad"], objective=lambda p: p.sum((1, 2)), batch_size=2), "batch_"),
     ],
 )

@@ -5,10 +5,10 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 import small
-from mesascope.activations import FORWARD, Edit, NothingChanged, capture
+from mesascope.activations import FORWARD_SITES, Edit, EditHadNoEffect, capture
 from mesascope.interventions import mean, replace, resample, scale, steer, zero
 
-EDITABLE = [name for name in FORWARD if name != "prediction"]
+EDITABLE = [name for name in FORWARD_SITES if name != "output"]
 
 
 def gpt2() -> PreTrainedModel:
@@ -36,44 +36,44 @@ def tokens(seed: int = 0, rows: int = 3, length: int = 8) -> torch.Tensor:
 
 @pytest.mark.parametrize("site", EDITABLE)
 def test_a_model_patched_with_its_own_activations_changes_no_bit(model, site):
-    plain = capture(model, tokens(), [site, "prediction"])
-    with pytest.warns(NothingChanged, match=f"an edit of {site}"):
-        again = capture(model, tokens(), ["prediction"], edits=[replace(site, plain)])
-    assert torch.equal(again["prediction"], plain["prediction"])
+    plain = capture(model, tokens(), [site, "output"])
+    with pytest.warns(EditHadNoEffect, match=f"an edit of {site}"):
+        again = capture(model, tokens(), ["output"], edits=[replace(site, plain)])
+    assert torch.equal(again["output"], plain["output"])
 
 
 @pytest.mark.parametrize("site", ["resid_pre", "resid_post"])
 @pytest.mark.parametrize("batch_size", [None, 2])
 def test_patching_everything_is_the_other_run_bit_for_bit(model, site, batch_size):
-    other = capture(model, tokens(1), [site, "prediction"], batch_size=batch_size)
-    edited = capture(model, tokens(), [site, "prediction"], edits=[replace(site, other)], batch_size=batch_size)
+    other = capture(model, tokens(1), [site, "output"], batch_size=batch_size)
+    edited = capture(model, tokens(), [site, "output"], edits=[replace(site, other)], batch_size=batch_size)
     assert torch.equal(edited[site], other[site])
-    assert torch.equal(edited["prediction"], other["prediction"])
+    assert torch.equal(edited["output"], other["output"])
 
 
 def test_a_patch_picks_the_same_places_of_the_other_run(model):
-    other = capture(model, tokens(1), ["head_out"], layers=[1])
-    plain = capture(model, tokens(), ["head_out"])
-    edit = replace("head_out", other, {"layer": 1, "head": [0, 2], "pos": -1, "batch": slice(1, None)})
-    edited = capture(model, tokens(), ["head_out"], edits=[edit], batch_size=2)["head_out"]
-    assert torch.equal(edited[1, 1:, -1, [0, 2]], other["head_out"][0, 1:, -1, [0, 2]])
-    assert torch.equal(edited[1, :, :-1], plain["head_out"][1, :, :-1])
-    assert torch.equal(edited[1, :, -1, [1, 3]], plain["head_out"][1, :, -1, [1, 3]])
-    assert torch.equal(edited[1, 0], plain["head_out"][1, 0])
+    other = capture(model, tokens(1), ["z"], layers=[1])
+    plain = capture(model, tokens(), ["z"])
+    edit = replace("z", other, {"layer": 1, "head": [0, 2], "pos": -1, "batch": slice(1, None)})
+    edited = capture(model, tokens(), ["z"], edits=[edit], batch_size=2)["z"]
+    assert torch.equal(edited[1, 1:, -1, [0, 2]], other["z"][0, 1:, -1, [0, 2]])
+    assert torch.equal(edited[1, :, :-1], plain["z"][1, :, :-1])
+    assert torch.equal(edited[1, :, -1, [1, 3]], plain["z"][1, :, -1, [1, 3]])
+    assert torch.equal(edited[1, 0], plain["z"][1, 0])
 
 
 def test_a_mean_is_over_sequences_and_a_resampled_one_is_anothers(model):
-    plain = capture(model, tokens(), ["mlp_write"])
-    site = plain["mlp_write"]
+    plain = capture(model, tokens(), ["mlp_out"])
+    site = plain["mlp_out"]
     first = {"layer": 0}
-    averaged = capture(model, tokens(), ["mlp_write"], edits=[mean("mlp_write", plain, first)])["mlp_write"][0]
+    averaged = capture(model, tokens(), ["mlp_out"], edits=[mean("mlp_out", plain, first)])["mlp_out"][0]
     torch.testing.assert_close(averaged, site[0].mean(0, keepdim=True).expand_as(averaged))
-    shuffled = capture(model, tokens(), ["mlp_write"], edits=[resample("mlp_write", plain, first)])["mlp_write"][0]
+    shuffled = capture(model, tokens(), ["mlp_out"], edits=[resample("mlp_out", plain, first)])["mlp_out"][0]
     origin = [[torch.equal(row, other) for other in site[0]].index(True) for row in shuffled]
     assert sorted(origin) == [0, 1, 2]
     assert all(origin[row] != row for row in range(3))
-    with pytest.raises(ValueError, match="resampling needs another sequence, but the batch has one"):
-        resample("mlp_write", capture(model, tokens(rows=1), ["mlp_write"]))
+    with pytest.raises(ValueError, match="resample needs two or more sequences, but the source has one"):
+        resample("mlp_out", capture(model, tokens(rows=1), ["mlp_out"]))
 
 
 def test_scaling_steering_and_nothing(model):
@@ -87,7 +87,7 @@ def test_scaling_steering_and_nothing(model):
         edited = capture(model, tokens(), ["resid_post"], edits=[edit])["resid_post"]
         assert torch.equal(edited[2, :, 3], expected)
         assert torch.equal(edited[2, :, :3], plain[2, :, :3])
-    with pytest.warns(NothingChanged):
+    with pytest.warns(EditHadNoEffect):
         capture(model, tokens(), ["resid_post"], edits=[scale("resid_post", 1.0)])
 
 
@@ -104,35 +104,35 @@ def runs_of(model: PreTrainedModel, length: int) -> list[int]:
 def test_what_cannot_be_is_refused_before_any_forward_pass_and_named():
     model = gpt2()
     x = tokens(length=12)
-    shorter = capture(model, tokens(length=7), ["head_out"])
-    partly = capture(model, x, ["head_out"], layers=[0])
+    shorter = capture(model, tokens(length=7), ["z"])
+    partly = capture(model, x, ["z"], layers=[0])
     rows = capture(model, x, ["pattern"], queries=[1])
-    single, lone = capture(model, x[:, :1], ["head_out"]), capture(model, x[:1], ["head_out"])
-    padded = capture(model, x, ["head_out"], attention_mask=(torch.arange(12) < 9).long().expand(3, 12))
+    single, lone = capture(model, x[:, :1], ["z"]), capture(model, x[:1], ["z"])
+    padded = capture(model, x, ["z"], attention_mask=(torch.arange(12) < 9).long().expand(3, 12))
     passes = runs_of(model, 12)
     for edit, error, line in (
-        (replace("head_out", shorter), ValueError, r"as long|\(3, 12, 4, 4\), but has \(3, 7, 4, 4\)"),
-        (replace("head_out", single), ValueError, r"\(3, 12, 4, 4\), but has \(3, 1, 4, 4\)"),
-        (replace("head_out", lone), ValueError, r"\(3, 12, 4, 4\), but has \(1, 12, 4, 4\)"),
-        (mean("head_out", shorter), ValueError, r"\(1, 12, 4, 4\), but has \(1, 7, 4, 4\)"),
-        (replace("head_out", partly, {"layer": 1}), ValueError, r"in layer 1 must have its source, .* layers 0 alone"),
-        (zero("head_out", {"head": 9}), IndexError, r"where\['head'\] must lie within 4 entries, but got 9"),
-        (zero("head_out", {"pos": 12}), IndexError, r"where\['pos'\] must lie within 12 entries, but got 12"),
-        (zero("head_out", {"layer": 3}), IndexError, r"where\['layer'\] must lie within 3 entries, but got 3"),
-        (zero("head_out", {"batch": 3}), IndexError, r"where\['batch'\] must lie within 3 entries, but got 3"),
+        (replace("z", shorter), ValueError, r"as long|\(3, 12, 4, 4\), but has \(3, 7, 4, 4\)"),
+        (replace("z", single), ValueError, r"\(3, 12, 4, 4\), but has \(3, 1, 4, 4\)"),
+        (replace("z", lone), ValueError, r"\(3, 12, 4, 4\), but has \(1, 12, 4, 4\)"),
+        (mean("z", shorter), ValueError, r"\(1, 12, 4, 4\), but has \(1, 7, 4, 4\)"),
+        (replace("z", partly, {"layer": 1}), ValueError, r"must have layer 1, but has only layers 0"),
+        (zero("z", {"head": 9}), IndexError, r"where\['head'\] must lie within 4 entries, but got 9"),
+        (zero("z", {"pos": 12}), IndexError, r"where\['pos'\] must lie within 12 entries, but got 12"),
+        (zero("z", {"layer": 3}), IndexError, r"where\['layer'\] must lie within 3 entries, but got 3"),
+        (zero("z", {"batch": 3}), IndexError, r"where\['batch'\] must lie within 3 entries, but got 3"),
         (steer("resid_pre", torch.ones(5)), ValueError, r"at resid_pre must have 16 entries, but got shape \(5,\)"),
-        (Edit(site="value", fn=lambda v: v[..., :2]), ValueError, r"must return what broadcasts to \(3, 4, 12, 4\)"),
+        (Edit(site="value", fn=lambda v: v[..., :2]), ValueError, r"must .* broadcasts to \(3, 4, 12, 4\)"),
     ):
         with pytest.raises(error, match=line):
-            capture(model, x, ["prediction"], edits=[edit])
+            capture(model, x, ["output"], edits=[edit])
     for make, line in (
-        (lambda: zero("heads"), "a site must be one of resid_pre, attn_write"),
-        (lambda: replace("mlp_write", partly), "'mlp_write' was not recorded; recorded are head_out"),
-        (lambda: replace("pattern", rows), "pattern must be recorded whole"),
-        (lambda: mean("head_out", padded), "must come from sequences of one length, but the source has padding"),
-        (lambda: zero("score"), "a score is -inf where a key is masked"),
-        (lambda: scale("score", 2.0), "a score is -inf where a key is masked"),
-        (lambda: replace("prediction", partly), "an edit must act before the prediction"),
+        (lambda: zero("heads"), "a site must be one of resid_pre, attn_out"),
+        (lambda: replace("mlp_out", partly), "'mlp_out' was not recorded; recorded are z"),
+        (lambda: replace("pattern", rows), "pattern must be recorded at all query positions"),
+        (lambda: mean("z", padded), "must have sequences of one length, but it has padding"),
+        (lambda: zero("attn_scores"), "attn_scores must stay -inf where a key is masked"),
+        (lambda: scale("attn_scores", 2.0), "attn_scores must stay -inf where a key is masked"),
+        (lambda: replace("output", partly), "an edit must act before the output"),
     ):
         with pytest.raises((ValueError, KeyError), match=line):
             make()
@@ -150,6 +150,6 @@ def test_a_function_is_tried_in_the_model_s_own_precision_and_may_dislike_zeros(
         return 2 * old
 
     where = {"layer": 2}
-    plain = capture(model, tokens(), ["mlp_write"])["mlp_write"][2]
-    edit = Edit(site="mlp_write", where=where, fn=unlike_zero)
-    assert torch.equal(capture(model, tokens(), ["mlp_write"], edits=[edit])["mlp_write"][2], 2 * plain)
+    plain = capture(model, tokens(), ["mlp_out"])["mlp_out"][2]
+    edit = Edit(site="mlp_out", where=where, fn=unlike_zero)
+    assert torch.equal(capture(model, tokens(), ["mlp_out"], edits=[edit])["mlp_out"][2], 2 * plain)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from mesascope.activations import Edit, capture
-from mesascope.analyses import repeated_tokens, roles
-from mesascope.analyses.loss import per_position
+from mesascope.analyses import repeated_token_heads, sample_repeated_tokens
+from mesascope.analyses.loss import loss_per_position
 from mesascope.models.load import load_pretrained
 
 GGUF = Path(__file__).parents[2] / ".models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -25,10 +25,10 @@ def test_induction_heads_carry_the_prediction_of_what_comes_again():
     special = set(tokenizer.all_special_ids)
     allowed = torch.tensor([token for token in range(len(tokenizer)) if token not in special])
     generator = torch.Generator().manual_seed(0)
-    x = repeated_tokens(allowed, LENGTH, COUNT, generator, bos=tokenizer.bos_token_id)
-    recorded = capture(model, x, ["prediction", "head_out"], reduce=roles.reductions)
-    found, means = roles(recorded), recorded["head_out"].mean((1, 2))
-    assert float(found["loss_again"]) < 0.5 * float(found["loss_plain"])
+    x = sample_repeated_tokens(allowed, LENGTH, COUNT, generator, bos=tokenizer.bos_token_id)
+    recorded = capture(model, x, ["output", "z"], reduce=repeated_token_heads.reductions)
+    found, means = repeated_token_heads(recorded), recorded["z"].mean((1, 2))
+    assert float(found["loss_again"]) < 0.5 * float(found["loss_again_null"])
     names = found["role"].values
     every = [(layer, head) for layer in range(names.shape[0]) for head in range(names.shape[1])]
     induction = [place for place in every if "induction" in names[place]]
@@ -47,10 +47,8 @@ def _loss_without(model, x: torch.Tensor, heads: list[tuple[int, int]], means: t
 
     def edit(layer: int) -> Edit:
         mine = [head for of, head in heads if of == layer]
-        return Edit(
-            site="head_out", where={"layer": layer, "head": mine}, fn=lambda old: means[layer, mine].expand_as(old)
-        )
+        return Edit(site="z", where={"layer": layer, "head": mine}, fn=lambda old: means[layer, mine].expand_as(old))
 
     edits = [edit(layer) for layer in sorted({layer for layer, _ in heads})]
-    prediction = capture(model, x, ["prediction"], edits=edits, check=False)["prediction"]
-    return float(per_position(prediction[:, -LENGTH:-1], x[:, 1 - LENGTH :]).mean())
+    prediction = capture(model, x, ["output"], edits=edits, check=False)["output"]
+    return float(loss_per_position(prediction[:, -LENGTH:-1], x[:, 1 - LENGTH :]).mean())

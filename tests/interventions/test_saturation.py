@@ -7,16 +7,16 @@ import torch
 import xarray as xr
 
 from mesascope.activations import capture
-from mesascope.analyses.causal.mask_future import future, past_alone
-from mesascope.analyses.causal.saturation import attended, on_later, saturation
-from mesascope.axes import label
+from mesascope.analyses.causal.mask_future import lookahead_ablation, mask_lookahead
+from mesascope.analyses.causal.saturation import count_attended_positions, fraction_on_later, saturation
+from mesascope.axes import to_data_array
 from mesascope.models.transformer import Decoder, DecoderConfig
-from mesascope.tasks.chains import Chains
-from mesascope.testing import Case, check_instrument, heads_where
+from mesascope.tasks.chains import MarkovChains
+from mesascope.testing import GroundTruthCase, check_ground_truth, heads_where
 from small import llama
 
 LENGTH, HEADS = 12, 3
-TASK = Chains(symbols=5, length=LENGTH)
+TASK = MarkovChains(num_symbols=5, length=LENGTH)
 SHAPE = {
     "vocab_size": 5,
     "num_hidden_layers": 1,
@@ -53,7 +53,7 @@ def planted(seed: int, scores: str, **options) -> Decoder:
     return model
 
 
-def case(name: str, label: str, others: str, scores: str, **options) -> Case:
+def case(name: str, label: str, others: str, scores: str, **options) -> GroundTruthCase:
     """One head of a kind among others; which is at another place in every draw."""
 
     def truth(draw: int) -> dict:
@@ -61,19 +61,19 @@ def case(name: str, label: str, others: str, scores: str, **options) -> Case:
         rest = {(0, head) for head in range(HEADS)} - {place}
         return {label: {place}} | ({others: rest | ({place} if others == label else set())} if others else {})
 
-    return Case(
+    return GroundTruthCase(
         name=name,
-        about=scores,
+        description=scores,
         task=TASK,
-        build=lambda draw: planted(draw, scores, **options),
-        sequences=lambda draw: drawn(seed=draw),
-        truth=truth,
-        called=lambda draw: {(0, draw % HEADS): name},
+        build_model=lambda draw: planted(draw, scores, **options),
+        sample_batch=lambda draw: drawn(seed=draw),
+        true_locations=truth,
+        components=lambda draw: {(0, draw % HEADS): name},
     )
 
 
 CASES = (
-    case("scores below 0, no causal mask", FUTURE, "", "below 0", visible="zeroed"),
+    case("scores below 0, no causal mask", FUTURE, "", "below 0", mask="multiplicative"),
     case("decoy: scores below 0, causal", CHOOSES, CHOOSES, "below 0"),
     case("decoy: alike to the past", ALIKE, CHOOSES, "alike"),
 )
@@ -90,9 +90,9 @@ def kinds(found: xr.Dataset) -> dict:
 
 
 def test_heads_that_look_at_the_future_are_found_and_decoys_are_not():
-    findings = check_instrument(lambda model, batch: saturation(model, TASK, batch), kinds, draws=HEADS, cases=CASES)
-    findings.must_hold()
-    assert findings.of(label=FUTURE).cases[0] == CASES[0].name
+    findings = check_ground_truth(lambda model, batch: saturation(model, TASK, batch), kinds, draws=HEADS, cases=CASES)
+    findings.assert_exact()
+    assert findings.select(mechanism=FUTURE).cases[0] == CASES[0].name
 
 
 def test_how_many_positions_a_head_has_does_not_tell_whether_they_are_later():
@@ -101,14 +101,14 @@ def test_how_many_positions_a_head_has_does_not_tell_whether_they_are_later():
     def by_number(found: xr.Dataset) -> dict:
         return {FUTURE: heads_where(found["attended"] > 0.4 * LENGTH)}
 
-    findings = check_instrument(lambda model, batch: saturation(model, TASK, batch), by_number, draws=1, cases=CASES)
+    findings = check_ground_truth(lambda model, batch: saturation(model, TASK, batch), by_number, draws=1, cases=CASES)
     assert findings.recall == 1
-    assert {mark.case for mark in findings.imagined} == {"decoy: alike to the past"}
+    assert {mark.case for mark in findings.false_positives} == {"decoy: alike to the past"}
 
 
-@pytest.mark.parametrize("visible", ["past", "zeroed"])
-def test_a_factor_of_1_changes_nothing(visible):
-    found = saturation(decoder(visible=visible, num_hidden_layers=2), TASK, drawn(), factor=1.0)
+@pytest.mark.parametrize("mask", ["causal", "multiplicative"])
+def test_a_factor_of_1_changes_nothing(mask):
+    found = saturation(decoder(mask=mask, num_hidden_layers=2), TASK, drawn(), factor=1.0)
     assert found["cosine"].values == pytest.approx(1.0, abs=1e-12)
     assert (found["later"] == found["later_now"]).all()
 
@@ -152,12 +152,12 @@ def test_averages_of_rows_are_those_of_known_patterns():
     ahead[-1, -1] = 1.0
     behind = torch.ones(83, 83).tril()
     rows = [(each / each.sum(-1, keepdim=True)).expand(1, 1, -1, -1) for each in (ahead, behind)]
-    assert [attended(each).item() for each in rows] == pytest.approx([41.012, 42.0], abs=1e-3)
-    assert [on_later(each).item() for each in rows] == pytest.approx([82 / 83, 0.0])
+    assert [count_attended_positions(each).item() for each in rows] == pytest.approx([41.012, 42.0], abs=1e-3)
+    assert [fraction_on_later(each).item() for each in rows] == pytest.approx([82 / 83, 0.0])
 
 
 def test_other_models_are_made_large_too_and_stay_as_they_are():
-    task, model = Chains(symbols=20, length=LENGTH), llama()
+    task, model = MarkovChains(num_symbols=20, length=LENGTH), llama()
     batch = task.sample(4, torch.Generator().manual_seed(0))
     with torch.no_grad():
         before = model(batch.inputs).logits
@@ -167,7 +167,7 @@ def test_other_models_are_made_large_too_and_stay_as_they_are():
     assert (found["attended"] == 1).all()
     assert found["cosine"].max() < 1
     assert (found["later"] == 0).all()
-    assert float(future(model, task, batch)["rise"]) == 0.0
+    assert float(lookahead_ablation(model, task, batch)["rise"]) == 0.0
 
 
 def test_a_factor_that_is_none_is_refused():
@@ -176,10 +176,10 @@ def test_a_factor_that_is_none_is_refused():
 
 
 def test_the_loss_without_the_future_is_that_of_a_causal_model():
-    model, causal = decoder(visible="zeroed"), decoder()
+    model, causal = decoder(mask="multiplicative"), decoder()
     causal.load_state_dict(model.state_dict())
     batch = drawn(20)
-    found, plain = future(model, TASK, batch), future(causal, TASK, batch)
+    found, plain = lookahead_ablation(model, TASK, batch), lookahead_ablation(causal, TASK, batch)
     assert float(found["loss"].sel(stat="without the future")) == pytest.approx(float(plain["loss"][0]), abs=1e-6)
     assert float(plain["rise"]) == 0.0
     assert float(found["rise"]) == float(found["loss"][1]) - float(found["loss"][0]) != 0.0
@@ -206,21 +206,21 @@ def test_a_model_that_lives_by_the_future_loses_and_one_that_sees_it_idly_does_n
     tokens = torch.zeros_like(batch.inputs)
     tokens[:, -1] = batch.inputs[:, -1]  # what is to be predicted stands at the end alone
     asked = type(batch)(inputs=tokens, targets=tokens[:, -1:].expand_as(tokens).clone(), weight=batch.weight)
-    planted_model, idle = answers(visible="zeroed"), answers(visible="zeroed")
+    planted_model, idle = answers(mask="multiplicative"), answers(mask="multiplicative")
     with torch.no_grad():
         idle.layers[0].attention.o_proj.weight.zero_()
-    assert abs(float(future(planted_model, TASK, asked)["rise"])) > 0.1
-    assert float(future(idle, TASK, asked)["rise"]) == 0.0
+    assert abs(float(lookahead_ablation(planted_model, TASK, asked)["rise"])) > 0.1
+    assert float(lookahead_ablation(idle, TASK, asked)["rise"]) == 0.0
 
 
 def test_rows_that_see_nothing_else_are_left_empty():
     rows = torch.tensor([[[[0.0, 1.0], [0.3, 0.7]]]])
-    assert past_alone(rows).flatten().tolist() == pytest.approx([0.0, 0.0, 0.3, 0.7])
+    assert mask_lookahead(rows).flatten().tolist() == pytest.approx([0.0, 0.0, 0.3, 0.7])
 
 
 def test_results_say_what_they_are():
-    for found in (saturation(decoder(), TASK, drawn()), future(decoder(), TASK, drawn())):
+    for found in (saturation(decoder(), TASK, drawn()), lookahead_ablation(decoder(), TASK, drawn())):
         for array in found.data_vars.values():
             assert array.attrs["units"]
-            assert array.attrs["about"]
-            label(array.values, *map(str, array.dims), units="1", about="axes of the vocabulary")
+            assert array.attrs["description"]
+            to_data_array(array.values, *map(str, array.dims), units="1", description="axes of the vocabulary")

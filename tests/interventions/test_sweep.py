@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
-from mesascope.activations import Edit, NothingChanged, UnsupportedModel, capture
+from mesascope.activations import Edit, EditHadNoEffect, UnsupportedModel, capture
 from mesascope.activations.sites import SITES
-from mesascope.ground_truth.models.vectors import planted
+from mesascope.ground_truth.models.vectors import build_planted_model
 from mesascope.interventions import (
     attribution_patch,
     log_probability,
@@ -20,7 +20,7 @@ from mesascope.interventions import (
     sweep,
     zero,
 )
-from mesascope.interventions.metrics import divergence, loss
+from mesascope.interventions.metrics import kl_divergence, loss
 from mesascope.tasks.affine import Affine
 from mesascope.tasks.base import Batch
 
@@ -33,7 +33,7 @@ def one_by_one(model, inputs, edit: Edit, over, metric) -> torch.Tensor:
     values = []
     for place in product(*(range(shape[axis]) for axis in over)):
         alone = with_other(edit, where={**edit.where, **dict(zip(over, place, strict=True))})
-        values.append(metric(capture(model, inputs, ["prediction"], edits=[alone])["prediction"]).mean())
+        values.append(metric(capture(model, inputs, ["output"], edits=[alone])["output"]).mean())
     return torch.stack(values).reshape([shape[axis] for axis in over]).double()
 
 
@@ -48,23 +48,23 @@ def test_a_sweep_gives_what_one_edit_after_the_other_gives(name, site):
     assert found["value"].dims == over
     torch.testing.assert_close(torch.tensor(found["value"].values), expected, atol=1e-6, rtol=1e-5)
     assert float(found["effect"].std()) > 1e-4
-    assert float(found["intact"]) == pytest.approx(float(metric(capture(model, tokens())["prediction"]).mean()))
+    assert float(found["intact"]) == pytest.approx(float(metric(capture(model, tokens())["output"]).mean()))
 
 
 def test_how_many_run_together_changes_no_number():
-    model, edit = MODELS["llama"], zero("head_out")
+    model, edit = MODELS["llama"], zero("z")
     over = ("layer", "head", "pos")
-    together, alone = (sweep(model, tokens(), edit, over, positions=size) for size in (4096, 1))
+    together, alone = (sweep(model, tokens(), edit, over, max_positions=size) for size in (4096, 1))
     torch.testing.assert_close(together["value"].values, alone["value"].values, atol=1e-6, rtol=1e-6)
 
 
 def test_few_passes_do_many_edits():
     model = llama()
     over = ("layer", "head", "pos")
-    sweep(model, tokens(), zero("head_out"), over)
+    sweep(model, tokens(), zero("z"), over)
     passes = runs_of(model, 8)
     heard: list[tuple[int, int]] = []
-    found = sweep(model, tokens(), zero("head_out"), over, progress=lambda *news: heard.append(news))
+    found = sweep(model, tokens(), zero("z"), over, progress=lambda *news: heard.append(news))
     assert found["value"].size == 96
     assert len(passes) <= 12  # one untouched, two for each layer's 32, and what looks at the site
     assert heard[-1] == (96, 96)
@@ -76,7 +76,7 @@ def test_layers_before_the_edit_are_not_computed_again():
     calls = [0, 0, 0]
     for number, layer in enumerate(model.model.layers):
         layer.mlp.register_forward_hook(lambda *_, number=number: calls.__setitem__(number, calls[number] + 1))
-    sweep(model, tokens(), zero("head_out"), ("layer",))
+    sweep(model, tokens(), zero("z"), ("layer",))
     assert calls[0] < calls[1] < calls[2]
 
 
@@ -103,7 +103,7 @@ def reading_ahead() -> GPT2LMHeadModel:
 @pytest.mark.parametrize("rows", [1, 3])
 def test_a_layer_that_reads_past_the_stream_is_run_whole(over, layers, rows):
     model, metric, x = reading_ahead(), log_probability(3), tokens(rows=rows)
-    edit = replace("head_out", capture(model, tokens(1, rows=rows), ["head_out"]), {"layer": layers})
+    edit = replace("z", capture(model, tokens(1, rows=rows), ["z"]), {"layer": layers})
     found = sweep(model, x, edit, over, metric)
     expected = one_by_one(model, x, edit, over, metric)[layers]
     torch.testing.assert_close(torch.tensor(found["value"].values), expected, atol=1e-6, rtol=1e-5)
@@ -114,16 +114,16 @@ def test_a_model_whose_sequences_influence_one_another_is_refused():
     block = model.transformer.h[1]
     own = block.forward
     block.forward = lambda hidden, *args, **kwargs: own(hidden + hidden.sum(0, keepdim=True), *args, **kwargs)
-    with pytest.raises(UnsupportedModel, match="must not depend on those beside it, but GPT2LMHeadModel differs by"):
-        sweep(model, tokens(), zero("head_out"))
+    with pytest.raises(UnsupportedModel, match="other sequences of the batch, but that of GPT2LMHeadModel differs by"):
+        sweep(model, tokens(), zero("z"))
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_of_a_planted_model_the_planted_head_alone_is_a_cause(seed):
     task = Affine()
     batch = task.sample(64, torch.Generator().manual_seed(seed))
-    model = planted("previous", seed=seed)
-    edit = mean("head_out", capture(model, batch, ["head_out"]))
+    model = build_planted_model("previous", seed=seed)
+    edit = mean("z", capture(model, batch, ["z"]))
     found = sweep(model, batch, edit, ("layer", "head"), "distance")["effect"][0]
     assert (found > 0.1).values.tolist() == [True, False, False, False]
     assert float(found[0]) > 1000 * float(abs(found[1:]).max())
@@ -131,8 +131,8 @@ def test_of_a_planted_model_the_planted_head_alone_is_a_cause(seed):
 
 def test_a_head_that_looks_right_and_says_nothing_is_no_cause():
     batch = Affine().sample(64, torch.Generator().manual_seed(0))
-    model = planted("constant")
-    edit = mean("head_out", capture(model, batch, ["head_out"]))
+    model = build_planted_model("constant")
+    edit = mean("z", capture(model, batch, ["z"]))
     found = sweep(model, batch, edit, ("layer", "head"), "distance")["effect"][0]
     assert float(abs(found).max()) < 1e-3
 
@@ -142,9 +142,9 @@ def test_patching_the_whole_stream_recovers_everything_and_patching_with_itself_
     model, metric = MODELS[name], logit_difference(3, 4)
     found = patch(model, tokens(), tokens(1), metric, "resid_post", ("layer",))
     assert found["recovered"].values == pytest.approx([1.0, 1.0, 1.0])
-    assert float(found["target"]) == pytest.approx(float(metric(capture(model, tokens(1))["prediction"]).mean()))
+    assert float(found["target"]) == pytest.approx(float(metric(capture(model, tokens(1))["output"]).mean()))
     own = replace("resid_post", capture(model, tokens(), ["resid_post"]))
-    with pytest.warns(NothingChanged, match="none of 24 edits of resid_post changed anything"):
+    with pytest.warns(EditHadNoEffect, match="none of 24 edits of resid_post had any effect"):
         same = sweep(model, tokens(), own, ("layer", "pos"), metric)
     assert (same["effect"] == 0).all()
     assert (same["changed"] == 0).all()
@@ -162,20 +162,20 @@ def test_a_patch_before_the_first_difference_changes_nothing_and_after_the_last_
 
 def test_metrics_by_name_and_by_function():
     model, x = MODELS["gpt2"], tokens()
-    plain = capture(model, x)["prediction"]
+    plain = capture(model, x)["output"]
     expected = torch.nn.functional.cross_entropy(plain[:, :-1].flatten(0, 1), x[:, 1:].flatten())
-    by_name = sweep(model, x, zero("mlp_write"), ("layer",), "loss")
+    by_name = sweep(model, x, zero("mlp_out"), ("layer",), "loss")
     assert float(by_name["intact"]) == pytest.approx(float(expected), rel=1e-6)
-    moved = sweep(model, x, zero("mlp_write"), ("layer",), "divergence")
+    moved = sweep(model, x, zero("mlp_out"), ("layer",), "divergence")
     assert float(moved["intact"]) == pytest.approx(0.0, abs=1e-9)
     assert (moved["effect"] > 0).all()
-    own = sweep(model, x, zero("mlp_write"), ("layer",), lambda prediction: prediction[:, -1, 7])
+    own = sweep(model, x, zero("mlp_out"), ("layer",), lambda prediction: prediction[:, -1, 7])
     assert float(own["intact"]) == pytest.approx(float(plain[:, -1, 7].mean()))
     assert own["value"].attrs["units"] == "units of the metric"
     task = Affine()
     batch: Batch = task.sample(8, torch.Generator().manual_seed(0))
-    scored = sweep(planted("previous"), batch, zero("head_out"))
-    each = task.loss(capture(planted("previous"), batch)["prediction"], batch)
+    scored = sweep(build_planted_model("previous"), batch, zero("z"))
+    each = task.loss(capture(build_planted_model("previous"), batch)["output"], batch)
     assert float(scored["intact"]) == pytest.approx(
         float(((each * batch.weight).sum(1) / batch.weight.sum(1)).mean()), rel=1e-5
     )
@@ -185,23 +185,23 @@ def test_metrics_by_name_and_by_function():
     ("call", "line"),
     [
         (
-            lambda m: sweep(m, tokens(), zero("head_out"), ("layer", "kv_head")),
-            r"over must name axes of head_out \(lay",
+            lambda m: sweep(m, tokens(), zero("z"), ("layer", "kv_head")),
+            r"axes must name axes of z \(lay",
         ),
-        (lambda m: sweep(m, tokens(), zero("head_out"), ("layer", "batch")), "over must name axes of head_out"),
-        (lambda m: sweep(m, tokens(), zero("head_out"), ()), "over must name axes of head_out"),
-        (lambda m: sweep(m, tokens(), zero("head_out"), metric="accuracy"), "a metric must be one of divergence, dist"),
+        (lambda m: sweep(m, tokens(), zero("z"), ("layer", "batch")), "axes must name axes of z"),
+        (lambda m: sweep(m, tokens(), zero("z"), ()), "axes must name axes of z"),
+        (lambda m: sweep(m, tokens(), zero("z"), metric="accuracy"), "a metric must be one of divergence, dist"),
         (
             lambda m: patch(m, tokens(), tokens(1, length=7), logit_difference(3, 4)),
-            r"same length, but got \(3, 8\) and \(3, 7\)",
+            r"same length, but got shapes \(3, 8\) and \(3, 7\)",
         ),
         (
             lambda m: patch(m, tokens(), tokens(), logit_difference(3, 4)),
             "the metric must differ between the two runs, but logit_difference is",
         ),
-        (lambda m: sweep(m, tokens(), zero("head_out"), metric=lambda p: p), r"one number for each of 3 sequences"),
-        (lambda m: sweep(m, tokens(), zero("head_out"), metric=logit_difference(3, 20)), "must be tokens from 0 to 19"),
-        (lambda m: sweep(m, tokens(), zero("head_out"), metric=log_probability(torch.ones(2).long())), "one for each"),
+        (lambda m: sweep(m, tokens(), zero("z"), metric=lambda p: p), r"one number for each of 3 sequences"),
+        (lambda m: sweep(m, tokens(), zero("z"), metric=logit_difference(3, 20)), "must be token ids from 0 to 19"),
+        (lambda m: sweep(m, tokens(), zero("z"), metric=log_probability(torch.ones(2).long())), "one for each"),
     ],
 )
 def test_what_makes_no_sense_is_refused(call, line):
@@ -212,21 +212,21 @@ def test_what_makes_no_sense_is_refused(call, line):
 @pytest.mark.parametrize(
     ("site", "where", "over"),
     [
-        ("head_out", {"layer": -1, "pos": slice(-3, None), "batch": [0, 2]}, ("head", "pos")),
+        ("z", {"layer": -1, "pos": slice(-3, None), "batch": [0, 2]}, ("head", "pos")),
         ("pattern", {"head": [3, -4]}, ("query", "head")),
         ("key", {"pos": 2}, ("kv_head",)),
         ("resid_pre", {"layer": [2, 0], "pos": [1, -1]}, ("pos", "layer")),
-        ("mlp_write", {"d_model": [0, 5]}, ("d_model",)),
+        ("mlp_out", {"d_model": [0, 5]}, ("d_model",)),
     ],
 )
-@pytest.mark.filterwarnings("ignore::mesascope.activations.NothingChanged")
+@pytest.mark.filterwarnings("ignore::mesascope.activations.EditHadNoEffect")
 def test_where_limits_the_places_that_are_gone_through(site, where, over):
     model, metric = MODELS["llama"], logit_difference(3, 4)
     edit = replace(site, capture(model, tokens(1), [site]), where)
     found = sweep(model, tokens(), edit, over, metric)
     for place in product(*(found[axis].values.tolist() for axis in over)):
         alone = with_other(edit, where={**edit.where, **dict(zip(over, place, strict=True))})
-        expected = metric(capture(model, tokens(), ["prediction"], edits=[alone])["prediction"]).mean()
+        expected = metric(capture(model, tokens(), ["output"], edits=[alone])["output"]).mean()
         value = found["value"].sel(dict(zip(over, place, strict=True)))
         assert float(value) == pytest.approx(float(expected), abs=1e-6)
 
@@ -234,7 +234,7 @@ def test_where_limits_the_places_that_are_gone_through(site, where, over):
 def test_a_metric_is_not_rounded_to_the_precision_of_the_model():
     prediction = torch.randn(2, 300, 20, generator=torch.Generator().manual_seed(0)).bfloat16()
     x = tokens(rows=2, length=300)
-    for metric in (loss(x), logit_difference(3, 4), log_probability(5), divergence(prediction.flip(0))):
+    for metric in (loss(x), logit_difference(3, 4), log_probability(5), kl_divergence(prediction.flip(0))):
         assert torch.equal(metric(prediction), metric(prediction.float())), metric.name
 
 
@@ -254,24 +254,24 @@ def test_a_loss_weighs_positions_as_the_batch_does():
 @pytest.mark.parametrize(
     ("call", "line"),
     [
-        (lambda m, x: sweep(m, x, zero("head_out", {"head": 9})), "must lie within 4 entries, but got 9"),
-        (lambda m, x: sweep(m, x, zero("head_out"), metric=logit_difference(3, 99)), "must be tokens from 0 to 19"),
+        (lambda m, x: sweep(m, x, zero("z", {"head": 9})), "must lie within 4 entries, but got 9"),
+        (lambda m, x: sweep(m, x, zero("z"), metric=logit_difference(3, 99)), "must be token ids from 0 to 19"),
         (
-            lambda m, x: sweep(m, x, zero("head_out"), metric=logit_difference(torch.tensor(3.0), 4)),
-            "must be numbers of tokens",
+            lambda m, x: sweep(m, x, zero("z"), metric=logit_difference(torch.tensor(3.0), 4)),
+            "must be integer token ids",
         ),
-        (lambda m, x: sweep(m, x, zero("head_out", {"layer": []})), "must be a layer to edit"),
-        (lambda m, x: sweep(m, x, zero("head_out", {"head": [1, 1]})), "must pick places once each, but picks"),
-        (lambda m, x: sweep(m, x, zero("head_out", {"pos": []})), "must pick places once each, but picks"),
-        (lambda m, x: sweep(m, x, zero("head_out", {"head": [True, False]})), "a mask is no index"),
-        (lambda m, x: sweep(m, x, zero("head_out"), positions=0), "positions must be 1 or more"),
+        (lambda m, x: sweep(m, x, zero("z", {"layer": []})), "an edit needs a layer"),
+        (lambda m, x: sweep(m, x, zero("z", {"head": [1, 1]})), "must select indices once each, but selects"),
+        (lambda m, x: sweep(m, x, zero("z", {"pos": []})), "must select indices once each, but selects"),
+        (lambda m, x: sweep(m, x, zero("z", {"head": [True, False]})), "pass their indices"),
+        (lambda m, x: sweep(m, x, zero("z"), max_positions=0), "positions must be 1 or more"),
         (
-            lambda m, x: patch(m, x, x.flip(1), logit_difference(3, 4), over=("layer", "head")),
-            "over must name axes of res",
+            lambda m, x: patch(m, x, x.flip(1), logit_difference(3, 4), axes=("layer", "head")),
+            "axes must name axes of res",
         ),
         (lambda m, x: patch(m, x, x.flip(1), logit_difference(3, 4), where={"pos": 40}), "must lie within 12 entries"),
-        (lambda m, x: patch(m, x, x.flip(1), "divergence"), "a metric with a direction"),
-        (lambda m, x: attribution_patch(m, x, zero("head_out", {"head": 9})), "must lie within 4 entries, but got 9"),
+        (lambda m, x: patch(m, x, x.flip(1), "divergence"), "a metric that differs between the runs"),
+        (lambda m, x: attribution_patch(m, x, zero("z", {"head": 9})), "must lie within 4 entries, but got 9"),
     ],
 )
 def test_it_is_refused_before_the_model_runs_on_the_sequences(call, line):
@@ -284,14 +284,14 @@ def test_it_is_refused_before_the_model_runs_on_the_sequences(call, line):
 
 def test_metrics_of_tokens_are_refused_for_vectors():
     batch = Affine().sample(4, torch.Generator().manual_seed(0))
-    model = planted("previous")
+    model = build_planted_model("previous")
     for metric in ("divergence", logit_difference(0, 0), log_probability(0)):
-        with pytest.raises(ValueError, match="is of tokens, but this model predicts vectors"):
-            sweep(model, batch, zero("head_out"), metric=metric)
-    with pytest.raises(ValueError, match="vectors and sequences of one token must come as a Batch"):
-        sweep(model, batch.inputs, zero("head_out"))
+        with pytest.raises(ValueError, match="needs a model that predicts tokens, but this one predicts vectors"):
+            sweep(model, batch, zero("z"), metric=metric)
+    with pytest.raises(ValueError, match="pass vectors and sequences of one token as a Batch"):
+        sweep(model, batch.inputs, zero("z"))
     empty = Batch(
         inputs=batch.inputs, targets=batch.targets, weight=batch.weight * torch.tensor([[0.0], [1], [1], [1]])
     )
-    with pytest.raises(ValueError, match="a loss needs scored positions, but a sequence has none"):
-        sweep(model, empty, zero("head_out"))
+    with pytest.raises(ValueError, match="loss needs a position of nonzero weight in every sequence, but one has none"):
+        sweep(model, empty, zero("z"))

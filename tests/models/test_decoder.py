@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from mesascope.models.config import DecoderConfig
-from mesascope.models.layers import Attention, rotate, sinusoids
+from mesascope.models.layers import DecoderAttention, apply_rotary, sinusoidal_positions
 from mesascope.models.load import ModelNotFound, load_checkpoint
 from mesascope.models.transformer import Decoder
 
@@ -133,7 +133,9 @@ def test_a_file_without_all_weights_is_refused(tmp_path: Path) -> None:
         mixed.mkdir()
         (mixed / "model.safetensors").write_bytes((tmp_path / weights / "model.safetensors").read_bytes())
         (mixed / "config.json").write_text((tmp_path / config / "config.json").read_text())
-        with pytest.raises(ModelNotFound, match=rf"exactly the model's, but it has 8 {kind} keys, such as layers\.1"):
+        with pytest.raises(
+            ModelNotFound, match=rf"match the model exactly, but it has 8 {kind} keys, such as layers\.1"
+        ):
             load_checkpoint(mixed)
 
 
@@ -142,12 +144,12 @@ def test_rotary_scores_depend_on_the_difference_of_positions_alone() -> None:
     q, k = torch.randn(2, 1, 1, 1, 16).double().unbind(0)
 
     def score(i: int, j: int) -> float:
-        return (rotate(q, torch.tensor([[i]])) * rotate(k, torch.tensor([[j]]))).sum().item()
+        return (apply_rotary(q, torch.tensor([[i]])) * apply_rotary(k, torch.tensor([[j]]))).sum().item()
 
     assert score(7, 3) == pytest.approx(score(14, 10), abs=1e-5)
     assert score(7, 3) != pytest.approx(score(7, 4), abs=1e-3)
-    torch.testing.assert_close(rotate(q, torch.tensor([[9]])).norm(), q.norm(), rtol=1e-6, atol=0)
-    assert torch.equal(rotate(q, torch.tensor([[0]])), q)
+    torch.testing.assert_close(apply_rotary(q, torch.tensor([[9]])).norm(), q.norm(), rtol=1e-6, atol=0)
+    assert torch.equal(apply_rotary(q, torch.tensor([[0]])), q)
 
 
 @torch.no_grad()
@@ -161,7 +163,7 @@ def test_a_rotary_decoder_is_blind_to_a_shift_and_a_learned_one_is_not() -> None
 
 def test_sinusoids_turn_by_a_fixed_angle_at_each_step() -> None:
     """sin and cos of each frequency: position p + k is position p, rotated by k, whatever p is."""
-    table = sinusoids(torch.arange(20)[None], 8)[0].double()
+    table = sinusoidal_positions(torch.arange(20)[None], 8)[0].double()
     waves = torch.complex(table[:, 4:], table[:, :4])
     torch.testing.assert_close(waves[5:] / waves[:-5], (waves[5] / waves[0]).expand(15, -1), atol=1e-5, rtol=0)
     assert table[0].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
@@ -191,7 +193,7 @@ def test_attention_is_the_sum_that_it_is_said_to_be(kind: str, kv_heads: int) ->
 @pytest.mark.parametrize("kv_heads", [1, 4])
 def test_a_zeroed_score_stays_in_the_softmax(kv_heads: int) -> None:
     """Later keys have a score of 0, whatever they are, and their values are mixed in all the same."""
-    model = decoder(**VECTORS, visible="zeroed", num_attention_heads=4, num_key_value_heads=kv_heads)
+    model = decoder(**VECTORS, mask="multiplicative", num_attention_heads=4, num_key_value_heads=kv_heads)
     attention = model.layers[0].attention
     x = torch.randn(2, 5, 8)
     expected = torch.zeros(2, 5, 8)
@@ -207,7 +209,7 @@ def test_a_zeroed_score_stays_in_the_softmax(kv_heads: int) -> None:
 
 @torch.no_grad()
 def test_a_zeroed_decoder_sees_the_future() -> None:
-    model = decoder(**TOKENS, visible="zeroed", norm="layer", norm_position="post", intermediate_size=16)
+    model = decoder(**TOKENS, mask="multiplicative", norm="layer", norm_position="post", intermediate_size=16)
     x = some_input(model)
     changed = x.clone()
     changed[:, 4] = (x[:, 4] + 1) % 7
@@ -217,7 +219,12 @@ def test_a_zeroed_decoder_sees_the_future() -> None:
 
 @torch.no_grad()
 def test_padding_on_the_left_changes_nothing() -> None:
-    for options in ({}, {"attention": "linear"}, {"visible": "zeroed"}, {"norm": "layer", "norm_position": "output"}):
+    for options in (
+        {},
+        {"attention": "linear"},
+        {"mask": "multiplicative"},
+        {"norm": "layer", "norm_position": "output"},
+    ):
         model = decoder(**TOKENS, positions="learned", **options)
         x = some_input(model)
         padded = torch.cat([torch.zeros(2, 3, dtype=torch.int64), x], dim=1)
@@ -246,28 +253,34 @@ def test_norms_stand_where_they_are_said_to_stand() -> None:
     torch.testing.assert_close(block(x, None, torch.arange(5)[None]), second)
     assert isinstance(model.final_norm, torch.nn.Identity)
     assert not [name for name, _ in decoder(**VECTORS).named_parameters() if "norm" in name]
-    assert isinstance(model.layers[0].attention, Attention)
+    assert isinstance(model.layers[0].attention, DecoderAttention)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "reads tokens .* or vectors"),
-        (VECTORS | TOKENS, "reads tokens .* or vectors"),
-        ({"d_in": 1}, "reads tokens .* or vectors"),
-        (TOKENS | {"d_in": 1}, "reads tokens .* or vectors"),
+        ({}, "needs either vocab_size .* or both d_in and d_out"),
+        (VECTORS | TOKENS, "needs either vocab_size .* or both d_in and d_out"),
+        ({"d_in": 1}, "needs either vocab_size .* or both d_in and d_out"),
+        (TOKENS | {"d_in": 1}, "needs either vocab_size .* or both d_in and d_out"),
         (VECTORS | {"num_hidden_layers": 0}, "num_hidden_layers must be at least 1, but got 0"),
         (VECTORS | {"hidden_size": 9}, "hidden_size must be a multiple of num_attention_heads, but got 9 and 2"),
         (VECTORS | {"num_attention_heads": 4, "num_key_value_heads": 3}, "a multiple of num_key_value_heads"),
         (VECTORS | {"norm_position": "post"}, "norm_position='post' needs a norm"),
         (VECTORS | {"norm_position": "output"}, "norm_position='output' needs a norm"),
         (VECTORS | {"norm": "rms", "norm_position": "both"}, "norm_position must be one of pre, post, output, but got"),
-        (VECTORS | {"visible": "future"}, "visible must be one of past, all, shown, zeroed, but got 'future'"),
-        (VECTORS | {"visible": "zeroed", "attention": "linear"}, "visible='zeroed' needs softmax attention"),
+        (
+            VECTORS | {"mask": "future"},
+            "mask must be one of causal, full, context_only, multiplicative, but got 'future'",
+        ),
+        (
+            VECTORS | {"mask": "multiplicative", "attention": "linear"},
+            "mask='multiplicative' needs softmax attention",
+        ),
         (VECTORS | {"hidden_size": 6, "positions": "rotary"}, "rotary positions need an even head width"),
         (VECTORS | {"hidden_size": 7, "num_attention_heads": 1, "positions": "sinusoidal"}, "an even hidden_size"),
         (VECTORS | {"tie_word_embeddings": True}, "tie_word_embeddings needs tokens"),
-        (VECTORS | {"intermediate_size": -1}, "intermediate_size must be 0 or more, but got -1"),
+        (VECTORS | {"intermediate_size": -1}, "intermediate_size must be at least 0, but got -1"),
         (VECTORS | {"attention": "flash"}, "attention must be one of softmax, linear, but got 'flash'"),
         (VECTORS | {"norm": "batch"}, "norm must be one of none, layer, rms, but got 'batch'"),
         (VECTORS | {"positions": "alibi"}, "positions must be one of none, learned, sinusoidal, rotary"),
@@ -295,7 +308,7 @@ def test_sdpa_is_refused() -> None:
 @pytest.mark.parametrize("width", [0, 64])
 def test_maps_that_write_to_the_stream_start_as_small_as_the_configuration_says(width):
     usual, small = (
-        decoder(**VECTORS, hidden_size=64, intermediate_size=width, initializer_writes=each) for each in (1.0, 0.1)
+        decoder(**VECTORS, hidden_size=64, intermediate_size=width, residual_init_scale=each) for each in (1.0, 0.1)
     )
     for (name, one), other in zip(usual.named_parameters(), small.parameters(), strict=True):
         if name.endswith("bias"):

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from mesascope.models import fused as module
-from mesascope.models.fused import NAME, Size, fused, fused_sublayer, kernel
-from mesascope.models.layers import Block
+from mesascope.models.fused import FUSED_ATTENTION, KernelSize, fused_attention, load_kernel, run_fused_sublayer
+from mesascope.models.layers import DecoderBlock
 from mesascope.models.transformer import Decoder, DecoderConfig
 from mesascope.studies import registry
 from mesascope.tasks.affine import Affine
 from mesascope.tasks.base import Task
-from mesascope.train import AdamW, Training, threads
-from mesascope.train.loop import batch_of, begin_training, update
+from mesascope.train import AdamW, TrainingConfig, limit_threads
+from mesascope.train._loop import initialise_training, run_training_step, sample_batch
 
 SHAPE = {"d_in": 1, "d_out": 1, "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "norm": "layer"}
 
@@ -25,18 +25,18 @@ SHAPE = {"d_in": 1, "d_out": 1, "num_hidden_layers": 2, "hidden_size": 32, "num_
 def afresh(tmp_path, monkeypatch):
     """No kernel is there yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    kernel.cache_clear()
+    load_kernel.cache_clear()
     yield tmp_path / "cache" / "mesascope"
-    kernel.cache_clear()
+    load_kernel.cache_clear()
 
 
-def size(length: int, *, heads: int = 4, d_head: int = 8, norm: int = 1) -> Size:
-    return Size(H=heads, D=d_head, L=length, NORM=norm)
+def size(length: int, *, heads: int = 4, d_head: int = 8, norm: int = 1) -> KernelSize:
+    return KernelSize(H=heads, D=d_head, L=length, NORM=norm)
 
 
 def compiled(length: int) -> None:
     """Skip where it cannot be."""
-    if kernel(size(length)) is None:
+    if load_kernel(size(length)) is None:
         pytest.skip("there is no C++ compiler here")
 
 
@@ -44,14 +44,14 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def block_of(heads: int, d_head: int, norm: str = "layer", position: str = "pre", sharp: float = 1.0) -> Block:
+def block_of(heads: int, d_head: int, norm: str = "layer", position: str = "pre", sharp: float = 1.0) -> DecoderBlock:
     """A block of attention alone with no parameter at rest."""
     width = heads * d_head
     config = DecoderConfig(
         d_in=1, d_out=1, hidden_size=width, num_attention_heads=heads, norm=norm, norm_position=position
     )
     config._attn_implementation_internal = "eager"
-    block = Block(config, 0)
+    block = DecoderBlock(config, 0)
     for number, (name, parameter) in enumerate(block.named_parameters()):
         spread = sharp if "q_proj" in name or "k_proj" in name else 1.0
         noise = random(*parameter.shape, seed=100 + number) * (width**-0.5 if parameter.ndim == 2 else 0.5)
@@ -59,21 +59,21 @@ def block_of(heads: int, d_head: int, norm: str = "layer", position: str = "pre"
     return block
 
 
-def passes(block: Block, x: torch.Tensor, given: torch.Tensor, how: str) -> dict[str, torch.Tensor]:
+def passes(block: DecoderBlock, x: torch.Tensor, given: torch.Tensor, how: str) -> dict[str, torch.Tensor]:
     """Output and gradients, in double precision, by the plain path, or by the kernel."""
     dtype = torch.float64 if how == "exact" else torch.float32
     block, x = copy.deepcopy(block).to(dtype), x.detach().to(dtype).requires_grad_()
     length = x.shape[1]
     mask = torch.full((1, 1, length, length), -torch.inf, dtype=dtype).triu(1)
     if how == "kernel":
-        block.attention.config._attn_implementation_internal = NAME
+        block.attention.config._attn_implementation_internal = FUSED_ATTENTION
     y = block(x, mask, torch.arange(length)[None])
     y.backward(given.to(dtype))
     gradients = {name: parameter.grad for name, parameter in block.named_parameters()}
     return {"y": y.detach(), "x": x.grad} | gradients
 
 
-def assert_as_exact_as_the_plain_path(block: Block, x: torch.Tensor, given: torch.Tensor) -> None:
+def assert_as_exact_as_the_plain_path(block: DecoderBlock, x: torch.Tensor, given: torch.Tensor) -> None:
     """Next to double precision, it errs no more than twice as much as the plain path, but for a few roundings.
 
     Errors are root mean squares: a sharp softmax makes the largest one of a few a matter of chance. The bias of keys
@@ -123,7 +123,7 @@ def test_the_stream_may_lie_in_memory_as_it_likes():
 
 def attended(x: torch.Tensor) -> torch.Tensor:
     """By the kernel."""
-    return fused_sublayer(block_of(4, 8), x).detach()
+    return run_fused_sublayer(block_of(4, 8), x).detach()
 
 
 def test_nothing_comes_from_what_is_later():
@@ -149,7 +149,7 @@ def test_no_weight_is_below_the_normal_range():
     """A processor takes a hundred times as long for such numbers, and sharp heads are full of them."""
     compiled(20)
     x = random(4, 20, 32)
-    y = fused_sublayer(block_of(4, 8, sharp=6.0), x.requires_grad_())
+    y = run_fused_sublayer(block_of(4, 8, sharp=6.0), x.requires_grad_())
     seen = torch.ones(20, 20, dtype=torch.bool).tril()
     weights = y.grad_fn.saved_tensors[6][..., :20].where(seen, 0.0)
     assert (weights.sum(-1) - 1).abs().max() < 1e-6
@@ -166,8 +166,8 @@ def test_smallest_numbers_stay_what_they_are():
     ("other", "length"),
     [
         ({"attention": "linear"}, 6),
-        ({"visible": "all"}, 6),
-        ({"visible": "zeroed"}, 6),
+        ({"mask": "full"}, 6),
+        ({"mask": "multiplicative"}, 6),
         ({"norm_position": "output"}, 6),
         ({"hidden_size": 16}, 6),
         ({"num_key_value_heads": 2}, 6),
@@ -180,22 +180,22 @@ def test_smallest_numbers_stay_what_they_are():
 def test_it_gives_way_where_it_does_not_fit(other, length):
     compiled(6)
     model = Decoder(DecoderConfig(**{**SHAPE, **other}))
-    with fused(model, length) as does:
+    with fused_attention(model, length) as does:
         assert not does
         assert model.config._attn_implementation == "eager"
 
 
 def test_it_gives_way_in_double_precision():
-    with fused(Decoder(DecoderConfig(**SHAPE)).double(), 6) as does:
+    with fused_attention(Decoder(DecoderConfig(**SHAPE)).double(), 6) as does:
         assert not does
 
 
 def test_it_is_for_training_alone():
     compiled(6)
     model = Decoder(DecoderConfig(**SHAPE))
-    with fused(model, 6) as does:
+    with fused_attention(model, 6) as does:
         assert does
-        assert model.config._attn_implementation == NAME
+        assert model.config._attn_implementation == FUSED_ATTENTION
     assert model.config._attn_implementation == "eager"
 
 
@@ -203,24 +203,27 @@ def test_who_listens_hears_the_plain_path():
     compiled(6)
     model, heard = Decoder(DecoderConfig(**SHAPE)), []
     hook = model.layers[0].attention.q_proj.register_forward_hook(lambda *_: heard.append(1))
-    with fused(model, 6) as does:
+    with fused_attention(model, 6) as does:
         assert not does
         model(random(1, 6, 1))
     assert heard
     hook.remove()
-    with fused(model, 6) as does:
+    with fused_attention(model, 6) as does:
         assert does
 
 
 def trained(
-    steps: int = 12, task: Task | None = None, config: DecoderConfig | None = None, training: Training | None = None
+    steps: int = 12,
+    task: Task | None = None,
+    config: DecoderConfig | None = None,
+    training: TrainingConfig | None = None,
 ) -> tuple[list[float], list[torch.Tensor]]:
     """Losses and weights of a short training."""
     task, config = task or Affine(length=9), config or DecoderConfig(**SHAPE)
-    training = training or Training(steps=steps, batch_size=16, optimizer=AdamW(lr=1e-2))
-    model, optimizer, _ = begin_training(config, training, 0, None, "cpu")
+    training = training or TrainingConfig(steps=steps, batch_size=16, optimizer=AdamW(lr=1e-2))
+    model, optimizer, _ = initialise_training(config, training, 0, None, "cpu")
     losses = [
-        update(model, optimizer, task, batch_of(task, training, 0, step), training, step, "here")[0]
+        run_training_step(model, optimizer, task, sample_batch(task, training, 0, step), training, step, "here")[0]
         for step in range(steps)
     ]
     return losses, [one.detach().clone() for one in model.parameters()]
@@ -228,20 +231,22 @@ def trained(
 
 def settings() -> list:
     """Every setting of every study, by its name, that has attention of this kind: causal, its norm elsewhere."""
-    arms = [(entry.name, arm) for entry in registry.studies() for arm in registry.load(entry.name).settings]
+    arms = [
+        (entry.name, arm) for entry in registry.list_studies() for arm in registry.load_study(entry.name).conditions
+    ]
     return [pytest.param(arm, id=f"{name} {arm.name}") for name, arm in arms if attends_so(arm.model)]
 
 
 def attends_so(model: DecoderConfig) -> bool:
-    return (model.attention, model.visible) == ("softmax", "past") and model.norm_position != "output"
+    return (model.attention, model.mask) == ("softmax", "causal") and model.norm_position != "output"
 
 
-@pytest.mark.parametrize("other", [{"visible": "zeroed"}, {"norm_position": "output"}], ids=str)
+@pytest.mark.parametrize("other", [{"mask": "multiplicative"}, {"norm_position": "output"}], ids=str)
 def test_where_it_gives_way_training_is_the_plain_one(other, monkeypatch):
     compiled(9)
     config = DecoderConfig(**SHAPE, **other)
     fast = trained(4, config=config)
-    monkeypatch.setattr(module, "kernel", lambda size: None)
+    monkeypatch.setattr(module, "load_kernel", lambda size: None)
     plain = trained(4, config=config)
     assert fast[0] == plain[0]
     assert all(map(torch.equal, fast[1], plain[1]))
@@ -251,20 +256,20 @@ def test_where_it_gives_way_training_is_the_plain_one(other, monkeypatch):
 @pytest.mark.parametrize("arm", settings())
 def test_studies_train_as_on_the_plain_path_but_for_rounding(arm, tmp_path, monkeypatch):
     compiled(9)
-    training = replace(arm.setups["laptop"].training, batch_size=8, history=False)
-    recipe = {"task": arm.task_at("smoke").prepared(tmp_path, print), "config": arm.model, "training": training}
-    fast, _ = trained(6, **recipe)
-    monkeypatch.setattr(module, "kernel", lambda size: None)
-    plain, _ = trained(6, **recipe)
+    training = replace(arm.scales["laptop"].training, batch_size=8, history=False)
+    recipe = {"task": arm.task_at("smoke").prepare(tmp_path, print), "config": arm.model, "training": training}
+    fast, fast_weights = trained(6, **recipe)
+    monkeypatch.setattr(module, "load_kernel", lambda size: None)
+    plain, plain_weights = trained(6, **recipe)
     assert fast == pytest.approx(plain, rel=1e-5)
-    assert fast != plain  # it did run
+    assert not all(map(torch.equal, fast_weights, plain_weights))  # it did run
 
 
 @pytest.mark.parametrize("how", ["no compiler", "one that fails", "no place to write"])
 def test_training_without_it_is_the_same_but_for_rounding(how, afresh, monkeypatch):
     compiled(9)
     fast = trained()
-    kernel.cache_clear()
+    load_kernel.cache_clear()
     if how == "no compiler":
         monkeypatch.delenv("CXX", raising=False)
         monkeypatch.setattr(module.shutil, "which", lambda name: None)
@@ -274,7 +279,7 @@ def test_training_without_it_is_the_same_but_for_rounding(how, afresh, monkeypat
         (afresh.parent / "file").write_text("")
         monkeypatch.setenv("XDG_CACHE_HOME", str(afresh.parent / "file"))
     plain = trained()
-    assert kernel(size(9)) is None
+    assert load_kernel(size(9)) is None
     assert fast[0] == pytest.approx(plain[0], rel=1e-4)
     assert fast[0] != plain[0]  # it did run
 
@@ -284,7 +289,7 @@ def test_it_is_compiled_once_and_the_same_again(afresh, monkeypatch):
     (kept,) = afresh.iterdir()
     assert afresh.stat().st_mode & 0o077 == 0
     first = trained()
-    kernel.cache_clear()
+    load_kernel.cache_clear()
     monkeypatch.setattr(module.subprocess, "run", lambda *_, **__: pytest.fail("it is there"))
     again = trained()
     assert [kept] == list(afresh.iterdir())
@@ -297,14 +302,14 @@ def test_the_number_of_threads_changes_no_bit():
     block, x, given = block_of(4, 8), random(27, 20, 32), random(27, 20, 32, seed=1)
     found = []
     for count in (1, 2, 5, 11):
-        with threads(count):
+        with limit_threads(count):
             found.append(passes(block, x, given, "kernel"))
     assert all(torch.equal(found[0][name], other[name]) for other in found[1:] for name in other)
 
 
 def test_an_unknown_processor_flag_is_no_end(afresh, monkeypatch):
     compiled(9)
-    kernel.cache_clear()
+    load_kernel.cache_clear()
     (kept,) = afresh.iterdir()
     kept.unlink()
     run, tried = subprocess.run, []
@@ -314,23 +319,23 @@ def test_an_unknown_processor_flag_is_no_end(afresh, monkeypatch):
         return run(["false"] if any("native" in word for word in command) else command, **options)
 
     monkeypatch.setattr(module.subprocess, "run", old)
-    assert kernel(size(9)) is not None
-    assert len(tried) == len(module.BETTER)
+    assert load_kernel(size(9)) is not None
+    assert len(tried) == len(module.OPTIONAL_FLAGS)
 
 
 def test_a_library_that_cannot_be_loaded_is_not_the_end_of_training(afresh, monkeypatch):
-    monkeypatch.setattr(module, "_compile", lambda compiler, words: Path(words[-1]).write_bytes(b"no library"))
+    monkeypatch.setattr(module, "_run_compiler", lambda compiler, words: Path(words[-1]).write_bytes(b"no library"))
     monkeypatch.setenv("CXX", "c++")
-    assert kernel(size(9)) is None
+    assert load_kernel(size(9)) is None
     assert all(loss > 0 for loss in trained(2)[0])
 
 
 def test_a_damaged_library_is_made_anew(afresh, monkeypatch):
     compiled(6)
     with monkeypatch.context() as broken:
-        broken.setattr(module, "_compile", lambda compiler, words: Path(words[-1]).write_bytes(b"no library"))
-        assert kernel(size(9)) is None
-    kernel.cache_clear()
+        broken.setattr(module, "_run_compiler", lambda compiler, words: Path(words[-1]).write_bytes(b"no library"))
+        assert load_kernel(size(9)) is None
+    load_kernel.cache_clear()
     assert any(file.read_bytes() == b"no library" for file in afresh.iterdir())
-    assert kernel(size(9)) is not None
+    assert load_kernel(size(9)) is not None
     assert not any(file.read_bytes() == b"no library" for file in afresh.iterdir())

@@ -60,7 +60,7 @@ def test_pickles_are_never_opened(llama: LlamaForCausalLM, tmp_path: Path) -> No
         ("./nowhere", "but ./nowhere does not exist; check the path"),
         ("/no/where", "but /no/where does not exist; check the path"),
         ("nobody/nothing", "must be a Hugging Face name, .* but nobody/nothing cannot be opened"),
-        ("/no/where.gguf", "a .gguf file must be there to be opened, but /no/where.gguf does not exist"),
+        ("/no/where.gguf", "a .gguf file must exist, but /no/where.gguf does not exist"),
     ],
 )
 def test_what_is_not_there_is_one_line(name: str, message: str) -> None:
@@ -73,7 +73,7 @@ def test_a_checkpoint_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFound, match=r"must be a folder with config\.json"):
         load_checkpoint(tmp_path)
     DecoderConfig(vocab_size=5).save_pretrained(tmp_path)
-    with pytest.raises(ModelNotFound, match=r"must hold model\.safetensors, whole, but"):
+    with pytest.raises(ModelNotFound, match=r"must have a complete model\.safetensors, but"):
         load_checkpoint(tmp_path)
 
 
@@ -83,14 +83,14 @@ def test_torn_weights_are_one_line(llama: LlamaForCausalLM, tmp_path: Path) -> N
         model.save_pretrained(folder)
         weights = folder / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-50])
-        with pytest.raises(ModelNotFound, match=r"(?i)cannot be opened|whole, but"):
+        with pytest.raises(ModelNotFound, match=r"(?i)cannot be opened|complete model"):
             opener(folder)
 
 
 def test_gguf_without_its_packages_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.gguf").write_bytes(b"GGUF")
     monkeypatch.setattr(load, "find_spec", lambda name: None if name == "gguf" else util.find_spec("json"))
-    with pytest.raises(ModelNotFound, match=r"needs gguf, not installed here; pip install 'mesascope\[gguf\]'"):
+    with pytest.raises(ModelNotFound, match=r"needs gguf, which is not installed; pip install 'mesascope\[gguf\]'"):
         load_pretrained(tmp_path / "a.gguf")
 
 

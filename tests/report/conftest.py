@@ -1,4 +1,4 @@
-"""Run directories made by hand; tests are imported without a package, so samples.py is loaded by its path."""
+"""Fixtures with synthetic run directories. Tests have no package, so helper modules are loaded by their path."""
 
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -18,29 +18,29 @@ def _load(name: str) -> ModuleType:
 
 @pytest.fixture(scope="session")
 def samples() -> ModuleType:
-    """The functions that write sample runs."""
+    """Return the functions that write sample runs."""
     return _load("samples")
 
 
 @pytest.fixture(scope="session")
 def inspected() -> ModuleType:
-    """The functions that write an inspected language model of realistic size."""
+    """Return the functions that write an inspected language model of realistic size."""
     return _load("inspected")
 
 
 @pytest.fixture(scope="session")
 def inspection(tmp_path_factory: pytest.TempPathFactory, inspected: ModuleType) -> Path:
-    """An inspection of thirty layers of nine heads on two short sequences; tests only read it."""
+    """Return an inspection of 30 layers of 9 heads on two short sequences. Tests must not change it."""
     return inspected.write(tmp_path_factory.mktemp("runs") / "smol", sequences=2, length=96)
 
 
 @pytest.fixture
 def study_run(tmp_path: Path, samples: ModuleType) -> Path:
-    """A run of a study: three seeds, twelve steps, three layers of four heads."""
+    """Return a study run: three seeds, twelve steps, three layers of four heads."""
     return samples.write_study(tmp_path / "affine-laptop")
 
 
 @pytest.fixture
 def inspect_run(tmp_path: Path, samples: ModuleType) -> Path:
-    """An inspected language model: thirty layers of nine heads, no seeds, no verdicts."""
+    """Return an inspected language model: 30 layers of 9 heads, no seeds, no verdicts."""
     return samples.write_inspection(tmp_path / "inspect-smol")

@@ -1,4 +1,4 @@
-"""An inspected language model as an inspection writes it: thirty layers of nine heads, eight sequences of 2,048."""
+"""Synthetic inspection of a language model: 30 layers of 9 heads, eight sequences of 2,048 tokens."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ WORDS = (
 
 
 def write(path: Path, sequences: int = 8, length: int = 2048, steps: int = 0, tokens: list[str] | None = None) -> Path:
-    """A whole inspection; ``steps`` checkpoints of training where there are more than none."""
+    """Write an inspection, with ``steps`` checkpoints of training if positive."""
     draw = np.random.default_rng(2)
     (path / "results").mkdir(parents=True)
     (path / "run.json").write_text(json.dumps(facts(sequences, length)))
@@ -35,7 +35,7 @@ def write(path: Path, sequences: int = 8, length: int = 2048, steps: int = 0, to
         "identity": identity(draw),
         "spectra": spectra(draw),
         "heads": heads(draw),
-        "patterns": patterns(draw, text[0, :64].tolist()),
+        "attention_patterns": patterns(draw, text[0, :64].tolist()),
         "top_tokens": tops(draw, words),
     }
     for name, data in files.items():
@@ -48,9 +48,9 @@ def facts(sequences: int, length: int) -> dict:
         "study": "inspect",
         "model": "HuggingFaceTB/SmolLM2-135M-Instruct",
         "title": "Inside SmolLM2-135M-Instruct",
-        "about": "A causal language model, opened on one text",
+        "description": "A causal language model, opened on one text",
         "text": {"source": "Python's reference manual", "tokens": sequences * length, "sequences": sequences},
-        "parameters": {"measures": ["norms", "inner", "spectra", "heads"]},
+        "parameters": {"analyses": ["norms", "inner", "spectra", "heads"]},
         "device": "cpu",
         "started": "2026-11-21T04:10:00",
         "seconds": 212.5,
@@ -64,7 +64,7 @@ def model() -> dict:
         "layers": LAYERS,
         "heads": HEADS,
         "dtype": "float32",
-        "kernel": "sdpa",
+        "attn_implementation": "sdpa",
         "rotary": True,
     }
 
@@ -72,12 +72,12 @@ def model() -> dict:
 def named(values, dims: str, about: str, units: str = "1", coords=None, **attrs) -> xr.DataArray:
     dims_ = dims.split()
     every = {d: list(range(n)) for d, n in zip(dims_, np.shape(values), strict=True)} | (coords or {})
-    return xr.DataArray(values, dims=dims_, coords=every, attrs={"units": units, "about": about, **attrs})
+    return xr.DataArray(values, dims=dims_, coords=every, attrs={"units": units, "description": about, **attrs})
 
 
 def controlled(values: np.ndarray, levels: dict[str, tuple[float, float]], draw, dims: str, name: str, **look) -> dict:
-    """A variable with three draws of each control: its mean, as a share of the real one, and its spread."""
-    found = {name: named(values, dims, look.pop("about"), **look)}
+    """Return a variable and three draws of each control, given by its relative mean and std."""
+    found = {name: named(values, dims, look.pop("description"), **look)}
     kept = {k: v for k, v in look.items() if k in ("units", "coords")}
     for control, (share, spread) in levels.items():
         noise = 1 + spread * draw.standard_normal((3, *values.shape))
@@ -101,7 +101,11 @@ def norms(draw, sequences: int, length: int) -> xr.Dataset:
                 standing, "layer batch pos", "norm from the median of the text", coords=layer, center=0, headline=1
             ),
         },
-        attrs={"title": "Norms of the residual stream", "order": 10, "about": "How long the vectors are"},
+        attrs={
+            "title": "Norms of the residual stream",
+            "analysis": "loss_vs_baselines",
+            "description": "How long the vectors are",
+        },
     )
 
 
@@ -121,7 +125,7 @@ def surprisal(draw, sequences: int, length: int) -> xr.Dataset:
                 center=0.0,
             ),
         },
-        attrs={"title": "Prediction", "order": 12},
+        attrs={"title": "Prediction", "analysis": "clusters"},
     )
 
 
@@ -135,22 +139,27 @@ def objective(draw, steps: int) -> xr.Dataset:
         coords = coords | {"step": [0, *(10 * 2**k for k in range(1, steps))]}
     levels = {"random weights": (0.12, 0.4), "keys shuffled": (0.55, 0.12), "positions shuffled": (0.75, 0.08)}
     look = {"coords": coords, "units": "nat"}
-    found = controlled(values, levels, draw, dims, "decrease", about="decrease of L", headline=1, **look)
+    found = controlled(values, levels, draw, dims, "decrease", description="decrease of L", headline=1, **look)
     cosine = np.tanh(values)
-    found |= controlled(cosine, levels, draw, dims, "cosine", about="cosine of step and gradient", coords=coords)
-    if not steps:  # keys are shuffled in attention alone
+    found |= controlled(cosine, levels, draw, dims, "cosine", description="cosine of step and gradient", coords=coords)
+    if not steps:  # keys are shuffled in attention only
         found["decrease_keys_shuffled"][..., 1] = np.nan
     return xr.Dataset(
-        found, attrs={"title": "Inner objective: clustering", "order": 20, "about": "What layers descend"}
+        found,
+        attrs={
+            "title": "Inner objective: clustering",
+            "analysis": "probe_and_logit_lens",
+            "description": "What layers descend",
+        },
     )
 
 
 def identity(draw) -> xr.Dataset:
     values = np.abs(draw.normal(1, 0.3, (LAYERS, 2)))
     values[:, 1] = np.nan
-    look = {"about": "decrease of the linear objective", "coords": {"sublayer": SUBLAYERS}, "tautology": IDENTITY}
+    look = {"description": "decrease of the linear objective", "coords": {"sublayer": SUBLAYERS}, "tautology": IDENTITY}
     found = controlled(values, {"random weights": (1.0, 0.1)}, draw, "layer sublayer", "decrease", **look)
-    return xr.Dataset(found, attrs={"title": "Inner objective: linear", "order": 21})
+    return xr.Dataset(found, attrs={"title": "Inner objective: linear", "analysis": "affine_lens"})
 
 
 def spectra(draw) -> xr.Dataset:
@@ -163,9 +172,9 @@ def spectra(draw) -> xr.Dataset:
     found = {"energy": named(energy, "layer map eigen", "squared singular values", coords=maps, scale="log")}
     levels = {"random weights": (1.3, 0.02)}
     found |= controlled(
-        rank, levels, draw, "layer map", "effective_rank", about="how many directions", coords=maps, headline=1
+        rank, levels, draw, "layer map", "effective_rank", description="how many directions", coords=maps, headline=1
     )
-    return xr.Dataset(found, attrs={"title": "Spectra of the weights", "order": 30})
+    return xr.Dataset(found, attrs={"title": "Spectra of the weights", "analysis": "direct_attribution"})
 
 
 def heads(draw) -> xr.Dataset:
@@ -175,11 +184,11 @@ def heads(draw) -> xr.Dataset:
     levels = {"keys shuffled": (0.2, 0.3), "no repetition": (0.4, 0.2)}
     stats = {"coords": {"stat": roles}}
     about = "attention where tokens come twice"
-    found = controlled(score, levels, draw, "layer head stat", "score", about=about, headline=1, **stats)
+    found = controlled(score, levels, draw, "layer head stat", "score", description=about, headline=1, **stats)
     found["copying"] = named(gain, "layer head", "whether it copies", center=0)
     words = [[", ".join(r for r, s in zip(roles, at, strict=True) if s > 0.3) for at in row] for row in score]
     found["role"] = named(np.array(words, dtype=object), "layer head", "the roles of each head", "text")
-    return xr.Dataset(found, attrs={"title": "What heads do where tokens repeat", "order": 41})
+    return xr.Dataset(found, attrs={"title": "What heads do where tokens repeat", "analysis": "repeated_token_heads"})
 
 
 def patterns(draw, tokens: list[str]) -> xr.Dataset:
@@ -192,7 +201,9 @@ def patterns(draw, tokens: list[str]) -> xr.Dataset:
     pattern = named(
         (weight / weight.sum(-1, keepdims=True)).astype("float32"), "layer head query key", "attention on the excerpt"
     )
-    return xr.Dataset({"pattern": pattern, "token": token}, attrs={"title": "Attention on an excerpt", "order": 45})
+    return xr.Dataset(
+        {"pattern": pattern, "token": token}, attrs={"title": "Attention on an excerpt", "analysis": "value_copying"}
+    )
 
 
 def tops(draw, words: list[str]) -> xr.Dataset:
@@ -205,24 +216,24 @@ def tops(draw, words: list[str]) -> xr.Dataset:
             "top_logit": named(logit, "layer head rank", "by how much", "logit"),
             "top_at": named(draw.integers(0, 64, shape), "layer head rank", "where", "position"),
         },
-        attrs={"title": "Tokens that heads raise most", "order": 48},
+        attrs={"title": "Tokens that heads raise most", "analysis": "top_tokens"},
     )
 
 
 def hostile(path: Path, evil: str) -> Path:
-    """An inspection in which every string from outside tries to become markup."""
+    """Write an inspection in which every external string contains markup."""
     strange = [evil, "<b>", "\u202eabc", "\x07", "\n\n", "\t", "", " ", "&amp;", "𝔘", "%{x}", "`${1}`", "\u2028"]
     write(path, sequences=2, length=40, steps=3, tokens=strange)
     about = json.loads((path / "run.json").read_text())
     about |= {"title": evil, "model": evil, "text": {"source": evil, "tokens": evil}, "device": evil}
     (path / "run.json").write_text(json.dumps(about))
-    (path / "model.json").write_text(json.dumps({"class": evil, "kernel": evil, evil: evil}))
+    (path / "model.json").write_text(json.dumps({"class": evil, "attn_implementation": evil, evil: evil}))
     for file in (path / "results").glob("*.nc"):
         data = xr.load_dataset(file, engine="netcdf4")
         for name in [c for c in data.coords if data[c].dtype.kind in "OUT"]:
             data = data.assign_coords({name: [f"{v}{evil}" for v in data[name].values]})
         for one in [data, *[data[v] for v in data.data_vars]]:
-            kept = ("order", "scale", "control_of", "headline", "center")
+            kept = ("analysis", "scale", "control_of", "headline", "center")
             one.attrs = {k: v if k in kept else evil for k, v in one.attrs.items()} | {"tautology": evil}
         if "role" in data:
             data["role"][:] = evil

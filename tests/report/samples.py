@@ -1,4 +1,4 @@
-"""Run directories made by hand: a study of three seeds, and an inspected language model."""
+"""Synthetic run directories: a study with three seeds, and an inspected language model."""
 
 import csv
 import json
@@ -13,7 +13,7 @@ HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>%{x}"
 
 
 def write_study(path: Path, title: str = "Affine recurrences: which algorithm runs inside?") -> Path:
-    """Plausible numbers, the same at every call."""
+    """Write a study run with plausible numbers, the same at every call."""
     draw = np.random.default_rng(0)
     (path / "results").mkdir(parents=True)
     (path / "run.json").write_text(json.dumps(study_facts(title)))
@@ -40,7 +40,7 @@ def study_facts(title: str) -> dict:
             "url": "https://arxiv.org/abs/2410.17438",
             "bibtex": "@misc{bhargav2024,\n  title = {Interpreting Affine Recurrence Learning},\n  year = {2024}\n}",
         },
-        "about": "A three-layer transformer learns to continue x[n+1] = a x[n] + b, and is opened. "
+        "description": "A three-layer transformer learns to continue x[n+1] = a x[n] + b, and is opened. "
         "The setting is re-run; sizes are ours",
         "parameters": {
             "task": {"name": "Affine", "a": {"low": -1.5, "high": 1.5}, "length": 20, "noise": 0.0},
@@ -67,15 +67,15 @@ def verdicts() -> list[dict]:
         common
         | {
             "name": "learns_in_context",
-            "sentence": "From the fourth term on, the model's error is at most 5 % of that of copying the last term",
-            "word": "supported",
+            "statement": "From the fourth term on, the model's error is at most 5 % of that of copying the last term",
+            "status": "supported",
             "reason": "The whole interval lies below the bound, and the control does not.",
             "value": 0.0127,
             "interval": [0.009, 0.017],
             "control": 0.81,
-            "control_about": "positions 1 and 2, where a and b are not identified",
+            "control_description": "positions 1 and 2, where a and b are not identified",
             "difference": [-0.82, -0.76],
-            "bound": 0.05,
+            "threshold": 0.05,
             "direction": "below",
             "per_seed": [0.009, 0.0121, 0.017],
             "control_per_seed": [0.79, 0.83, 0.81],
@@ -83,15 +83,15 @@ def verdicts() -> list[dict]:
         common
         | {
             "name": "layer_0_copies",
-            "sentence": "A first estimate of the target is formed by copying in layer 0",
-            "word": "inconclusive",
+            "statement": "A first estimate of the target is formed by copying in layer 0",
+            "status": "inconclusive",
             "reason": "The interval of the difference from the control contains zero.",
             "value": 0.62,
             "interval": [0.31, 0.93],
             "control": 0.48,
-            "control_about": "the same read-out in an untrained model",
+            "control_description": "the same read-out in an untrained model",
             "difference": [-0.12, 0.4],
-            "bound": None,
+            "threshold": None,
             "direction": "above",
             "per_seed": [0.31, 0.62, 0.93],
             "control_per_seed": [0.5, 0.46, 0.48],
@@ -99,27 +99,27 @@ def verdicts() -> list[dict]:
         common
         | {
             "name": "negative_heads_last",
-            "sentence": "Negative similarity heads in layer 2 refine the estimate: their scores fall with similarity",
-            "word": "contradicted",
+            "statement": "Negative similarity heads in layer 2 refine the estimate: their scores fall with similarity",
+            "status": "contradicted",
             "reason": "Every head in layer 2 scores higher the more similar the values are.",
             "value": 0.34,
             "interval": [0.22, 0.47],
             "control": None,
             "difference": None,
-            "bound": 0.0,
+            "threshold": 0.0,
             "direction": "below",
             "per_seed": [0.22, 0.34, 0.47],
         },
         common
         | {
             "name": "length_generalisation",
-            "sentence": "The error does not grow beyond the length seen in training",
-            "word": "not tested at this scale",
+            "statement": "The error does not grow beyond the length seen in training",
+            "status": "not tested at this scale",
             "reason": "Sequences of 60 terms are drawn at the paper's scale only.",
             "value": None,
             "interval": None,
             "control": None,
-            "bound": None,
+            "threshold": None,
             "direction": "below",
             "per_seed": [],
         },
@@ -143,16 +143,16 @@ def array(values, dims: str, about: str, units: str = "1", coords=None, **attrs)
     names = dims.split()
     every = {d: known.get(d, list(range(n))) for d, n in zip(names, np.shape(values), strict=True)}
     return xr.DataArray(
-        values, dims=names, coords=every | (coords or {}), attrs={"units": units, "about": about, **attrs}
+        values, dims=names, coords=every | (coords or {}), attrs={"units": units, "description": about, **attrs}
     )
 
 
 def study_results(draw: np.random.Generator) -> dict[str, xr.Dataset]:
     growth = 1 - np.exp(-np.array(STEPS) / 400)
     return {
-        "behaviour": behaviour(draw, growth),
+        "loss_vs_baselines": behaviour(draw, growth),
         "heads": heads(draw, growth),
-        "patterns": patterns(draw),
+        "attention_patterns": patterns(draw),
         "layers": layers(draw, growth),
         "attribution": attribution(draw),
         "odd": odd(draw),
@@ -186,7 +186,11 @@ def behaviour(draw: np.random.Generator, growth: np.ndarray) -> xr.Dataset:
                 coords={"stat": ["relative error", "slope", "intercept"]},
             ),
         },
-        attrs={"title": "Error against known predictors", "order": 10, "about": "The model and every oracle"},
+        attrs={
+            "title": "Error against known predictors",
+            "analysis": "loss_vs_baselines",
+            "description": "The model and every oracle",
+        },
     )
 
 
@@ -207,7 +211,11 @@ def heads(draw: np.random.Generator, growth: np.ndarray) -> xr.Dataset:
                 coords={"stat": ["mean ablation", "resample ablation"]},
             ),
         },
-        attrs={"title": "Head roles", "order": 20, "about": "What each head attends to and what it is worth."},
+        attrs={
+            "title": "Head roles",
+            "analysis": "probe_and_logit_lens",
+            "description": "What each head attends to and what it is worth.",
+        },
     )
 
 
@@ -222,7 +230,11 @@ def patterns(draw: np.random.Generator) -> xr.Dataset:
             ),
             "value": array(draw.standard_normal((4, 20)).round(3), "batch pos", "the terms", "1"),
         },
-        attrs={"title": "Attention patterns", "order": 30, "about": "Where each head looks."},
+        attrs={
+            "title": "Attention patterns",
+            "analysis": "direct_attribution",
+            "description": "Where each head looks.",
+        },
     )
 
 
@@ -244,7 +256,11 @@ def layers(draw: np.random.Generator, growth: np.ndarray) -> xr.Dataset:
                 draw.random((3, len(STEPS), 4, 20)), "seed step layer pos", "read-out at each place", coords=names
             ),
         },
-        attrs={"title": "Read-out through the layers", "order": 40, "about": "What each layer would predict."},
+        attrs={
+            "title": "Read-out through the layers",
+            "analysis": "positional_attention",
+            "description": "What each layer would predict.",
+        },
     )
 
 
@@ -263,7 +279,7 @@ def attribution(draw: np.random.Generator) -> xr.Dataset:
             ),
             "final": array(draw.random((3, 8)) ** 6, "seed predictor", "error at the last position", scale="log"),
         },
-        attrs={"title": "Direct attribution", "order": 50, "citation": "Elhage et al. 2021"},
+        attrs={"title": "Direct attribution", "analysis": "value_copying", "citation": "Elhage et al. 2021"},
     )
 
 
@@ -274,7 +290,7 @@ def odd(draw: np.random.Generator) -> xr.Dataset:
             "single": array(draw.random(3), "seed", "one number"),
             "words": array(np.array(["yes", "no"], dtype=object), "_a", "not numbers"),
         },
-        attrs={"title": "Odds and ends", "order": 60},
+        attrs={"title": "Odds and ends", "analysis": "attention_patterns"},
     )
 
 
@@ -285,7 +301,7 @@ def write_inspection(path: Path, tokens: list[str] | None = None) -> Path:
         "study": "inspect",
         "model": "HuggingFaceTB/SmolLM2-135M-Instruct",
         "title": "SmolLM2-135M-Instruct, opened",
-        "about": "Norms, attention and read-out of a released language model on a page of prose",
+        "description": "Norms, attention and read-out of a released language model on a page of prose",
         "text": {"source": "the Zen of Python", "tokens": 48},
         "parameters": {"model": {"layers": 30, "heads": 9, "d_model": 576}},
         "versions": {"mesascope": "0.1.0"},
@@ -321,7 +337,7 @@ def inspection_results(draw: np.random.Generator, tokens: list[str]) -> dict[str
                 ),
                 "token": token,
             },
-            attrs={"title": "Token norms", "order": 15, "about": "Length of every token's vector."},
+            attrs={"title": "Token norms", "analysis": "norms", "description": "Length of every token's vector."},
         ),
         "lens": xr.Dataset(
             {
@@ -329,11 +345,11 @@ def inspection_results(draw: np.random.Generator, tokens: list[str]) -> dict[str
                     np.linspace(10.5, 3.2, 31) + draw.random(31), "layer", "loss of the read-out", "nat", coords=layer
                 )
             },
-            attrs={"title": "Logit lens", "order": 20},
+            attrs={"title": "Logit lens", "analysis": "probe_and_logit_lens"},
         ),
         "heads": xr.Dataset(
             {"induction": array(draw.random((30, 9)) ** 4, "layer head", "induction score")},
-            attrs={"title": "Head roles", "order": 25},
+            attrs={"title": "Head roles", "analysis": "preprocessing"},
         ),
         "attention": xr.Dataset(
             {
@@ -342,20 +358,20 @@ def inspection_results(draw: np.random.Generator, tokens: list[str]) -> dict[str
                 ),
                 "token": token,
             },
-            attrs={"title": "Attention", "order": 30},
+            attrs={"title": "Attention", "analysis": "direct_attribution"},
         ),
     }
 
 
 def hostile(path: Path) -> Path:
-    """A run in which every string from outside tries to become markup."""
+    """Write a study run in which every external string contains markup."""
     write_study(path, title=HOSTILE)
     facts = json.loads((path / "run.json").read_text())
     facts = {k: _poisoned(v) if k != "seeds" else v for k, v in facts.items()}
     facts["citation"]["url"] = "javascript:alert(3)"
     (path / "run.json").write_text(json.dumps(facts))
     poisoned = [
-        _poisoned(one) | {"word": word} for one, word in zip(verdicts(), [HOSTILE, *["supported"] * 3], strict=True)
+        _poisoned(one) | {"status": word} for one, word in zip(verdicts(), [HOSTILE, *["supported"] * 3], strict=True)
     ]
     (path / "verdicts.json").write_text(json.dumps(poisoned))
     for file in (path / "results").glob("*.nc"):
@@ -365,7 +381,7 @@ def hostile(path: Path) -> Path:
                 labels = [f"{v}{HOSTILE}" if v != "model" else v for v in data[name].values]
                 data = data.assign_coords({name: labels})
         for one in [data, *[data[v] for v in data.data_vars]]:
-            kept = ("order", "scale", "control_of", "headline", "center")
+            kept = ("analysis", "scale", "control_of", "headline", "center")
             one.attrs = {k: v if k in kept else HOSTILE for k, v in one.attrs.items()}
         data.to_netcdf(file, engine="netcdf4")
     tokens = np.array([[HOSTILE, "<b>", "${x}", "%{x}"]], dtype=object)

@@ -1,4 +1,4 @@
-"""The page in a real browser: it draws, complains of nothing, asks for nothing, and fits a telephone."""
+"""The page in a real browser: it renders without console messages or network requests and fits a phone."""
 
 import re
 import shutil
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import xarray as xr
 
-from mesascope.report import render
-from mesascope.report.plotting.variable import visible
+from mesascope.report import render_report
+from mesascope.report.plotting.variable import make_visible
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = (
@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.needs_chromium, pytest.mark.skipif(CHROMIUM is None, r
 
 
 def look(html: str, folder: Path, width: int = 1280, probe: str = PROBE) -> tuple[str, list[str]]:
-    """The document after its scripts have run, and what the console said."""
+    """Return the document after its scripts have run, and the console messages."""
     page = folder / "report.html"
     page.write_text(html.replace("</body>", probe), encoding="utf-8")
     command = [
@@ -106,26 +106,26 @@ OPEN = """<script>addEventListener("load", () => setTimeout(() => {
 
 
 def said_number(text: str) -> float:
-    """A number as the page writes it."""
+    """Parse a number as it is formatted on the page."""
     return float(text.replace("\u00a0×\u00a010", "e").translate(PLAIN))
 
 
 def on_a_telephone(html: str, width: int = 390) -> str:
-    """The page in a frame of that width, because a window of this browser is never narrower than 500."""
+    """Return the page inside a narrow frame, since the window of this browser is at least 500 pixels wide."""
     inner = escape(html.replace("</body>", PROBE), quote=True)
     frame = f'<iframe srcdoc="{inner}" style="width:{width}px;height:4000px;border:0"></iframe>'
     return f'<meta charset="utf-8"><body>{frame}</body>'
 
 
 def measured(dom: str) -> tuple[int, int, int]:
-    """Width of the content, width of the window, plots drawn."""
+    """Return the width of the content, the width of the window and the number of plots."""
     found = re.search(r'data-width="(\d+)/(\d+)/(\d+)"', dom)
     assert found, "the probe did not run"
     return int(found[1]), int(found[2]), int(found[3])
 
 
 def test_a_study_is_drawn(study_run, tmp_path):
-    dom, console = look(render(study_run), tmp_path)
+    dom, console = look(render_report(study_run), tmp_path)
     assert console == []
     assert 'aria-label="layer 2, head 3"' in dom
     content, window, plots = measured(dom)
@@ -149,7 +149,7 @@ def test_it_fits_a_telephone(samples, inspected, tmp_path, kind):
         "hostile": samples.hostile,
         "hostile inspection": lambda path: inspected.hostile(path, samples.HOSTILE),
     }
-    dom, console = look(on_a_telephone(render(write[kind](run))), tmp_path, probe="</body>")
+    dom, console = look(on_a_telephone(render_report(write[kind](run))), tmp_path, probe="</body>")
     assert console == []
     content, window, plots = measured(dom)
     assert plots > 4
@@ -157,20 +157,20 @@ def test_it_fits_a_telephone(samples, inspected, tmp_path, kind):
 
 
 def test_its_controls_work(study_run, tmp_path):
-    dom, console = look(render(study_run), tmp_path, probe=USE)
+    dom, console = look(render_report(study_run), tmp_path, probe=USE)
     assert console == []
     assert 'data-said="false|Layer 1, head 2|Layer 1, head 2|0|0|steps: linear"' in dom
 
 
 def test_a_model_is_drawn(inspect_run, tmp_path):
-    dom, console = look(render(inspect_run), tmp_path)
+    dom, console = look(render_report(inspect_run), tmp_path)
     assert console == []
     assert 'class="main-svg"' in dom
     assert re.search(r'<span class="t" style="background: rgb', dom)
 
 
 def test_the_text_and_the_heads_of_a_model_can_be_explored(inspection, tmp_path):
-    dom, console = look(render(inspection), tmp_path, probe=OPEN)
+    dom, console = look(render_report(inspection), tmp_path, probe=OPEN)
     assert console == []
     found = re.search(r'data-said="([^"]*)"', dom)
     assert found, "the script that uses the page did not end"
@@ -184,16 +184,16 @@ def test_the_text_and_the_heads_of_a_model_can_be_explored(inspection, tmp_path)
     assert said_number(said[7]) == pytest.approx(data["score"].values[7, 4, 0], rel=0.01)
     assert said[8] == f"“{tops['top_token'].values[7, 4, 0].replace(' ', '␣')}”".replace("\n", "↵")
     assert said[9:12] == ["true", "Layer 7, head 4", "Layer 8, head 5"]
-    patterns = xr.load_dataset(inspection / "results/patterns.nc")
-    last = visible(patterns["token"].values[63])
-    assert said[12] == f"position 0 “The” → position 63 “{last}”: later, not seen"
+    patterns = xr.load_dataset(inspection / "results/attention_patterns.nc")
+    last = make_visible(patterns["token"].values[63])
+    assert said[12] == f"position 0 “The” → position 63 “{last}”: masked (causal)"
     where, weight = said[13].split(": ≈ ")
     assert where == f"position 63 “{last}” → position 63 “{last}”"
     assert said_number(weight) == pytest.approx(patterns["pattern"].values[8, 5, 63, 63], abs=0.005)
 
 
 def test_an_inspection_of_any_strings_runs_none_of_them(tmp_path, samples, inspected):
-    html = render(inspected.hostile(tmp_path / "run", samples.HOSTILE))
+    html = render_report(inspected.hostile(tmp_path / "run", samples.HOSTILE))
     dom, console = look(html, tmp_path)
     assert console == []
     body = re.sub(r"<script.*?</script>", "", dom, flags=re.S)
@@ -209,14 +209,14 @@ def test_few_files_make_a_sensible_page(inspection, tmp_path):
     (run / "results").mkdir(parents=True)
     for name in ("run.json", "results/norms.nc"):
         shutil.copy(inspection / name, run / name)
-    dom, console = look(render(run), tmp_path)
+    dom, console = look(render_report(run), tmp_path)
     assert console == []
     assert measured(dom)[2] >= 2
     assert "data-reader" not in dom.split("<script>")[0]
 
 
 def test_hostile_text_runs_nowhere(tmp_path, samples):
-    dom, console = look(render(samples.hostile(tmp_path / "run")), tmp_path)
+    dom, console = look(render_report(samples.hostile(tmp_path / "run")), tmp_path)
     assert console == []
     assert 'class="main-svg"' in dom
     body = re.sub(r"<script.*?</script>", "", dom, flags=re.S)
@@ -225,6 +225,6 @@ def test_hostile_text_runs_nowhere(tmp_path, samples):
 
 def test_strange_tokens_are_shown_as_they_are(tmp_path, samples):
     tokens = ["<b>", "</span>", "&amp;", "\u202e", "𝔘", "\n", "", " "] * 6
-    dom, console = look(render(samples.write_inspection(tmp_path / "run", tokens)), tmp_path)
+    dom, console = look(render_report(samples.write_inspection(tmp_path / "run", tokens)), tmp_path)
     assert console == []
     assert "&lt;b&gt;" in dom

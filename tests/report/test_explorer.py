@@ -1,4 +1,4 @@
-"""The head explorer: every head has its own numbers, controls, pattern and words."""
+"""The head explorer: every head has its own values, controls, pattern and tokens."""
 
 from base64 import b64decode
 
@@ -6,21 +6,21 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from mesascope.report import render
-from mesascope.report.explorers.attention_excerpt import excerpt
-from mesascope.report.explorers.head_explorer import aligned, explorer
-from mesascope.report.load_run import Result, read
-from mesascope.report.plotting.variable import prepare
+from mesascope.report import render_report
+from mesascope.report.explorers.attention_excerpt import encode_attention_excerpt
+from mesascope.report.explorers.head_explorer import align_to_grid, build_head_explorer
+from mesascope.report.load_run import ResultFile, load_run
+from mesascope.report.plotting.variable import prepare_variable
 
 
 def explored(**files: xr.Dataset) -> dict:
-    found = explorer([Result(file=f"{name}.nc", data=data) for name, data in files.items()])
+    found = build_head_explorer([ResultFile(file=f"{name}.nc", data=data) for name, data in files.items()])
     assert found is not None
     return dict(found.panel.data)
 
 
 def patterns(found: dict) -> np.ndarray:
-    """Examples, layers, heads, queries and keys, as the script sees them."""
+    """Decode weights with axes (batch, layer, head, query, key), as the script does."""
     batch, layers, heads, queries, keys = found["shape"]
     codes = np.frombuffer(b64decode(found["bytes"]), np.uint8).astype(float)
     weights = np.where(codes > 0, found["top"] * ((codes - 1) / 254) ** 2, np.nan)
@@ -33,13 +33,13 @@ def patterns(found: dict) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def found(inspection):
-    gathered = explorer(read(inspection).results)
+    gathered = build_head_explorer(load_run(inspection).results)
     assert gathered is not None
     return gathered
 
 
 def test_scores_and_their_controls_are_those_of_the_head(found, inspection):
-    data = {one.file: one.data for one in read(inspection).results}["heads.nc"]
+    data = {one.file: one.data for one in load_run(inspection).results}["heads.nc"]
     quantities = found.panel.data["quantities"]
     roles = data["stat"].values.tolist()
     assert [one["name"] for one in quantities] == [*(f"score: {role}" for role in roles), "copying"]
@@ -53,9 +53,9 @@ def test_scores_and_their_controls_are_those_of_the_head(found, inspection):
 
 
 def test_patterns_roles_and_top_tokens_are_those_of_the_head(found, inspection):
-    files = {one.file: one.data for one in read(inspection).results}
+    files = {one.file: one.data for one in load_run(inspection).results}
     data = found.panel.data
-    pattern = files["patterns.nc"]["pattern"].values
+    pattern = files["attention_patterns.nc"]["pattern"].values
     assert data["patterns"]["causal"]
     np.testing.assert_allclose(patterns(data["patterns"])[0], pattern, atol=0.004)
     tops = files["top_tokens.nc"]
@@ -68,12 +68,12 @@ def test_patterns_roles_and_top_tokens_are_those_of_the_head(found, inspection):
 
 
 def test_what_it_shows_is_not_drawn_again_but_scores_are(found, inspection):
-    assert found.taken["patterns.nc"] == {"pattern", "token"}
-    assert found.taken["heads.nc"] == {"role"}
-    html = render(inspection)
+    assert found.used_variables["attention_patterns.nc"] == {"pattern", "token"}
+    assert found.used_variables["heads.nc"] == {"role"}
+    html = render_report(inspection)
     assert 'data-attention data-label="' not in html
     assert "<h2>Tokens that heads raise most</h2>" not in html
-    assert "<h2>What heads do where tokens repeat</h2>" in html  # with its controls beside
+    assert "<h2>What heads do where tokens repeat</h2>" in html  # with its controls
 
 
 def test_heads_are_matched_by_their_labels():
@@ -85,7 +85,7 @@ def test_heads_are_matched_by_their_labels():
     by_name = {one["name"]: one["values"] for one in data["quantities"]}
     assert set(by_name) == {"whole", "also", "part"}
     assert by_name["part"] == [None] * 5 + [6.0] + [None] * 5 + [5.0]
-    assert aligned(part, (["0", "1"], ["2", "5"])).shape == (2, 2)
+    assert align_to_grid(part, (["0", "1"], ["2", "5"])).shape == (2, 2)
 
 
 def test_any_pattern_is_packed():
@@ -93,7 +93,7 @@ def test_any_pattern_is_packed():
     weights[1, 2, 1] = np.nan
     dims = ("batch", "layer", "head", "query", "key")
     data = xr.Dataset({"pattern": (dims, weights)})
-    found = excerpt(data["pattern"], prepare(data, "pattern"))
+    found = encode_attention_excerpt(data["pattern"], prepare_variable(data, "pattern"))
     assert not found["causal"]
     np.testing.assert_allclose(patterns(found), weights, atol=0.004)
     assert found["labels"][1] == {"query": list("0123"), "key": list("012345")}
@@ -102,11 +102,11 @@ def test_any_pattern_is_packed():
 def test_a_pattern_that_is_too_large_is_cut_and_says_so():
     pattern = xr.DataArray(np.ones((8, 8, 3, 150, 150)), dims=("layer", "head", "batch", "query", "key"))
     data = xr.Dataset({"pattern": pattern})
-    found = excerpt(pattern, prepare(data, "pattern"))
+    found = encode_attention_excerpt(pattern, prepare_variable(data, "pattern"))
     assert found["shape"] == [1, 8, 8, 150, 150]
-    assert found["left_out"] == "Shown: the first 1 of 3 examples; the file holds all."
+    assert found["left_out"] == "Showing the first 1 of 3 examples; the file contains all."
     wide = xr.Dataset({"pattern": (("layer", "head", "query", "key"), np.ones((30, 10, 100, 100)))})
-    assert excerpt(wide["pattern"], prepare(wide, "pattern"))["shape"] == [1, 30, 10, 81, 81]
+    assert encode_attention_excerpt(wide["pattern"], prepare_variable(wide, "pattern"))["shape"] == [1, 30, 10, 81, 81]
 
 
 def test_a_control_without_labels_is_found_by_its_place():
@@ -117,11 +117,14 @@ def test_a_control_without_labels_is_found_by_its_place():
 
 
 def test_without_heads_there_is_no_explorer(inspection):
-    assert explorer([one for one in read(inspection).results if one.file in ("norms.nc", "text.nc")]) is None
+    assert (
+        build_head_explorer([one for one in load_run(inspection).results if one.file in ("norms.nc", "text.nc")])
+        is None
+    )
 
 
 def test_a_pattern_alone_is_enough(inspection):
-    found = explorer([one for one in read(inspection).results if one.file == "patterns.nc"])
+    found = build_head_explorer([one for one in load_run(inspection).results if one.file == "attention_patterns.nc"])
     assert found is not None
     assert found.panel.data["quantities"] == []
     assert len(found.panel.data["layers"]) == 30

@@ -9,11 +9,11 @@ from html.parser import HTMLParser
 
 import pytest
 
-from mesascope.report import render, summary
+from mesascope.report import render_report, summarize_run
 
 
 class _Elements(HTMLParser):
-    """Every element with its attributes, and the text outside scripts and styles."""
+    """Parser that collects every element with its attributes, and the text outside scripts and styles."""
 
     def __init__(self):
         super().__init__()
@@ -48,23 +48,23 @@ def figures(html: str) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def study_page(tmp_path_factory, samples) -> str:
-    """The page of a study; to draw it takes a second."""
-    return render(samples.write_study(tmp_path_factory.mktemp("runs") / "affine-laptop"))
+    """Return the page of a study, rendered once since it takes a second."""
+    return render_report(samples.write_study(tmp_path_factory.mktemp("runs") / "affine-laptop"))
 
 
 @pytest.fixture(scope="module")
 def inspect_page(tmp_path_factory, samples) -> str:
-    """The page of an inspected language model."""
-    return render(samples.write_inspection(tmp_path_factory.mktemp("runs") / "inspect-smol"))
+    """Return the page of an inspected language model."""
+    return render_report(samples.write_inspection(tmp_path_factory.mktemp("runs") / "inspect-smol"))
 
 
 def test_the_verdicts_come_first_and_in_words(study_page, samples):
     text = parse(study_page).text
     for one in samples.verdicts():
-        assert one["word"] in text
-        assert one["sentence"] in text
+        assert one["status"] in text
+        assert one["statement"] in text
         assert one["reason"] in text
-    assert text.index("contradicted") < text.index("Training of 3 seeds") < text.rindex("What was run")
+    assert text.index("contradicted") < text.index("Training of 3 seeds") < text.rindex("Run details")
 
 
 def test_sections_follow_their_order(study_page):
@@ -78,7 +78,7 @@ def test_sections_follow_their_order(study_page):
         "Read-out through the layers",
         "Direct attribution",
         "Odds and ends",
-        "What was run",
+        "Run details",
         "How to cite",
     ]
 
@@ -115,14 +115,14 @@ def test_the_page_is_small_enough(study_page, inspect_page):
 
 def test_an_inspection_of_realistic_size_is_small_enough(tmp_path, inspected):
     run = inspected.write(tmp_path / "run")
-    html = render(run)
+    html = render_report(run)
     assert len(html.encode()) < 12e6
     shown = next(data for data in figures(html) if "tokens" in data)
     assert [len(shown["tokens"]), len(shown["tokens"][0])] == [8, 2048]
 
 
 def test_an_inspection_says_what_was_opened(inspection):
-    html = render(inspection)
+    html = render_report(inspection)
     facts = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", html))
     assert facts == {
         "model class": "LlamaForCausalLM",
@@ -131,16 +131,16 @@ def test_an_inspection_says_what_was_opened(inspection):
         "heads": "9",
         "dtype": "float32",
         "device": "cpu",
-        "attention kernel": "sdpa",
+        "attention implementation": "sdpa",
         "tokens": "192 in 2 sequences",
         "text": "Python&#39;s reference manual",
     }
-    assert summary(inspection)["facts"]["model class"] == "LlamaForCausalLM"
+    assert summarize_run(inspection)["facts"]["model class"] == "LlamaForCausalLM"
 
 
 def test_an_identity_is_marked_where_it_is_drawn(inspection):
-    html = render(inspection)
-    assert html.count('<p class="identity"><strong>Cannot fail:</strong> u is minus the gradient of L') == 1
+    html = render_report(inspection)
+    assert html.count('<p class="identity"><strong>Holds by construction:</strong> u is minus the gradient of L') == 1
 
 
 def test_a_study_has_no_panels_of_an_inspection(study_page):
@@ -151,13 +151,13 @@ def test_a_study_has_no_panels_of_an_inspection(study_page):
 def test_strange_facts_of_a_model_are_named(inspection, tmp_path):
     (tmp_path / "run.json").write_text('{"study": "inspect", "text": "no mapping", "dtype": "float32"}')
     (tmp_path / "model.json").write_text("[1]")
-    assert "model.json must hold an object" in parse(render(tmp_path)).text
+    assert "model.json must contain a JSON object" in parse(render_report(tmp_path)).text
     (tmp_path / "model.json").write_text("{")
-    assert "model.json could not be read" in parse(render(tmp_path)).text
+    assert "model.json could not be read" in parse(render_report(tmp_path)).text
 
 
 def test_hostile_words_of_an_inspection_are_never_markup(tmp_path, samples, inspected):
-    html = render(inspected.hostile(tmp_path / "run", samples.HOSTILE))
+    html = render_report(inspected.hostile(tmp_path / "run", samples.HOSTILE))
     elements = parse(html)
     assert "<img src=x" not in html
     assert "<script>alert" not in html
@@ -167,7 +167,7 @@ def test_hostile_words_of_an_inspection_are_never_markup(tmp_path, samples, insp
 
 
 def test_foreign_text_is_never_markup(tmp_path, samples, study_page):
-    html = render(samples.hostile(tmp_path / "run"))
+    html = render_report(samples.hostile(tmp_path / "run"))
     elements = parse(html)
     clean = parse(study_page)
     assert "<img src=x" not in html
@@ -187,7 +187,7 @@ def test_foreign_text_is_never_markup(tmp_path, samples, study_page):
 
 def test_what_is_missing_is_left_out(tmp_path):
     (tmp_path / "run.json").write_text('{"study": "affine"}')
-    text = parse(render(tmp_path)).text
+    text = parse(render_report(tmp_path)).text
     assert "This run has no verdicts" in text
     assert "mesascope run affine" in text
 
@@ -203,33 +203,33 @@ def test_a_damaged_file_is_named(study_run):
     file = study_run / "results/heads.nc"
     file.write_bytes(file.read_bytes()[:500])
     (study_run / "verdicts.json").write_text("[{")
-    text = parse(render(study_run)).text
+    text = parse(render_report(study_run)).text
     assert "results/heads.nc could not be read" in text
     assert "verdicts.json could not be read" in text
     assert "Attention patterns" in text
-    assert any("heads.nc" in one for one in summary(study_run)["problems"])
+    assert any("heads.nc" in one for one in summarize_run(study_run)["problems"])
 
 
 @pytest.mark.parametrize("content", ["", "step,loss\n", "step,loss\n1,0.5\n2,na", "step,loss\n1,0.5\n2", "what\n1"])
 def test_a_log_cut_short_is_no_obstacle(study_run, content):
     (study_run / "models/seed=1/log.csv").write_text(content)
-    shutil.rmtree(study_run / "results")  # which take long to draw
-    assert "Training of" in render(study_run)
+    shutil.rmtree(study_run / "results")  # which take long to render
+    assert "Training of" in render_report(study_run)
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"must hold run\.json"):
-        render(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"must contain run\.json"):
+        render_report(tmp_path)
     (tmp_path / "run.json").write_text("[]")
     with pytest.raises(ValueError, match="must be a JSON object"):
-        render(tmp_path)
+        render_report(tmp_path)
 
 
 def test_the_summary_is_plain(study_run):
-    found = json.loads(json.dumps(summary(study_run)))
+    found = json.loads(json.dumps(summarize_run(study_run)))
     assert found["counts"] == {"supported": 1, "contradicted": 1, "inconclusive": 1, "not tested at this scale": 1}
     assert found["verdicts"][0]["interval"] == [0.009, 0.017]
-    assert [one["file"] for one in found["results"]][:2] == ["results/behaviour.nc", "results/heads.nc"]
+    assert [one["file"] for one in found["results"]][:2] == ["results/loss_vs_baselines.nc", "results/heads.nc"]
     assert found["seconds"] == pytest.approx(547.9)
 
 
@@ -244,4 +244,4 @@ def test_a_report_is_drawn_anew_without_torch(study_run, tmp_path):
     words = [sys.executable, "-c", code, "report", str(place)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.stderr == ""
-    assert (place / "report.html").read_text(encoding="utf-8") == render(place)
+    assert (place / "report.html").read_text(encoding="utf-8") == render_report(place)

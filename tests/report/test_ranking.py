@@ -1,4 +1,4 @@
-"""The ranking of algorithms: the nearest on top, what was named marked, and nothing hidden that is below the axis."""
+"""The ranking of algorithms: the most similar first, the identified one marked, values below the axis reported."""
 
 import json
 
@@ -6,15 +6,15 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from mesascope.report.panels.algorithm_ranking import ALIKE, NAMED
-from mesascope.report.panels.choose_view import panels
+from mesascope.report.panels.algorithm_ranking import BAR_COLOUR, IDENTIFIED_COLOUR
+from mesascope.report.panels.choose_view import build_panels
 
 WHO = ["averaging", "ridge <b>x</b>", "gradient descent"]
 SIMILARITY = [-7.0, 0.97, 0.98]
 
 
 def found(seeds: int | None = 3, named=None) -> xr.Dataset:
-    """Three algorithms, two settings, two statistics; gradient descent takes 5, 6, 7 ... steps."""
+    """Return three algorithms, two distributions and two statistics; gradient descent takes 5, 6, 7 ... steps."""
     lead = {"seed": seeds, "step": 1} if seeds else {}
     dims, sizes = list(lead), list(lead.values())
     near = np.zeros((*sizes, 2, 3, 2))
@@ -23,27 +23,27 @@ def found(seeds: int | None = 3, named=None) -> xr.Dataset:
     iterations[..., 2] = np.arange(5, 5 + seeds)[:, None] if seeds else 5
     called = np.full((*sizes, 3), WHO, dtype=object)
     called[..., 2] = [[f"{n} steps"] for n in range(5, 5 + seeds)] if seeds else "5 steps"
-    words = {"units": "text", "about": "words"}
-    one = {"units": "1", "about": "number"}
+    words = {"units": "text", "description": "words"}
+    one = {"units": "1", "description": "number"}
     name = np.full(sizes, "ridge <b>x</b>", dtype=object) if named is None else np.array(named, dtype=object)
     return xr.Dataset(
         {
             "similarity": (
-                [*dims, "setting", "predictor", "stat"],
+                [*dims, "distribution", "predictor", "stat"],
                 near,
-                {"units": "1", "about": "similarity", "view": "ranking", "headline": 1},
+                {"units": "1", "description": "similarity", "view": "ranking", "headline": 1},
             ),
             "named": (dims, name.reshape(sizes), words),
             "low": ([*dims, "predictor"], near[..., 0, :, 0] - 0.01, one),
             "high": ([*dims, "predictor"], near[..., 0, :, 0] + 0.01, one),
-            "apart": ([*dims, "predictor"], np.broadcast_to([1, 0, 0], (*sizes, 3)).copy(), one),
-            "null": ([*dims, "predictor"], np.zeros((*sizes, 3)), one),
-            "called": ([*dims, "predictor"], called, words),
+            "distinguishable": ([*dims, "predictor"], np.broadcast_to([1, 0, 0], (*sizes, 3)).copy(), one),
+            "similarity_null": ([*dims, "predictor"], np.zeros((*sizes, 3)), one),
+            "display_name": ([*dims, "predictor"], called, words),
             "iterations": ([*dims, "predictor"], iterations, one),
-            "numbers": ([*dims, "predictor"], np.full((*sizes, 3), "step 0.5", dtype=object), words),
+            "hyperparameters": ([*dims, "predictor"], np.full((*sizes, 3), "step 0.5", dtype=object), words),
         },
         coords={
-            "setting": ["as in training", "elsewhere"],
+            "distribution": ["as in training", "elsewhere"],
             "predictor": WHO,
             "stat": ["predictions", "errors"],
             **({"seed": range(seeds), "step": [100]} if seeds else {}),
@@ -52,7 +52,7 @@ def found(seeds: int | None = 3, named=None) -> xr.Dataset:
 
 
 def drawn(data: xr.Dataset):
-    (panel,) = panels(data)
+    (panel,) = build_panels(data)
     for plot in panel.data["plots"]:
         go.Figure(data=plot["data"], layout=plot["layout"])
     return panel
@@ -66,10 +66,10 @@ def test_the_nearest_is_on_top_and_what_was_named_is_marked():
         "ridge &lt;b&gt;x&lt;/b&gt; *",
         "averaging",
     ]
-    assert above["data"][0]["marker"]["color"] == [ALIKE, NAMED, ALIKE]
+    assert above["data"][0]["marker"]["color"] == [BAR_COLOUR, IDENTIFIED_COLOUR, BAR_COLOUR]
     assert below["layout"]["xaxis"]["ticktext"] == ["elsewhere", "errors"]
     assert panel.headline
-    assert panel.title == "Nearest algorithm: ridge <b>x</b>, similarity 0.97"  # set as text
+    assert panel.title == "Most similar algorithm: ridge <b>x</b>, similarity 0.97"  # set as text
 
 
 def test_what_lies_below_the_axis_is_drawn_at_its_edge_and_told():
@@ -78,7 +78,7 @@ def test_what_lies_below_the_axis_is_drawn_at_its_edge_and_told():
     assert bar["x"][2] == -0.1
     assert "−7" in bar["text"][2]
     assert "step 0.5" in bar["text"][2]
-    assert "drawn there" in panel.caption
+    assert "are drawn at" in panel.caption
     assert len(seeds["x"]) == 9
     assert set(null["x"]) == {0.0}
 
@@ -93,21 +93,22 @@ def test_cells_that_are_no_number_or_below_nothing_say_so():
 def test_seeds_that_are_named_differently_are_counted():
     panel = drawn(found(named=["averaging", "averaging", "7 steps"]))
     assert (
-        panel.title == "Nearest algorithm: averaging (2 seeds) and gradient descent, 5–7 * (1 seed), similarity −4.34"
+        panel.title
+        == "Most similar algorithm: averaging (2 seeds) and gradient descent, 5–7 * (1 seed), similarity −4.34"
     )
-    assert panel.data["plots"][0]["data"][0]["marker"]["color"] == [NAMED, ALIKE, NAMED]
+    assert panel.data["plots"][0]["data"][0]["marker"]["color"] == [IDENTIFIED_COLOUR, BAR_COLOUR, IDENTIFIED_COLOUR]
 
 
 def test_one_algorithm_with_different_iterations_is_one_name():
     panel = drawn(found(named=["5 steps", "6 steps", "7 steps"]))
-    assert panel.title == "Nearest algorithm: gradient descent, 5–7 *, similarity 0.98"
-    assert panel.data["plots"][0]["data"][0]["marker"]["color"] == [NAMED, ALIKE, ALIKE]
+    assert panel.title == "Most similar algorithm: gradient descent, 5–7 *, similarity 0.98"
+    assert panel.data["plots"][0]["data"][0]["marker"]["color"] == [IDENTIFIED_COLOUR, BAR_COLOUR, BAR_COLOUR]
 
 
 def test_a_model_that_is_near_to_nothing_is_said_to_be_so():
-    assert drawn(found(named=["none of these"] * 3)).title == "Which algorithm: none of these"
+    assert drawn(found(named=["none of these"] * 3)).title == "Identified algorithm: none of these"
     some = drawn(found(named=["none of these", "none of these", "5 steps"])).title
-    assert some == "Which algorithm: none of these (2 seeds) and 5 steps (1 seed)"
+    assert some == "Identified algorithm: none of these (2 seeds) and 5 steps (1 seed)"
 
 
 def test_an_algorithm_that_has_left_all_numbers_in_one_seed_is_no_better_for_it():
@@ -116,11 +117,11 @@ def test_an_algorithm_that_has_left_all_numbers_in_one_seed_is_no_better_for_it(
     panel = drawn(data)
     assert panel.data["plots"][0]["layout"]["yaxis"]["ticktext"][-1].startswith("gradient descent")
     assert panel.data["plots"][0]["data"][0]["x"][-1] == -0.1
-    assert "farther than any number" in panel.data["plots"][0]["data"][0]["text"][-1]
+    assert "diverged" in panel.data["plots"][0]["data"][0]["text"][-1]
 
 
 def test_one_setting_alone_is_drawn_without_a_map_of_others():
-    data = found().isel(setting=[0], stat=[0])
+    data = found().isel(distribution=[0], stat=[0])
     panel = drawn(data)
     assert len(panel.data["plots"]) == 1
     assert "other distributions" not in panel.caption
@@ -134,7 +135,7 @@ def test_one_model_has_no_seeds():
 
 
 def test_without_what_belongs_to_it_there_is_a_table():
-    drawn_alone = panels(found().drop_vars("null"))
+    drawn_alone = build_panels(found().drop_vars("similarity_null"))
     (panel,) = [one for one in drawn_alone if "No figure: a ranking needs" in one.caption]
     assert panel.kind == "table"
     assert len(drawn_alone) == 8  # nothing is lost

@@ -1,4 +1,4 @@
-"""Scatter plots: every example at its place with its colour, whatever is chosen; foreign text is no markup."""
+"""Scatter plots: every example at its coordinates with its colour for every choice; external text is escaped."""
 
 import re
 import shutil
@@ -10,11 +10,11 @@ import plotly.graph_objects as go
 import pytest
 import xarray as xr
 
-from mesascope.report import render
-from mesascope.report.panels.choose_view import choose, panels
-from mesascope.report.plotting.scatter import PALETTE, scatter
-from mesascope.report.plotting.variable import prepare
-from mesascope.report.text import script_json
+from mesascope.report import render_report
+from mesascope.report.panels.choose_view import build_panels, choose_view
+from mesascope.report.plotting.scatter import PALETTE, plot_scatter
+from mesascope.report.plotting.variable import prepare_variable
+from mesascope.report.text import encode_script_json
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = "--headless --no-sandbox --disable-gpu --no-first-run --enable-logging=stderr --v=0 --dump-dom".split()
@@ -36,14 +36,14 @@ USE = """<script>addEventListener("load", () => setTimeout(() => {
 
 
 def points(dims="seed step layer batch component", kinds=None, examples=20, **sizes) -> xr.Dataset:
-    """Random places with two labels: of examples alone, and of seeds, steps and examples."""
+    """Return random coordinates with two labels: one of examples only, one of seeds, steps and examples."""
     sizes = {"seed": 2, "step": 3, "layer": 4, "batch": examples, "component": 2} | sizes
     names = dims.split()
     random = np.random.default_rng(0)
     places = random.standard_normal([sizes[d] for d in names])
     known = {"step": [0, 10, 2000], "component": ["first", "second"], "layer": ["embedding", *"abcdefgh"]}
     coords = {d: known[d][: sizes[d]] for d in names if d in known}
-    attrs = {"units": "1", "about": "places", "view": "scatter", "headline": 1}
+    attrs = {"units": "1", "description": "places", "view": "scatter", "headline": 1}
     own = [d for d in ("seed", "step", "batch") if d in names]
     varying = random.integers(0, 30, [sizes[d] for d in own])
     kinds = np.arange(examples) % 5 if kinds is None else np.array(kinds)
@@ -58,15 +58,15 @@ def points(dims="seed step layer batch component", kinds=None, examples=20, **si
 
 
 def drawn(data: xr.Dataset):
-    return panels(data)[0]
+    return build_panels(data)[0]
 
 
 def test_a_variable_asks_for_it_and_labels_are_not_drawn_alone():
     data = points()
-    assert choose(prepare(data, "place")) is scatter
-    assert [panel.title for panel in panels(data)] == ["place", "explained"]
+    assert choose_view(prepare_variable(data, "place")) is plot_scatter
+    assert [panel.title for panel in build_panels(data)] == ["place", "explained"]
     del data["place"].attrs["view"]
-    assert {panel.title for panel in panels(data)} >= {"hidden generator", "label next token"}
+    assert {panel.title for panel in build_panels(data)} >= {"hidden generator", "label next token"}
 
 
 def test_every_choice_has_its_points_and_colours():
@@ -89,7 +89,7 @@ def test_every_choice_has_its_points_and_colours():
                 label = data[f"label_{name}"]
                 label = label.isel(seed=seed).isel(step=2 * k) if "seed" in label.dims else label
                 assert [marks["names"][kind][one] for one in code] == [f"{prefix}: {v}" for v in label.values]
-    assert len(marks["codes"]) == 1 + 4  # the label that no seed changes is kept once
+    assert len(marks["codes"]) == 1 + 4  # a label that is the same for all seeds is stored once
 
 
 def test_plotly_accepts_it():
@@ -102,7 +102,7 @@ def test_one_model_has_nothing_to_choose_but_colours():
     data = points("layer batch component")
     panel = drawn(data)
     assert [one["name"] for one in panel.data["choices"]] == ["colours"]
-    assert "Choose" not in panel.caption
+    assert "Select" not in panel.caption
     alone = drawn(data[["place"]])
     assert alone.data["choices"] == []
     assert "marks" not in alone.data
@@ -111,28 +111,28 @@ def test_one_model_has_nothing_to_choose_but_colours():
 
 def test_colours_come_again_where_there_are_many_labels():
     few, many = points("layer batch component"), points("layer batch component", kinds=range(20))
-    assert f"come again after {len(PALETTE)} labels" in drawn(many).caption
-    assert "come again" not in drawn(few[["place", "label_generator"]]).caption
+    assert f"Colours repeat after {len(PALETTE)} labels" in drawn(many).caption
+    assert "repeat" not in drawn(few[["place", "label_generator"]]).caption
     assert len(set(PALETTE)) == len(PALETTE)
 
 
 def test_a_page_has_room_for_it():
     panel = drawn(points(seed=3, layer=5, examples=256))
-    assert len(script_json(panel.data)) < 150_000
+    assert len(encode_script_json(panel.data)) < 150_000
     large = drawn(points("layer batch component", examples=9000))
     assert len(large.data["variants"][0][0]["x"]) == 7500
-    assert "Shown: the first 7500 of 9000 examples; the file holds all." in large.caption
+    assert "Showing the first 7500 of 9000 examples; the file contains all." in large.caption
 
 
 def test_a_gap_stays_a_gap():
     data = points("layer batch component")
     data["place"][0, 0, 0] = np.nan
     assert drawn(data).data["variants"][0][0]["x"][0] is None
-    assert "NaN" not in script_json(drawn(data).data)
+    assert "NaN" not in encode_script_json(drawn(data).data)
 
 
 def test_other_dims_give_way_to_a_table():
-    (panel,) = panels(points("layer batch", component=1)[["place"]])
+    (panel,) = build_panels(points("layer batch", component=1)[["place"]])
     assert panel.kind == "table"
     assert "No figure: a scatter plot needs layers, examples and two components" in panel.caption
 
@@ -144,7 +144,7 @@ def test_labels_are_text(samples):
     panel = drawn(data)
     assert "<" not in "".join(panel.data["marks"]["names"][0])
     assert "%{" not in "".join(panel.data["marks"]["names"][0])
-    assert "</script" not in script_json(panel.data)
+    assert "</script" not in encode_script_json(panel.data)
 
 
 @pytest.mark.needs_chromium
@@ -156,7 +156,7 @@ def test_seed_step_and_colours_are_chosen(tmp_path):
     (run / "run.json").write_text("{}")
     data.to_netcdf(run / "results/pictures.nc", engine="netcdf4")
     page = tmp_path / "report.html"
-    page.write_text(render(run).replace("</body>", USE), encoding="utf-8")
+    page.write_text(render_report(run).replace("</body>", USE), encoding="utf-8")
     sizes = ["--window-size=500,900", "--virtual-time-budget=5000", f"--user-data-dir={tmp_path / 'profile'}"]
     command = [str(CHROMIUM), *QUIET, *sizes, page.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)

@@ -1,127 +1,145 @@
-"""Each claim of the meta-learning study is supported by results that show it, and not by results that do not."""
+"""Claims of the meta-learning study on synthetic results: supported where they hold, not where they fail."""
 
 import numpy as np
 import pytest
 import xarray as xr
 
 from mesascope.analyses.stream.probes import depth_names
-from mesascope.studies.meta_learning.claims import DESCENDED, HISTORY, LABELS, claims
+from mesascope.studies.meta_learning.claims import LABELS, TESTED_OBJECTIVES, meta_learning_claims
+from mesascope.studies.meta_learning.optimisation_claims import HISTORY_RESULT
 from mesascope.studies.verdicts import SUPPORTED, judge
 
 SEEDS, LAYERS = 3, 4
 DEPTHS = depth_names(range(LAYERS))
-PLACES = ["0", "1", "2", "3", "read-out"]
+READ_DEPTHS = ["0", "1", "2", "3", "read-out"]
 MAPS = ["attention.q_proj", "mlp.up_proj"]
-CLAIMS = {claim.name: claim for claim in claims()}
+CLAIMS = {claim.name: claim for claim in meta_learning_claims()}
 
 
-def over_steps(untrained, trained, *dims: str, **coords) -> xr.DataArray:
-    """Two checkpoints, three seeds with a little noise."""
+def stack_steps(untrained, trained, *dims: str, **coords) -> xr.DataArray:
+    """Build an array over seeds, with a little noise, and two checkpoints."""
     values = np.stack(
         [np.stack([np.asarray(v, float) * (1 + 0.001 * seed) for v in (untrained, trained)]) for seed in range(SEEDS)]
     )
     return xr.DataArray(values, dims=("seed", "step", *dims), coords={"seed": range(SEEDS), "step": [0, 9], **coords})
 
 
-def alike(value: float, *sizes: int) -> np.ndarray:
+def fill_array(value: float, *sizes: int) -> np.ndarray:
     return np.full(sizes, value)
 
 
-def inner(shown: bool) -> xr.Dataset:
-    """An inner objective: before, descends, cosine, with keys shuffled and from elsewhere."""
+def build_objective(holds: bool) -> xr.Dataset:
+    """Build the results of an inner objective and its nulls."""
     dims, names = ("layer", "sublayer"), {"sublayer": ["attention", "mlp"]}
     falling = np.linspace(4, 1, LAYERS)[:, None] * np.ones(2)
-    found = {
-        "before": over_steps(falling[::-1], falling if shown else falling[::-1], *dims, **names),
-        "descends": over_steps(alike(0.3, LAYERS, 2), alike(0.9 if shown else 0.3, LAYERS, 2), *dims, **names),
-        "cosine": over_steps(alike(0.01, LAYERS, 2), alike(0.2 if shown else 0.01, LAYERS, 2), *dims, **names),
-        "cosine_elsewhere": over_steps(alike(0.0, LAYERS, 2), alike(0.01, LAYERS, 2), *dims, **names),
+    variables = {
+        "before": stack_steps(falling[::-1], falling if holds else falling[::-1], *dims, **names),
+        "descends": stack_steps(
+            fill_array(0.3, LAYERS, 2), fill_array(0.9 if holds else 0.3, LAYERS, 2), *dims, **names
+        ),
+        "cosine": stack_steps(
+            fill_array(0.01, LAYERS, 2), fill_array(0.2 if holds else 0.01, LAYERS, 2), *dims, **names
+        ),
+        "cosine_null_other_positions": stack_steps(
+            fill_array(0.0, LAYERS, 2), fill_array(0.01, LAYERS, 2), *dims, **names
+        ),
     }
-    shuffled = over_steps(alike(0.5, 2, LAYERS, 2), alike(0.5, 2, LAYERS, 2), "draw", *dims, **names)
-    return xr.Dataset(found | {"descends_keys_shuffled": shuffled})
+    shuffled = stack_steps(fill_array(0.5, 2, LAYERS, 2), fill_array(0.5, 2, LAYERS, 2), "draw", *dims, **names)
+    return xr.Dataset(variables | {"descends_null": shuffled})
 
 
-def results(shown: bool) -> dict[str, xr.Dataset]:
-    """What a run would give in which every claim holds, or in which there is nothing to find."""
+def build_results(holds: bool) -> dict[str, xr.Dataset]:
+    """Build results in which every claim holds, or in which none does."""
     who, stats = {"predictor": ["model", "bigram", "Bayes", "generator known"]}, {"stat": list(LABELS)}
-    low, rising = alike(0.2, 5, 3), np.linspace(0.3, 0.9, 5)[:, None] * np.ones(3)
-    permuted = alike(0.21, 2, 5, 3)
+    low, rising = fill_array(0.2, 5, 3), np.linspace(0.3, 0.9, 5)[:, None] * np.ones(3)
+    permuted = fill_array(0.21, 2, 5, 3)
     scores = {
-        "pairwise_f1": over_steps(low, rising if shown else low, "layer", "stat", layer=DEPTHS, **stats),
-        "pairwise_f1_permuted": over_steps(permuted, permuted, "draw", "layer", "stat", layer=DEPTHS, **stats),
+        "pairwise_f1": stack_steps(low, rising if holds else low, "layer", "stat", layer=DEPTHS, **stats),
+        "pairwise_f1_null": stack_steps(permuted, permuted, "draw", "layer", "stat", layer=DEPTHS, **stats),
     }
-    share = np.linspace(0.9, 0.5, 5)[:, None] * np.ones(3) if shown else low
+    share = np.linspace(0.9, 0.5, 5)[:, None] * np.ones(3) if holds else low
     history = {
-        f"{name}_by_layer": over_steps(low, value, "layer", "stat", layer=PLACES, **stats)
-        for name, value in {"top": share, "last": low - 0.1, "top_untrained": low, "top_permuted": low}.items()
+        f"top_by_layer{null}": stack_steps(low, value, "layer", "stat", layer=READ_DEPTHS, **stats)
+        for null, value in {"": share, "_null_least_attended": low - 0.1, "_null_untrained": low, "_null": low}.items()
     }
-    whole, half = (1e-7, 0.3) if shown else (0.05, 0.05)
-    for name, value in (("top", share), ("top_untrained", low)):
+    whole, half = (1e-7, 0.3) if holds else (0.05, 0.05)
+    for name, value in (("top", share), ("top_null_untrained", low)):
         each = np.repeat(value[:, None], 2, axis=1)
-        history[name] = over_steps(each * 0.5, each, "layer", "map", "stat", layer=PLACES, map=MAPS, **stats)
+        history[name] = stack_steps(each * 0.5, each, "layer", "map", "stat", layer=READ_DEPTHS, map=MAPS, **stats)
     for name, value in (("dual_error", whole), ("dual_error_half", half)):
-        history[name] = over_steps(alike(0, 5, 2), alike(value, 5, 2), "layer", "map", layer=PLACES, map=MAPS)
-    variation = {"variation": over_steps(alike(0.3, 5), np.linspace(0.3, 0.1, 5) if shown else alike(0.3, 5), "layer")}
-    loss = {"loss": over_steps(np.linspace(1, 2, 5), np.linspace(2, 1, 5) if shown else np.linspace(1, 2, 5), "layer")}
+        history[name] = stack_steps(
+            fill_array(0, 5, 2), fill_array(value, 5, 2), "layer", "map", layer=READ_DEPTHS, map=MAPS
+        )
+    variation = {
+        "variation": stack_steps(fill_array(0.3, 5), np.linspace(0.3, 0.1, 5) if holds else fill_array(0.3, 5), "layer")
+    }
+    loss = {"loss": stack_steps(np.linspace(1, 2, 5), np.linspace(2, 1, 5) if holds else np.linspace(1, 2, 5), "layer")}
     gains = {
-        "gain": 3.0 if shown else 1.0,
-        "gain_high": 1.2,
+        "gain": 3.0 if holds else 1.0,
+        "gain_null_high": 1.2,
         "observed_norm": 2.0,
-        "predicted_norm": 2.0 if shown else 3,
+        "predicted_norm": 2.0 if holds else 3,
     }
     lenses = {f"{prefix}{lens}_lens": xr.Dataset(loss) for prefix in ("", "text_") for lens in ("logit", "affine")}
     return {
-        "behaviour": xr.Dataset(
-            {"scored": over_steps([3.0, 2.0, 0.3, 0.3], [0.31 if shown else 2.1, 2.0, 0.3, 0.3], "predictor", **who)}
+        "loss_vs_baselines": xr.Dataset(
+            {"scored": stack_steps([3.0, 2.0, 0.3, 0.3], [0.31 if holds else 2.1, 2.0, 0.3, 0.3], "predictor", **who)}
         ),
         "clusters": xr.Dataset(scores),
-        HISTORY: xr.Dataset(history),
+        HISTORY_RESULT: xr.Dataset(history),
         "norms": xr.Dataset(variation),
         "text_norms": xr.Dataset(variation),
-        "gram": xr.Dataset(
-            {name: over_steps(alike(1, 4, 2), alike(value, 4, 2), "layer", "map") for name, value in gains.items()}
+        "input_spectra": xr.Dataset(
+            {
+                name: stack_steps(fill_array(1, 4, 2), fill_array(value, 4, 2), "layer", "map")
+                for name, value in gains.items()
+            }
         ),
-        **{f"inner_{name}": inner(shown) for name in (*DESCENDED, "outer")},
-        "text_inner_outer": inner(shown),
-        **{f"{prefix}causes": causes(shown) for prefix in ("", "text_")},
+        **{f"inner_{name}": build_objective(holds) for name in (*TESTED_OBJECTIVES, "outer")},
+        "text_inner_outer": build_objective(holds),
+        **{f"{prefix}head_importance": build_importance(holds) for prefix in ("", "text_")},
         **lenses,
     }
 
 
-def causes(shown: bool) -> xr.Dataset:
-    """What heads are worth: one with a role, most of all where there is something to find."""
-    worth = np.array([[0.9, 0.1] if shown else [0.1, 0.1]] * LAYERS)
-    effect = over_steps(*[np.stack([worth, worth], axis=-1)] * 2, "layer", "head", "stat", stat=["mean", "resample"])
+def build_importance(holds: bool) -> xr.Dataset:
+    """Build the results of head importance: one head of each layer has a role, and an effect if `holds`."""
+    head_effect = np.array([[0.9, 0.1] if holds else [0.1, 0.1]] * LAYERS)
+    effect = stack_steps(
+        *[np.stack([head_effect, head_effect], axis=-1)] * 2, "layer", "head", "stat", stat=["mean", "resample"]
+    )
     words = np.broadcast_to(np.array(["self", ""]), (SEEDS, 2, LAYERS, 2)).copy()
-    turned = over_steps(worth * 0.1, worth * 0.1 if shown else worth, "layer", "head")
-    return xr.Dataset({"effect": effect, "effect_turned": turned, "role": (("seed", "step", "layer", "head"), words)})
+    null_effect = stack_steps(head_effect * 0.1, head_effect * 0.1 if holds else head_effect, "layer", "head")
+    return xr.Dataset(
+        {"effect": effect, "effect_null": null_effect, "role": (("seed", "step", "layer", "head"), words)}
+    )
 
 
 @pytest.mark.parametrize("name", CLAIMS)
-def test_results_that_show_it_support_a_claim(name: str) -> None:
-    verdict = judge(CLAIMS[name], results(shown=True), "laptop")
-    assert verdict.word == SUPPORTED, verdict.reason
-    assert judge(CLAIMS[name], results(shown=True), "smoke").word == "not tested at this scale"
+def test_claim_is_supported_where_it_holds(name: str) -> None:
+    verdict = judge(CLAIMS[name], build_results(holds=True), "laptop")
+    assert verdict.status == SUPPORTED, verdict.reason
+    assert judge(CLAIMS[name], build_results(holds=True), "smoke").status == "not tested at this scale"
 
 
 @pytest.mark.parametrize("name", CLAIMS)
-def test_where_there_is_nothing_to_find_no_claim_is_supported(name: str) -> None:
-    assert judge(CLAIMS[name], results(shown=False), "laptop").word != SUPPORTED
+def test_claim_is_not_supported_where_it_fails(name: str) -> None:
+    assert judge(CLAIMS[name], build_results(holds=False), "laptop").status != SUPPORTED
 
 
-def test_no_claim_rests_on_an_objective_that_cannot_fail() -> None:
+def test_no_claim_uses_the_linear_objective() -> None:
     assert not any("linear" in name for name in CLAIMS)
 
 
-def test_what_an_untrained_model_has_too_supports_no_claim_about_training() -> None:
-    found = results(shown=True)
-    for dataset in found.values():
+def test_claims_about_training_fail_if_the_untrained_model_is_equal() -> None:
+    datasets = build_results(holds=True)
+    for dataset in datasets.values():
         for array in dataset.values():
             array[:, 0] = array[:, 1].values
-    history = found[HISTORY]
+    history = datasets[HISTORY_RESULT]
     for name in ("top", "top_by_layer"):
-        history[name.replace("top", "top_untrained")] = history[name]
-    words = {name: judge(claim, found, "laptop").word for name, claim in CLAIMS.items()}
-    about_training = [name for name, claim in CLAIMS.items() if "untrained" in claim.control_about]
+        history[f"{name}_null_untrained"] = history[name]
+    statuses = {name: judge(claim, datasets, "laptop").status for name, claim in CLAIMS.items()}
+    about_training = [name for name, claim in CLAIMS.items() if "untrained" in claim.control.description]
     assert len(about_training) > 15
-    assert not [name for name in about_training if words[name] == SUPPORTED]
+    assert not [name for name in about_training if statuses[name] == SUPPORTED]

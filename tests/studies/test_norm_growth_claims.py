@@ -1,4 +1,4 @@
-"""Each claim of the study of parameter norms is supported by results that show it, and not by others."""
+"""Each claim on parameter norm growth is supported by results that agree with it and contradicted by others."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -7,20 +7,25 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from mesascope.analyses.training.parameter_norms import INSIDE, WHOLE, exponent, fits
-from mesascope.studies.norm_growth.study import (
-    ADAPTED,
-    BOTH,
-    DECAYED,
-    INVERSE,
-    LINEAR,
-    OUTPUT,
-    RANDOM,
-    SHUFFLED,
-    STUDY,
-    ZEROED,
+from mesascope.analyses.training.parameter_norms import (
+    ALL_PARAMETERS,
+    WITHOUT_EMBEDDINGS,
+    fit_curves,
+    fit_norm_exponent,
 )
-from mesascope.studies.norm_growth.toy_model import PAPERS, PROPORTION, WALK
+from mesascope.studies.norm_growth.claims import (
+    ADAFACTOR,
+    ADAMW_SHUFFLED,
+    INVERSE_SQRT,
+    LARGE_DECAY,
+    LINEAR_DECAY,
+    MULTIPLICATIVE,
+    OUTPUT_NORM,
+    OUTPUT_NORM_MULTIPLICATIVE,
+    SGD_SHUFFLED,
+)
+from mesascope.studies.norm_growth.study import STUDY
+from mesascope.studies.norm_growth.toy_model import CONSTANT_SIZE, PAPER_SCHEDULE, PROPORTIONAL
 from mesascope.studies.verdicts import judge
 
 SEEDS, STEPS = 3, np.arange(0, 401, 40)
@@ -29,146 +34,155 @@ CLAIMS = {claim.name: claim for claim in STUDY.claims}
 HEADS = np.arange(48).reshape(4, 12)
 
 
-def per_seed(values, *dims, **coords) -> xr.DataArray:
-    """Three seeds with a little noise."""
+def stack_seeds(values, *dims, **coords) -> xr.DataArray:
+    """Stack three seeds that differ slightly."""
     noisy = np.stack([np.asarray(values, float) * (1 + 1e-4 * seed) for seed in range(SEEDS)])
     return xr.DataArray(noisy, dims=("seed", *dims), coords={"seed": range(SEEDS)} | coords)
 
 
-def grown(norm, cosine=(0.9, 0.99), alignment=(0.14, 0.01), spread=0.02, rate=0.2) -> xr.Dataset:
-    """What `growth` would have found of such norms."""
-    curve = fits(T[1:], norm[1:])
-    along = [np.concatenate([[np.nan], np.linspace(*ends, len(STEPS) - 1)]) for ends in (cosine, alignment)]
+def norm_results(norm, cosine=(0.9, 0.99), alignment=(0.14, 0.01), spread=0.02, rate=0.2) -> xr.Dataset:
+    """Make results of `parameter_norms` with these norms."""
+    fits = fit_curves(T[1:], norm[1:])
+    curves = [np.concatenate([[np.nan], np.linspace(*ends, len(STEPS) - 1)]) for ends in (cosine, alignment)]
     return xr.Dataset(
         {
-            "norm": per_seed(np.stack([2 * norm, norm], -1), "step", "stat", step=STEPS, stat=[WHOLE, INSIDE]),
-            "straight": per_seed(list(curve.values()), "_curve", _curve=list(curve)),
-            "exponent": per_seed(exponent(T[1:], norm[1:])),
-            "cosine": per_seed(along[0], "step", step=STEPS),
-            "alignment": per_seed(along[1], "step", step=STEPS),
-            "spread": per_seed(spread),
-            "rate": per_seed(np.full((4, 6), rate), "layer", "map"),
+            "norm": stack_seeds(
+                np.stack([2 * norm, norm], -1), "step", "stat", step=STEPS, stat=[ALL_PARAMETERS, WITHOUT_EMBEDDINGS]
+            ),
+            "straight": stack_seeds(list(fits.values()), "_curve", _curve=list(fits)),
+            "exponent": stack_seeds(fit_norm_exponent(T[1:], norm[1:])),
+            "cosine": stack_seeds(curves[0], "step", step=STEPS),
+            "alignment": stack_seeds(curves[1], "step", step=STEPS),
+            "spread": stack_seeds(spread),
+            "rate": stack_seeds(np.full((4, 6), rate), "layer", "map"),
         }
     )
 
 
-def saturated(cosine, spread_out=0, later=0.0) -> xr.Dataset:
-    """What `saturation` would have found: so many heads attend to half of all positions, and this share is later."""
-    attended, on_later = np.where(spread_out > HEADS, 24.0, 1.0), np.where(spread_out > HEADS, later, 0.0)
+def saturation_results(cosine, num_wide_heads=0, later=0.0) -> xr.Dataset:
+    """Make results of `saturation` with some heads that attend to half of all positions, partly to later ones."""
+    attended, on_later = np.where(num_wide_heads > HEADS, 24.0, 1.0), np.where(num_wide_heads > HEADS, later, 0.0)
     ends = {"step": [0, 400]}
-    both = {
-        "cosine": per_seed([np.full(4, 0.2), np.full(4, cosine)], "step", "layer", **ends),
-        "attended": per_seed([np.ones((4, 12)), attended], "step", "layer", "head", **ends),
-        "later": per_seed([np.zeros((4, 12)), on_later], "step", "layer", "head", **ends),
+    variables = {
+        "cosine": stack_seeds([np.full(4, 0.2), np.full(4, cosine)], "step", "layer", **ends),
+        "attended": stack_seeds([np.ones((4, 12)), attended], "step", "layer", "head", **ends),
+        "later": stack_seeds([np.zeros((4, 12)), on_later], "step", "layer", "head", **ends),
     }
-    return xr.Dataset(both)
+    return xr.Dataset(variables)
 
 
-def told(loss, rise) -> dict[str, xr.Dataset]:
-    """What `behaviour` and `future` would have found."""
+def loss_results(loss, rise) -> dict[str, xr.Dataset]:
+    """Make results of `loss_vs_baselines` and `lookahead_ablation`."""
     ends = {"step": [0, 400]}
     return {
-        "behaviour": xr.Dataset(
-            {"scored": per_seed([[6.0], [loss]], "step", "predictor", predictor=["model"], **ends)}
+        "loss_vs_baselines": xr.Dataset(
+            {"scored": stack_seeds([[6.0], [loss]], "step", "predictor", predictor=["model"], **ends)}
         ),
-        "future": xr.Dataset({"rise": per_seed([rise], "step", step=[400])}),
+        "lookahead_ablation": xr.Dataset({"rise": stack_seeds([rise], "step", step=[400])}),
     }
 
 
-def moved(powers=(0.25, 0.5, 1.0), walk=0.05, constant=1.6) -> xr.Dataset:
-    """What the reduced model would have given."""
+def toy_model_results(exponents=(0.25, 0.5, 1.0), random_walk=0.05, constant=1.6) -> xr.Dataset:
+    """Make results of the toy model."""
     return xr.Dataset(
         {
-            "power_by_constant": per_seed(powers, "_constant", _constant=[0.5, 1.0, 2.0]),
-            "power_by_size": per_seed([0.5, walk], "_size", _size=[PROPORTION, WALK]),
-            "power_by_schedule": per_seed([constant, 0.5], "_schedule", _schedule=["constant", PAPERS]),
+            "exponent_by_constant": stack_seeds(exponents, "_constant", _constant=[0.5, 1.0, 2.0]),
+            "exponent_by_size": stack_seeds([0.5, random_walk], "_size", _size=[PROPORTIONAL, CONSTANT_SIZE]),
+            "exponent_by_schedule": stack_seeds([constant, 0.5], "_schedule", _schedule=["constant", PAPER_SCHEDULE]),
         }
     )
 
 
 @cache
-def claimed() -> Mapping[str, xr.Dataset]:
-    """Results in which everything is as claimed."""
+def supporting_results() -> Mapping[str, xr.Dataset]:
+    """Make results that support every claim."""
     return {
-        "growth": grown(50 + 0.05 * T),
-        f"{INVERSE.name}_growth": grown(50 + T**0.55),
-        f"{ADAPTED.name}_growth": grown(50 + T**0.5),
-        f"{LINEAR.name}_growth": grown(50 + 4 * T**0.2),
-        f"{DECAYED.name}_growth": grown(50 - 0.05 * T),
-        f"{OUTPUT.name}_growth": grown(50 + 0.08 * T),
-        f"{RANDOM.name}_growth": grown(50 + 0.0001 * T),
-        f"{SHUFFLED.name}_growth": grown(50 - 0.001 * T),
-        "saturation": saturated(0.95, 10, 0.0),
-        f"{OUTPUT.name}_saturation": saturated(0.9, 10, 0.0),
-        f"{ZEROED.name}_saturation": saturated(0.95, 30, 0.97),
-        f"{BOTH.name}_saturation": saturated(0.95, 30, 0.97),
-        "moved_vector": moved(),
-        **told(3.0, 0.0),
-        **{f"{ZEROED.name}_{name}": each for name, each in told(2.0, 2.5).items()},
+        "parameter_norms": norm_results(50 + 0.05 * T),
+        f"{INVERSE_SQRT}_parameter_norms": norm_results(50 + T**0.55),
+        f"{ADAFACTOR}_parameter_norms": norm_results(50 + T**0.5),
+        f"{LINEAR_DECAY}_parameter_norms": norm_results(50 + 4 * T**0.2),
+        f"{LARGE_DECAY}_parameter_norms": norm_results(50 - 0.05 * T),
+        f"{OUTPUT_NORM}_parameter_norms": norm_results(50 + 0.08 * T),
+        f"{SGD_SHUFFLED}_parameter_norms": norm_results(50 + 0.0001 * T),
+        f"{ADAMW_SHUFFLED}_parameter_norms": norm_results(50 - 0.001 * T),
+        "saturation": saturation_results(0.95, 10, 0.0),
+        f"{OUTPUT_NORM}_saturation": saturation_results(0.9, 10, 0.0),
+        f"{MULTIPLICATIVE}_saturation": saturation_results(0.95, 30, 0.97),
+        f"{OUTPUT_NORM_MULTIPLICATIVE}_saturation": saturation_results(0.95, 30, 0.97),
+        "toy_model": toy_model_results(),
+        **loss_results(3.0, 0.0),
+        **{f"{MULTIPLICATIVE}_{name}": dataset for name, dataset in loss_results(2.0, 2.5).items()},
     }
 
 
-def results(**changes) -> Mapping[str, xr.Dataset]:
-    """The same, but for some of them."""
-    return {**claimed(), **changes}
+def replace_results(**changes) -> Mapping[str, xr.Dataset]:
+    """Replace some of the supporting results."""
+    return {**supporting_results(), **changes}
 
 
-def word(name: str, found: Mapping[str, xr.Dataset]) -> str:
-    return judge(CLAIMS[name], found, "laptop").word
+def judge_claim(name: str, results: Mapping[str, xr.Dataset]) -> str:
+    return judge(CLAIMS[name], results, "laptop").status
 
 
-SQUARE = f"{INVERSE.name}_growth"
-OTHERWISE = {
-    "the square root of time": {SQUARE: grown(50 + 1e-4 * T**2)},
-    "its power belongs to that rate": {SQUARE: grown(50 + 1e-4 * T**2)},
-    "the square root of time, AdaFactor": {f"{ADAPTED.name}_growth": grown(50 + 1e-4 * T**2)},
-    "its power belongs to the optimiser": {f"{ADAPTED.name}_growth": grown(50 + T**0.7)},
-    "a constant rate has a larger power": {"growth": grown(50 + 4 * T**0.2)},
-    "a rate that goes to 0 has a smaller power": {f"{LINEAR.name}_growth": grown(50 + 1e-4 * T**2)},
-    "the norm grows all the time": {"growth": grown(50 + 0.05 * T - 9 * (T == 240))},
-    "the norm grows all the time, x + norm(f(x))": {f"{OUTPUT.name}_growth": grown(50 - 0.01 * T)},
-    "a large weight decay makes it fall": {f"{DECAYED.name}_growth": grown(50 + 0.01 * T)},
-    "it grows because something is learned": {f"{RANDOM.name}_growth": grown(50 + 0.2 * T)},
-    "it grows because something is learned, one optimiser": {f"{SHUFFLED.name}_growth": grown(50 + 0.2 * T)},
-    "the direction settles": {"growth": grown(50 + T, cosine=(0.99, 0.97))},
-    "the direction settles after warm-up": {"growth": grown(50 + T, cosine=(0.99, 0.97))},
-    "updates lie across the parameters": {"growth": grown(50 + T, alignment=(0.5, 0.4))},
-    "all matrices grow alike": {"growth": grown(50 + T, spread=0.3)},
-    "training saturates": {"saturation": saturated(0.1)},
-    "training saturates, x + norm(f(x))": {f"{OUTPUT.name}_saturation": saturated(0.1)},
-    "nearly to the end": {"saturation": saturated(0.6)},
-    "two kinds of heads": {"saturation": saturated(0.9, 0)},
-    "the second kind comes of the mask": {"saturation": saturated(0.9, 40)},
-    "the second kind comes of the mask, x + norm(f(x))": {f"{BOTH.name}_saturation": saturated(0.9, 0)},
-    "it looks at the future": {f"{ZEROED.name}_saturation": saturated(0.9, 30, 0.4)},
-    "its loss is lower": {"behaviour": told(1.9, 0.0)["behaviour"]},
-    "because it sees what comes": {f"{ZEROED.name}_future": told(2.0, -0.1)["future"]},
-    "derived: the power is c / 2": {"moved_vector": moved(powers=(0.5, 0.5, 0.5))},
-    "derived: it needs updates that grow": {"moved_vector": moved(walk=0.6)},
-    "derived: it follows from the rate": {"moved_vector": moved(constant=0.4)},
+INVERSE_SQRT_NORMS, ADAFACTOR_NORMS = f"{INVERSE_SQRT}_parameter_norms", f"{ADAFACTOR}_parameter_norms"
+MULTIPLICATIVE_SATURATION = f"{MULTIPLICATIVE}_saturation"
+CONTRADICTING_RESULTS = {
+    "norm grows as √t under a 1/√t learning rate": {INVERSE_SQRT_NORMS: norm_results(50 + 1e-4 * T**2)},
+    "exponent depends on the learning-rate schedule": {INVERSE_SQRT_NORMS: norm_results(50 + 1e-4 * T**2)},
+    "norm grows as √t under a 1/√t learning rate, AdaFactor": {ADAFACTOR_NORMS: norm_results(50 + 1e-4 * T**2)},
+    "exponent depends on the optimiser": {ADAFACTOR_NORMS: norm_results(50 + T**0.7)},
+    "constant learning rate gives a larger exponent": {"parameter_norms": norm_results(50 + 4 * T**0.2)},
+    "linear decay gives a smaller exponent": {f"{LINEAR_DECAY}_parameter_norms": norm_results(50 + 1e-4 * T**2)},
+    "norm grows throughout training": {"parameter_norms": norm_results(50 + 0.05 * T - 9 * (T == 240))},
+    "norm grows throughout training, x + norm(f(x))": {f"{OUTPUT_NORM}_parameter_norms": norm_results(50 - 0.01 * T)},
+    "large weight decay decreases the norm": {f"{LARGE_DECAY}_parameter_norms": norm_results(50 + 0.01 * T)},
+    "norm growth exceeds SGD on shuffled targets": {f"{SGD_SHUFFLED}_parameter_norms": norm_results(50 + 0.2 * T)},
+    "norm growth exceeds AdamW on shuffled targets": {f"{ADAMW_SHUFFLED}_parameter_norms": norm_results(50 + 0.2 * T)},
+    "parameter direction converges": {"parameter_norms": norm_results(50 + T, cosine=(0.99, 0.97))},
+    "parameter direction converges after warm-up": {"parameter_norms": norm_results(50 + T, cosine=(0.99, 0.97))},
+    "updates are nearly orthogonal to the parameters": {"parameter_norms": norm_results(50 + T, alignment=(0.5, 0.4))},
+    "all matrices grow by the same factor": {"parameter_norms": norm_results(50 + T, spread=0.3)},
+    "training increases saturation": {"saturation": saturation_results(0.1)},
+    "training increases saturation, x + norm(f(x))": {f"{OUTPUT_NORM}_saturation": saturation_results(0.1)},
+    "all layers of the trained network are saturated": {"saturation": saturation_results(0.6)},
+    "two types of heads": {"saturation": saturation_results(0.9, 0)},
+    "heads that attend to many positions require the multiplicative mask": {"saturation": saturation_results(0.9, 40)},
+    "heads that attend to many positions require the multiplicative mask, x + norm(f(x))": {
+        f"{OUTPUT_NORM_MULTIPLICATIVE}_saturation": saturation_results(0.9, 0)
+    },
+    "heads that attend to many positions attend to later positions": {
+        MULTIPLICATIVE_SATURATION: saturation_results(0.9, 30, 0.4)
+    },
+    "multiplicative mask lowers the loss": {"loss_vs_baselines": loss_results(1.9, 0.0)["loss_vs_baselines"]},
+    "multiplicative mask: the model uses later positions": {
+        f"{MULTIPLICATIVE}_lookahead_ablation": loss_results(2.0, -0.1)["lookahead_ablation"]
+    },
+    "toy model: the exponent is c / 2": {"toy_model": toy_model_results(exponents=(0.5, 0.5, 0.5))},
+    "toy model: growth requires updates proportional to the norm": {"toy_model": toy_model_results(random_walk=0.6)},
+    "toy model: the exponent depends on the schedule": {"toy_model": toy_model_results(constant=0.4)},
 }
 
 
 @pytest.mark.parametrize("name", CLAIMS)
-def test_claims_are_supported_where_they_hold_and_contradicted_where_not(name):
-    assert word(name, results()) == "supported"
-    assert word(name, results(**OTHERWISE[name])) == "contradicted"
+def test_claims_are_supported_by_agreeing_results_and_contradicted_by_others(name):
+    assert judge_claim(name, replace_results()) == "supported"
+    assert judge_claim(name, replace_results(**CONTRADICTING_RESULTS[name])) == "contradicted"
 
 
-def test_where_no_head_attends_to_many_positions_nothing_is_said_of_what_they_look_at():
-    found = results(**{f"{ZEROED.name}_saturation": saturated(0.95, 0)})
-    verdict = judge(CLAIMS["it looks at the future"], found, "laptop")
-    assert verdict.word == "inconclusive"
+def test_later_attention_is_inconclusive_without_heads_that_attend_to_many_positions():
+    results = replace_results(**{MULTIPLICATIVE_SATURATION: saturation_results(0.95, 0)})
+    verdict = judge(CLAIMS["heads that attend to many positions attend to later positions"], results, "laptop")
+    assert verdict.status == "inconclusive"
     assert verdict.value is None
 
 
-def test_all_three_scales_have_one_recipe_but_for_sizes():
-    for arm in STUDY.settings:
-        smoke, laptop, paper = (arm.setups[scale].training for scale in ("smoke", "laptop", "paper"))
+def test_scales_differ_in_sizes_and_learning_rate_only():
+    for condition in STUDY.conditions:
+        smoke, laptop, paper = (condition.scales[scale].training for scale in ("smoke", "laptop", "paper"))
         assert smoke.schedule == laptop.schedule == paper.schedule
         assert laptop.optimizer.lr == 4 * paper.optimizer.lr
-        assert {each.spacing for each in (smoke, laptop, paper)} == {"even"}
-        shapes = [arm.model_at(scale) for scale in ("smoke", "laptop", "paper")]
-        assert len({(one.visible, one.norm_position, one.num_attention_heads) for one in shapes}) == 1
-        assert [one.num_hidden_layers for one in shapes] == [2, 4, 12]
+        assert {training.spacing for training in (smoke, laptop, paper)} == {"even"}
+        shapes = [condition.model_at(scale) for scale in ("smoke", "laptop", "paper")]
+        assert len({(shape.mask, shape.norm_position, shape.num_attention_heads) for shape in shapes}) == 1
+        assert [shape.num_hidden_layers for shape in shapes] == [2, 4, 12]
     assert (shapes[2].hidden_size, shapes[2].intermediate_size) == (768, 512)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from mesascope.studies.base import Claim
+from mesascope.studies.base import Claim, Quantity
 from mesascope.studies.verdicts import judge
 
 
@@ -13,9 +13,14 @@ def claim(statistic, control, direction="above", bound=None):
         return lambda results: xr.DataArray(np.asarray(values, float), dims="seed")
 
     return Claim(
-        name="n", sentence="s", source="ours", statistic=numbers(statistic), about="a number", control=numbers(control),
-        control_about="another", direction=direction, bound=bound,
-    )  # fmt: skip
+        name="n",
+        statement="s",
+        source="ours",
+        value=Quantity(description="a number", read=numbers(statistic)),
+        control=Quantity(description="another", read=numbers(control)),
+        direction=direction,
+        threshold=bound,
+    )
 
 
 @pytest.mark.parametrize(
@@ -37,21 +42,21 @@ def claim(statistic, control, direction="above", bound=None):
 )
 def test_the_word_follows_from_the_numbers(statistic, control, direction, bound, word):
     verdict = judge(claim(statistic, control, direction, bound), {}, "laptop")
-    assert verdict.word == word, verdict.reason
+    assert verdict.status == word, verdict.reason
     assert verdict.reason
 
 
 def test_the_difference_is_paired_by_seed():
     """Large differences between seeds do not hide a small one that every seed has."""
     verdict = judge(claim([10.1, 20.1, 30.1], [10, 20, 30]), {}, "laptop")
-    assert verdict.word == "supported"
+    assert verdict.status == "supported"
     assert verdict.difference == pytest.approx((0.1, 0.1))
     assert verdict.interval[0] < 15 < 25 < verdict.interval[1]
 
 
 def test_at_a_scale_that_decides_nothing_the_numbers_are_shown_all_the_same():
     verdict = judge(claim([0.9, 0.8, 0.95], [0.1, 0.2, 0.0]), {}, "smoke")
-    assert verdict.word == "not tested at this scale"
+    assert verdict.status == "not tested at this scale"
     assert verdict.value == pytest.approx(0.8833, abs=1e-4)
 
 
@@ -64,7 +69,7 @@ def test_the_same_numbers_give_the_same_interval_and_it_holds_the_mean():
 def test_seeds_without_a_value_are_told():
     verdict = judge(claim([0.9, np.nan, 0.95, 0.8], [0.1, 0.2, 0.0, 0.1]), {}, "laptop")
     assert verdict.per_seed == (0.9, None, 0.95, 0.8)
-    assert verdict.word == "supported"
+    assert verdict.status == "supported"
     assert verdict.value == pytest.approx(np.mean([0.9, 0.95, 0.8]))
 
 
@@ -72,10 +77,12 @@ def test_a_statistic_needs_the_axis_seed_alone():
     wrong = claim([1.0], [1.0])
     table = xr.DataArray(np.ones((2, 3)), dims=("seed", "layer"))
     with pytest.raises(ValueError, match="must have the axis seed and no other"):
-        judge(Claim(**{**vars(wrong), "statistic": lambda results: table}), {}, "laptop")
+        judge(
+            Claim(**{**vars(wrong), "value": Quantity(description="a table", read=lambda results: table)}), {}, "laptop"
+        )
 
 
 def test_plain_values_for_a_file():
     row = judge(claim([0.9, 0.8, 0.95], [0.1, 0.2, 0.0]), {}, "laptop").as_json()
-    assert row["word"] == "supported"
+    assert row["status"] == "supported"
     assert row["per_seed"] == (0.9, 0.8, 0.95)

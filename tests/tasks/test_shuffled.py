@@ -1,59 +1,59 @@
-"""Targets that belong to other places: as frequent as before, and nothing can be told of them."""
+"""Shuffled targets: the same marginal distribution, independent of the inputs."""
 
 from dataclasses import replace
 
 import torch
 
-from mesascope.studies.norm_growth.task import Shuffled
+from mesascope.studies.norm_growth.task import ShuffledTargets
 from mesascope.tasks.affine import Affine
-from mesascope.tasks.chains import Chains
-from mesascope.tasks.text import Text
+from mesascope.tasks.chains import MarkovChains
+from mesascope.tasks.text import TextTask
 from mesascope.testing import check_task
 
-CHAINS = Shuffled(task=Chains(symbols=4, length=12))
+CHAINS = ShuffledTargets(task=MarkovChains(num_symbols=4, length=12))
 
 
-def drawn(task, count=300, seed=0):
+def sample_batch(task, count=300, seed=0):
     return task.sample(count, torch.Generator().manual_seed(seed))
 
 
-def test_it_is_a_task():
+def estimate_mutual_information(batch):
+    """Return the mutual information of input and target tokens in nats."""
+    counts = torch.zeros(4, 4).index_put(
+        (batch.inputs.flatten(), batch.targets.flatten()), torch.ones(()), accumulate=True
+    )
+    joint, marginal = counts / counts.sum(), counts.sum(0) / counts.sum()
+    return (joint * (joint / (joint.sum(1, keepdim=True) * marginal)).log().nan_to_num()).sum().item()
+
+
+def test_shuffled_targets_pass_the_task_checks():
     check_task(CHAINS)
-    check_task(Shuffled(task=Affine(length=6)))
+    check_task(ShuffledTargets(task=Affine(length=6)))
 
 
-def test_inputs_stay_and_targets_are_the_same_ones_elsewhere():
-    found, plain = drawn(CHAINS), drawn(CHAINS.task)
-    assert torch.equal(found.inputs, plain.inputs)
-    assert torch.equal(found.weight, plain.weight)
-    assert not torch.equal(found.targets, plain.targets)
-    assert torch.equal(found.targets.flatten().sort().values, plain.targets.flatten().sort().values)
-    vectors = drawn(Shuffled(task=Affine(length=6))).targets
-    assert torch.equal(vectors.flatten().sort().values, drawn(Affine(length=6)).targets.flatten().sort().values)
+def test_inputs_are_unchanged_and_targets_are_a_permutation():
+    shuffled, plain = sample_batch(CHAINS), sample_batch(CHAINS.task)
+    assert torch.equal(shuffled.inputs, plain.inputs)
+    assert torch.equal(shuffled.weight, plain.weight)
+    assert not torch.equal(shuffled.targets, plain.targets)
+    assert torch.equal(shuffled.targets.flatten().sort().values, plain.targets.flatten().sort().values)
+    vectors = sample_batch(ShuffledTargets(task=Affine(length=6))).targets
+    assert torch.equal(vectors.flatten().sort().values, sample_batch(Affine(length=6)).targets.flatten().sort().values)
 
 
-def test_nothing_can_be_told_of_them():
-    """Not even which sequence they are of: the best constant is as good as knowing the input before."""
-    found, plain = drawn(CHAINS, 3000), drawn(CHAINS.task, 3000)
-
-    def told(batch):
-        pairs = torch.zeros(4, 4).index_put(
-            (batch.inputs.flatten(), batch.targets.flatten()), torch.ones(()), accumulate=True
-        )
-        share, alone = pairs / pairs.sum(), pairs.sum(0) / pairs.sum()
-        return (share * (share / (share.sum(1, keepdim=True) * alone)).log().nan_to_num()).sum().item()
-
-    assert told(found) < 1e-3
-    own = (found.targets == plain.targets).float().mean()
-    assert abs(own - 0.25) < 0.05
+def test_inputs_and_sequences_carry_no_information_on_shuffled_targets():
+    shuffled, plain = sample_batch(CHAINS, 3000), sample_batch(CHAINS.task, 3000)
+    assert estimate_mutual_information(shuffled) < 1e-3
+    unchanged = (shuffled.targets == plain.targets).float().mean()
+    assert abs(unchanged - 0.25) < 0.05
 
 
-def test_the_rest_is_that_of_the_task(tmp_path):
-    text = Text(length=8, vocabulary=260)
-    task = Shuffled(task=text).prepared(tmp_path, print)
-    assert task.digest == text.prepared(tmp_path, print).digest
-    assert task.spell(65) == text.spell(65)
-    assert task.validation() == replace(task, task=task.task.validation())
-    batch = drawn(task.validation(), 2)
-    assert torch.equal(batch.inputs, drawn(task.task.validation(), 2).inputs)
-    assert set(task.oracles(batch)) == {"unigram", "bigram"}
+def test_other_methods_are_those_of_the_task(tmp_path):
+    text = TextTask(length=8, vocab_size=260)
+    task = ShuffledTargets(task=text).prepare(tmp_path, print)
+    assert task.token_digest == text.prepare(tmp_path, print).token_digest
+    assert task.decode_token(65) == text.decode_token(65)
+    assert task.validation_task() == replace(task, task=task.task.validation_task())
+    batch = sample_batch(task.validation_task(), 2)
+    assert torch.equal(batch.inputs, sample_batch(task.task.validation_task(), 2).inputs)
+    assert set(task.baselines(batch)) == {"unigram", "bigram"}

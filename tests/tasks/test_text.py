@@ -17,7 +17,7 @@ from mesascope.models.config import DecoderConfig
 from mesascope.models.transformer import Decoder
 from mesascope.tasks import corpora, text
 from mesascope.tasks.base import training_loss
-from mesascope.tasks.text import Text, byte_pairs
+from mesascope.tasks.text import TextTask, train_byte_pair_tokenizer
 from mesascope.testing import check_task
 
 CONFIG = "wikitext-103-raw-v1"
@@ -75,12 +75,12 @@ def wikitext(tmp_path, monkeypatch) -> Path:
 
 @pytest.mark.parametrize("length", [8, 64])
 def test_prose_is_a_sound_task(length):
-    check_task(Text(length=length))
-    check_task(Text(length=length).validation())
+    check_task(TextTask(length=length))
+    check_task(TextTask(length=length).validation_task())
 
 
 def test_a_small_file_is_a_sound_task(small):
-    task = Text(source=str(small), length=16, vocabulary=300)
+    task = TextTask(source=str(small), length=16, vocab_size=300)
     check_task(task)
     assert len(task.corpus.documents) >= 15
     joined = "".join("".join(document.split()) for document in task.corpus.documents)
@@ -88,7 +88,7 @@ def test_a_small_file_is_a_sound_task(small):
 
 
 def test_a_model_learns_from_it(small):
-    task, generator = Text(source=str(small), length=16, vocabulary=300), torch.Generator().manual_seed(0)
+    task, generator = TextTask(source=str(small), length=16, vocab_size=300), torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     model = Decoder(DecoderConfig(vocab_size=300, hidden_size=32, num_attention_heads=2, num_hidden_layers=1))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -105,64 +105,66 @@ def test_a_model_learns_from_it(small):
 
 
 def test_windows_are_pieces_of_the_split_and_say_where_they_begin():
-    task = Text(length=32)
-    batch, stream = draw(task), task.stream
+    task = TextTask(length=32)
+    batch, stream = draw(task), task.token_stream
     for row in range(len(batch)):
         start = int(batch.latents["start"][row])
         assert torch.equal(batch.inputs[row], stream.tokens[start : start + 32].long())
         assert torch.equal(batch.targets[row], stream.tokens[start + 1 : start + 33].long())
-        assert torch.equal(batch.labels["document"][row], stream.document[start + 1 : start + 33].long())
-    assert torch.equal(batch.labels["next token"], batch.targets)
+        assert torch.equal(batch.categorical_latents["document"][row], stream.document[start + 1 : start + 33].long())
+    assert torch.equal(batch.categorical_latents["next token"], batch.targets)
     assert torch.equal(batch.weight, torch.ones(64, 32))
 
 
 def test_the_last_window_reaches_the_last_token(small):
-    task = Text(source=str(small), vocabulary=300)
-    task = replace(task, length=len(task.validation().stream.tokens) - 2).validation()
+    task = TextTask(source=str(small), vocab_size=300)
+    task = replace(task, length=len(task.validation_task().token_stream.tokens) - 2).validation_task()
     assert set(draw(task).latents["start"].tolist()) == {0, 1}
 
 
 def test_no_document_is_both_learnt_and_held_out(small):
     small.write_text("\n\n".join([small.read_text()] * 2))  # all of it twice
-    for task in (Text(), Text(source=str(small))):
-        train, validation = task.stream.document.unique(), task.validation().stream.document.unique()
+    for task in (TextTask(), TextTask(source=str(small))):
+        train, validation = task.token_stream.document.unique(), task.validation_task().token_stream.document.unique()
         count = len(task.corpus.documents)
         assert not set(train.tolist()) & set(validation.tolist())
         assert len(train) + len(validation) == count == len(set(task.corpus.documents))
         assert len(validation) == max(1, round(0.1 * count))
-        assert set(draw(task.validation(), 500).labels["document"].unique().tolist()) <= set(validation.tolist())
+        assert set(draw(task.validation_task(), 500).categorical_latents["document"].unique().tolist()) <= set(
+            validation.tolist()
+        )
 
 
 def test_documents_follow_one_another_with_an_empty_line_between(small):
-    task = Text(source=str(small), vocabulary=300)
-    tokenizer, stream = task._opened.tokenizer, task.stream
+    task = TextTask(source=str(small), vocab_size=300)
+    tokenizer, stream = task._tokenized_text.tokenizer, task.token_stream
     for number in stream.document.unique()[:5]:
         ids = stream.tokens[stream.document == number].tolist()
         assert tokenizer.decode(ids) == task.corpus.documents[number] + "\n\n"
 
 
 def test_oracles_are_probabilities_and_the_bigram_knows_more():
-    task = Text()
-    batch = draw(task.validation(), 200)
+    task = TextTask()
+    batch = draw(task.validation_task(), 200)
     losses = {}
-    for name, prediction in task.oracles(batch).items():
+    for name, prediction in task.baselines(batch).items():
         assert prediction.shape == (200, 64, 512)
         assert prediction.dtype == torch.float32
         assert torch.allclose(prediction.exp().sum(-1), torch.ones(200, 64), atol=1e-4)
         losses[name] = float(training_loss(task, prediction, batch))
     assert losses["bigram"] < losses["unigram"] - 0.5
     assert losses["unigram"] < 6.24 - 0.3  # log 512, which knows nothing
-    both = task.oracles(batch), task.validation().oracles(batch)
+    both = task.baselines(batch), task.validation_task().baselines(batch)
     assert torch.equal(both[0]["bigram"], both[1]["bigram"])  # counted on the training split by either
 
 
 def test_oracles_are_the_counts_of_the_training_split(small):
-    task = Text(source=str(small), vocabulary=300, length=16)
-    tokens = task.stream.tokens.tolist()
+    task = TextTask(source=str(small), vocab_size=300, length=16)
+    tokens = task.token_stream.tokens.tolist()
     single, pairs = Counter(tokens), Counter(pairwise(tokens))
     before, kinds = Counter(tokens[:-1]), Counter(first for first, _ in pairs)
     batch = draw(task, 2)
-    found = {name: prediction.exp() for name, prediction in task.oracles(batch).items()}
+    found = {name: prediction.exp() for name, prediction in task.baselines(batch).items()}
 
     def unigram(b):
         return (single[b] + 0.1) / (len(tokens) + 0.1 * 300)
@@ -176,28 +178,28 @@ def test_oracles_are_the_counts_of_the_training_split(small):
 
 
 def test_a_token_that_was_never_followed_by_anything_is_followed_as_any(small):
-    task = Text(source=str(small), vocabulary=400, length=4)
-    never = next(token for token in range(400) if token not in task.stream.tokens)
+    task = TextTask(source=str(small), vocab_size=400, length=4)
+    never = next(token for token in range(400) if token not in task.token_stream.tokens)
     batch = draw(task, 1)
-    found = task.oracles(replace(batch, inputs=torch.full_like(batch.inputs, never)))
+    found = task.baselines(replace(batch, inputs=torch.full_like(batch.inputs, never)))
     assert torch.equal(found["bigram"], found["unigram"])
 
 
 def test_every_text_is_got_back_byte_for_byte(small):
     strange = "naïve\r\n\r\n\t日本語 🧑‍🚀  \0\x7f \u2028 <|endoftext|> ﬁ\n\n  x" + "".join(map(chr, range(0x250)))
     for documents in ([story(0)], ["only these"]):
-        tokenizer = byte_pairs(documents, 400)
+        tokenizer = train_byte_pair_tokenizer(documents, 400)
         assert tokenizer.decode(tokenizer.encode(strange).ids, skip_special_tokens=False) == strange
     small.write_bytes(b"\xef\xbb\xbf" + (strange + "\r\n\r\nand more. " * 40).encode())
-    task = Text(source=str(small))
+    task = TextTask(source=str(small))
     assert "naïve\r\n\r\n\t日本語 🧑‍🚀" in "".join(task.corpus.documents)  # line ends stay, the mark of UTF-8 goes
-    assert task.spell(int(draw(task).inputs[0, 0]))
+    assert task.decode_token(int(draw(task).inputs[0, 0]))
 
 
 def test_the_vocabulary_is_full_where_there_is_text_enough_and_spelled():
-    task = Text()
-    assert task._opened.tokenizer.get_vocab_size() == 512
-    spelled = [task.spell(token) for token in range(512)]
+    task = TextTask()
+    assert task._tokenized_text.tokenizer.get_vocab_size() == 512
+    spelled = [task.decode_token(token) for token in range(512)]
     assert {" the", "a", "ing"} <= set(spelled)
     assert "␀" in spelled
     assert "\0" not in "".join(spelled)
@@ -208,37 +210,37 @@ def test_a_long_file_is_cut_at_paragraphs_a_text_without_them_at_lines_or_words(
     for separator, end in (("\n\n", "."), ("\n", "."), (" ", "")):
         file = tmp_path / "long.txt"
         file.write_text(words.replace("\n\n", separator))
-        documents = corpora.gather(str(file), 2_000_000).documents
+        documents = corpora.load_corpus(str(file), 2_000_000).documents
         assert 50 <= len(documents) <= 60
         assert all(1_990 <= len(document) <= 4_200 for document in documents)
         assert all(document.endswith(end) for document in documents)
         assert separator.join(documents) == file.read_text()
     file.write_text("x" * 10_000 + "yz")
-    assert sum(map(len, corpora._pieces(file.read_text()))) == 10_002
+    assert sum(map(len, corpora._split_text(file.read_text()))) == 10_002
 
 
 def test_reading_stops_at_so_many_characters(small):
     for source, characters in ((str(small), 3_000), ("prose", 3_000)):
-        assert 2_900 <= sum(map(len, corpora.gather(source, characters).documents)) <= 3_000
+        assert 2_900 <= sum(map(len, corpora.load_corpus(source, characters).documents)) <= 3_000
 
 
 def test_a_folder_is_its_texts_by_name(tmp_path):
     for name in ("b.txt", "a/c.txt", "a/b.txt", "a/readme.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(f"{name} {story(len(name), 600)}")
-    documents = corpora.gather(str(tmp_path), 10_000).documents
+    documents = corpora.load_corpus(str(tmp_path), 10_000).documents
     assert [document.split()[0] for document in documents] == ["a/b.txt", "a/c.txt", "b.txt"]
-    check_task(Text(source=str(tmp_path), length=8))
+    check_task(TextTask(source=str(tmp_path), length=8))
 
 
 def test_wikitext_is_streamed_and_its_articles_are_documents(wikitext):
-    task = Text(source=f"hub:{wikitext}:{CONFIG}", length=8, vocabulary=300)
+    task = TextTask(source=f"hub:{wikitext}:{CONFIG}", length=8, vocab_size=300)
     documents = task.corpus.documents
     assert [document.splitlines()[0] for document in documents] == [f"= Article {number} = " for number in range(12)]
     assert all(" = = Its history = = \n" in document for document in documents)
-    assert task.corpus.notice is None
+    assert task.corpus.fallback_notice is None
     check_task(task)
-    some = Text(source=f"hub:{wikitext}:{CONFIG}", characters=3_000).corpus.documents
+    some = TextTask(source=f"hub:{wikitext}:{CONFIG}", max_characters=3_000).corpus.documents
     assert len(some) < 6
     assert some[0] == documents[0]
 
@@ -247,12 +249,12 @@ def test_a_dataset_without_headings_has_a_document_a_row(tmp_path, wikitext):
     folder = tmp_path / "stories"
     folder.mkdir()
     (folder / "train.jsonl").write_text("".join(json.dumps({"text": story(n, 400)}) + "\n" for n in range(5)))
-    assert corpora.gather(f"hub:{folder}", 10_000).documents == tuple(story(n, 400) for n in range(5))
+    assert corpora.load_corpus(f"hub:{folder}", 10_000).documents == tuple(story(n, 400) for n in range(5))
     (folder / "train.jsonl").write_text('{"question": "why?", "answer": "so"}\n')
     with pytest.raises(
         ValueError, match=r'must have a column "text", but .*stories has answer, question; give another'
     ):
-        corpora.gather(f"hub:{folder}", 10_000, instead="prose")
+        corpora.load_corpus(f"hub:{folder}", 10_000, fallback="prose")
 
 
 @pytest.mark.parametrize("why", ["Couldn't reach 'Salesforce/wikitext' on the Hub", "datasets is not installed"])
@@ -260,110 +262,113 @@ def test_another_text_stands_in_for_the_hubs_and_says_so(why, tmp_path, monkeypa
     if "installed" in why:
         monkeypatch.setitem(sys.modules, "datasets", None)
     said = []
-    task = Text(source=UNREACHABLE, instead="prose", vocabulary=300, characters=20_000).prepared(tmp_path, said.append)
+    task = TextTask(source=UNREACHABLE, fallback="prose", vocab_size=300, max_characters=20_000).prepare(
+        tmp_path, said.append
+    )
     assert len(said) == 1
     assert said[0].startswith(f"the Hub's Salesforce/wikitext ({CONFIG}) could not be read: {why}")
-    assert said[0].endswith("; Python's reference manual stands in for it")
+    assert said[0].endswith("; using Python's reference manual instead")
     told = json.loads((tmp_path / "source.json").read_text())
     assert (told["source"], told["instead of"]) == ("prose", UNREACHABLE)
     assert why in told["why"]
     assert told["characters"] == sum(map(len, task.corpus.documents))
     check_task(task)
-    task.prepared(tmp_path, said.append)
+    task.prepare(tmp_path, said.append)
     assert said[1] == said[0]
 
 
 def test_without_a_stand_in_the_hub_must_be_reached(tmp_path):
     with pytest.raises(
-        ValueError, match=r"^the Hub's Salesforce/wikitext .* must be within reach, but .* instead="
+        ValueError, match=r"^the Hub's Salesforce/wikitext .* must be reachable, but .* fallback="
     ) as info:
-        Text(source=UNREACHABLE).prepared(tmp_path, print)
+        TextTask(source=UNREACHABLE).prepare(tmp_path, print)
     assert "\n" not in str(info.value)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_stand_in_that_nobody_was_told_of_is_warned_of():
-    task = Text(source=UNREACHABLE, instead="prose", vocabulary=300, characters=20_001)
-    with pytest.warns(UserWarning, match="could not be read: .* stands in for it"):
+    task = TextTask(source=UNREACHABLE, fallback="prose", vocab_size=300, max_characters=20_001)
+    with pytest.warns(UserWarning, match="could not be read: .*; using .* instead"):
         draw(task)
 
 
 def test_a_prepared_text_needs_its_source_no_more(small, tmp_path):
-    task, folder = Text(source=str(small), vocabulary=300), tmp_path / "run" / "text"
-    first = task.prepared(folder, pytest.fail)
+    task, folder = TextTask(source=str(small), vocab_size=300), tmp_path / "run" / "text"
+    first = task.prepare(folder, pytest.fail)
     before = draw(first)
     assert torch.equal(before.inputs, draw(task).inputs)  # prepared or not
     small.unlink()
     moved = folder.rename(tmp_path / "moved")
-    again = task.prepared(moved, pytest.fail)
+    again = task.prepare(moved, pytest.fail)
     assert repr(again) == repr(first) == repr(task)
     assert again == first == task
     assert torch.equal(draw(again).inputs, before.inputs)
-    assert torch.equal(draw(again.validation()).inputs, draw(task.validation()).inputs)
+    assert torch.equal(draw(again.validation_task()).inputs, draw(task.validation_task()).inputs)
     assert {file.name for file in moved.iterdir()} == {"corpus.jsonl", "tokenizer.json", "source.json"}
     assert again.corpus == task.corpus
 
 
 def test_what_a_killed_process_left_is_written_anew(small, tmp_path):
-    task, folder = Text(source=str(small), vocabulary=300), tmp_path / "text"
+    task, folder = TextTask(source=str(small), vocab_size=300), tmp_path / "text"
     folder.mkdir()
     (folder / "corpus.jsonl").write_text('"half of a docu')
     (folder / ".tmp-tokenizer.json").write_text("{")
-    batch = draw(task.prepared(folder, pytest.fail))
+    batch = draw(task.prepare(folder, pytest.fail))
     assert torch.equal(batch.inputs, draw(task).inputs)
     assert len(list(folder.iterdir())) == 3
 
 
 def test_a_folder_prepared_anew_is_read_anew(small, tmp_path):
     folder = tmp_path / "text"
-    before = Text(source=str(small), vocabulary=300).prepared(folder, pytest.fail).corpus
+    before = TextTask(source=str(small), vocab_size=300).prepare(folder, pytest.fail).corpus
     (folder / "source.json").unlink()
     small.write_text(story(5))
-    assert Text(source=str(small), vocabulary=300).prepared(folder, pytest.fail).corpus != before
+    assert TextTask(source=str(small), vocab_size=300).prepare(folder, pytest.fail).corpus != before
 
 
 @pytest.mark.parametrize(
-    "other", [{"characters": 5_000}, {"vocabulary": 301}, {"held_out": 0.2}, {"source": "prose"}, {"instead": "prose"}]
+    "other",
+    [{"max_characters": 5_000}, {"vocab_size": 301}, {"held_out": 0.2}, {"source": "prose"}, {"fallback": "prose"}],
 )
 def test_a_folder_of_another_recipe_is_refused(other, small, tmp_path):
-    task = Text(source=str(small), vocabulary=300)
-    task.prepared(tmp_path / "text", pytest.fail)
+    task = TextTask(source=str(small), vocab_size=300)
+    task.prepare(tmp_path / "text", pytest.fail)
     name = next(iter(other))
     with pytest.raises(
-        ValueError, match=f"must be of one recipe, but .* holds that of {name}=.*, not {name}=.*; choose"
+        ValueError, match=f"must have the recipe of its task, but .* has {name}=.*, not {name}=.*; choose"
     ):
-        replace(task, **other).prepared(tmp_path / "text", pytest.fail)
-    replace(task, length=9).validation().prepared(tmp_path / "text", pytest.fail)
+        replace(task, **other).prepare(tmp_path / "text", pytest.fail)
+    replace(task, length=9).validation_task().prepare(tmp_path / "text", pytest.fail)
 
 
 def test_a_prepared_text_that_was_changed_or_lost_is_refused(small, tmp_path):
-    task = Text(source=str(small), vocabulary=300)
+    task = TextTask(source=str(small), vocab_size=300)
     for spoil, message in (
-        (lambda folder: (folder / "corpus.jsonl").write_text('"other words"\n'), "whole and unchanged, but is not"),
-        (lambda folder: (folder / "tokenizer.json").unlink(), "whole and unchanged, but cannot be read"),
-        (lambda folder: (folder / "source.json").write_text("[]"), "whole and unchanged, but cannot be read"),
-        (lambda folder: (folder / "source.json").unlink(), "must be in its folder"),
+        (lambda folder: (folder / "corpus.jsonl").write_text('"other words"\n'), "complete and unchanged, but is not"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "complete and unchanged, but cannot be read"),
+        (lambda folder: (folder / "source.json").write_text("[]"), "complete and unchanged, but cannot be read"),
+        (lambda folder: (folder / "source.json").unlink(), "must contain a prepared text"),
     ):
         folder = tmp_path / str(abs(hash(message)) + len(list(tmp_path.iterdir())))
-        there = task.prepared(folder, pytest.fail)
+        there = task.prepare(folder, pytest.fail)
         spoil(folder)
-        text._open.cache_clear()  # as in another process
+        text._load_tokenized.cache_clear()  # as in another process
         with pytest.raises(ValueError, match=message):
             draw(there)
 
 
 def test_a_tokenizer_that_is_there_already_is_used_and_kept(small, tmp_path):
-    made = byte_pairs([story(3)], 290)
+    made = train_byte_pair_tokenizer([story(3)], 290)
     made.enable_truncation(5)
     (tmp_path / "tokenizer").mkdir()
     file = tmp_path / "tokenizer" / "tokenizer.json"
     made.save(str(file))
-    by_file = Text(source=str(small), tokenizer=str(file), vocabulary=300)
-    by_folder = replace(by_file, tokenizer=str(file.parent), vocabulary=290)
+    by_file = TextTask(source=str(small), tokenizer=str(file), vocab_size=300)
+    by_folder = replace(by_file, tokenizer=str(file.parent), vocab_size=290)
     assert torch.equal(draw(by_file).inputs, draw(by_folder).inputs)
-    assert len(by_file.stream.tokens) > 20 * 5
+    assert len(by_file.token_stream.tokens) > 20 * 5
     before = draw(by_file)
-    task = by_file.prepared(tmp_path / "text", pytest.fail)
+    task = by_file.prepare(tmp_path / "text", pytest.fail)
     file.unlink()
     assert torch.equal(draw(task).inputs, before.inputs)
     check_task(task)
@@ -372,17 +377,20 @@ def test_a_tokenizer_that_is_there_already_is_used_and_kept(small, tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Text(vocabulary=256), "vocabulary must be 257 or more, all bytes and a pair, but got 256"),
-        (lambda: Text(length=1), "length must be 2 or more, but got 1"),
-        (lambda: Text(characters=0), "characters must be 1 or more"),
-        (lambda: Text(held_out=0.0), r"held_out must lie inside \(0, 1\), but got 0.0"),
-        (lambda: Text(held_out=1.0), r"held_out must lie inside \(0, 1\)"),
-        (lambda: Text(instead="hub:any"), "instead must be on this machine"),
-        (lambda: draw(Text(source="no/such.txt")), "source must be .* but no/such.txt is neither and does not exist"),
-        (lambda: draw(Text(characters=50)), "two documents or more"),
-        (lambda: draw(Text(length=300_000)), "split must have 300002 tokens or more for length=300000, but Python's"),
+        (lambda: TextTask(vocab_size=256), "vocab_size must be at least 257, all bytes and one pair, but got 256"),
+        (lambda: TextTask(length=1), "length must be at least 2, but got 1"),
+        (lambda: TextTask(max_characters=0), "max_characters must be at least 1"),
+        (lambda: TextTask(held_out=0.0), r"held_out must lie between 0 and 1, but got 0.0"),
+        (lambda: TextTask(held_out=1.0), r"held_out must lie between 0 and 1"),
+        (lambda: TextTask(fallback="hub:any"), "fallback must be a local source"),
+        (lambda: draw(TextTask(source="no/such.txt")), "source must be .* but no/such.txt does not exist"),
+        (lambda: draw(TextTask(max_characters=50)), "at least two documents"),
         (
-            lambda: draw(Text(tokenizer="no/such/tokenizer")),
+            lambda: draw(TextTask(length=300_000)),
+            "split must have at least 300002 tokens for length=300000, but Python's",
+        ),
+        (
+            lambda: draw(TextTask(tokenizer="no/such/tokenizer")),
             "a tokenizer must be .* but no/such/tokenizer cannot be opened",
         ),
     ],
@@ -396,19 +404,21 @@ def test_what_cannot_be_sampled_is_refused(make, message):
 def test_texts_that_cannot_be_read_are_refused(tmp_path, small):
     file = tmp_path / "new" / "text.txt"
     file.parent.mkdir()
-    with pytest.raises(ValueError, match=r"must have \.txt files, but .*new has none"):
-        draw(Text(source=str(file.parent)))
-    for content, message in ((b"  \n\n", "must have words, but .* is empty"), (b"caf\xe9 noir", "must be UTF-8, but")):
+    with pytest.raises(ValueError, match=r"must contain \.txt files, but .*new has none"):
+        draw(TextTask(source=str(file.parent)))
+    for content, message in ((b"  \n\n", "must not be empty, but .* is"), (b"caf\xe9 noir", "must be UTF-8, but")):
         file.write_bytes(content)
         for source in (file, file.parent):
             with pytest.raises(ValueError, match=message):
-                draw(Text(source=str(source)))
+                draw(TextTask(source=str(source)))
     file.write_text(story(0))
-    with pytest.raises(ValueError, match=r"two documents or more, .* or name a file instead of a folder"):
-        draw(Text(source=str(file.parent)))
-    made = byte_pairs([story(3)], 290)
+    with pytest.raises(ValueError, match=r"at least two documents, .* or a file instead of a folder"):
+        draw(TextTask(source=str(file.parent)))
+    made = train_byte_pair_tokenizer([story(3)], 290)
     made.save(str(file))
-    with pytest.raises(ValueError, match=r"vocabulary must hold the 290 tokens of .*, but is 280; set vocabulary=290"):
-        draw(Text(source=str(small), tokenizer=str(file), vocabulary=280))
-    with pytest.raises(ValueError, match=r"a folder that can be written, but .*text.txt"):
-        Text(source=str(small)).prepared(file / "folder", pytest.fail)
+    with pytest.raises(
+        ValueError, match=r"vocab_size must be at least 290, the tokens of .*, but is 280; set vocab_size=290"
+    ):
+        draw(TextTask(source=str(small), tokenizer=str(file), vocab_size=280))
+    with pytest.raises(ValueError, match=r"must be writable, but .*text.txt"):
+        TextTask(source=str(small)).prepare(file / "folder", pytest.fail)

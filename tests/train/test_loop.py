@@ -13,13 +13,14 @@ import trainee
 
 from mesascope.models.config import DecoderConfig
 from mesascope.models.load import load_checkpoint
+from mesascope.statistics import evenly_spaced_steps
 from mesascope.store import Run, RunError
 from mesascope.tasks.affine import Affine
 from mesascope.tasks.base import Batch
-from mesascope.train import SGD, Constant, Training, TrainingDiverged, evenly_spaced, fit, log_spaced
-from mesascope.train.loop import ahead, batch_of, batches
+from mesascope.train import SGD, ConstantSchedule, TrainingConfig, TrainingDiverged, log_spaced_steps, train_model
+from mesascope.train._loop import prefetch_batches, sample_batch, sample_batches
 
-SHORT = Training(steps=8, batch_size=4, checkpoints=4)
+SHORT = TrainingConfig(steps=8, batch_size=4, checkpoints=4)
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ class Breaks(trainee.Blind):
 
     def loss(self, prediction: torch.Tensor, batch: Batch) -> torch.Tensor:
         error = trainee.TASK.loss(prediction, batch)
-        if not torch.equal(batch.inputs, batch_of(trainee.TASK, SHORT, 0, 5).inputs):
+        if not torch.equal(batch.inputs, sample_batch(trainee.TASK, SHORT, 0, 5).inputs):
             return error
         return error * float("nan") if self.what == "loss" else (error * 0).sqrt() + error.detach()
 
@@ -52,13 +53,13 @@ class Breaks(trainee.Blind):
     ],
 )
 def test_log_spaced(steps: int, n: int, expected: tuple[int, ...]) -> None:
-    assert log_spaced(steps, n) == expected
+    assert log_spaced_steps(steps, n) == expected
 
 
 def test_log_spaced_gives_as_many_as_asked_for() -> None:
     for steps in range(1, 60):
         for n in range(2, steps + 2):
-            points = log_spaced(steps, n)
+            points = log_spaced_steps(steps, n)
             assert len(set(points)) == n
             assert (points[0], points[-1]) == (0, steps)
 
@@ -66,25 +67,25 @@ def test_log_spaced_gives_as_many_as_asked_for() -> None:
 def test_evenly_spaced_gives_as_many_as_asked_for() -> None:
     for steps in range(1, 60):
         for n in range(2, steps + 2):
-            points = np.array(evenly_spaced(steps, n))
+            points = np.array(evenly_spaced_steps(steps, n))
             assert len(set(points)) == n
             assert (points[0], points[-1]) == (0, steps)
             assert np.ptp(np.diff(points)) <= 1
-    assert evenly_spaced(5, 50) == (0, 1, 2, 3, 4, 5)
-    assert Training(steps=12, checkpoints=4, spacing="even").due == (0, 4, 8, 12)
+    assert evenly_spaced_steps(5, 50) == (0, 1, 2, 3, 4, 5)
+    assert TrainingConfig(steps=12, checkpoints=4, spacing="even").checkpoint_steps == (0, 4, 8, 12)
 
 
 def test_another_spacing_is_refused() -> None:
     with pytest.raises(ValueError, match="spacing must be log or even, but got 'linear'"):
-        Training(steps=12, spacing="linear")  # pyright: ignore[reportArgumentType]
+        TrainingConfig(steps=12, spacing="linear")  # pyright: ignore[reportArgumentType]
 
 
 def test_the_loss_falls_and_the_log_says_so(run: Run) -> None:
-    last = fit(trainee.TASK, trainee.MODEL, trainee.TRAINING, 0, run)
+    last = train_model(trainee.TASK, trainee.MODEL, trainee.TRAINING, 0, run)
     log = run.read_log(0)
     assert log["loss"][-20:].mean() < 0.5 * log["loss"][:20].mean()
     assert log["learning rate"][trainee.TRAINING.warmup - 1] == trainee.TRAINING.optimizer.lr
-    assert run.checkpoints(0) == list(trainee.TRAINING.due)
+    assert run.list_checkpoints(0) == list(trainee.TRAINING.checkpoint_steps)
     assert sorted(file.name for file in last.iterdir()) == [
         "checkpoint.json",
         "config.json",
@@ -95,10 +96,12 @@ def test_the_loss_falls_and_the_log_says_so(run: Run) -> None:
 
 def test_one_step_is_the_gradient_of_the_batch(run: Run) -> None:
     """Without clipping, momentum and decay: weights after one step are w - lr dL/dw."""
-    training = Training(steps=1, batch_size=4, optimizer=SGD(lr=0.1), schedule=Constant(), clip=None, checkpoints=2)
-    fit(trainee.TASK, trainee.MODEL, training, 3, run)
-    before, after = (load_checkpoint(run.checkpoint(3, step)) for step in (0, 1))
-    batch = batch_of(trainee.TASK, training, 3, 0)
+    training = TrainingConfig(
+        steps=1, batch_size=4, optimizer=SGD(lr=0.1), schedule=ConstantSchedule(), clip=None, checkpoints=2
+    )
+    train_model(trainee.TASK, trainee.MODEL, training, 3, run)
+    before, after = (load_checkpoint(run.verified_checkpoint(3, step)) for step in (0, 1))
+    batch = sample_batch(trainee.TASK, training, 3, 0)
     loss = trainee.TASK.loss(before(batch.inputs).logits, batch).mean()
     loss.backward()
     assert run.read_log(3)["loss"][0] == pytest.approx(loss.item())
@@ -108,9 +111,11 @@ def test_one_step_is_the_gradient_of_the_batch(run: Run) -> None:
 
 
 def test_clipping_bounds_the_update_but_the_log_has_the_whole_norm(run: Run) -> None:
-    training = Training(steps=1, batch_size=4, optimizer=SGD(lr=1.0), schedule=Constant(), clip=0.01, checkpoints=2)
-    fit(trainee.TASK, trainee.MODEL, training, 0, run)
-    before, after = (load_checkpoint(run.checkpoint(0, step)) for step in (0, 1))
+    training = TrainingConfig(
+        steps=1, batch_size=4, optimizer=SGD(lr=1.0), schedule=ConstantSchedule(), clip=0.01, checkpoints=2
+    )
+    train_model(trainee.TASK, trainee.MODEL, training, 0, run)
+    before, after = (load_checkpoint(run.verified_checkpoint(0, step)) for step in (0, 1))
     pairs = zip(before.parameters(), after.parameters(), strict=True)
     moved = torch.stack([(a - b).detach().square().sum() for a, b in pairs]).sum()
     assert run.read_log(0)["gradient norm"][0] > 0.1
@@ -123,22 +128,24 @@ def test_seeds_differ_in_weights_and_data_and_nothing_global_is_touched(run: Run
     torch.manual_seed(5)
     threads = torch.get_num_threads()
     for seed in (0, 1):
-        fit(trainee.TASK, trainee.MODEL, replace(SHORT, threads=threads + 1), seed, run)
+        train_model(trainee.TASK, trainee.MODEL, replace(SHORT, threads=threads + 1), seed, run)
     assert torch.equal(torch.rand(1), expected)
     assert torch.get_num_threads() == threads
-    first = [load_checkpoint(run.checkpoint(seed, 0)).readout.weight for seed in (0, 1)]
+    first = [load_checkpoint(run.verified_checkpoint(seed, 0)).readout.weight for seed in (0, 1)]
     assert not torch.equal(*first)
-    assert not torch.equal(*(batch_of(trainee.TASK, SHORT, seed, 0).inputs for seed in (0, 1)))
+    assert not torch.equal(*(sample_batch(trainee.TASK, SHORT, seed, 0).inputs for seed in (0, 1)))
 
 
 def test_every_step_has_fresh_data() -> None:
-    batches = [batch_of(trainee.TASK, trainee.TRAINING, 0, step).inputs for step in range(40)]
+    batches = [sample_batch(trainee.TASK, trainee.TRAINING, 0, step).inputs for step in range(40)]
     assert len({tuple(batch.flatten().tolist()) for batch in batches}) == 40
 
 
 def test_batches_drawn_ahead_are_the_same() -> None:
-    task, training = Affine(length=6), Training(steps=40, batch_size=4)
-    drawn = zip(batches(task, training, 0, 3), ahead(batches(task, training, 0, 3)), strict=True)
+    task, training = Affine(length=6), TrainingConfig(steps=40, batch_size=4)
+    drawn = zip(
+        sample_batches(task, training, 0, 3), prefetch_batches(sample_batches(task, training, 0, 3)), strict=True
+    )
     assert sum(torch.equal(one.inputs, other.inputs) for one, other in drawn) == 37
 
 
@@ -150,7 +157,7 @@ def test_the_next_batch_is_drawn_while_one_is_used() -> None:
         begun.set()
         yield Affine(length=6).sample(2, torch.Generator())
 
-    next(ahead(drawn()))
+    next(prefetch_batches(drawn()))
     assert begun.wait(10)
 
 
@@ -160,34 +167,34 @@ def test_what_goes_wrong_ahead_is_told() -> None:
         raise RuntimeError("the well is dry")
 
     with pytest.raises(RuntimeError, match=r"the well is dry"):
-        list(ahead(drawn()))
+        list(prefetch_batches(drawn()))
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient norm"])
 def test_what_is_not_finite_ends_training_before_the_update(run: Run, what: str) -> None:
     task = Breaks(what=what)
     with pytest.raises(
-        TrainingDiverged, match=rf"the {what} became nan for seed 0 at step 5 \(the checkpoint of step 3"
+        TrainingDiverged, match=rf"the {what} became nan for seed 0 at step 5 \(the last checkpoint is step 3"
     ):
-        fit(task, trainee.MODEL, SHORT, 0, run)
-    assert run.checkpoints(0) == [0, 1, 3]
+        train_model(task, trainee.MODEL, SHORT, 0, run)
+    assert run.list_checkpoints(0) == [0, 1, 3]
     assert run.read_log(0)["step"].tolist() == [0, 1, 2, 3, 4]
-    for parameter in load_checkpoint(run.checkpoint(0, 3)).parameters():
+    for parameter in load_checkpoint(run.verified_checkpoint(0, 3)).parameters():
         assert parameter.isfinite().all()
 
 
 def test_another_recipe_in_the_same_place_is_refused(run: Run) -> None:
-    fit(trainee.TASK, trainee.MODEL, SHORT, 0, run)
-    with pytest.raises(RunError, match="by one recipe, but holds another training; choose another directory"):
-        fit(trainee.TASK, trainee.MODEL, replace(SHORT, clip=2.0), 0, run)
+    train_model(trainee.TASK, trainee.MODEL, SHORT, 0, run)
+    with pytest.raises(RunError, match="with one configuration, but holds another training; choose another directory"):
+        train_model(trainee.TASK, trainee.MODEL, replace(SHORT, clip=2.0), 0, run)
     wider = DecoderConfig(d_in=1, d_out=1, num_hidden_layers=1, hidden_size=16)
     with pytest.raises(RunError, match="holds another task and model"):
-        fit(Affine(length=7), wider, SHORT, 0, run)
+        train_model(Affine(length=7), wider, SHORT, 0, run)
 
 
 def test_a_configuration_is_not_changed_by_training(run: Run) -> None:
     before = trainee.MODEL.to_dict()
-    fit(trainee.TASK, trainee.MODEL, SHORT, 0, run)
+    train_model(trainee.TASK, trainee.MODEL, SHORT, 0, run)
     assert trainee.MODEL.to_dict() == before
 
 

@@ -13,20 +13,20 @@ from safetensors.torch import load_file
 
 from mesascope.models.config import DecoderConfig
 from mesascope.models.load import load_checkpoint
-from mesascope.store import Run, RunError, verify
+from mesascope.store import Run, RunError, verify_checkpoint
 from mesascope.tasks.affine import Affine
 from mesascope.tasks.base import Batch, Task, training_loss
-from mesascope.tasks.chains import Chains
-from mesascope.tasks.seeded import Seeded
-from mesascope.train import SGD, AdamW, Linear, Training, TrainingDiverged, fit, fit_population
-from mesascope.train.loop import batch_of
+from mesascope.tasks.chains import MarkovChains
+from mesascope.tasks.seeded import SeededSequences
+from mesascope.train import SGD, AdamW, LinearSchedule, TrainingConfig, TrainingDiverged, train_model, train_population
+from mesascope.train._loop import sample_batch
 
-SHORT = Training(steps=10, batch_size=4, optimizer=AdamW(lr=1e-2), warmup=3, checkpoints=4, dtype="float64")
+SHORT = TrainingConfig(steps=10, batch_size=4, optimizer=AdamW(lr=1e-2), warmup=3, checkpoints=4, dtype="float64")
 MOMENTUM = SGD(lr=0.02, momentum=0.9, weight_decay=0.01)
 SHAPE: dict[str, Any] = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2}
 VECTORS, TOKENS = {"d_in": 1, "d_out": 1}, {"vocab_size": 5}
 WHAT = {"study": "population", "scale": "smoke", "parameters": {}}
-BAD = batch_of(Affine(length=6), SHORT, 1, 5).inputs.double()
+BAD = sample_batch(Affine(length=6), SHORT, 1, 5).inputs.double()
 
 
 @pytest.fixture
@@ -48,7 +48,9 @@ def gap(one: Mapping[str, torch.Tensor], two: Mapping[str, torch.Tensor]) -> flo
     return max((float((one[name] - two[name]).abs().max()) for name in one), default=0.0)
 
 
-def assert_alike(one: Run, two: Run, seeds: Sequence[int], training: Training = SHORT, most: float = 1e-9) -> None:
+def assert_alike(
+    one: Run, two: Run, seeds: Sequence[int], training: TrainingConfig = SHORT, most: float = 1e-9
+) -> None:
     """The same files, the same columns; numbers, weights and optimiser's state differ by rounding."""
     for seed in seeds:
         logs = [run.read_log(seed) for run in (one, two)]
@@ -59,8 +61,8 @@ def assert_alike(one: Run, two: Run, seeds: Sequence[int], training: Training = 
         for column in ("loss", "gradient norm"):
             np.testing.assert_allclose(logs[1][column], logs[0][column], rtol=most, atol=most)
         assert names(one, seed) == names(two, seed)
-        for step in training.due:
-            places = [run.checkpoint(seed, step) for run in (one, two)]
+        for step in training.checkpoint_steps:
+            places = [run.verified_checkpoint(seed, step) for run in (one, two)]
             assert (places[0] / "config.json").read_bytes() == (places[1] / "config.json").read_bytes()
             for file in ("model.safetensors", "state.safetensors"):
                 assert gap(*(load_file(place / file) for place in places)) < most, (seed, step, file)
@@ -73,7 +75,7 @@ def names(run: Run, seed: int) -> set[str]:
 
 
 CASES = {
-    "linear, momentum": (Affine(length=6), decoder(attention="linear", initializer_writes=0.1), MOMENTUM),
+    "linear, momentum": (Affine(length=6), decoder(attention="linear", residual_init_scale=0.1), MOMENTUM),
     "layer norm, MLP": (Affine(length=6), decoder(norm="layer", intermediate_size=12), SGD(lr=0.02)),
     "post-norm, rotary": (
         Affine(length=6),
@@ -82,28 +84,36 @@ CASES = {
     ),
     "shared layers, sees all": (
         Affine(length=6),
-        decoder(share_layers=True, num_hidden_layers=2, visible="shown"),
+        decoder(share_layers=True, num_hidden_layers=2, mask="context_only"),
         MOMENTUM,
     ),
     "scores set to 0, norm of what is written": (
         Affine(length=6),
-        decoder(norm="layer", norm_position="output", visible="zeroed", intermediate_size=12),
+        decoder(norm="layer", norm_position="output", mask="multiplicative", intermediate_size=12),
         AdamW(lr=1e-2),
     ),
-    "tokens, tied": (Chains(symbols=5, length=6), decoder(**TOKENS, tie_word_embeddings=True), AdamW(lr=1e-2)),
-    "tokens with latents": (Seeded(symbols=5, generators=3, first=1, length=6), decoder(**TOKENS), AdamW(lr=1e-2)),
+    "tokens, tied": (
+        MarkovChains(num_symbols=5, length=6),
+        decoder(**TOKENS, tie_word_embeddings=True),
+        AdamW(lr=1e-2),
+    ),
+    "tokens with latents": (
+        SeededSequences(num_symbols=5, num_generators=3, prefix_length=1, length=6),
+        decoder(**TOKENS),
+        AdamW(lr=1e-2),
+    ),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_each_seed_has_the_numbers_and_the_files_of_its_own_training(name: str, alone: Run, together: Run) -> None:
     task, config, optimizer = CASES[name]
-    training, seeds = replace(SHORT, optimizer=optimizer, schedule=Linear(final=0.1)), (7, 0)
+    training, seeds = replace(SHORT, optimizer=optimizer, schedule=LinearSchedule(final_fraction=0.1)), (7, 0)
     for seed in seeds:
-        fit(task, config, training, seed, alone)
-    last = fit_population(task, config, training, seeds, together)
+        train_model(task, config, training, seed, alone)
+    last = train_population(task, config, training, seeds, together)
     assert_alike(alone, together, seeds, training)
-    assert last == [together.checkpoint(seed, training.steps) for seed in seeds]
+    assert last == [together.verified_checkpoint(seed, training.steps) for seed in seeds]
     assert not torch.equal(*(load_checkpoint(place).readout.weight for place in last))
 
 
@@ -111,8 +121,8 @@ def test_clipping_is_each_seeds_own(alone: Run, together: Run) -> None:
     """At some steps the gradients of some are clipped, and those of others are not."""
     training = replace(SHORT, clip=3.0)
     for seed in (0, 1, 2):
-        fit(Affine(length=6), decoder(norm="layer"), training, seed, alone)
-    fit_population(Affine(length=6), decoder(norm="layer"), training, [0, 1, 2], together)
+        train_model(Affine(length=6), decoder(norm="layer"), training, seed, alone)
+    train_population(Affine(length=6), decoder(norm="layer"), training, [0, 1, 2], together)
     assert_alike(alone, together, (0, 1, 2), training)
     clipped = np.array([together.read_log(seed)["gradient norm"] > 3.0 for seed in (0, 1, 2)])
     assert (clipped.any(0) & ~clipped.all(0)).any()
@@ -121,15 +131,15 @@ def test_clipping_is_each_seeds_own(alone: Run, together: Run) -> None:
 def test_single_precision_agrees_to_rounding(alone: Run, together: Run) -> None:
     training = replace(SHORT, dtype="float32", optimizer=MOMENTUM)
     for seed in (0, 1):
-        fit(Affine(length=6), decoder(norm="layer"), training, seed, alone)
-    fit_population(Affine(length=6), decoder(norm="layer"), training, [0, 1], together)
+        train_model(Affine(length=6), decoder(norm="layer"), training, seed, alone)
+    train_population(Affine(length=6), decoder(norm="layer"), training, [0, 1], together)
     assert_alike(alone, together, (0, 1), training, most=1e-4)
-    assert load_checkpoint(together.checkpoint(0, 10)).dtype == torch.float32
+    assert load_checkpoint(together.verified_checkpoint(0, 10)).dtype == torch.float32
 
 
 def test_numbers_do_not_depend_on_who_else_is_there(alone: Run, together: Run) -> None:
-    fit_population(Affine(length=6), decoder(), SHORT, [3], alone)
-    fit_population(Affine(length=6), decoder(), SHORT, [5, 3, 0, 1], together)
+    train_population(Affine(length=6), decoder(), SHORT, [3], alone)
+    train_population(Affine(length=6), decoder(), SHORT, [5, 3, 0, 1], together)
     assert_alike(alone, together, [3])
 
 
@@ -148,7 +158,7 @@ class Interrupt:
 def each_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Progress is told at every step."""
     for module in ("loop", "population"):
-        monkeypatch.setattr(f"mesascope.train.{module}.TELL_EVERY", -1.0)
+        monkeypatch.setattr(f"mesascope.train.{module}.PROGRESS_INTERVAL", -1.0)
 
 
 @pytest.mark.usefixtures("each_step")
@@ -157,14 +167,14 @@ def test_interrupted_and_taken_up_it_ends_bit_for_bit_where_it_would_have(
     optimizer: AdamW | SGD, alone: Run, together: Run
 ) -> None:
     training, seeds = replace(SHORT, optimizer=optimizer), [0, 1]
-    fit_population(Affine(length=6), decoder(), training, seeds, alone)
+    train_population(Affine(length=6), decoder(), training, seeds, alone)
     for after in (2, 7):
         with pytest.raises(KeyboardInterrupt):
-            fit_population(
+            train_population(
                 Affine(length=6), decoder(), training, seeds, together, save_every=0.0, progress=Interrupt(after)
             )
-        assert [verify(together.seed_path(seed) / "resume") for seed in seeds] == [after] * 2
-    fit_population(Affine(length=6), decoder(), training, seeds, together)
+        assert [verify_checkpoint(together.seed_path(seed) / "resume") for seed in seeds] == [after] * 2
+    train_population(Affine(length=6), decoder(), training, seeds, together)
     assert_alike(alone, together, seeds, training, most=1e-300)
 
 
@@ -173,15 +183,15 @@ def test_either_goes_on_from_what_the_other_saved(alone: Run, together: Run) -> 
     """Seed 0 is begun alone, seeds 1 and 2 together; seed 1 is ended alone, and 0 and 2 with a new one together."""
     task, config = Affine(length=6), decoder(norm="layer")
     for seed in range(4):
-        fit(task, config, SHORT, seed, alone)
+        train_model(task, config, SHORT, seed, alone)
     with pytest.raises(KeyboardInterrupt):
-        fit(task, config, SHORT, 0, together, save_every=0.0, progress=Interrupt(6))
+        train_model(task, config, SHORT, 0, together, save_every=0.0, progress=Interrupt(6))
     with pytest.raises(KeyboardInterrupt):
-        fit_population(task, config, SHORT, [1, 2], together, save_every=0.0, progress=Interrupt(4))
-    fit(task, config, SHORT, 1, together)
+        train_population(task, config, SHORT, [1, 2], together, save_every=0.0, progress=Interrupt(4))
+    train_model(task, config, SHORT, 1, together)
     done = {file: file.stat().st_mtime_ns for file in together.seed_path(1).rglob("step=*/*")}
     heard: list[int] = []
-    fit_population(task, config, SHORT, [0, 1, 2, 3], together, progress=lambda step, *_: heard.append(step))
+    train_population(task, config, SHORT, [0, 1, 2, 3], together, progress=lambda step, *_: heard.append(step))
     assert heard == [*range(1, 11), 10]  # the new one, then those behind with it: no step is taken twice
     assert_alike(alone, together, range(4))
     assert {file: file.stat().st_mtime_ns for file in together.seed_path(1).rglob("step=*/*")} == done
@@ -190,11 +200,11 @@ def test_either_goes_on_from_what_the_other_saved(alone: Run, together: Run) -> 
 @pytest.mark.usefixtures("each_step")
 def test_a_damaged_checkpoint_is_named_and_that_seed_alone_is_behind(alone: Run, together: Run) -> None:
     for run in (alone, together):
-        fit_population(Affine(length=6), decoder(), SHORT, [0, 1], run)
-    weights = together.checkpoint(1, 10) / "model.safetensors"
+        train_population(Affine(length=6), decoder(), SHORT, [0, 1], run)
+    weights = together.verified_checkpoint(1, 10) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     said: list[str] = []
-    fit_population(Affine(length=6), decoder(), SHORT, [0, 1], together, say=said.append)
+    train_population(Affine(length=6), decoder(), SHORT, [0, 1], together, log=said.append)
     assert len(said) == 1
     assert "seed=1/step=10/model.safetensors must have" in said[0]
     assert_alike(alone, together, [0, 1])
@@ -220,18 +230,22 @@ class Breaks(trainee.Blind):
 
 @pytest.mark.parametrize("looks", [False, True], ids=["vectorised", "one by one"])
 def test_a_seed_that_is_not_finite_is_named_and_what_was_saved_stays(looks: bool, together: Run) -> None:
-    with pytest.raises(TrainingDiverged, match=r"the loss became nan for seed 1 at step 5 \(the checkpoint of step 3"):
-        fit_population(Breaks(looks=looks), decoder(), SHORT, [0, 1], together)
+    with pytest.raises(
+        TrainingDiverged, match=r"the loss became nan for seed 1 at step 5 \(the last checkpoint is step 3"
+    ):
+        train_population(Breaks(looks=looks), decoder(), SHORT, [0, 1], together)
     for seed in (0, 1):
-        assert together.checkpoints(seed) == [0, 1, 3]
+        assert together.list_checkpoints(seed) == [0, 1, 3]
         assert together.read_log(seed)["step"].tolist() == [0, 1, 2, 3, 4]
-    for parameter in load_checkpoint(together.checkpoint(1, 3)).parameters():
+    for parameter in load_checkpoint(together.verified_checkpoint(1, 3)).parameters():
         assert parameter.isfinite().all()
 
 
 def test_a_gradient_that_is_not_finite_is_named(together: Run) -> None:
-    with pytest.raises(TrainingDiverged, match=r"the gradient norm became nan for seed 1 at step 5 \(the checkpoint"):
-        fit_population(Breaks(what="slope"), decoder(), SHORT, [0, 1], together)
+    with pytest.raises(
+        TrainingDiverged, match=r"the gradient norm became nan for seed 1 at step 5 \(the last checkpoint"
+    ):
+        train_population(Breaks(what="slope"), decoder(), SHORT, [0, 1], together)
 
 
 def test_a_loss_that_cannot_be_vectorised_is_asked_seed_by_seed_and_has_the_same_numbers(
@@ -247,7 +261,7 @@ def test_a_loss_that_cannot_be_vectorised_is_asked_seed_by_seed_and_has_the_same
     monkeypatch.setattr("mesascope.train.population.training_loss", counted)
     training, times = replace(SHORT, steps=5), []
     for run, looks in ((alone, False), (together, True)):
-        fit_population(Breaks(looks=looks), decoder(), training, [0, 2], run)
+        train_population(Breaks(looks=looks), decoder(), training, [0, 2], run)
         times.append(len(asked))
     assert times == [5, 5 + 5 * 2]
     for seed in (0, 2):
@@ -265,25 +279,29 @@ class Whole(AdamW):
     [
         ([], {}, r"seeds must be one or more, each given once, but got \[\]"),
         ([1, 2, 1], {}, r"each given once, but got \[1, 2, 1\]"),
-        ([0, 1], {"history": True}, r"must train without a history, .* but got history=True; train one seed after"),
-        ([0, 1], {"optimizer": Whole()}, "needs AdamW or SGD, which treat every number alone, but got Whole"),
+        (
+            [0, 1],
+            {"history": True},
+            r"must train without a history, .* but got history=True; train the seeds one by one",
+        ),
+        ([0, 1], {"optimizer": Whole()}, "must use AdamW or SGD, which update elementwise, but got Whole"),
     ],
 )
 def test_what_cannot_be_trained_together_is_refused(
     seeds: list[int], change: dict, message: str, together: Run
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        fit_population(trainee.TASK, decoder(), replace(SHORT, **change), seeds, together)
+        train_population(trainee.TASK, decoder(), replace(SHORT, **change), seeds, together)
     assert not (together.path / "models").exists()
 
 
 def test_another_recipe_in_the_same_place_is_refused_and_no_other_seed_is_begun(together: Run) -> None:
-    fit(trainee.TASK, decoder(), SHORT, 1, together)
-    with pytest.raises(RunError, match=r"seed=1 must be trained by one recipe, but holds another training"):
-        fit_population(trainee.TASK, decoder(), replace(SHORT, clip=2.0), [0, 1], together)
+    train_model(trainee.TASK, decoder(), SHORT, 1, together)
+    with pytest.raises(RunError, match=r"seed=1 must be trained with one configuration, but holds another training"):
+        train_population(trainee.TASK, decoder(), replace(SHORT, clip=2.0), [0, 1], together)
     assert not together.seed_path(0).exists()
-    with together.lock("models/seed=1", wait=0.0):
-        assert together.checkpoints(1) == [0, 1, 3, 10]
+    with together.exclusive_lock("models/seed=1", wait=0.0):
+        assert together.list_checkpoints(1) == [0, 1, 3, 10]
 
 
 def test_nothing_global_is_touched(together: Run) -> None:
@@ -292,7 +310,7 @@ def test_nothing_global_is_touched(together: Run) -> None:
     torch.manual_seed(5)
     threads, config = torch.get_num_threads(), decoder()
     before = config.to_dict()
-    fit_population(trainee.TASK, config, replace(SHORT, steps=5, threads=threads + 1), [0, 1], together)
+    train_population(trainee.TASK, config, replace(SHORT, steps=5, threads=threads + 1), [0, 1], together)
     assert torch.equal(torch.rand(1), expected)
     assert torch.get_num_threads() == threads
     assert config.to_dict() == before

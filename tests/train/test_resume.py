@@ -11,7 +11,7 @@ import psutil
 import pytest
 import trainee
 
-from mesascope.store import MANIFEST, History, Run
+from mesascope.store import MANIFEST, HistoryReader, Run
 
 
 @pytest.fixture(scope="module")
@@ -26,19 +26,19 @@ def assert_same(first: Path, second: Path, seed: int = 0) -> None:
     """Every checkpoint has the same bytes (weights, optimiser, configuration), every step had the same loss, and the
     history is whole."""
     one, two = Run.open(first), Run.open(second)
-    for step in trainee.TRAINING.due:
-        assert (one.checkpoint(seed, step) / MANIFEST).read_text() == (
-            two.checkpoint(seed, step) / MANIFEST
+    for step in trainee.TRAINING.checkpoint_steps:
+        assert (one.verified_checkpoint(seed, step) / MANIFEST).read_text() == (
+            two.verified_checkpoint(seed, step) / MANIFEST
         ).read_text()
     for column in ("step", "loss", "learning rate", "gradient norm"):
         assert one.read_log(seed)[column].tolist() == two.read_log(seed)[column].tolist()
     assert one.read_log(seed)["step"].tolist() == list(range(trainee.TRAINING.steps))
     assert (two.read_log(seed)["seconds"][1:] >= two.read_log(seed)["seconds"][:-1]).all()
     assert not list(two.seed_path(seed).rglob(".tmp-*"))
-    pasts = [History(run.seed_path(seed) / "history") for run in (one, two)]
+    pasts = [HistoryReader(run.seed_path(seed) / "history") for run in (one, two)]
     assert [past.steps for past in pasts] == [trainee.TRAINING.steps] * 2
     for name in pasts[0].columns:
-        assert pasts[0].read(name).tobytes() == pasts[1].read(name).tobytes()
+        assert pasts[0].read_column(name).tobytes() == pasts[1].read_column(name).tobytes()
 
 
 def script(kind: str, path: Path) -> subprocess.Popen:
@@ -75,12 +75,12 @@ def test_children_die_with_a_killed_parent_and_both_seeds_resume(undisturbed: Pa
 
 def test_a_truncated_checkpoint_is_named_and_trained_again(undisturbed: Path, tmp_path: Path) -> None:
     shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
-    good, bad = trainee.TRAINING.due[-3:-1]
-    weights = Run.open(tmp_path).checkpoint(0, bad) / "model.safetensors"
+    good, bad = trainee.TRAINING.checkpoint_steps[-3:-1]
+    weights = Run.open(tmp_path).verified_checkpoint(0, bad) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     said: list[str] = []
     heard: list[int] = []
-    trainee.train(tmp_path, 0, say=said.append, progress=lambda done, total, loss: heard.append(done))
+    trainee.train(tmp_path, 0, log=said.append, progress=lambda done, total, loss: heard.append(done))
     assert len(said) == 1
     assert f"step={bad}/model.safetensors must have" in said[0]
     assert heard[0] == good + 1
@@ -94,11 +94,11 @@ def test_killed_while_a_damaged_checkpoint_is_trained_again(undisturbed: Path, t
         raise KeyboardInterrupt
 
     shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
-    weights = Run.open(tmp_path).checkpoint(0, trainee.TRAINING.due[1]) / "model.safetensors"
+    weights = Run.open(tmp_path).verified_checkpoint(0, trainee.TRAINING.checkpoint_steps[1]) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(KeyboardInterrupt):
         trainee.train(tmp_path, 0, progress=interrupt)
-    assert Run.open(tmp_path).checkpoints(0) != list(trainee.TRAINING.due)
+    assert Run.open(tmp_path).list_checkpoints(0) != list(trainee.TRAINING.checkpoint_steps)
     trainee.train(tmp_path, 0)
     assert_same(undisturbed, tmp_path)
 

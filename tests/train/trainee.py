@@ -10,16 +10,16 @@ from pathlib import Path
 
 import torch
 
-from mesascope.executors import Processes
+from mesascope.executors import ProcessExecutor
 from mesascope.models.config import DecoderConfig
-from mesascope.store import Run, ignore
+from mesascope.store import Run, do_nothing
 from mesascope.tasks.affine import Affine
 from mesascope.tasks.base import Batch, Task
-from mesascope.train import AdamW, Training, fit
+from mesascope.train import AdamW, TrainingConfig, train_model
 
 TASK = Affine(length=6)
 MODEL = DecoderConfig(d_in=1, d_out=1, num_hidden_layers=1, hidden_size=8, num_attention_heads=2, norm="layer")
-TRAINING = Training(steps=120, batch_size=8, optimizer=AdamW(lr=1e-2), warmup=12, checkpoints=5, history=True)
+TRAINING = TrainingConfig(steps=120, batch_size=8, optimizer=AdamW(lr=1e-2), warmup=12, checkpoints=5, history=True)
 WHAT = {"study": "trainee", "scale": "smoke", "parameters": {}}
 
 
@@ -29,16 +29,18 @@ class Blind(Task):
     def sample(self, n: int, generator: torch.Generator) -> Batch:
         return TASK.sample(n, generator)
 
-    def oracles(self, batch: Batch) -> Mapping[str, torch.Tensor]:
+    def baselines(self, batch: Batch) -> Mapping[str, torch.Tensor]:
         return {}
 
 
 def train(path: Path, seed: int, **options) -> Path:
-    return fit(TASK, MODEL, TRAINING, seed, Run.create(path, WHAT), **options)
+    return train_model(TASK, MODEL, TRAINING, seed, Run.create(path, WHAT), **options)
 
 
-def job(work: tuple[Path, int], progress: Callable[..., None] = ignore, say: Callable[[str], None] = ignore) -> Path:
-    return train(*work, progress=progress, say=say, save_every=0.0)
+def job(
+    work: tuple[Path, int], progress: Callable[..., None] = do_nothing, say: Callable[[str], None] = do_nothing
+) -> Path:
+    return train(*work, progress=progress, log=say, save_every=0.0)
 
 
 def tell(*news: object) -> None:
@@ -51,7 +53,7 @@ def train_and_be_killed(path: Path) -> None:
     heard, told = os.pipe()
     child = os.fork()
     if child == 0:
-        job((path, 0), lambda *_: ignore(os.write(told, b".")))
+        job((path, 0), lambda *_: do_nothing(os.write(told, b".")))
         os._exit(0)
     os.read(heard, 1)
     time.sleep(random.uniform(0.02, 0.15))
@@ -66,4 +68,4 @@ if __name__ == "__main__":
         for _ in range(3):
             train_and_be_killed(place)
     else:
-        Processes().map(job, [(place, 0), (place, 1)], tell)
+        ProcessExecutor().map_jobs(job, [(place, 0), (place, 1)], tell)

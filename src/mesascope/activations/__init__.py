@@ -1,35 +1,35 @@
-"""Recording and editing what happens inside a forward pass: one path for every model."""
+"""Record and edit the activations of a forward pass, with one mechanism for every model."""
 
-from mesascope.activations.batched_edits import Stem
-from mesascope.activations.capture import Capture, NotRecorded, attending, capture, estimate_bytes
-from mesascope.activations.edits import Edit, NothingChanged
-from mesascope.activations.hooks.module_hooks import attach
-from mesascope.activations.layer_view import SUBLAYERS, WRITES, LayerReduction, LayerView
-from mesascope.activations.memory import NotEnoughMemory
-from mesascope.activations.readout.readout import Frame
-from mesascope.activations.recorder import Reduction
-from mesascope.activations.sites import FORWARD, SITES, Site, UnsupportedModel, site
+from mesascope.activations._layer_view import SUBLAYER_OUTPUTS, SUBLAYERS, LayerReduction, LayerView
+from mesascope.activations._memory import NotEnoughMemory
+from mesascope.activations._recorder import Reduction
+from mesascope.activations.batched_edits import BatchedEdits
+from mesascope.activations.capture import Capture, NotRecorded, attention_layers, capture, estimate_capture_bytes
+from mesascope.activations.edits import Edit, EditHadNoEffect
+from mesascope.activations.hooks._module_hooks import attach_hooks
+from mesascope.activations.readout._readout import Readout
+from mesascope.activations.sites import FORWARD_SITES, SITES, Site, UnsupportedModel, get_site
 
 __all__ = [
-    "FORWARD",
+    "FORWARD_SITES",
     "SITES",
     "SUBLAYERS",
-    "WRITES",
+    "SUBLAYER_OUTPUTS",
+    "BatchedEdits",
     "Capture",
     "Edit",
-    "Frame",
+    "EditHadNoEffect",
     "LayerReduction",
     "LayerView",
     "NotEnoughMemory",
     "NotRecorded",
-    "NothingChanged",
+    "Readout",
     "Reduction",
     "Site",
-    "Stem",
     "UnsupportedModel",
-    "attach",
-    "attending",
+    "attach_hooks",
+    "attention_layers",
     "capture",
-    "estimate_bytes",
-    "site",
+    "estimate_capture_bytes",
+    "get_site",
 ]

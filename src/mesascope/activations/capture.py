@@ -1,4 +1,4 @@
-"""Recording a model's forward pass, site by site, in bounded memory."""
+"""Recording of a model's forward pass, site by site, in bounded memory."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import nullcontext
@@ -11,345 +11,424 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mesascope.activations.arguments import (
-    chosen_layers,
-    on_device,
-    positions,
-    refuse_names,
-    stored_layers,
-    transformers_model,
+from mesascope.activations._arguments import (
+    prepare_inputs,
+    select_layers,
+    select_query_positions,
+    stored_layers_by_site,
+    validate_model,
+    validate_names,
 )
-from mesascope.activations.cache import checked, framed, note_checked, remember, remembered
-from mesascope.activations.checks import check_padding, check_untouched, refuse_changed, refuse_missing
-from mesascope.activations.edits import Edit, refuse
-from mesascope.activations.forward import first_position, predict, quiet
-from mesascope.activations.gradients import Objective, backward, differentiable
-from mesascope.activations.hooks.attention_interface import kernel_of
-from mesascope.activations.hooks.module_hooks import attach
-from mesascope.activations.layer_spec import Layer
-from mesascope.activations.layer_view import LayerReduction
-from mesascope.activations.memory import estimate, make_room, refuse_too_large, shape
-from mesascope.activations.readout.build import make_frame
-from mesascope.activations.readout.readout import Frame
-from mesascope.activations.recorder import Passing, Recorder, Reduction
-from mesascope.activations.sites import SITES, UnsupportedModel, gradient_of
-from mesascope.activations.structure.find_layers import read_layers
-from mesascope.activations.structure.trace import Trace, trace
-from mesascope.axes import label
+from mesascope.activations._cache import cache_structure, cached_readout, cached_structure, is_validated, mark_validated
+from mesascope.activations._checks import (
+    check_hooked_forward,
+    check_output_unchanged,
+    check_padding_invariance,
+    check_sites_available,
+)
+from mesascope.activations._layer_spec import LayerSpec
+from mesascope.activations._layer_view import LayerReduction
+from mesascope.activations._memory import allocate_tensor, check_memory, site_bytes, site_shape
+from mesascope.activations._recorder import BatchContext, MicroBatch, Recorder, Reduction
+from mesascope.activations.edits import Edit, validate_edit
+from mesascope.activations.forward import eval_no_grad, first_position_id, run_model
+from mesascope.activations.gradients import ObjectiveFn, backpropagate_loss, enable_activation_gradients
+from mesascope.activations.hooks._module_hooks import attach_hooks
+from mesascope.activations.hooks.attention_interface import attn_implementation
+from mesascope.activations.readout._build import build_readout
+from mesascope.activations.readout._readout import Readout
+from mesascope.activations.sites import SITES, UnsupportedModel, strip_gradient_suffix
+from mesascope.activations.structure._find_layers import find_layers
+from mesascope.activations.structure._trace import Trace, trace_forward
+from mesascope.axes import to_data_array
 from mesascope.tasks.base import Batch
 
-PROBE = 8  # positions of the first sequence on which the anatomy is read
-CHECKED = 256  # positions of the first sequence on which the checks are made
-USUAL = ("resid_pre", "resid_post", "prediction")
+TRACE_LENGTH = 8  # positions of the first sequence that are traced to find the model structure
+VALIDATION_LENGTH = 256  # positions of the first sequence that are used for validation
+DEFAULT_SITES = ("resid_pre", "resid_post", "output")
 
 
-class NotRecorded(KeyError):  # noqa: N818  it is a KeyError, and says what is missing
-    """A site or a reduction was asked for that this capture does not hold."""
+class NotRecorded(KeyError):  # noqa: N818  a KeyError by its base, which is no part of the name
+    """A capture does not contain the requested site or reduction."""
 
     def __str__(self) -> str:
-        """The message without the quotes that KeyError puts around it."""
+        """Return the message without the quotes that KeyError adds."""
         return str(self.args[0])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Capture:
-    """What was recorded.
+    """Recorded activations of one run of a model.
 
     Attributes:
-        sites: every recorded site and reduction, by name; axes as in :data:`SITES`, and as in ``axes``.
+        sites: every recorded site and reduction, by name; axes as in :data:`SITES` and in ``axes``.
         axes: the axis names of each of them.
-        inputs: what the model read.
-        batch: the batch that it came from, if it came from one.
-        oracles: other predictors on the same inputs, as they were given.
-        attention_mask: 1 where an input is real; ``None`` where all are.
-        layers: which layers of the model were recorded, in order.
-        queries: the positions whose rows ``score`` and ``pattern`` have.
-        frame: projections, read-out and head counts.
-        kernel: the attention implementation that ran, such as ``sdpa``.
-        source: the model, kept here for the frame.
+        inputs: the model inputs.
+        batch: the batch of a task that was captured, if any.
+        baselines: outputs of baselines on the same inputs, as passed to `capture`.
+        attention_mask: 1 where an input is not padding; ``None`` without padding.
+        layers: the recorded layers of the model, in order.
+        queries: the query positions of the rows of ``attn_scores`` and ``pattern``.
+        readout: the readout: output projections, unembedding and head counts.
+        attn_implementation: the attention implementation that ran, such as ``sdpa``.
+        model: the model; the readout needs it alive.
     """
 
     sites: Mapping[str, Tensor]
     axes: Mapping[str, tuple[str, ...]]
     inputs: Shaped[Tensor, "batch pos *d_in"]
     batch: Batch | None
-    oracles: Mapping[str, Tensor] = field(default_factory=dict)
+    baselines: Mapping[str, Tensor] = field(default_factory=dict)
     attention_mask: Int[Tensor, "batch pos"] | None
     layers: tuple[int, ...]
     queries: tuple[int, ...]
-    frame: Frame
-    kernel: str
-    source: PreTrainedModel
+    readout: Readout
+    attn_implementation: str
+    model: PreTrainedModel
 
     def __getitem__(self, name: str) -> Tensor:
-        """A recorded site, or a reduction by its name.
+        """Return a recorded site or reduction.
 
         Raises:
-            NotRecorded: it is not there.
+            NotRecorded: it was not recorded.
         """
         if name not in self.sites:
-            raise NotRecorded(f"{name!r} was not recorded; recorded are {', '.join(self.sites)}; ask capture for it")
+            raise NotRecorded(f"{name!r} was not recorded; recorded are {', '.join(self.sites)}; pass it to capture")
         return self.sites[name]
 
     def __contains__(self, name: object) -> bool:
-        """Whether a site or reduction was recorded."""
+        """Return whether a site or reduction was recorded."""
         return name in self.sites
 
-    def head_writes(self) -> Float[Tensor, "layer batch head pos d_model"]:
-        """What each head adds to the residual stream: ``head_out`` through its part of the output projection.
+    def head_out(self) -> Float[Tensor, "layer batch head pos d_model"]:
+        """Return what each head writes to the residual stream after its output projection: ``z`` @ W_O, head by head.
 
-        Summed over heads, with `Frame.output_bias`, it is ``attn_write``.
+        Summed over heads, plus `Readout.output_bias`, it equals ``attn_out``.
+
+        Returns:
+            The output of every head of every recorded layer, (layer, batch, head, pos, d_model).
 
         Raises:
-            NotRecorded: ``head_out`` was not recorded.
-            UnsupportedModel: head outputs do not reach the stream through a linear map.
+            NotRecorded: ``z`` was not recorded.
+            UnsupportedModel: ``z`` does not reach the residual stream through a linear map.
         """
-        heads, projection = self["head_out"], self.frame.output_projection
-        layers, batch, length, number, _ = heads.shape
-        found = make_room((layers, batch, number, length, projection.shape[-1]), heads.dtype, heads.device)
+        heads, projection = self["z"], self.readout.output_projection
+        layers, batch, length, num_heads, _ = heads.shape
+        outputs = allocate_tensor((layers, batch, num_heads, length, projection.shape[-1]), heads.dtype, heads.device)
         for layer, row in product(range(layers), range(batch)):
-            torch.bmm(heads[layer, row].transpose(0, 1), projection[layer], out=found[layer, row])
-        return found
+            torch.bmm(heads[layer, row].transpose(0, 1), projection[layer], out=outputs[layer, row])
+        return outputs
 
-    def xarray(self, name: str) -> xr.DataArray:
-        """The same as a labelled array, its layers numbered as in the model; raises as indexing does."""
+    def to_xarray(self, name: str) -> xr.DataArray:
+        """Return a recorded site or reduction as a labelled array; layers are numbered as in the model.
+
+        Args:
+            name: a recorded site or reduction.
+
+        Returns:
+            The array, on the CPU.
+
+        Raises:
+            NotRecorded: it was not recorded.
+        """
         values, axes = self[name], self.axes[name]
-        about = SITES[name].about if name in SITES else f"{name}, reduced while the model ran"
+        about = SITES[name].description if name in SITES else f"{name}, reduced during the forward pass"
         values = values.float() if values.dtype == torch.bfloat16 else values
         coords: dict[Hashable, Sequence[int]] = {"layer": list(self.layers)} if "layer" in axes else {}
         coords |= {"query": list(self.queries)} if "query" in axes else {}
-        return label(values, *axes, units="1", about=about, coords=coords)
+        return to_data_array(values, *axes, units="1", description=about, coords=coords)
 
 
 def capture(
     model: nn.Module,
     inputs: Tensor | Batch,
-    sites: Sequence[str] = USUAL,
+    sites: Sequence[str] = DEFAULT_SITES,
     *,
-    oracles: Mapping[str, Tensor] | None = None,
+    baselines: Mapping[str, Tensor] | None = None,
     edits: Sequence[Edit] = (),
     attention_mask: Tensor | None = None,
     batch_size: int | None = None,
     reduce: Mapping[str, Reduction | LayerReduction] | None = None,
     layers: Sequence[int] | None = None,
     queries: Sequence[int] | None = None,
-    objective: Objective | None = None,
+    objective: ObjectiveFn | None = None,
     check: bool = True,
 ) -> Capture:
-    """Run a model and record what happens inside, in evaluation mode.
+    """Run a model in evaluation mode and record its activations.
 
-    Sites that end in ``_grad`` are gradients of the loss summed over positions: the next token's cross-entropy, or
-    the targets' of the batch (squared error where they are vectors), or of ``objective`` summed over sequences.
-    Nothing but they needs a backward pass.
+    Sites that end in ``_grad`` are gradients of the loss summed over positions: cross-entropy of the next token, or the
+    loss on the targets of the batch (squared error if they are vectors), or ``objective`` summed over sequences. Only
+    these sites need a backward pass.
 
     Args:
-        model: any transformers causal language model that dispatches its attention, or one of ours.
+        model: a decoder of this package, or any transformers causal language model that computes its attention through
+            transformers' attention interface.
         inputs: tokens (batch, pos), vectors (batch, pos, d_in), or a batch of a task.
-        sites: what to keep, from :data:`SITES`.
-        oracles: predictions of others on the same inputs, kept beside.
-        edits: changes, applied in order before anything is recorded.
-        attention_mask: (batch, pos), 1 where an input is real; padding may stand on either side.
+        sites: names of the sites to record, from :data:`SITES`; ``logits`` is a second name of ``output``, for models
+            that map tokens to logits.
+        baselines: outputs of baselines on the same inputs, stored in the capture.
+        edits: edits, applied in order before anything is recorded.
+        attention_mask: (batch, pos), 1 where an input is not padding; padding may be on the left or on the right.
         batch_size: sequences per forward pass; all at once by default.
-        reduce: small things to compute from large sites layer by layer, by the name they shall have.
-        layers: which layers to record; all by default.
-        queries: positions whose rows of score and pattern are wanted; all by default.
-        objective: what gradients are of, in place of the loss: from predictions (batch, pos, d_out) to (batch); such
-            as a metric of :mod:`mesascope.interventions`. All sequences run at once then.
-        check: before the run, hold the first sequence (its first 256 positions) against the untouched model and
-            check every identity. What was found holds for this model until a weight or the kernel changes.
+        reduce: reductions of sites, computed layer by layer during the run, by the name of their result.
+        layers: the layers to record; all by default.
+        queries: the query positions whose rows of ``attn_scores`` and ``pattern`` are recorded; all by default.
+        objective: a function from outputs (batch, pos, d_out) to (batch) that replaces the loss in gradients, such as a
+            metric of :mod:`mesascope.interventions`. It needs all sequences in one forward pass.
+        check: compare the first sequence (its first 256 positions) with and without hooks before the run, and check all
+            identities. The result is cached until a weight or the attention implementation changes.
+
+    Returns:
+        The recorded sites and reductions.
 
     Raises:
-        UnsupportedModel: the model, or a layer, has no such site, or a check does not hold.
-        NotEnoughMemory: what is to be kept does not fit.
-        ValueError: a site or an index that does not exist.
+        UnsupportedModel: the model, or a layer, lacks a site, or a check fails.
+        NotEnoughMemory: the recorded sites do not fit into memory.
+        ValueError: a site or an index does not exist, or two arguments exclude each other.
 
     >>> from mesascope.models.transformer import Decoder, DecoderConfig
     >>> model = Decoder(DecoderConfig(d_in=1, d_out=1, hidden_size=8, num_attention_heads=2))
     >>> capture(model, torch.ones(4, 6, 1), ["pattern"])["pattern"].shape
     torch.Size([3, 4, 2, 6, 6])
     """
-    model = transformers_model(model)
-    x, mask = on_device(model, inputs, attention_mask)
+    model = validate_model(model)
+    x, mask = prepare_inputs(model, inputs, attention_mask)
     batch = inputs.to(model.device) if isinstance(inputs, Batch) else None
     reduce = dict(reduce or {})
-    refuse_names(sites, reduce)
+    validate_names(sites, reduce, x)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, but got {batch_size}")
     if objective is not None and batch_size is not None:
-        raise ValueError("an objective is of the whole batch, but batch_size cuts it; leave out either")
-    at = positions(queries, x.shape[1], edits)
-    with quiet(model):
-        probe, known = examine(model, x, mask)
-        chosen = chosen_layers(layers, len(known))
+        raise ValueError("an objective needs the whole batch, but batch_size splits it; omit objective or batch_size")
+    query_positions = select_query_positions(queries, x.shape[1], edits)
+    with eval_no_grad(model):
+        model_trace, layer_specs = read_structure(model, x, mask)
+        selected_layers = select_layers(layers, len(layer_specs))
         recorder = Recorder(
-            keep=sites,
+            sites=sites,
             reduce=reduce,
             edits=edits,
-            layers=chosen,
-            count=len(known),
-            batch=len(x),
-            lacking=_lacking(known),
+            layers=selected_layers,
+            num_layers=len(layer_specs),
+            batch_size=len(x),
+            layers_without_site=_layers_without_site(layer_specs),
         )
-        _refuse_edited_gradients(recorder, edits)
-        places = {gradient_of(name) or name: at for name, at in recorder.places.items()}
-        refuse_missing(type(model).__name__, known, places)
-        kept = stored_layers(sites, chosen)
-        refuse_too_large(estimate(probe, known, kept, len(x), x.shape[1], len(at)), x.device)
+        _validate_gradients_unedited(recorder, edits)
+        layers_by_site = {strip_gradient_suffix(name) or name: at for name, at in recorder.layers_by_site.items()}
+        check_sites_available(type(model).__name__, layer_specs, layers_by_site)
+        stored = stored_layers_by_site(sites, selected_layers)
+        check_memory(site_bytes(model_trace, layer_specs, stored, len(x), x.shape[1], len(query_positions)), x.device)
         for edit in edits:
-            shapes = {n: shape(probe, known[n], edit.site, *x.shape[:2]) for n in edit.layers(len(known))}
-            refuse(edit, shapes, min(batch_size or len(x), len(x)), probe.logits)
+            shapes = {
+                n: site_shape(model_trace, layer_specs[n], edit.site, *x.shape[:2])
+                for n in edit.edited_layers(len(layer_specs))
+            }
+            validate_edit(edit, shapes, min(batch_size or len(x), len(x)), model_trace.logits)
         if check:
-            check_places(model, known, places, x, mask)
-        frame = framed(model, chosen, lambda: make_frame(model, known, chosen, probe))
-        _run(
+            validate_hook_points(model, layer_specs, layers_by_site, x, mask)
+        readout = cached_readout(
+            model, selected_layers, lambda: build_readout(model, layer_specs, selected_layers, model_trace)
+        )
+        _run_micro_batches(
             model,
-            known,
+            layer_specs,
             recorder,
-            _Run(x=x, mask=mask, batch=batch, queries=at, frame=frame, objective=objective),
+            _RunInputs(x=x, mask=mask, batch=batch, queries=query_positions, readout=readout, objective=objective),
             batch_size or len(x),
         )
-    recorder.warn_unchanged()
+    recorder.warn_without_effect()
     return Capture(
-        sites=recorder.kept,
-        axes={name: SITES[name].axes for name in sites} | _reduced_axes(reduce),
+        sites=recorder.recorded,
+        axes={name: SITES[name].axes for name in sites} | _reduction_axes(reduce),
         inputs=x,
         batch=inputs if isinstance(inputs, Batch) else None,
-        oracles=dict(oracles or {}),
+        baselines=dict(baselines or {}),
         attention_mask=mask,
-        layers=tuple(chosen),
-        queries=tuple(at.tolist()),
-        frame=frame,
-        kernel=kernel_of(model),
-        source=model,
+        layers=tuple(selected_layers),
+        queries=tuple(query_positions.tolist()),
+        readout=readout,
+        attn_implementation=attn_implementation(model),
+        model=model,
     )
 
 
-def estimate_bytes(
-    model: nn.Module, inputs: Tensor | Batch, sites: Sequence[str] = USUAL, layers: Sequence[int] | None = None
+def estimate_capture_bytes(
+    model: nn.Module, inputs: Tensor | Batch, sites: Sequence[str] = DEFAULT_SITES, layers: Sequence[int] | None = None
 ) -> int:
-    """How many bytes a capture of these sites will keep; nothing but a probe of 8 positions is run.
+    """Return the memory that a capture of these sites needs; only the trace input of 8 positions is run.
+
+    Args:
+        model: the model.
+        inputs: tokens (batch, pos), vectors (batch, pos, d_in), or a batch of a task.
+        sites: names of the sites to record.
+        layers: the layers to record; all by default.
+
+    Returns:
+        The size of all recorded sites in bytes.
 
     Raises:
-        UnsupportedModel: as `capture` does.
+        UnsupportedModel: the model structure cannot be found.
+        ValueError: a site or a layer does not exist.
     """
-    model = transformers_model(model)
-    x, mask = on_device(model, inputs, None)
-    refuse_names(sites, {})
-    with quiet(model):
-        probe, known = examine(model, x, mask)
-    chosen = chosen_layers(layers, len(known))
-    kept = stored_layers(sites, chosen)
-    return estimate(probe, known, kept, *x.shape[:2])
+    model = validate_model(model)
+    x, mask = prepare_inputs(model, inputs, None)
+    validate_names(sites, {}, x)
+    with eval_no_grad(model):
+        model_trace, layer_specs = read_structure(model, x, mask)
+    selected_layers = select_layers(layers, len(layer_specs))
+    stored = stored_layers_by_site(sites, selected_layers)
+    return site_bytes(model_trace, layer_specs, stored, *x.shape[:2])
 
 
-def attending(model: nn.Module, inputs: Tensor | Batch) -> list[int]:
-    """The layers that have attention, counted from 0: all but in hybrids; nothing but a probe is run.
+def attention_layers(model: nn.Module, inputs: Tensor | Batch) -> list[int]:
+    """Return the layers that have attention, counted from 0; only the trace input of 8 positions is run.
+
+    Hybrid models have layers without attention.
+
+    Args:
+        model: the model.
+        inputs: tokens (batch, pos), vectors (batch, pos, d_in), or a batch of a task.
+
+    Returns:
+        The indices of the layers with attention, in order.
 
     Raises:
-        UnsupportedModel: as `capture` does.
+        UnsupportedModel: the model structure cannot be found.
     """
-    model = transformers_model(model)
-    x, mask = on_device(model, inputs, None)
-    with quiet(model):
-        _, known = examine(model, x, mask)
-    return [number for number, layer in enumerate(known) if layer.attention is not None]
+    model = validate_model(model)
+    x, mask = prepare_inputs(model, inputs, None)
+    with eval_no_grad(model):
+        _, layer_specs = read_structure(model, x, mask)
+    return [number for number, layer in enumerate(layer_specs) if layer.attention is not None]
 
 
-def examine(
+def read_structure(
     model: PreTrainedModel, inputs: Shaped[Tensor, "batch pos *d_in"], mask: Int[Tensor, "batch pos"] | None = None
-) -> tuple[Trace, tuple[Layer, ...]]:
-    """Read a model's anatomy from a probe: the first real inputs of the first sequence.
+) -> tuple[Trace, tuple[LayerSpec, ...]]:
+    """Trace a model on the first inputs of the first sequence that are not padding, and find its layers.
+
+    Args:
+        model: the model.
+        inputs: tokens or vectors, on the model's device.
+        mask: 1 where an input is not padding.
+
+    Returns:
+        The trace of up to 8 positions, and the specification of every layer.
 
     Raises:
-        UnsupportedModel: it cannot be read, or tracing changes the prediction.
+        UnsupportedModel: the structure cannot be found, or tracing changes the output.
+        ValueError: the mask hides the whole first sequence.
     """
     row = inputs[0] if mask is None else inputs[0, mask[0].bool()]
-    probe = row[None, :PROBE]
-    if probe.shape[1] == 0:
-        raise ValueError("the first sequence must have a real input, but the attention mask hides all of it")
+    trace_input = row[None, :TRACE_LENGTH]
+    if trace_input.shape[1] == 0:
+        raise ValueError("the first sequence must not be all padding, but the attention mask hides all of it")
     if mask is not None:
-        first_position(model, row[0])
-    known = remembered(model, probe)
-    if known is not None:
-        return known
-    alone = predict(model, probe)
+        first_position_id(model, row[0])
+    cached = cached_structure(model, trace_input)
+    if cached is not None:
+        return cached
+    expected = run_model(model, trace_input)
     try:
-        seen = trace(model, lambda: predict(model, probe))
+        model_trace = trace_forward(model, lambda: run_model(model, trace_input))
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
         raise UnsupportedModel(
             f"a model must run with its attention function wrapped, but {type(model).__name__} fails: {error}; its "
-            "modelling file may choose its path by the name of the attention implementation"
+            "modelling file may branch on the name of the attention implementation"
         ) from error
-    layers = read_layers(model, seen)
-    refuse_changed(type(model).__name__, alone, seen.logits)
-    return remember(model, probe, (seen, layers))
+    layers = find_layers(model, model_trace)
+    check_output_unchanged(type(model).__name__, expected, model_trace.logits)
+    return cache_structure(model, trace_input, (model_trace, layers))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Run:
-    """What all micro-batches of a run share."""
+class _RunInputs:
+    """Values that all micro-batches of a run share."""
 
     x: Shaped[Tensor, "batch pos *d_in"]
     mask: Int[Tensor, "batch pos"] | None
     batch: Batch | None
     queries: Int[Tensor, " query"]
-    frame: Frame
-    objective: Objective | None
+    readout: Readout
+    objective: ObjectiveFn | None
 
 
-def _run(model: PreTrainedModel, known: Sequence[Layer], recorder: Recorder, run: _Run, batch_size: int) -> None:
-    """All sequences, in micro-batches; where a gradient is wanted, each goes forth and back."""
-    back = recorder.differentiates
+def _run_micro_batches(
+    model: PreTrainedModel, layer_specs: Sequence[LayerSpec], recorder: Recorder, run: _RunInputs, batch_size: int
+) -> None:
+    """Run all sequences in micro-batches, each with a backward pass if a gradient is recorded."""
+    needs_gradients = recorder.needs_gradients
     queries = run.queries if len(run.queries) < run.x.shape[1] else None
+    parallel = tuple(layer.parallel for layer in layer_specs)
     for start in range(0, len(run.x), batch_size):
         rows = slice(start, min(start + batch_size, len(run.x)))
         x, mask = run.x[rows], None if run.mask is None else run.mask[rows]
         batch = None if run.batch is None else run.batch[rows]
-        view = {"inputs": x, "mask": mask, "queries": run.queries, "frame": run.frame, "batch": batch}
-        view["parallel"] = {number: layer.parallel for number, layer in enumerate(known)}
-        recorder.passing = Passing(rows=range(rows.start, rows.stop), view=view)
-        with differentiable(model, known) if back else nullcontext():
-            with attach(
-                model, known, recorder.places, recorder, queries=queries, enter=recorder.enter, room=recorder.room
+        context = BatchContext(
+            inputs=x, mask=mask, queries=run.queries, readout=run.readout, batch=batch, parallel=parallel
+        )
+        recorder.micro_batch = MicroBatch(rows=range(rows.start, rows.stop), context=context)
+        with enable_activation_gradients(model, layer_specs) if needs_gradients else nullcontext():
+            with attach_hooks(
+                model,
+                layer_specs,
+                recorder.layers_by_site,
+                recorder,
+                queries=queries,
+                on_layer_start=recorder.on_layer_start,
+                allocate=recorder.get_buffer,
             ):
-                prediction = predict(model, x, mask, everywhere=recorder.predicts)
-            recorder.predicted(prediction)
-            if back:
-                backward(prediction, x, mask, batch, run.objective)
-        del prediction
+                output = run_model(model, x, mask, all_positions=recorder.needs_output)
+            recorder.record_output(output)
+            if needs_gradients:
+                backpropagate_loss(output, x, mask, batch, run.objective)
+        del output
 
 
-def check_places(
+def validate_hook_points(
     model: PreTrainedModel,
-    known: Sequence[Layer],
-    places: Mapping[str, Sequence[int]],
+    layer_specs: Sequence[LayerSpec],
+    layers_by_site: Mapping[str, Sequence[int]],
     inputs: Shaped[Tensor, "batch pos *d_in"],
     mask: Int[Tensor, "batch pos"] | None,
 ) -> None:
-    """The checks, on the first positions and once for the same model and places; padding whenever there is some."""
-    inputs, mask = inputs[:, :CHECKED], None if mask is None else mask[:, :CHECKED]
-    if not checked(model, places):
-        check_untouched(model, known, places, inputs, mask)
-        note_checked(model, places)
-    check_padding(model, inputs, mask)
+    """Validate hook points once per model and set of hook points, and invariance to padding in every padded run.
+
+    Args:
+        model: the model.
+        layer_specs: the specification of every layer.
+        layers_by_site: layers by site.
+        inputs: tokens or vectors; the first 256 positions are used.
+        mask: 1 where an input is not padding.
+
+    Raises:
+        UnsupportedModel: a check fails.
+    """
+    inputs, mask = inputs[:, :VALIDATION_LENGTH], None if mask is None else mask[:, :VALIDATION_LENGTH]
+    if not is_validated(model, layers_by_site):
+        check_hooked_forward(model, layer_specs, layers_by_site, inputs, mask)
+        mark_validated(model, layers_by_site)
+    check_padding_invariance(model, inputs, mask)
 
 
-def _lacking(known: Sequence[Layer]) -> dict[str, list[int]]:
-    """For every site and its gradient, the layers that do not have it."""
+def _layers_without_site(layer_specs: Sequence[LayerSpec]) -> dict[str, list[int]]:
+    """Return the layers without each site or its gradient, by site."""
     return {
-        name: [number for number, layer in enumerate(known) if (gradient_of(name) or name) in layer.missing]
+        name: [
+            number for number, layer in enumerate(layer_specs) if (strip_gradient_suffix(name) or name) in layer.missing
+        ]
         for name in SITES
     }
 
 
-def _reduced_axes(reduce: Mapping[str, Reduction | LayerReduction]) -> dict[str, tuple[str, ...]]:
-    """The axes of everything that reductions give."""
-    single = {name: how.stacked for name, how in reduce.items() if isinstance(how, Reduction)}
+def _reduction_axes(reduce: Mapping[str, Reduction | LayerReduction]) -> dict[str, tuple[str, ...]]:
+    """Return the axes of every result of the reductions."""
+    single = {name: how.stacked_axes for name, how in reduce.items() if isinstance(how, Reduction)}
     several = [how.axes for how in reduce.values() if isinstance(how, LayerReduction)]
     return single | {name: ("layer", *axes) for each in several for name, axes in each.items()}
 
 
-def _refuse_edited_gradients(recorder: Recorder, edits: Sequence[Edit]) -> None:
-    """Refuse gradients through edits: a layer is run again, unedited, when its gradient is taken."""
-    if edits and recorder.differentiates:
-        raise ValueError("gradients must be of the untouched model, but edits were given; leave out either")
+def _validate_gradients_unedited(recorder: Recorder, edits: Sequence[Edit]) -> None:
+    # Activation checkpointing runs a layer again, without edits, when its gradient is computed.
+    if edits and recorder.needs_gradients:
+        raise ValueError("gradients must be of the unedited model, but edits were given; omit either")

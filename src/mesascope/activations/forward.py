@@ -1,4 +1,4 @@
-"""Running a model once, quietly: evaluation mode, no gradients, no cache, right positions for padding."""
+"""Single forward passes in evaluation mode, without gradients or cache, with the right position ids under padding."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,17 +10,21 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mesascope.activations.hooks.module_hooks import accepts
+from mesascope.activations.hooks._module_hooks import accepts_argument
 from mesascope.activations.sites import UnsupportedModel
 
-Inputs = Shaped[Tensor, "batch pos *d_in"]
-Mask = Int[Tensor, "batch pos"]
-_FIRST: WeakKeyDictionary[PreTrainedModel, int] = WeakKeyDictionary()
+ModelInputs = Shaped[Tensor, "batch pos *d_in"]
+AttentionMask = Int[Tensor, "batch pos"]
+_FIRST_POSITION_IDS: WeakKeyDictionary[PreTrainedModel, int] = WeakKeyDictionary()
 
 
 @contextmanager
-def quiet(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode without gradients; every module's mode is restored on exit."""
+def eval_no_grad(model: PreTrainedModel) -> Iterator[None]:
+    """Set evaluation mode and disable gradients; every module's mode is restored on exit.
+
+    Args:
+        model: the model.
+    """
     training = [module for module in model.modules() if module.training]
     try:
         model.eval()
@@ -31,56 +35,68 @@ def quiet(model: PreTrainedModel) -> Iterator[None]:
             module.training = True
 
 
-def predict(
-    model: PreTrainedModel, inputs: Inputs, mask: Mask | None = None, *, everywhere: bool = True
+def run_model(
+    model: PreTrainedModel, inputs: ModelInputs, mask: AttentionMask | None = None, *, all_positions: bool = True
 ) -> Float[Tensor, "batch predicted d_out"]:
-    """What a model predicts at every position.
+    """Run a forward pass and return the model's output.
 
     Args:
-        model: any causal language model, or one of ours.
-        inputs: tokens or vectors.
-        mask: 1 where an input is real, 0 at padding, on either side; positions are counted from the first real one.
-        everywhere: otherwise at the last position alone, where the class can: what happens inside is the same, and a
-            vocabulary is large.
+        model: the model.
+        inputs: tokens (batch, pos) or vectors (batch, pos, d_in).
+        mask: 1 where an input is not padding, on either side; position ids are counted from the first such input.
+        all_positions: return outputs at every position; otherwise at the last only, if the model class can, which
+            saves a large product with the vocabulary and changes no activation.
+
+    Returns:
+        Logits or predicted vectors.
 
     Raises:
-        UnsupportedModel: the model gives no logits.
+        UnsupportedModel: the model has no logits in its output.
     """
-    less = not everywhere and accepts(model, "logits_to_keep")
-    output = model(**_arguments(model, inputs, mask), **({"logits_to_keep": 1} if less else {}))
+    last_only = not all_positions and accepts_argument(model, "logits_to_keep")
+    output = model(**_forward_arguments(model, inputs, mask), **({"logits_to_keep": 1} if last_only else {}))
     logits = output.get("logits") if isinstance(output, dict) else None
-    if not isinstance(logits, Tensor) or not (less or logits.shape[:2] == inputs.shape[:2]):
+    if not isinstance(logits, Tensor) or not (last_only or logits.shape[:2] == inputs.shape[:2]):
         raise UnsupportedModel(
-            f"a model must predict at every position, but {type(model).__name__} gives no such logits; "
+            f"a model must return logits at every position, but {type(model).__name__} does not; "
             "load it as a causal language model"
         )
     return logits
 
 
-def first_position(model: PreTrainedModel, real: Shaped[Tensor, "*d_in"]) -> int:
-    """Which number a model gives to its first position: what an embedding counts up from, on a real input twice.
+def first_position_id(model: PreTrainedModel, input_at_position: Shaped[Tensor, "*d_in"]) -> int:
+    """Return the position id that a model gives to its first position.
 
-    It is found once for a model, which runs for it; so ask first where hooks that count calls are to be attached.
+    It is read from an embedding whose inputs count up, on an input that is repeated once. The result is cached; the
+    first call runs the model, so call it before you attach hooks that count calls.
+
+    Args:
+        model: the model.
+        input_at_position: one input that is not padding.
+
+    Returns:
+        The id; 0 if no embedding counts positions.
     """
-    if model not in _FIRST:
-        seen: list[Tensor] = []
-        counters = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    if model not in _FIRST_POSITION_IDS:
+        embedded: list[Tensor] = []
+        embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
         with ExitStack() as hooks:
-            for module in counters:
-                hooks.callback(module.register_forward_pre_hook(lambda _, given: seen.extend(given[:1])).remove)
-            predict(model, real.expand(1, 2, *real.shape))
-        pairs = [x.flatten().tolist() for x in seen if isinstance(x, Tensor) and x.numel() == 2]
-        _FIRST[model] = next((a for a, b in pairs if b == a + 1), 0)
-    return _FIRST[model]
+            for module in embeddings:
+                hooks.callback(module.register_forward_pre_hook(lambda _, given: embedded.extend(given[:1])).remove)
+            run_model(model, input_at_position.expand(1, 2, *input_at_position.shape))
+        pairs = [x.flatten().tolist() for x in embedded if isinstance(x, Tensor) and x.numel() == 2]
+        _FIRST_POSITION_IDS[model] = next((a for a, b in pairs if b == a + 1), 0)
+    return _FIRST_POSITION_IDS[model]
 
 
-def _arguments(model: PreTrainedModel, inputs: Inputs, mask: Mask | None) -> dict[str, Any]:
-    """The arguments of one forward pass."""
-    given: dict[str, Any] = {model.main_input_name: inputs}
-    if accepts(model, "use_cache"):
-        given["use_cache"] = False
+def _forward_arguments(model: PreTrainedModel, inputs: ModelInputs, mask: AttentionMask | None) -> dict[str, Any]:
+    arguments: dict[str, Any] = {model.main_input_name: inputs}
+    if accepts_argument(model, "use_cache"):
+        arguments["use_cache"] = False
     if mask is not None:
-        given["attention_mask"] = mask
-        if accepts(model, "position_ids") and not mask[:, 0].all():
-            given["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0) + first_position(model, inputs[mask.bool()][0])
-    return given
+        arguments["attention_mask"] = mask
+        if accepts_argument(model, "position_ids") and not mask[:, 0].all():
+            arguments["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0) + first_position_id(
+                model, inputs[mask.bool()][0]
+            )
+    return arguments

@@ -1,4 +1,4 @@
-"""Gradients of the loss by what flows through the layers, with no more than one layer's graph in memory."""
+"""Gradients of the loss with respect to activations, with the autograd graph of one layer in memory at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,100 +12,128 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from mesascope.activations.hooks.module_hooks import ORIGINAL, running
-from mesascope.activations.layer_spec import Layer
+from mesascope.activations._layer_spec import LayerSpec
+from mesascope.activations.hooks._module_hooks import ORIGINAL_FORWARD, replace_forwards
 from mesascope.tasks.base import Batch
 
-Objective = Callable[[Tensor], Tensor]
+ObjectiveFn = Callable[[Tensor], Tensor]
 
-CHUNK = 256  # positions whose loss is computed at once
+LOSS_CHUNK = 256  # positions of one loss computation, which bounds the memory of the softmax
 
 
 @contextmanager
-def differentiable(model: PreTrainedModel, layers: Sequence[Layer], thrifty: bool = True) -> Iterator[None]:
-    """While this lasts, graphs are built, for activations and not for weights.
+def enable_activation_gradients(
+    model: PreTrainedModel, layers: Sequence[LayerSpec], activation_checkpointing: bool = True
+) -> Iterator[None]:
+    """Enable gradients of activations but not of weights.
 
     Args:
-        model: whose weights need no gradient meanwhile.
-        layers: where its blocks are.
-        thrifty: each block is run again when its gradient is taken, in place of keeping its graph.
+        model: the model; its weights require no gradient inside the context.
+        layers: the specification of every layer.
+        activation_checkpointing: recompute each block in the backward pass instead of storing its graph.
     """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    blocks = [model.get_submodule(layer.block) for layer in layers] if thrifty else []
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    blocks = [model.get_submodule(layer.block) for layer in layers] if activation_checkpointing else []
     try:
-        for parameter in trained:
+        for parameter in trainable:
             parameter.requires_grad_(False)
-        with running(blocks, [_run_again(block.forward) for block in blocks]), torch.enable_grad():
+        with replace_forwards(blocks, [_checkpoint_forward(block.forward) for block in blocks]), torch.enable_grad():
             yield
     finally:
-        for parameter in trained:
+        for parameter in trainable:
             parameter.requires_grad_(True)
 
 
-def backward(
-    prediction: Float[Tensor, "batch pos d_out"],
+def backpropagate_loss(
+    output: Float[Tensor, "batch pos d_out"],
     inputs: Shaped[Tensor, "batch pos *d_in"],
     mask: Int[Tensor, "batch pos"] | None,
     batch: Batch | None,
-    objective: Objective | None = None,
+    objective: ObjectiveFn | None = None,
 ) -> None:
-    """Send the gradient of the summed loss back through the model, a few positions' loss at a time.
+    """Backpropagate the gradient of the summed loss through the model, computing the loss of a few positions at a time.
 
-    The loss is cross-entropy on tokens and the squared error on vectors; positions that are not scored have none.
+    The loss is cross-entropy for tokens and the squared error for vectors; positions of weight 0 have none.
 
     Args:
-        prediction: of the model, with its graph.
-        inputs: what it read: where there is no batch, the next token is the target.
-        mask: 1 where an input is real.
+        output: the model's output, with its graph.
+        inputs: the model inputs: without a batch, the next token is the target.
+        mask: 1 where an input is not padding.
         batch: targets and weights of these sequences.
-        objective: a number for each sequence in place of the loss, from the predictions.
+        objective: a function from outputs to one number per sequence that replaces the loss.
+
+    Raises:
+        ValueError: there are no targets for vectors.
     """
     if objective is not None:
-        leaf = prediction.detach().requires_grad_()
-        torch.autograd.backward(prediction, torch.autograd.grad(objective(leaf).sum(), leaf)[0])
+        leaf = output.detach().requires_grad_()
+        torch.autograd.backward(output, torch.autograd.grad(objective(leaf).sum(), leaf)[0])
         return
-    targets, weight = scored(prediction, inputs, mask, batch)
-    gradient = torch.empty_like(prediction)
-    for start in range(0, prediction.shape[1], CHUNK):
-        part = slice(start, start + CHUNK)
-        leaf = prediction[:, part].detach().requires_grad_()
-        loss = losses(leaf, targets[:, part]) * weight[:, part]
+    targets, weight = loss_targets(output, inputs, mask, batch)
+    gradient = torch.empty_like(output)
+    for start in range(0, output.shape[1], LOSS_CHUNK):
+        part = slice(start, start + LOSS_CHUNK)
+        leaf = output[:, part].detach().requires_grad_()
+        loss = position_losses(leaf, targets[:, part]) * weight[:, part]
         (gradient[:, part],) = torch.autograd.grad(loss.sum(), leaf)
-    torch.autograd.backward(prediction, gradient)
+    torch.autograd.backward(output, gradient)
 
 
-def scored(
-    prediction: Float[Tensor, "batch pos d_out"],
+def loss_targets(
+    output: Float[Tensor, "batch pos d_out"],
     inputs: Shaped[Tensor, "batch pos *d_in"],
     mask: Int[Tensor, "batch pos"] | None,
     batch: Batch | None,
 ) -> tuple[Shaped[Tensor, "batch pos *d_out"], Float[Tensor, "batch pos"]]:
-    """Targets, and how much each position counts."""
+    """Return the targets of a loss and the weight of each position.
+
+    Without a batch, a position has weight 0 if it is the last one, or if its input or the next one is padding.
+
+    Args:
+        output: the model's output.
+        inputs: the model inputs: without a batch, the next token is the target.
+        mask: 1 where an input is not padding.
+        batch: targets and weights of these sequences.
+
+    Returns:
+        Targets (batch, pos) or (batch, pos, d_out), and weights (batch, pos).
+
+    Raises:
+        ValueError: the inputs are vectors and there is no batch.
+    """
     if batch is not None:
-        return batch.targets, batch.weight.to(prediction.dtype)
+        return batch.targets, batch.weight.to(output.dtype)
     if inputs.is_floating_point():
-        raise ValueError("a gradient needs a loss: vectors must come as a Batch with targets, but got inputs alone")
-    weight = torch.ones(inputs.shape, dtype=prediction.dtype, device=inputs.device)
+        raise ValueError("gradients need a loss, but the vectors came without targets; pass a Batch with targets")
+    weight = torch.ones(inputs.shape, dtype=output.dtype, device=inputs.device)
     weight[:, -1] = 0
     if mask is not None:
         weight[:, :-1] *= mask[:, 1:] * mask[:, :-1]
     return inputs.roll(-1, 1), weight
 
 
-def losses(
-    prediction: Float[Tensor, "batch pos d_out"], targets: Shaped[Tensor, "batch pos *d_out"]
+def position_losses(
+    output: Float[Tensor, "batch pos d_out"], targets: Shaped[Tensor, "batch pos *d_out"]
 ) -> Float[Tensor, "batch pos"]:
-    """The loss at every position."""
+    """Return the loss at every position.
+
+    Args:
+        output: logits or vectors.
+        targets: tokens (cross-entropy) or vectors (squared error).
+
+    Returns:
+        The loss (batch, pos), in nats or squared units.
+    """
     if targets.is_floating_point():
-        return (prediction - targets).square().sum(-1)
-    return functional.cross_entropy(prediction.float().mT, targets, reduction="none").to(prediction.dtype)
+        return (output - targets).square().sum(-1)
+    return functional.cross_entropy(output.float().mT, targets, reduction="none").to(output.dtype)
 
 
-def _run_again(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """A forward whose graph is made anew when it is needed; its original stays at hand."""
+def _checkpoint_forward(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a forward in activation checkpointing; the original is an attribute of the result."""
 
-    def run(*args: Any, **kwargs: Any) -> Any:
+    def run_checkpointed(*args: Any, **kwargs: Any) -> Any:
         return checkpoint(partial(forward, **kwargs), *args, use_reentrant=False, preserve_rng_state=False)
 
-    setattr(run, ORIGINAL, forward)
-    return run
+    setattr(run_checkpointed, ORIGINAL_FORWARD, forward)
+    return run_checkpointed

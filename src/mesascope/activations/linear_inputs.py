@@ -1,8 +1,8 @@
-"""What linear maps read, at a sample of tokens, taken while the model runs.
+"""Inputs of linear modules at a sample of tokens, recorded during the forward pass.
 
-Vectors are kept, and neither their second moments nor projections of them: moments of every input take as much memory
-as a third of the model and more where it is wide, and projections need all eigenvectors before the pass, or anew for
-every micro-batch. Vectors grow only with the width; how many are kept is a choice, and each one obeys the identity.
+Input vectors are stored, rather than their second moments or projections: the second moments of all inputs need at
+least a third of the memory of the model, and projections need the eigenvectors before the pass. The memory for vectors
+is linear in the width, and every stored vector can be checked against the module's output.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,243 +16,294 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mesascope.activations.arguments import on_device
-from mesascope.activations.capture import examine
-from mesascope.activations.forward import predict, quiet
-from mesascope.activations.hooks.module_hooks import first_tensor
+from mesascope.activations._arguments import prepare_inputs
+from mesascope.activations.capture import read_structure
+from mesascope.activations.forward import eval_no_grad, run_model
+from mesascope.activations.hooks._module_hooks import first_tensor
 from mesascope.activations.sites import UnsupportedModel
-from mesascope.activations.structure.linear_modules import LinearMap, Maps, find_maps
+from mesascope.activations.structure._linear_modules import LinearModule, LinearModules, find_linear_modules
 from mesascope.tasks.base import Batch
 
-TOKENS = 2048  # at most so many are looked at
-BYTES = 128_000_000  # and so many bytes of their vectors kept
+MAX_SAMPLED_TOKENS = 2048  # maximum number of sampled tokens
+MAX_SAMPLE_BYTES = 128_000_000  # maximum size of the stored vectors
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class MapSample:
-    """What one map read and gave at the sampled tokens.
+class LinearModuleSample:
+    """The inputs and output norms of one linear module at the sampled tokens.
 
     Attributes:
-        map: the map.
-        inputs: the vectors x; maps that read the same share them.
-        observed: the squared length of W x as the model computed it, the bias taken off.
+        linear: the linear module.
+        inputs: the input vectors x; modules that read the same vectors share the tensor.
+        output_sq_norms: the squared norm of W x as the model computed it, without the bias.
     """
 
-    map: LinearMap
+    linear: LinearModule
     inputs: Float[Tensor, "token d_in"]
-    observed: Float[Tensor, " token"]
+    output_sq_norms: Float[Tensor, " token"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class MapSamples:
-    """The samples of all maps.
+class LinearModuleSamples:
+    """The samples of all linear modules.
 
     Attributes:
-        samples: one for each map, layer by layer.
-        layers: the layers that were searched for maps, in order.
-        left_out: why a module with matrices has none, by layer and its name in the block.
-        tokens: how many were sampled.
+        samples: one per linear module, layer by layer.
+        layers: the layers that were searched, in order.
+        excluded: the reason why a module with matrices has no sample, by layer and its name in the block.
+        num_tokens: the number of sampled tokens.
     """
 
-    samples: tuple[MapSample, ...]
+    samples: tuple[LinearModuleSample, ...]
     layers: tuple[int, ...]
-    left_out: dict[tuple[int, str], str]
-    tokens: int
+    excluded: dict[tuple[int, str], str]
+    num_tokens: int
 
 
-def affordable(maps: Maps, dtype: torch.dtype, bytes_: int = BYTES) -> int:
-    """How many tokens can be sampled so that their vectors at all maps take no more than so many bytes."""
-    width = sum(each.weight.shape[1] for each in maps.found if each.reads == each.name)
-    return max(1, bytes_ // max(1, width * dtype.itemsize))
-
-
-def pick(counted: Bool[Tensor, "batch pos"], most: int, generator: torch.Generator) -> Bool[Tensor, "batch pos"]:
-    """A random choice of tokens, each as likely as any other.
+def max_sampled_tokens(linear_modules: LinearModules, dtype: torch.dtype, max_bytes: int = MAX_SAMPLE_BYTES) -> int:
+    """Return the number of tokens whose input vectors at all linear modules fit into a given memory.
 
     Args:
-        counted: the tokens to choose from.
-        most: how many to choose; all of them if there are no more.
-        generator: of the choice.
+        linear_modules: the linear modules.
+        dtype: the dtype of the vectors.
+        max_bytes: the memory in bytes.
+
+    Returns:
+        The number of tokens, at least 1.
+    """
+    width = sum(each.weight.shape[1] for each in linear_modules.modules if each.same_input_as == each.name)
+    return max(1, max_bytes // max(1, width * dtype.itemsize))
+
+
+def sample_tokens(
+    eligible: Bool[Tensor, "batch pos"], max_tokens: int, generator: torch.Generator
+) -> Bool[Tensor, "batch pos"]:
+    """Sample tokens uniformly without replacement.
+
+    Args:
+        eligible: ``True`` at eligible tokens.
+        max_tokens: the maximum number of tokens; all eligible ones if there are no more.
+        generator: the random generator.
+
+    Returns:
+        A mask that is ``True`` at the sampled tokens.
 
     Raises:
-        ValueError: there is none.
+        ValueError: no token is eligible.
     """
-    places = counted.cpu().flatten().nonzero()[:, 0]
-    if not len(places):
-        raise ValueError("there must be a token to look at, but every one is left out; count more of them")
-    chosen = places[torch.randperm(len(places), generator=generator)[:most]]
-    picked = torch.zeros(counted.numel(), dtype=torch.bool)
-    picked[chosen] = True
-    return picked.view(counted.shape)
+    indices = eligible.cpu().flatten().nonzero()[:, 0]
+    if not len(indices):
+        raise ValueError("at least one token must be eligible, but all are excluded; exclude fewer tokens")
+    sampled = indices[torch.randperm(len(indices), generator=generator)[:max_tokens]]
+    token_mask = torch.zeros(eligible.numel(), dtype=torch.bool)
+    token_mask[sampled] = True
+    return token_mask.view(eligible.shape)
 
 
 @contextmanager
-def watch_maps(maps: Maps, picked: Bool[Tensor, "batch pos"]) -> Iterator["MapWatch"]:
-    """While this lasts, forward passes show what the maps read and give at some tokens.
+def record_linear_inputs(
+    linear_modules: LinearModules, token_mask: Bool[Tensor, "batch pos"]
+) -> Iterator["LinearInputRecorder"]:
+    """Record the inputs of linear modules at some tokens during the forward passes of the context.
 
     The sequences must pass once, in order, in micro-batches of any size.
 
     Args:
-        maps: which maps.
-        picked: the tokens to take, of all sequences.
+        linear_modules: the linear modules.
+        token_mask: ``True`` at the tokens to record, for all sequences.
+
+    Yields:
+        The recorder; call its `collect_samples` after the last pass.
     """
-    watch = MapWatch(maps, picked)
+    recorder = LinearInputRecorder(linear_modules, token_mask)
     with ExitStack() as hooks:
-        for each in maps.found:
-            handle = each.module.register_forward_hook(partial(watch.see, each), with_kwargs=True)
+        for each in linear_modules.modules:
+            handle = each.module.register_forward_hook(partial(recorder.record_call, each), with_kwargs=True)
             hooks.callback(handle.remove)
-        yield watch
+        yield recorder
 
 
-class MapWatch:
-    """Takes vectors from the maps' calls; see `watch_maps`."""
+class LinearInputRecorder:
+    """Recorder of the inputs of linear modules; see `record_linear_inputs`."""
 
-    def __init__(self, maps: Maps, picked: Bool[Tensor, "batch pos"]) -> None:
-        self._maps, self._picked = maps, picked.flatten().cpu()
-        self._tokens = int(picked.sum())
-        self._taken = {(each.layer, each.name): _Taken() for each in maps.found}
+    def __init__(self, linear_modules: LinearModules, token_mask: Bool[Tensor, "batch pos"]) -> None:
+        self._linear_modules, self._token_mask = linear_modules, token_mask.flatten().cpu()
+        self._num_tokens = int(token_mask.sum())
+        self._recorded = {(each.layer, each.name): _RecordedVectors() for each in linear_modules.modules}
 
     @torch.no_grad()
-    def see(self, each: LinearMap, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        """Take the picked vectors of one call."""
+    def record_call(
+        self, linear: LinearModule, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any
+    ) -> None:
+        """Record the vectors of one call of a linear module; a forward hook.
+
+        Args:
+            linear: the linear module.
+            module: the module that was called.
+            args: its positional arguments.
+            kwargs: its keyword arguments.
+            output: its output.
+        """
         x = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)).flatten(0, -2)
-        y, taken = first_tensor(output), self._taken[each.layer, each.name]
-        rows = self._picked[taken.seen : taken.seen + len(x)].nonzero()[:, 0].to(x.device)
-        taken.seen += len(x)
+        y, taken = first_tensor(output), self._recorded[linear.layer, linear.name]
+        rows = self._token_mask[taken.num_seen : taken.num_seen + len(x)].nonzero()[:, 0].to(x.device)
+        taken.num_seen += len(x)
         if y is None or not len(rows):
             return
-        given = y.flatten(0, -2)[rows].double()
-        given = given if each.bias is None else given - each.bias.double()
-        taken.keep(x[rows], given.square().sum(-1), self._taken[each.layer, each.reads], self._tokens)
+        outputs = y.flatten(0, -2)[rows].double()
+        outputs = outputs if linear.bias is None else outputs - linear.bias.double()
+        taken.append_rows(
+            x[rows], outputs.square().sum(-1), self._recorded[linear.layer, linear.same_input_as], self._num_tokens
+        )
 
-    def result(self) -> MapSamples:
-        """What was taken.
+    def collect_samples(self) -> LinearModuleSamples:
+        """Return the recorded samples.
+
+        Returns:
+            The samples of all linear modules that read every token.
 
         Raises:
-            UnsupportedModel: no map read every token.
+            UnsupportedModel: no linear module read every token.
         """
-        left_out, samples = dict(self._maps.left_out), []
-        for each in self._maps.found:
-            taken, tokens = self._taken[each.layer, each.name], self._picked.numel()
-            if taken.seen != tokens or taken.inputs is None or taken.observed is None:
-                left_out[each.layer, each.name] = f"it read {taken.seen} vectors where there were {tokens} tokens"
+        excluded, samples = dict(self._linear_modules.excluded), []
+        for each in self._linear_modules.modules:
+            taken, tokens = self._recorded[each.layer, each.name], self._token_mask.numel()
+            if taken.num_seen != tokens or taken.inputs is None or taken.output_sq_norms is None:
+                excluded[each.layer, each.name] = f"its input has {taken.num_seen} vectors for {tokens} tokens"
             else:
-                samples.append(MapSample(map=each, inputs=taken.inputs, observed=taken.observed))
+                samples.append(
+                    LinearModuleSample(linear=each, inputs=taken.inputs, output_sq_norms=taken.output_sq_norms)
+                )
         if not samples:
             raise UnsupportedModel(
-                "the layers must have linear maps that read every token once, but none does: "
-                f"{next(iter(left_out.values()), 'no module in them holds a matrix')}"
+                "the layers must have linear modules that read every token once, but none does: "
+                f"{next(iter(excluded.values()), 'no module has a matrix')}"
             )
-        return MapSamples(samples=tuple(samples), layers=self._maps.layers, left_out=left_out, tokens=self._tokens)
+        return LinearModuleSamples(
+            samples=tuple(samples), layers=self._linear_modules.layers, excluded=excluded, num_tokens=self._num_tokens
+        )
 
 
 @dataclass(kw_only=True, eq=False)
-class _Taken:
-    """What was taken from one map so far: the first ``kept`` rows, after it has seen so many tokens."""
+class _RecordedVectors:
+    """The vectors recorded from one linear module: ``num_stored`` rows so far, of ``num_seen`` tokens."""
 
     inputs: Float[Tensor, "token d_in"] | None = None
-    observed: Float[Tensor, " token"] | None = None
-    kept: int = 0
-    seen: int = 0
+    output_sq_norms: Float[Tensor, " token"] | None = None
+    num_stored: int = 0
+    num_seen: int = 0
 
-    def keep(
-        self, x: Float[Tensor, "some d_in"], observed: Float[Tensor, " some"], source: "_Taken", tokens: int
+    def append_rows(
+        self,
+        x: Float[Tensor, "some d_in"],
+        output_sq_norms: Float[Tensor, " some"],
+        source: "_RecordedVectors",
+        tokens: int,
     ) -> None:
-        """Add vectors to the rows; as long as a source holds the same, bit for bit, its rows are shared."""
-        rows = slice(self.kept, self.kept + len(x))
-        if self.inputs is None or self.observed is None:
+        """Append vectors; share the rows of ``source`` as long as they are bitwise equal."""
+        rows = slice(self.num_stored, self.num_stored + len(x))
+        if self.inputs is None or self.output_sq_norms is None:
             self.inputs = x.new_empty(tokens, x.shape[1]) if source.inputs is None else source.inputs
-            self.observed = observed.new_empty(tokens)
+            self.output_sq_norms = output_sq_norms.new_empty(tokens)
         if self is source or self.inputs is not source.inputs:
             self.inputs[rows] = x
         elif not torch.equal(self.inputs[rows], x):
             self.inputs = self.inputs.clone()
             self.inputs[rows] = x
-        self.observed[rows] = observed
-        self.kept += len(x)
+        self.output_sq_norms[rows] = output_sq_norms
+        self.num_stored += len(x)
 
 
-def sample_maps(
+def sample_linear_inputs(
     model: PreTrainedModel,
     inputs: Shaped[Tensor, "batch pos *d_in"],
     *,
-    counted: Bool[Tensor, "batch pos"] | None = None,
+    eligible: Bool[Tensor, "batch pos"] | None = None,
     attention_mask: Int[Tensor, "batch pos"] | None = None,
     layers: Sequence[int] | None = None,
-    tokens: int = TOKENS,
+    max_tokens: int = MAX_SAMPLED_TOKENS,
     batch_size: int | None = None,
     seed: int = 0,
-) -> MapSamples:
-    """What every linear map inside the blocks reads and gives, at a random sample of tokens.
+) -> LinearModuleSamples:
+    """Run a model and sample the inputs of every linear module inside its blocks, at random tokens.
 
     Args:
-        model: any model that capture supports.
-        inputs: tokens or vectors.
-        counted: the tokens to choose from, sinks left out, say; all real ones by default.
-        attention_mask: 1 where an input is real.
-        layers: which layers; all by default.
-        tokens: how many tokens at most; fewer where their vectors would take more than 128 MB.
+        model: any model that `capture` supports.
+        inputs: tokens (batch, pos) or vectors (batch, pos, d_in).
+        eligible: ``True`` at eligible tokens, to exclude attention sinks, for example; by default all but padding.
+        attention_mask: 1 where an input is not padding.
+        layers: the layers; all by default.
+        max_tokens: the maximum number of tokens; fewer if their vectors would need more than 128 MB.
         batch_size: sequences per forward pass; all at once by default.
-        seed: of the choice of tokens.
+        seed: the seed of the sample.
+
+    Returns:
+        The samples of all linear modules.
 
     Raises:
-        UnsupportedModel: the layers cannot be read, or have no linear maps.
+        UnsupportedModel: the layers cannot be found, or have no linear modules.
+        ValueError: no token is eligible.
 
     >>> from mesascope.models.transformer import Decoder, DecoderConfig
     >>> model = Decoder(DecoderConfig(d_in=1, d_out=1, hidden_size=8, num_attention_heads=2))
-    >>> sample_maps(model, torch.ones(4, 6, 1), layers=[0]).samples[0].map.name
+    >>> sample_linear_inputs(model, torch.ones(4, 6, 1), layers=[0]).samples[0].linear.name
     'attention.q_proj'
     """
     inputs = inputs.to(model.device)
     mask = None if attention_mask is None else attention_mask.to(model.device).long()
-    real = torch.ones(inputs.shape[:2], dtype=torch.bool) if mask is None else mask.bool().cpu()
-    real = real if counted is None else real & counted.cpu()
-    with quiet(model):
-        probe, known = examine(model, inputs, mask)
-        maps = find_maps(model, known, probe, layers)
-        most = min(tokens, affordable(maps, model.dtype))
+    not_padding = torch.ones(inputs.shape[:2], dtype=torch.bool) if mask is None else mask.bool().cpu()
+    not_padding = not_padding if eligible is None else not_padding & eligible.cpu()
+    with eval_no_grad(model):
+        model_trace, layer_specs = read_structure(model, inputs, mask)
+        linear_modules = find_linear_modules(model, layer_specs, model_trace, layers)
+        num_tokens = min(max_tokens, max_sampled_tokens(linear_modules, model.dtype))
         size = batch_size or len(inputs)
-        with watch_maps(maps, pick(real, most, torch.Generator().manual_seed(seed))) as watched:
+        with record_linear_inputs(
+            linear_modules, sample_tokens(not_padding, num_tokens, torch.Generator().manual_seed(seed))
+        ) as recorder:
             for start in range(0, len(inputs), size):
                 rows = slice(start, start + size)
-                predict(model, inputs[rows], None if mask is None else mask[rows], everywhere=False)
-        return watched.result()
+                run_model(model, inputs[rows], None if mask is None else mask[rows], all_positions=False)
+        return recorder.collect_samples()
 
 
-def read_by(
+def module_inputs(
     model: PreTrainedModel, inputs: Tensor | Batch, names: Sequence[str]
 ) -> dict[str, Float[Tensor, "batch pos _"]]:
-    """The vectors that modules of these names read in one forward pass, in evaluation mode.
+    """Return the inputs of named modules in one forward pass in evaluation mode.
 
     Args:
         model: any transformers model.
         inputs: tokens (batch, pos), vectors (batch, pos, d_in), or a batch of a task.
-        names: of modules that are called once, with one tensor of vectors (batch, pos, width).
+        names: names of modules that are called once, with one tensor (batch, pos, width).
+
+    Returns:
+        The inputs, by module name.
 
     Raises:
-        ValueError: a module of this name is not there, or was not called once.
+        ValueError: the model has no module of a name, or a module was not called once.
     """
-    known = dict(model.named_modules())
-    missing = [name for name in names if name not in known]
+    modules = dict(model.named_modules())
+    missing = [name for name in names if name not in modules]
     if missing:
-        raise ValueError(f"modules must be the model's, but it has no {', '.join(missing)}")
-    seen: dict[str, list[Tensor]] = {name: [] for name in names}
+        raise ValueError(f"names must be modules of the model, but it has no {', '.join(missing)}")
+    recorded: dict[str, list[Tensor]] = {name: [] for name in names}
 
-    def hear(name: str):
-        def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            seen[name].append(args[0].detach())
+    def make_hook(name: str):
+        def record_input(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            recorded[name].append(args[0].detach())
 
-        return note
+        return record_input
 
-    hooks = [known[name].register_forward_pre_hook(hear(name)) for name in names]
-    x, mask = on_device(model, inputs, None)
+    hooks = [modules[name].register_forward_pre_hook(make_hook(name)) for name in names]
+    x, mask = prepare_inputs(model, inputs, None)
     try:
-        with quiet(model), torch.no_grad():
-            predict(model, x, mask)
+        with eval_no_grad(model), torch.no_grad():
+            run_model(model, x, mask)
     finally:
         for hook in hooks:
             hook.remove()
-    uncalled = [name for name, vectors in seen.items() if len(vectors) != 1]
+    uncalled = [name for name, vectors in recorded.items() if len(vectors) != 1]
     if uncalled:
-        raise ValueError(f"modules must be called once in a forward pass, but {', '.join(uncalled)} is not")
-    return {name: vectors[0] for name, vectors in seen.items()}
+        raise ValueError(f"modules must be called once per forward pass, but {', '.join(uncalled)} is not; omit it")
+    return {name: vectors[0] for name, vectors in recorded.items()}

@@ -1,83 +1,110 @@
-"""The closed list of places in a forward pass, the same in every model."""
+"""The closed list of sites in a forward pass, the same for every model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 
-class UnsupportedModel(ValueError):  # noqa: N818  it names what is wrong, as KeyError does not
-    """This model, or one of its layers, has no such place or breaks an identity that the place must satisfy."""
+class UnsupportedModel(ValueError):  # noqa: N818  the name says what is wrong
+    """The model, or one of its layers, lacks a site or violates an identity that the site must satisfy."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """A place.
+    """A named activation of the forward pass.
 
     Attributes:
-        name: how it is asked for.
+        name: the name that `capture` and `Edit` take.
         axes: one name per axis, from :mod:`mesascope.axes`.
-        about: what is found there.
+        description: a description of the activation.
     """
 
     name: str
     axes: tuple[str, ...]
-    about: str
+    description: str
 
     @property
-    def inner(self) -> tuple[str, ...]:
+    def axes_within_layer(self) -> tuple[str, ...]:
         """The axes within one layer."""
         return tuple(axis for axis in self.axes if axis != "layer")
 
 
-def _site(name: str, axes: str, about: str) -> tuple[str, Site]:
-    """A site under its name."""
-    return name, Site(name=name, axes=tuple(axes.split()), about=about)
+def _named_site(name: str, axes: str, description: str) -> tuple[str, Site]:
+    return name, Site(name=name, axes=tuple(axes.split()), description=description)
 
 
 SITES: Mapping[str, Site] = MappingProxyType(
     dict(
         [
-            _site("resid_pre", "layer batch pos d_model", "the residual stream before a layer"),
-            _site("attn_write", "layer batch pos d_model", "what attention adds to the residual stream"),
-            _site("mlp_write", "layer batch pos d_model", "what the MLP adds to the residual stream"),
-            _site("resid_post", "layer batch pos d_model", "the residual stream after a layer"),
-            _site("query", "layer batch head pos d_head", "queries, after rotary positions"),
-            _site("key", "layer batch kv_head pos d_head", "keys, after rotary positions, one per key-value head"),
-            _site("value", "layer batch kv_head pos d_head", "values, one per key-value head"),
-            _site("score", "layer batch head query key", "scaled scores before the softmax, -inf where masked"),
-            _site("pattern", "layer batch head query key", "attention weights, by which values are mixed"),
-            _site("head_out", "layer batch pos head d_head", "each head's mixed values, before the output projection"),
-            _site("prediction", "batch pos d_out", "the model's output: logits, or predicted vectors"),
-            _site("resid_pre_grad", "layer batch pos d_model", "gradient of the summed loss by resid_pre"),
-            _site("attn_write_grad", "layer batch pos d_model", "gradient of the summed loss by attn_write"),
-            _site("mlp_write_grad", "layer batch pos d_model", "gradient of the summed loss by mlp_write"),
+            _named_site("resid_pre", "layer batch pos d_model", "the residual stream before a layer"),
+            _named_site("attn_out", "layer batch pos d_model", "attention output, as added to the residual stream"),
+            _named_site("mlp_out", "layer batch pos d_model", "MLP output, as added to the residual stream"),
+            _named_site("resid_post", "layer batch pos d_model", "the residual stream after a layer"),
+            _named_site("query", "layer batch head pos d_head", "queries, after rotary embeddings"),
+            _named_site(
+                "key", "layer batch kv_head pos d_head", "keys, after rotary embeddings, one per key-value head"
+            ),
+            _named_site("value", "layer batch kv_head pos d_head", "values, one per key-value head"),
+            _named_site(
+                "attn_scores", "layer batch head query key", "scaled scores before the softmax, -inf where masked"
+            ),
+            _named_site("pattern", "layer batch head query key", "attention weights, after the softmax"),
+            _named_site(
+                "z", "layer batch pos head d_head", "weighted values of each head, before the output projection"
+            ),
+            _named_site("output", "batch pos d_out", "model output: logits, or predicted vectors"),
+            _named_site("logits", "batch pos d_out", "the same as output, in a model that maps tokens to logits"),
+            _named_site(
+                "resid_pre_grad", "layer batch pos d_model", "gradient of the summed loss with respect to resid_pre"
+            ),
+            _named_site(
+                "attn_out_grad", "layer batch pos d_model", "gradient of the summed loss with respect to attn_out"
+            ),
+            _named_site(
+                "mlp_out_grad", "layer batch pos d_model", "gradient of the summed loss with respect to mlp_out"
+            ),
         ]
     )
 )
 
 
-GRADIENT = "_grad"
+GRADIENT_SUFFIX = "_grad"
 
 
-def gradient_of(name: str) -> str | None:
-    """The site by which a gradient is taken, or nothing where this is no gradient.
+def strip_gradient_suffix(name: str) -> str | None:
+    """Return the site that a gradient site differentiates with respect to.
 
-    >>> gradient_of("resid_pre_grad"), gradient_of("resid_pre")
+    Args:
+        name: the name of a site.
+
+    Returns:
+        The name without ``_grad``, or ``None`` if the site is not a gradient.
+
+    >>> strip_gradient_suffix("resid_pre_grad"), strip_gradient_suffix("resid_pre")
     ('resid_pre', None)
     """
-    return name.removesuffix(GRADIENT) if name.endswith(GRADIENT) else None
+    return name.removesuffix(GRADIENT_SUFFIX) if name.endswith(GRADIENT_SUFFIX) else None
 
 
-FORWARD = tuple(name for name in SITES if gradient_of(name) is None)  # what needs no backward pass
+OUTPUT_SITES = ("output", "logits")  # two names of one tensor
+FORWARD_SITES = tuple(
+    name for name in SITES if strip_gradient_suffix(name) is None and name != "logits"
+)  # need no backward pass
 
 
-def site(name: str) -> Site:
-    """The site of this name.
+def get_site(name: str) -> Site:
+    """Return the site of a given name.
+
+    Args:
+        name: a key of :data:`SITES`.
+
+    Returns:
+        The site.
 
     Raises:
-        ValueError: there is none.
+        ValueError: no site has this name.
 
-    >>> site("pattern").inner
+    >>> get_site("pattern").axes_within_layer
     ('batch', 'head', 'query', 'key')
     """
     if name not in SITES:

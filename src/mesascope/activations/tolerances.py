@@ -1,33 +1,74 @@
-"""What counts as rounding: the one place where tolerances are set."""
+"""Tolerances for rounding errors, all of which are set here."""
 
 from jaxtyping import Float, Shaped
 from torch import Tensor, finfo
 
 
-def same(a: Shaped[Tensor, "..."], b: Shaped[Tensor, "..."]) -> bool:
-    """Whether two tensors are equal bit for bit, shape included."""
+def bitwise_equal(a: Shaped[Tensor, "..."], b: Shaped[Tensor, "..."]) -> bool:
+    """Return whether two tensors are equal bit for bit, shape and dtype included.
+
+    Args:
+        a: a tensor.
+        b: a tensor.
+
+    Returns:
+        ``True`` if they are equal; a NaN is equal to nothing.
+    """
     return a.shape == b.shape and a.dtype == b.dtype and a.equal(b)
 
 
-def distance(a: Float[Tensor, "*shape"], b: Float[Tensor, "*shape"], scale: float = 0.0) -> float:
-    """The largest difference, relative to the largest entry of ``b`` (or to ``scale``, if that is larger)."""
+def relative_difference(a: Float[Tensor, "*shape"], b: Float[Tensor, "*shape"], scale: float = 0.0) -> float:
+    """Return the largest absolute difference, relative to the largest entry: max |a - b| / max(scale, max |b|).
+
+    Args:
+        a: a tensor.
+        b: the reference, of the same shape.
+        scale: a lower bound of the denominator.
+
+    Returns:
+        The relative difference; the absolute one if the denominator is 0.
+    """
     size = max(scale, b.double().abs().max().item())
     gap = (a.double() - b.double()).abs().max().item()
     return gap / size if size else gap
 
 
-def tolerance(of: Float[Tensor, "..."]) -> float:
-    """What two orders of the same sums may differ by, relative to the largest entry, in this precision."""
-    return max(1e-4, 8 * finfo(of.dtype).eps) if finfo(of.dtype).bits <= 32 else 1e-9
+def rounding_tolerance(tensor: Float[Tensor, "..."]) -> float:
+    """Return the tolerance for sums in another order, relative to the largest entry, in the precision of a tensor.
+
+    Args:
+        tensor: the tensor.
+
+    Returns:
+        max(1e-4, 8 eps) up to 32 bits, and 1e-9 in double precision.
+    """
+    return max(1e-4, 8 * finfo(tensor.dtype).eps) if finfo(tensor.dtype).bits <= 32 else 1e-9
 
 
-def close(a: Float[Tensor, "*shape"], b: Float[Tensor, "*shape"], scale: float = 0.0) -> bool:
-    """Whether two tensors are the same but for the order of sums; a NaN is never close."""
-    return distance(a, b, scale) <= tolerance(b)
+def allclose(a: Float[Tensor, "*shape"], b: Float[Tensor, "*shape"], scale: float = 0.0) -> bool:
+    """Return whether two tensors agree up to the order of summation; a NaN never agrees.
+
+    Args:
+        a: a tensor.
+        b: the reference, of the same shape.
+        scale: a lower bound of the size to which the difference is relative.
+
+    Returns:
+        ``True`` if the relative difference is within the tolerance.
+    """
+    return relative_difference(a, b, scale) <= rounding_tolerance(b)
 
 
-def sums_to(total: Float[Tensor, "*shape"], *terms: Float[Tensor, "*shape"]) -> bool:
-    """Whether terms add up to a total, each entry to a few roundings of its own largest term."""
+def terms_sum_to(total: Float[Tensor, "*shape"], *terms: Float[Tensor, "*shape"]) -> bool:
+    """Return whether terms sum to a total, each entry within 4 eps of the sum of the magnitudes of its terms.
+
+    Args:
+        total: the expected sum.
+        *terms: the terms, of the same shape.
+
+    Returns:
+        ``True`` if every entry agrees.
+    """
     gap = (total.double() - sum(term.double() for term in terms)).abs()
     size = total.double().abs() + sum(term.double().abs() for term in terms)
     return bool((gap <= 4 * finfo(total.dtype).eps * size).all())

@@ -1,118 +1,203 @@
-"""What a measure is: an instrument that reads a capture, and says what it needs recorded."""
+"""Analyses: functions that return a labelled Dataset, and what a reader must know about each."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import xarray as xr
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from mesascope.activations import Capture, LayerReduction, Reduction, capture
-from mesascope.analyses.instrument import Instrument, Steps, described
 from mesascope.tasks.base import Batch
+
+AnalysisInput = Literal["capture", "model", "history", "checkpoints"]
+AnalysisSteps = Literal["all", "ends", "last"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measure(Instrument):
-    """An instrument that is called with a capture.
+class Analysis:
+    """A function that returns a labelled Dataset, and what a reader must know about it.
+
+    ``input`` says what the function is called with, besides its options:
+
+    - ``capture``: a :class:`~mesascope.activations.Capture` of held-out sequences; it cannot reach the model.
+    - ``model``: the model, the task and a batch; it runs the model itself, with edits for example.
+    - ``history``: the training history, the model and a batch.
+    - ``checkpoints``: all checkpoints of one training.
 
     Attributes:
-        sites: what must be recorded.
-        reductions: what is computed from large sites while the forward pass runs, by name.
-        padded: whether it leaves out the padding of sequences of different lengths; others refuse it.
+        name: its name on the command line, and the name of its file in a run.
+        title: heading of its section on a page.
+        description: what it computes, with its source; printed above its figures.
+        compute: the function.
+        input: what the function is called with.
+        sites: sites that must be recorded (``input="capture"``).
+        reductions: tensors computed from large sites during the forward pass, by name (``input="capture"``).
+        supports_padding: whether it leaves out the padding of sequences of different lengths; others refuse it.
+        options: arguments of the function that differ from its defaults.
+        steps: whether it is applied to all checkpoints, to the first and the last (``ends``), or to the last one.
     """
 
-    sites: tuple[str, ...]
+    name: str
+    title: str
+    description: str
+    compute: Callable[..., xr.Dataset]
+    input: AnalysisInput = "capture"
+    sites: tuple[str, ...] = ()
     reductions: Mapping[str, Reduction | LayerReduction] = field(default_factory=dict)
-    padded: bool = False
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """Every site that it is computed from."""
-        several = [how for how in self.reductions.values() if isinstance(how, LayerReduction)]
-        single = [how.site for how in self.reductions.values() if isinstance(how, Reduction)]
-        return frozenset((*self.sites, *single, *(site for how in several for site in how.sites)))
+    supports_padding: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+    steps: AnalysisSteps = "all"
 
     def __call__(self, *subject: Any, **options: Any) -> xr.Dataset:
-        """Apply the measure to a capture.
+        """Apply the analysis.
+
+        Args:
+            subject: what ``input`` says.
+            options: further arguments of the function.
+
+        Returns:
+            the results; their attributes name the analysis and its options.
 
         Raises:
-            ValueError: there is padding, which it would take for inputs.
+            ValueError: the capture has padding, and the analysis would take it for inputs.
         """
-        if not self.padded and isinstance(subject[0], Capture) and subject[0].attention_mask is not None:
+        if not self.supports_padding and isinstance(subject[0], Capture) and subject[0].attention_mask is not None:
             raise ValueError(
                 f"{self.name} needs sequences of one length, but some of the capture's are padded; capture sequences "
-                "of each length apart"
+                "of each length separately"
             )
-        return super().__call__(*subject, **options)
+        used = {**self.options, **options}
+        attrs = {"analysis": self.name, "title": self.title, "description": self.description}
+        option_attrs = {f"option {name}": str(value) for name, value in used.items()}
+        return self.compute(*subject, **used).assign_attrs(**attrs, **option_attrs)
+
+    @property
+    def required_sites(self) -> frozenset[str]:
+        """Every site that the analysis is computed from."""
+        layer_reductions = [how for how in self.reductions.values() if isinstance(how, LayerReduction)]
+        single = [how.site for how in self.reductions.values() if isinstance(how, Reduction)]
+        return frozenset((*self.sites, *single, *(site for how in layer_reductions for site in how.sites)))
+
+    def select_steps(self, steps: Sequence[int]) -> list[int]:
+        """Return those of the checkpoints that the analysis is applied to.
+
+        Args:
+            steps: training steps of all checkpoints, in order.
+
+        Returns:
+            the selected training steps, in order and without duplicates.
+        """
+        chosen = {"all": steps, "ends": (steps[0], steps[-1]), "last": steps[-1:]}[self.steps]
+        return sorted(set(chosen))
+
+    def using(self, **options: Any) -> "Analysis":
+        """Return the same analysis with other options.
+
+        Args:
+            options: arguments of the function, added to the present ones.
+
+        Returns:
+            a copy with these options.
+        """
+        return replace(self, options={**self.options, **options})
 
 
-def measure(
+def analysis(
     *,
     title: str,
-    sites: Sequence[str],
+    description: str,
+    input: AnalysisInput = "capture",
+    sites: Sequence[str] = (),
     reductions: Mapping[str, Reduction | LayerReduction] | None = None,
-    steps: Steps = "all",
-    order: int = 50,
-    padded: bool = False,
-) -> Callable[[Callable[..., xr.Dataset]], Measure]:
-    """Make a measure of a function of a capture: its name and docstring become the measure's."""
+    steps: AnalysisSteps = "all",
+    supports_padding: bool = False,
+) -> Callable[[Callable[..., xr.Dataset]], Analysis]:
+    """Turn a function into an :class:`Analysis` of the same name.
 
-    def decorate(function: Callable[..., xr.Dataset]) -> Measure:
-        return Measure(
-            **described(function),
+    Args:
+        title: heading of its section on a page.
+        description: what it computes, with its source; printed above its figures.
+        input: what the function is called with: ``capture``, ``model``, ``history`` or ``checkpoints``.
+        sites: sites that must be recorded.
+        reductions: tensors computed from large sites during the forward pass, by name.
+        steps: whether it is applied to all checkpoints, to the first and the last, or to the last one.
+        supports_padding: whether it leaves out the padding of sequences of different lengths.
+
+    Returns:
+        a decorator.
+
+    Raises:
+        ValueError: sites are listed for an analysis that is not called with a capture.
+    """
+    if input != "capture" and (sites or reductions):
+        raise ValueError(f"only analyses of captures have sites, but got sites for input={input!r}; record them inside")
+
+    def decorate(function: Callable[..., xr.Dataset]) -> Analysis:
+        return Analysis(
+            name=function.__name__,
             title=title,
+            description=" ".join(description.split()),
+            compute=function,
+            input=input,
             sites=tuple(sites),
             reductions=dict(reductions or {}),
             steps=steps,
-            order=order,
-            padded=padded,
+            supports_padding=supports_padding,
         )
 
     return decorate
 
 
-def measure_all(
+def run_analyses(
     model: PreTrainedModel,
     inputs: Tensor | Batch,
-    measures: Sequence[Measure],
+    analyses: Sequence[Analysis],
     *,
-    oracles: Mapping[str, Tensor] | None = None,
+    baselines: Mapping[str, Tensor] | None = None,
     batch_size: int | None = None,
     queries: Sequence[int] | None = None,
     layers: Sequence[int] | None = None,
 ) -> dict[str, xr.Dataset]:
-    """Record once what all these measures need, then compute them, by name.
+    """Run several analyses on one capture, which records every site and reduction that they need.
 
     Args:
         model: any model that capture supports.
         inputs: tokens or vectors, or a batch with targets.
-        measures: the instruments.
-        oracles: predictions of known algorithms, for measures that compare.
+        analyses: analyses of captures.
+        baselines: predictions of known algorithms, for analyses that compare the model with them.
         batch_size: sequences per forward pass; all at once by default.
-        queries: positions whose attention is looked at; all by default.
-        layers: which layers to look at; all by default.
+        queries: positions whose attention is recorded; all by default.
+        layers: layers to record; all by default.
+
+    Returns:
+        results by the name of the analysis.
     """
-    sites = sorted({site for one in measures for site in one.sites})
-    reductions = {name: how for one in measures for name, how in one.reductions.items()}
-    recorded = capture(
+    sites = sorted({site for one in analyses for site in one.sites})
+    reductions = {name: how for one in analyses for name, how in one.reductions.items()}
+    acts = capture(
         model,
         inputs,
         sites,
-        oracles=oracles,
+        baselines=baselines,
         reduce=reductions,
         batch_size=batch_size,
         queries=queries,
         layers=layers,
     )
-    return {one.name: one(recorded) for one in measures}
+    return {one.name: one(acts) for one in analyses}
 
 
-def refuse_some_layers(recorded: Capture) -> None:
-    """Refuse a capture from which layers were left out: the last recorded stream must be the last of the model."""
-    depth = recorded.frame.num_layers
-    if recorded.layers != tuple(range(depth)):
-        raise ValueError(
-            f"all {depth} layers must be recorded, but only {list(recorded.layers)} were; leave out layers="
-        )
+def validate_all_layers_captured(acts: Capture) -> None:
+    """Raise an error if layers were left out of a capture: its last ``resid_post`` must be that of the model.
+
+    Args:
+        acts: a capture.
+
+    Raises:
+        ValueError: some layers were not recorded.
+    """
+    depth = acts.readout.num_layers
+    if acts.layers != tuple(range(depth)):
+        raise ValueError(f"all {depth} layers must be recorded, but only {list(acts.layers)} were; leave out layers=")

@@ -1,65 +1,119 @@
-"""Instruments made of others for the bench: functions of a model and a batch."""
+"""Functions of a model and a batch that combine several analyses or interventions."""
 
 import xarray as xr
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from mesascope.activations import capture
-from mesascope.analyses import copying, measure_all, position, similarity
+from mesascope.analyses import positional_attention, run_analyses, similarity, value_copying
 from mesascope.interventions import Metric, attribution_patch, mean, sweep
 from mesascope.tasks.base import Batch
 
-STEPS = 20  # of the way along which gradients are averaged
+ATTRIBUTION_STEPS = 20  # gradients along the path from the original to the replacement activations
 
 
 def signed_similarity(model: PreTrainedModel, batch: Batch) -> xr.Dataset:
-    """Both readings of negative similarity: what a head looks for, and what it does with what it finds."""
-    found = measure_all(model, batch, [similarity, copying])
-    return xr.Dataset({"likes": found["similarity"]["role"], "copies": found["copying"]["role"]})
-
-
-def averaging(model: PreTrainedModel, batch: Batch) -> xr.Dataset:
-    """Uniform averaging: attention alike to all, and what is found is added."""
-    found = measure_all(model, batch, [position, copying])
-    return xr.Dataset({"uniform": nearly_uniform(found["position"]), "copies": found["copying"]["role"]})
-
-
-def swept(model: PreTrainedModel, batch: Batch) -> xr.Dataset:
-    """A sweep that replaces each head's output by its mean over sequences, judged by the loss."""
-    return sweep(model, batch, mean("head_out", capture(model, batch, ["head_out"])))
-
-
-def attributed(model: PreTrainedModel, batch: Batch, steps: int = STEPS) -> xr.Dataset:
-    """The same by attribution patching, judged by :func:`agreement`: the loss of a model that predicts as well as can
-    be is at its minimum, where it has no first order.
+    """Return the similarity and copying roles of every head, which separate the two kinds of negative similarity.
 
     Args:
-        model, batch: as for any instrument.
-        steps: gradients on the way, for each layer; none for the first order alone.
+        model: model to analyse.
+        batch: sequences.
+
+    Returns:
+        ``similarity_role`` and ``copying_role`` (layer, head), each -1, 0 or 1.
     """
-    recorded = capture(model, batch, ["head_out", "prediction"])
-    metric = agreement(batch)
-    found = attribution_patch(model, batch, mean("head_out", recorded), metric=metric, steps=steps)
-    return found.assign(intact=float(metric(recorded["prediction"]).mean()))
+    results = run_analyses(model, batch, [similarity, value_copying])
+    return xr.Dataset(
+        {"similarity_role": results["similarity"]["role"], "copying_role": results["value_copying"]["role"]}
+    )
 
 
-def agreement(batch: Batch) -> Metric:
-    """How far predictions point to the targets: their product, or the target's logit less the mean of all, mean over
-    scored positions. It is linear in the predictions.
+def uniform_averaging(model: PreTrainedModel, batch: Batch) -> xr.Dataset:
+    """Return the heads with uniform attention and the copying role of every head.
+
+    Args:
+        model: model to analyse.
+        batch: sequences.
+
+    Returns:
+        ``uniform`` (boolean) and ``copying_role`` (-1, 0 or 1), both (layer, head).
+    """
+    results = run_analyses(model, batch, [positional_attention, value_copying])
+    return xr.Dataset(
+        {
+            "uniform": find_uniform_heads(results["positional_attention"]),
+            "copying_role": results["value_copying"]["role"],
+        }
+    )
+
+
+def head_sweep(model: PreTrainedModel, batch: Batch) -> xr.Dataset:
+    """Mean-ablate every head in a sweep and measure the loss.
+
+    Args:
+        model: model to analyse.
+        batch: sequences with their targets.
+
+    Returns:
+        The dataset of :func:`mesascope.interventions.sweep`.
+    """
+    return sweep(model, batch, mean("z", capture(model, batch, ["z"])))
+
+
+def attribution_patching(model: PreTrainedModel, batch: Batch, steps: int = ATTRIBUTION_STEPS) -> xr.Dataset:
+    """Estimate the mean ablation of every head by attribution patching, with :func:`target_agreement` as metric.
+
+    The loss is no suitable metric: an optimal model is at its minimum, where the first-order effect is zero.
+
+    Args:
+        model: model to analyse.
+        batch: sequences with their targets.
+        steps: gradients per layer along the path to the ablated activations; 0 for the first order only.
+
+    Returns:
+        The dataset of :func:`mesascope.interventions.attribution_patch`, with the metric of the original model as
+        ``intact``.
+    """
+    activations = capture(model, batch, ["z", "output"])
+    metric = target_agreement(batch)
+    results = attribution_patch(model, batch, mean("z", activations), metric=metric, steps=steps)
+    return results.assign(intact=float(metric(activations["output"]).mean()))
+
+
+def target_agreement(batch: Batch) -> Metric:
+    """Build a metric that is linear in the predictions and large where they agree with the targets.
+
+    It is the inner product of prediction and target, or the target's logit minus the mean logit, averaged over scored
+    positions.
+
+    Args:
+        batch: sequences with their targets.
+
+    Returns:
+        The metric, one value per sequence.
     """
 
-    def fn(prediction: Tensor) -> Tensor:
+    def compute_agreement(prediction: Tensor) -> Tensor:
         if batch.targets.is_floating_point():
-            points = (prediction * batch.targets).sum(-1)
+            products = (prediction * batch.targets).sum(-1)
         else:
-            points = prediction.gather(-1, batch.targets[..., None])[..., 0] - prediction.mean(-1)
-        return (points * batch.weight).sum(1) / batch.weight.sum(1)
+            products = prediction.gather(-1, batch.targets[..., None])[..., 0] - prediction.mean(-1)
+        return (products * batch.weight).sum(1) / batch.weight.sum(1)
 
-    return Metric(name="agreement", units="product", about="product of predictions and targets", fn=fn)
+    return Metric(
+        name="agreement", units="product", description="inner product of predictions and targets", fn=compute_agreement
+    )
 
 
-def nearly_uniform(found: xr.Dataset) -> xr.DataArray:
-    """Where attention is nearer to the uniform than if it left out one key of n, which is 1/n away from it: as much as
-    uniform attention gives to a place.
+def find_uniform_heads(dataset: xr.Dataset) -> xr.DataArray:
+    """Return the heads whose attention is nearer to uniform than attention that leaves out one of n keys.
+
+    Leaving out one key has a distance of 1/n to uniform attention, the weight of a single key.
+
+    Args:
+        dataset: results of the analysis of attention by position.
+
+    Returns:
+        A boolean mask (layer, head).
     """
-    return found["score"].sel(stat="non-uniform", drop=True) < found["score_null"].sel(stat="self", drop=True)
+    return dataset["score"].sel(stat="non-uniform", drop=True) < dataset["score_null"].sel(stat="self", drop=True)

@@ -1,8 +1,8 @@
-"""Opening language models on a text, and measuring what is found."""
+"""Inspection of language models: analyses of one model, or of several checkpoints, on a text."""
 
-from mesascope.inspection.algorithm_id import Answer, name_algorithms
-from mesascope.inspection.inspect import Progress, inspect_model
-from mesascope.inspection.passes import NAMES
-from mesascope.inspection.text import prose
+from mesascope.inspection._algorithm_id import AlgorithmReport, identify_algorithms
+from mesascope.inspection._inspect import StageProgressFn, inspect_model
+from mesascope.inspection._passes import ANALYSIS_NAMES
+from mesascope.inspection._text import load_prose
 
-__all__ = ["NAMES", "Answer", "Progress", "inspect_model", "name_algorithms", "prose"]
+__all__ = ["ANALYSIS_NAMES", "AlgorithmReport", "StageProgressFn", "identify_algorithms", "inspect_model", "load_prose"]

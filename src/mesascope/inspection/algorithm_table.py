@@ -1,66 +1,78 @@
-"""What was found of the algorithms of a model, as rows of a table, the nearest first."""
+"""Algorithm reports as rows of a table, the most similar algorithm first."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import xarray as xr
 
-from mesascope.analyses.algorithms.identify import TRAINED
-from mesascope.inspection.algorithm_id import Answer
+from mesascope.analyses.algorithms.identify import TRAINING_DISTRIBUTION
+from mesascope.inspection._algorithm_id import AlgorithmReport
 
 
-def summary(answer: Answer) -> dict[str, Any]:
-    """One answer in JSON's types: the name, the rows of the ranking, and the layers where there are any."""
-    found = answer.found
+def summarise_report(report: AlgorithmReport) -> dict[str, Any]:
+    """Convert an algorithm report to JSON types.
+
+    Args:
+        report: The report.
+
+    Returns:
+        The identified algorithm, the rows of the ranking, the nearest algorithm per layer, and the skipped algorithms.
+    """
+    results = report.results
     layers = []
-    if "layer_nearest" in found:
-        nearest = found["layer_similarity"].sel(lens="affine lens").max("predictor")
+    if "layer_nearest" in results:
+        nearest = results["layer_similarity"].sel(lens="affine lens").max("predictor")
         layers = [
             {"layer": str(layer), "nearest": str(name), "similarity": float(nearest.sel(layer=layer))}
-            for layer, name in zip(found["layer"].values, found["layer_nearest"].values, strict=True)
+            for layer, name in zip(results["layer"].values, results["layer_nearest"].values, strict=True)
         ]
     return {
-        "setting": answer.setting,
-        "seed": answer.seed,
-        "task": answer.task,
-        "named": found["named"].item(),
-        "ranking": ranking(found),
+        "condition": report.condition,
+        "seed": report.seed,
+        "task": report.task,
+        "named": results["named"].item(),
+        "ranking": build_ranking_rows(results),
         "layers": layers,
-        "not run": {
+        "skipped": {
             key.removeprefix("left out: "): str(why)
-            for key, why in found["similarity"].attrs.items()
+            for key, why in results["similarity"].attrs.items()
             if str(key).startswith("left out: ")
         },
     }
 
 
-def ranking(found: xr.Dataset) -> list[dict[str, Any]]:
-    """A row for every algorithm, by the similarity of its predictions in training's distribution, the nearest first."""
-    rows = [_row(found.sel(predictor=name), str(name)) for name in found["predictor"].values]
+def build_ranking_rows(results: xr.Dataset) -> list[dict[str, Any]]:
+    """Build one row per algorithm, sorted by the similarity of its predictions on the training distribution.
+
+    Args:
+        results: The dataset returned by :func:`mesascope.analyses.which_algorithm`.
+
+    Returns:
+        Rows in JSON types, the most similar algorithm first.
+    """
+    rows = [_ranking_row(results.sel(predictor=name), str(name)) for name in results["predictor"].values]
     return sorted(rows, key=lambda row: -row["predictions"] if row["predictions"] == row["predictions"] else 1e300)
 
 
-def _row(here: xr.Dataset, name: str) -> dict[str, Any]:
-    """One algorithm."""
-    trained = here["similarity"].sel(setting=TRAINED)
-    weights = [stat for stat in here["stat"].values if str(stat).startswith("weights: ")]
-    shifted = here["similarity"].sel(stat="predictions").drop_sel(setting=TRAINED)
+def _ranking_row(results: xr.Dataset, name: str) -> dict[str, Any]:
+    trained = results["similarity"].sel(distribution=TRAINING_DISTRIBUTION)
+    weights = [stat for stat in results["stat"].values if str(stat).startswith("weights: ")]
+    shifted = results["similarity"].sel(stat="predictions").drop_sel(distribution=TRAINING_DISTRIBUTION)
     return {
         "algorithm": name,
-        "called": here["called"].item(),
-        "iterations": int(here["iterations"]),
-        "numbers": here["numbers"].item(),
+        "label": results["display_name"].item(),
+        "iterations": int(results["iterations"]),
+        "hyperparameters": results["hyperparameters"].item(),
         "predictions": float(trained.sel(stat="predictions")),
-        "interval": [float(here["low"]), float(here["high"])],
-        "null": float(here["null"]),
-        "told apart": bool(here["apart"]),
+        "interval": [float(results["low"]), float(results["high"])],
+        "null": float(results["similarity_null"]),
+        "distinguishable": bool(results["distinguishable"]),
         "errors": float(trained.sel(stat="errors")),
         "weights": {str(stat).removeprefix("weights: "): float(trained.sel(stat=stat)) for stat in weights},
-        "shifted": _by_name(shifted),
-        "error": float(here["error"].sel(setting=TRAINED)),
+        "shifted": _similarity_by_distribution(shifted),
+        "error": float(results["error"].sel(distribution=TRAINING_DISTRIBUTION)),
     }
 
 
-def _by_name(shifted: xr.DataArray) -> Mapping[str, float]:
-    """The similarity of predictions in every other setting."""
-    return {str(name): float(shifted.sel(setting=name)) for name in shifted["setting"].values}
+def _similarity_by_distribution(shifted: xr.DataArray) -> Mapping[str, float]:
+    return {str(name): float(shifted.sel(distribution=name)) for name in shifted["distribution"].values}

@@ -1,8 +1,8 @@
-"""Changing what happens inside a forward pass, and what it costs."""
+"""Causal interventions: ablation, steering, activation patching, path patching, attribution patching."""
 
 from mesascope.interventions.attribution_patching import attribution_patch
 from mesascope.interventions.edits import mean, replace, resample, scale, steer, zero
-from mesascope.interventions.head_effects import head_effects
+from mesascope.interventions.head_effects import head_ablation_effects
 from mesascope.interventions.metrics import Metric, log_probability, logit_difference, task_loss
 from mesascope.interventions.path_patching import path_patch
 from mesascope.interventions.sweep import patch, sweep
@@ -10,7 +10,7 @@ from mesascope.interventions.sweep import patch, sweep
 __all__ = [
     "Metric",
     "attribution_patch",
-    "head_effects",
+    "head_ablation_effects",
     "log_probability",
     "logit_difference",
     "mean",

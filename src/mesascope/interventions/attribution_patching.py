@@ -1,4 +1,4 @@
-"""Attribution patching: what every edit would do, to first order, from one pass forth and back."""
+"""Attribution patching: first-order estimates of all edits from one forward and backward pass."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -9,140 +9,175 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mesascope.activations import Capture, Edit, Stem, capture
-from mesascope.activations.edits import apply
-from mesascope.axes import label
-from mesascope.interventions.batched import room_for
+from mesascope.activations import BatchedEdits, Capture, Edit, capture
+from mesascope.activations.edits import apply_edit
+from mesascope.axes import to_data_array
+from mesascope.interventions._batched import compute_max_edits
 from mesascope.interventions.metrics import Metric
-from mesascope.interventions.sweep import POSITIONS, Progress, at, metric_of, placed, refuse_asked, sweep
+from mesascope.interventions.sweep import (
+    MAX_BATCH_POSITIONS,
+    ProgressFn,
+    resolve_metric,
+    resolve_sweep_indices,
+    restrict_edit,
+    sweep,
+    validate_sweep_axes,
+)
 from mesascope.tasks.base import Batch
 
-GRADIENTS = {"resid_pre": "resid_pre", "attn_write": "attn_write", "mlp_write": "mlp_write", "head_out": "attn_write"}
-AGREEMENT = ("correlation", "same_sign", "relative_error")
+GRADIENT_SITES = {"resid_pre": "resid_pre", "attn_out": "attn_out", "mlp_out": "mlp_out", "z": "attn_out"}
+AGREEMENT_STATS = ("correlation", "same_sign", "relative_error")
 
 
 def attribution_patch(
     model: nn.Module,
     inputs: Tensor | Batch,
     edit: Edit,
-    over: Sequence[str] = ("layer", "head"),
+    axes: Sequence[str] = ("layer", "head"),
     metric: Metric | str | Callable[[Tensor], Tensor] = "loss",
     *,
     steps: int = 0,
     compare: bool = False,
-    positions: int = POSITIONS,
-    progress: Progress | None = None,
+    max_positions: int = MAX_BATCH_POSITIONS,
+    progress: ProgressFn | None = None,
 ) -> xr.Dataset:
-    """The first-order estimate of what :func:`sweep` measures (attribution patching, Nanda 2023; Syed et al. 2023).
+    """Estimate the effects that `sweep` measures to first order (attribution patching, Nanda 2023; Syed et al. 2023).
 
-    What an edit changes at a place, times the gradient of the metric there. One pass forth and back serves all places,
-    but the estimate is exact only where everything after the place is linear: a saturated softmax has no gradient,
-    and a large change leaves the neighbourhood that a gradient speaks of. So compare; or take the mean gradient along
-    the way from what is there to what the edit puts there (integrated gradients; Sundararajan et al. 2017, for circuits
-    Hanna et al. 2024). All places of a layer go that way together, one layer at a time, so that the estimates of a
-    layer sum to the effect of all its edits; not where the effect jumps, as where a router picks other experts.
+    The estimate at an index is the change of the activation by the edit, times the gradient of the metric there. One
+    forward and backward pass serves all indices, but the estimate is exact only if everything after the site is linear:
+    a saturated softmax has no gradient, and a large change leaves the range in which the gradient is accurate. So
+    compare it with `sweep`, or average the gradient along the straight path from the original activation to the
+    replacement value (integrated gradients, Sundararajan et al. 2017; for circuits, Hanna et al. 2024). All edits of a
+    layer move along this path together, one layer at a time, so that the estimates of a layer sum to the effect of all
+    its edits. This does not hold where the effect is discontinuous, for example where a router selects other experts.
 
     Args:
-        model: any model that capture supports.
-        inputs: as in :func:`sweep`.
-        edit: as in :func:`sweep`, at resid_pre, attn_write, mlp_write or head_out.
-        over: as in :func:`sweep`.
-        metric: as in :func:`sweep`; ``divergence`` and ``distance`` have no first order at the intact prediction.
-        steps: how many gradients on the way are averaged, for each layer; none, and the gradient is that of the
-            untouched model.
-        compare: measure the real effects too, and tell where the two disagree.
-        positions: as in :func:`sweep`, of the gradients on the way and of the comparison.
-        progress: of the comparison, as in :func:`sweep`.
+        model: any model that `capture` supports.
+        inputs: as in `sweep`.
+        edit: as in `sweep`, at resid_pre, attn_out, mlp_out or z.
+        axes: as in `sweep`.
+        metric: as in `sweep`; ``divergence`` and ``distance`` have zero gradient at the unedited output.
+        steps: number of gradients that are averaged along the path, for each layer; with 0, the gradient is that of the
+            unedited model.
+        compare: also measure the effects with `sweep`, and report how well the estimates agree.
+        max_positions: as in `sweep`, for the integrated gradients and for the comparison.
+        progress: as in `sweep`, for the comparison.
 
     Returns:
-        ``estimate`` by the axes ``over``, mean over sequences; with ``compare`` also ``effect``, ``error`` (estimate
-        minus effect) and ``agreement``: the correlation over places, the share of places with the same sign weighted
-        by the size of the effect, and the error's root mean square in units of the effect's.
+        ``estimate`` by ``axes``, mean over sequences. With ``compare`` also ``effect``, ``error`` (estimate minus
+        effect) and ``agreement`` over indices: the correlation, the fraction of estimates with the right sign weighted
+        by the size of the effect, and the root mean square error divided by the root mean square effect.
 
     Raises:
-        ValueError, IndexError, UnsupportedModel: what is asked for is not there, or has no gradient.
+        ValueError: If an argument is invalid, or the site or the metric has no gradient.
+        IndexError: If an index of the edit is out of range.
+        UnsupportedModel: If a layer lacks the site.
 
     >>> from mesascope.interventions import zero
-    >>> from mesascope.ground_truth.models.vectors import planted
+    >>> from mesascope.ground_truth.models.vectors import build_planted_model
     >>> x = torch.randn(4, 6, 1, generator=torch.Generator().manual_seed(0))
-    >>> found = attribution_patch(planted("previous"), x, zero("head_out"), metric=lambda p: p[:, -1, 0], compare=True)
+    >>> model, metric = build_planted_model("previous"), lambda p: p[:, -1, 0]
+    >>> found = attribution_patch(model, x, zero("z"), metric=metric, compare=True)
     >>> bool(abs(found["error"]).max() < 1e-6)
     True
     """
-    over = refuse_asked(edit.site, over, positions)
-    if edit.site not in GRADIENTS:
-        raise ValueError(f"a gradient is had at {', '.join(GRADIENTS)}, but not at {edit.site}; use sweep")
+    axes = validate_sweep_axes(edit.site, axes, max_positions)
+    if edit.site not in GRADIENT_SITES:
+        raise ValueError(
+            f"the edit must be at a site with a gradient ({', '.join(GRADIENT_SITES)}), but is at {edit.site}; "
+            "use sweep"
+        )
     if steps < 0:
         raise ValueError(f"steps must be 0 or more, but got {steps}")
     if metric in ("divergence", "distance"):
-        raise ValueError(f"{metric} is at its minimum at the intact prediction, where its gradient is 0; use sweep")
-    measured = metric_of(metric, inputs)
-    assert isinstance(measured, Metric)
-    stem = Stem(model, inputs, edit.site, everywhere=not measured.last)
-    edit, places = placed(stem, edit, over, measured)
-    layers = edit.layers(stem.layers)
+        raise ValueError(
+            f"{metric} must not be the metric, since its gradient is 0 at the unedited output, its minimum; use sweep"
+        )
+    resolved_metric = resolve_metric(metric, inputs)
+    assert isinstance(resolved_metric, Metric)
+    edit_runner = BatchedEdits(model, inputs, edit.site, all_positions=not resolved_metric.last_position_only)
+    edit, axis_indices = resolve_sweep_indices(edit_runner, edit, axes, resolved_metric)
+    layers = edit.edited_layers(edit_runner.num_layers)
     if steps:
-        value, gradient = _along(stem, edit, measured, steps, positions)
+        value, gradient = _integrate_gradients(edit_runner, edit, resolved_metric, steps, max_positions)
     else:
-        recorded = capture(
-            model, inputs, [edit.site, f"{GRADIENTS[edit.site]}_grad"], layers=layers, objective=measured
+        activations = capture(
+            model, inputs, [edit.site, f"{GRADIENT_SITES[edit.site]}_grad"], layers=layers, objective=resolved_metric
         )
         value, gradient = (
-            dict(zip(layers, each, strict=True)) for each in (recorded[edit.site], _gradient(recorded, edit.site))
+            dict(zip(layers, each, strict=True))
+            for each in (activations[edit.site], _get_gradient(activations, edit.site))
         )
-    rows = range(len(stem.inputs))
+    rows = range(len(edit_runner.inputs))
     estimates = []
-    for place in itertools.product(*places.values()):
-        alone, total = at(edit, over, place), 0.0
-        for layer in alone.layers(stem.layers):
-            new = apply(alone, value[layer], layer, rows, len(rows))
+    for index in itertools.product(*axis_indices.values()):
+        single_edit, total = restrict_edit(edit, axes, index), 0.0
+        for layer in single_edit.edited_layers(edit_runner.num_layers):
+            new = apply_edit(single_edit, value[layer], layer, rows, len(rows))
             if new is not None:
                 total += float(((new - value[layer]) * gradient[layer]).double().sum())
         estimates.append(total / len(rows))
-    sizes = [len(indices) for indices in places.values()]
-    about = f"{measured.about}: change by the edit, to first order"
-    estimate = label(
-        np.array(estimates).reshape(sizes), *places, units=measured.units, about=about, coords=places
+    sizes = [len(indices) for indices in axis_indices.values()]
+    about = f"{resolved_metric.description}: first-order estimate of the change by the edit"
+    estimate = to_data_array(
+        np.array(estimates).reshape(sizes),
+        *axis_indices,
+        units=resolved_metric.units,
+        description=about,
+        coords=axis_indices,
     ).assign_attrs(headline=1)
     if not compare:
         return xr.Dataset({"estimate": estimate})
-    real = sweep(model, inputs, edit, over, measured, positions=positions, progress=progress)
-    error = (estimate - real["effect"]).assign_attrs(units=measured.units, about="estimate minus effect")
-    agreement = label(
-        agreement_of(estimate.values.ravel(), real["effect"].values.ravel()),
+    measured = sweep(model, inputs, edit, axes, resolved_metric, max_positions=max_positions, progress=progress)
+    error = (estimate - measured["effect"]).assign_attrs(
+        units=resolved_metric.units, description="estimate minus effect"
+    )
+    agreement = to_data_array(
+        compute_agreement(estimate.values.ravel(), measured["effect"].values.ravel()),
         "stat",
         units="1",
-        about="how far the first order and the real effect agree over places; NaN where one of them does not vary",
-        coords={"stat": list(AGREEMENT)},
+        description="agreement of estimate and measured effect over all edits; NaN where one of the two does not vary",
+        coords={"stat": list(AGREEMENT_STATS)},
     )
-    return real.assign(estimate=estimate, error=error, agreement=agreement)
+    return measured.assign(estimate=estimate, error=error, agreement=agreement)
 
 
-def _along(
-    stem: Stem, edit: Edit, metric: Metric, steps: int, positions: int
+def _integrate_gradients(
+    edit_runner: BatchedEdits, edit: Edit, metric: Metric, steps: int, max_positions: int
 ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-    """By layer, what is there, and the mean gradient of the metric on the way to what the edit puts there; points are
-    the middles of so many equal steps.
+    """Return activation and mean gradient by layer, along the path from the activation to the replacement value.
+
+    The gradient is taken at the midpoints of equal steps.
     """
-    stem.check({edit.site: edit.layers(stem.layers)})
-    rows, value, gradient = range(len(stem.inputs)), {}, {}
-    for layer in edit.layers(stem.layers):
-        here = value[layer] = stem.seen(edit.site, layer)
-        new = apply(edit, here, layer, rows, len(rows))
-        gradient[layer] = torch.zeros_like(here)
+    edit_runner.validate_sites({edit.site: edit.edited_layers(edit_runner.num_layers)})
+    rows, value, gradient = range(len(edit_runner.inputs)), {}, {}
+    for layer in edit.edited_layers(edit_runner.num_layers):
+        activation = value[layer] = edit_runner.unedited_activation(edit.site, layer)
+        new = apply_edit(edit, activation, layer, rows, len(rows))
+        gradient[layer] = torch.zeros_like(activation)
         if new is None:
             continue
-        shares = ((torch.arange(steps) + 0.5) / steps).to(here)
-        for part in shares.split(room_for(stem, positions)):
-            way = here + part.reshape(-1, *[1] * here.ndim) * (new - here)
-            gradient[layer] += stem.slopes(edit.site, layer, way, metric).sum(0) / steps
+        fractions = ((torch.arange(steps) + 0.5) / steps).to(activation)
+        for fraction_chunk in fractions.split(compute_max_edits(edit_runner, max_positions)):
+            interpolated = activation + fraction_chunk.reshape(-1, *[1] * activation.ndim) * (new - activation)
+            gradient[layer] += edit_runner.activation_gradients(edit.site, layer, interpolated, metric).sum(0) / steps
     return value, gradient
 
 
-def agreement_of(estimate: Float[np.ndarray, " place"], effect: Float[np.ndarray, " place"]) -> Float[np.ndarray, "3"]:
-    """How far two sets of numbers agree: correlation, weighted share of the same sign, relative error.
+def compute_agreement(
+    estimate: Float[np.ndarray, " place"], effect: Float[np.ndarray, " place"]
+) -> Float[np.ndarray, "3"]:
+    """Compute how well estimates agree with measured effects.
 
-    >>> agreement_of(np.array([1.0, 2.0, -3.0]), np.array([1.0, 2.0, -3.0])).round(6).tolist()
+    Args:
+        estimate: first-order estimates.
+        effect: measured effects.
+
+    Returns:
+        Correlation (NaN where one of the two does not vary), fraction of estimates with the right sign weighted by
+        ``abs(effect)``, and root mean square error divided by root mean square effect.
+
+    >>> compute_agreement(np.array([1.0, 2.0, -3.0]), np.array([1.0, 2.0, -3.0])).round(6).tolist()
     [1.0, 1.0, 0.0]
     """
     size, varies = np.abs(effect).sum(), min(np.ptp(estimate), np.ptp(effect)) > 0
@@ -155,9 +190,9 @@ def agreement_of(estimate: Float[np.ndarray, " place"], effect: Float[np.ndarray
     )
 
 
-def _gradient(recorded: Capture, site: str) -> Float[Tensor, "layer batch pos *rest"]:
-    """The gradient of the metric by a site."""
-    gradient = recorded[f"{GRADIENTS[site]}_grad"]
-    if site != "head_out":
+def _get_gradient(activations: Capture, site: str) -> Float[Tensor, "layer batch pos *rest"]:
+    """Return the gradient of the metric at the site; for ``z``, the gradient at ``attn_out`` through W_O."""
+    gradient = activations[f"{GRADIENT_SITES[site]}_grad"]
+    if site != "z":
         return gradient
-    return torch.einsum("lbpm,lhdm->lbphd", gradient, recorded.frame.output_projection.to(gradient))
+    return torch.einsum("lbpm,lhdm->lbphd", gradient, activations.readout.output_projection.to(gradient))

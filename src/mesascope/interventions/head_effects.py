@@ -1,134 +1,173 @@
-"""What every head is worth, sequence by sequence, beside a change of the same size that says nothing."""
+"""Ablation effect of every head per sequence, with a norm-matched random perturbation as control."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mesascope.activations import Capture, Edit, Stem, capture
-from mesascope.interventions.batched import POSITIONS, branched
+from mesascope.activations import BatchedEdits, Capture, Edit, capture
+from mesascope.interventions._batched import MAX_BATCH_POSITIONS, run_batched_edits
 from mesascope.interventions.edits import mean, resample
 from mesascope.interventions.metrics import Metric
 from mesascope.tasks.base import Batch
 
-KINDS = ("mean", "resample")
-LEVEL = 0.95
-RESAMPLES = 1000
+ABLATION_KINDS = ("mean", "resample")
 
-Turns = tuple[Int[Tensor, "batch d_model"], Float[Tensor, "batch d_model"]]
+SignedPermutations = tuple[Int[Tensor, "batch d_model"], Float[Tensor, "batch d_model"]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class HeadEffects:
-    """How much a metric rises when the output of a head is replaced.
+class HeadAblationEffects:
+    """Increase of a metric when heads are ablated.
 
     Attributes:
-        intact: the metric of each sequence, nothing being replaced.
-        rise: its rise, by layer, head and kind (:data:`KINDS`).
-        turned: its rise when a change as large as mean ablation's is added to the stream in a direction that says
-            nothing, by layer and head.
+        intact: the metric of each sequence without an edit.
+        effect: increase of the metric, by layer, head and kind of ablation (`ABLATION_KINDS`).
+        perturbation_effect: increase under a random perturbation of ``attn_out`` with the norm of the change by mean
+            ablation, by layer and head.
     """
 
     intact: Float[Tensor, " batch"]
-    rise: Float[Tensor, "layer head kind batch"]
-    turned: Float[Tensor, "layer head batch"]
+    effect: Float[Tensor, "layer head kind batch"]
+    perturbation_effect: Float[Tensor, "layer head batch"]
 
 
-def head_effects(
-    model: nn.Module, inputs: Tensor | Batch, metric: Metric, *, seed: int = 0, positions: int = POSITIONS
-) -> HeadEffects:
-    """What a metric does without each head: its output replaced by its mean over sequences at the same position
-    (mean), or by what it is on another sequence (resample).
+def head_ablation_effects(
+    model: nn.Module, inputs: Tensor | Batch, metric: Metric, *, seed: int = 0, max_positions: int = MAX_BATCH_POSITIONS
+) -> HeadAblationEffects:
+    """Measure the effect of ablating each head: mean ablation and resample ablation of its ``z``.
 
-    Control: what replacing by the mean changes in the stream is turned at random before it is added (coordinates
-    exchanged and signs drawn anew, differently for each sequence), so that the change is as large and says nothing. A
-    head whose replacement costs no more than that is at a place where any disturbance costs.
+    Control: a norm-matched random perturbation. The change of ``attn_out`` by mean ablation is randomised before it is
+    added: its coordinates are permuted and their signs redrawn, differently for each sequence. Its norm is the same,
+    but it carries no information. If ablating a head has no larger effect, any perturbation there has that effect.
 
     Args:
-        model: any model that capture supports and in which heads write to the stream through a known map.
+        model: any model that `capture` supports and whose output projections are known.
         inputs: tokens, vectors, or a batch of a task; two sequences or more.
-        metric: one number for each sequence, such as :func:`mesascope.interventions.metrics.task_loss`.
-        seed: of the exchange of sequences, and of the turns.
-        positions: sequences times length of all edits that run as one.
+        metric: one number per sequence, such as `mesascope.interventions.metrics.task_loss`.
+        seed: seed of the resampling and of the perturbations.
+        max_positions: maximum of sequences times length over all edits that run as one batch.
+
+    Returns:
+        The metric without an edit, and its increase under each edit.
 
     Raises:
-        UnsupportedModel: no map from heads to the stream is known; ValueError: there is one sequence alone.
+        UnsupportedModel: If a layer has no linear output projection.
+        ValueError: If there is one sequence.
 
     >>> from mesascope.interventions.metrics import task_loss
-    >>> from mesascope.ground_truth.models.vectors import planted
+    >>> from mesascope.ground_truth.models.vectors import build_planted_model
     >>> from mesascope.tasks.affine import Affine
     >>> batch = Affine().sample(16, torch.Generator().manual_seed(0))
-    >>> found = head_effects(planted("previous"), batch, task_loss(Affine(), batch))
-    >>> found.rise.shape, int(found.rise[0, :, 0].mean(-1).argmax())
+    >>> found = head_ablation_effects(build_planted_model("previous"), batch, task_loss(Affine(), batch))
+    >>> found.effect.shape, int(found.effect[0, :, 0].mean(-1).argmax())
     (torch.Size([1, 4, 2, 16]), 0)
     """
-    recorded = capture(model, inputs, ["head_out"])
-    kinds = (mean("head_out", recorded), resample("head_out", recorded, seed=seed))
-    layers, heads = recorded["head_out"].shape[0], recorded["head_out"].shape[3]
-    places = [(layer, head) for layer in recorded.layers for head in range(heads)]
-    removed = [replace(kind, where={"layer": layer, "head": head}) for layer, head in places for kind in kinds]
-    drawn = turns(len(recorded.inputs), recorded.frame.output_projection.shape[-1], seed)
-    moved = [turned(recorded, layer, head, kinds[0], drawn) for layer, head in places]
-    intact, rise = rises(model, inputs, removed, metric, positions)
-    _, disturbed = rises(model, inputs, moved, metric, positions)
-    return HeadEffects(
-        intact=intact, rise=rise.reshape(layers, heads, len(kinds), -1), turned=disturbed.reshape(layers, heads, -1)
+    activations = capture(model, inputs, ["z"])
+    ablations = (mean("z", activations), resample("z", activations, seed=seed))
+    layers, heads = activations["z"].shape[0], activations["z"].shape[3]
+    head_indices = [(layer, head) for layer in activations.layers for head in range(heads)]
+    ablation_edits = [
+        replace(kind, where={"layer": layer, "head": head}) for layer, head in head_indices for kind in ablations
+    ]
+    permutations = draw_signed_permutations(
+        len(activations.inputs), activations.readout.output_projection.shape[-1], seed
+    )
+    perturbation_edits = [
+        build_perturbation_edit(activations, layer, head, ablations[0], permutations) for layer, head in head_indices
+    ]
+    intact, effect = measure_edit_effects(model, inputs, ablation_edits, metric, max_positions)
+    _, perturbation_effect = measure_edit_effects(model, inputs, perturbation_edits, metric, max_positions)
+    return HeadAblationEffects(
+        intact=intact,
+        effect=effect.reshape(layers, heads, len(ablations), -1),
+        perturbation_effect=perturbation_effect.reshape(layers, heads, -1),
     )
 
 
-def rises(
-    model: nn.Module, inputs: Tensor | Batch, edits: Sequence[Edit], metric: Metric, positions: int = POSITIONS
+def measure_edit_effects(
+    model: nn.Module,
+    inputs: Tensor | Batch,
+    edits: Sequence[Edit],
+    metric: Metric,
+    max_positions: int = MAX_BATCH_POSITIONS,
 ) -> tuple[Float[Tensor, " batch"], Float[Tensor, "edit batch"]]:
-    """The metric of each sequence, and its rise under each edit."""
-    stem = Stem(model, inputs, edits[0].site)
-    stem.check({edits[0].site: edits[0].layers(stem.layers)})
-    intact = metric(stem.prediction)
-    value, _ = branched(stem, edits, metric, positions=positions)
+    """Measure the increase of a metric under each of several edits.
+
+    Args:
+        model: any model that `capture` supports.
+        inputs: tokens, vectors, or a batch of a task.
+        edits: edits of one site.
+        metric: one number per sequence.
+        max_positions: maximum of sequences times length over all edits that run as one batch.
+
+    Returns:
+        The metric of each sequence without an edit, and its increase under each edit.
+
+    Raises:
+        UnsupportedModel: If the output for one sequence depends on the other sequences in the batch.
+    """
+    edit_runner = BatchedEdits(model, inputs, edits[0].site)
+    edit_runner.validate_sites({edits[0].site: edits[0].edited_layers(edit_runner.num_layers)})
+    intact = metric(edit_runner.unedited_output)
+    value, _ = run_batched_edits(edit_runner, edits, metric, max_positions=max_positions)
     return intact.cpu(), (value - intact).cpu()
 
 
-def interval(values: Float[Tensor, "*place batch"], seed: int = 0) -> tuple[Float[Tensor, "*place"], ...]:
-    """Both ends of the 95 % interval of the mean over sequences: percentiles of 1,000 bootstrap resamples.
+def mask_significant(
+    low: Float[Tensor, "*place"], high: Float[Tensor, "*place"], mean: Float[Tensor, "*place"], min_effect: float
+) -> Tensor:
+    """Return a mask of the entries whose interval excludes 0 and whose mean is large enough.
 
     Args:
-        values: one number for each sequence, last.
-        seed: of the resamples; all places share them.
+        low: lower end of the interval.
+        high: upper end of the interval.
+        mean: mean of the effect.
+        min_effect: minimum of ``abs(mean)``.
 
-    >>> low, high = interval(torch.tensor([[0.0, 0.0, 0.0], [1.0, 2.0, 3.0]]))
-    >>> low.tolist()[0], high.tolist()[0], bool(low[1] > 0)
-    (0.0, 0.0, True)
+    Returns:
+        True where the effect is significant.
     """
-    count = values.shape[-1]
-    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
-    means = values.double() @ torch.from_numpy(drawn).double().T / count
-    ends = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
-    low, high = means.quantile(ends, dim=-1)
-    return low, high
+    return ((low > 0) | (high < 0)) & (mean.abs() >= min_effect)
 
 
-def beyond(
-    low: Float[Tensor, "*place"], high: Float[Tensor, "*place"], mean: Float[Tensor, "*place"], least: float
-) -> Tensor:
-    """Where an interval excludes 0 and the mean is at least so large."""
-    return ((low > 0) | (high < 0)) & (mean.abs() >= least)
+def draw_signed_permutations(num_sequences: int, d_model: int, seed: int) -> SignedPermutations:
+    """Draw a random signed permutation of the coordinates of the residual stream for each sequence.
 
+    Args:
+        num_sequences: number of sequences.
+        d_model: number of coordinates.
+        seed: seed of the permutations and signs.
 
-def turns(sequences: int, width: int, seed: int) -> Turns:
-    """For each sequence an order of the stream's coordinates, and signs for them."""
+    Returns:
+        The permutations and the signs.
+    """
     generator = torch.Generator().manual_seed(seed)
-    order = torch.rand(sequences, width, generator=generator).argsort(1)
-    return order, torch.randint(2, (sequences, width), generator=generator).float() * 2 - 1
+    order = torch.rand(num_sequences, d_model, generator=generator).argsort(1)
+    return order, torch.randint(2, (num_sequences, d_model), generator=generator).float() * 2 - 1
 
 
-def turned(recorded: Capture, layer: int, head: int, kind: Edit, drawn: Turns) -> Edit:
-    """An edit that adds to what attention writes as much as replacing the head's output would change, turned."""
-    assert kind.source is not None
-    place = recorded.layers.index(layer)
-    change = (kind.source[layer] - recorded["head_out"][place])[:, :, head]
-    written = change @ recorded.frame.output_projection[place, head].to(change)
-    order, sign = (one.to(written.device)[:, None] for one in drawn)
-    away = written.gather(-1, order.expand_as(written)) * sign
-    return Edit(site="attn_write", where={"layer": layer}, fn=torch.add, source={layer: away})
+def build_perturbation_edit(
+    activations: Capture, layer: int, head: int, ablation: Edit, permutations: SignedPermutations
+) -> Edit:
+    """Build an edit that perturbs ``attn_out`` by a signed permutation of the change that an ablation makes.
+
+    Args:
+        activations: run that recorded ``z``.
+        layer: index of the layer.
+        head: index of the head.
+        ablation: edit that replaces ``z``.
+        permutations: permutation and signs for each sequence.
+
+    Returns:
+        An edit of ``attn_out`` whose change has the norm of the change by the ablation.
+    """
+    assert ablation.source is not None
+    layer_index = activations.layers.index(layer)
+    change = (ablation.source[layer] - activations["z"][layer_index])[:, :, head]
+    attn_out_change = change @ activations.readout.output_projection[layer_index, head].to(change)
+    order, sign = (one.to(attn_out_change.device)[:, None] for one in permutations)
+    perturbation = attn_out_change.gather(-1, order.expand_as(attn_out_change)) * sign
+    return Edit(site="attn_out", where={"layer": layer}, fn=torch.add, source={layer: perturbation})

@@ -1,4 +1,4 @@
-"""What an intervention is judged by: one number for each sequence, from what the model predicts."""
+"""Metrics of interventions: one number per sequence, computed from the output of the model."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,168 +7,215 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mesascope.activations.gradients import losses, scored
+from mesascope.activations.gradients import loss_targets, position_losses
 from mesascope.tasks.base import Batch, Task
 
-Prediction = Float[Tensor, "batch predicted d_out"]
-Answer = Tensor | int  # tokens: (batch), or one
+OutputValues = Float[Tensor, "batch predicted d_out"]
+AnswerTokens = Tensor | int  # token ids (batch), or one for all
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """A number for each sequence.
+    """A function from the output of a model to one number per sequence.
 
     Attributes:
-        name: what it is called.
-        units: of the number.
-        about: one sentence.
-        fn: gets predictions (batch, pos, d_out), the last position last; returns (batch).
-        last: it looks at the last position alone, so that no other prediction is made where the class can leave it.
-        of: ``tokens`` or ``vectors``, where it has no meaning for the other.
+        name: name of the metric.
+        units: units of the number.
+        description: description in one sentence.
+        fn: maps outputs (batch, pos, d_out) to (batch). The last position of the output is always the last of the
+            sequence.
+        last_position_only: the metric uses the last position only, so that other positions need not be computed.
+        output_kind: ``tokens`` or ``vectors``, if the metric is only defined for one of them.
     """
 
     name: str
     units: str
-    about: str
-    fn: Callable[[Prediction], Tensor]
-    last: bool = False
-    of: str = ""
+    description: str
+    fn: Callable[[OutputValues], Tensor]
+    last_position_only: bool = False
+    output_kind: str = ""
 
-    def __call__(self, prediction: Prediction) -> Float[Tensor, " batch"]:
-        """The numbers, from predictions in single precision at least.
+    def __call__(self, output: OutputValues) -> Float[Tensor, " batch"]:
+        """Compute the metric, at least in single precision.
+
+        Args:
+            output: outputs of the model.
+
+        Returns:
+            One number per sequence, in double precision.
 
         Raises:
-            ValueError: the function gives something else than a number for each sequence.
+            ValueError: If the function does not return one number per sequence.
         """
-        found = self.fn(prediction if prediction.dtype == torch.float64 else prediction.float())
-        if found.shape != prediction.shape[:1]:
+        values = self.fn(output if output.dtype == torch.float64 else output.float())
+        if values.shape != output.shape[:1]:
             raise ValueError(
-                f"a metric must give one number for each of {len(prediction)} sequences, but {self.name} gave shape "
-                f"{tuple(found.shape)}"
+                f"a metric must return one number for each of {len(output)} sequences, but {self.name} returned "
+                f"shape {tuple(values.shape)}"
             )
-        return found.double()
+        return values.double()
 
 
-def logit_difference(right: Answer, wrong: Answer) -> Metric:
-    """How much higher the logit of the right token is than that of the wrong one, at the last position.
-
-    Args:
-        right, wrong: a token for each sequence, or one for all.
-    """
-
-    def fn(prediction: Prediction) -> Tensor:
-        return _at(prediction[:, -1], right) - _at(prediction[:, -1], wrong)
-
-    about = "logit of the right token minus that of the wrong one, at the last position"
-    return Metric(name="logit_difference", units="logit", about=about, fn=fn, last=True, of="tokens")
-
-
-def log_probability(answer: Answer) -> Metric:
-    """The logarithm of the probability of a token at the last position.
+def logit_difference(correct: AnswerTokens, incorrect: AnswerTokens) -> Metric:
+    """Build the logit difference at the last position: logit of the correct token minus logit of the incorrect one.
 
     Args:
-        answer: a token for each sequence, or one for all.
+        correct: token id per sequence, or one for all.
+        incorrect: token id per sequence, or one for all.
+
+    Returns:
+        The metric.
     """
 
-    def fn(prediction: Prediction) -> Tensor:
-        return _at(prediction[:, -1].log_softmax(-1), answer)
+    def compute_difference(prediction: OutputValues) -> Tensor:
+        return _select_answer(prediction[:, -1], correct) - _select_answer(prediction[:, -1], incorrect)
+
+    about = "logit of the correct token minus logit of the incorrect one, at the last position"
+    return Metric(
+        name="logit_difference",
+        units="logit",
+        description=about,
+        fn=compute_difference,
+        last_position_only=True,
+        output_kind="tokens",
+    )
+
+
+def log_probability(answer: AnswerTokens) -> Metric:
+    """Build the log probability of a token at the last position.
+
+    Args:
+        answer: token id per sequence, or one for all.
+
+    Returns:
+        The metric.
+    """
+
+    def compute_log_probability(prediction: OutputValues) -> Tensor:
+        return _select_answer(prediction[:, -1].log_softmax(-1), answer)
 
     about = "log probability of the answer at the last position"
-    return Metric(name="log_probability", units="nat", about=about, fn=fn, last=True, of="tokens")
+    return Metric(
+        name="log_probability",
+        units="nat",
+        description=about,
+        fn=compute_log_probability,
+        last_position_only=True,
+        output_kind="tokens",
+    )
 
 
 def loss(inputs: Tensor | Batch) -> Metric:
-    """Each sequence's mean loss: cross-entropy of the next token, or of the batch's targets, by the batch's weights.
+    """Build the mean loss per sequence: cross-entropy of the next token, or of the batch's targets with its weights.
 
     Args:
-        inputs: what the model reads.
-    """
-    batch, read = (inputs, inputs.inputs) if isinstance(inputs, Batch) else (None, inputs)
-    if batch is None and (read.is_floating_point() or read.shape[1] < 2):
-        raise ValueError(
-            "a loss needs targets: vectors and sequences of one token must come as a Batch, but got inputs alone"
-        )
-    if batch is not None and not (batch.weight.sum(1) > 0).all():
-        raise ValueError("a loss needs scored positions, but a sequence has none; leave it out")
+        inputs: tokens, or a batch of a task; what the model is run on.
 
-    def fn(prediction: Prediction) -> Tensor:
-        targets, weight = scored(prediction, read.to(prediction.device), None, batch and batch.to(prediction.device))
-        return (losses(prediction, targets) * weight).sum(1) / weight.sum(1)
-
-    tokens = not (batch.targets if batch is not None else read).is_floating_point()
-    about = "mean loss over the scored positions of a sequence"
-    return Metric(name="loss", units="nat" if tokens else "squared value", about=about, fn=fn)
-
-
-def task_loss(task: Task, batch: Batch, first: int = 0) -> Metric:
-    """Each sequence's mean loss over positions from ``first`` on, as its task has it; positions are not weighted.
-
-    Args:
-        task: whose loss is meant.
-        batch: the sequences that are run.
-        first: positions before this one are left out.
+    Returns:
+        The metric.
 
     Raises:
-        ValueError: no position is left.
+        ValueError: If there are no targets, or a sequence has no position of nonzero weight.
+    """
+    batch, model_inputs = (inputs, inputs.inputs) if isinstance(inputs, Batch) else (None, inputs)
+    if batch is None and (model_inputs.is_floating_point() or model_inputs.shape[1] < 2):
+        raise ValueError("loss needs targets, but got inputs only; pass vectors and sequences of one token as a Batch")
+    if batch is not None and not (batch.weight.sum(1) > 0).all():
+        raise ValueError(
+            "loss needs a position of nonzero weight in every sequence, but one has none; remove that sequence"
+        )
+
+    def compute_loss(prediction: OutputValues) -> Tensor:
+        targets, weight = loss_targets(
+            prediction, model_inputs.to(prediction.device), None, batch and batch.to(prediction.device)
+        )
+        return (position_losses(prediction, targets) * weight).sum(1) / weight.sum(1)
+
+    tokens = not (batch.targets if batch is not None else model_inputs).is_floating_point()
+    about = "mean loss over the positions of a sequence that have nonzero weight"
+    return Metric(name="loss", units="nat" if tokens else "squared value", description=about, fn=compute_loss)
+
+
+def task_loss(task: Task, batch: Batch, first_position: int = 0) -> Metric:
+    """Build the mean of the task's loss over positions, per sequence; positions are not weighted.
+
+    Args:
+        task: task that defines the loss.
+        batch: the sequences that the model is run on.
+        first_position: earlier positions are excluded.
+
+    Returns:
+        The metric.
+
+    Raises:
+        ValueError: If no position is left.
 
     >>> from mesascope.tasks.affine import Affine
     >>> task = Affine(length=6)
     >>> batch = task.sample(4, torch.Generator().manual_seed(0))
-    >>> task_loss(task, batch, first=2)(batch.targets).tolist()
+    >>> task_loss(task, batch, first_position=2)(batch.targets).tolist()
     [0.0, 0.0, 0.0, 0.0]
     """
     length = batch.inputs.shape[1]
-    if not 0 <= first < length:
-        raise ValueError(f"first must lie in 0..{length - 1}, a position of the sequences, but got {first}")
+    if not 0 <= first_position < length:
+        raise ValueError(f"first_position must be in 0..{length - 1}, but got {first_position}")
 
-    def fn(prediction: Prediction) -> Tensor:
-        return task.loss(prediction, batch)[:, first:].double().mean(1)
+    def compute_task_loss(prediction: OutputValues) -> Tensor:
+        return task.loss(prediction, batch)[:, first_position:].double().mean(1)
 
-    about = f"mean loss over positions {first} and later of a sequence"
-    return Metric(name="loss", units="units of the loss", about=about, fn=fn)
+    about = f"mean loss over positions {first_position} and later of a sequence"
+    return Metric(name="loss", units="units of the loss", description=about, fn=compute_task_loss)
 
 
-def divergence(intact: Prediction) -> Metric:
-    """How far the predictions move: the mean over positions of KL(intact, edited) for tokens.
+def kl_divergence(intact: OutputValues) -> Metric:
+    """Build the mean over positions of KL(unedited || edited), for tokens.
 
     Args:
-        intact: the predictions that nothing was done to.
-    """
-    before = (intact if intact.dtype == torch.float64 else intact.float()).log_softmax(-1)
+        intact: outputs of the unedited model.
 
-    def fn(prediction: Prediction) -> Tensor:
+    Returns:
+        The metric.
+    """
+    unedited_log_probs = (intact if intact.dtype == torch.float64 else intact.float()).log_softmax(-1)
+
+    def compute_divergence(prediction: OutputValues) -> Tensor:
         after = prediction.log_softmax(-1)
-        return (before.exp() * (before - after)).sum(-1).mean(1)
+        return (unedited_log_probs.exp() * (unedited_log_probs - after)).sum(-1).mean(1)
 
-    about = "KL divergence of the edited from the intact prediction, mean over positions"
-    return Metric(name="divergence", units="nat", about=about, fn=fn, of="tokens")
+    about = "KL divergence of the edited from the unedited output, mean over positions"
+    return Metric(name="divergence", units="nat", description=about, fn=compute_divergence, output_kind="tokens")
 
 
-def distance(intact: Prediction) -> Metric:
-    """How far predicted vectors move: the mean over positions of the squared distance.
+def squared_distance(intact: OutputValues) -> Metric:
+    """Build the mean over positions of the squared distance from the unedited output, for vectors.
 
     Args:
-        intact: the predictions that nothing was done to.
+        intact: outputs of the unedited model.
+
+    Returns:
+        The metric.
     """
 
-    def fn(prediction: Prediction) -> Tensor:
+    def compute_distance(prediction: OutputValues) -> Tensor:
         return (prediction - intact.to(prediction)).square().sum(-1).mean(1)
 
-    about = "squared distance of the edited from the intact prediction, mean over positions"
-    return Metric(name="distance", units="squared value", about=about, fn=fn)
+    about = "squared distance of the edited from the unedited output, mean over positions"
+    return Metric(name="distance", units="squared value", description=about, fn=compute_distance)
 
 
-def _at(values: Float[Tensor, "batch d_out"], tokens: Answer) -> Float[Tensor, " batch"]:
-    """Each sequence's value at its token.
+def _select_answer(values: Float[Tensor, "batch d_out"], tokens: AnswerTokens) -> Float[Tensor, " batch"]:
+    """Return each sequence's value at its token.
 
     Raises:
-        ValueError: there are not as many tokens as sequences, or one is not in the vocabulary.
+        ValueError: If the number of tokens is wrong, or one is not in the vocabulary.
     """
     index = torch.as_tensor(tokens, device=values.device).reshape(-1)
     if index.is_floating_point():
-        raise ValueError(f"answers must be numbers of tokens, but got {index.dtype}")
+        raise ValueError(f"answers must be integer token ids, but got {index.dtype}")
     if len(index) not in (1, len(values)):
-        raise ValueError(f"answers must be one token, or one for each of {len(values)} sequences, but got {len(index)}")
+        raise ValueError(
+            f"answers must be one token id, or one for each of {len(values)} sequences, but got {len(index)}"
+        )
     if bool((index < 0).any()) or bool((index >= values.shape[1]).any()):
-        raise ValueError(f"answers must be tokens from 0 to {values.shape[1] - 1}, but got {index.tolist()[:8]}")
+        raise ValueError(f"answers must be token ids from 0 to {values.shape[1] - 1}, but got {index.tolist()[:8]}")
     return values.gather(1, index.expand(len(values))[:, None])[:, 0]

@@ -1,1 +1,1 @@
-"""Models of our own: one configurable decoder, planted ones with weights set by hand, and loading any other."""
+"""A configurable decoder, and loading of checkpoints and pretrained models."""

@@ -1,13 +1,14 @@
-// x + attend(norm(x)) over short sequences, forward and backward, each sequence in one go while it lies in the cache.
+// Forward and backward pass of x + attention(norm(x)) for short sequences, one sequence at a time, so that its
+// intermediate values stay in the cache.
 //
-// Compiled for one size: H heads of D numbers, L positions, NORM of 0 (none), 1 (layer) or 2 (RMS). Numbers lie as
-// [batch, pos, width]; queries, keys and values side by side in rows of 3 * DM. The weights of attention are kept for
-// the way back in rows of LP, and run over keys in vectors of W, so that keys that a query cannot see cost little: a
-// block of R queries takes only the N vectors that hold a key it sees.
+// Compile-time constants: H heads of width D, L positions, and NORM: 0 (none), 1 (LayerNorm) or 2 (RMSNorm). Tensors
+// are contiguous [batch, pos, width]; query, key and value are concatenated in rows of 3 * DM. Attention weights are
+// stored for the backward pass in rows of LP. Keys are processed in vectors of W, and a block of R queries computes
+// only the N vectors with keys that the causal mask allows.
 //
-// Standard C++17 and the vector types of GCC and Clang, which fit any processor. Sequences are shared among threads
-// where the compiler knows OpenMP. Gradients of the parameters are summed in PARTS parts of the batch, so that the
-// number of threads changes no bit.
+// Standard C++17 with the portable vector types of GCC and Clang. Sequences are distributed over threads if the
+// compiler supports OpenMP. Parameter gradients are summed in PARTS fixed parts of the batch, so that results are
+// bitwise independent of the number of threads.
 
 #include <cmath>
 #include <cstring>
@@ -19,7 +20,7 @@ constexpr int W = 8, R = 4, NL = (L + W - 1) / W, LP = NL * W;
 static_assert(D % W == 0 && W % R == 0);
 
 #ifdef __AVX512F__
-constexpr int WIDE = 16, COLUMNS = 4, ROWS = 6;  // a tile of a product stays in registers
+constexpr int WIDE = 16, COLUMNS = 4, ROWS = 6;  // the tile of a matrix product fits into the registers
 #else
 constexpr int WIDE = 8, COLUMNS = 2, ROWS = 6;
 #endif
@@ -27,8 +28,8 @@ constexpr int VW = DM % WIDE ? W : WIDE, NM = DM / VW, HW = D % WIDE ? W : WIDE,
 
 typedef float V __attribute__((vector_size(4 * W), aligned(4)));
 typedef int VI __attribute__((vector_size(4 * W), aligned(4)));
-typedef float U __attribute__((vector_size(4 * VW), aligned(4)));  // along the width
-typedef float Z __attribute__((vector_size(4 * HW), aligned(4)));  // along a head
+typedef float U __attribute__((vector_size(4 * VW), aligned(4)));  // along d_model
+typedef float Z __attribute__((vector_size(4 * HW), aligned(4)));  // along d_head
 
 template <class T = V>
 static T load(const float* x) {
@@ -42,7 +43,7 @@ static void store(float* x, T v) {
     std::memcpy(x, &v, sizeof v);
 }
 
-// The numbers of a vector as one: halves are put together until one is left.
+// Reduce a vector to a scalar by combining its halves recursively.
 template <class F, class T>
 static float folded(T v, F f) {
     constexpr int half = sizeof v / 8;
@@ -62,9 +63,9 @@ static float most(V v) {
     return folded(v, [](auto a, auto b) { return a > b ? a : b; });
 }
 
-// e^x for x <= 0, to the last bit or the one before it: 2^n e^r with |r| <= ln(2) / 2, and Cephes' polynomial for e^r.
-// Below e^LEAST it is 0: next to 1 that is nothing, and what is multiplied with still smaller numbers takes a processor a
-// hundred times as long once they leave the normal range.
+// Compute e^x for x <= 0, accurate to 1-2 ulp, as 2^n e^r with |r| <= ln(2) / 2 and the Cephes polynomial for e^r.
+// The result is 0 for x < LEAST: it is negligible next to 1, and arithmetic on subnormal numbers is about a hundred
+// times slower.
 constexpr float LEAST = -60.0f;
 static V exponential(V x) {
     const VI none = x < LEAST;
@@ -83,14 +84,14 @@ static V exponential(V x) {
     return none ? V{} : y * power;
 }
 
-// A factor or a summand, with numbers from one row to the next and from one column to the next.
+// A matrix view with a row stride and a column stride.
 struct Matrix {
     const float* at;
     long row, column = 1;
     Matrix after(long rows) const { return {at ? at + rows * row : nullptr, row, column}; }
 };
 
-// y = start + x w in M rows and N vectors of columns, in registers; start may be y.
+// Compute a tile of y = start + x w with M rows and N vectors of columns in registers; start may alias y.
 template <int M, int N>
 static void tile(float* y, long row, Matrix start, Matrix x, Matrix w, int depth) {
     U s[M][N];
@@ -106,7 +107,7 @@ static void tile(float* y, long row, Matrix start, Matrix x, Matrix w, int depth
         for (int n = 0; n < N; n++) store(y + r * row + n * VW, s[r][n]);
 }
 
-// y = start + x w in M rows and N columns, tile by tile.
+// Compute y = start + x w with M rows and N columns, tile by tile.
 template <int M, int N>
 static void product(float* y, long row, Matrix start, Matrix x, Matrix w, int depth) {
     constexpr int n = N < COLUMNS * VW ? N / VW : COLUMNS, m = M < ROWS ? M : ROWS;
@@ -123,7 +124,7 @@ static void product(float* y, long row, Matrix start, Matrix x, Matrix w, int de
     }
 }
 
-// Adds the rows of x to y.
+// Add the sum of the rows of x to y.
 static void add_rows(float* y, const float* x, int columns) {
     for (int c = 0; c < columns; c += VW) {
         U s = load<U>(y + c);
@@ -132,7 +133,7 @@ static void add_rows(float* y, const float* x, int columns) {
     }
 }
 
-// One row of the stream, and how its norm sees it.
+// One row of the residual stream, centred if the norm centres it, and the scale of the norm.
 struct Row {
     U centred[NM];
     float scale;
@@ -148,7 +149,7 @@ struct Row {
     }
 };
 
-// norm(x) of a sequence.
+// Compute y = norm(x) for a sequence.
 static void normed(float* y, const float* x, const float* gain, const float* shift, float eps) {
     for (int i = 0; i < L; i++) {
         const Row row(x + i * DM, eps);
@@ -159,7 +160,7 @@ static void normed(float* y, const float* x, const float* gain, const float* shi
     }
 }
 
-// Adds to dx what comes back through the norm, and to dgain and dshift what is theirs.
+// Backward pass of the norm: accumulate into dx, dgain and dshift.
 static void norm_back(float* dx, float* dgain, float* dshift, const float* dy, const float* x, const float* gain,
                       float eps) {
     for (int i = 0; i < L; i++) {
@@ -182,7 +183,7 @@ static void norm_back(float* dx, float* dgain, float* dshift, const float* dy, c
     }
 }
 
-// A head's keys or values with positions side by side.
+// The keys or values of a head, transposed to [d_head, pos].
 struct Turned {
     float of[D][LP];
     Turned(const float* x) {
@@ -191,7 +192,7 @@ struct Turned {
     }
 };
 
-// Products of M rows with all positions of N vectors.
+// Dot products of M rows with the keys (or values) in N vectors of positions.
 template <int N, int M>
 static void scores(V s[M][N], const float* x, long row, const Turned& turned) {
     for (int r = 0; r < M; r++)
@@ -204,7 +205,7 @@ static void scores(V s[M][N], const float* x, long row, const Turned& turned) {
     }
 }
 
-// Calls f for every block of queries with its first query, its vectors of keys and its number of queries.
+// Call f(first query, vectors of keys, number of queries) for every block of queries.
 template <class F, int... N>
 static void blocks(F f, std::integer_sequence<int, N...>) {
     constexpr int rest = L % R ? L % R : R;
@@ -216,7 +217,7 @@ static void blocks(F f, std::integer_sequence<int, N...>) {
     (some(std::integral_constant<int, N + 1>()), ...);
 }
 
-// out[i] = sum over j <= i of p[i, j] v[j] for M queries from i, where p is the softmax of scale q k.
+// Compute out[i] = sum over j <= i of p[i, j] v[j] for M queries from i, where p = softmax(scale q k).
 template <int N, int M>
 static void attend(int i, const float* q, const Turned& keys, const float* v, float* p, float* out, float scale) {
     const VI first = {0, 1, 2, 3, 4, 5, 6, 7};
@@ -253,7 +254,7 @@ struct Sums {
     Z k[L][ND] = {}, v[L][ND] = {};
 };
 
-// Gradients of M queries from i, and what they add to those of keys and values.
+// Compute the gradients of M queries from i, and accumulate those of keys and values.
 template <int N, int M>
 static void attend_back(int i, const float* q, const float* k, const Turned& values, const float* p, const float* g,
                         float* dq, Sums& sums, float scale) {
@@ -289,7 +290,7 @@ static void attend_back(int i, const float* q, const float* k, const Turned& val
 
 using Vectors = std::make_integer_sequence<int, NL>;
 
-// What all heads of a sequence mix; p is kept.
+// Compute the outputs of all heads of a sequence before the output projection, and store the weights in p.
 static void heads(const float* qkv, float* p, float* mixed, float scale) {
     for (int h = 0; h < H; h++) {
         const float *q = qkv + h * D, *k = q + DM, *v = k + DM;
@@ -303,7 +304,7 @@ static void heads(const float* qkv, float* p, float* mixed, float scale) {
     }
 }
 
-// Gradients of queries, keys and values, given that of what heads mix.
+// Compute the gradients of queries, keys and values from the gradient of the head outputs.
 static void heads_back(const float* qkv, const float* p, const float* given, float* dqkv, float scale) {
     for (int h = 0; h < H; h++) {
         const float *q = qkv + h * D, *k = q + DM, *v = k + DM, *kept = p + h * L * LP, *g = given + h * D;
@@ -324,19 +325,20 @@ static void heads_back(const float* qkv, const float* p, const float* given, flo
     }
 }
 
-// The parameters' gradients, as they lie in one part of their sum.
+// Memory layout of one partial sum of the parameter gradients.
 struct Gradients {
     float maps[ROW * DM], biases[ROW], out[DM * DM], out_bias[DM], gain[DM], shift[DM];
 };
 
-// What a thread needs for one sequence.
+// Scratch memory of a thread for one sequence.
 struct alignas(64) Room {
     float norm[L * DM], back[L * DM], maps_back[L * ROW];
 };
 
 extern "C" const long PARTS_OF_SUMS = PARTS, NUMBERS_IN_A_PART = sizeof(Gradients) / sizeof(float), NUMBERS_IN_A_ROW = LP;
 
-// y = x + out(attend(maps(norm(x)))); maps [DM, ROW] and out [DM, DM] are turned: [in, out]. qkv, p and mixed are kept.
+// Compute y = x + out(attention(maps(norm(x)))). maps [DM, ROW] and out [DM, DM] are transposed, [in, out]. qkv, p and
+// mixed are stored for the backward pass.
 extern "C" void forward(const float* x, const float* gain, const float* shift, const float* maps, const float* biases,
                         const float* out, const float* out_bias, float* qkv, float* p, float* mixed, float* y,
                         long batch, float scale, float eps, int threads) {
@@ -358,7 +360,8 @@ extern "C" void forward(const float* x, const float* gain, const float* shift, c
     }
 }
 
-// Gradients of x and, in parts to be summed, of the parameters, given that of y; maps [ROW, DM] and out as they are.
+// Compute the gradient of x, and PARTS partial sums of the parameter gradients, from the gradient of y. maps [ROW, DM]
+// and out [DM, DM] are not transposed.
 extern "C" void backward(const float* x, const float* gain, const float* shift, const float* maps, const float* out,
                          const float* qkv, const float* p, const float* mixed, const float* given, float* dx,
                          float* gradients, long batch, float scale, float eps, int threads) {

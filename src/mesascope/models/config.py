@@ -1,4 +1,4 @@
-"""What one of our decoders is made of."""
+"""The configuration of the decoder."""
 
 from typing import Any
 
@@ -6,48 +6,51 @@ from transformers import PretrainedConfig
 
 _CHOICES = {
     "attention": ("softmax", "linear"),
-    "visible": ("past", "all", "shown", "zeroed"),
+    "mask": ("causal", "full", "context_only", "multiplicative"),
     "norm": ("none", "layer", "rms"),
     "norm_position": ("pre", "post", "output"),
     "positions": ("none", "learned", "sinusoidal", "rotary"),
     "activation": ("gelu", "relu", "silu", "tanh"),
 }
-_AT_LEAST_ONE = "num_hidden_layers hidden_size num_attention_heads num_key_value_heads max_position_embeddings".split()
+_POSITIVE_FIELDS = (
+    "num_hidden_layers hidden_size num_attention_heads num_key_value_heads max_position_embeddings".split()
+)
 
 
 class DecoderConfig(PretrainedConfig):
-    """A decoder's shape: what it reads and writes, and what each layer does.
+    """The configuration of a :class:`~mesascope.models.transformer.Decoder`.
 
-    A decoder reads tokens and predicts tokens (``vocab_size``), or reads vectors and predicts vectors (``d_in``
-    and ``d_out``). What it cannot honour is refused when the configuration is made.
+    A decoder maps tokens to tokens (``vocab_size``), or vectors to vectors (``d_in`` and ``d_out``). Invalid values are
+    rejected when the configuration is created.
 
     Args:
         vocab_size: number of tokens; ``None`` for vectors.
         d_in: dimension of an input vector; ``None`` for tokens.
         d_out: dimension of a predicted vector; ``None`` for tokens.
-        num_hidden_layers: decoder blocks, 1 or more.
+        num_hidden_layers: number of blocks, at least 1.
         hidden_size: width of the residual stream, a multiple of the number of heads.
-        num_attention_heads: query heads.
-        num_key_value_heads: key-value heads, a divisor of the query heads; as many by default.
-        intermediate_size: width of the MLP; 0 for attention alone.
-        attention: ``softmax``, or ``linear``: scores are used as they are, without scale or normalisation.
-        visible: what a position may attend to: ``past``, itself and those before it; ``all``; ``shown``, all but the
-            last, which asks and shows nothing; or ``zeroed``, all, but with a score of 0 for those after it: what a
-            mask of ones and zeros does that is multiplied with the scores. Such a decoder sees the future.
+        num_attention_heads: number of query heads.
+        num_key_value_heads: number of key-value heads, a divisor of the number of query heads; equal to it by default.
+        intermediate_size: width of the MLP; 0 for an attention-only model.
+        attention: ``softmax``, or ``linear``: scores are used without scaling and normalisation.
+        mask: attention mask. ``causal``: a position attends to itself and earlier positions; ``full``: to all
+            positions; ``context_only``: to all positions but the last, which is the query; ``multiplicative``: to all
+            positions, with the scores of later ones multiplied by 0 before the softmax, so that the model is not
+            causal.
         norm: ``none``, ``layer`` or ``rms``.
-        norm_position: ``pre`` (before each sublayer, and once before the read-out), ``post`` (on the sum) or ``output``
-            (on what a sublayer writes, before it is added).
+        norm_position: ``pre`` (before each sublayer, and before the unembedding), ``post`` (on the residual sum) or
+            ``output`` (on the output of a sublayer, before it is added).
         positions: ``none``, ``learned``, ``sinusoidal`` (both added to the input) or ``rotary`` (in each head).
-        max_position_embeddings: the longest sequence.
-        share_layers: all layers are one layer, applied again and again.
-        activation: of the MLP.
-        initializer_range: standard deviation of token and position embeddings at the start; linear maps start
-            with 1 / sqrt(fan-in).
-        initializer_writes: a factor on that for those that write to the residual stream; linear attention, whose
-            weights grow with its inputs, needs a small one where there are many layers.
+        max_position_embeddings: maximum sequence length.
+        share_layers: apply the same layer repeatedly.
+        activation: activation function of the MLP: ``gelu``, ``relu``, ``silu`` or ``tanh``.
+        initializer_range: standard deviation of token and position embeddings at initialisation; linear layers are
+            initialised with 1 / sqrt(fan-in).
+        residual_init_scale: factor on the initial weights of layers that write to the residual stream (attention and
+            MLP output projections). Deep models with linear attention, whose weights are unbounded, need a small one.
 
     Raises:
-        ValueError: a value out of range, or a combination that has no meaning.
+        ValueError: a value is out of range, or values are inconsistent.
 
     >>> DecoderConfig(d_in=1, d_out=1, hidden_size=62)
     Traceback (most recent call last):
@@ -56,7 +59,7 @@ class DecoderConfig(PretrainedConfig):
     """
 
     model_type = "mesascope"
-    has_no_defaults_at_init = True  # tokens or vectors: the user must say
+    has_no_defaults_at_init = True  # tokens or vectors must be chosen
 
     def __init__(
         self,
@@ -70,7 +73,7 @@ class DecoderConfig(PretrainedConfig):
         num_key_value_heads: int | None = None,
         intermediate_size: int = 0,
         attention: str = "softmax",
-        visible: str = "past",
+        mask: str = "causal",
         norm: str = "none",
         norm_position: str = "pre",
         positions: str = "learned",
@@ -78,7 +81,7 @@ class DecoderConfig(PretrainedConfig):
         share_layers: bool = False,
         activation: str = "gelu",
         initializer_range: float = 0.02,
-        initializer_writes: float = 1.0,
+        residual_init_scale: float = 1.0,
         **kwargs: Any,
     ) -> None:
         self.vocab_size = vocab_size
@@ -90,7 +93,7 @@ class DecoderConfig(PretrainedConfig):
         self.num_key_value_heads = num_attention_heads if num_key_value_heads is None else num_key_value_heads
         self.intermediate_size = intermediate_size
         self.attention = attention
-        self.visible = visible
+        self.mask = mask
         self.norm = norm
         self.norm_position = norm_position
         self.positions = positions
@@ -98,66 +101,64 @@ class DecoderConfig(PretrainedConfig):
         self.share_layers = share_layers
         self.activation = activation
         self.initializer_range = initializer_range
-        self.initializer_writes = initializer_writes
+        self.residual_init_scale = residual_init_scale
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)
-        self._refuse_nonsense()
+        self._validate_fields()
 
-    def _refuse_nonsense(self) -> None:
-        """Raise one clear line for what the model could not honour."""
-        for name in _AT_LEAST_ONE:
-            _must(getattr(self, name) >= 1, f"{name} must be at least 1, but got {getattr(self, name)}")
+    def _validate_fields(self) -> None:
+        for name in _POSITIVE_FIELDS:
+            _raise_unless(getattr(self, name) >= 1, f"{name} must be at least 1, but got {getattr(self, name)}")
         for name, allowed in _CHOICES.items():
             value = getattr(self, name)
-            _must(value in allowed, f"{name} must be one of {', '.join(allowed)}, but got {value!r}")
+            _raise_unless(value in allowed, f"{name} must be one of {', '.join(allowed)}, but got {value!r}")
         heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
-        _must(
+        _raise_unless(
             self.intermediate_size >= 0,
-            f"intermediate_size must be 0 or more, but got {self.intermediate_size}",
+            f"intermediate_size must be at least 0, but got {self.intermediate_size}",
         )
-        _must(
-            self.initializer_writes >= 0,
-            f"initializer_writes must be 0 or more, but got {self.initializer_writes}",
+        _raise_unless(
+            self.residual_init_scale >= 0,
+            f"residual_init_scale must be at least 0, but got {self.residual_init_scale}",
         )
-        _must(
+        _raise_unless(
             self.hidden_size % heads == 0,
             f"hidden_size must be a multiple of num_attention_heads, but got {self.hidden_size} and {heads}",
         )
-        _must(
+        _raise_unless(
             heads % kv_heads == 0,
             f"num_attention_heads must be a multiple of num_key_value_heads, but got {heads} and {kv_heads}",
         )
         vectors = self.d_in is not None and self.d_out is not None
-        _must(
+        _raise_unless(
             (self.vocab_size is not None) != vectors and (self.d_in is None) == (self.d_out is None),
-            "a decoder reads tokens (vocab_size) or vectors (d_in and d_out), "
+            "a decoder needs either vocab_size (tokens) or both d_in and d_out (vectors), "
             f"but got vocab_size={self.vocab_size}, d_in={self.d_in}, d_out={self.d_out}",
         )
-        _must(
+        _raise_unless(
             self.norm != "none" or self.norm_position == "pre",
             f"norm_position={self.norm_position!r} needs a norm, but norm is 'none'",
         )
-        _must(
-            self.visible != "zeroed" or self.attention == "softmax",
-            f"visible='zeroed' needs softmax attention, but got {self.attention!r}, in which a score of 0 is no "
-            "attention; use visible='past'",
+        _raise_unless(
+            self.mask != "multiplicative" or self.attention == "softmax",
+            f"mask='multiplicative' needs softmax attention, but got {self.attention!r}, in which a score of 0 is no "
+            "attention; use mask='causal'",
         )
-        _must(
+        _raise_unless(
             self.positions != "rotary" or self.hidden_size // heads % 2 == 0,
             f"rotary positions need an even head width, but hidden_size / num_attention_heads is "
             f"{self.hidden_size // heads}",
         )
-        _must(
+        _raise_unless(
             self.positions != "sinusoidal" or self.hidden_size % 2 == 0,
             f"sinusoidal positions need an even hidden_size, but got {self.hidden_size}",
         )
-        _must(
+        _raise_unless(
             not self.tie_word_embeddings or self.vocab_size is not None,
-            "tie_word_embeddings needs tokens, but this decoder reads vectors",
+            "tie_word_embeddings needs tokens, but this decoder takes vectors; set vocab_size",
         )
 
 
-def _must(holds: bool, otherwise: str) -> None:
-    """Raise ``otherwise`` unless the condition holds."""
-    if not holds:
-        raise ValueError(otherwise)
+def _raise_unless(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)

@@ -1,4 +1,4 @@
-"""The parts of a decoder block: attention (softmax or linear), MLP, norms, positions."""
+"""The parts of a decoder block: attention (softmax or linear), MLP, norms and position embeddings."""
 
 import math
 from collections.abc import Callable
@@ -10,23 +10,35 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mesascope.models.config import DecoderConfig
 
-Stream = Float[Tensor, "batch pos d_model"]
-Heads = Float[Tensor, "batch head pos d_head"]
+HiddenStates = Float[Tensor, "batch pos d_model"]
+HeadVectors = Float[Tensor, "batch head pos d_head"]
 
 
 def eager_attention_forward(
     module: nn.Module,
-    query: Heads,
+    query: HeadVectors,
     key: Float[Tensor, "batch kv_head pos d_head"],
     value: Float[Tensor, "batch kv_head pos d_head"],
     attention_mask: Float[Tensor, "#batch 1 query key"] | None,
     scaling: float,
     **_: object,
 ) -> tuple[Float[Tensor, "batch pos head d_head"], Float[Tensor, "batch head query key"]]:
-    """Two batched products with a softmax between them, or, in a linear layer, with nothing between them.
+    """Compute attention by two batched matrix products, with a softmax between them unless attention is linear.
 
-    The mask is added to the scores of a softmax layer; a linear layer sets what it forbids to zero. Where ``zeroed``,
-    the scores of later keys are 0, and stay in the softmax.
+    In a softmax layer the mask is added to the scores; in a linear layer masked weights are set to 0. With a
+    multiplicative mask the scores of later keys are 0 and take part in the softmax.
+
+    Args:
+        module: the attention module.
+        query: queries.
+        key: keys.
+        value: values.
+        attention_mask: additive mask, a large negative number at masked keys; ``None`` for no mask.
+        scaling: factor on the scores.
+        **_: ignored arguments of the attention interface.
+
+    Returns:
+        The head outputs before the output projection, and the attention weights.
     """
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
@@ -34,7 +46,7 @@ def eager_attention_forward(
     scores = torch.matmul(query, key.mT)
     if scaling != 1.0:
         scores = scores * scaling
-    if module.zeroed:
+    if module.multiplicative_mask:
         scores = scores.tril()
     if module.linear:
         weights = scores if attention_mask is None else scores.masked_fill(attention_mask < 0, 0.0)
@@ -43,16 +55,16 @@ def eager_attention_forward(
     return torch.matmul(weights, value).transpose(1, 2), weights
 
 
-class Attention(nn.Module):
-    """Attention heads that read the normed stream and write to it through one output projection."""
+class DecoderAttention(nn.Module):
+    """Multi-head attention with an output projection."""
 
     def __init__(self, config: DecoderConfig, layer_idx: int) -> None:
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
-        self.is_causal = config.visible == "past"
+        self.is_causal = config.mask == "causal"
         self.linear = config.attention == "linear"
-        self.zeroed = config.visible == "zeroed"
+        self.multiplicative_mask = config.mask == "multiplicative"
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         self.scaling = 1.0 if self.linear else self.head_dim**-0.5
@@ -65,25 +77,35 @@ class Attention(nn.Module):
 
     def forward(
         self,
-        x: Stream,
+        x: HiddenStates,
         attention_mask: Float[Tensor, "#batch 1 query key"] | Bool[Tensor, "#batch 1 query key"] | None,
         position_ids: Int[Tensor, "#batch pos"],
-    ) -> Stream:
-        """What the heads write, given what they read."""
-        query, key, value = (self._split(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        if self.rotary:
-            query, key = rotate(query, position_ids), rotate(key, position_ids)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(str(self.config._attn_implementation), eager_attention_forward)
-        mixed, _ = attend(self, query, key, value, attention_mask, scaling=self.scaling, dropout=0.0)
-        return self.o_proj(mixed.reshape(x.shape))
+    ) -> HiddenStates:
+        """Return the attention output.
 
-    def _split(self, x: Float[Tensor, "batch pos width"]) -> Float[Tensor, "batch heads pos d_head"]:
-        """Cut the last axis into heads."""
+        Args:
+            x: normalised residual stream.
+            attention_mask: mask of the attention interface.
+            position_ids: positions, for rotary embeddings.
+
+        Returns:
+            The output of the output projection.
+        """
+        query, key, value = (self._split_heads(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        if self.rotary:
+            query, key = apply_rotary(query, position_ids), apply_rotary(key, position_ids)
+        attention_function = ALL_ATTENTION_FUNCTIONS.get_interface(
+            str(self.config._attn_implementation), eager_attention_forward
+        )
+        z, _ = attention_function(self, query, key, value, attention_mask, scaling=self.scaling, dropout=0.0)
+        return self.o_proj(z.reshape(x.shape))
+
+    def _split_heads(self, x: Float[Tensor, "batch pos width"]) -> Float[Tensor, "batch heads pos d_head"]:
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
 
-class Mlp(nn.Module):
-    """One hidden layer, applied to every position alone."""
+class DecoderMlp(nn.Module):
+    """An MLP with one hidden layer."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -92,37 +114,53 @@ class Mlp(nn.Module):
         self.activation = activations[config.activation]()
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
 
-    def forward(self, x: Stream) -> Stream:
-        """What the MLP writes, given what it reads."""
+    def forward(self, x: HiddenStates) -> HiddenStates:
+        """Return the MLP output.
+
+        Args:
+            x: normalised residual stream.
+
+        Returns:
+            The output of the down projection.
+        """
         return self.down_proj(self.activation(self.up_proj(x)))
 
 
-class Block(nn.Module):
-    """Attention, then the MLP if there is one; each adds to the residual stream."""
+class DecoderBlock(nn.Module):
+    """A decoder block: attention and an optional MLP, each added to the residual stream."""
 
     def __init__(self, config: DecoderConfig, layer_idx: int) -> None:
         super().__init__()
         self.norm_position = config.norm_position
         self.post = self.norm_position == "post"
         self.attention_norm = make_norm(config)
-        self.attention = Attention(config, layer_idx)
+        self.attention = DecoderAttention(config, layer_idx)
         self.has_mlp = config.intermediate_size > 0
         if self.has_mlp:
-            self.mlp_norm, self.mlp = make_norm(config), Mlp(config)
+            self.mlp_norm, self.mlp = make_norm(config), DecoderMlp(config)
 
     def forward(
         self,
-        x: Stream,
+        x: HiddenStates,
         attention_mask: Float[Tensor, "#batch 1 query key"] | Bool[Tensor, "#batch 1 query key"] | None,
         position_ids: Int[Tensor, "#batch pos"],
-    ) -> Stream:
-        """The residual stream after this block."""
-        whole = SUBLAYERS.get(str(self.attention.config._attn_implementation))
+    ) -> HiddenStates:
+        """Return the residual stream after the block.
+
+        Args:
+            x: residual stream.
+            attention_mask: mask of the attention interface.
+            position_ids: positions, for rotary embeddings.
+
+        Returns:
+            The residual stream.
+        """
+        fused_sublayer = FUSED_SUBLAYERS.get(str(self.attention.config._attn_implementation))
         if self.norm_position == "output":
             x = x + self.attention_norm(self.attention(x, attention_mask, position_ids))
             return x + self.mlp_norm(self.mlp(x)) if self.has_mlp else x
-        if whole is not None:
-            x = whole(self, x)
+        if fused_sublayer is not None:
+            x = fused_sublayer(self, x)
         else:
             x = x + self.attention(x if self.post else self.attention_norm(x), attention_mask, position_ids)
         if self.post:
@@ -131,19 +169,36 @@ class Block(nn.Module):
         return x + self.mlp(self.mlp_norm(x)) if self.has_mlp else x
 
 
-SUBLAYERS: dict[str, Callable[[Block, Stream], Stream]] = {}
-"""Attention implementations that take the norm in front, the maps and the residual sum with them, by name."""
+FUSED_SUBLAYERS: dict[str, Callable[[DecoderBlock, HiddenStates], HiddenStates]] = {}
+"""Attention implementations that compute norm, projections, attention and residual sum in one call, by name."""
 
 
 def make_norm(config: DecoderConfig) -> nn.Module:
-    """The norm that the configuration asks for; no norm is the identity."""
+    """Build the norm of a configuration; the identity if it has none.
+
+    Args:
+        config: the decoder's configuration.
+
+    Returns:
+        The norm over the residual stream.
+    """
     if config.norm == "none":
         return nn.Identity()
     return {"layer": nn.LayerNorm, "rms": nn.RMSNorm}[config.norm](config.hidden_size, eps=1e-5)
 
 
-def rotate(x: Heads, position_ids: Int[Tensor, "#batch pos"]) -> Heads:
-    """Rotary positions (Su et al. 2021): pair i of a head turns by position / 10000^(2 i / d_head)."""
+def apply_rotary(x: HeadVectors, position_ids: Int[Tensor, "#batch pos"]) -> HeadVectors:
+    """Apply rotary position embeddings (Su et al. 2021).
+
+    Coordinates i and i + d_head / 2 of a head are rotated by the angle position / 10000^(2 i / d_head).
+
+    Args:
+        x: queries or keys.
+        position_ids: positions.
+
+    Returns:
+        The rotated vectors.
+    """
     half = x.shape[-1] // 2
     rates = 10000.0 ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
     angles = (position_ids[..., None].float() * rates)[:, None]
@@ -152,8 +207,16 @@ def rotate(x: Heads, position_ids: Int[Tensor, "#batch pos"]) -> Heads:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
-def sinusoids(position_ids: Int[Tensor, "#batch pos"], width: int) -> Float[Tensor, "#batch pos d_model"]:
-    """Fixed positions (Vaswani et al. 2017): sines and cosines of geometrically spaced wavelengths."""
+def sinusoidal_positions(position_ids: Int[Tensor, "#batch pos"], width: int) -> Float[Tensor, "#batch pos d_model"]:
+    """Compute sinusoidal position embeddings (Vaswani et al. 2017), with geometrically spaced wavelengths.
+
+    Args:
+        position_ids: positions.
+        width: width of the embedding, an even number.
+
+    Returns:
+        The sines, followed by the cosines.
+    """
     rates = torch.exp(-math.log(10000.0) * torch.arange(0, width, 2, device=position_ids.device) / width)
     angles = position_ids[..., None].float() * rates
     return torch.cat([angles.sin(), angles.cos()], dim=-1)

@@ -1,4 +1,4 @@
-"""One small decoder for every task, as a transformers model: what opens it opens any other."""
+"""The decoder, a transformers model for all tasks."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from transformers.masking_utils import create_bidirectional_mask, create_causal_
 from transformers.utils.generic import ModelOutput
 
 from mesascope.models.config import DecoderConfig
-from mesascope.models.layers import Block, Stream, make_norm, sinusoids
+from mesascope.models.layers import DecoderBlock, HiddenStates, make_norm, sinusoidal_positions
 
 
 @dataclass
 class DecoderOutput(ModelOutput):
-    """What a decoder returns.
+    """The output of a decoder.
 
     Attributes:
         logits: at every position, the logits of the next token or the predicted vector.
@@ -27,9 +27,10 @@ class DecoderOutput(ModelOutput):
 
 
 class Decoder(PreTrainedModel):
-    """A decoder over tokens or vectors, from one :class:`DecoderConfig`.
+    """A decoder over tokens or vectors, defined by a :class:`DecoderConfig`.
 
-    It dispatches its attention as transformers' own models do, so it saves, loads and is opened like them.
+    It uses the attention interface of transformers, and is saved, loaded and captured like any other transformers
+    model.
 
     >>> config = DecoderConfig(d_in=1, d_out=1, num_hidden_layers=1, hidden_size=8, num_attention_heads=2)
     >>> Decoder(config)(torch.zeros(2, 5, 1)).logits.shape
@@ -40,7 +41,7 @@ class Decoder(PreTrainedModel):
     config: DecoderConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
-    _supports_sdpa = False  # the eager products are faster at these lengths, and do linear attention too
+    _supports_sdpa = False  # eager attention is faster for short sequences, and supports linear attention
     _supports_attention_backend = True
     _can_set_attn_implementation_cached_value = True
 
@@ -55,9 +56,9 @@ class Decoder(PreTrainedModel):
             self.readout = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         learned = config.positions == "learned"
         self.position_embed = nn.Embedding(config.max_position_embeddings, config.hidden_size) if learned else None
-        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(DecoderBlock(config, layer) for layer in range(config.num_hidden_layers))
         self.final_norm = make_norm(config) if config.norm_position == "pre" else nn.Identity()
-        self._tied_weights_keys = self._other_names()
+        self._tied_weights_keys = self._tied_parameters()
         self.post_init()
 
     def forward(
@@ -71,13 +72,17 @@ class Decoder(PreTrainedModel):
         """Predict the next token or vector at every position.
 
         Args:
-            inputs: vectors (tokens are taken too).
-            input_ids: tokens, under the name that transformers gives them.
+            inputs: vectors, or tokens.
+            input_ids: tokens, under the argument name of transformers.
             attention_mask: 0 at padding.
-            position_ids: the place of each input, 0, 1, 2, ... by default.
+            position_ids: position of each input; 0, 1, 2, ... by default.
+            **_: ignored arguments of transformers.
+
+        Returns:
+            The logits or predicted vectors.
 
         Raises:
-            ValueError: no input, or one longer than ``max_position_embeddings``.
+            ValueError: there is no input, or it is longer than ``max_position_embeddings``.
         """
         x = inputs if input_ids is None else input_ids
         if x is None:
@@ -88,28 +93,31 @@ class Decoder(PreTrainedModel):
                 f"a sequence must have at most {self.config.max_position_embeddings} positions, but got {length}"
             )
         x = self.embed(x)
-        mask = self._mask(x, attention_mask, position_ids)
+        mask = self._build_mask(x, attention_mask, position_ids)
         if position_ids is None:
             position_ids = torch.arange(length, device=x.device)[None]
         if self.position_embed is not None:
             x = x + self.position_embed(position_ids)
         elif self.config.positions == "sinusoidal":
-            x = x + sinusoids(position_ids, x.shape[-1]).to(x.dtype)
+            x = x + sinusoidal_positions(position_ids, x.shape[-1]).to(x.dtype)
         for layer in self.layers:
             x = layer(x, mask, position_ids)
         return DecoderOutput(logits=self.readout(self.final_norm(x)))
 
-    def _mask(
-        self, x: Stream, attention_mask: Int[Tensor, "batch pos"] | None, position_ids: Int[Tensor, "#batch pos"] | None
+    def _build_mask(
+        self,
+        x: HiddenStates,
+        attention_mask: Int[Tensor, "batch pos"] | None,
+        position_ids: Int[Tensor, "#batch pos"] | None,
     ) -> Tensor | None:
-        """Where positions may attend to; given places that begin anew begin another sequence."""
-        if self.config.visible != "past":
-            shown = x.shape[1] - (self.config.visible == "shown")
+        """Build the attention mask; in a causal mask, position ids that restart begin a new sequence."""
+        if self.config.mask != "causal":
+            num_visible = x.shape[1] - (self.config.mask == "context_only")
             return create_bidirectional_mask(
                 config=self.config,
                 inputs_embeds=x,
                 attention_mask=attention_mask,
-                and_mask_function=lambda batch, head, query, key: key < shown,
+                and_mask_function=lambda batch, head, query, key: key < num_visible,
             )
         return create_causal_mask(
             config=self.config,
@@ -120,19 +128,26 @@ class Decoder(PreTrainedModel):
         )
 
     def get_input_embeddings(self) -> nn.Module:
-        """The map into the residual stream."""
+        """Return the module that maps inputs to the residual stream."""
         return self.embed
 
     def get_output_embeddings(self) -> nn.Module:
-        """The map out of the residual stream."""
+        """Return the module that maps the residual stream to outputs."""
         return self.readout
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
-        """Which parameters are others by another name."""
+        """Return the tied parameters.
+
+        Args:
+            all_submodels: ignored; the decoder has no submodels with ties of their own.
+
+        Returns:
+            The name of the source parameter by the name of each tied one.
+        """
         return dict(self._tied_weights_keys)
 
-    def _other_names(self) -> dict[str, str]:
-        """Where layers are shared, all are the first; where embeddings are tied, the read-out is the embedding."""
+    def _tied_parameters(self) -> dict[str, str]:
+        """Return the ties: all layers to the first if layers are shared, the unembedding to the embedding if tied."""
         tied = {"readout.weight": "embed.weight"} if self.config.tie_word_embeddings else {}
         if self.config.share_layers:
             for name, _ in self.layers[0].named_parameters():
@@ -141,12 +156,12 @@ class Decoder(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Fan-in scaling for linear maps; those that write to the stream as much smaller as the configuration says.
-
-        Asked of modules that have parameters of their own alone: transformers passes over the others.
-        """
+        """Initialise a module: fan-in scaling for linear layers, times `residual_init_scale` for output projections."""
         if isinstance(module, nn.Linear):
-            factor = self.config.initializer_writes if any(module is one for one in self._writing()) else 1.0
+            # transformers calls this only for modules that own parameters directly, hence the search by identity.
+            factor = (
+                self.config.residual_init_scale if any(module is one for one in self._output_projections()) else 1.0
+            )
             nn.init.normal_(module.weight, std=factor * module.in_features**-0.5)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
@@ -155,10 +170,10 @@ class Decoder(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
             module.reset_parameters()
 
-    def _writing(self) -> Iterator[nn.Module]:
-        """The maps that write to the residual stream."""
+    def _output_projections(self) -> Iterator[nn.Module]:
+        """Yield the output projections, which write to the residual stream."""
         for block in self.layers:
-            if isinstance(block, Block):
+            if isinstance(block, DecoderBlock):
                 yield block.attention.o_proj
                 if block.has_mlp:
                     yield block.mlp.down_proj

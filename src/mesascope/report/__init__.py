@@ -1,5 +1,5 @@
-"""One self-contained page per run; it reads the run and nothing else."""
+"""Self-contained HTML reports, one page per run. Only the run directory is read."""
 
-from mesascope.report.page import draw, render, summary
+from mesascope.report.page import render_report, summarize_run, write_report
 
-__all__ = ["draw", "render", "summary"]
+__all__ = ["render_report", "summarize_run", "write_report"]

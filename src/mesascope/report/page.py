@@ -1,4 +1,4 @@
-"""Puts the page together: one file, no request to any network, nothing from outside taken for markup."""
+"""Assembly of the report: one HTML file without network requests, in which all external text is escaped."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,146 +11,192 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mesascope.report import run_info
-from mesascope.report.explorers.combined import Gathered
-from mesascope.report.explorers.head_explorer import explorer
-from mesascope.report.explorers.token_view import reader
-from mesascope.report.load_run import Record, Result, read
-from mesascope.report.panels.choose_view import panels
-from mesascope.report.panels.training import training
-from mesascope.report.panels.verdicts import card, counted
+from mesascope.report.explorers.combined import CombinedPanel
+from mesascope.report.explorers.head_explorer import build_head_explorer
+from mesascope.report.explorers.token_view import build_token_view
+from mesascope.report.load_run import ResultFile, RunRecord, load_run
+from mesascope.report.panels.choose_view import build_panels
+from mesascope.report.panels.training import plot_training_log
+from mesascope.report.panels.verdicts import build_card, count_verdicts
 from mesascope.report.plotting.figure import Panel
-from mesascope.report.text import script_json, sentence, stopped
+from mesascope.report.text import add_full_stop, encode_script_json, format_sentence
 from mesascope.store import Run
 
 SCRIPTS = ("figures.js", "square.js", "attention.js", "reader.js", "explorer.js", "start.js")
-BRIEF = 16  # of more verdicts each is a line, to be opened
+MAX_EXPANDED_VERDICTS = 16  # with more verdicts, each is collapsed to one line
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """One file of results on the page."""
+    """A result file on the page.
+
+    Attributes:
+        key: the ``id`` of the HTML section.
+        title: the heading.
+        description: a description of the analysis.
+        tautology: the reason why the result holds by construction; empty if it does not.
+        citation: the source of the method.
+        problem: the reason why the file could not be read; empty if it could.
+        file: the path relative to the run directory.
+        panels: the panels that are visible at once.
+        folded_panels: the panels inside a collapsed element.
+    """
 
     key: str
     title: str
-    about: str
+    description: str
     tautology: str
     citation: str
     problem: str
     file: str
-    shown: list[Panel]
-    folded: list[Panel]
+    panels: list[Panel]
+    folded_panels: list[Panel]
 
 
-def draw(path: Path | str) -> Path:
-    """Draw a run's report anew and return the file.
-
-    Raises:
-        RunError: there is no run.
-    """
-    run = Run.open(path)
-    return run.write_text("report.html", render(run.path))
-
-
-def render(run: Path) -> str:
-    """The whole report of a run as the text of one HTML file.
+def write_report(run_dir: Path | str) -> Path:
+    """Regenerate the report of a run.
 
     Args:
-        run: a run directory; only ``run.json`` must be there.
+        run_dir: the run directory.
+
+    Returns:
+        The path of the written ``report.html``.
 
     Raises:
-        FileNotFoundError: it holds no ``run.json``.
-        ValueError: ``run.json`` is not a JSON object.
+        RunError: if there is no run at ``path``.
     """
-    record = read(run)
-    about = record.run
-    gathered = _gathered(record)
-    drawn = [(k, one, _taken(one, gathered)) for k, one in enumerate(record.results)]
-    return _template().render(
-        title=run_info.heading(about),
-        badges=run_info.badges(about),
-        about=sentence(about.get("about")),
-        paper=run_info.paper(about),
-        brief=len(record.verdicts) > BRIEF,
-        cards=[card(one) for one in record.verdicts],
-        counts=[(count, card({"word": word})) for word, count in counted(record.verdicts).items()],
-        inspected=run_info.is_inspection(about),
+    run = Run.open(run_dir)
+    return run.write_text("report.html", render_report(run.path))
+
+
+def render_report(run_dir: Path) -> str:
+    """Render the report of a run as one self-contained HTML document.
+
+    Args:
+        run_dir: the run directory; only ``run.json`` is required.
+
+    Returns:
+        The HTML text.
+
+    Raises:
+        FileNotFoundError: if there is no ``run.json``.
+        ValueError: if ``run.json`` is not a JSON object.
+    """
+    record = load_run(run_dir)
+    run_json = record.run
+    combined = _build_combined_panels(record)
+    used_by_result = [(k, one, _list_used_variables(one, combined)) for k, one in enumerate(record.results)]
+    return _load_template().render(
+        title=run_info.get_page_title(run_json),
+        badges=run_info.list_badges(run_json),
+        description=format_sentence(run_json.get("description")),
+        paper=run_info.format_citation(run_json),
+        collapse_verdicts=len(record.verdicts) > MAX_EXPANDED_VERDICTS,
+        cards=[build_card(one) for one in record.verdicts],
+        counts=[(count, build_card({"status": word})) for word, count in count_verdicts(record.verdicts).items()],
+        is_inspection=run_info.is_inspection(run_json),
         training=[
-            (run_info.setting(about, arm), panel) for arm, log in record.logs.items() if (panel := training(log))
+            (run_info.get_condition_title(run_json, condition), panel)
+            for condition, log in record.logs.items()
+            if (panel := plot_training_log(log))
         ],
-        opened=run_info.opened(about, record.model),
-        gathered=[{"key": key, "title": title, **vars(one)} for key, title, one in gathered],
-        sections=[_section(k, one, taken) for k, one, taken in drawn if not _empty(one, taken)],
-        command=run_info.command(about),
-        parameters=[*run_info.parameters(about), *run_info.details(record.model)],
-        circumstances=run_info.circumstances(about),
-        timings=run_info.timings(about),
-        notes=run_info.notes(about),
+        model_summary=run_info.summarize_model(run_json, record.model),
+        combined=[{"key": key, "title": title, **vars(one)} for key, title, one in combined],
+        sections=[_build_section(k, one, taken) for k, one, taken in used_by_result if not _is_fully_used(one, taken)],
+        command=run_info.format_command(run_json),
+        parameters=[*run_info.tabulate_parameters(run_json), *run_info.tabulate_model(record.model)],
+        environment=run_info.tabulate_environment(run_json),
+        timings=run_info.tabulate_timings(run_json),
+        notes=run_info.list_notes(run_json),
         problems=record.problems,
         run_name=record.path.resolve().name,
-        style=Markup(_text("page.css")),
-        scripts=[Markup(_plotly()), *(Markup(_text(name)) for name in SCRIPTS)],
+        style=Markup(_read_asset("page.css")),
+        scripts=[Markup(_read_plotly_bundle()), *(Markup(_read_asset(name)) for name in SCRIPTS)],
     )
 
 
-def summary(run: Path) -> dict[str, Any]:
-    """The run in short, as plain values for JSON: verdicts, files of results, and what could not be read."""
-    record = read(run)
-    kept = ("name", "word", "sentence", "value", "interval", "control", "difference", "bound", "unit", "reason")
+def summarize_run(run_dir: Path) -> dict[str, Any]:
+    """Summarize a run as plain values that can be written as JSON.
+
+    Args:
+        run_dir: the run directory; only ``run.json`` is required.
+
+    Returns:
+        The run's metadata, verdicts, result files (with variables and sizes), and the files that could not be read.
+
+    Raises:
+        FileNotFoundError: if there is no ``run.json``.
+        ValueError: if ``run.json`` is not a JSON object.
+    """
+    record = load_run(run_dir)
+    verdict_keys = (
+        "name",
+        "status",
+        "statement",
+        "value",
+        "interval",
+        "control",
+        "difference",
+        "threshold",
+        "unit",
+        "reason",
+    )
     return {
         "path": str(record.path),
         "study": record.run.get("study"),
-        "title": run_info.heading(record.run),
+        "title": run_info.get_page_title(record.run),
         "model": record.run.get("model") if run_info.is_inspection(record.run) else None,
-        "facts": dict(run_info.opened(record.run, record.model)),
+        "facts": dict(run_info.summarize_model(record.run, record.model)),
         "scale": record.run.get("scale"),
         "seeds": record.run.get("seeds") or [],
         "started": record.run.get("started"),
-        "seconds": run_info.total_seconds(record.run),
-        "counts": counted(record.verdicts),
-        "verdicts": [{k: one[k] for k in kept if k in one} for one in record.verdicts],
-        "results": [_brief(one) for one in record.results if one.data is not None],
+        "seconds": run_info.sum_stage_seconds(record.run),
+        "counts": count_verdicts(record.verdicts),
+        "verdicts": [{k: one[k] for k in verdict_keys if k in one} for one in record.verdicts],
+        "results": [_summarize_result(one) for one in record.results if one.data is not None],
         "problems": list(record.problems),
     }
 
 
-def _gathered(record: Record) -> list[tuple[str, str, Gathered]]:
-    """The panels of an inspection that are made from many files, each with its key and its heading."""
+def _build_combined_panels(record: RunRecord) -> list[tuple[str, str, CombinedPanel]]:
+    """Return key, heading and panel of each panel of an inspection that combines several files."""
     if not run_info.is_inspection(record.run):
         return []
-    found = [("text", "The text, token by token", reader(record.results)), ("heads", "Heads", explorer(record.results))]
-    return [(key, title, one) for key, title, one in found if one is not None]
+    candidates = [
+        ("text", "Token view", build_token_view(record.results)),
+        ("heads", "Heads", build_head_explorer(record.results)),
+    ]
+    return [(key, title, one) for key, title, one in candidates if one is not None]
 
 
-def _taken(result: Result, gathered: Sequence[tuple[str, str, Gathered]]) -> frozenset[str]:
-    """The variables of a file that stand in panels made from many files."""
-    return frozenset().union(*(one.taken.get(result.file, frozenset()) for _, _, one in gathered))
+def _list_used_variables(result: ResultFile, combined: Sequence[tuple[str, str, CombinedPanel]]) -> frozenset[str]:
+    """Return the variables of a file that the combined panels already show."""
+    return frozenset().union(*(one.used_variables.get(result.file, frozenset()) for _, _, one in combined))
 
 
-def _empty(result: Result, taken: frozenset[str]) -> bool:
-    """Whether all that a file holds is drawn elsewhere."""
-    return result.data is not None and bool(taken) and set(map(str, result.data.data_vars)) <= taken
+def _is_fully_used(result: ResultFile, used: frozenset[str]) -> bool:
+    """Return whether the combined panels already show every variable of a file."""
+    return result.data is not None and bool(used) and set(map(str, result.data.data_vars)) <= used
 
 
-def _section(place: int, result: Result, taken: frozenset[str]) -> Section:
-    """The panels of one file, those marked as headlines first."""
-    drawn = panels(result.data, taken) if result.data is not None else []
-    first = [one for one in drawn if one.headline]
+def _build_section(index: int, result: ResultFile, used: frozenset[str]) -> Section:
+    panel_list = build_panels(result.data, used) if result.data is not None else []
+    headlines = [one for one in panel_list if one.headline]
     attrs = result.data.attrs if result.data is not None else {}
     return Section(
-        key=f"result-{place}",
+        key=f"result-{index}",
         title=result.title,
-        about=sentence(attrs.get("about")),
-        tautology=stopped(attrs.get("tautology")),
+        description=format_sentence(attrs.get("description")),
+        tautology=add_full_stop(attrs.get("tautology")),
         citation=str(attrs.get("citation") or ""),
         problem=result.problem,
         file=f"results/{result.file}",
-        shown=first or drawn,
-        folded=[one for one in drawn if not one.headline] if first else [],
+        panels=headlines or panel_list,
+        folded_panels=[one for one in panel_list if not one.headline] if headlines else [],
     )
 
 
-def _brief(result: Result) -> dict[str, Any]:
-    """One file of results in short."""
+def _summarize_result(result: ResultFile) -> dict[str, Any]:
     data = result.data
     sizes = {str(k): int(v) for k, v in data.sizes.items()} if data is not None else {}
     variables = [str(name) for name in data.data_vars] if data is not None else []
@@ -158,8 +204,8 @@ def _brief(result: Result) -> dict[str, Any]:
 
 
 @cache
-def _template():
-    """The page's template; everything is escaped unless marked as ours."""
+def _load_template():
+    """Return the page template. It escapes everything that is not marked as safe."""
     environment = Environment(
         loader=PackageLoader("mesascope.report", "assets"),
         autoescape=True,
@@ -167,16 +213,15 @@ def _template():
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["script_json"] = lambda value: Markup(script_json(value))
+    environment.filters["script_json"] = lambda value: Markup(encode_script_json(value))
     return environment.get_template("template.html.j2")
 
 
-def _text(name: str) -> str:
-    """A file of ours beside this one."""
+def _read_asset(name: str) -> str:
     return files("mesascope.report").joinpath("assets", name).read_text(encoding="utf-8")
 
 
 @cache
-def _plotly() -> str:
-    """The drawing library, as it ships with the plotly package."""
+def _read_plotly_bundle() -> str:
+    """Return the plotly.js bundle that the plotly package ships."""
     return files("plotly").joinpath("package_data/plotly.min.js").read_text(encoding="utf-8")

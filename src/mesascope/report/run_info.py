@@ -1,164 +1,240 @@
-"""The parts of the page that are words: what was run, where it comes from, how to cite it."""
+"""Text parts of the report: metadata of the run, the command line and the citation."""
 
 import shlex
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from mesascope.report.text import number, several
+from mesascope.report.text import format_count, format_number
 
-OPENED = {  # facts of a model that stand at the top, and what they are called there
+MODEL_SUMMARY_LABELS = {  # facts of a model shown at the top of the page, with their labels
     "class": "model class",
     "parameters": "parameters",
     "layers": "layers",
     "heads": "heads",
     "dtype": "dtype",
     "device": "device",
-    "kernel": "attention kernel",
+    "attn_implementation": "attention implementation",
 }
-TIMES = ((3600.0, "h"), (60.0, "min"), (1.0, "s"))
+TIME_UNITS = ((3600.0, "h"), (60.0, "min"), (1.0, "s"))
 
 
-def heading(run: Mapping[str, Any]) -> str:
-    """The title of the page."""
+def get_page_title(run: Mapping[str, Any]) -> str:
+    """Return the title of the page.
+
+    Args:
+        run: the contents of ``run.json``.
+
+    Returns:
+        The title of the study, else the name of the model or study.
+    """
     if run.get("title"):
         return str(run["title"])
-    return str(run.get("model") if is_inspection(run) else run.get("study") or "A run")
+    return str(run.get("model") if is_inspection(run) else run.get("study") or "Run")
 
 
 def is_inspection(run: Mapping[str, Any]) -> bool:
-    """Whether a model was opened, rather than a study run."""
+    """Return whether the run is an inspection of a model rather than a study.
+
+    Args:
+        run: the contents of ``run.json``.
+
+    Returns:
+        True for an inspection.
+    """
     return run.get("study") == "inspect"
 
 
-def badges(run: Mapping[str, Any]) -> list[str]:
-    """Short facts that stand above the title."""
+def list_badges(run: Mapping[str, Any]) -> list[str]:
+    """List the short facts above the title: study, scale, number of seeds, tokens, date.
+
+    Args:
+        run: the contents of ``run.json``.
+
+    Returns:
+        The facts that are known.
+    """
     text = run.get("text")
     tokens = text.get("tokens") if isinstance(text, Mapping) else None
     tokens = f"{tokens:,}" if isinstance(tokens, int) else tokens
-    found = [
+    facts = [
         "inspected model" if is_inspection(run) else f"study {run['study']}" if run.get("study") else "",
         f"{run['scale']} scale" if run.get("scale") else "",
-        several(len(run["seeds"]), "seed") if isinstance(run.get("seeds"), list) and run["seeds"] else "",
+        format_count(len(run["seeds"]), "seed") if isinstance(run.get("seeds"), list) and run["seeds"] else "",
         f"{tokens} tokens of {text.get('source', 'text')}" if isinstance(text, Mapping) and tokens else "",
         str(run.get("started", ""))[:10],
     ]
-    return [one for one in found if one]
+    return [one for one in facts if one]
 
 
-def opened(run: Mapping[str, Any], model: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What was opened, and on what: the facts that a reader of an inspection needs first; nothing for a study."""
+def summarize_model(run: Mapping[str, Any], model: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """List the key facts of an inspected model and its text.
+
+    Args:
+        run: the contents of ``run.json``.
+        model: the contents of ``model.json``.
+
+    Returns:
+        Pairs of label and value; empty for a study.
+    """
     if not is_inspection(run):
         return []
     text = run.get("text")
     text = text if isinstance(text, Mapping) else {}
-    known = {**{k: run[k] for k in ("dtype", "device", "kernel") if k in run}, **model}
-    rows = [(OPENED[name], _counted(name, known[name])) for name in OPENED if known.get(name) not in (None, "")]
-    rows += [("tokens", _tokens(text))] if text.get("tokens") else []
+    facts = {**{k: run[k] for k in ("dtype", "device", "attn_implementation") if k in run}, **model}
+    rows = [
+        (MODEL_SUMMARY_LABELS[name], _format_model_fact(name, facts[name]))
+        for name in MODEL_SUMMARY_LABELS
+        if facts.get(name) not in (None, "")
+    ]
+    rows += [("tokens", _format_token_count(text))] if text.get("tokens") else []
     rows += [("text", str(text["source"]))] if text.get("source") else []
     return rows
 
 
-def details(model: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """A table of all that was written down about the model; nothing where nothing was."""
-    return [("model", _flat(model))] if model else []
+def tabulate_model(model: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Tabulate everything that is recorded about the model.
+
+    Args:
+        model: the contents of ``model.json``.
+
+    Returns:
+        At most one table: a heading and its rows.
+    """
+    return [("model", _flatten_mapping(model))] if model else []
 
 
-def _counted(name: str, value: Any) -> str:
-    """A fact as text; a number of parameters also in millions.
+def _format_model_fact(name: str, value: Any) -> str:
+    """Format a fact of a model; a parameter count in millions or billions.
 
-    >>> _counted("parameters", 134515008), _counted("dtype", "float32")
+    >>> _format_model_fact("parameters", 134515008), _format_model_fact("dtype", "float32")
     ('134.5 million', 'float32')
     """
     if name != "parameters" or not isinstance(value, int | float):
-        return _value(value)
+        return _format_value(value)
     size, words = next(
         ((s, w) for s, w in ((1e9, " billion"), (1e6, " million"), (1e3, " thousand")) if value >= s), (1, "")
     )
     return f"{value / size:.4g}{words}"
 
 
-def _tokens(text: Mapping[str, Any]) -> str:
-    """How many tokens, and in how many sequences."""
+def _format_token_count(text: Mapping[str, Any]) -> str:
     tokens, sequences = text["tokens"], text.get("sequences")
-    many = f"{tokens:,}" if isinstance(tokens, int) else str(tokens)
+    count = f"{tokens:,}" if isinstance(tokens, int) else str(tokens)
     if not isinstance(sequences, int) or sequences < 2:
-        return many
-    return f"{many} in {several(sequences, 'sequence')}"
+        return count
+    return f"{count} in {format_count(sequences, 'sequence')}"
 
 
-def command(run: Mapping[str, Any]) -> str:
-    """The command line that makes this run again, as recorded or put together."""
+def format_command(run: Mapping[str, Any]) -> str:
+    """Return the command line that reproduces the run, as recorded or reconstructed.
+
+    Args:
+        run: the contents of ``run.json``.
+
+    Returns:
+        A shell command.
+    """
     if given := run.get("command"):
         return given if isinstance(given, str) else shlex.join(map(str, given))
     if is_inspection(run):
-        return shlex.join(["mesascope", "inspect", str(run.get("model", "MODEL")), *_flags(run)])
+        return shlex.join(["mesascope", "inspect", str(run.get("model", "MODEL")), *_list_inspect_options(run)])
     words = ["mesascope", "run", str(run.get("study", "STUDY"))]
     words += ["--scale", str(run["scale"])] if run.get("scale") else []
     words += ["--seeds", str(len(run["seeds"]))] if isinstance(run.get("seeds"), list) and run["seeds"] else []
     return shlex.join(words)
 
 
-def _flags(run: Mapping[str, Any]) -> list[str]:
-    """The options of an inspection that are not those by default."""
+def _list_inspect_options(run: Mapping[str, Any]) -> list[str]:
+    """Return the options of an inspection that differ from the defaults."""
     text, given = run.get("text"), run.get("parameters")
     text = text if isinstance(text, Mapping) else {}
     given = given if isinstance(given, Mapping) else {}
     tokens, sequences = text.get("tokens"), text.get("sequences")
-    each = tokens // sequences if isinstance(tokens, int) and isinstance(sequences, int) and sequences else None
-    told = {
+    tokens_per_sequence = (
+        tokens // sequences if isinstance(tokens, int) and isinstance(sequences, int) and sequences else None
+    )
+    options = {
         "--text": text.get("file"),
-        "--tokens": each,
+        "--tokens": tokens_per_sequence,
         "--sequences": sequences,
-        "--measures": ",".join(map(str, given.get("measures") or ())),
+        "--analyses": ",".join(map(str, given.get("analyses") or ())),
         "--steps": ",".join(map(str, given.get("steps") or ())),
         "--device": run.get("device") if run.get("device") != "cpu" else None,
         "--dtype": run.get("dtype") if run.get("dtype") != "float32" else None,
     }
-    return [word for name, value in told.items() if value for word in (name, str(value))]
+    return [word for name, value in options.items() if value for word in (name, str(value))]
 
 
-def paper(run: Mapping[str, Any]) -> dict[str, str] | None:
-    """The citation as text; an address is kept only if it is one of the web."""
-    cited = run.get("citation")
-    if not isinstance(cited, Mapping):
+def format_citation(run: Mapping[str, Any]) -> dict[str, str] | None:
+    """Return the citation of the paper as text.
+
+    Args:
+        run: the contents of ``run.json``.
+
+    Returns:
+        Title, authors, venue, URL and BibTeX entry, or None if nothing is cited. A URL that is not http(s) is dropped.
+    """
+    citation = run.get("citation")
+    if not isinstance(citation, Mapping):
         return None
-    authors = cited.get("authors", "")
-    url = str(cited.get("url") or "")
+    authors = citation.get("authors", "")
+    url = str(citation.get("url") or "")
     return {
-        "title": str(cited.get("title", "")),
+        "title": str(citation.get("title", "")),
         "authors": (", ".join(map(str, authors)) if isinstance(authors, list | tuple) else str(authors)).rstrip("."),
-        "venue": ", ".join(str(cited[k]) for k in ("venue", "year") if cited.get(k)),
+        "venue": ", ".join(str(citation[k]) for k in ("venue", "year") if citation.get(k)),
         "url": url if url.startswith(("https://", "http://")) else "",
-        "bibtex": str(cited.get("bibtex") or ""),
+        "bibtex": str(citation.get("bibtex") or ""),
     }
 
 
-def parameters(run: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """A table for each part of the parameters; nested names are joined by dots."""
+def tabulate_parameters(run: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Tabulate the parameters of a run; nested names are joined by dots.
+
+    Args:
+        run: the contents of ``run.json``.
+
+    Returns:
+        A heading and its rows for each group of parameters.
+    """
     given = run.get("parameters")
     if not isinstance(given, Mapping):
         return []
-    loose = [(str(k), _value(v)) for k, v in given.items() if not isinstance(v, Mapping)]
-    parts = [(str(k).replace("_", " "), _flat(v)) for k, v in given.items() if isinstance(v, Mapping) and v]
+    loose = [(str(k), _format_value(v)) for k, v in given.items() if not isinstance(v, Mapping)]
+    parts = [(str(k).replace("_", " "), _flatten_mapping(v)) for k, v in given.items() if isinstance(v, Mapping) and v]
     return ([("general", loose)] if loose else []) + parts
 
 
-def setting(run: Mapping[str, Any], arm: str) -> str:
-    """What one of a study's settings is called; nothing for its own.
+def get_condition_title(run: Mapping[str, Any], condition: str) -> str:
+    """Return the display name of a condition of a study.
 
-    >>> setting({"parameters": {"text": {"title": "real text"}}}, "text")
+    Args:
+        run: the contents of ``run.json``.
+        condition: the key of the condition; empty for the study's own.
+
+    Returns:
+        The condition's ``title``, else its key.
+
+    >>> get_condition_title({"parameters": {"text": {"title": "real text"}}}, "text")
     'real text'
     """
     given = run.get("parameters")
-    told = given.get(arm) if isinstance(given, Mapping) else None
-    return str(told.get("title") or arm) if isinstance(told, Mapping) else arm
+    parameters = given.get(condition) if isinstance(given, Mapping) else None
+    return str(parameters.get("title") or condition) if isinstance(parameters, Mapping) else condition
 
 
-def circumstances(run: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Code, machine and time."""
+def tabulate_environment(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Tabulate code revision, machine, text and package versions.
+
+    Args:
+        run: the contents of ``run.json``.
+
+    Returns:
+        Pairs of label and value.
+    """
     names = ("revision", "platform", "threads", "device", "dtype", "started")
-    rows = [(name, _moment(run[name]) if name == "started" else str(run[name])) for name in names if run.get(name)]
+    rows = [(name, _format_date(run[name]) if name == "started" else str(run[name])) for name in names if run.get(name)]
     text = run.get("text")
     rows += [(f"text: {k}", str(v)) for k, v in text.items()] if isinstance(text, Mapping) else []
     versions = run.get("versions")
@@ -166,63 +242,92 @@ def circumstances(run: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def timings(run: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """How long each stage took, and all of them."""
-    spent = run.get("seconds")
-    if isinstance(spent, int | float):
-        return [("all", duration(spent))]
-    if not isinstance(spent, Mapping):
+def tabulate_timings(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Tabulate the duration of each stage and the total.
+
+    Args:
+        run: the contents of ``run.json``.
+
+    Returns:
+        Pairs of stage and duration.
+    """
+    seconds = run.get("seconds")
+    if isinstance(seconds, int | float):
+        return [("total", format_duration(seconds))]
+    if not isinstance(seconds, Mapping):
         return []
-    rows = [(str(k), duration(v)) for k, v in spent.items() if isinstance(v, int | float)]
-    return [*rows, ("all", duration(total_seconds(run)))] if len(rows) > 1 else rows
+    rows = [(str(k), format_duration(v)) for k, v in seconds.items() if isinstance(v, int | float)]
+    return [*rows, ("total", format_duration(sum_stage_seconds(run)))] if len(rows) > 1 else rows
 
 
-def total_seconds(run: Mapping[str, Any]) -> float:
-    """Seconds of all stages; a stage called ``total`` is the sum already."""
-    spent = run.get("seconds")
-    stages = spent if isinstance(spent, Mapping) else {"total": spent}
-    known = {str(k): float(v) for k, v in stages.items() if isinstance(v, int | float)}
-    return known.get("total", sum(known.values()))
+def sum_stage_seconds(run: Mapping[str, Any]) -> float:
+    """Sum the duration of all stages. A stage named ``total`` is used as the sum.
+
+    Args:
+        run: the contents of ``run.json``.
+
+    Returns:
+        The duration in seconds; 0 if unknown.
+    """
+    seconds = run.get("seconds")
+    stages = seconds if isinstance(seconds, Mapping) else {"total": seconds}
+    durations = {str(k): float(v) for k, v in stages.items() if isinstance(v, int | float)}
+    return durations.get("total", sum(durations.values()))
 
 
-def notes(run: Mapping[str, Any]) -> list[str]:
-    """Remarks made while it ran."""
+def list_notes(run: Mapping[str, Any]) -> list[str]:
+    """List the remarks that were recorded during the run.
+
+    Args:
+        run: the contents of ``run.json``.
+
+    Returns:
+        One text for each remark.
+    """
     given = run.get("notes")
     return [str(one) for one in given] if isinstance(given, list | tuple) else [str(given)] if given else []
 
 
-def duration(seconds: float | int) -> str:
-    """A time in the unit that suits it.
+def format_duration(seconds: float | int) -> str:
+    """Format a duration in a suitable unit.
 
-    >>> duration(0.5), duration(90), duration(7200)
+    Args:
+        seconds: the duration in seconds.
+
+    Returns:
+        The duration with its unit.
+
+    >>> format_duration(0.5), format_duration(90), format_duration(7200)
     ('0.5 s', '1.5 min', '2 h')
     """
-    size, unit = next((one for one in TIMES if seconds >= one[0]), TIMES[-1])
-    return f"{number(round(seconds / size, 1) if seconds >= 1 else seconds)} {unit}"
+    size, unit = next((one for one in TIME_UNITS if seconds >= one[0]), TIME_UNITS[-1])
+    return f"{format_number(round(seconds / size, 1) if seconds >= 1 else seconds)} {unit}"
 
 
-def _flat(value: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:
-    """A nested mapping as rows."""
+def _flatten_mapping(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     for key, inner in value.items():
-        name = f"{before}{key}"
-        rows += _flat(inner, f"{name}.") if isinstance(inner, Mapping) and inner else [(name, _value(inner))]
+        name = f"{prefix}{key}"
+        rows += (
+            _flatten_mapping(inner, f"{name}.")
+            if isinstance(inner, Mapping) and inner
+            else [(name, _format_value(inner))]
+        )
     return rows
 
 
-def _value(value: Any) -> str:
-    """A parameter as text."""
+def _format_value(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "none"}[value]
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(map(_value, value)) or "none"
+        return ", ".join(map(_format_value, value)) or "none"
     if isinstance(value, float):
         return f"{value:g}"
     return str(value)
 
 
-def _moment(value: Any) -> str:
-    """A point in time as people write it; left alone if it is none."""
+def _format_date(value: Any) -> str:
+    """Format an ISO date; return other text unchanged."""
     try:
         return datetime.fromisoformat(str(value)).strftime("%d %B %Y, %H:%M").lstrip("0")
     except ValueError:

@@ -1,37 +1,37 @@
-"""The run directory: what lies where, and writes that a kill at any moment cannot spoil.
+"""Run directories: file layout and atomic writes that survive a kill at any moment.
 
 ::
 
-    run.json                           what was asked for, versions, platform, start time; written first
-    models/seed=0/training.json        what this seed's model is trained on
-    models/seed=0/log.csv              one line per optimiser step
+    run.json                           requested parameters, versions, platform, start time; written first
+    models/seed=0/training.json        the training configuration of this seed
+    models/seed=0/log.csv              one line per optimizer step
     models/seed=0/step=100/            config.json, model.safetensors, state.safetensors, checkpoint.json
-    models/seed=0/resume/              the same for the newest step, overwritten; gone when training is done
-    models/seed=0/history/             what linear maps read and the error signals that came back, if it was asked for
-    models/ARM/seed=0/...              the same for the other settings that a study trains beside its own
-    results/NAME.nc                    xarray datasets; ``xr.open_dataset(path)`` opens them
+    models/seed=0/resume/              the same for the newest step, overwritten; removed when training ends
+    models/seed=0/history/             inputs and output gradients of every linear module, if requested
+    models/CONDITION/seed=0/...        the same for the further conditions of a study
+    results/NAME.nc                    xarray datasets; open them with ``xr.open_dataset(path)``
     verdicts.json, report.html
 
-Every file and every checkpoint is written under a temporary name beside its place, synced, and renamed. This
-module knows bytes, no science.
+Every file and every checkpoint is written under a temporary name in the same folder, synced to disk, and renamed. This
+package knows nothing about the science: it stores bytes.
 """
 
-from mesascope.store.checkpoints import MANIFEST, CheckpointDamaged, verify
-from mesascope.store.files import RunError, Say, ignore
-from mesascope.store.history import Column, History, HistoryWriter
-from mesascope.store.log import Log
-from mesascope.store.run import Run
+from mesascope.store._checkpoints import MANIFEST, CheckpointDamaged, verify_checkpoint
+from mesascope.store._files import LogFn, RunError, do_nothing
+from mesascope.store._history import HistoryColumn, HistoryReader, HistoryWriter
+from mesascope.store._log import TrainingLog
+from mesascope.store._run import Run
 
 __all__ = [
     "MANIFEST",
     "CheckpointDamaged",
-    "Column",
-    "History",
+    "HistoryColumn",
+    "HistoryReader",
     "HistoryWriter",
-    "Log",
+    "LogFn",
     "Run",
     "RunError",
-    "Say",
-    "ignore",
-    "verify",
+    "TrainingLog",
+    "do_nothing",
+    "verify_checkpoint",
 ]

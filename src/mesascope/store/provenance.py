@@ -1,4 +1,4 @@
-"""What ran where: versions, code revision, platform, processors, start time."""
+"""Provenance of a run: versions, code revision, platform, processors, start time."""
 
 import os
 import platform
@@ -11,13 +11,17 @@ from pathlib import Path
 from typing import Any
 
 
-def provenance() -> dict[str, Any]:
-    """What ran where: versions, code revision, platform, processors, start time."""
-    versions = {name: _version(name) for name in ("mesascope", "torch", "transformers", "numpy")}
+def collect_provenance() -> dict[str, Any]:
+    """Collect versions, git revision, platform, processor count and start time.
+
+    Returns:
+        A flat mapping of strings and numbers.
+    """
+    versions = {name: _installed_version(name) for name in ("mesascope", "torch", "transformers", "numpy")}
     return {
         **versions,
         "python": platform.python_version(),
-        "revision": _revision(),
+        "revision": _git_revision(),
         "platform": platform.platform(),
         "processors": os.cpu_count(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -25,29 +29,38 @@ def provenance() -> dict[str, Any]:
 
 
 @cache
-def code_digest() -> str:
-    """What differs where this code differs, or the versions of what it stands on: changed files count too."""
-    here = Path(__file__).parents[1]
-    told = [(str(file.relative_to(here)), sha256(file.read_bytes()).digest()) for file in sorted(here.rglob("*.py"))]
-    stands_on = [(name, _version(name)) for name in ("torch", "transformers", "numpy")]
-    return sha256(repr((told, stands_on)).encode()).hexdigest()[:16]
+def hash_source_code() -> str:
+    """Return a hash of the package's source files and of the versions of its main dependencies.
+
+    Uncommitted changes count too, unlike in the git revision.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    package = Path(__file__).parents[1]
+    sources = [
+        (str(file.relative_to(package)), sha256(file.read_bytes()).digest()) for file in sorted(package.rglob("*.py"))
+    ]
+    dependencies = [(name, _installed_version(name)) for name in ("torch", "transformers", "numpy")]
+    return sha256(repr((sources, dependencies)).encode()).hexdigest()[:16]
 
 
-def _version(package: str) -> str:
-    """The installed version."""
+def _installed_version(package: str) -> str:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "not installed"
 
 
-def _revision() -> str:
-    """The git revision of this code, ``-dirty`` if it was changed; empty where it is not in a repository."""
-    here = Path(__file__).parents[1] / "__init__.py"
-    git = ["git", "-C", str(here.parent)]
+def _git_revision() -> str:
+    """Return the git revision, with ``-dirty`` if files were changed; empty outside a git repository."""
+    init_file = Path(__file__).parents[1] / "__init__.py"
+    git = ["git", "-C", str(init_file.parent)]
     try:
-        subprocess.run([*git, "ls-files", "--error-unmatch", here.name], check=True, capture_output=True, timeout=5)
-        told = subprocess.run(
+        subprocess.run(
+            [*git, "ls-files", "--error-unmatch", init_file.name], check=True, capture_output=True, timeout=5
+        )
+        result = subprocess.run(
             [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
             check=True,
             capture_output=True,
@@ -56,4 +69,4 @@ def _revision() -> str:
         )
     except (OSError, subprocess.SubprocessError):
         return ""
-    return told.stdout.strip()
+    return result.stdout.strip()

@@ -1,4 +1,4 @@
-"""What a study is: a task, a model, their training, the instruments, and the claims they decide."""
+"""Studies as values: conditions that are trained and analysed, simulations of toy models, and claims."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -7,23 +7,28 @@ from typing import Literal
 import numpy as np
 import xarray as xr
 
-from mesascope.analyses import Measure
-from mesascope.analyses.instrument import Instrument
+from mesascope.analyses import Analysis
 from mesascope.models.config import DecoderConfig
-from mesascope.studies.toy_model import Reduced
+from mesascope.studies.toy_model import ToyModel
 from mesascope.tasks.base import Task
-from mesascope.train import Training
+from mesascope.train import TrainingConfig
 
 SCALES = ("smoke", "laptop", "paper")
-TAKEN = ("own", "task", "model", "training", "sequences", "title")  # these say something else in a run
+RESERVED_NAMES = ("own", "task", "model", "training", "sequences", "title")  # keys of a run's description
 
 Results = Mapping[str, xr.Dataset]
-PerSeed = Callable[[Results], xr.DataArray]
+Direction = Literal["above", "below"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Citation:
-    """A paper."""
+    """A paper.
+
+    Attributes:
+        key: BibTeX key.
+        authors: ``Last, First and Last, First``.
+        title, year, venue, url: as in a bibliography.
+    """
 
     key: str
     authors: str
@@ -34,7 +39,7 @@ class Citation:
 
     @property
     def bibtex(self) -> str:
-        """An entry to paste."""
+        """The BibTeX entry."""
         fields = {
             "author": self.authors,
             "title": "{" + self.title + "}",
@@ -45,131 +50,150 @@ class Citation:
         body = "".join(f"  {name} = {{{value}}},\n" for name, value in fields.items())
         return f"@article{{{self.key},\n{body}}}"
 
+    @property
+    def short(self) -> str:
+        """Authors and year, such as ``Fu et al. 2024``.
+
+        >>> Citation(key="", authors="A, B and C, D", title="", year=2024, venue="", url="").short
+        'A & C 2024'
+        """
+        names = [author.split(",")[0] for author in self.authors.split(" and ")]
+        return f"{names[0]} et al. {self.year}" if len(names) > 2 else f"{' & '.join(names)} {self.year}"
+
 
 @dataclass(frozen=True, kw_only=True)
-class Setup:
-    """How much of everything in one setting.
+class ScaleConfig:
+    """The size of one condition at one scale.
 
     Attributes:
-        training: steps, batch, optimiser, checkpoints.
-        sequences: held-out sequences that are opened.
-        task: where sequences come from at this scale, if not from the setting's own task.
-        model: the decoder at this scale, if not the setting's own.
+        training: steps, batch size, optimiser, checkpoints.
+        sequences: held-out sequences that are analysed.
+        task: replaces the condition's task at this scale.
+        model: replaces the condition's decoder at this scale.
     """
 
-    training: Training
+    training: TrainingConfig
     sequences: int = 512
     task: Task | None = None
     model: DecoderConfig | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scale(Setup):
-    """How much of everything: smoke shows that it runs, laptop answers the question, paper is thorough.
+class Condition:
+    """One condition of a study: a task, a model, its training and the analyses that are applied to it.
 
     Attributes:
-        seeds: training replicates.
-        minutes: what a run takes on two cores, for a reader who decides whether to start it.
-    """
-
-    seeds: int = 3
-    minutes: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arm:
-    """One setting that a study trains and opens: its own, or another beside it.
-
-    Attributes:
-        name: prefix of its results, such as ``sgd`` in ``sgd_norms``; empty for the study's own setting.
-        title: what is different here, put behind the title of every instrument.
-        task: where sequences come from.
+        name: prefix of its results, such as ``sgd`` in ``sgd_norms``; empty for the main condition.
+        title: what differs from the main condition; appended to the titles of its results.
+        task: the data-generating process.
         model: the decoder.
-        setups: smoke, laptop and paper.
-        measures: applied to captures of held-out sequences.
-        sweeps: applied to the model itself: a function of model, task and batch.
-        retrospects: applied to what training left behind: a function of past, model and batch.
-        trails: applied to all checkpoints at once: a function of the trail of parameters.
+        scales: sizes at smoke, laptop and paper scale.
+        analyses: all analyses of its checkpoints; the runner dispatches on their ``input``.
     """
 
     name: str = ""
     title: str = ""
     task: Task
     model: DecoderConfig
-    setups: Mapping[str, Setup]
-    measures: tuple[Measure, ...] = ()
-    sweeps: tuple[Instrument, ...] = ()
-    retrospects: tuple[Instrument, ...] = ()
-    trails: tuple[Instrument, ...] = ()
+    scales: Mapping[str, ScaleConfig]
+    analyses: tuple[Analysis, ...] = ()
 
-    @property
-    def instruments(self) -> tuple[Instrument, ...]:
-        """All that is applied to it."""
-        return (*self.measures, *self.sweeps, *self.retrospects, *self.trails)
+    def result_name(self, analysis: Analysis) -> str:
+        """Return the name under which a run keeps the results of an analysis.
 
-    def result(self, one: Instrument) -> str:
-        """What the results of an instrument are called."""
-        return f"{self.name}_{one.name}" if self.name else one.name
+        Args:
+            analysis: one of the condition's.
+        """
+        return f"{self.name}_{analysis.name}" if self.name else analysis.name
 
     def task_at(self, scale: str) -> Task:
-        """Where sequences come from at this scale."""
-        return self.setups[scale].task or self.task
+        """Return the task at a scale.
+
+        Args:
+            scale: smoke, laptop or paper.
+        """
+        return self.scales[scale].task or self.task
 
     def model_at(self, scale: str) -> DecoderConfig:
-        """The decoder at this scale."""
-        return self.setups[scale].model or self.model
+        """Return the decoder at a scale.
+
+        Args:
+            scale: smoke, laptop or paper.
+        """
+        return self.scales[scale].model or self.model
 
 
 @dataclass(frozen=True, kw_only=True)
-class Theory:
-    """A reduced model that a study simulates beside the decoders that it trains.
+class Simulation:
+    """A toy model that a study simulates beside the decoders that it trains.
 
     Attributes:
-        name: what its results are called.
-        title: a heading for people.
-        setups: the reduced model at smoke, laptop and paper scale.
-        order: place on the page.
+        name: name of its results.
+        title: heading of its section on a page.
+        description: what the toy model is; printed above its figures.
+        scales: the toy model at smoke, laptop and paper scale.
     """
 
     name: str
     title: str
-    setups: Mapping[str, Reduced]
-    order: int = 10
+    description: str
+    scales: Mapping[str, ToyModel]
 
-    @property
-    def about(self) -> str:
-        """What the reduced model is, in its own words."""
-        return " ".join((type(self.setups["laptop"]).__doc__ or "").split("Attributes:")[0].split())
+
+@dataclass(frozen=True, kw_only=True)
+class Quantity:
+    """A named number per seed, read from the results of a run.
+
+    Attributes:
+        description: the quantity in words, as a page prints it.
+        read: reads it from the results; the returned array has the axis ``seed`` and no other. NaN for a seed in which
+            the quantity is not defined, such as the gain of heads that do not exist.
+        unit: of the numbers.
+    """
+
+    description: str
+    read: Callable[[Results], xr.DataArray]
+    unit: str = "1"
+
+    def per_seed(self, results: Results) -> np.ndarray:
+        """Return the number of each seed.
+
+        Args:
+            results: Datasets of a run, by name.
+
+        Raises:
+            ValueError: the array has other axes than ``seed``.
+        """
+        values = self.read(results)
+        if values.dims != ("seed",):
+            raise ValueError(
+                f"a quantity must have the axis seed and no other, but {self.description!r} has {values.dims}"
+            )
+        return values.values.astype(float)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A sentence that numbers can decide.
+    """A statement that numbers can decide.
 
     Attributes:
         name: a short name.
-        sentence: what is claimed.
-        source: who claims it, and where; ours where it is ours.
-        statistic: one number per seed; not a number where the seed has nothing to say (no such head, say).
-        about: what the statistic is, in words.
-        control: the same number where there is nothing to find.
-        control_about: what the control is, in words.
-        direction: whether the statistic must lie above or below the control.
-        bound: a fixed number that the statistic must lie beyond, too.
-        unit: of the statistic.
-        scales: where the claim can be decided; elsewhere it is not tested.
+        statement: what is claimed.
+        source: who claims it, and where; ``ours`` where no paper does.
+        value: the quantity that decides it.
+        control: the same quantity where there is nothing to find.
+        direction: whether the value must lie above or below the control.
+        threshold: a fixed number that the value must lie beyond as well.
+        scales: scales at which the claim can be decided; at others it is not tested.
     """
 
     name: str
-    sentence: str
+    statement: str
     source: str
-    statistic: PerSeed
-    about: str
-    control: PerSeed
-    control_about: str
-    direction: Literal["above", "below"]
-    bound: float | None = None
-    unit: str = "1"
+    value: Quantity
+    control: Quantity
+    direction: Direction
+    threshold: float | None = None
     scales: tuple[str, ...] = ("laptop", "paper")
 
 
@@ -178,100 +202,117 @@ class Study:
     """One published study, as a value: nothing in it runs.
 
     Attributes:
-        name: how it is called on the command line.
-        title: what it is about.
-        about: what is known of the paper's setting, and what is ours.
+        name: its name on the command line.
+        title: its subject in one line.
+        description: what is known of the paper's setting, and what is ours.
         citation: the paper.
-        task: where sequences come from.
-        model: the decoder.
-        scales: smoke, laptop and paper.
-        measures: applied to captures of held-out sequences.
-        sweeps: applied to the model itself: a function of model, task and batch.
-        retrospects: applied to what training left behind, where it keeps a history.
-        trails: applied to all checkpoints at once.
-        arms: other settings that are trained and opened beside this one.
-        theories: reduced models that are simulated beside them.
+        conditions: what is trained and analysed; the first one is the main condition and has no name.
+        simulations: toy models that are simulated beside them.
         claims: decided from the results.
+        seeds: training replicates, by scale.
+        minutes: what a run takes on two cores, by scale.
     """
 
     name: str
     title: str
-    about: str
+    description: str
     citation: Citation
-    task: Task
-    model: DecoderConfig
-    scales: Mapping[str, Scale]
-    measures: tuple[Measure, ...]
-    sweeps: tuple[Instrument, ...] = field(default=())
-    retrospects: tuple[Instrument, ...] = field(default=())
-    trails: tuple[Instrument, ...] = field(default=())
-    arms: tuple[Arm, ...] = field(default=())
-    theories: tuple[Theory, ...] = field(default=())
+    conditions: tuple[Condition, ...]
+    simulations: tuple[Simulation, ...] = field(default=())
     claims: tuple[Claim, ...]
+    seeds: Mapping[str, int]
+    minutes: Mapping[str, float]
 
     def __post_init__(self) -> None:
         """Refuse a study that cannot be run or judged."""
-        if set(self.scales) != set(SCALES):
-            raise ValueError(f"a study needs the scales {', '.join(SCALES)}, but got {', '.join(self.scales)}")
-        for arm in self.arms:
-            if not arm.name.isidentifier() or arm.name in TAKEN or set(arm.setups) != set(SCALES):
+        _validate_conditions(self.conditions)
+        _validate_names(self)
+        for label, by_scale in (("seeds", self.seeds), ("minutes", self.minutes)):
+            if set(by_scale) != set(SCALES):
                 raise ValueError(
-                    f"an arm needs a word as its name, none of {', '.join(TAKEN)}, and the scales "
-                    f"{', '.join(SCALES)}, but got {arm.name!r} with {', '.join(arm.setups)}"
+                    f"{label} of a study needs the scales {', '.join(SCALES)}, but got {', '.join(by_scale)}"
                 )
-        taken = (*TAKEN, *(arm.name for arm in self.arms))
-        for theory in self.theories:
-            if not theory.name.isidentifier() or theory.name in taken or set(theory.setups) != set(SCALES):
-                raise ValueError(
-                    f"a theory needs a word as its name, none of {', '.join(taken)}, and the scales "
-                    f"{', '.join(SCALES)}, but got {theory.name!r} with {', '.join(theory.setups)}"
-                )
-        names = self.results
-        if len(set(names)) < len(names):
-            raise ValueError(f"the names of a study's results must differ, but got {', '.join(names)}")
-        for arm in self.settings:
-            without = [name for name, setup in arm.setups.items() if not setup.training.history]
-            if arm.retrospects and without:
-                raise ValueError(
-                    f"{', '.join(one.name for one in arm.retrospects)} needs a training with history=True, but at "
-                    f"{', '.join(without)} there is none"
-                )
-        if len({claim.name for claim in self.claims}) < len(self.claims):
-            raise ValueError("the names of a study's claims must differ")
+
+    @property
+    def main(self) -> Condition:
+        """The main condition."""
+        return self.conditions[0]
 
     @property
     def results(self) -> list[str]:
-        """What its results are called."""
-        found = [arm.result(one) for arm in self.settings for one in arm.instruments]
-        return [*found, *(theory.name for theory in self.theories)]
+        """The names of all its results."""
+        names = [condition.result_name(one) for condition in self.conditions for one in condition.analyses]
+        return [*names, *(simulation.name for simulation in self.simulations)]
 
-    @property
-    def settings(self) -> tuple[Arm, ...]:
-        """Its own setting and those beside it."""
-        own = Arm(
-            task=self.task,
-            model=self.model,
-            setups=self.scales,
-            measures=self.measures,
-            sweeps=self.sweeps,
-            retrospects=self.retrospects,
-            trails=self.trails,
-        )
-        return (own, *self.arms)
+    def condition(self, name: str) -> Condition:
+        """Return the condition of a name.
+
+        Args:
+            name: of the condition; empty for the main condition.
+        """
+        return next(one for one in self.conditions if one.name == name)
+
+    def simulation(self, name: str) -> Simulation:
+        """Return the simulation of a name.
+
+        Args:
+            name: of the simulation.
+        """
+        return next(one for one in self.simulations if one.name == name)
 
 
-def last(array: xr.DataArray) -> xr.DataArray:
-    """The trained model: the last checkpoint."""
+def select_last_step(array: xr.DataArray) -> xr.DataArray:
+    """Return the values of the trained model: those at the last checkpoint.
+
+    Args:
+        array: values with the axis ``step``.
+    """
     return array.isel(step=-1, drop=True)
 
 
-def untrained(array: xr.DataArray) -> xr.DataArray:
-    """The model before training: the first checkpoint, at step 0."""
+def select_untrained(array: xr.DataArray) -> xr.DataArray:
+    """Return the values of the untrained model: those at step 0.
+
+    Args:
+        array: values with the axis ``step``.
+    """
     return array.sel(step=0, drop=True)
 
 
-def per_seed(values: xr.DataArray) -> np.ndarray:
-    """The numbers of a statistic, one per seed."""
-    if values.dims != ("seed",):
-        raise ValueError(f"a claim's statistic must have the axis seed and no other, but has {values.dims}")
-    return values.values.astype(float)
+def _validate_conditions(conditions: tuple[Condition, ...]) -> None:
+    if not conditions or conditions[0].name:
+        raise ValueError(
+            "a study needs a main condition without a name as its first, but got "
+            + (repr(conditions[0].name) if conditions else "none")
+        )
+    for condition in conditions:
+        if set(condition.scales) != set(SCALES):
+            raise ValueError(
+                f"a condition needs the scales {', '.join(SCALES)}, but {condition.name or 'the main condition'!r} has "
+                f"{', '.join(condition.scales)}"
+            )
+        without = [name for name, config in condition.scales.items() if not config.training.history]
+        of_history = [one.name for one in condition.analyses if one.input == "history"]
+        if of_history and without:
+            raise ValueError(
+                f"{', '.join(of_history)} needs a training with history=True, but at {', '.join(without)} there is none"
+            )
+
+
+def _validate_names(study: Study) -> None:
+    names = [*(one.name for one in study.conditions[1:]), *(one.name for one in study.simulations)]
+    for name in names:
+        if not name.isidentifier() or name in RESERVED_NAMES or names.count(name) > 1:
+            raise ValueError(
+                f"a condition or simulation needs a word of its own as its name, none of {', '.join(RESERVED_NAMES)}, "
+                f"but got {name!r}"
+            )
+    for simulation in study.simulations:
+        if set(simulation.scales) != set(SCALES):
+            raise ValueError(
+                f"a simulation needs the scales {', '.join(SCALES)}, but {simulation.name!r} has "
+                f"{', '.join(simulation.scales)}"
+            )
+    for kind, given_names in (("results", study.results), ("claims", [claim.name for claim in study.claims])):
+        if len(set(given_names)) < len(given_names):
+            raise ValueError(f"the names of a study's {kind} must differ, but got {', '.join(given_names)}")

@@ -1,4 +1,4 @@
-"""What runs came to, read from their files and from what is published: needs no torch."""
+"""Verdicts of runs and published verdicts, read from files without importing torch."""
 
 import json
 from collections.abc import Iterable
@@ -6,53 +6,77 @@ from pathlib import Path
 from typing import Any
 
 PUBLISHED = Path(__file__).parent / "published.json"  # written with the pages under docs/studies
-DECIDED = ("supported", "contradicted", "inconclusive")
-WORDS = (*DECIDED, "not tested at this scale")  # of a verdict, in the order in which they are shown
+DECIDED_STATUSES = ("supported", "contradicted", "inconclusive")
+STATUSES = (*DECIDED_STATUSES, "not tested at this scale")  # in the order in which they are printed
 
 
-def published() -> dict[str, dict[str, Any]]:
-    """What the runs behind the pages under docs/studies came to: by study its scale, seeds and verdicts by claim."""
+def load_published() -> dict[str, dict[str, Any]]:
+    """Load the published verdicts: by study the scale, the number of seeds, and the status of each claim.
+
+    Returns:
+        The content of ``published.json``.
+    """
     return json.loads(PUBLISHED.read_text(encoding="utf-8"))
 
 
-def runs(folder: Path) -> list[dict[str, Any]]:
-    """The runs in a folder, each by path, study, scale, state, and how many verdicts of each kind it has; a run that
-    cannot be read says so.
+def list_runs(folder: Path) -> list[dict[str, Any]]:
+    """List the runs in a folder.
+
+    Args:
+        folder: The folder that contains the run directories.
+
+    Returns:
+        One row per run: path, study, scale, state and number of verdicts by status. The state of a run that cannot be
+        read says why.
     """
-    return [_run(file.parent) for file in sorted(folder.glob("*/run.json"))]
+    return [_summarize_run(file.parent) for file in sorted(folder.glob("*/run.json"))]
 
 
-def last(folder: Path) -> dict[str, dict[str, Any]]:
-    """By study what the last run in a folder came to that decided anything, else what is published of it."""
+def load_latest_verdicts(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the latest verdicts of every study: of the last run in a folder that decided a claim, else the published.
+
+    Args:
+        folder: The folder that contains the run directories.
+
+    Returns:
+        By study: the run (None if published), the scale, and the number of verdicts by status.
+    """
     found = {
-        name: {"run": None, "scale": one["scale"], "verdicts": counts(one["verdicts"].values())}
-        for name, one in published().items()
+        name: {"run": None, "scale": one["scale"], "verdicts": count_statuses(one["verdicts"].values())}
+        for name, one in load_published().items()
     }
     judged = sorted(folder.glob("*/verdicts.json"), key=lambda file: file.stat().st_mtime)
-    for row in map(_run, (file.parent for file in judged)):
-        if set(row["verdicts"]) & set(DECIDED):
+    for row in map(_summarize_run, (file.parent for file in judged)):
+        if set(row["verdicts"]) & set(DECIDED_STATUSES):
             found[row["study"]] = {"run": row["path"], "scale": row["scale"], "verdicts": row["verdicts"]}
     return found
 
 
-def counts(words: Iterable[str]) -> dict[str, int]:
-    """How often each word of a verdict was said, in the order of the words; words not met are left out.
+def count_statuses(statuses: Iterable[str]) -> dict[str, int]:
+    """Count the verdicts of each status.
 
-    >>> counts(["not tested", "contradicted", "supported", "contradicted"])
+    Args:
+        statuses: The statuses of verdicts.
+
+    Returns:
+        Counts in the canonical order of statuses; statuses that do not occur are left out.
+
+    >>> count_statuses(["not tested", "contradicted", "supported", "contradicted"])
     {'supported': 1, 'contradicted': 2, 'not tested': 1}
     """
-    said = list(words)
-    return {word: said.count(word) for word in sorted(set(said), key=[*WORDS, *sorted(set(said) - set(WORDS))].index)}
+    given = list(statuses)
+    order = [*STATUSES, *sorted(set(given) - set(STATUSES))]
+    return {status: given.count(status) for status in order if status in given}
 
 
-def _run(path: Path) -> dict[str, Any]:
-    """One run."""
+def _summarize_run(path: Path) -> dict[str, Any]:
+    """Return the row of one run."""
     empty = {"path": str(path), "study": "?", "scale": None, "verdicts": {}}
     try:
         record = json.loads((path / "run.json").read_text(encoding="utf-8"))
         file = path / "verdicts.json"
-        words = [row["word"] for row in json.loads(file.read_text(encoding="utf-8"))] if file.exists() else []
-        told = {"study": record.get("study"), "scale": record.get("scale"), "verdicts": counts(words)}
+        words = [row["status"] for row in json.loads(file.read_text(encoding="utf-8"))] if file.exists() else []
+        verdicts = {"study": record.get("study"), "scale": record.get("scale"), "verdicts": count_statuses(words)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return {**empty, "state": f"unreadable: {error}"}
-    return {**empty, **told, "state": "done" if (path / "report.html").exists() else "unfinished"}
+    return {**empty, **verdicts, "state": "done" if (path / "report.html").exists() else "unfinished"}

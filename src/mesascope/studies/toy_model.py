@@ -1,4 +1,4 @@
-"""What a reduced model is: a few numbers, their training, and what is seen of both."""
+"""Toy models: a few numbers with their own training dynamics, which a theory can follow."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -7,45 +7,44 @@ import numpy as np
 import torch
 import xarray as xr
 
-from mesascope.store import ignore
+from mesascope.store import do_nothing
 
 Progress = Callable[[int, int, float], None]
 
 
-class Reduced(ABC):
-    """A model that a theory can follow, and its training. Subclasses are frozen dataclasses: their fields are both.
-
-    Their docstrings say what is trained how; a page shows them above what was found.
-    """
+class ToyModel(ABC):
+    """A toy model and its training. Subclasses are frozen dataclasses; their fields describe both."""
 
     @abstractmethod
-    def simulate(self, seed: int, progress: Progress = ignore) -> xr.Dataset:
-        """Train it, in float64, and give what was seen; the same seed gives the same numbers.
+    def simulate(self, seed: int, progress: Progress = do_nothing) -> xr.Dataset:
+        """Train the toy model in float64 and return what was measured.
 
         Args:
-            seed: of all that is drawn.
-            progress: hears (done, total, last loss).
+            seed: of everything that is drawn; the same seed gives the same numbers.
+            progress: receives (steps done, total steps, last loss).
         """
 
 
-def generator(seed: int, stream: int = 0) -> torch.Generator:
-    """Where a simulation draws from; other streams of a seed give other numbers."""
+def simulation_generator(seed: int, stream: int = 0) -> torch.Generator:
+    """Return the random generator of a simulation.
+
+    Args:
+        seed: of the simulation.
+        stream: independent streams of one seed give different numbers.
+    """
     return torch.Generator().manual_seed(int(np.random.SeedSequence((seed, stream)).generate_state(1, np.uint64)[0]))
 
 
-def looked_at(steps: int, points: int) -> tuple[int, ...]:
-    """Steps at which something is written down: evenly spaced, 0 and the last among them.
+def fit_line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Fit a straight line through points and return its slope and R².
 
-    >>> looked_at(10, 3)
-    (0, 5, 10)
-    """
-    return tuple(sorted({round(float(step)) for step in np.linspace(0, steps, points)}))
+    Args:
+        x, y: coordinates of the points.
 
+    Returns:
+        slope and R²; NaN where a coordinate is not finite or all of them are equal.
 
-def line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """Slope of the straight line through points, and its R²; not numbers where a point is none, or all are one.
-
-    >>> [round(number, 9) for number in line(np.array([1.0, 2.0, 4.0]), np.array([3.0, 5.0, 9.0]))]
+    >>> [round(number, 9) for number in fit_line(np.array([1.0, 2.0, 4.0]), np.array([3.0, 5.0, 9.0]))]
     [2.0, 1.0]
     """
     if not np.isfinite([x, y]).all() or np.ptp(x) == 0 or np.ptp(y) == 0:
@@ -53,17 +52,26 @@ def line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     return float(np.polyfit(x, y, 1)[0]), float(np.corrcoef(x, y)[0, 1]) ** 2
 
 
-def power(x: np.ndarray, y: np.ndarray) -> float:
-    """By which power of x the numbers y grow.
+def fit_exponent(x: np.ndarray, y: np.ndarray) -> float:
+    """Fit y ~ x^p on logarithms and return the exponent p.
 
-    >>> round(power(np.array([1.0, 2.0, 4.0]), np.array([3.0, 12.0, 48.0])), 9)
+    Args:
+        x, y: positive numbers.
+
+    >>> round(fit_exponent(np.array([1.0, 2.0, 4.0]), np.array([3.0, 12.0, 48.0])), 9)
     2.0
     """
-    return line(np.log(x), np.log(y))[0]
+    return fit_line(np.log(x), np.log(y))[0]
 
 
-def told(steps: int, progress: Progress, every: int = 50) -> Iterator[int]:
-    """Count the steps, and tell how far they are."""
+def count_steps(steps: int, progress: Progress, every: int = 50) -> Iterator[int]:
+    """Iterate over the steps 0 to ``steps`` and report progress.
+
+    Args:
+        steps: the last step.
+        progress: receives (steps done, total steps, NaN).
+        every: number of steps between two reports.
+    """
     for step in range(steps + 1):
         if step % every == 0:
             progress(step, steps, float("nan"))

@@ -1,1 +1,1 @@
-"""Data-generating processes with exact oracles, one file per kind."""
+"""Data-generating processes with exact baselines, one file per kind."""

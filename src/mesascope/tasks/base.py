@@ -1,4 +1,4 @@
-"""What a task is: a process that makes sequences, and predictors that are known to be right."""
+"""Tasks and batches: data-generating processes and their baseline predictors."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -12,13 +12,13 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Sequences with what is to be predicted at every position.
+    """Sequences with the prediction target of every position.
 
     Attributes:
-        inputs: what the model reads: tokens, or vectors.
-        targets: what it shall predict at each position, from this and all earlier inputs.
-        weight: how much a position counts in the loss; 0 where it is not scored.
-        latents: the ground truth behind each sequence, by name; the first axis is ``batch``.
+        inputs: model inputs, either tokens or vectors.
+        targets: the target at each position, to be predicted from the inputs up to and including that position.
+        weight: weight of each position in the loss; 0 where the position is not scored.
+        latents: ground truth of each sequence, by name; the first axis is ``batch``.
     """
 
     inputs: Int[Tensor, "batch pos"] | Float[Tensor, "batch pos d_in"]
@@ -27,12 +27,12 @@ class Batch:
     latents: Mapping[str, Shaped[Tensor, "batch *rest"]] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        """The number of sequences."""
+        """Return the number of sequences."""
         return self.inputs.shape[0]
 
     @property
-    def labels(self) -> dict[str, Int[Tensor, "batch pos"]]:
-        """The latents that are whole numbers at every position: what positions can be sorted by."""
+    def categorical_latents(self) -> dict[str, Int[Tensor, "batch pos"]]:
+        """The integer latents that have one value per position, such as class labels, by name."""
         return {
             name: value
             for name, value in self.latents.items()
@@ -40,7 +40,7 @@ class Batch:
         }
 
     def __getitem__(self, rows: slice) -> "Batch":
-        """Some of the sequences, with everything that belongs to them."""
+        """Return the selected sequences with their targets, weights and latents."""
         return Batch(
             inputs=self.inputs[rows],
             targets=self.targets[rows],
@@ -49,61 +49,112 @@ class Batch:
         )
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Batch":
-        """The same batch on another device, its real numbers in another type if one is given."""
+        """Return the batch on another device.
 
-        def moved(x: Tensor) -> Tensor:
+        Args:
+            device: target device.
+            dtype: floating-point type of the real-valued tensors; unchanged if ``None``.
+
+        Returns:
+            A new batch; integer and boolean tensors keep their type.
+        """
+
+        def cast_tensor(x: Tensor) -> Tensor:
             return x.to(device, dtype if x.is_floating_point() else None)
 
         return replace(
             self,
-            inputs=moved(self.inputs),
-            targets=moved(self.targets),
-            weight=moved(self.weight),
-            latents={name: moved(value) for name, value in self.latents.items()},
+            inputs=cast_tensor(self.inputs),
+            targets=cast_tensor(self.targets),
+            weight=cast_tensor(self.weight),
+            latents={name: cast_tensor(value) for name, value in self.latents.items()},
         )
 
 
 class Task(ABC):
-    """A data-generating process with exact oracles. Subclasses are frozen dataclasses: their fields are the task.
+    """A data-generating process with exact baselines.
 
-    To add one, write `sample`, `loss` and `oracles`, and let `mesascope.testing.check_task` judge it.
+    Subclasses are frozen dataclasses whose fields define the task completely. To add a task, implement `sample`, `loss`
+    and `baselines`, and run `mesascope.testing.check_task` on it.
     """
 
     @abstractmethod
     def sample(self, n: int, generator: torch.Generator) -> Batch:
-        """Draw ``n`` sequences; the same generator state gives the same sequences."""
+        """Draw ``n`` sequences.
+
+        Args:
+            n: number of sequences.
+            generator: source of randomness; the same state gives the same sequences.
+
+        Returns:
+            The batch of sequences.
+        """
 
     @abstractmethod
     def loss(self, prediction: Float[Tensor, "batch pos d_out"], batch: Batch) -> Float[Tensor, "batch pos"]:
-        """The error of a prediction at every position, not yet weighted; 0 where it is perfect."""
+        """Compute the loss of a prediction at every position.
+
+        Args:
+            prediction: model output.
+            batch: the sequences that were predicted.
+
+        Returns:
+            The unweighted loss, (batch, pos); 0 for a perfect prediction.
+        """
 
     @abstractmethod
-    def oracles(self, batch: Batch) -> Mapping[str, Float[Tensor, "batch pos d_out"]]:
-        """Predictors that see the same prompt, by name; position ``t`` uses inputs 0..t only."""
+    def baselines(self, batch: Batch) -> Mapping[str, Float[Tensor, "batch pos d_out"]]:
+        """Compute the baseline predictions for a batch.
 
-    def validation(self) -> "Task":
-        """Where the sequences that are opened come from: itself, where every sequence is fresh."""
+        Args:
+            batch: the sequences to predict.
+
+        Returns:
+            Predictions by the name of the baseline; at position ``t`` a baseline uses the inputs 0..t only.
+        """
+
+    def validation_task(self) -> "Task":
+        """Return the task that validation sequences are drawn from; the task itself if every sequence is fresh."""
         return self
 
     @property
-    def digest(self) -> str:
-        """What differs where the data that sequences are cut from differ; empty where the fields say it all."""
+    def token_digest(self) -> str:
+        """A hash of the data that sequences are cut from; empty if the fields define the data completely."""
         return ""
 
-    def spell(self, token: int) -> str | None:
-        """A token as text; nothing where it is but a number."""
-        return None
-
-    def prepared(self, folder: Path, say: Callable[[str], None]) -> "Task":
-        """The same task with all it needs at hand, before anything is trained.
+    def decode_token(self, token: int) -> str | None:
+        """Decode a token to text.
 
         Args:
-            folder: where it may keep files; a task prepared from the same folder again samples the same sequences.
-            say: hears one line for anything a reader should know, such as what stands in for what is missing.
+            token: token index.
+
+        Returns:
+            The text of the token, or ``None`` if tokens have no text.
+        """
+        return None
+
+    def prepare(self, cache_dir: Path, log: Callable[[str], None]) -> "Task":
+        """Download and cache everything the task needs, before training starts.
+
+        Args:
+            cache_dir: cache directory; a task prepared from the same directory samples the same sequences.
+            log: receives one line for each notice that users should see, such as the use of a fallback source.
+
+        Returns:
+            The task, ready to sample.
         """
         return self
 
 
 def training_loss(task: Task, prediction: Float[Tensor, "batch pos d_out"], batch: Batch) -> Float[Tensor, ""]:
-    """The weighted mean of the task's loss over scored positions: what training minimises."""
+    """Compute the training loss: the weighted mean of the task's loss over scored positions.
+
+    Args:
+        task: defines the loss.
+        prediction: model output.
+        batch: the sequences that were predicted.
+
+    Returns:
+        sum(loss * weight) / sum(weight), a scalar.
+    """
     return (task.loss(prediction, batch) * batch.weight).sum() / batch.weight.sum()

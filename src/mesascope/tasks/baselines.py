@@ -1,7 +1,7 @@
-"""Predictors for sequences with a linear rule, x[n+1] = W phi(x[n]): each sees the same prompt as the model.
+"""Baseline predictors for sequences with a linear rule, x[n+1] = W phi(x[n]).
 
-At position n the terms x[0..n] are known, and with them the pairs (phi(x[i]), x[i+1]) for i < n. Everything
-is batched over sequences and positions and computed in float64.
+Every baseline sees the same prompt as the model: at position n these are the terms x[0..n], and hence the pairs
+(phi(x[i]), x[i+1]) for i < n. Computations are batched over sequences and positions and run in float64.
 """
 
 import torch
@@ -12,77 +12,127 @@ Terms = Float[Tensor, "batch pos d_in"]
 Features = Float[Tensor, "batch pos feature"]
 
 
-def copy(x: Terms) -> Terms:
-    """The last term again."""
+def predict_copy(x: Terms) -> Terms:
+    """Predict the current term again.
+
+    Args:
+        x: terms of the sequences.
+
+    Returns:
+        A copy of the terms.
+    """
     return x.clone()
 
 
-def zero(x: Terms) -> Terms:
-    """Nothing at all: its error is the size of the signal."""
+def predict_zero(x: Terms) -> Terms:
+    """Predict zero; the squared error is the signal power.
+
+    Args:
+        x: terms of the sequences.
+
+    Returns:
+        Zeros in the shape of the terms.
+    """
     return torch.zeros_like(x)
 
 
-def extrapolate(x: Terms) -> Terms:
-    """A straight line through the last two terms; at the first position there is one term only, which is copied."""
+def predict_extrapolation(x: Terms) -> Terms:
+    """Extrapolate linearly from the last two terms, 2 x[n] - x[n-1].
+
+    Args:
+        x: terms of the sequences.
+
+    Returns:
+        The predicted terms; the first position, which has no earlier term, copies x[0].
+    """
     previous = torch.cat([x[:, :1], x[:, :-1]], dim=1)
     return 2 * x - previous
 
 
-def closed_form(x: Terms, phi: Features) -> Terms:
-    """Solve the rule exactly from the last pairs, as many as it has coefficients.
+def predict_closed_form(x: Terms, phi: Features) -> Terms:
+    """Solve the rule exactly from the most recent pairs, as many as it has coefficients.
 
-    With fewer pairs, or where they do not determine the rule, the smallest rule that fits them is used.
+    Args:
+        x: terms of the sequences.
+        phi: features of every term.
+
+    Returns:
+        The predicted terms; where the pairs do not determine the rule, of the minimum-norm solution.
     """
-    return _predict(phi, _least_squares(*_pairs(x, phi, last=phi.shape[-1])))
+    return _apply_rule(phi, _solve_least_squares(*_context_pairs(x, phi, max_pairs=phi.shape[-1])))
 
 
-def least_squares(x: Terms, phi: Features) -> Terms:
-    """The rule that fits all pairs seen so far best; of several, the smallest."""
-    return _predict(phi, _least_squares(*_pairs(x, phi)))
+def predict_least_squares(x: Terms, phi: Features) -> Terms:
+    """Fit the rule by ordinary least squares on all pairs of the context.
 
+    Args:
+        x: terms of the sequences.
+        phi: features of every term.
 
-def ridge(x: Terms, phi: Features, penalty: float) -> Terms:
-    """Least squares on all pairs seen so far plus ``penalty`` times the squared size of the rule."""
-    known, following = _pairs(x, phi)
-    gram = known.mT @ known + penalty * torch.eye(phi.shape[-1], dtype=known.dtype, device=known.device)
-    return _predict(phi, torch.linalg.solve(gram, known.mT @ following))
-
-
-def gradient_descent(x: Terms, phi: Features, steps: int, rate: float = 1.0) -> Terms:
-    """``steps`` steps of gradient descent on the pairs seen so far, from a rule of zeros.
-
-    The loss is half the summed squared error; the step size is ``rate`` over its largest curvature, so that
-    a rate below 2 converges on every sequence.
+    Returns:
+        The predicted terms; where the fit is not unique, of the minimum-norm solution.
     """
-    known, following = _pairs(x, phi)
-    gram, moment = known.mT @ known, known.mT @ following
+    return _apply_rule(phi, _solve_least_squares(*_context_pairs(x, phi)))
+
+
+def predict_ridge(x: Terms, phi: Features, penalty: float) -> Terms:
+    """Fit the rule by ridge regression on all pairs of the context: squared error + ``penalty`` * |W|^2.
+
+    Args:
+        x: terms of the sequences.
+        phi: features of every term.
+        penalty: regularisation strength.
+
+    Returns:
+        The predicted terms.
+    """
+    context_x, context_y = _context_pairs(x, phi)
+    gram = context_x.mT @ context_x + penalty * torch.eye(phi.shape[-1], dtype=context_x.dtype, device=context_x.device)
+    return _apply_rule(phi, torch.linalg.solve(gram, context_x.mT @ context_y))
+
+
+def predict_gradient_descent(x: Terms, phi: Features, steps: int, rate: float = 1.0) -> Terms:
+    """Fit the rule by gradient descent on all pairs of the context, from W = 0.
+
+    The loss is half the summed squared error. The step size is ``rate`` / (largest eigenvalue of the Gram matrix), so
+    that a rate below 2 converges on every sequence.
+
+    Args:
+        x: terms of the sequences.
+        phi: features of every term.
+        steps: number of gradient steps.
+        rate: step size relative to the inverse of the largest curvature.
+
+    Returns:
+        The predicted terms.
+    """
+    context_x, context_y = _context_pairs(x, phi)
+    gram, moment = context_x.mT @ context_x, context_x.mT @ context_y
     curvature = torch.linalg.eigvalsh(gram)[..., -1:, None].clamp_min(torch.finfo(gram.dtype).tiny)
     rule = torch.zeros_like(moment)
     for _ in range(steps):
         rule = rule - rate / curvature * (gram @ rule - moment)
-    return _predict(phi, rule)
+    return _apply_rule(phi, rule)
 
 
-def _pairs(
-    x: Terms, phi: Features, last: int | None = None
+def _context_pairs(
+    x: Terms, phi: Features, max_pairs: int | None = None
 ) -> tuple[Float[Tensor, "batch pos pair feature"], Float[Tensor, "batch pos pair d_in"]]:
-    """The pairs known at every position (all, or the last few), the others as rows of zeros."""
+    # Rows of zeros mask later pairs, and pairs before the last ``last`` ones.
     length = x.shape[1]
     position, pair = torch.arange(length)[:, None], torch.arange(length - 1)[None, :]
-    seen = pair < position
-    if last is not None:
-        seen &= pair >= position - last
-    mask = seen.to(device=x.device, dtype=torch.float64)[None, :, :, None]
+    in_context = pair < position
+    if max_pairs is not None:
+        in_context &= pair >= position - max_pairs
+    mask = in_context.to(device=x.device, dtype=torch.float64)[None, :, :, None]
     return phi.double()[:, None, :-1] * mask, x.double()[:, None, 1:] * mask
 
 
-def _least_squares(
-    known: Float[Tensor, "batch pos pair feature"], following: Float[Tensor, "batch pos pair d_in"]
+def _solve_least_squares(
+    context_x: Float[Tensor, "batch pos pair feature"], context_y: Float[Tensor, "batch pos pair d_in"]
 ) -> Float[Tensor, "batch pos feature d_in"]:
-    """The smallest of the best-fitting rules."""
-    return torch.linalg.pinv(known, rtol=1e-12) @ following
+    return torch.linalg.pinv(context_x, rtol=1e-12) @ context_y
 
 
-def _predict(phi: Features, rule: Float[Tensor, "batch pos feature d_in"]) -> Terms:
-    """Apply the rule found at each position to the term at that position."""
+def _apply_rule(phi: Features, rule: Float[Tensor, "batch pos feature d_in"]) -> Terms:
     return torch.einsum("bpf,bpfo->bpo", phi.double(), rule).to(phi.dtype)

@@ -1,4 +1,4 @@
-"""Where real text comes from, as documents: Python's own manual, files, and the Hub; and a folder that keeps it."""
+"""Text corpora: reading documents from Python's manual, files or the Hub, and storing them in a folder."""
 
 import json
 import os
@@ -14,150 +14,205 @@ from pathlib import Path
 PROSE = "prose"
 HUB = "hub:"
 
-_PIECE = 2_000  # characters: a long file is cut into pieces of this size to twice as much,
-_PIECES = 20  # a short one into so many
-_TITLE = re.compile(r"\s*= [^=\s](.*[^=\s])? =\s*")  # Wikitext's heading of an article; a section's has more signs
-_ANEW = "restore it, or delete the folder to have the text prepared anew"
-_CORPUS, _TOKENIZER, _SOURCE = "corpus.jsonl", "tokenizer.json", "source.json"
+_MIN_PIECE_CHARACTERS = 2_000  # minimum characters of a piece of a long file; the maximum is twice as many
+_SHORT_FILE_PIECES = 20  # number of pieces of a short file
+_TITLE = re.compile(r"\s*= [^=\s](.*[^=\s])? =\s*")  # Wikitext's article heading; section headings have more signs
+_RESTORE_HINT = "restore it, or delete the folder to prepare the text again"
+_CORPUS_FILE, _TOKENIZER_FILE, _SOURCE_FILE = "corpus.jsonl", "tokenizer.json", "source.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """Documents, and where they come from.
+    """Documents and their source.
 
     Attributes:
-        documents: each without the white space around it; none is there twice.
-        source: what was read, as it was asked for.
-        instead_of: the source that could not be read, where this one stands in for it.
-        why: why it could not be read, in one line.
+        documents: distinct documents, without surrounding white space.
+        source: the source that was read, as the caller named it.
+        requested_source: the requested source, if it could not be read and a fallback was used.
+        failure_reason: the reason it could not be read, in one line.
     """
 
     documents: tuple[str, ...]
     source: str
-    instead_of: str | None = None
-    why: str | None = None
+    requested_source: str | None = None
+    failure_reason: str | None = None
 
     @property
-    def about(self) -> str:
-        """The source in words."""
-        return _called(self.source)
+    def source_description(self) -> str:
+        """A description of the source."""
+        return _describe_source(self.source)
 
     @property
-    def notice(self) -> str | None:
-        """One line that a reader must see where the text is not the one that was asked for."""
-        if self.instead_of is None:
+    def fallback_notice(self) -> str | None:
+        """A one-line notice for users if a fallback source was used, else ``None``."""
+        if self.requested_source is None:
             return None
-        return f"{_called(self.instead_of)} could not be read: {self.why}; {self.about} stands in for it"
+        return (
+            f"{_describe_source(self.requested_source)} could not be read: {self.failure_reason}; using "
+            f"{self.source_description} instead"
+        )
 
 
-def prose() -> str:
-    """English prose that is on every machine with Python: its own reference manual."""
-    return "\n\n".join(_topics())
+def load_prose() -> str:
+    """Return Python's reference manual, English prose that every Python installation contains."""
+    return "\n\n".join(_read_manual())
 
 
-def gather(source: str, characters: int, instead: str | None = None) -> Corpus:
-    """The documents of a source.
+def load_corpus(source: str, max_characters: int, fallback: str | None = None) -> Corpus:
+    """Load the documents of a source.
 
     Args:
-        source: ``"prose"``, each topic of Python's manual a document; a UTF-8 file, cut at ends of paragraphs into
-            pieces of 2,000 characters or more (a short one into smaller pieces); a folder, each .txt file below it a
-            document; or ``"hub:NAME"`` or ``"hub:NAME:CONFIG"``, a dataset of the Hub whose rows have a "text": in
-            Wikitext an article is a document, elsewhere a row.
-        characters: reading stops after so many; the last document is cut there.
-        instead: the source to be read where the Hub's cannot be.
+        source: ``"prose"``, one document per topic of Python's manual; a UTF-8 file, split at paragraph ends into
+            pieces of at least 2,000 characters (a short one into smaller pieces); a folder, one document per .txt file
+            below it; or ``"hub:NAME"`` or ``"hub:NAME:CONFIG"``, a Hub dataset with a "text" column, one document per
+            article for Wikitext and per row otherwise.
+        max_characters: maximum number of characters; the last document is truncated.
+        fallback: fallback source if a Hub dataset cannot be read.
+
+    Returns:
+        The documents.
 
     Raises:
-        ValueError: the source cannot be read, or has no words.
+        ValueError: the source cannot be read, or is empty.
     """
     try:
-        documents = _up_to(characters, _documents(source, characters))
-    except _Unreachable as error:
-        if instead is None:
+        documents = _limit_characters(max_characters, _read_documents(source, max_characters))
+    except _HubUnreachable as error:
+        if fallback is None:
             raise ValueError(
-                f"{_called(source)} must be within reach, but could not be read: {error}; check the name and the "
-                f'network, or say what stands in for it, such as instead="{PROSE}"'
+                f"{_describe_source(source)} must be reachable, but could not be read: {error}; check the name and the "
+                f'network, or give a fallback source, such as fallback="{PROSE}"'
             ) from error
-        there = gather(instead, characters)
-        return Corpus(documents=there.documents, source=there.source, instead_of=source, why=str(error))
+        substitute = load_corpus(fallback, max_characters)
+        return Corpus(
+            documents=substitute.documents, source=substitute.source, requested_source=source, failure_reason=str(error)
+        )
     if not documents:
-        raise ValueError(f"a text must have words, but {_called(source)} is empty; give another source")
+        raise ValueError(f"a text must not be empty, but {_describe_source(source)} is; give another source")
     return Corpus(documents=documents, source=source)
 
 
-def keep(folder: Path, corpus: Corpus, tokenizer: str, recipe: Mapping[str, object]) -> None:
-    """Write a corpus and its tokenizer (as JSON) into a folder; source.json comes last and says that all is there.
+def save_corpus(folder: Path, corpus: Corpus, tokenizer: str, recipe: Mapping[str, object]) -> None:
+    """Save a corpus and its tokenizer to a folder.
+
+    Args:
+        folder: destination, created if necessary.
+        corpus: the documents.
+        tokenizer: the tokenizer as JSON.
+        recipe: the settings that produced both; `load_saved_corpus` checks them.
 
     Raises:
-        ValueError: the folder cannot be written.
+        ValueError: the folder is not writable.
     """
-    lines = _lines(corpus)
+    lines = _to_json_lines(corpus)
     source = {
         "source": corpus.source,
-        "about": corpus.about,
+        "about": corpus.source_description,
         "documents": len(corpus.documents),
         "characters": sum(map(len, corpus.documents)),
-        "instead of": corpus.instead_of,
-        "why": corpus.why,
+        "instead of": corpus.requested_source,
+        "why": corpus.failure_reason,
         "recipe": dict(recipe),
-        "digest": _digest(lines, tokenizer),
+        "digest": _hash_texts(lines, tokenizer),
     }
-    texts = {_CORPUS: lines, _TOKENIZER: tokenizer, _SOURCE: json.dumps(source, indent=2) + "\n"}
+    texts = {_CORPUS_FILE: lines, _TOKENIZER_FILE: tokenizer, _SOURCE_FILE: json.dumps(source, indent=2) + "\n"}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
-            draft = folder / f".tmp-{name}"
-            draft.write_bytes(text.encode())
-            os.replace(draft, folder / name)
+            temporary = folder / f".tmp-{name}"  # renamed when complete; source.json is last and marks completion
+            temporary.write_bytes(text.encode())
+            os.replace(temporary, folder / name)
     except OSError as error:
-        raise ValueError(f"text must be kept in a folder that can be written, but {folder} cannot: {error}") from error
+        raise ValueError(f"the folder of a prepared text must be writable, but {folder} is not: {error}") from error
 
 
-def digest(corpus: Corpus, tokenizer: str) -> str:
-    """What differs where the documents or the tokenizer (as JSON) differ."""
-    return _digest(_lines(corpus), tokenizer)
+def corpus_digest(corpus: Corpus, tokenizer: str) -> str:
+    """Return a hash of a corpus and its tokenizer.
+
+    Args:
+        corpus: the documents.
+        tokenizer: the tokenizer as JSON.
+
+    Returns:
+        A hexadecimal string.
+    """
+    return _hash_texts(_to_json_lines(corpus), tokenizer)
 
 
-def is_kept(folder: Path) -> bool:
-    """Whether a corpus was written into the folder, to the end."""
-    return (folder / _SOURCE).is_file()
+def has_saved_corpus(folder: Path) -> bool:
+    """Return True if a folder holds a completely saved corpus.
+
+    Args:
+        folder: the folder.
+
+    Returns:
+        True if saving was completed.
+    """
+    return (folder / _SOURCE_FILE).is_file()
 
 
-def kept(folder: Path, recipe: Mapping[str, object]) -> tuple[Corpus, str]:
-    """The corpus and the tokenizer (as JSON) that `keep` has written.
+def load_saved_corpus(folder: Path, recipe: Mapping[str, object]) -> tuple[Corpus, str]:
+    """Load a corpus that was saved by `save_corpus`.
+
+    Args:
+        folder: the folder.
+        recipe: the settings that must have produced the corpus.
+
+    Returns:
+        The corpus, and the tokenizer as JSON.
 
     Raises:
-        ValueError: they are not there, not whole, or were made by another recipe.
+        ValueError: the files are missing, damaged, or from another recipe.
     """
-    if not is_kept(folder):
-        raise ValueError(f"a prepared text must be in its folder, but {folder} has none; prepare it again")
+    if not has_saved_corpus(folder):
+        raise ValueError(f"a folder must contain a prepared text, but {folder} has none; prepare it again")
     try:
-        lines, tokenizer, told = ((folder / name).read_bytes().decode() for name in (_CORPUS, _TOKENIZER, _SOURCE))
-        source = json.loads(told)
-        whole = _digest(lines, tokenizer) == source["digest"]
-        before = source["recipe"]
+        lines, tokenizer, metadata = (
+            (folder / name).read_bytes().decode() for name in (_CORPUS_FILE, _TOKENIZER_FILE, _SOURCE_FILE)
+        )
+        source = json.loads(metadata)
+        intact = _hash_texts(lines, tokenizer) == source["digest"]
+        saved_recipe = source["recipe"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{_whole(folder)} but cannot be read: {first_line(error)}; {_ANEW}") from error
-    if not whole:
-        raise ValueError(f"{_whole(folder)} but is not; {_ANEW}")
-    if differing := [name for name, value in recipe.items() if before.get(name) != value]:
-        was, now = (", ".join(f"{name}={each.get(name)!r}" for name in differing) for each in (before, recipe))
         raise ValueError(
-            f"a prepared text must be of one recipe, but {folder} holds that of {was}, not {now}; choose another "
-            "folder, or delete that one"
+            f"{_integrity_message(folder)} but cannot be read: {first_error_line(error)}; {_RESTORE_HINT}"
+        ) from error
+    if not intact:
+        raise ValueError(f"{_integrity_message(folder)} but is not; {_RESTORE_HINT}")
+    if differing := [name for name, value in recipe.items() if saved_recipe.get(name) != value]:
+        saved_values, expected_values = (
+            ", ".join(f"{name}={each.get(name)!r}" for name in differing) for each in (saved_recipe, recipe)
+        )
+        raise ValueError(
+            f"a prepared text must have the recipe of its task, but {folder} has {saved_values}, not "
+            f"{expected_values}; choose another "
+            "folder, or delete it"
         )
     documents = tuple(json.loads(line) for line in lines.splitlines())
-    corpus = Corpus(documents=documents, source=source["source"], instead_of=source["instead of"], why=source["why"])
+    corpus = Corpus(
+        documents=documents,
+        source=source["source"],
+        requested_source=source["instead of"],
+        failure_reason=source["why"],
+    )
     return corpus, tokenizer
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an error, to be gone on with."""
+def first_error_line(error: Exception) -> str:
+    """Return the first line of an error message, without a final period.
+
+    Args:
+        error: the exception.
+
+    Returns:
+        The line, or the name of the exception's class if the message is empty.
+    """
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 @contextmanager
-def hushed() -> Iterator[None]:
-    """Without the Hub's notes on each attempt: what became of them is said in one line."""
+def silence_hub_logs() -> Iterator[None]:
+    """Silence warnings of the Hub's libraries; failures are reported in one line by the caller."""
     loggers = [getLogger(name) for name in ("huggingface_hub", "datasets")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -169,124 +224,126 @@ def hushed() -> Iterator[None]:
             logger.setLevel(level)
 
 
-class _Unreachable(Exception):  # noqa: N818  it says what happened
-    """A source of the Hub cannot be read now; one line says why."""
+class _HubUnreachable(Exception):  # noqa: N818  named for the condition
+    """A Hub dataset cannot be read now; the message is the reason in one line."""
 
 
-class _NoText(Exception):  # noqa: N818  it says what happened
-    """The rows of a dataset are no text; names their columns."""
+class _NoTextColumn(Exception):  # noqa: N818  named for the condition
+    """A dataset has no text column; the message lists its columns."""
 
 
-def _called(source: str) -> str:
-    """A source in words."""
+def _describe_source(source: str) -> str:
     if source == PROSE:
         return "Python's reference manual"
     if not source.startswith(HUB):
         return source
-    name, config = _hub_name(source)
+    name, config = _split_hub_name(source)
     return f"the Hub's {name} ({config})" if config else f"the Hub's {name}"
 
 
-def _hub_name(source: str) -> tuple[str, str]:
-    """The dataset and its configuration, or an empty text."""
+def _split_hub_name(source: str) -> tuple[str, str]:
+    """Return the name of the dataset and its configuration, which may be empty."""
     name, _, config = source.removeprefix(HUB).partition(":")
     return name, config
 
 
-def _documents(source: str, characters: int) -> Iterable[str]:
-    """The documents of a source, not all of it if it is longer than so many characters."""
+def _read_documents(source: str, max_characters: int) -> Iterable[str]:
+    """Read the documents of a source, at least ``characters`` characters if there are as many."""
     if source == PROSE:
-        return _topics()
+        return _read_manual()
     if source.startswith(HUB):
-        return _articles(_hub_rows(*_hub_name(source), characters))
+        return _join_articles(_stream_hub_rows(*_split_hub_name(source), max_characters))
     path = Path(source).expanduser()
     if path.is_dir():
-        return _files(path, characters)
+        return _read_folder(path, max_characters)
     if path.exists():
-        return _pieces(_read(path, characters))
+        return _split_text(_read_file(path, max_characters))
     raise ValueError(
-        f'a text\'s source must be "{PROSE}", a UTF-8 file, a folder of .txt files or "{HUB}NAME", but {source} is '
-        "neither and does not exist; check the path"
+        f'a text\'s source must be "{PROSE}", a UTF-8 file, a folder of .txt files or "{HUB}NAME", but {source} does '
+        "not exist; check the path"
     )
 
 
-def _up_to(characters: int, documents: Iterable[str]) -> tuple[str, ...]:
-    """So many characters of them; a document that comes again is left out, lest it be learnt and held out."""
-    found: dict[str, None] = {}
-    left = characters
+def _limit_characters(max_characters: int, documents: Iterable[str]) -> tuple[str, ...]:
+    """Truncate documents to a total number of characters, and drop duplicates."""
+    unique_documents: dict[
+        str, None
+    ] = {}  # duplicates are dropped, because one copy could be trained on and the other held out
+    remaining = max_characters
     for document in map(str.strip, documents):
-        if document and document not in found:
-            found[document[:left]] = None
-            left -= len(document)
-        if left <= 0:
+        if document and document not in unique_documents:
+            unique_documents[document[:remaining]] = None
+            remaining -= len(document)
+        if remaining <= 0:
             break
-    return tuple(found)
+    return tuple(unique_documents)
 
 
-def _topics() -> list[str]:
-    """The topics of Python's reference manual."""
+def _read_manual() -> list[str]:
     from pydoc_data.topics import topics
 
     return [topics[key] for key in sorted(topics)]
 
 
-def _files(folder: Path, characters: int) -> Iterator[str]:
-    """What the .txt files below a folder hold, in the order of their names."""
+def _read_folder(folder: Path, max_characters: int) -> Iterator[str]:
+    """Yield the contents of the .txt files below a folder, sorted by path."""
     files = sorted(path for path in folder.rglob("*.txt") if path.is_file())
     if not files:
-        raise ValueError(f"a folder of texts must have .txt files, but {folder} has none; give another folder")
-    yield from (_read(file, characters) for file in files)
+        raise ValueError(f"a folder of texts must contain .txt files, but {folder} has none; give another folder")
+    yield from (_read_file(file, max_characters) for file in files)
 
 
-def _read(file: Path, characters: int) -> str:
-    """The beginning of a file, its line ends as they are."""
+def _read_file(file: Path, max_characters: int) -> str:
+    """Read the beginning of a file without newline conversion."""
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
-            return stream.read(characters)
+            return stream.read(max_characters)
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"a text must be UTF-8, but {file} is not ({error.reason}); convert it, with iconv for example"
+            f"a text must be UTF-8, but {file} is not ({error.reason}); convert it, for example with iconv"
         ) from error
     except OSError as error:
-        raise ValueError(f"a text must be a file that can be read, but {file} is not: {error.strerror}") from error
+        raise ValueError(f"a text must be a readable file, but {file} is not: {error.strerror}") from error
 
 
-def _pieces(text: str) -> list[str]:
-    """A long text cut at the end of a paragraph, of a line where there is none, or of a word, or anywhere."""
-    least = min(_PIECE, len(text) // _PIECES + 1)
-    some, most = f".{{{least},{2 * least}}}?", f".{{1,{2 * least}}}"
-    pieces = re.findall(rf"{some}\n\s*\n|{some}\n|{some}\s|{most}", text, re.DOTALL)
-    if len(pieces) > 1 and len(pieces[-1]) < least:
+def _split_text(text: str) -> list[str]:
+    """Split a text at paragraph ends, else at line ends, else between words, else anywhere."""
+    min_characters = min(_MIN_PIECE_CHARACTERS, len(text) // _SHORT_FILE_PIECES + 1)
+    bounded, anything = f".{{{min_characters},{2 * min_characters}}}?", f".{{1,{2 * min_characters}}}"
+    pieces = re.findall(rf"{bounded}\n\s*\n|{bounded}\n|{bounded}\s|{anything}", text, re.DOTALL)
+    if len(pieces) > 1 and len(pieces[-1]) < min_characters:
         pieces[-2:] = [pieces[-2] + pieces[-1]]
     return pieces
 
 
-def _hub_rows(name: str, config: str, characters: int) -> list[str]:
-    """The first texts of a dataset, streamed until there are so many characters."""
+def _stream_hub_rows(name: str, config: str, max_characters: int) -> list[str]:
+    """Stream the first rows of a dataset until they have the requested number of characters."""
     try:
         import datasets
     except ImportError as error:
-        raise _Unreachable("datasets is not installed (pip install mesascope[datasets])") from error
+        raise _HubUnreachable("datasets is not installed (pip install mesascope[datasets])") from error
     texts: list[str] = []
-    left = characters
-    with hushed():
+    remaining = max_characters
+    with silence_hub_logs():
         try:
             for row in datasets.load_dataset(name, config or None, split="train", streaming=True):
                 if not isinstance(row.get("text"), str):
-                    raise _NoText(", ".join(sorted(row)))
+                    raise _NoTextColumn(", ".join(sorted(row)))
                 texts.append(row["text"])
-                left -= len(row["text"])
-                if left <= 0:
+                remaining -= len(row["text"])
+                if remaining <= 0:
                     break
-        except _NoText as error:
-            raise ValueError(f'a dataset must have a column "text", but {name} has {error}; give another') from error
-        except Exception as error:  # whatever can go wrong on the way to another machine
-            raise _Unreachable(first_line(error)) from error
+        except _NoTextColumn as error:
+            raise ValueError(
+                f'a dataset must have a column "text", but {name} has {error}; give another dataset'
+            ) from error
+        except Exception as error:  # datasets raises many types on network failures
+            raise _HubUnreachable(first_error_line(error)) from error
     return texts
 
 
-def _articles(rows: list[str]) -> list[str]:
-    """Rows between headings joined, where there are headings; else every row by itself."""
+def _join_articles(rows: list[str]) -> list[str]:
+    """Join the rows of each article if there are headings; otherwise return the rows."""
     titles = [_TITLE.fullmatch(row) is not None for row in rows]
     if not any(titles):
         return rows
@@ -296,16 +353,14 @@ def _articles(rows: list[str]) -> list[str]:
     return ["".join(article) for article in articles.values()]
 
 
-def _lines(corpus: Corpus) -> str:
-    """The documents as they are kept, one on each line."""
+def _to_json_lines(corpus: Corpus) -> str:
+    """Serialise documents as JSON lines."""
     return "".join(json.dumps(document) + "\n" for document in corpus.documents)
 
 
-def _digest(*texts: str) -> str:
-    """What differs where a text differs."""
+def _hash_texts(*texts: str) -> str:
     return sha256("\0".join(texts).encode()).hexdigest()[:16]
 
 
-def _whole(folder: Path) -> str:
-    """The beginning of a complaint."""
-    return f"the text prepared in {folder} must be whole and unchanged,"
+def _integrity_message(folder: Path) -> str:
+    return f"the text prepared in {folder} must be complete and unchanged,"

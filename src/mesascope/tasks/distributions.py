@@ -1,4 +1,4 @@
-"""Distributions that a task draws its numbers from: values one can read, compare and store."""
+"""Distributions of scalar task parameters."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -7,37 +7,65 @@ import torch
 from torch import Tensor
 
 
-class Draw(ABC):
-    """Independent numbers from one distribution."""
+class Distribution(ABC):
+    """A distribution of independent scalars."""
 
     @abstractmethod
     def sample(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Draw a float32 tensor of this shape."""
+        """Draw a float32 tensor.
+
+        Args:
+            shape: shape of the tensor.
+            generator: source of randomness.
+
+        Returns:
+            Independent samples.
+        """
 
 
 @dataclass(frozen=True)
-class Uniform(Draw):
-    """Uniform on [low, high)."""
+class Uniform(Distribution):
+    """The uniform distribution on [low, high)."""
 
     low: float
     high: float
 
     def __post_init__(self) -> None:
-        """Refuse an empty range."""
+        """Validate the fields."""
         if self.low > self.high:
             raise ValueError(f"low must not exceed high, but got {self.low} > {self.high}")
 
     def sample(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Draw a float32 tensor of this shape."""
+        """Draw a float32 tensor.
+
+        Args:
+            shape: shape of the tensor.
+            generator: source of randomness.
+
+        Returns:
+            Independent samples.
+        """
         return self.low + (self.high - self.low) * torch.rand(shape, generator=generator)
 
 
 @dataclass(frozen=True)
-class Normal(Draw):
-    """Gaussian with mean 0 and this standard deviation."""
+class Normal(Distribution):
+    """The Gaussian distribution with mean 0.
+
+    Attributes:
+        std: standard deviation.
+    """
 
     std: float
 
     def sample(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Draw a float32 tensor of this shape."""
+        """Draw a float32 tensor.
+
+        Args:
+            shape: shape of the tensor.
+            generator: source of randomness.
+
+        Returns:
+            Independent samples.
+        """
         return self.std * torch.randn(shape, generator=generator)

@@ -1,7 +1,7 @@
-"""Learners that are fitted anew to the pairs of every prompt, at every place: trees, boosted trees, a small network.
+"""Learners that are fitted to the context of every query: trees, boosted trees and a small network.
 
-What Garg et al. (arXiv 2208.01066) hold transformers against where functions are not linear. A fit for every prompt and
-place is slow, so they stand beside models as oracles, not among the algorithms that a model is named after.
+Garg et al. (arXiv 2208.01066) compare transformers with these learners on nonlinear functions. Because a fit per query
+is slow, they serve as baselines only and are not among the candidate algorithms of a task.
 """
 
 from collections.abc import Iterator
@@ -11,130 +11,159 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mesascope.tasks.algorithms import Algorithm, Path, Ticks
-from mesascope.tasks.icl.context import Examples
+from mesascope.tasks.algorithms import Algorithm, IterationGrid, Trajectory
+from mesascope.tasks.icl.context import ContextExamples
 
-LEVELS = tuple(range(1, 7))
-ROUNDS, SHRINKAGE = 20, 0.3  # of boosting; the shrinkage is the default of XGBoost
-RATE = 5e-3  # of Adam, for networks; as in the authors' code
+TREE_DEPTHS = tuple(range(1, 7))
+BOOSTING_ROUNDS, BOOSTING_SHRINKAGE = 20, 0.3  # the shrinkage is the default of XGBoost
+NETWORK_LEARNING_RATE = 5e-3  # as in the authors' code
 NETWORK_STEPS = 1000  # ours
-ROWS = 64  # sequences whose networks are trained side by side
+NETWORK_BATCH_SIZE = 64  # sequences whose networks are trained in one batch
 
-Vectors = Float[np.ndarray, "pair feature"]
-Numbers = Float[np.ndarray, "pair out"]
+InputRows = Float[np.ndarray, "pair feature"]
+TargetRows = Float[np.ndarray, "pair out"]
 
 
-def greedy_tree(*, signs: bool = False) -> Algorithm:
-    """A regression tree, grown greedily by squared error (scikit-learn's), cut at so many levels.
+def greedy_tree(*, signs_only: bool = False) -> Algorithm:
+    """Build a regression tree that is grown greedily by squared error (scikit-learn) and cut at a given depth.
 
     Args:
-        signs: whether it is told that only the signs of coordinates matter.
+        signs_only: fit on the signs of the coordinates only.
+
+    Returns:
+        The algorithm; its iteration is the depth.
     """
 
-    def predict(shown: Examples, ticks: Ticks) -> Path:
+    def predict_queries(context: ContextExamples, iteration_grid: IterationGrid) -> Trajectory:
         from sklearn.tree import DecisionTreeRegressor
 
-        weight = shown.known.new_zeros(len(ticks), *shown.known.shape[:3])
-        for row, place, known, following, asked in _prompts(shown, signs):
-            grown = DecisionTreeRegressor(random_state=0).fit(known, following, check_input=False)
-            ways = grown.tree_.decision_path(np.vstack([asked, known])).toarray()
-            way = ways[0].nonzero()[0]  # from the root to the leaf: scikit-learn numbers nodes in that order
-            for number, tick in enumerate(ticks):
-                inside = ways[1:, way[min(tick, len(way) - 1)]]
-                weight[number, row, place, : len(known)] = torch.from_numpy(inside / inside.sum())
-        return (weight[..., None, :] @ shown.following)[..., 0, :]
+        weight = context.context_x.new_zeros(len(iteration_grid), *context.context_x.shape[:3])
+        for row, query, context_x, context_y, query_x in _iterate_prompts(context, signs_only):
+            grown = DecisionTreeRegressor(random_state=0).fit(context_x, context_y, check_input=False)
+            paths = grown.tree_.decision_path(np.vstack([query_x, context_x])).toarray()
+            query_path = paths[0].nonzero()[0]  # root to leaf, because scikit-learn numbers nodes depth first
+            for number, tick in enumerate(iteration_grid):
+                inside = paths[1:, query_path[min(tick, len(query_path) - 1)]]
+                weight[number, row, query, : len(context_x)] = torch.from_numpy(inside / inside.sum())
+        return (weight[..., None, :] @ context.context_y)[..., 0, :]
 
-    return Algorithm(name=_told("greedy tree", signs), predict=predict, ticks=LEVELS, unit="level")
+    return Algorithm(
+        name=_learner_name("greedy tree", signs_only),
+        predict=predict_queries,
+        iteration_grid=TREE_DEPTHS,
+        iteration_unit="level",
+    )
 
 
-def boosted_trees(*, signs: bool = False) -> Algorithm:
-    """Gradient boosting of trees of depth 3 (scikit-learn's), 20 rounds.
+def boosted_trees(*, signs_only: bool = False) -> Algorithm:
+    """Build gradient boosting with 20 trees of depth 3 (scikit-learn).
 
     Args:
-        signs: whether they are told that only the signs of coordinates matter.
+        signs_only: fit on the signs of the coordinates only.
+
+    Returns:
+        The algorithm, which is not differentiable.
     """
 
-    def predict(shown: Examples, ticks: Ticks) -> Path:
+    def predict_queries(context: ContextExamples, iteration_grid: IterationGrid) -> Trajectory:
         from sklearn.ensemble import GradientBoostingRegressor
 
-        _refuse_gradients(shown, "boosted trees")
-        found = shown.asked.new_zeros(*shown.asked.shape[:-1], shown.following.shape[-1])
-        for row, place, known, following, asked in _prompts(shown, signs):
-            for out, answers in enumerate(following.T):
-                trees = GradientBoostingRegressor(n_estimators=ROUNDS, learning_rate=SHRINKAGE, random_state=0)
-                trees.fit(known, answers)
-                found[row, place, out] = float(trees.predict(asked)[0])
-        return found[None]
+        _check_no_gradients(context, "boosted trees")
+        predictions = context.query_x.new_zeros(*context.query_x.shape[:-1], context.context_y.shape[-1])
+        for row, query, context_x, context_y, query_x in _iterate_prompts(context, signs_only):
+            for out, answers in enumerate(context_y.T):
+                trees = GradientBoostingRegressor(
+                    n_estimators=BOOSTING_ROUNDS, learning_rate=BOOSTING_SHRINKAGE, random_state=0
+                )
+                trees.fit(context_x, answers)
+                predictions[row, query, out] = float(trees.predict(query_x)[0])
+        return predictions[None]
 
-    return Algorithm(name=_told("boosted trees", signs), predict=predict)
+    return Algorithm(name=_learner_name("boosted trees", signs_only), predict=predict_queries)
 
 
-def trained_network(hidden: int) -> Algorithm:
-    """A network with one hidden layer of rectifiers, trained by Adam on the mean squared error of the pairs so far.
+def trained_network(num_hidden: int) -> Algorithm:
+    """Build a network with one hidden ReLU layer, trained by Adam on the mean squared error of the context.
 
     Args:
-        hidden: units; the paper trains networks of the size that answers.
+        num_hidden: number of hidden units; the paper uses the size of the networks that generate the targets.
+
+    Returns:
+        The algorithm, which is not differentiable; its iteration is the training step.
     """
 
-    def predict(shown: Examples, ticks: Ticks) -> Path:
-        _refuse_gradients(shown, "a trained network")
+    def predict_queries(context: ContextExamples, iteration_grid: IterationGrid) -> Trajectory:
+        _check_no_gradients(context, "a trained network")
         chunks = [
-            _trained(shown.rows(slice(start, start + ROWS)), hidden, ticks)
-            for start in range(0, len(shown.known), ROWS)
+            _train_networks(
+                context.select_sequences(slice(start, start + NETWORK_BATCH_SIZE)), num_hidden, iteration_grid
+            )
+            for start in range(0, len(context.context_x), NETWORK_BATCH_SIZE)
         ]
         return torch.cat(chunks, dim=1)
 
-    return Algorithm(name="trained network", predict=predict, ticks=(NETWORK_STEPS,), unit="step")
+    return Algorithm(
+        name="trained network", predict=predict_queries, iteration_grid=(NETWORK_STEPS,), iteration_unit="step"
+    )
 
 
-def _trained(shown: Examples, hidden: int, ticks: Ticks) -> Path:
-    """What the networks predict after so many steps, one for every prompt and place, trained side by side: Adam treats
-    every number alone. Where nothing has been seen, 0.
-    """
-    known, following, asked = shown.known.float(), shown.following.float(), shown.asked.float()
-    *lead, pairs, features = known.shape
-    mask = (torch.arange(pairs, device=known.device) < shown.seen[:, None]).float()[..., None]
-    count = shown.seen.clamp_min(1).float()[:, None, None]
+def _train_networks(context: ContextExamples, num_hidden: int, iteration_grid: IterationGrid) -> Trajectory:
+    """Train one network per query in one batch and return its predictions after the given numbers of steps."""
+    context_x, context_y, query_x = context.context_x.float(), context.context_y.float(), context.query_x.float()
+    *lead, pairs, features = context_x.shape
+    mask = (torch.arange(pairs, device=context_x.device) < context.num_context[:, None]).float()[..., None]
+    count = context.num_context.clamp_min(1).float()[:, None, None]
     generator = torch.Generator().manual_seed(0)
 
-    def drawn(rows: int, columns: int) -> nn.Parameter:
+    def init_weight(rows: int, columns: int) -> nn.Parameter:
         weight = torch.randn(*lead, rows, columns, generator=generator) / max(rows, 1) ** 0.5
-        return nn.Parameter(weight.to(known))
+        return nn.Parameter(weight.to(context_x))
 
-    into, bias, out = drawn(features, hidden), nn.Parameter(known.new_zeros(*lead, 1, hidden)), drawn(hidden, 1)
+    w_in, bias, w_out = (
+        init_weight(features, num_hidden),
+        nn.Parameter(context_x.new_zeros(*lead, 1, num_hidden)),
+        init_weight(num_hidden, 1),
+    )
 
-    def answer(x: Tensor) -> Tensor:
-        return (x @ into + bias).relu() @ out
+    def apply_network(x: Tensor) -> Tensor:
+        return (x @ w_in + bias).relu() @ w_out
 
-    if following.shape[-1] != 1:
-        raise ValueError(f"a trained network predicts one number, but answers have {following.shape[-1]}")
-    adam, path = torch.optim.Adam([into, bias, out], lr=RATE), []
+    if context_y.shape[-1] != 1:
+        raise ValueError(f"a trained network needs targets of dimension 1, but got {context_y.shape[-1]}")
+    adam, trajectory = (
+        torch.optim.Adam([w_in, bias, w_out], lr=NETWORK_LEARNING_RATE),
+        [],
+    )  # elementwise, so networks do not interact
     with torch.enable_grad():
-        for step in range(1, max(ticks) + 1):
+        for step in range(1, max(iteration_grid) + 1):
             adam.zero_grad()
-            ((answer(known) - following) * mask / count.sqrt()).square().sum().backward()
+            ((apply_network(context_x) - context_y) * mask / count.sqrt()).square().sum().backward()
             adam.step()
-            if step in ticks:
-                path.append(answer(asked[..., None, :]).detach()[..., 0, :].double())
-    return torch.stack(path) * (shown.seen > 0)[:, None]
+            if step in iteration_grid:
+                trajectory.append(apply_network(query_x[..., None, :]).detach()[..., 0, :].double())
+    return torch.stack(trajectory) * (context.num_context > 0)[:, None]  # predict 0 if the context is empty
 
 
-def _prompts(shown: Examples, signs: bool) -> Iterator[tuple[int, int, Vectors, Numbers, Vectors]]:
-    """By sequence and place: the inputs seen, their answers, and what is asked; where anything has been seen."""
-    known, asked = ((x.sign() if signs else x).detach().float().cpu().numpy() for x in (shown.known, shown.asked))
-    following = shown.following.detach().cpu().numpy()
-    for row in range(len(known)):
-        for place, seen in enumerate(shown.seen.tolist()):
+def _iterate_prompts(
+    context: ContextExamples, signs_only: bool
+) -> Iterator[tuple[int, int, InputRows, TargetRows, InputRows]]:
+    """Yield sequence index, query index, context inputs, context targets and query input; skip empty contexts."""
+    context_x, query_x = (
+        (x.sign() if signs_only else x).detach().float().cpu().numpy() for x in (context.context_x, context.query_x)
+    )
+    context_y = context.context_y.detach().cpu().numpy()
+    for row in range(len(context_x)):
+        for query, seen in enumerate(context.num_context.tolist()):
             if seen:
-                yield row, place, known[row, place, :seen], following[row, place, :seen], asked[row, place, None]
+                yield row, query, context_x[row, query, :seen], context_y[row, query, :seen], query_x[row, query, None]
 
 
-def _refuse_gradients(shown: Examples, what: str) -> None:
-    """Refuse to differentiate through a fit."""
-    if any(part.requires_grad for part in (shown.known, shown.following, shown.asked)):
-        raise ValueError(f"{what} cannot be differentiated by what a prompt shows, but gradients are asked for")
+def _check_no_gradients(context: ContextExamples, learner: str) -> None:
+    if any(part.requires_grad for part in (context.context_x, context.context_y, context.query_x)):
+        raise ValueError(
+            f"{learner} cannot be differentiated with respect to the context, but the context requires a gradient"
+        )
 
 
-def _told(name: str, signs: bool) -> str:
-    """Its name, with what it is told."""
-    return f"{name} of signs" if signs else name
+def _learner_name(name: str, signs_only: bool) -> str:
+    return f"{name} of signs" if signs_only else name

@@ -1,8 +1,8 @@
-"""Regression in context: a prompt shows inputs of an unknown function with their answers, and asks for one more.
+"""In-context regression: predict the target of a query input from examples of an unknown function.
 
-The setting of Garg et al., What Can Transformers Learn In-Context? A Case Study of Simple Function Classes (arXiv
-2208.01066), where inputs and answers alternate, and of von Oswald et al., Transformers Learn In-Context by Gradient
-Descent (arXiv 2212.07677), where each pair is one vector.
+Two published prompt layouts: alternating inputs and targets (Garg et al., What Can Transformers Learn In-Context? A
+Case Study of Simple Function Classes, arXiv 2208.01066), and one vector per pair (von Oswald et al., Transformers Learn
+In-Context by Gradient Descent, arXiv 2212.07677).
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,82 +16,102 @@ from torch import Tensor
 from mesascope.tasks import algorithms, learners
 from mesascope.tasks.algorithms import Algorithm
 from mesascope.tasks.base import Batch
-from mesascope.tasks.functions import Functions, Linear, Trees, TwoLayers
-from mesascope.tasks.icl.base import InContext
-from mesascope.tasks.icl.context import Examples, examples_before
+from mesascope.tasks.functions import DecisionTrees, FunctionClass, LinearFunctions, TwoLayerNetworks
+from mesascope.tasks.icl.base import InContextTask
+from mesascope.tasks.icl.context import ContextExamples, build_context
 
 Inputs = Float[Tensor, "batch pos d_in"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Features:
-    """Inputs that are unit vectors, each along one coordinate (Huang et al. 2023, arXiv 2310.05249).
+class OneHotInputs:
+    """One-hot inputs, each along one coordinate axis (Huang et al. 2023, arXiv 2310.05249).
 
     Attributes:
-        dominant: how often the first coordinate is drawn, as a share; all are drawn alike by default.
+        dominant: probability of the first coordinate; all coordinates are equally likely by default.
     """
 
     dominant: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what is no share."""
+        """Validate the fields."""
         if self.dominant is not None and not 0 < self.dominant < 1:
-            raise ValueError(f"dominant must be a share between 0 and 1, but got {self.dominant}")
+            raise ValueError(f"dominant must lie between 0 and 1, but got {self.dominant}")
 
-    def draw(self, shape: tuple[int, int], dim: int, generator: torch.Generator) -> Int[Tensor, "batch point"]:
-        """Which coordinate every input lies along."""
-        share = self.share(dim).float()
-        return torch.multinomial(share, shape[0] * shape[1], replacement=True, generator=generator).view(shape)
+    def sample_indices(
+        self, shape: tuple[int, int], dim: int, generator: torch.Generator
+    ) -> Int[Tensor, "batch point"]:
+        """Sample the coordinate of every input.
 
-    def share(self, dim: int) -> Float[Tensor, "feature"]:
-        """How often each coordinate is drawn, in float64.
+        Args:
+            shape: number of sequences and of inputs per sequence.
+            dim: number of coordinates.
+            generator: source of randomness.
 
-        >>> Features().share(4).tolist(), Features(dominant=0.5).share(3).tolist()
+        Returns:
+            Coordinate indices.
+        """
+        probabilities = self.index_probabilities(dim).float()
+        return torch.multinomial(probabilities, shape[0] * shape[1], replacement=True, generator=generator).view(shape)
+
+    def index_probabilities(self, dim: int) -> Float[Tensor, "feature"]:
+        """Return the probability of each coordinate, in float64.
+
+        Args:
+            dim: number of coordinates.
+
+        Returns:
+            Probabilities that sum to 1.
+
+        >>> OneHotInputs().index_probabilities(4).tolist(), OneHotInputs(dominant=0.5).index_probabilities(3).tolist()
         ([0.25, 0.25, 0.25, 0.25], [0.5, 0.25, 0.25])
         """
         first = 1 / dim if self.dominant is None else self.dominant
-        share = torch.full((dim,), (1 - first) / max(dim - 1, 1) if self.dominant else first, dtype=torch.float64)
-        share[0] = first
-        return share
+        probabilities = torch.full(
+            (dim,), (1 - first) / max(dim - 1, 1) if self.dominant else first, dtype=torch.float64
+        )
+        probabilities[0] = first
+        return probabilities
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Regression(InContext):
-    """Answers of a function that is fresh in every sequence, from pairs of inputs and answers.
+class Regression(InContextTask):
+    """In-context regression of a function that is drawn anew for every sequence.
 
-    Alternating: x1, y1, x2, y2, ...; an answer stands in the first coordinate, and the answer to an input is predicted
-    where it stands, from all pairs before it. Joined: every pair is one vector (x, y); the last one, (x, 0), asks.
+    With the alternating layout a sequence is x1, y1, x2, y2, ...; a target occupies the first coordinate of its vector,
+    and is predicted at the position of its input from all earlier pairs. With the joined layout every pair is one
+    vector (x, y); the last vector, (x, 0), is the query.
 
     Attributes:
-        dim: of an input.
-        examples_shown: pairs before the last input that is asked.
-        functions: where the function of a sequence comes from.
+        dim: dimension of an input.
+        num_examples: number of context pairs before the last query.
+        functions: the function class.
         layout: alternating or joined.
-        scale: the standard deviation of the inputs.
-        skew: how unequal the coordinates' variances are: they fall as 1 / i^skew, in a basis that is fresh in every
-            sequence, and have the mean that scale says; 0 for equal ones.
-        noise: the standard deviation of what is added to the answers.
-        features: inputs that are unit vectors; normal ones by default.
+        scale: standard deviation of the inputs.
+        skew: decay exponent of the input variances: coordinate i has a variance proportional to 1 / i^skew, in a basis
+            that is drawn anew for every sequence; the mean variance is scale^2. 0 for isotropic inputs.
+        noise: standard deviation of the noise on the targets.
+        one_hot_inputs: distribution of one-hot inputs; inputs are Gaussian by default.
 
-    >>> Regression(dim=3, examples_shown=4).sample(2, torch.Generator().manual_seed(0)).inputs.shape
+    >>> Regression(dim=3, num_examples=4).sample(2, torch.Generator().manual_seed(0)).inputs.shape
     torch.Size([2, 9, 3])
-    >>> Regression(dim=3, examples_shown=4, layout="joined").sample(2, torch.Generator().manual_seed(0)).inputs.shape
+    >>> Regression(dim=3, num_examples=4, layout="joined").sample(2, torch.Generator().manual_seed(0)).inputs.shape
     torch.Size([2, 5, 4])
     """
 
     dim: int = 5
-    examples_shown: int = 10
-    functions: Functions = field(default_factory=Linear)
+    num_examples: int = 10
+    functions: FunctionClass = field(default_factory=LinearFunctions)
     layout: Literal["alternating", "joined"] = "alternating"
     scale: float = 1.0
     skew: float = 0.0
     noise: float = 0.0
-    features: Features | None = None
+    one_hot_inputs: OneHotInputs | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be sampled."""
-        for name in ("dim", "examples_shown"):
+        """Validate the fields."""
+        for name in ("dim", "num_examples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, but got {getattr(self, name)}")
         if self.layout not in ("alternating", "joined"):
@@ -101,26 +121,34 @@ class Regression(InContext):
                 raise ValueError(f"{name} must be 0 or more, but got {getattr(self, name)}")
         if not self.scale > 0:
             raise ValueError(f"scale must be above 0, but got {self.scale}")
-        if self.features is not None and self.skew:
-            raise ValueError(f"skew must be 0 where inputs are unit vectors, but got {self.skew}")
+        if self.one_hot_inputs is not None and self.skew:
+            raise ValueError(f"skew must be 0 for one-hot inputs, but got {self.skew}")
 
     @property
     def length(self) -> int:
-        """Positions of a sequence."""
-        return 2 * self.examples_shown + 1 if self.layout == "alternating" else self.examples_shown + 1
+        """The number of positions of a sequence."""
+        return 2 * self.num_examples + 1 if self.layout == "alternating" else self.num_examples + 1
 
     @property
-    def width(self) -> int:
-        """Coordinates of an input vector."""
+    def input_dim(self) -> int:
+        """The dimension of an input vector."""
         return self.dim if self.layout == "alternating" else self.dim + 1
 
     def sample(self, n: int, generator: torch.Generator) -> Batch:
-        """Draw ``n`` functions and their inputs; ``feature`` says which unit vector, where they are such."""
-        x, latents = self._drawn(n, generator), {}
-        if self.features is not None:
+        """Draw functions and the inputs of their sequences.
+
+        Args:
+            n: number of sequences.
+            generator: source of randomness.
+
+        Returns:
+            The batch; with one-hot inputs its latent ``feature`` is the coordinate index at each position.
+        """
+        x, latents = self._sample_inputs(n, generator), {}
+        if self.one_hot_inputs is not None:
             feature = x.argmax(-1)
             latents["feature"] = feature if self.layout == "joined" else feature.repeat_interleave(2, 1)[:, :-1]
-        clean = self.functions.draw(n, self.dim, generator)(x)
+        clean = self.functions.sample_functions(n, self.dim, generator)(x)
         y = clean + self.noise * torch.randn(clean.shape, generator=generator) if self.noise else clean
         weight = torch.zeros(n, self.length)
         if self.layout == "joined":
@@ -135,104 +163,138 @@ class Regression(InContext):
         return Batch(inputs=inputs, targets=targets, weight=weight, latents=latents)
 
     def loss(self, prediction: Float[Tensor, "batch pos d_out"], batch: Batch) -> Float[Tensor, "batch pos"]:
-        """Squared error; in squared units of the answers."""
+        """Compute the squared error, in squared units of the targets.
+
+        Args:
+            prediction: model output.
+            batch: the sequences that were predicted.
+
+        Returns:
+            The squared error, (batch, pos).
+        """
         return (prediction - batch.targets).square().sum(-1)
 
-    def examples(self, inputs: Inputs) -> Examples:
-        """The pairs before every input that is asked."""
+    def extract_examples(self, inputs: Inputs) -> ContextExamples:
+        """Extract the context pairs before every query.
+
+        Args:
+            inputs: model inputs.
+
+        Returns:
+            The context pairs, the query inputs and their positions.
+        """
         if self.layout == "joined":
             last = inputs.shape[1] - 1
-            return examples_before(inputs[..., :-1], inputs[..., -1:], at=(last,), points=(last,))
+            return build_context(inputs[..., :-1], inputs[..., -1:], positions=(last,), queries=(last,))
         x, y = inputs[:, ::2], inputs[:, 1::2, :1]
         y = torch.cat([y, torch.zeros_like(y[:, :1])], dim=1)[:, : x.shape[1]]
-        return examples_before(x, y, at=tuple(range(0, inputs.shape[1], 2)))
+        return build_context(x, y, positions=tuple(range(0, inputs.shape[1], 2)))
 
-    def shown(self, inputs: Inputs) -> Mapping[str, Bool[Tensor, "pos d_in"]]:
-        """The answers that are shown, and the last input, which is asked."""
-        answers = torch.zeros(inputs.shape[1:], dtype=torch.bool, device=inputs.device)
-        asked = torch.zeros_like(answers)
-        asked[-1, : self.dim] = True
+    def gradient_masks(self, inputs: Inputs) -> Mapping[str, Bool[Tensor, "pos d_in"]]:
+        """Return masks of the context targets and of the last query input.
+
+        Args:
+            inputs: model inputs.
+
+        Returns:
+            Masks over (pos, d_in) by the name of the group.
+        """
+        targets = torch.zeros(inputs.shape[1:], dtype=torch.bool, device=inputs.device)
+        query = torch.zeros_like(targets)
+        query[-1, : self.dim] = True
         if self.layout == "joined":
-            answers[:-1, -1] = True
+            targets[:-1, -1] = True
         else:
-            answers[1::2, 0] = True
-        return {"answers shown": answers, "input asked": asked}
+            targets[1::2, 0] = True
+        return {"answers shown": targets, "input asked": query}
 
-    def algorithms(self) -> Sequence[Algorithm]:
-        """Exact ones for linear rules, iterations towards them, and ones without a rule."""
-        found = [
+    def candidate_algorithms(self) -> Sequence[Algorithm]:
+        """Return exact and iterative solvers for linear rules, and nonparametric predictors."""
+        candidates = [
             algorithms.least_squares(),
-            algorithms.ridge(),
+            algorithms.ridge_regression(),
             algorithms.gradient_descent(),
-            algorithms.newton(),
-            algorithms.averaging(),
+            algorithms.newton_iteration(),
+            algorithms.averaging_estimator(),
             algorithms.nearest_neighbours(),
         ]
         if self.layout == "joined":
-            found.append(algorithms.transforming_descent())
+            candidates.append(algorithms.gd_plus_plus())
         else:
-            found.append(algorithms.gradient_descent("curvature"))
-        if isinstance(self.functions, Linear) and self.functions.nonzero is not None:
-            found.append(algorithms.lasso())
+            candidates.append(algorithms.gradient_descent("curvature"))
+        if isinstance(self.functions, LinearFunctions) and self.functions.num_nonzero is not None:
+            candidates.append(algorithms.lasso_regression())
             if self.layout == "joined":
-                found.append(algorithms.preprocessed_descent())
-        return found
+                candidates.append(algorithms.preprocessed_gradient_descent())
+        return candidates
 
-    def shifts(self) -> Mapping[str, "Regression"]:
-        """Larger inputs, correlated or normal ones, noise, fewer or more examples; larger rules, or linear ones."""
-        if self.features is None:
+    def distribution_shifts(self) -> Mapping[str, "Regression"]:
+        """Return tasks with shifted inputs, noise, context lengths or function classes."""
+        if self.one_hot_inputs is None:
             other = {"correlated inputs": replace(self, skew=self.skew + 2.0)}
         else:
-            other = {"normal inputs": replace(self, features=None)}
-        found = {
+            other = {"normal inputs": replace(self, one_hot_inputs=None)}
+        shifts = {
             "inputs twice as large": replace(self, scale=2 * self.scale),
             **other,
             "noisy answers": replace(self, noise=(self.noise**2 + 0.25) ** 0.5),
-            "twice as many examples": replace(self, examples_shown=2 * self.examples_shown),
+            "twice as many examples": replace(self, num_examples=2 * self.num_examples),
         }
-        if isinstance(self.functions, Linear):
+        if isinstance(self.functions, LinearFunctions):
             larger = replace(self.functions, scale=2 * self.functions.scale)
-            found["rules twice as large"] = replace(self, functions=larger)
+            shifts["rules twice as large"] = replace(self, functions=larger)
         else:
-            found["linear functions"] = replace(self, functions=Linear())
+            shifts["linear functions"] = replace(self, functions=LinearFunctions())
         if self.layout == "joined":
-            found["half as many examples"] = replace(self, examples_shown=max(1, self.examples_shown // 2))
-        return found
+            shifts["half as many examples"] = replace(self, num_examples=max(1, self.num_examples // 2))
+        return shifts
 
-    def oracles(self, batch: Batch) -> Mapping[str, Float[Tensor, "batch pos d_out"]]:
-        """Nothing, averaging, nearest neighbours, least squares, ridge, and steps of gradient descent and Newton; and
-        learners of the class of functions.
+    def baselines(self, batch: Batch) -> Mapping[str, Float[Tensor, "batch pos d_out"]]:
+        """Compute the baselines: zero, averaging, nearest neighbours, least squares, ridge, gradient descent, Newton.
+
+        Learners that are specific to the function class are added: the lasso and preprocessed gradient descent for
+        sparse rules, trained networks, and trees.
+
+        Args:
+            batch: the sequences to predict.
+
+        Returns:
+            Predictions by the name of the baseline.
         """
-        known = {each.name: each for each in self.algorithms()}
+        algorithms_by_name = {each.name: each for each in self.candidate_algorithms()}
         descent = algorithms.gradient_descent("curvature")
-        found = {
+        predictions = {
             "zero": torch.zeros_like(batch.inputs[..., :1]),
-            "averaging": self.predicted(known["averaging"], batch),
-            "3 nearest neighbours": self.predicted(known["nearest neighbours"], batch, 3),
-            "least squares": self.predicted(known["least squares"], batch),
-            "ridge 0.1": self.predicted(known["ridge regression"], batch, ridge=0.1),
-            **{f"gradient descent {k}": self.predicted(descent, batch, k, step=1.0) for k in (1, 2, 4, 8, 16)},
-            **{f"Newton {k}": self.predicted(known["Newton's iteration"], batch, k, start=1.0) for k in (1, 2, 4, 8)},
+            "averaging": self.run_algorithm(algorithms_by_name["averaging"], batch),
+            "3 nearest neighbours": self.run_algorithm(algorithms_by_name["nearest neighbours"], batch, 3),
+            "least squares": self.run_algorithm(algorithms_by_name["least squares"], batch),
+            "ridge 0.1": self.run_algorithm(algorithms_by_name["ridge regression"], batch, ridge=0.1),
+            **{f"gradient descent {k}": self.run_algorithm(descent, batch, k, step=1.0) for k in (1, 2, 4, 8, 16)},
+            **{
+                f"Newton {k}": self.run_algorithm(algorithms_by_name["Newton's iteration"], batch, k, start=1.0)
+                for k in (1, 2, 4, 8)
+            },
         }
-        if "lasso" in known:
-            found["lasso 0.01"] = self.predicted(known["lasso"], batch, penalty=0.01)
-        if "preprocessed gradient descent" in known:
-            preprocessed = known["preprocessed gradient descent"]
-            found |= {f"preprocessed descent {k}": self.predicted(preprocessed, batch, k, step=1.0) for k in (2, 8)}
-        if isinstance(self.functions, TwoLayers):
-            network = learners.trained_network(self.functions.hidden)
-            found[network.name] = self.predicted(network, batch, learners.NETWORK_STEPS)
-        if isinstance(self.functions, Trees):
-            for learner in (learners.greedy_tree(), learners.greedy_tree(signs=True), learners.boosted_trees()):
-                found[learner.name] = self.predicted(learner, batch, learner.ticks[-1])
-        return found
+        if "lasso" in algorithms_by_name:
+            predictions["lasso 0.01"] = self.run_algorithm(algorithms_by_name["lasso"], batch, penalty=0.01)
+        if "preprocessed gradient descent" in algorithms_by_name:
+            preprocessed = algorithms_by_name["preprocessed gradient descent"]
+            predictions |= {
+                f"preprocessed descent {k}": self.run_algorithm(preprocessed, batch, k, step=1.0) for k in (2, 8)
+            }
+        if isinstance(self.functions, TwoLayerNetworks):
+            network = learners.trained_network(self.functions.num_hidden)
+            predictions[network.name] = self.run_algorithm(network, batch, learners.NETWORK_STEPS)
+        if isinstance(self.functions, DecisionTrees):
+            for learner in (learners.greedy_tree(), learners.greedy_tree(signs_only=True), learners.boosted_trees()):
+                predictions[learner.name] = self.run_algorithm(learner, batch, learner.iteration_grid[-1])
+        return predictions
 
-    def _drawn(self, n: int, generator: torch.Generator) -> Float[Tensor, "batch point feature"]:
-        """The inputs of every sequence."""
-        if self.features is not None:
-            drawn = self.features.draw((n, self.examples_shown + 1), self.dim, generator)
-            return self.scale * torch.nn.functional.one_hot(drawn, self.dim).float()
-        x = self.scale * torch.randn(n, self.examples_shown + 1, self.dim, generator=generator)
+    def _sample_inputs(self, n: int, generator: torch.Generator) -> Float[Tensor, "batch point feature"]:
+        if self.one_hot_inputs is not None:
+            indices = self.one_hot_inputs.sample_indices((n, self.num_examples + 1), self.dim, generator)
+            return self.scale * torch.nn.functional.one_hot(indices, self.dim).float()
+        x = self.scale * torch.randn(n, self.num_examples + 1, self.dim, generator=generator)
         if not self.skew:
             return x
         variance = torch.arange(1, self.dim + 1).float() ** -self.skew

@@ -1,8 +1,8 @@
-"""Sequences that hidden generators dictate: the next token is decided by generator and token together.
+"""Sequences from hidden generators: the generator and the current token determine the next token.
 
-The setting of Wu & Varshney, A Meta-Learning Perspective on Transformers for Causal Language Modeling (arXiv
-2310.05884), whose data set has sequences that each come from a seed. How theirs are made was not found, so the
-generators are ours. What the paper calls the seed of a sequence is the latent ``generator`` here.
+The task of Wu & Varshney, A Meta-Learning Perspective on Transformers for Causal Language Modeling (arXiv 2310.05884),
+whose data set has sequences that each come from a seed. The paper does not report how its sequences are made, so the
+generators are ours. The paper's seed of a sequence is the latent ``generator`` here.
 """
 
 import math
@@ -18,230 +18,312 @@ from torch.nn import functional
 
 from mesascope.tasks.base import Batch, Task
 
-KINDS = ("permutation", "congruential", "markov")
-MOST_DRAWS = 1000  # rounds in which every sequence must find a beginning of its split
-LEAST = 1e-12  # what an oracle gives to a token that cannot come, so that its logarithm is finite
-Rules = Float[Tensor, "generator token next"]
+GENERATOR_KINDS = ("permutation", "congruential", "markov")
+MAX_DRAWS = 1000  # rounds of rejection sampling
+MIN_PROBABILITY = 1e-12  # probability of impossible tokens in the baselines, so that its logarithm is finite
+Transitions = Float[Tensor, "generator token next"]
 LogProbabilities = Float[Tensor, "batch pos token"]
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Seeded(Task):
-    """Sequences that hidden generators dictate, told from the prompt and never named.
+class SeededSequences(Task):
+    """Sequences from a fixed set of hidden generators, which a model must infer from the prompt.
 
-    The first tokens are drawn at random; from the last of them on, a generator sends each token to the next one: along
-    one random cycle through all tokens (permutation), by x' = a x + c modulo their number (congruential), or to one of
-    a few tokens at random (markov). All of them use the same tokens, so that neither the token nor the generator alone
-    decides what comes next. Now and then the next token is any at all: without such jumps, what follows the last of the
-    first tokens would be the same in training and in validation, word for word. Positions are scored from the first at
-    which a step of the generator has been seen. Which sequences are kept for validation is decided by generator and
-    first tokens together.
+    The first tokens are drawn at random. From the last of them on, a generator maps each token to the next one: along
+    one random cycle through all tokens (permutation), by x' = a x + c modulo the number of tokens (congruential), or to
+    one of a few tokens at random (markov). All generators share the same tokens, so that neither the token nor the
+    generator alone determines the next token. With a small probability the next token is drawn from all tokens: without
+    such jumps, the continuation of a given last prefix token would be identical in training and validation. Positions
+    are scored from the first at which a step of the generator has been seen. The train/validation split is by generator
+    and prefix together; otherwise the first steps of a generator would leak which prefixes are held out.
 
     Attributes:
-        symbols: tokens; the vocabulary.
-        generators: drawn once for a data set, the kinds in turn.
-        kinds: of permutation, congruential and markov.
-        branching: how many tokens may follow one in a markov generator; their probabilities are Dirichlet(1).
-        first: tokens drawn at random.
-        jump: how likely the next token is drawn at random, from all.
-        length: tokens that are read.
-        held_out: share of the beginnings (generator and first tokens) that are kept for validation.
-        world: the number of the data set, which its generators and its split are drawn from.
+        num_symbols: number of tokens, the vocabulary size.
+        num_generators: number of generators in the data set; the kinds alternate.
+        generator_kinds: kinds of generator, from permutation, congruential and markov.
+        branching: number of possible next tokens in a markov generator; their probabilities are Dirichlet(1).
+        prefix_length: number of random tokens at the beginning (the prefix).
+        jump_probability: probability that the next token is drawn uniformly from all tokens.
+        length: number of input positions.
+        held_out: fraction of the prefixes (generator and first tokens) that is held out for validation.
+        dataset_seed: seed of the data set, which determines its generators and its split.
         split: train or validation.
 
     Raises:
-        ValueError: a data set that cannot be drawn.
+        ValueError: a field is out of range, or there are fewer congruential generators than requested.
 
-    >>> batch = Seeded(length=8).sample(2, torch.Generator().manual_seed(0))
-    >>> batch.inputs.shape, sorted(batch.labels)
+    >>> batch = SeededSequences(length=8).sample(2, torch.Generator().manual_seed(0))
+    >>> batch.inputs.shape, sorted(batch.categorical_latents)
     (torch.Size([2, 8]), ['generator', 'generator and next token', 'next token'])
     """
 
-    symbols: int = 23
-    generators: int = 12
-    kinds: tuple[str, ...] = KINDS
+    num_symbols: int = 23
+    num_generators: int = 12
+    generator_kinds: tuple[str, ...] = GENERATOR_KINDS
     branching: int = 3
-    first: int = 3
-    jump: float = 0.1
+    prefix_length: int = 3
+    jump_probability: float = 0.1
     length: int = 24
     held_out: float = 0.25
-    world: int = 0
+    dataset_seed: int = 0
     split: Literal["train", "validation"] = "train"
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be sampled."""
-        known = isinstance(self.kinds, tuple) and bool(self.kinds) and set(self.kinds) <= set(KINDS)
-        _must(known, f"kinds must be of {', '.join(KINDS)}, but got {self.kinds}")
-        _must(self.symbols >= 3, f"symbols must be at least 3, but got {self.symbols}")
-        _must(self.generators >= 1, f"generators must be at least 1, but got {self.generators}")
-        _must(self.first >= 1, f"first must be at least 1, but got {self.first}")
-        _must(
-            self.length > self.first,
-            f"length must be at least {self.first + 1}, so that a step can be seen, but got {self.length}",
+        """Validate the fields."""
+        all_known = (
+            isinstance(self.generator_kinds, tuple)
+            and bool(self.generator_kinds)
+            and set(self.generator_kinds) <= set(GENERATOR_KINDS)
         )
-        _must(
-            1 <= self.branching <= self.symbols,
-            f"branching must lie in 1..{self.symbols}, the number of symbols, but got {self.branching}",
+        _raise_unless(
+            all_known,
+            f"generator_kinds must be a tuple of {', '.join(GENERATOR_KINDS)}, but got {self.generator_kinds}",
         )
-        _must(0 <= self.jump < 1, f"jump must lie in [0, 1), but got {self.jump}")
-        _must(0 < self.held_out < 1, f"held_out must lie between 0 and 1, but got {self.held_out}")
-        _must(self.split in ("train", "validation"), f"split must be train or validation, but got {self.split!r}")
-        lines = self.symbols * sum(math.gcd(a, self.symbols) == 1 for a in range(1, self.symbols)) - 1
-        wanted = sum(self.kind(g) == "congruential" for g in range(self.generators))
-        _must(wanted <= lines, f"there are {lines} congruential generators of {self.symbols} symbols, not {wanted}")
+        _raise_unless(self.num_symbols >= 3, f"num_symbols must be at least 3, but got {self.num_symbols}")
+        _raise_unless(self.num_generators >= 1, f"num_generators must be at least 1, but got {self.num_generators}")
+        _raise_unless(self.prefix_length >= 1, f"prefix_length must be at least 1, but got {self.prefix_length}")
+        _raise_unless(
+            self.length > self.prefix_length,
+            f"length must be at least {self.prefix_length + 1}, so that a step can be seen, but got {self.length}",
+        )
+        _raise_unless(
+            1 <= self.branching <= self.num_symbols,
+            f"branching must lie in 1..{self.num_symbols}, the number of symbols, but got {self.branching}",
+        )
+        _raise_unless(
+            0 <= self.jump_probability < 1, f"jump_probability must lie in [0, 1), but got {self.jump_probability}"
+        )
+        _raise_unless(0 < self.held_out < 1, f"held_out must lie between 0 and 1, but got {self.held_out}")
+        _raise_unless(
+            self.split in ("train", "validation"), f"split must be train or validation, but got {self.split!r}"
+        )
+        max_congruential = (
+            self.num_symbols * sum(math.gcd(a, self.num_symbols) == 1 for a in range(1, self.num_symbols)) - 1
+        )
+        num_congruential = sum(self.kind_of_generator(g) == "congruential" for g in range(self.num_generators))
+        _raise_unless(
+            num_congruential <= max_congruential,
+            f"{self.num_symbols} symbols allow at most {max_congruential} congruential generators, but got "
+            f"{num_congruential}; use fewer",
+        )
 
-    def kind(self, generator: int) -> str:
-        """What kind a generator is of."""
-        return self.kinds[generator % len(self.kinds)]
+    def kind_of_generator(self, generator: int) -> str:
+        """Return the kind of a generator.
+
+        Args:
+            generator: index of the generator.
+
+        Returns:
+            One of the kinds.
+        """
+        return self.generator_kinds[generator % len(self.generator_kinds)]
 
     @property
-    def rules(self) -> Rules:
-        """The probability of each next token, by generator and token, jumps included; float64."""
-        dictated = _rules(replace(self, split="train", first=1, length=2, held_out=0.5, jump=0.0))
-        return (1 - self.jump) * dictated + self.jump / self.symbols
+    def transition_probabilities(self) -> Transitions:
+        """The transition probabilities of each generator, jumps included, in float64."""
+        dictated = _build_transitions(
+            replace(self, split="train", prefix_length=1, length=2, held_out=0.5, jump_probability=0.0)
+        )
+        return (1 - self.jump_probability) * dictated + self.jump_probability / self.num_symbols
 
-    def validation(self) -> "Seeded":
-        """The same data set, with the beginnings that were held out."""
+    def validation_task(self) -> "SeededSequences":
+        """Return the same data set with the held-out prefixes."""
         return replace(self, split="validation")
 
     def sample(self, n: int, generator: torch.Generator) -> Batch:
-        """Draw ``n`` sequences: a generator and first tokens of this split, and what follows."""
-        which, tokens = self._beginnings(n, generator)
-        reached, sequence = self.rules.cumsum(-1), list(tokens.unbind(1))
-        for _ in range(self.length + 1 - self.first):
-            chance = torch.rand(n, 1, dtype=torch.float64, generator=generator)
-            row = reached[which, sequence[-1]]
-            sequence.append(torch.searchsorted(row, chance * row[:, -1:], right=True)[:, 0])
+        """Draw generators and prefixes of this split, and their continuations.
+
+        Args:
+            n: number of sequences.
+            generator: source of randomness.
+
+        Returns:
+            The batch, with the latents ``generator``, ``next token`` and ``generator and next token``.
+
+        Raises:
+            ValueError: the split has no prefixes.
+        """
+        generators, tokens = self._sample_prefixes(n, generator)
+        cumulative, sequence = self.transition_probabilities.cumsum(-1), list(tokens.unbind(1))
+        for _ in range(self.length + 1 - self.prefix_length):
+            threshold = torch.rand(n, 1, dtype=torch.float64, generator=generator)
+            row = cumulative[generators, sequence[-1]]
+            sequence.append(torch.searchsorted(row, threshold * row[:, -1:], right=True)[:, 0])
         tokens = torch.stack(sequence, dim=1)
         weight = torch.ones(n, self.length)
-        weight[:, : self.first] = 0
-        each = which[:, None].expand(n, self.length).contiguous()
-        following = tokens[:, 1:].contiguous()
+        weight[:, : self.prefix_length] = 0
+        generator_per_position = generators[:, None].expand(n, self.length).contiguous()
+        next_tokens = tokens[:, 1:].contiguous()
         latents = {
-            "generator": each,
-            "next token": following,
-            "generator and next token": each * self.symbols + following,
+            "generator": generator_per_position,
+            "next token": next_tokens,
+            "generator and next token": generator_per_position * self.num_symbols + next_tokens,
         }
-        return Batch(inputs=tokens[:, :-1].contiguous(), targets=following, weight=weight, latents=latents)
+        return Batch(inputs=tokens[:, :-1].contiguous(), targets=next_tokens, weight=weight, latents=latents)
 
-    def held(self, which: Int[Tensor, " batch"], first: Int[Tensor, "batch first"]) -> Bool[Tensor, " batch"]:
-        """Whether beginnings are kept for validation: by a hash of generator, first tokens and data set."""
-        state = torch.full_like(which, self.world + 1)
-        for token in (which, *first.unbind(1)):
-            state = _scramble(state * 1_000_003 + token)
+    def is_held_out(
+        self, generators: Int[Tensor, " batch"], prefixes: Int[Tensor, "batch first"]
+    ) -> Bool[Tensor, " batch"]:
+        """Return a mask of the prefixes that are held out, from a hash of generator, first tokens and data set.
+
+        Args:
+            generators: generator of each prefix.
+            prefixes: tokens of each prefix.
+
+        Returns:
+            True for prefixes of the validation split.
+        """
+        state = torch.full_like(generators, self.dataset_seed + 1)
+        for token in (generators, *prefixes.unbind(1)):
+            state = _hash_integers(state * 1_000_003 + token)
         return (state % 1_000_000) < self.held_out * 1_000_000
 
-    def _beginnings(
+    def _sample_prefixes(
         self, n: int, generator: torch.Generator
     ) -> tuple[Int[Tensor, " batch"], Int[Tensor, "batch first"]]:
-        """Generators and first tokens of this split: drawn again until all are."""
-        which = torch.zeros(n, dtype=torch.long)
-        first = torch.zeros(n, self.first, dtype=torch.long)
-        wrong = torch.ones(n, dtype=torch.bool)
-        for _ in range(MOST_DRAWS):
-            if not wrong.any():
-                return which, first
-            count = int(wrong.sum())
-            which[wrong] = torch.randint(self.generators, (count,), generator=generator)
-            first[wrong] = torch.randint(self.symbols, (count, self.first), generator=generator)
-            wrong = self.held(which, first) != (self.split == "validation")
+        """Sample generators and first tokens by rejection until all belong to this split."""
+        generators = torch.zeros(n, dtype=torch.long)
+        prefixes = torch.zeros(n, self.prefix_length, dtype=torch.long)
+        rejected = torch.ones(n, dtype=torch.bool)
+        for _ in range(MAX_DRAWS):
+            if not rejected.any():
+                return generators, prefixes
+            count = int(rejected.sum())
+            generators[rejected] = torch.randint(self.num_generators, (count,), generator=generator)
+            prefixes[rejected] = torch.randint(self.num_symbols, (count, self.prefix_length), generator=generator)
+            rejected = self.is_held_out(generators, prefixes) != (self.split == "validation")
         raise ValueError(
-            f"each split must have beginnings, but none was found for {self.split}: {self.generators} generators, "
-            f"{self.symbols} symbols and first={self.first} leave too few for held_out={self.held_out}"
+            f"each split must have prefixes, but none was drawn for {self.split}: {self.num_generators} generators, "
+            f"{self.num_symbols} symbols and prefix_length={self.prefix_length} are too few for "
+            f"held_out={self.held_out}"
         )
 
     def loss(self, prediction: Float[Tensor, "batch pos d_out"], batch: Batch) -> Float[Tensor, "batch pos"]:
-        """Cross-entropy of the next token, in nats."""
+        """Compute the cross-entropy of the next token, in nats.
+
+        Args:
+            prediction: logits.
+            batch: the sequences that were predicted.
+
+        Returns:
+            The cross-entropy, (batch, pos).
+        """
         losses = functional.cross_entropy(prediction.flatten(0, 1), batch.targets.flatten(), reduction="none")
         return losses.view(batch.targets.shape)
 
-    def oracles(self, batch: Batch) -> Mapping[str, LogProbabilities]:
-        """Exact log-probabilities of the next token.
+    def baselines(self, batch: Batch) -> Mapping[str, LogProbabilities]:
+        """Compute exact log-probabilities of the next token.
 
-        ``unigram`` knows how often each token comes, ``bigram`` what comes after each token. ``Bayes`` knows all
-        generators and infers from the prompt which of them it is: no predictor that is not told the generator, and
-        does not know which beginnings are held out, does better on average. ``generator known`` is told.
+        ``unigram`` uses the token frequencies, ``bigram`` the frequencies given the current token. ``Bayes`` knows all
+        generators and infers from the prompt which one it is: no predictor that is given neither the generator nor the
+        held-out prefixes is better on average. ``generator known`` is given the generator.
+
+        Args:
+            batch: the sequences to predict.
+
+        Returns:
+            Log-probabilities by the name of the baseline.
         """
         device, batch = batch.inputs.device, batch.to("cpu")
-        known = self.rules[batch.latents["generator"], batch.inputs]
-        mixed = torch.einsum("bpg,gbpn->bpn", self.posterior(batch.inputs), self.rules[:, batch.inputs])
-        pairs = self._pairs()
-        alone = pairs.sum(0).expand(*batch.inputs.shape, -1)
-        after = (pairs / pairs.sum(1, keepdim=True).clamp_min(LEAST))[batch.inputs]
-        for drawn in (known, mixed):  # the next token is still one of the first, which no generator makes
-            drawn[:, : self.first - 1] = 1 / self.symbols
-        found = {"unigram": alone, "bigram": after, "Bayes": mixed, "generator known": known}
-        return {name: value.clamp_min(LEAST).log().float().to(device) for name, value in found.items()}
+        given_generator = self.transition_probabilities[batch.latents["generator"], batch.inputs]
+        posterior_mean = torch.einsum(
+            "bpg,gbpn->bpn", self.generator_posterior(batch.inputs), self.transition_probabilities[:, batch.inputs]
+        )
+        pairs = self._pair_frequencies()
+        unigram = pairs.sum(0).expand(*batch.inputs.shape, -1)
+        bigram = (pairs / pairs.sum(1, keepdim=True).clamp_min(MIN_PROBABILITY))[batch.inputs]
+        for prediction in (given_generator, posterior_mean):  # within the prefix the next token is uniform
+            prediction[:, : self.prefix_length - 1] = 1 / self.num_symbols
+        predictions = {
+            "unigram": unigram,
+            "bigram": bigram,
+            "Bayes": posterior_mean,
+            "generator known": given_generator,
+        }
+        return {name: value.clamp_min(MIN_PROBABILITY).log().float().to(device) for name, value in predictions.items()}
 
-    def posterior(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos generator"]:
-        """How likely each generator is after each position; all alike where none can have made the prompt."""
-        steps = self.rules[:, tokens[:, :-1], tokens[:, 1:]].permute(1, 2, 0).log()
-        steps = torch.cat([steps.new_zeros(len(tokens), 1, self.generators), steps], dim=1)
-        steps[:, : self.first] = 0  # the first tokens are no generator's
+    def generator_posterior(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos generator"]:
+        """Compute the posterior probability of each generator after each position.
+
+        Args:
+            tokens: tokens of the prompt.
+
+        Returns:
+            Probabilities; uniform where no generator can produce the prompt.
+        """
+        steps = self.transition_probabilities[:, tokens[:, :-1], tokens[:, 1:]].permute(1, 2, 0).log()
+        steps = torch.cat([steps.new_zeros(len(tokens), 1, self.num_generators), steps], dim=1)
+        steps[:, : self.prefix_length] = 0  # the prefix is independent of the generator
         likelihood = steps.cumsum(1)
         return likelihood.where(likelihood.isfinite().any(-1, keepdim=True), 0.0).softmax(-1)
 
-    def _pairs(self) -> Float[Tensor, "token next"]:
-        """How often each token is followed by each at the scored positions, exactly; held-out beginnings count too."""
-        at = torch.full((self.generators, self.symbols), 1 / self.symbols, dtype=torch.float64)
-        total = torch.zeros(self.symbols, self.symbols, dtype=torch.float64)
-        for _ in range(self.first, self.length):
-            at = torch.einsum("gt,gtn->gn", at, self.rules)
-            total += torch.einsum("gt,gtn->tn", at, self.rules)
+    def _pair_frequencies(self) -> Float[Tensor, "token next"]:
+        """Compute the exact frequency of token pairs at scored positions, held-out prefixes included."""
+        current = torch.full((self.num_generators, self.num_symbols), 1 / self.num_symbols, dtype=torch.float64)
+        total = torch.zeros(self.num_symbols, self.num_symbols, dtype=torch.float64)
+        for _ in range(self.prefix_length, self.length):
+            current = torch.einsum("gt,gtn->gn", current, self.transition_probabilities)
+            total += torch.einsum("gt,gtn->tn", current, self.transition_probabilities)
         return total / total.sum()
 
 
 @cache
-def _rules(task: Seeded) -> Rules:
-    """The generators of a data set."""
-    random = torch.Generator().manual_seed(task.world)
-    rules, lines = [], _lines(task, random)
-    for g in range(task.generators):
-        draw = {"permutation": _cycle, "congruential": lambda *_: next(lines), "markov": _branches}[task.kind(g)]
+def _build_transitions(task: SeededSequences) -> Transitions:
+    random = torch.Generator().manual_seed(task.dataset_seed)
+    rules, congruential = [], _iterate_congruential(task, random)
+    for g in range(task.num_generators):
+        draw = {
+            "permutation": _sample_cycle,
+            "congruential": lambda *_: next(congruential),
+            "markov": _sample_branching,
+        }[task.kind_of_generator(g)]
         rules.append(draw(task, random))
     return torch.stack(rules)
 
 
-def _scramble(x: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
-    """A fixed bijection of 31-bit numbers in which every bit depends on all (Mueller's integer hash)."""
+def _hash_integers(x: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+    """Apply a fixed bijection of 31-bit integers in which every bit depends on all others (Mueller's integer hash)."""
     x = x & 0x7FFFFFFF
     for _ in range(2):
         x = ((x ^ (x >> 16)) * 0x45D9F3B) & 0x7FFFFFFF
     return x ^ (x >> 16)
 
 
-def _cycle(task: Seeded, random: torch.Generator) -> Float[Tensor, "token next"]:
-    """One random cycle through all tokens."""
-    order = torch.randperm(task.symbols, generator=random)
-    rule = torch.zeros(task.symbols, task.symbols, dtype=torch.float64)
+def _sample_cycle(task: SeededSequences, random: torch.Generator) -> Float[Tensor, "token next"]:
+    order = torch.randperm(task.num_symbols, generator=random)
+    rule = torch.zeros(task.num_symbols, task.num_symbols, dtype=torch.float64)
     rule[order, order.roll(-1)] = 1
     return rule
 
 
-def _lines(task: Seeded, random: torch.Generator):
-    """Congruential rules x' = a x + c, no two alike, each a permutation and none the identity."""
-    pairs = [(a, c) for a in range(1, task.symbols) if math.gcd(a, task.symbols) == 1 for c in range(task.symbols)]
+def _iterate_congruential(task: SeededSequences, random: torch.Generator):
+    """Yield distinct congruential rules x' = a x + c; each is a permutation and none the identity."""
+    pairs = [
+        (a, c)
+        for a in range(1, task.num_symbols)
+        if math.gcd(a, task.num_symbols) == 1
+        for c in range(task.num_symbols)
+    ]
     pairs.remove((1, 0))
-    for place in torch.randperm(len(pairs), generator=random).tolist():
-        a, c = pairs[place]
-        tokens = torch.arange(task.symbols)
-        rule = torch.zeros(task.symbols, task.symbols, dtype=torch.float64)
-        rule[tokens, (a * tokens + c) % task.symbols] = 1
+    for index in torch.randperm(len(pairs), generator=random).tolist():
+        a, c = pairs[index]
+        tokens = torch.arange(task.num_symbols)
+        rule = torch.zeros(task.num_symbols, task.num_symbols, dtype=torch.float64)
+        rule[tokens, (a * tokens + c) % task.num_symbols] = 1
         yield rule
 
 
-def _branches(task: Seeded, random: torch.Generator) -> Float[Tensor, "token next"]:
-    """A few tokens after each, with probabilities uniform on the simplex."""
-    rule = torch.zeros(task.symbols, task.symbols, dtype=torch.float64)
-    for token in range(task.symbols):
-        following = torch.randperm(task.symbols, generator=random)[: task.branching]
-        share = -torch.rand(task.branching, dtype=torch.float64, generator=random).log()
-        rule[token, following] = share / share.sum()
+def _sample_branching(task: SeededSequences, random: torch.Generator) -> Float[Tensor, "token next"]:
+    """Sample a few next tokens for each token, with probabilities uniform on the simplex."""
+    rule = torch.zeros(task.num_symbols, task.num_symbols, dtype=torch.float64)
+    for token in range(task.num_symbols):
+        next_tokens = torch.randperm(task.num_symbols, generator=random)[: task.branching]
+        weights = -torch.rand(task.branching, dtype=torch.float64, generator=random).log()
+        rule[token, next_tokens] = weights / weights.sum()
     return rule
 
 
-def _must(holds: bool, otherwise: str) -> None:
-    """Raise ``otherwise`` unless the condition holds."""
-    if not holds:
-        raise ValueError(otherwise)
+def _raise_unless(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)

@@ -1,7 +1,7 @@
-"""Language modelling on real text, with the two predictors that count words can be held against.
+"""Language modelling on real text, with unigram and bigram baselines.
 
-The text is read once (`corpora`), some of its documents are held out, and the rest trains a byte-level tokenizer
-by which everything is spelled (Sennrich et al. 2016, arXiv 1508.07909; bytes as in GPT-2).
+The text is read once (`corpora`) and split by document. The training documents train a byte-level BPE tokenizer
+(Sennrich et al. 2016, arXiv 1508.07909; bytes as in GPT-2), which encodes all documents.
 """
 
 import warnings
@@ -24,75 +24,84 @@ from mesascope.tasks.corpora import Corpus
 
 Split = Literal["train", "validation"]
 
-BYTES = 256
-END = "\n\n"  # follows every document
-_PSEUDO = 0.1  # counts added to each token's; ours: as good as none for a token that was seen a hundred times
-_DISCOUNT = 0.75  # Church & Gale 1991 found it in 44 million words, for all but the rarest pairs
+NUM_BYTES = 256
+DOCUMENT_END = "\n\n"  # appended to every document
+_PSEUDOCOUNT = 0.1  # ours: negligible for a token with a hundred occurrences
+_DISCOUNT = 0.75  # Church & Gale 1991, measured on 44 million words for all but the rarest pairs
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Text(Task):
-    """Real text, cut into windows: predict the next token.
+class TextTask(Task):
+    """Next-token prediction on windows of real text.
 
     Attributes:
-        source: ``"prose"``, Python's own reference manual; a UTF-8 file; a folder of .txt files; or a dataset of
-            the Hub, ``"hub:NAME"`` or ``"hub:NAME:CONFIG"``, such as ``"hub:Salesforce/wikitext:wikitext-103-raw-v1"``.
-        instead: the source that stands in for one of the Hub that cannot be reached; ``None`` refuses to go on.
-        tokenizer: a folder, a tokenizer.json, or a name on the Hub; by default a byte-level one is trained on the
+        source: ``"prose"``, Python's own reference manual; a UTF-8 file; a folder of .txt files; or a dataset of the
+            Hub, ``"hub:NAME"`` or ``"hub:NAME:CONFIG"``, such as ``"hub:Salesforce/wikitext:wikitext-103-raw-v1"``.
+        fallback: source to use if a Hub dataset cannot be reached; with ``None`` this is an error.
+        tokenizer: a folder, a tokenizer.json or a name on the Hub; by default a byte-level tokenizer is trained on the
             training documents.
-        vocabulary: its tokens; the model's vocabulary. A short text may give fewer, a given tokenizer may have fewer.
-        length: tokens read per sequence.
-        characters: how many are taken from the source at most.
-        held_out: the share of the documents that is kept for validation, at least one.
-        split: which documents are sampled.
-        folder: where `prepared` has put text and tokenizer; empty where they are made in memory, once per process.
+        vocab_size: vocabulary size of the model; a tokenizer trained on a short text, or a given one, may have fewer
+            tokens.
+        length: number of input positions.
+        max_characters: maximum number of characters that are read from the source.
+        held_out: fraction of the documents that is held out for validation, at least one document.
+        split: the documents that are sampled, train or validation.
+        cache_dir: directory in which `prepare` stored text and tokenizer; if empty, both are built in memory, once per
+            process.
 
-    >>> batch = Text(length=8).sample(2, torch.Generator().manual_seed(0))
-    >>> batch.inputs.shape, batch.targets.shape, sorted(batch.labels)
+    >>> batch = TextTask(length=8).sample(2, torch.Generator().manual_seed(0))
+    >>> batch.inputs.shape, batch.targets.shape, sorted(batch.categorical_latents)
     (torch.Size([2, 8]), torch.Size([2, 8]), ['document', 'next token'])
     """
 
     source: str = corpora.PROSE
-    instead: str | None = None
+    fallback: str | None = None
     tokenizer: str = ""
-    vocabulary: int = 512
+    vocab_size: int = 512
     length: int = 64
-    characters: int = 2_000_000
+    max_characters: int = 2_000_000
     held_out: float = 0.1
     split: Split = "train"
-    folder: str = field(default="", repr=False, compare=False)  # a moved run is the same run
+    cache_dir: str = field(default="", repr=False, compare=False)  # moving a run does not change it
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be sampled."""
-        if not self.tokenizer and self.vocabulary <= BYTES:
-            raise ValueError(f"vocabulary must be {BYTES + 1} or more, all bytes and a pair, but got {self.vocabulary}")
+        """Validate the fields."""
+        if not self.tokenizer and self.vocab_size <= NUM_BYTES:
+            raise ValueError(
+                f"vocab_size must be at least {NUM_BYTES + 1}, all bytes and one pair, but got {self.vocab_size}"
+            )
         if self.length < 2:
-            raise ValueError(f"length must be 2 or more, but got {self.length}")
-        if self.characters < 1:
-            raise ValueError(f"characters must be 1 or more, but got {self.characters}")
+            raise ValueError(f"length must be at least 2, but got {self.length}")
+        if self.max_characters < 1:
+            raise ValueError(f"max_characters must be at least 1, but got {self.max_characters}")
         if not 0 < self.held_out < 1:
-            raise ValueError(f"held_out must lie inside (0, 1), but got {self.held_out}")
+            raise ValueError(f"held_out must lie between 0 and 1, but got {self.held_out}")
         if self.split not in ("train", "validation"):
             raise ValueError(f"split must be train or validation, but got {self.split!r}")
-        if self.instead is not None and self.instead.startswith(corpora.HUB):
+        if self.fallback is not None and self.fallback.startswith(corpora.HUB):
             raise ValueError(
-                f"instead must be on this machine, but got {self.instead!r}; name a file, a folder or prose"
+                f"fallback must be a local source, but got {self.fallback!r}; give a file, a folder or prose"
             )
 
     def sample(self, n: int, generator: torch.Generator) -> Batch:
-        """Draw ``n`` windows that begin anywhere in the split; documents follow one another, an empty line between.
+        """Draw windows that start at random positions of the split; documents are joined by an empty line.
 
-        Latents: "next token" and "document" (its number in the corpus) at every target, and "start", the place of the
-        first input in the split.
+        Args:
+            n: number of windows.
+            generator: source of randomness.
+
+        Returns:
+            The batch, with the latents "next token" and "document" (index in the corpus) of every target, and "start",
+            the index of the first input in the split.
 
         Raises:
-            ValueError: the text cannot be read, or is too short.
+            ValueError: the text cannot be read or is too short.
         """
-        stream = self.stream
+        stream = self.token_stream
         start = torch.randint(len(stream.tokens) - self.length, (n,), generator=generator)
-        place = start[:, None] + torch.arange(self.length + 1)
-        tokens, document = stream.tokens[place].long(), stream.document[place[:, 1:]].long()
+        index = start[:, None] + torch.arange(self.length + 1)
+        tokens, document = stream.tokens[index].long(), stream.document[index[:, 1:]].long()
         return Batch(
             inputs=tokens[:, :-1],
             targets=tokens[:, 1:],
@@ -101,174 +110,206 @@ class Text(Task):
         )
 
     def loss(self, prediction: Float[Tensor, "batch pos d_out"], batch: Batch) -> Float[Tensor, "batch pos"]:
-        """Cross-entropy of the next token, in nats; the prediction holds logits."""
-        return cross_entropy(prediction.flatten(0, 1), batch.targets.flatten(), reduction="none").view_as(batch.targets)
-
-    def oracles(self, batch: Batch) -> Mapping[str, Float[Tensor, "batch pos d_out"]]:
-        """Log-probabilities from counts in the training split: of the token alone, and given the one before it.
-
-        unigram: (c(b) + 0.1) / (N + 0.1 V). bigram: absolute discounting (Ney et al. 1994), (c(a b) - 0.75 + 0.75 k(a)
-        unigram(b)) / c(a), where k(a) is how many tokens follow a; -0.75 only where c(a b) > 0, and unigram(b) where
-        a was never followed by anything.
-        """
-        counts, inputs = self._opened.counts, batch.inputs.cpu()
-        found = {"unigram": counts.unigram.log().expand(*inputs.shape, -1), "bigram": counts.bigram(inputs)}
-        return {name: prediction.to(batch.inputs.device) for name, prediction in found.items()}
-
-    def validation(self) -> "Text":
-        """The same text, of the documents that are held out."""
-        return replace(self, split="validation")
-
-    def prepared(self, folder: Path, say: Callable[[str], None]) -> "Text":
-        """The same task with its text and tokenizer in a folder: corpus.jsonl, tokenizer.json and source.json.
-
-        What is there already is used as it is, and the source is not asked again.
+        """Compute the cross-entropy of the next token, in nats.
 
         Args:
-            folder: where the files go; what an interrupted call has left there is written anew.
-            say: hears one line where another text stands in for the Hub's.
+            prediction: logits.
+            batch: the sequences that were predicted.
+
+        Returns:
+            The cross-entropy, (batch, pos).
+        """
+        return cross_entropy(prediction.flatten(0, 1), batch.targets.flatten(), reduction="none").view_as(batch.targets)
+
+    def baselines(self, batch: Batch) -> Mapping[str, Float[Tensor, "batch pos d_out"]]:
+        """Compute unigram and bigram log-probabilities from counts in the training split.
+
+        unigram: (c(b) + 0.1) / (N + 0.1 V). bigram: absolute discounting (Ney et al. 1994), (c(a b) - 0.75 + 0.75 k(a)
+        unigram(b)) / c(a), where k(a) is the number of distinct tokens that follow a; -0.75 applies only where c(a b) >
+        0, and unigram(b) is used where a was never followed by a token.
+
+        Args:
+            batch: the sequences to predict.
+
+        Returns:
+            Log-probabilities by the name of the baseline.
+        """
+        counts, inputs = self._tokenized_text.ngram_counts, batch.inputs.cpu()
+        predictions = {
+            "unigram": counts.unigram.log().expand(*inputs.shape, -1),
+            "bigram": counts.bigram_log_probabilities(inputs),
+        }
+        return {name: prediction.to(batch.inputs.device) for name, prediction in predictions.items()}
+
+    def validation_task(self) -> "TextTask":
+        """Return the same text with the held-out documents."""
+        return replace(self, split="validation")
+
+    def prepare(self, cache_dir: Path, log: Callable[[str], None]) -> "TextTask":
+        """Store text and tokenizer in a directory, as corpus.jsonl, tokenizer.json and source.json.
+
+        Existing complete files are used as they are, without reading the source again; files of an interrupted call are
+        overwritten.
+
+        Args:
+            folder: cache directory.
+            say: receives one line if a fallback source replaces a Hub dataset.
+
+        Returns:
+            The task, which reads from the directory.
 
         Raises:
-            ValueError: the text cannot be read or is too short, or the folder holds that of another recipe.
+            ValueError: the text cannot be read or is too short, or the directory holds a text of another recipe.
         """
-        task = replace(self, folder=str(folder))
-        if not corpora.is_kept(folder):
-            made = _make(self)
-            made.check(self.length)
-            corpora.keep(folder, made.corpus, made.tokenizer.to_str(), self.recipe)
-            _open.cache_clear()  # another text may have been there
-        task._opened.check(self.length)
-        if notice := task.corpus.notice:
-            say(notice)
+        task = replace(self, cache_dir=str(cache_dir))
+        if not corpora.has_saved_corpus(cache_dir):
+            tokenized = _tokenize_source(self)
+            tokenized.check_length(self.length)
+            corpora.save_corpus(cache_dir, tokenized.corpus, tokenized.tokenizer.to_str(), self.source_recipe)
+            _load_tokenized.cache_clear()  # a text loaded from this folder before is outdated
+        task._tokenized_text.check_length(self.length)
+        if notice := task.corpus.fallback_notice:
+            log(notice)
         return task
 
     @property
     def corpus(self) -> Corpus:
-        """The documents, and where they come from."""
-        return self._opened.corpus
+        """The documents and their source."""
+        return self._tokenized_text.corpus
 
-    def spell(self, token: int) -> str:
-        """A token as text; bytes that are no character by themselves are shown as �, the null character as ␀."""
-        return self._opened.tokenizer.decode([token], skip_special_tokens=False).replace("\0", "␀")
+    def decode_token(self, token: int) -> str:
+        """Decode a token to text.
+
+        Bytes that are not a complete character are shown as �, the null character as ␀.
+
+        Args:
+            token: token index.
+
+        Returns:
+            The text of the token.
+        """
+        return self._tokenized_text.tokenizer.decode([token], skip_special_tokens=False).replace("\0", "␀")
 
     @property
-    def digest(self) -> str:
-        """What differs where the documents or the tokenizer differ."""
-        return self._opened.digest
+    def token_digest(self) -> str:
+        """A hash of the documents and the tokenizer."""
+        return self._tokenized_text.digest
 
     @property
-    def recipe(self) -> dict[str, str | int | float | None]:
-        """What text and tokenizer depend on."""
+    def source_recipe(self) -> dict[str, str | int | float | None]:
+        """The fields that determine text and tokenizer, by name."""
         return {
             "source": self.source,
-            "instead": self.instead,
+            "fallback": self.fallback,
             "tokenizer": self.tokenizer,
-            "vocabulary": self.vocabulary,
-            "characters": self.characters,
+            "vocab_size": self.vocab_size,
+            "max_characters": self.max_characters,
             "held_out": self.held_out,
         }
 
     @property
-    def stream(self) -> "Stream":
-        """All tokens of this split, one document after the other."""
-        opened = self._opened
-        opened.check(self.length)
-        return opened.streams[self.split]
+    def token_stream(self) -> "TokenStream":
+        """The concatenated tokens of the documents of this split."""
+        opened = self._tokenized_text
+        opened.check_length(self.length)
+        return opened.split_streams[self.split]
 
     @property
-    def _opened(self) -> "_Opened":
-        """The text as tokens, which all lengths and splits share."""
-        return _open(replace(self, length=2, split="train", folder=""), self.folder)
+    def _tokenized_text(self) -> "_TokenizedCorpus":
+        """The tokenized text, shared by tasks of all lengths and splits."""
+        return _load_tokenized(replace(self, length=2, split="train", cache_dir=""), self.cache_dir)
 
 
 @dataclass(frozen=True, eq=False)
-class Stream:
-    """Tokens in a row.
+class TokenStream:
+    """A sequence of tokens from consecutive documents.
 
     Attributes:
         tokens: int32.
-        document: the number of the document, in the whole corpus, that each belongs to; int32.
+        document: index, in the whole corpus, of the document of each token; int32.
     """
 
     tokens: Int[Tensor, " token"]
     document: Int[Tensor, " token"]
 
 
-def byte_pairs(documents: Iterable[str], vocabulary: int) -> Tokenizer:
-    """A byte-level tokenizer with all bytes and the pairs that are the most frequent in these documents.
+def train_byte_pair_tokenizer(documents: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Train a byte-level BPE tokenizer.
 
-    Any text can be spelled with it and is got back exactly; the same documents give the same tokenizer.
+    Every text is encoded without loss, and training is deterministic.
 
     Args:
-        documents: what it is trained on.
-        vocabulary: how many tokens it has, or fewer where there are no more pairs.
+        documents: the training text.
+        vocab_size: maximum number of tokens; fewer if the documents have no further pairs.
+
+    Returns:
+        The tokenizer, whose vocabulary contains all bytes.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=vocabulary, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(documents, trainer)
     return tokenizer
 
 
 @dataclass(frozen=True, eq=False)
-class _Opened:
+class _TokenizedCorpus:
     """A corpus with its tokenizer."""
 
     corpus: Corpus
     tokenizer: Tokenizer
-    task: Text
+    task: TextTask
 
     @cached_property
-    def streams(self) -> dict[Split, Stream]:
-        """The tokens of each split; each document is spelled by itself."""
-        held_out = _held_out(self.corpus.documents, self.task.held_out)
+    def split_streams(self) -> dict[Split, TokenStream]:
+        """The tokens of each split; every document is encoded separately."""
+        held_out = _select_held_out(self.corpus.documents, self.task.held_out)
         numbers = range(len(self.corpus.documents))
         return {
-            "train": self._spelled([number for number in numbers if number not in held_out]),
-            "validation": self._spelled(sorted(held_out)),
+            "train": self._encode_documents([number for number in numbers if number not in held_out]),
+            "validation": self._encode_documents(sorted(held_out)),
         }
 
     @cached_property
     def digest(self) -> str:
-        """What differs where the documents or the tokenizer differ."""
-        return corpora.digest(self.corpus, self.tokenizer.to_str())
+        """A hash of the documents and the tokenizer."""
+        return corpora.corpus_digest(self.corpus, self.tokenizer.to_str())
 
     @cached_property
-    def counts(self) -> "_Counts":
-        """What is counted in the training split."""
-        return _count(self.streams["train"].tokens.long(), self.task.vocabulary)
+    def ngram_counts(self) -> "_NgramCounts":
+        """The n-gram counts of the training split."""
+        return _count_ngrams(self.split_streams["train"].tokens.long(), self.task.vocab_size)
 
-    def check(self, length: int) -> None:
-        """Refuse a split from which no two windows can be cut."""
-        for name, stream in self.streams.items():
+    def check_length(self, length: int) -> None:
+        """Raise ValueError if a split is too short for two different windows."""
+        for name, stream in self.split_streams.items():
             if len(stream.tokens) < length + 2:
                 raise ValueError(
-                    f"the {name} split must have {length + 2} tokens or more for length={length}, but "
-                    f"{self.corpus.about} gives it {len(stream.tokens)}; give more text, or a smaller length"
+                    f"the {name} split must have at least {length + 2} tokens for length={length}, but "
+                    f"{self.corpus.source_description} has {len(stream.tokens)}; give more text, or a smaller length"
                 )
 
-    def _spelled(self, numbers: list[int]) -> Stream:
-        """Some of the documents as tokens."""
-        texts = [self.corpus.documents[number] + END for number in numbers]
+    def _encode_documents(self, indices: list[int]) -> TokenStream:
+        texts = [self.corpus.documents[number] + DOCUMENT_END for number in indices]
         ids = [found.ids for found in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-        document = torch.tensor(numbers, dtype=torch.int32)
-        return Stream(
+        document = torch.tensor(indices, dtype=torch.int32)
+        return TokenStream(
             tokens=torch.cat([torch.tensor(each, dtype=torch.int32) for each in ids]),
             document=document.repeat_interleave(torch.tensor([len(each) for each in ids])),
         )
 
 
 @dataclass(frozen=True, eq=False)
-class _Counts:
-    """How often tokens, and pairs of them, are there.
+class _NgramCounts:
+    """Token and token-pair counts.
 
     Attributes:
-        unigram: the probability of each token.
-        first: of each kind of pair, sorted.
-        second: likewise.
-        count: how often the pair is there.
+        unigram: probability of each token.
+        first: first token of each distinct pair, sorted.
+        second: second token of each distinct pair.
+        count: count of each distinct pair.
     """
 
     unigram: Float[Tensor, " token"]
@@ -276,94 +317,91 @@ class _Counts:
     second: Int[Tensor, " pair"]
     count: Float[Tensor, " pair"]
 
-    def bigram(self, inputs: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_out"]:
-        """Log-probabilities of what follows each token; only the rows that are asked for are made."""
-        asked, row = inputs.unique(return_inverse=True)
-        here = torch.isin(self.first, asked)
-        place = torch.searchsorted(asked, self.first[here]), self.second[here]
-        table = torch.zeros(len(asked), len(self.unigram)).index_put(place, self.count[here])
+    def bigram_log_probabilities(self, inputs: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_out"]:
+        """Return log-probabilities of the next token; only rows of tokens in ``inputs`` are computed."""
+        tokens, row = inputs.unique(return_inverse=True)
+        selected = torch.isin(self.first, tokens)
+        cells = torch.searchsorted(tokens, self.first[selected]), self.second[selected]
+        table = torch.zeros(len(tokens), len(self.unigram)).index_put(cells, self.count[selected])
         total = table.sum(1, keepdim=True)
-        left = _DISCOUNT * (table > 0).sum(1, keepdim=True)
-        known = ((table - _DISCOUNT).clamp_min(0) + left * self.unigram) / total.clamp_min(1)
-        return torch.where(total > 0, known, self.unigram).log()[row]
+        discounted = _DISCOUNT * (table > 0).sum(1, keepdim=True)
+        conditional = ((table - _DISCOUNT).clamp_min(0) + discounted * self.unigram) / total.clamp_min(1)
+        return torch.where(total > 0, conditional, self.unigram).log()[row]
 
 
 @lru_cache(maxsize=4)
-def _open(task: Text, folder: str) -> _Opened:
-    """The text from its folder, or made in memory. The folder is no part of the task's value, so it is named beside."""
-    if folder:
-        corpus, tokenizer = corpora.kept(Path(folder), task.recipe)
-        return _Opened(corpus, Tokenizer.from_str(tokenizer), task)
-    opened = _make(task)
-    if opened.corpus.notice:
-        warnings.warn(opened.corpus.notice, stacklevel=2)
+def _load_tokenized(task: TextTask, cache_dir: str) -> _TokenizedCorpus:
+    """Load the text from its folder, or build it in memory."""
+    if cache_dir:  # a separate argument of the cache, because the task's comparison ignores it
+        corpus, tokenizer = corpora.load_saved_corpus(Path(cache_dir), task.source_recipe)
+        return _TokenizedCorpus(corpus, Tokenizer.from_str(tokenizer), task)
+    opened = _tokenize_source(task)
+    if opened.corpus.fallback_notice:
+        warnings.warn(opened.corpus.fallback_notice, stacklevel=2)
     return opened
 
 
-def _make(task: Text) -> _Opened:
-    """Read the source; find or train the tokenizer."""
-    corpus = corpora.gather(task.source, task.characters, task.instead)
-    held_out = _held_out(corpus.documents, task.held_out)
+def _tokenize_source(task: TextTask) -> _TokenizedCorpus:
+    """Read the source, and load or train the tokenizer."""
+    corpus = corpora.load_corpus(task.source, task.max_characters, task.fallback)
+    held_out = _select_held_out(corpus.documents, task.held_out)
     if task.tokenizer:
-        return _Opened(corpus, _given(task.tokenizer, task.vocabulary), task)
-    learnt = [text + END for number, text in enumerate(corpus.documents) if number not in held_out]
-    return _Opened(corpus, byte_pairs(learnt, task.vocabulary), task)
+        return _TokenizedCorpus(corpus, _load_tokenizer(task.tokenizer, task.vocab_size), task)
+    training_texts = [text + DOCUMENT_END for number, text in enumerate(corpus.documents) if number not in held_out]
+    return _TokenizedCorpus(corpus, train_byte_pair_tokenizer(training_texts, task.vocab_size), task)
 
 
-def _held_out(documents: Sequence[str], share: float) -> set[int]:
-    """The numbers of documents that are not trained on: those first in an order that nobody chose.
-
-    The order is by digest, so that no version of a library changes it.
-    """
+def _select_held_out(documents: Sequence[str], fraction: float) -> set[int]:
+    """Select the indices of the held-out documents, by document hash."""
     if len(documents) < 2:
         raise ValueError(
-            "a text must have two documents or more, one to be held out, but has 1; give more text, or name a file "
-            "instead of a folder: it is cut into pieces"
+            "a text must have at least two documents, one of them held out, but has 1; give more text, or a file "
+            "instead of a folder, because files are split into pieces"
         )
+    # By hash rather than by a random permutation, so that no library version changes the split.
     order = sorted(range(len(documents)), key=lambda number: sha256(documents[number].encode()).digest())
-    return set(order[: min(max(round(share * len(order)), 1), len(order) - 1)])
+    return set(order[: min(max(round(fraction * len(order)), 1), len(order) - 1)])
 
 
-def _given(name: str, vocabulary: int) -> Tokenizer:
-    """A tokenizer that is there already."""
+def _load_tokenizer(name: str, vocab_size: int) -> Tokenizer:
     path = Path(name).expanduser()
     try:
         tokenizer = (
-            Tokenizer.from_file(str(path)) if path.is_file() else _pretrained(str(path) if path.exists() else name)
+            Tokenizer.from_file(str(path))
+            if path.is_file()
+            else _load_pretrained_tokenizer(str(path) if path.exists() else name)
         )
-    except Exception as error:  # that of tokenizers has no class of its own
+    except Exception as error:  # tokenizers raises plain Exception
         raise ValueError(
             f"a tokenizer must be a folder, a tokenizer.json or a name on the Hub, but {name} cannot be opened: "
-            f"{corpora.first_line(error)}; check the name, and the network"
+            f"{corpora.first_error_line(error)}; check the name and the network"
         ) from error
     size = 1 + max(tokenizer.get_vocab().values())
-    if size > vocabulary:
+    if size > vocab_size:
         raise ValueError(
-            f"vocabulary must hold the {size} tokens of {name}, but is {vocabulary}; set vocabulary={size}"
+            f"vocab_size must be at least {size}, the tokens of {name}, but is {vocab_size}; set vocab_size={size}"
         )
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
 
 
-def _pretrained(place: str) -> Tokenizer:
-    """The tokenizer of a folder or of a name on the Hub, without the Python around it."""
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # takes seconds
+def _load_pretrained_tokenizer(name_or_path: str) -> Tokenizer:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # imported here, because it takes seconds
 
-    with corpora.hushed():
-        found = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
-    if not isinstance(found, PreTrainedTokenizerFast):
-        raise ValueError(f"it is a {type(found).__name__}, which has no tokenizer.json")
-    return Tokenizer.from_str(found.backend_tokenizer.to_str())
+    with corpora.silence_hub_logs():
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ValueError(f"it is a {type(tokenizer).__name__}, which has no tokenizer.json")
+    return Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
 
 
-def _count(tokens: Int[Tensor, " token"], vocabulary: int) -> _Counts:
-    """Count tokens and pairs."""
-    single = torch.bincount(tokens, minlength=vocabulary).double() + _PSEUDO
-    pairs, count = (tokens[:-1] * vocabulary + tokens[1:]).unique(return_counts=True)
-    return _Counts(
+def _count_ngrams(tokens: Int[Tensor, " token"], vocab_size: int) -> _NgramCounts:
+    single = torch.bincount(tokens, minlength=vocab_size).double() + _PSEUDOCOUNT
+    pairs, count = (tokens[:-1] * vocab_size + tokens[1:]).unique(return_counts=True)
+    return _NgramCounts(
         unigram=(single / single.sum()).float(),
-        first=pairs // vocabulary,
-        second=pairs % vocabulary,
+        first=pairs // vocab_size,
+        second=pairs % vocab_size,
         count=count.float(),
     )

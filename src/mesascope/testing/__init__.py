@@ -1,27 +1,34 @@
-"""The public conformance suite: what a new task, measure or study must satisfy before anyone relies on it.
+"""The public conformance suite for new tasks, analyses, toy models and studies.
 
-Each check raises ``AssertionError`` with one line that says what does not hold; `check_instrument` returns what was
-found, and its ``must_hold`` raises.
+Each check raises ``AssertionError`` with one line that says what must hold. :func:`check_ground_truth` returns a report
+instead, whose ``assert_exact`` raises.
 """
 
-from mesascope.ground_truth.cases import BENCH
-from mesascope.ground_truth.cases.case import Case
-from mesascope.ground_truth.check_instrument import check_instrument
-from mesascope.ground_truth.findings import Findings, Mark
-from mesascope.ground_truth.readings import READINGS, Reading, heads_where
-from mesascope.testing.checks import check_measure, check_reduced, check_study, check_task
+from mesascope.ground_truth import (
+    DETECTORS,
+    GROUND_TRUTH,
+    Detection,
+    DetectionReport,
+    Detector,
+    GroundTruthCase,
+    Location,
+    check_ground_truth,
+    heads_where,
+)
+from mesascope.testing._checks import check_analysis, check_study, check_task, check_toy_model
 
 __all__ = [
-    "BENCH",
-    "READINGS",
-    "Case",
-    "Findings",
-    "Mark",
-    "Reading",
-    "check_instrument",
-    "check_measure",
-    "check_reduced",
+    "DETECTORS",
+    "GROUND_TRUTH",
+    "Detection",
+    "DetectionReport",
+    "Detector",
+    "GroundTruthCase",
+    "Location",
+    "check_analysis",
+    "check_ground_truth",
     "check_study",
     "check_task",
+    "check_toy_model",
     "heads_where",
 ]

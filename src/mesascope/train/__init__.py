@@ -1,23 +1,37 @@
-"""Training: fresh data at every step, checkpoints that a kill cannot spoil, the same weights after a resume."""
+"""Training: fresh data at every step, atomic checkpoints, and bitwise identical weights after a resume."""
 
-from mesascope.train.loop import Training, TrainingDiverged, batches, evenly_spaced, fit, log_spaced, threads
-from mesascope.train.optim import SGD, AdaFactor, AdamW, Constant, Cosine, InverseSqrt, Linear
-from mesascope.train.population import fit_population
+from mesascope.train._loop import (
+    TrainingConfig,
+    TrainingDiverged,
+    limit_threads,
+    log_spaced_steps,
+    sample_batches,
+    train_model,
+)
+from mesascope.train.optim import (
+    SGD,
+    AdaFactor,
+    AdamW,
+    ConstantSchedule,
+    CosineSchedule,
+    InverseSqrtSchedule,
+    LinearSchedule,
+)
+from mesascope.train.population import train_population
 
 __all__ = [
     "SGD",
     "AdaFactor",
     "AdamW",
-    "Constant",
-    "Cosine",
-    "InverseSqrt",
-    "Linear",
-    "Training",
+    "ConstantSchedule",
+    "CosineSchedule",
+    "InverseSqrtSchedule",
+    "LinearSchedule",
+    "TrainingConfig",
     "TrainingDiverged",
-    "batches",
-    "evenly_spaced",
-    "fit",
-    "fit_population",
-    "log_spaced",
-    "threads",
+    "limit_threads",
+    "log_spaced_steps",
+    "sample_batches",
+    "train_model",
+    "train_population",
 ]

@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules as values, and an optimiser's state as plain tensors."""
+"""Optimizers and learning-rate schedules as configuration values, and optimizer state as plain tensors."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -12,157 +12,266 @@ from transformers import PreTrainedModel
 
 
 @runtime_checkable
-class Rule(Protocol):
-    """How parameters follow their gradients."""
+class OptimizerConfig(Protocol):
+    """Configuration of an optimizer."""
 
     @property
     def lr(self) -> float:
-        """The peak learning rate."""
+        """Peak learning rate."""
         ...
 
-    def build(self, model: PreTrainedModel) -> torch.optim.Optimizer:
-        """The optimiser of this model's parameters."""
+    def build_optimizer(self, model: PreTrainedModel) -> torch.optim.Optimizer:
+        """Build the optimizer of a model.
+
+        Args:
+            model: The model to optimize.
+
+        Returns:
+            The optimizer of its parameters.
+        """
         ...
 
 
 @runtime_checkable
-class Schedule(Protocol):
-    """How the learning rate goes from the end of warm-up to the end of training."""
+class LearningRateSchedule(Protocol):
+    """Learning-rate schedule from the end of warm-up to the end of training."""
 
-    def factor(self, progress: float) -> float:
-        """The share of the peak rate at ``progress`` in [0, 1]."""
+    def rate_factor(self, progress: float) -> float:
+        """Return the learning rate as a fraction of its peak.
+
+        Args:
+            progress: The fraction of training done since warm-up, in [0, 1].
+
+        Returns:
+            The multiplicative factor of the peak learning rate.
+        """
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdamW:
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019); ``weight_decay`` falls on linear maps alone."""
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019); only linear weights decay.
+
+    Attributes:
+        lr: Peak learning rate.
+        betas: Decay rates of the first and second moment estimates.
+        eps: Added to the denominator.
+        weight_decay: Weight decay of linear weights.
+    """
 
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.01
 
-    def build(self, model: PreTrainedModel) -> torch.optim.Optimizer:
-        """The fused form: one call for all parameters."""
-        groups = _groups(model, self.weight_decay)
+    def build_optimizer(self, model: PreTrainedModel) -> torch.optim.Optimizer:
+        """Build ``torch.optim.AdamW``, fused: one kernel call updates all parameters.
+
+        Args:
+            model: The model to optimize.
+
+        Returns:
+            The optimizer.
+        """
+        groups = _parameter_groups(model, self.weight_decay)
         return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SGD:
-    """Gradient descent with heavy-ball momentum; ``weight_decay`` is added to the gradient of linear maps."""
+    """Stochastic gradient descent with heavy-ball momentum; only linear weights decay.
+
+    Attributes:
+        lr: Peak learning rate.
+        momentum: Momentum factor.
+        weight_decay: L2 penalty, added to the gradient of linear weights.
+    """
 
     lr: float = 1e-2
     momentum: float = 0.0
     weight_decay: float = 0.0
 
-    def build(self, model: PreTrainedModel) -> torch.optim.Optimizer:
-        """The fused form: one call for all parameters."""
-        return torch.optim.SGD(_groups(model, self.weight_decay), lr=self.lr, momentum=self.momentum, fused=True)
+    def build_optimizer(self, model: PreTrainedModel) -> torch.optim.Optimizer:
+        """Build ``torch.optim.SGD``, fused: one kernel call updates all parameters.
+
+        Args:
+            model: The model to optimize.
+
+        Returns:
+            The optimizer.
+        """
+        return torch.optim.SGD(
+            _parameter_groups(model, self.weight_decay), lr=self.lr, momentum=self.momentum, fused=True
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdaFactor:
-    """The rule of T5 (Shazeer & Stern 2018): every tensor moves by a share ``lr`` of its own root mean square.
+    """AdaFactor, the optimizer of T5 (Shazeer & Stern 2018): updates are relative to each tensor's root mean square.
 
-    Gradients are divided by roots of averages of their squares, of which a matrix keeps those of rows and of columns
-    alone; a move whose root mean square is above ``clip`` times that share is shortened to it. So the moves of a tensor
-    grow with its norm. PyTorch's form, which takes 1 / sqrt(t) for any ``lr`` above it, t being the updates so far, the
-    new one with them.
+    The gradient is divided by the root of an average of its square; for matrices, the average is factored into row and
+    column averages. An update whose relative root mean square exceeds ``clip`` is scaled down to it. Updates therefore
+    grow with the norm of their tensor. PyTorch's version caps the relative step size at 1 / sqrt(t), where t counts the
+    updates, the current one included.
 
     Attributes:
-        lr: the share.
-        beta2_decay: how fast averages forget: the newest square weighs t^beta2_decay.
-        least: the root mean square that a smaller one is taken for, so that a tensor of zeros can move.
-        clip: in units of the share.
-        weight_decay: what falls on linear maps alone, times the rate.
+        lr: Peak relative step size.
+        beta2_decay: The newest square has weight t^beta2_decay in the average.
+        min_rms: Lower bound on the root mean square of a tensor, so that tensors of zeros can change.
+        clip: Maximum root mean square of an update, in units of the relative step size.
+        weight_decay: Weight decay of linear weights, multiplied by the step size.
     """
 
     lr: float = 1e-2
     beta2_decay: float = -0.8
-    least: float = 1e-3
+    min_rms: float = 1e-3
     clip: float = 1.0
     weight_decay: float = 0.0
 
-    def build(self, model: PreTrainedModel) -> torch.optim.Optimizer:
-        """PyTorch's."""
+    def build_optimizer(self, model: PreTrainedModel) -> torch.optim.Optimizer:
+        """Build ``torch.optim.Adafactor``.
+
+        Args:
+            model: The model to optimize.
+
+        Returns:
+            The optimizer.
+        """
         return torch.optim.Adafactor(
-            _groups(model, self.weight_decay),
+            _parameter_groups(model, self.weight_decay),
             lr=self.lr,
             beta2_decay=self.beta2_decay,
-            eps=(None, self.least),
+            eps=(None, self.min_rms),
             d=self.clip,
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Constant:
-    """The peak rate to the end."""
+class ConstantSchedule:
+    """Constant learning rate."""
 
-    def factor(self, progress: float) -> float:
-        """1."""
+    def rate_factor(self, progress: float) -> float:
+        """Return 1.
+
+        Args:
+            progress: The fraction of training done since warm-up; unused.
+
+        Returns:
+            1.0.
+        """
         return 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cosine:
-    """Half a cosine from the peak down to the share ``final`` of it."""
+class CosineSchedule:
+    """Cosine decay from the peak learning rate to ``final_fraction`` of it.
 
-    final: float = 0.0
-
-    def factor(self, progress: float) -> float:
-        """final + (1 - final) (1 + cos(pi progress)) / 2."""
-        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Linear:
-    """A straight line from the peak down to the share ``final`` of it."""
-
-    final: float = 0.0
-
-    def factor(self, progress: float) -> float:
-        """1 - (1 - final) progress."""
-        return 1 - (1 - self.final) * progress
-
-
-@dataclass(frozen=True, kw_only=True)
-class InverseSqrt:
-    """The peak until the share ``early`` of training, then down as one over the square root of what is done of it.
-
-    With ``early`` = k / n, for k of n steps, it is that of T5, 1 / sqrt(max(t, k)), but for a factor (Raffel et al.
-    2020).
-
-    Raises:
-        ValueError: ``early`` is no share above 0.
+    Attributes:
+        final_fraction: The final learning rate, as a fraction of the peak.
     """
 
-    early: float = 0.01
+    final_fraction: float = 0.0
+
+    def rate_factor(self, progress: float) -> float:
+        """Return f + (1 - f) (1 + cos(pi progress)) / 2, with f = ``final_fraction``.
+
+        Args:
+            progress: The fraction of training done since warm-up, in [0, 1].
+
+        Returns:
+            The multiplicative factor of the peak learning rate.
+        """
+        return self.final_fraction + (1 - self.final_fraction) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearSchedule:
+    """Linear decay from the peak learning rate to ``final_fraction`` of it.
+
+    Attributes:
+        final_fraction: The final learning rate, as a fraction of the peak.
+    """
+
+    final_fraction: float = 0.0
+
+    def rate_factor(self, progress: float) -> float:
+        """Return 1 - (1 - f) progress, with f = ``final_fraction``.
+
+        Args:
+            progress: The fraction of training done since warm-up, in [0, 1].
+
+        Returns:
+            The multiplicative factor of the peak learning rate.
+        """
+        return 1 - (1 - self.final_fraction) * progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class InverseSqrtSchedule:
+    """Inverse square-root decay after a constant phase, as in T5 (Raffel et al. 2020).
+
+    With ``constant_fraction`` = k / n, for the first k of n steps, this is T5's 1 / sqrt(max(t, k)), up to a constant
+    factor.
+
+    Attributes:
+        constant_fraction: The fraction of training at the peak learning rate.
+
+    Raises:
+        ValueError: If ``constant_fraction`` is not between 0 and 1.
+    """
+
+    constant_fraction: float = 0.01
 
     def __post_init__(self) -> None:
-        """Refuse a rate that would be infinite at the start, or never fall."""
-        if not 0 < self.early < 1:
-            raise ValueError(f"early must be a share of training between 0 and 1, but got {self.early}")
+        """Reject fractions whose learning rate would be infinite at the start, or would never decay."""
+        if not 0 < self.constant_fraction < 1:
+            raise ValueError(f"constant_fraction must be between 0 and 1, but got {self.constant_fraction}")
 
-    def factor(self, progress: float) -> float:
-        """sqrt(early / max(progress, early))."""
-        return math.sqrt(self.early / max(progress, self.early))
+    def rate_factor(self, progress: float) -> float:
+        """Return sqrt(c / max(progress, c)), with c = ``constant_fraction``.
+
+        Args:
+            progress: The fraction of training done since warm-up, in [0, 1].
+
+        Returns:
+            The multiplicative factor of the peak learning rate.
+        """
+        return math.sqrt(self.constant_fraction / max(progress, self.constant_fraction))
 
 
-def learning_rate(step: int, *, steps: int, warmup: int, peak: float, schedule: Schedule) -> float:
-    """The rate of the update after ``step`` others: up a straight line for ``warmup`` updates, then the schedule.
+def scheduled_learning_rate(
+    step: int, *, steps: int, warmup: int, peak: float, schedule: LearningRateSchedule
+) -> float:
+    """Return the learning rate of one update: linear warm-up, then the schedule.
 
-    >>> [learning_rate(n, steps=6, warmup=2, peak=1.0, schedule=Linear()) for n in range(6)]
+    Args:
+        step: Updates taken before this one.
+        steps: Total number of updates.
+        warmup: Number of warm-up updates.
+        peak: Peak learning rate.
+        schedule: The schedule after warm-up.
+
+    Returns:
+        The learning rate.
+
+    >>> [scheduled_learning_rate(n, steps=6, warmup=2, peak=1.0, schedule=LinearSchedule()) for n in range(6)]
     [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
     """
     if step < warmup:
         return peak * (step + 1) / warmup
-    return peak * schedule.factor((step - warmup) / (steps - warmup))
+    return peak * schedule.rate_factor((step - warmup) / (steps - warmup))
 
 
 def state_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """All that the optimiser remembers, by ``PARAMETER/KEY``."""
+    """Return all tensors of an optimizer's state.
+
+    Args:
+        optimizer: The optimizer.
+        model: The model that it optimizes; it names the parameters.
+
+    Returns:
+        Tensors on the CPU, by ``PARAMETER/KEY``.
+    """
     return {
         f"{name}/{key}": value.detach().cpu().contiguous()
         for name, parameter in model.named_parameters()
@@ -174,10 +283,15 @@ def state_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[st
 def restore_state(
     optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Shaped[Tensor, "..."]]
 ) -> None:
-    """Give the optimiser what :func:`state_tensors` took from it, bit for bit.
+    """Load the tensors of :func:`state_tensors` into an optimizer, bitwise.
+
+    Args:
+        optimizer: The optimizer; its state is replaced.
+        model: The model that it optimizes.
+        tensors: State tensors, by ``PARAMETER/KEY``.
 
     Raises:
-        ValueError: a tensor belongs to no parameter.
+        ValueError: If a tensor belongs to no parameter of the model.
     """
     names = {parameter: name for name, parameter in model.named_parameters()}
     order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
@@ -185,21 +299,21 @@ def restore_state(
     for path, tensor in tensors.items():
         name, key = path.rsplit("/", 1)
         if name not in order:
-            raise ValueError(f"optimiser state must belong to the model, but it has no parameter {name}")
+            raise ValueError(f"optimizer state must belong to the model, but it has no parameter {name}")
         state.setdefault(order.index(name), {})[key] = tensor.clone()
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _groups(model: PreTrainedModel, weight_decay: float) -> list[dict]:
-    """Parameters with decay (the matrices of linear maps inside) and without (biases, norms, embeddings)."""
-    decayed = set(_matrices(model))
+def _parameter_groups(model: PreTrainedModel, weight_decay: float) -> list[dict]:
+    """Split parameters into those with decay (linear weights) and without (biases, norms, embeddings)."""
+    decayed = set(_decaying_weights(model))
     rest = [parameter for parameter in model.parameters() if parameter not in decayed]
-    kept = [parameter for parameter in model.parameters() if parameter in decayed]
-    return [{"params": kept, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    decaying = [parameter for parameter in model.parameters() if parameter in decayed]
+    return [{"params": decaying, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
 
 
-def _matrices(model: PreTrainedModel) -> Iterator[Tensor]:
-    """The weights of linear maps, but for the embedding and what is tied to it."""
+def _decaying_weights(model: PreTrainedModel) -> Iterator[Tensor]:
+    """Yield the weights of linear modules, except the embedding and weights tied to it."""
     embedding = model.get_input_embeddings().weight
     for module in model.modules():
         if isinstance(module, nn.Linear) and module.weight is not embedding:

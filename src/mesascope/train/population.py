@@ -1,8 +1,9 @@
-"""Seeds of one setting, trained as one program: on a GPU, which small models leave idle most of the time.
+"""Training of several seeds as one vectorised program, for GPUs that small models leave mostly idle.
 
-Every parameter has the axis ``seed`` in front: one pass forward, one pass back and one update serve all. All else is a
-seed's own, as in :func:`mesascope.train.fit`: first weights, data, clipping, log, checkpoints. So a seed's numbers are
-those of `fit` but for rounding, and either goes on from what the other has saved.
+Every parameter has a leading axis ``seed``, so one forward pass, one backward pass and one update serve all seeds.
+Everything else belongs to a seed, as in :func:`mesascope.train.train_model`: initial weights, data, clipping, log and
+checkpoints. The numbers of a seed equal those of `train_model` up to rounding, and each resumes from the checkpoints of
+the other.
 """
 
 import copy
@@ -21,102 +22,112 @@ from torch.func import functional_call, vmap
 
 from mesascope.models.config import DecoderConfig
 from mesascope.models.transformer import Decoder
-from mesascope.store import Run, Say, ignore, verify
+from mesascope.store import LogFn, Run, do_nothing, verify_checkpoint
 from mesascope.tasks.base import Batch, Task, training_loss
-from mesascope.train.loop import (
-    TELL_EVERY,
-    Progress,
-    Training,
-    ahead,
-    batches,
-    begin_training,
-    must_be_finite,
-    record_recipe,
-    save_training,
-    threads,
+from mesascope.train._loop import (
+    PROGRESS_INTERVAL,
+    TrainingConfig,
+    TrainingProgressFn,
+    check_finite,
+    initialise_training,
+    limit_threads,
+    prefetch_batches,
+    record_training_config,
+    sample_batches,
+    save_checkpoint,
 )
 from mesascope.train.optim import SGD, AdamW, restore_state, state_tensors
 
 Optimizer = torch.optim.Optimizer
 
 
-def fit_population(
+def train_population(
     task: Task,
     config: DecoderConfig,
-    training: Training,
+    training: TrainingConfig,
     seeds: Sequence[int],
     run: Run,
     *,
     device: str = "cpu",
-    progress: Progress = ignore,
-    say: Say = ignore,
+    progress: TrainingProgressFn = do_nothing,
+    log: LogFn = do_nothing,
     save_every: float = 20.0,
 ) -> list[Path]:
-    """Train the decoders of several seeds as one program, or go on with them where an earlier call was stopped.
+    """Train the decoders of several seeds as one program, or resume their training.
 
-    Seeds that have taken fewer steps than the others catch up first; those that are done are left alone.
+    Seeds with fewer updates than the others catch up first; finished ones are not changed.
 
     Args:
-        task: what makes the sequences and judges the predictions; its loss is vectorised where `torch.func.vmap` can.
-        config: the decoder.
-        training: the rest of the recipe.
-        seeds: of the replicates: their first weights and their data.
-        run: where checkpoints and logs go, under ``models/seed=SEED``, as `fit` writes them.
-        device: where to train.
-        progress: hears (steps done, steps in all, mean of the last losses), ten times a second at most.
-        say: hears one line when a damaged checkpoint is found.
-        save_every: seconds between checkpoints that the next ones overwrite, so that a kill costs no more.
+        task: Samples the sequences and defines the loss, which is vectorised where `torch.func.vmap` can.
+        config: The decoder configuration.
+        training: The training configuration.
+        seeds: The training replicates, for their initial weights and their data.
+        run: Stores checkpoints and logs under ``models/seed=SEED``, in the format of `train_model`.
+        device: The device to train on.
+        progress: Called with (steps done, total steps, mean of the last losses), at most ten times a second.
+        log: Receives one line for each damaged checkpoint.
+        save_every: Seconds between rolling checkpoints, which limit the work that a kill can lose.
 
     Returns:
         The folders of the last checkpoints, in the order of the seeds.
 
     Raises:
-        ValueError: the training cannot be shared (:func:`obstacle`), or a seed is given twice.
-        TrainingDiverged: a loss or gradient of a seed is not finite; what was saved before stays, of all.
-        RunError: the place cannot be written, or holds a seed's training by another recipe.
+        ValueError: If the configuration is unsupported (:func:`unsupported_reason`), or a seed is given twice.
+        TrainingDiverged: If a loss or gradient of any seed is not finite; earlier checkpoints remain.
+        RunError: If the folder is not writable, or holds a seed trained with another configuration.
     """
-    if reason := obstacle(training):
-        raise ValueError(f"{reason}; train one seed after another by fit")
+    if reason := unsupported_reason(training):
+        raise ValueError(f"{reason}; train the seeds one by one")
     if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds must be one or more, each given once, but got {list(seeds)}; leave out the others")
-    with ExitStack() as held, threads(training.threads):
-        for seed in sorted(seeds, key=lambda seed: not run.seed_path(seed).exists()):  # a refusal leaves nothing behind
-            held.enter_context(run.lock(str(run.seed_path(seed).relative_to(run.path))))
-            record_recipe(run, task, config, training, seed)
-        loss, taken = math.nan, {seed: _taken(run.resume_point(seed, training.due, say)) for seed in seeds}
-        while (start := min(taken.values())) < training.steps:
-            stop = min((step for step in taken.values() if step > start), default=training.steps)
-            behind = [seed for seed in seeds if taken[seed] == start]
-            members = _begin(config, training, behind, run, device, say)
-            loss = _train(members, task, training, run, start, stop, progress, save_every)
-            taken |= dict.fromkeys(behind, stop)
+        raise ValueError(f"seeds must be one or more, each given once, but got {list(seeds)}; remove duplicates")
+    with ExitStack() as locks, limit_threads(training.threads):
+        # existing seeds first, so that an error creates no new folders
+        for seed in sorted(seeds, key=lambda seed: not run.seed_path(seed).exists()):
+            locks.enter_context(run.exclusive_lock(str(run.seed_path(seed).relative_to(run.path))))
+            record_training_config(run, task, config, training, seed)
+        loss, steps_taken = (
+            math.nan,
+            {seed: _count_steps(run.find_resume_point(seed, training.checkpoint_steps, log)) for seed in seeds},
+        )
+        while (start := min(steps_taken.values())) < training.steps:
+            stop = min((step for step in steps_taken.values() if step > start), default=training.steps)
+            slowest = [seed for seed in seeds if steps_taken[seed] == start]
+            members = _initialise_members(config, training, slowest, run, device, log)
+            loss = _train_members(members, task, training, run, start, stop, progress, save_every)
+            steps_taken |= dict.fromkeys(slowest, stop)
         progress(training.steps, training.steps, loss)
         for seed in seeds:
             run.remove_resume(seed)
-        return [run.checkpoint(seed, training.steps) for seed in seeds]
+        return [run.verified_checkpoint(seed, training.steps) for seed in seeds]
 
 
-def obstacle(training: Training) -> str:
-    """What about a recipe does not let seeds be trained as one program; empty where nothing does."""
+def unsupported_reason(training: TrainingConfig) -> str:
+    """Return why seeds cannot be trained as one program; empty if they can.
+
+    Args:
+        training: The training configuration.
+
+    Returns:
+        The reason, or an empty string.
+    """
     if training.history:
-        return "a population must train without a history, since the recorder hears one model, but got history=True"
+        return "a population must train without a history, which records a single model, but got history=True"
     if type(training.optimizer) not in (AdamW, SGD):
         return (
-            "a population needs AdamW or SGD, which treat every number alone, "
-            f"but got {type(training.optimizer).__name__}"
+            f"a population must use AdamW or SGD, which update elementwise, but got {type(training.optimizer).__name__}"
         )
     return ""
 
 
 @dataclass(frozen=True, eq=False)
-class Members:
-    """Decoders that have taken the same number of steps, side by side.
+class DecoderPopulation:
+    """Decoders of several seeds that have taken the same number of updates.
 
     Attributes:
-        seeds: whose they are.
-        model: one decoder whose parameters have the axis ``seed`` in front.
-        optimizer: of these parameters.
-        single: a decoder and its optimiser, as `fit` has them: what one seed is read into when it is saved.
+        seeds: The training replicates.
+        model: One decoder whose parameters have a leading axis ``seed``.
+        optimizer: The optimizer of these parameters.
+        single: A decoder and optimizer as in `train_model`, into which one seed is copied when it is saved.
     """
 
     seeds: Sequence[int]
@@ -125,179 +136,207 @@ class Members:
     single: tuple[Decoder, Optimizer]
 
     @classmethod
-    def join(
-        cls, training: Training, seeds: Sequence[int], begun: Sequence[tuple[Decoder, Optimizer]], device: str
-    ) -> "Members":
-        """Lay decoders, and what their optimisers remember, side by side."""
-        model = copy.deepcopy(begun[0][0])
-        for parameter, *own in zip(model.parameters(), *(each.parameters() for each, _ in begun), strict=True):
-            parameter.data = torch.stack([one.detach() for one in own])
-        torch.nn.Module.to(model, device)  # in place
-        optimizer = training.optimizer.build(model)
-        states = [state_tensors(own, each) for each, own in begun]
-        restore_state(optimizer, model, {name: _joined([state[name] for state in states]) for name in states[0]})
-        return cls(seeds, model, optimizer, begun[0])
+    def stack_decoders(
+        cls, training: TrainingConfig, seeds: Sequence[int], decoders: Sequence[tuple[Decoder, Optimizer]], device: str
+    ) -> "DecoderPopulation":
+        """Stack decoders and their optimizer states along the axis ``seed``.
 
-    def each(self) -> Iterator[tuple[int, Decoder, Optimizer]]:
-        """Every seed with its decoder and optimiser as `fit` would have them, on the CPU, until the next is asked."""
+        Args:
+            training: The training configuration.
+            seeds: The training replicates.
+            decoders: One decoder and optimizer per seed.
+            device: The device to train on.
+
+        Returns:
+            The stacked decoders.
+        """
+        model = copy.deepcopy(decoders[0][0])
+        for parameter, *per_seed in zip(
+            model.parameters(), *(decoder.parameters() for decoder, _ in decoders), strict=True
+        ):
+            parameter.data = torch.stack([tensor.detach() for tensor in per_seed])
+        torch.nn.Module.to(model, device)  # in place
+        optimizer = training.optimizer.build_optimizer(model)
+        states = [state_tensors(seed_optimizer, decoder) for decoder, seed_optimizer in decoders]
+        restore_state(optimizer, model, {name: _stack_state([state[name] for state in states]) for name in states[0]})
+        return cls(seeds, model, optimizer, decoders[0])
+
+    def iterate_decoders(self) -> Iterator[tuple[int, Decoder, Optimizer]]:
+        """Iterate over the seeds, with decoder and optimizer on the CPU.
+
+        Returns:
+            An iterator over (seed, decoder, optimizer); the next item overwrites the decoder and optimizer.
+        """
         weights = {name: value.cpu() for name, value in self.model.state_dict().items()}
         state = state_tensors(self.optimizer, self.model)
         model, optimizer = self.single
-        for place, seed in enumerate(self.seeds):
-            model.load_state_dict({name: value[place] for name, value in weights.items()})
-            restore_state(optimizer, model, {name: _own(value, place) for name, value in state.items()})
+        for index, seed in enumerate(self.seeds):
+            model.load_state_dict({name: value[index] for name, value in weights.items()})
+            restore_state(optimizer, model, {name: _select_seed(value, index) for name, value in state.items()})
             yield seed, model, optimizer
 
 
-def update_all(
-    members: Members, task: Task, batch: Batch, training: Training, step: int, kept: int
+def update_population(
+    members: DecoderPopulation, task: Task, batch: Batch, training: TrainingConfig, step: int, saved_step: int
 ) -> list[tuple[float, float]]:
-    """One update of every seed; gives each one's loss before it and the norm of its gradient.
+    """Take one training step for every seed.
 
     Args:
-        members: whose weights change in place.
-        task: what judges the predictions.
-        batch: the sequences of all seeds, one seed's after another's, on the members' device.
-        training: the recipe: learning rates and clipping.
-        step: updates taken before.
-        kept: the step of the last checkpoint, for an error.
+        members: The decoders; their weights are updated in place.
+        task: Defines the loss.
+        batch: The sequences of all seeds, concatenated in the order of the seeds, on the members' device.
+        training: The training configuration, for learning rates and clipping.
+        step: Updates taken before this one.
+        saved_step: The step of the last checkpoint, for error messages.
+
+    Returns:
+        The loss before the update and the gradient norm, for each seed.
 
     Raises:
-        TrainingDiverged: the loss or the gradient of a seed is not finite; all weights are as they were.
+        TrainingDiverged: If the loss or the gradient of a seed is not finite; all weights are unchanged.
     """
     model, optimizer = members.model, members.optimizer
-    losses = _losses(task, _predictions(model, _apart(batch.inputs, len(members.seeds))), batch)
+    losses = _compute_losses(task, _predict_all(model, _split_by_seed(batch.inputs, len(members.seeds))), batch)
     optimizer.zero_grad()
     losses.sum().backward()
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    norms = _norms(gradients)
-    read = torch.stack([losses.detach(), norms], dim=1).tolist()  # once for all of them: it waits for the device
-    for seed, (loss, norm) in zip(members.seeds, read, strict=True):
-        where = f"seed {seed} at step {step} (the checkpoint of step {kept} is kept)"
-        must_be_finite(loss, "loss", where)
-        must_be_finite(norm, "gradient norm", where)
+    norms = _gradient_norms(gradients)
+    values = torch.stack([losses.detach(), norms], dim=1).tolist()  # one device synchronisation for all seeds
+    for seed, (loss, norm) in zip(members.seeds, values, strict=True):
+        where = f"seed {seed} at step {step} (the last checkpoint is step {saved_step})"
+        check_finite(loss, "loss", where)
+        check_finite(norm, "gradient norm", where)
     if training.clip is not None:
-        _clip(gradients, norms, training.clip)
+        _clip_gradients(gradients, norms, training.clip)
     for group in optimizer.param_groups:
-        group["lr"] = training.rate(step)
+        group["lr"] = training.learning_rate_at(step)
     optimizer.step()
-    return [(loss, norm) for loss, norm in read]
+    return [(loss, norm) for loss, norm in values]
 
 
-def side_by_side(own: Sequence[Batch]) -> Batch:
-    """Batches of equal size as one, one after another."""
-    first = own[0]
+def concatenate_batches(per_seed: Sequence[Batch]) -> Batch:
+    """Concatenate batches of equal size along the axis ``batch``.
+
+    Args:
+        per_seed: One batch per seed.
+
+    Returns:
+        One batch.
+    """
+    first = per_seed[0]
     return Batch(
-        inputs=torch.cat([one.inputs for one in own]),
-        targets=torch.cat([one.targets for one in own]),
-        weight=torch.cat([one.weight for one in own]),
-        latents={name: torch.cat([one.latents[name] for one in own]) for name in first.latents},
+        inputs=torch.cat([batch.inputs for batch in per_seed]),
+        targets=torch.cat([batch.targets for batch in per_seed]),
+        weight=torch.cat([batch.weight for batch in per_seed]),
+        latents={name: torch.cat([batch.latents[name] for batch in per_seed]) for name in first.latents},
     )
 
 
-def _taken(found: Path | None) -> int:
-    """The steps that a seed has taken."""
-    return 0 if found is None else verify(found)
+def _count_steps(checkpoint: Path | None) -> int:
+    return 0 if checkpoint is None else verify_checkpoint(checkpoint)
 
 
-def _begin(config: DecoderConfig, training: Training, seeds: Sequence[int], run: Run, device: str, say: Say) -> Members:
-    """The members to go on with; those that are new have their first checkpoint."""
-    begun = []
+def _initialise_members(
+    config: DecoderConfig, training: TrainingConfig, seeds: Sequence[int], run: Run, device: str, log: LogFn
+) -> DecoderPopulation:
+    """Build or load the members; new ones get their first checkpoint."""
+    decoders = []
     for seed in seeds:
-        found = run.resume_point(seed, training.due, say)
-        model, optimizer, _ = begin_training(config, training, seed, found, "cpu")
-        if found is None:
-            save_training(run, seed, model, optimizer, 0)
-        begun.append((model, optimizer))
-    return Members.join(training, seeds, begun, device)
+        checkpoint = run.find_resume_point(seed, training.checkpoint_steps, log)
+        model, optimizer, _ = initialise_training(config, training, seed, checkpoint, "cpu")
+        if checkpoint is None:
+            save_checkpoint(run, seed, model, optimizer, 0)
+        decoders.append((model, optimizer))
+    return DecoderPopulation.stack_decoders(training, seeds, decoders, device)
 
 
-def _train(
-    members: Members,
+def _train_members(
+    members: DecoderPopulation,
     task: Task,
-    training: Training,
+    training: TrainingConfig,
     run: Run,
     start: int,
     stop: int,
-    progress: Progress,
+    progress: TrainingProgressFn,
     save_every: float,
 ) -> float:
-    """The steps from ``start`` to ``stop``, where all are saved; gives the mean of the last losses."""
-    device, dtype = members.model.device, training.precision
-    streams = zip(*(batches(task, training, seed, start) for seed in members.seeds), strict=True)
-    stream = map(side_by_side, streams)
-    with ExitStack() as held:
-        logs = [held.enter_context(run.log(seed, keep=start)) for seed in members.seeds]
-        loss, kept, told, began = math.nan, start, 0.0, time.perf_counter()
-        saved = began
-        for step, batch in enumerate(islice(stream if device.type == "cpu" else ahead(stream), stop - start), start):
-            read = update_all(members, task, batch.to(device, dtype), training, step, kept)
-            loss = sum(one for one, _ in read) / len(read)
+    """Train from ``start`` to ``stop``, save all members there, and return the mean of the last losses."""
+    device, dtype = members.model.device, training.weight_dtype
+    streams = zip(*(sample_batches(task, training, seed, start) for seed in members.seeds), strict=True)
+    stream = map(concatenate_batches, streams)
+    with ExitStack() as stack:
+        logs = [stack.enter_context(run.open_log(seed, keep_steps=start)) for seed in members.seeds]
+        loss, saved_step, last_progress, start_time = math.nan, start, 0.0, time.perf_counter()
+        last_save_time = start_time
+        for step, batch in enumerate(
+            islice(stream if device.type == "cpu" else prefetch_batches(stream), stop - start), start
+        ):
+            values = update_population(members, task, batch.to(device, dtype), training, step, saved_step)
+            loss = sum(seed_loss for seed_loss, _ in values) / len(values)
             done, now = step + 1, time.perf_counter()
-            for log, (one, norm) in zip(logs, read, strict=True):
-                log.add(step, one, training.rate(step), norm, now - began + log.seconds)
-            if done in training.due or done == stop or now - saved > save_every:
+            for log, (seed_loss, norm) in zip(logs, values, strict=True):
+                log.add_row(step, seed_loss, training.learning_rate_at(step), norm, now - start_time + log.seconds)
+            if done in training.checkpoint_steps or done == stop or now - last_save_time > save_every:
                 for log in logs:
-                    log.sync()
-                for seed, model, optimizer in members.each():
-                    save_training(run, seed, model, optimizer, done, rolling=done not in training.due)
-                kept, saved = done, time.perf_counter()
-            if now - told > TELL_EVERY:
+                    log.sync_to_disk()
+                for seed, model, optimizer in members.iterate_decoders():
+                    save_checkpoint(run, seed, model, optimizer, done, rolling=done not in training.checkpoint_steps)
+                saved_step, last_save_time = done, time.perf_counter()
+            if now - last_progress > PROGRESS_INTERVAL:
                 progress(done, training.steps, loss)
-                told = now
+                last_progress = now
     return loss
 
 
-def _predictions(
+def _predict_all(
     model: Decoder, inputs: Float[Tensor, "seed batch pos d_in"] | Int[Tensor, "seed batch pos"]
 ) -> Float[Tensor, "seed batch pos d_out"]:
-    """What each seed's weights make of its sequences."""
-
-    def predict(weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    def predict_one(weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
         return functional_call(model, dict(weights), (x,)).logits
 
-    return vmap(predict)(dict(model.named_parameters()), inputs)
+    return vmap(predict_one)(dict(model.named_parameters()), inputs)
 
 
-def _losses(task: Task, predictions: Float[Tensor, "seed batch pos d_out"], batch: Batch) -> Float[Tensor, "seed"]:
-    """Each seed's training loss: of all at once, or one after another if the task's loss looks at values."""
+def _compute_losses(
+    task: Task, predictions: Float[Tensor, "seed batch pos d_out"], batch: Batch
+) -> Float[Tensor, "seed"]:
+    """Return the training loss of each seed, vectorised unless the task's loss depends on values."""
     n, size = len(predictions), len(batch) // len(predictions)
-    fields = {name: _apart(getattr(batch, name), n) for name in ("inputs", "targets", "weight")}
-    latents = {name: _apart(value, n) for name, value in batch.latents.items()}
+    fields = {name: _split_by_seed(getattr(batch, name), n) for name in ("inputs", "targets", "weight")}
+    latents = {name: _split_by_seed(value, n) for name, value in batch.latents.items()}
 
-    def judge(prediction: Tensor, fields: Mapping[str, Tensor], latents: Mapping[str, Tensor]) -> Tensor:
+    def compute_loss(prediction: Tensor, fields: Mapping[str, Tensor], latents: Mapping[str, Tensor]) -> Tensor:
         return training_loss(task, prediction, Batch(**fields, latents=latents))
 
     try:
-        return vmap(judge)(predictions, fields, latents)
-    except RuntimeError:  # values are not there while it is vectorised
-        own = (batch[first : first + size] for first in range(0, len(batch), size))
-        return torch.stack([training_loss(task, *both) for both in zip(predictions, own, strict=True)])
+        return vmap(compute_loss)(predictions, fields, latents)
+    except RuntimeError:  # vmap does not allow values to be read
+        per_seed = (batch[first : first + size] for first in range(0, len(batch), size))
+        return torch.stack([training_loss(task, *both) for both in zip(predictions, per_seed, strict=True)])
 
 
-def _norms(gradients: Sequence[Shaped[Tensor, "seed ..."]]) -> Float[Tensor, "seed"]:
-    """The norm of each seed's gradient."""
+def _gradient_norms(gradients: Sequence[Shaped[Tensor, "seed ..."]]) -> Float[Tensor, "seed"]:
     parts = [torch.linalg.vector_norm(gradient.flatten(1), dim=1) for gradient in gradients]
     return torch.linalg.vector_norm(torch.stack(parts), dim=0)
 
 
-def _clip(gradients: Sequence[Shaped[Tensor, "seed ..."]], norms: Float[Tensor, "seed"], most: float) -> None:
-    """Shorten, in place, the gradients of the seeds whose norm is above the most that is allowed, as `fit` does."""
-    share = torch.where(norms > most, most / (norms + 1e-6), 1.0)
+def _clip_gradients(
+    gradients: Sequence[Shaped[Tensor, "seed ..."]], norms: Float[Tensor, "seed"], max_norm: float
+) -> None:
+    """Clip, in place, the gradients of seeds whose norm exceeds ``max_norm``, as `train_model` does."""
+    scale = torch.where(norms > max_norm, max_norm / (norms + 1e-6), 1.0)
     for gradient in gradients:
-        gradient.mul_(share.view(-1, *[1] * (gradient.ndim - 1)))
+        gradient.mul_(scale.view(-1, *[1] * (gradient.ndim - 1)))
 
 
-def _apart(x: Shaped[Tensor, "rows *rest"], seeds: int) -> Shaped[Tensor, "seed batch *rest"]:
-    """What lies one seed after another, with an axis of its own for them."""
+def _split_by_seed(x: Shaped[Tensor, "rows *rest"], seeds: int) -> Shaped[Tensor, "seed batch *rest"]:
     return x.unflatten(0, (seeds, -1))
 
 
-def _joined(own: Sequence[Shaped[Tensor, "*shape"]]) -> Shaped[Tensor, "*stacked"]:
-    """What optimisers remember, side by side; the count of their steps, which is the same for all, once."""
-    return torch.stack(list(own)) if own[0].ndim else own[0]
+def _stack_state(per_seed: Sequence[Shaped[Tensor, "*shape"]]) -> Shaped[Tensor, "*stacked"]:
+    """Stack optimizer state over seeds; step counts, which are equal for all seeds, are not stacked."""
+    return torch.stack(list(per_seed)) if per_seed[0].ndim else per_seed[0]
 
 
-def _own(value: Shaped[Tensor, "*stacked"], place: int) -> Shaped[Tensor, "*shape"]:
-    """The part of one seed."""
-    return value[place] if value.ndim else value
+def _select_seed(value: Shaped[Tensor, "*stacked"], index: int) -> Shaped[Tensor, "*shape"]:
+    return value[index] if value.ndim else value

@@ -1,1 +1,1 @@
-"""The private conventions of transformers: attention functions and module hooks."""
+"""Attention functions and module hooks: everything that depends on private conventions of transformers."""

@@ -1,4 +1,4 @@
-"""Where a model's attention is computed: its own function, wrapped so that each call is seen and may be redirected."""
+"""Interception of a model's own attention function, through transformers' attention interface."""
 
 import itertools
 import sys
@@ -14,77 +14,141 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
-from mesascope.activations.hooks import attention_math
+from mesascope.activations.hooks import _attention_math as attention_math
 from mesascope.activations.sites import UnsupportedModel
 
-Attend = Callable[..., tuple[Tensor, Tensor | None]]
-_ATTACHED = itertools.count()
+AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
+_NAME_COUNTER = itertools.count()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Attended:
-    """One call of a model's attention function: what goes in, and the function itself.
+class AttentionCall:
+    """One call of a model's attention function: its arguments, and the function itself.
 
     Attributes:
-        module: who calls.
-        kernel: which implementation runs, such as ``sdpa``.
-        query: (batch, head, pos, d_head); key and value: (batch, kv_head, pos, d_head).
-        mask: as the kernel wants it.
-        rest, options: the other arguments.
+        module: the module that calls the function.
+        attn_implementation: the attention implementation, such as ``sdpa``.
+        query: queries (batch, head, pos, d_head).
+        key: keys (batch, kv_head, pos, d_head).
+        value: values (batch, kv_head, pos, d_head).
+        mask: the mask, in the form that the implementation takes.
+        extra_args: further positional arguments.
+        extra_kwargs: further keyword arguments.
     """
 
     module: nn.Module
-    kernel: str
+    attn_implementation: str
     query: Tensor
     key: Tensor
     value: Tensor
     mask: Tensor | None
-    rest: tuple[Any, ...]
-    options: Mapping[str, Any]
+    extra_args: tuple[Any, ...]
+    extra_kwargs: Mapping[str, Any]
 
-    def run(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Let the model's own kernel compute."""
-        original = own_attention(self.module, self.kernel)
-        return original(self.module, query, key, value, self.mask, *self.rest, **self.options)
+    def run_original(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Run the model's own attention function.
+
+        Args:
+            query: queries (batch, head, pos, d_head).
+            key: keys (batch, kv_head, pos, d_head).
+            value: values (batch, kv_head, pos, d_head).
+
+        Returns:
+            ``z`` (batch, pos, head, d_head), and attention weights or ``None``.
+
+        Raises:
+            UnsupportedModel: there is no such function.
+        """
+        original = find_attention_function(self.module, self.attn_implementation)
+        return original(self.module, query, key, value, self.mask, *self.extra_args, **self.extra_kwargs)
 
     def run_eager(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor | None:
-        """The attention weights that the model's own eager function returns."""
-        eager = own_attention(self.module, "eager")
-        return eager(self.module, query, key, value, self.added(query, key), *self.rest, **self.options)[1]
+        """Return the attention weights of the model's own eager attention function.
 
-    def run_unit(self, query: Tensor, key: Tensor) -> Tensor:
-        """The attention weights by what the model's own eager function mixes unit values to: one per key."""
-        unit = torch.eye(key.shape[2], dtype=query.dtype, device=query.device).expand(*key.shape[:2], -1, -1)
-        eager = own_attention(self.module, "eager")
-        return eager(self.module, query, key, unit, self.added(query, key), *self.rest, **self.options)[0].transpose(
-            1, 2
-        )
+        Args:
+            query: queries (batch, head, pos, d_head).
+            key: keys (batch, kv_head, pos, d_head).
+            value: values (batch, kv_head, pos, d_head).
 
-    def added(self, query: Tensor, key: Tensor) -> Tensor:
-        """What the mask adds to the scores."""
-        causal = self.options.get("is_causal")
+        Returns:
+            Attention weights (batch, head, query, key), or ``None`` if the function returns none.
+
+        Raises:
+            UnsupportedModel: there is no such function.
+        """
+        eager = find_attention_function(self.module, "eager")
+        return eager(
+            self.module, query, key, value, self.additive_mask(query, key), *self.extra_args, **self.extra_kwargs
+        )[1]
+
+    def run_one_hot(self, query: Tensor, key: Tensor) -> Tensor:
+        """Return the attention weights as the output of the model's own eager attention function for one-hot values.
+
+        Args:
+            query: queries (batch, head, pos, d_head).
+            key: keys (batch, kv_head, pos, d_head).
+
+        Returns:
+            Attention weights (batch, head, query, key).
+
+        Raises:
+            UnsupportedModel: there is no such function.
+        """
+        one_hot = torch.eye(key.shape[2], dtype=query.dtype, device=query.device).expand(*key.shape[:2], -1, -1)
+        eager = find_attention_function(self.module, "eager")
+        return eager(
+            self.module, query, key, one_hot, self.additive_mask(query, key), *self.extra_args, **self.extra_kwargs
+        )[0].transpose(1, 2)
+
+    def additive_mask(self, query: Tensor, key: Tensor) -> Tensor:
+        """Return the additive form of the mask.
+
+        Args:
+            query: queries, which give shape and precision.
+            key: keys, which give the number of positions.
+
+        Returns:
+            A tensor that broadcasts to (batch, head, query, key).
+        """
+        causal = self.extra_kwargs.get("is_causal")
         causal = getattr(self.module, "is_causal", True) if causal is None else causal
-        return attention_math.additive(self.mask, query, key, bool(causal))
+        return attention_math.to_additive_mask(self.mask, query, key, bool(causal))
 
-    def scores(self, query: Tensor, key: Tensor) -> Tensor:
-        """Scaled scores, nothing masked."""
-        scaling = self.options.get("scaling")
-        return attention_math.scores(query, key, query.shape[-1] ** -0.5 if scaling is None else float(scaling))
+    def scaled_scores(self, query: Tensor, key: Tensor) -> Tensor:
+        """Return the scaled scores, without the mask.
+
+        Args:
+            query: queries (batch, head, pos, d_head).
+            key: keys (batch, kv_head, pos, d_head).
+
+        Returns:
+            Scores (batch, head, query, key).
+        """
+        scaling = self.extra_kwargs.get("scaling")
+        return attention_math.scaled_dot_products(
+            query, key, query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+        )
 
 
 @contextmanager
-def dispatching(model: PreTrainedModel, see: Callable[[Attended], tuple[Tensor, Tensor | None]]) -> Iterator[None]:
-    """While this lasts, attention of this model goes through ``see``, which lets the original compute.
+def route_attention(
+    model: PreTrainedModel, intercept_attention: Callable[[AttentionCall], tuple[Tensor, Tensor | None]]
+) -> Iterator[None]:
+    """Route the model's attention calls through ``intercept_attention``.
 
-    The wrapped function is registered under a name of ours, and its mask function with it: without that the causal
-    mask would be dropped in silence.
+    The wrapped function is registered under a new name, and its mask function with it: otherwise transformers would
+    drop the causal mask without an error.
+
+    Args:
+        model: the model.
+        intercept_attention: receives every `AttentionCall`, and returns what the attention function would return.
     """
-    number = next(_ATTACHED)
-    before = [(config, config._attn_implementation_internal) for config in _configs(model)]
+    number = next(_NAME_COUNTER)
+    before = [(config, config._attn_implementation_internal) for config in _attention_configs(model)]
     names = {kernel: f"mesascope{number}_{kernel}" for _, kernel in before}
     try:
         for kernel, name in names.items():
-            AttentionInterface.register(name, partial(_call, see, kernel))
+            AttentionInterface.register(name, partial(_intercept_call, intercept_attention, kernel))
             if kernel in ALL_MASK_ATTENTION_FUNCTIONS:
                 AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[kernel])
         for config, kernel in before:
@@ -98,8 +162,15 @@ def dispatching(model: PreTrainedModel, see: Callable[[Attended], tuple[Tensor, 
             AttentionMaskInterface._global_mapping.pop(name, None)
 
 
-def own_attention(module: nn.Module, kernel: str) -> Attend:
-    """The function that this module would call for this kernel: its modelling file may have one of its own.
+def find_attention_function(module: nn.Module, implementation: str) -> AttentionFunction:
+    """Return the attention function that a module would call, which its modelling file may define.
+
+    Args:
+        module: the attention module.
+        implementation: the attention implementation, such as ``sdpa``.
+
+    Returns:
+        The function.
 
     Raises:
         UnsupportedModel: there is none.
@@ -107,47 +178,61 @@ def own_attention(module: nn.Module, kernel: str) -> Attend:
     files = [vars(sys.modules[kind.__module__]) for kind in type(module).__mro__]
     for file in files:
         interface = file.get("ALL_ATTENTION_FUNCTIONS")
-        if isinstance(interface, AttentionInterface) and kernel in interface:
-            return interface[kernel]
-    if kernel in ALL_ATTENTION_FUNCTIONS:
-        return ALL_ATTENTION_FUNCTIONS[kernel]
+        if isinstance(interface, AttentionInterface) and implementation in interface:
+            return interface[implementation]
+    if implementation in ALL_ATTENTION_FUNCTIONS:
+        return ALL_ATTENTION_FUNCTIONS[implementation]
     for file in files:
-        if kernel == "eager" and "eager_attention_forward" in file:
+        if implementation == "eager" and "eager_attention_forward" in file:
             return file["eager_attention_forward"]
-    raise UnsupportedModel(f"{type(module).__name__} must have a {kernel} attention function, but has none")
+    raise UnsupportedModel(f"{type(module).__name__} must have a {implementation} attention function, but has none")
 
 
-def kernel_of(model: PreTrainedModel) -> str:
-    """Which attention implementation the model runs."""
+def attn_implementation(model: PreTrainedModel) -> str:
+    """Return the attention implementation of a model.
+
+    Args:
+        model: the model.
+
+    Returns:
+        Its name, such as ``sdpa``.
+    """
     return str(model.config._attn_implementation)
 
 
-def _call(
-    see: Callable,
-    kernel: str,
+def _intercept_call(
+    intercept_attention: Callable,
+    implementation: str,
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None = None,
-    *rest: Any,
-    **options: Any,
+    *extra_args: Any,
+    **extra_kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """What transformers calls in place of the kernel."""
-    call = Attended(
-        module=module, kernel=kernel, query=query, key=key, value=value, mask=attention_mask, rest=rest, options=options
+    """Build an `AttentionCall` from the arguments of an attention function, and intercept it."""
+    call = AttentionCall(
+        module=module,
+        attn_implementation=implementation,
+        query=query,
+        key=key,
+        value=value,
+        mask=attention_mask,
+        extra_args=extra_args,
+        extra_kwargs=extra_kwargs,
     )
-    return see(call)
+    return intercept_attention(call)
 
 
-def _configs(model: PreTrainedModel) -> list[Any]:
-    """Every configuration by which some part of the model chooses its kernel, once."""
-    found: dict[int, Any] = {}
-    waiting: list[Any] = [module.config for module in model.modules() if hasattr(module, "config")]
-    while waiting:
-        config = waiting.pop()
-        if id(config) in found or not hasattr(config, "_attn_implementation_internal"):
+def _attention_configs(model: PreTrainedModel) -> list[Any]:
+    """Return every configuration that selects the attention implementation of a part of the model."""
+    configs: dict[int, Any] = {}
+    queue: list[Any] = [module.config for module in model.modules() if hasattr(module, "config")]
+    while queue:
+        config = queue.pop()
+        if id(config) in configs or not hasattr(config, "_attn_implementation_internal"):
             continue
-        found[id(config)] = config
-        waiting += [getattr(config, name) for name in config.sub_configs if getattr(config, name, None) is not None]
-    return [config for config in found.values() if config._attn_implementation_internal is not None]
+        configs[id(config)] = config
+        queue += [getattr(config, name) for name in config.sub_configs if getattr(config, name, None) is not None]
+    return [config for config in configs.values() if config._attn_implementation_internal is not None]

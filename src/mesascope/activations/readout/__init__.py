@@ -1,1 +1,1 @@
-"""The linear algebra around a capture: output projections, final norm and unembedding."""
+"""Linear maps around the activations: output projections, value projections, output head, embeddings."""

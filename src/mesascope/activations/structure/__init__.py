@@ -1,1 +1,1 @@
-"""What a model is made of, found by tracing one forward pass."""
+"""Model structure, found by tracing one forward pass."""

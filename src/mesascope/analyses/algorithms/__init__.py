@@ -1,1 +1,1 @@
-"""Which algorithm a model is nearest to."""
+"""Comparison of models with known learning algorithms."""

@@ -1,4 +1,4 @@
-"""How alike a model and an algorithm are, where a prompt asks: in predictions, errors, and weights on what it shows."""
+"""Agreement of a model with an algorithm at the queries: in predictions, errors and weights on the context."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,143 +10,221 @@ from torch.nn.functional import cosine_similarity
 from transformers import PreTrainedModel
 
 from mesascope.activations import capture
-from mesascope.analyses.algorithms.fit import Answers, Fitted, Weight
-from mesascope.analyses.statistics import ridge_fit
-from mesascope.analyses.stream.probes import depth_names, depths
+from mesascope.analyses.algorithms.fit import Answers, FittedAlgorithm, Weight
+from mesascope.analyses.stream.probes import depth_names, stream_by_depth
+from mesascope.statistics import fit_ridge
 from mesascope.tasks.base import Batch
-from mesascope.tasks.icl.base import InContext
-from mesascope.tasks.icl.context import Examples
+from mesascope.tasks.icl.base import InContextTask
+from mesascope.tasks.icl.context import ContextExamples
 
 Predictor = Callable[[Tensor], Tensor]
-NUMBERS = 32_000_000  # of predictions at once
+MAX_LOGITS = 32_000_000  # maximum size of the predictions of one forward pass
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Asked:
-    """Sequences, and predictions where they ask, in float64.
+class PredictionsAtQueries:
+    """Sequences and predictions at their queries, in float64.
 
     Attributes:
         batch: the sequences.
-        shown: what they show, and where they ask.
-        prediction: of a model, or read from one of its layers.
-        targets: the answers.
-        weight: how much each place counts.
+        context: in-context examples and queries of the sequences.
+        prediction: predictions of a model, or of a readout of one of its layers.
+        targets: targets of the queries.
+        weight: weight of each query.
     """
 
     batch: Batch
-    shown: Examples
+    context: ContextExamples
     prediction: Answers
     targets: Answers
     weight: Weight
 
-    def read_as(self, prediction: Answers) -> "Asked":
-        """The same sequences with other predictions."""
+    def with_prediction(self, prediction: Answers) -> "PredictionsAtQueries":
+        """Return the same sequences with other predictions.
+
+        Args:
+            prediction: the other predictions.
+
+        Returns:
+            a copy with these predictions.
+        """
         return replace(self, prediction=prediction)
 
-    def misses(self, other: Answers) -> Float[Tensor, " batch"]:
-        """The weighted squared distance of the predictions from others, by sequence; infinite where those are no
-        finite numbers.
+    def squared_error(self, other: Answers) -> Float[Tensor, " batch"]:
+        """Compute the weighted squared distance of the predictions from others.
+
+        Args:
+            other: the other predictions.
+
+        Returns:
+            the distance for each sequence, infinite where the others are not finite.
         """
-        found = ((other - self.prediction).square().sum(-1) * self.weight).sum(1)
-        return torch.where(found.isfinite(), found, torch.inf)
+        error = ((other - self.prediction).square().sum(-1) * self.weight).sum(1)
+        return torch.where(error.isfinite(), error, torch.inf)
 
     @property
-    def spread(self) -> Float[Tensor, " batch"]:
-        """The same from their own mean at each place."""
-        share = self.weight / self.weight.sum(0, keepdim=True).clamp_min(1e-12)
-        return self.misses((self.prediction * share[..., None]).sum(0, keepdim=True).expand_as(self.prediction))
+    def total_variance(self) -> Float[Tensor, " batch"]:
+        """The weighted squared distance of the predictions from their mean over sequences at each query."""
+        fraction = self.weight / self.weight.sum(0, keepdim=True).clamp_min(1e-12)
+        return self.squared_error(
+            (self.prediction * fraction[..., None]).sum(0, keepdim=True).expand_as(self.prediction)
+        )
 
     def similarity(self, other: Answers) -> float:
-        """The share of the variance of the predictions that others explain; not a number where they do not vary."""
-        spread = float(self.spread.sum())
-        return 1 - float(self.misses(other).sum()) / spread if spread > 0 else float("nan")
+        """Compute the fraction of the variance of the predictions that others explain.
 
-    def errors(self, other: Answers) -> float:
-        """The cosine between the errors of the predictions and those of others; 0 where one of them has none."""
-        root = self.weight.sqrt()[..., None]
-        ours, theirs = ((each - self.targets) * root for each in (self.prediction, other))
+        Args:
+            other: the other predictions.
+
+        Returns:
+            1 for equal predictions, 0 for predictions as distant as the mean; NaN if the predictions do not vary.
+        """
+        variance = float(self.total_variance.sum())
+        return 1 - float(self.squared_error(other).sum()) / variance if variance > 0 else float("nan")
+
+    def error_cosine(self, other: Answers) -> float:
+        """Compute the cosine between the errors of the predictions and those of others (Fu et al. 2024).
+
+        Args:
+            other: the other predictions.
+
+        Returns:
+            the cosine; 0 if either has no error.
+        """
+        sqrt_weight = self.weight.sqrt()[..., None]
+        ours, theirs = ((each - self.targets) * sqrt_weight for each in (self.prediction, other))
         return float(cosine_similarity(ours.flatten(), theirs.flatten(), dim=0, eps=1e-30))
 
-    def loss(self, prediction: Answers) -> float:
-        """The weighted mean squared error."""
-        wrong = (prediction - self.targets).square().sum(-1)
-        return float((wrong * self.weight).sum() / self.weight.sum())
+    def mean_squared_error(self, prediction: Answers) -> float:
+        """Compute the weighted mean squared error of predictions.
+
+        Args:
+            prediction: predictions at the queries.
+
+        Returns:
+            the error.
+        """
+        squared_error = (prediction - self.targets).square().sum(-1)
+        return float((squared_error * self.weight).sum() / self.weight.sum())
 
 
-def asked(model: PreTrainedModel | Predictor, task: InContext, batch: Batch) -> Asked:
-    """What a model predicts where sequences ask.
+def predict_at_queries(model: PreTrainedModel | Predictor, task: InContextTask, batch: Batch) -> PredictionsAtQueries:
+    """Compute the predictions of a model at the queries.
+
+    Args:
+        model: a model of this package, or a function from inputs to predictions.
+        task: task of the sequences.
+        batch: the sequences.
+
+    Returns:
+        the sequences with the predictions of the model.
 
     Raises:
-        ValueError: it predicts something that is no finite number.
+        ValueError: a prediction is not finite.
     """
-    shown = task.examples(batch.inputs)
-    places, chunks = list(shown.at), []
+    context = task.extract_examples(batch.inputs)
+    positions, chunks = list(context.positions), []
     with torch.no_grad():
-        for start in range(0, len(batch), _rows(model, batch)):
-            found = predicted(model, batch.inputs[start : start + _rows(model, batch)])
-            chunks.append(task.answers(found[:, places]))
+        for start in range(0, len(batch), _sequences_per_pass(model, batch)):
+            output = run_predictor(model, batch.inputs[start : start + _sequences_per_pass(model, batch)])
+            chunks.append(task.convert_predictions(output[:, positions]))
     prediction = torch.cat(chunks)
     if not prediction.isfinite().all():
-        raise ValueError("a model must predict finite numbers to be compared, but some are not")
-    return Asked(
+        raise ValueError("a model must predict finite numbers, but some are not; check its inputs and its training")
+    return PredictionsAtQueries(
         batch=batch,
-        shown=shown,
+        context=context,
         prediction=prediction,
-        targets=task.wanted(batch)[:, places],
-        weight=batch.weight[:, places].double(),
+        targets=task.convert_targets(batch)[:, positions],
+        weight=batch.weight[:, positions].double(),
     )
 
 
-def _rows(model: PreTrainedModel | Predictor, batch: Batch) -> int:
-    """How many sequences run at once, so that the predictions of a large vocabulary find room."""
+def _sequences_per_pass(model: PreTrainedModel | Predictor, batch: Batch) -> int:
+    # logits of a large vocabulary are computed a few sequences at a time
     vocabulary = getattr(model.config, "vocab_size", None) if isinstance(model, PreTrainedModel) else None
-    return max(1, NUMBERS // (batch.inputs.shape[1] * vocabulary)) if vocabulary else len(batch)
+    return max(1, MAX_LOGITS // (batch.inputs.shape[1] * vocabulary)) if vocabulary else len(batch)
 
 
-def predicted(model: PreTrainedModel | Predictor, inputs: Tensor) -> Tensor:
-    """The output (batch, pos, d_out) of a model, or of a function from inputs to predictions."""
+def run_predictor(model: PreTrainedModel | Predictor, inputs: Tensor) -> Tensor:
+    """Return the output of a model, or of a function from inputs to predictions.
+
+    Args:
+        model: the model or function.
+        inputs: inputs of the sequences.
+
+    Returns:
+        predictions with the axes batch, pos and d_out.
+    """
     return model.eval()(inputs).logits if isinstance(model, PreTrainedModel) else model(inputs)
 
 
-def read_at_every_depth(model: PreTrainedModel, task: InContext, batch: Batch) -> dict[tuple[str, str], Answers]:
-    """By lens and depth, the answers that are read where sequences ask: by an affine map, fitted to the answers on the
-    first half of them by ridge regression; and by the model's own norm and output map.
-    """
-    recorded = capture(model, batch, ["resid_pre", "resid_post"])
-    places, cut = list(task.examples(batch.inputs).at), len(batch) // 2
-    scored = batch.weight[:cut, places] > 0
-    targets = task.wanted(batch)[:cut, places][scored]
-    read = {}
-    for name, stream in zip(depth_names(recorded.layers), depths(recorded), strict=True):
-        weight, constant, _ = ridge_fit(stream[:cut, places][scored], targets)
-        read["affine lens", name] = stream[:, places].double() @ weight + constant
-        with torch.no_grad():
-            read["own read-out", name] = task.answers(recorded.frame.readout(stream[:, places]))
-    return read
+def read_answers_by_depth(model: PreTrainedModel, task: InContextTask, batch: Batch) -> dict[tuple[str, str], Answers]:
+    """Read answers at the queries from the residual stream at every depth.
 
-
-def weights_alike(
-    ours: Float[Tensor, "batch out pos d_in"], task: InContext, inputs: Float[Tensor, "batch pos d_in"], one: Fitted
-) -> list[float]:
-    """For every group of what prompts show, the mean over sequences of the cosine between the gradients of both last
-    predictions by it (Akyürek et al. 2023); 0 where one of them does not depend on it.
+    ``affine lens`` is a linear probe, fitted to the answers on the first half of the sequences by ridge regression;
+    ``own read-out`` is the logit lens, the model's final norm and unembedding.
 
     Args:
-        ours: the gradients of the model's last prediction.
-        task: says what prompts show.
-        inputs: the prompts.
-        one: the algorithm.
+        model: a model that capture supports.
+        task: task of the sequences.
+        batch: the sequences.
+
+    Returns:
+        answers by lens and depth.
     """
-    theirs = gradients(lambda x: one(task.examples(x))[:, -1], inputs)
+    acts = capture(model, batch, ["resid_pre", "resid_post"])
+    positions, cut = list(task.extract_examples(batch.inputs).positions), len(batch) // 2
+    scored = batch.weight[:cut, positions] > 0
+    targets = task.convert_targets(batch)[:cut, positions][scored]
+    answers = {}
+    for name, stream in zip(depth_names(acts.layers), stream_by_depth(acts), strict=True):
+        weight, constant, _ = fit_ridge(stream[:cut, positions][scored], targets)
+        answers["affine lens", name] = stream[:, positions].double() @ weight + constant
+        with torch.no_grad():
+            answers["own read-out", name] = task.convert_predictions(acts.readout.compute_output(stream[:, positions]))
+    return answers
+
+
+def compare_context_weights(
+    model_gradients: Float[Tensor, "batch out pos d_in"],
+    task: InContextTask,
+    inputs: Float[Tensor, "batch pos d_in"],
+    fitted: FittedAlgorithm,
+) -> list[float]:
+    """Compute the cosine between the gradients of both last predictions by the context (Akyürek et al. 2023).
+
+    Args:
+        model_gradients: gradients of the model's last prediction by the inputs.
+        task: task of the prompts; it groups the inputs of the context.
+        inputs: the prompts.
+        fitted: the algorithm.
+
+    Returns:
+        for every group of inputs the mean over sequences, 0 where a prediction does not depend on the group.
+    """
+    algorithm_gradients = compute_input_gradients(lambda x: fitted(task.extract_examples(x))[:, -1], inputs)
     return [
-        float(cosine_similarity(ours[:, :, group].flatten(1), theirs[:, :, group].flatten(1), eps=1e-30).mean())
-        for group in task.shown(inputs).values()
+        float(
+            cosine_similarity(
+                model_gradients[:, :, group].flatten(1), algorithm_gradients[:, :, group].flatten(1), eps=1e-30
+            ).mean()
+        )
+        for group in task.gradient_masks(inputs).values()
     ]
 
 
-def gradients(predict: Predictor, inputs: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch out pos d_in"]:
-    """The gradient of every coordinate of a prediction (batch, out) by its inputs, in float64; sequences must not
-    influence one another.
+def compute_input_gradients(
+    predict: Predictor, inputs: Float[Tensor, "batch pos d_in"]
+) -> Float[Tensor, "batch out pos d_in"]:
+    """Compute the gradient of every coordinate of a prediction by its inputs, in float64.
+
+    Args:
+        predict: maps inputs to predictions with the axes batch and out; sequences must be independent.
+        inputs: inputs of the sequences.
+
+    Returns:
+        the gradients.
     """
     x = inputs.detach().clone().requires_grad_()
     with torch.enable_grad():

@@ -1,4 +1,4 @@
-"""The numbers of an algorithm that bring its predictions nearest to a model's."""
+"""Fit of the hyperparameters of an algorithm to the predictions of a model."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,151 +11,178 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from mesascope.tasks.algorithms import Algorithm
-from mesascope.tasks.icl.context import Examples
+from mesascope.tasks.icl.context import ContextExamples
 
 Answers = Float[Tensor, "batch place out"]
 Weight = Float[Tensor, "batch place"]
-VALUES = {0: 1, 1: 17, 2: 7}  # of each parameter that are tried side by side, by how many parameters there are
-EVALUATIONS = 24  # for each parameter, of looking closer
-BESIDE = 4  # how many iterations before and after the best on the grid are looked at more closely
-ENOUGH = 128  # sequences to fit on
+GRID_SIZE = {0: 1, 1: 17, 2: 7}  # grid points of each hyperparameter, by the number of hyperparameters
+MAX_EVALUATIONS = 24  # of the refinement, for each hyperparameter
+NUM_NEIGHBOURS = 4  # iterations before and after the best on the grid that are refined
+MAX_SEQUENCES = 128  # sequences to fit on
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Fitted:
-    """An algorithm with its numbers.
+class FittedAlgorithm:
+    """An algorithm with fitted hyperparameters.
 
     Attributes:
-        algorithm: which.
-        iteration: how many iterations.
-        parameters: the others, by name.
+        algorithm: the algorithm.
+        iteration: number of iterations.
+        hyperparameters: the other hyperparameters, by name.
     """
 
     algorithm: Algorithm
     iteration: int
-    parameters: Mapping[str, float]
+    hyperparameters: Mapping[str, float]
 
     @property
     def name(self) -> str:
-        """What it is called with its iterations."""
-        return self.algorithm.called(self.iteration)
+        """The display name, with the number of iterations."""
+        return self.algorithm.display_name(self.iteration)
 
     @property
-    def free(self) -> int:
-        """How many numbers were fitted."""
-        return len(self.algorithm.parameters) + (len(self.algorithm.ticks) > 1)
+    def num_fitted(self) -> int:
+        """The number of fitted hyperparameters, the number of iterations included."""
+        return len(self.algorithm.hyperparameter_bounds) + (len(self.algorithm.iteration_grid) > 1)
 
-    def __call__(self, shown: Examples) -> Answers:
-        """What it predicts."""
-        return self.algorithm.predict(shown, (self.iteration,), **self.parameters)[0]
+    def __call__(self, context: ContextExamples) -> Answers:
+        """Return the predictions of the algorithm at the queries.
+
+        Args:
+            context: in-context examples and queries.
+
+        Returns:
+            the predictions.
+        """
+        return self.algorithm.predict(context, (self.iteration,), **self.hyperparameters)[0]
 
 
-def fit(algorithm: Algorithm, shown: Examples, target: Answers, weight: Weight) -> Fitted:
-    """The iteration and the parameters that come nearest to some predictions.
+def fit_hyperparameters(
+    algorithm: Algorithm, context: ContextExamples, target: Answers, weight: Weight
+) -> FittedAlgorithm:
+    """Fit the number of iterations and the hyperparameters of an algorithm to some predictions.
 
-    All iterations are tried on a grid of parameters. Since many steps of one size are nearly fewer of another, the best
-    one there and those beside it are then looked at with parameters between the values of the grid; and if another is
-    the best then, those beside that one, until none is better.
+    All iterations are evaluated on a grid of hyperparameters. Many steps of one size nearly equal fewer of another, so
+    the best iteration on the grid and its neighbours are then refined between the grid points (Nelder & Mead); if a
+    neighbour becomes the best, the neighbours of that one are refined too, until the best one does not change.
 
     Args:
-        algorithm: which.
-        shown: what the prompts show; the first 128 of them are looked at.
-        target: the predictions.
-        weight: how much each place counts.
+        algorithm: the algorithm.
+        context: in-context examples and queries; the first 128 sequences are used.
+        target: the predictions to fit.
+        weight: weight of each query.
+
+    Returns:
+        the algorithm with its hyperparameters.
 
     Raises:
-        ValueError: the algorithm predicts no finite number.
+        ValueError: no prediction of the algorithm is finite.
     """
-    shown, target, weight = shown.rows(slice(ENOUGH)), target[:ENOUGH], weight[:ENOUGH]
-    values = _spread(algorithm.parameters)
-    (coarse,) = _misses(algorithm, shown, [target], weight, values)
+    context, target, weight = (
+        context.select_sequences(slice(MAX_SEQUENCES)),
+        target[:MAX_SEQUENCES],
+        weight[:MAX_SEQUENCES],
+    )
+    values = _log_grid(algorithm.hyperparameter_bounds)
+    (coarse,) = _grid_squared_errors(algorithm, context, [target], weight, values)
     if not coarse.isfinite().any():
-        raise ValueError(f"{algorithm.name} must come near to a prediction, but predicts no finite number")
-    middle, best = -1, int(coarse.amin(1).argmin())
+        raise ValueError(f"{algorithm.name} must make finite predictions, but makes none; narrow its bounds")
+    previous, best = -1, int(coarse.amin(1).argmin())
     if not values:
-        return Fitted(algorithm=algorithm, iteration=algorithm.ticks[best], parameters={})
-    found: dict[int, tuple[float, Mapping[str, float]]] = {}
-    while best != middle:
-        middle = best
-        for number in range(max(0, middle - BESIDE), min(len(coarse), middle + BESIDE + 1)):
-            if number not in found:
-                one = replace(algorithm, ticks=(algorithm.ticks[number],))
+        return FittedAlgorithm(algorithm=algorithm, iteration=algorithm.iteration_grid[best], hyperparameters={})
+    refined: dict[int, tuple[float, Mapping[str, float]]] = {}
+    while best != previous:
+        previous = best
+        for number in range(max(0, previous - NUM_NEIGHBOURS), min(len(coarse), previous + NUM_NEIGHBOURS + 1)):
+            if number not in refined:
+                one = replace(algorithm, iteration_grid=(algorithm.iteration_grid[number],))
                 start = {name: float(each[int(coarse[number].argmin())]) for name, each in values.items()}
-                found[number] = _closer(one, shown, target, weight, start)
-        best = min(found, key=lambda number: found[number][0])
-    return Fitted(algorithm=algorithm, iteration=algorithm.ticks[best], parameters=found[best][1])
+                refined[number] = _refine_hyperparameters(one, context, target, weight, start)
+        best = min(refined, key=lambda number: refined[number][0])
+    return FittedAlgorithm(
+        algorithm=algorithm, iteration=algorithm.iteration_grid[best], hyperparameters=refined[best][1]
+    )
 
 
-def fit_iterations(found: Fitted, shown: Examples, targets: Sequence[Answers], weight: Weight) -> list[Fitted]:
-    """For each of some predictions, the iteration that comes nearest, all other numbers as they are; of an algorithm
-    without iterations, the other numbers, from a grid.
+def fit_iterations(
+    fitted_algorithm: FittedAlgorithm, context: ContextExamples, targets: Sequence[Answers], weight: Weight
+) -> list[FittedAlgorithm]:
+    """Fit the number of iterations of a fitted algorithm to other predictions, with all other hyperparameters fixed.
+
+    The hyperparameters of an algorithm without iterations are fitted on the grid.
 
     Args:
-        found: the algorithm as it was fitted to something else.
-        shown, weight: as for :func:`fit`.
-        targets: the predictions.
+        fitted_algorithm: the algorithm as fitted to other predictions.
+        context: in-context examples and queries; the first 128 sequences are used.
+        targets: the predictions to fit, each by itself.
+        weight: weight of each query.
+
+    Returns:
+        a fitted algorithm for each of the predictions.
     """
-    algorithm, numbers = found.algorithm, found.parameters
-    values = _spread({} if algorithm.unit else algorithm.parameters)
-    if algorithm.unit:
-        values = {name: torch.tensor([value], dtype=torch.float64) for name, value in numbers.items()}
-    shown, weight = shown.rows(slice(ENOUGH)), weight[:ENOUGH]
+    algorithm, fixed = fitted_algorithm.algorithm, fitted_algorithm.hyperparameters
+    values = _log_grid({} if algorithm.iteration_unit else algorithm.hyperparameter_bounds)
+    if algorithm.iteration_unit:
+        values = {name: torch.tensor([value], dtype=torch.float64) for name, value in fixed.items()}
+    context, weight = context.select_sequences(slice(MAX_SEQUENCES)), weight[:MAX_SEQUENCES]
     fitted = []
-    for miss in _misses(algorithm, shown, [target[:ENOUGH] for target in targets], weight, values):
-        tick, value = divmod(int(miss.argmin()), miss.shape[1])
+    for errors in _grid_squared_errors(
+        algorithm, context, [target[:MAX_SEQUENCES] for target in targets], weight, values
+    ):
+        tick, value = divmod(int(errors.argmin()), errors.shape[1])
         parameters = {name: float(each[value]) for name, each in values.items()}
-        fitted.append(Fitted(algorithm=algorithm, iteration=algorithm.ticks[tick], parameters=parameters))
+        fitted.append(
+            FittedAlgorithm(algorithm=algorithm, iteration=algorithm.iteration_grid[tick], hyperparameters=parameters)
+        )
     return fitted
 
 
-def _closer(
-    one: Algorithm, shown: Examples, target: Answers, weight: Weight, start: Mapping[str, float]
+def _refine_hyperparameters(
+    algorithm: Algorithm, context: ContextExamples, target: Answers, weight: Weight, start: Mapping[str, float]
 ) -> tuple[float, Mapping[str, float]]:
-    """How near one iteration can come, and with which parameters near those of the grid (Nelder & Mead, in the
-    logarithm).
-    """
+    # Nelder-Mead in the logarithm of the hyperparameters, from the best point of the grid
 
-    def miss(point: Float[np.ndarray, "_"]) -> float:
+    def squared_error_at(point: Float[np.ndarray, "_"]) -> float:
         values = {
             name: torch.tensor([math.exp(each)], dtype=torch.float64) for name, each in zip(start, point, strict=True)
         }
-        (found,) = _misses(one, shown, [target], weight, values)
-        return min(float(found), np.finfo(float).max)
+        (squared_error,) = _grid_squared_errors(algorithm, context, [target], weight, values)
+        return min(float(squared_error), np.finfo(float).max)
 
-    low, high = np.log(list(one.parameters.values())).T
-    point, stride = np.clip(np.log(list(start.values())), low, high), (high - low) / (VALUES[len(start)] - 1)
+    low, high = np.log(list(algorithm.hyperparameter_bounds.values())).T
+    point, stride = np.clip(np.log(list(start.values())), low, high), (high - low) / (GRID_SIZE[len(start)] - 1)
     corners = np.vstack([point, point + np.diag(np.where(point + stride > high, -stride, stride)) / 2])
-    options = {"initial_simplex": corners, "maxfev": EVALUATIONS * len(start), "xatol": 1e-6, "fatol": 0.0}
-    result = minimize(miss, point, method="Nelder-Mead", bounds=list(zip(low, high, strict=True)), options=options)
+    options = {"initial_simplex": corners, "maxfev": MAX_EVALUATIONS * len(start), "xatol": 1e-6, "fatol": 0.0}
+    result = minimize(
+        squared_error_at, point, method="Nelder-Mead", bounds=list(zip(low, high, strict=True)), options=options
+    )
     return float(result.fun), {name: math.exp(each) for name, each in zip(start, result.x, strict=True)}
 
 
-def _misses(
+def _grid_squared_errors(
     algorithm: Algorithm,
-    shown: Examples,
+    context: ContextExamples,
     targets: Sequence[Answers],
     weight: Weight,
     values: Mapping[str, Float[Tensor, " value"]],
 ) -> list[Float[Tensor, "iteration value"]]:
-    """For each of some predictions, the squared distance after every iteration with every value; infinite where the
-    algorithm leaves all numbers.
-    """
-    side_by_side = {name: each.to(weight)[:, None, None, None, None] for name, each in values.items()}
-    path = algorithm.predict(shown, algorithm.ticks, **side_by_side)
-    found = []
+    # infinite where the predictions of the algorithm overflow
+    on_new_axes = {name: each.to(weight)[:, None, None, None, None] for name, each in values.items()}
+    path = algorithm.predict(context, algorithm.iteration_grid, **on_new_axes)
+    errors = []
     for target in targets:
-        miss = ((path - target).square().sum(-1) * weight).sum((-1, -2)).reshape(len(algorithm.ticks), -1)
-        found.append(torch.where(miss.isfinite(), miss, torch.inf))
-    return found
+        error = ((path - target).square().sum(-1) * weight).sum((-1, -2)).reshape(len(algorithm.iteration_grid), -1)
+        errors.append(torch.where(error.isfinite(), error, torch.inf))
+    return errors
 
 
-def _spread(bounds: Mapping[str, tuple[float, float]]) -> dict[str, Float[Tensor, " value"]]:
-    """All combinations of values between bounds, evenly spaced in the logarithm: one list for each parameter."""
+def _log_grid(bounds: Mapping[str, tuple[float, float]]) -> dict[str, Float[Tensor, " value"]]:
+    # all combinations of values, one flat list for each hyperparameter
     if not bounds:
         return {}
-    lines = [
-        torch.logspace(math.log2(low), math.log2(high), VALUES[len(bounds)], base=2, dtype=torch.float64)
+    per_parameter = [
+        torch.logspace(math.log2(low), math.log2(high), GRID_SIZE[len(bounds)], base=2, dtype=torch.float64)
         for low, high in bounds.values()
     ]
-    grid = torch.meshgrid(*lines, indexing="ij")
+    grid = torch.meshgrid(*per_parameter, indexing="ij")
     return {name: each.flatten() for name, each in zip(bounds, grid, strict=True)}

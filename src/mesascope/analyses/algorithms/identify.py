@@ -1,4 +1,4 @@
-"""Which algorithm a model runs: the one whose predictions, errors and weights on the prompt are nearest to its own."""
+"""Identification of the algorithm whose predictions, errors and weights on the context agree best with a model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,224 +11,270 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mesascope.analyses.algorithms.agreement import (
-    Asked,
+    PredictionsAtQueries,
     Predictor,
-    asked,
-    gradients,
-    predicted,
-    read_at_every_depth,
-    weights_alike,
+    compare_context_weights,
+    compute_input_gradients,
+    predict_at_queries,
+    read_answers_by_depth,
+    run_predictor,
 )
-from mesascope.analyses.algorithms.fit import Answers, Fitted, fit, fit_iterations
-from mesascope.analyses.instrument import instrument
-from mesascope.analyses.statistics import halves
-from mesascope.axes import label
+from mesascope.analyses.algorithms.fit import Answers, FittedAlgorithm, fit_hyperparameters, fit_iterations
+from mesascope.analyses.base import analysis
+from mesascope.analyses.nulls import Null, with_null
+from mesascope.axes import to_data_array
+from mesascope.statistics import bootstrap_counts, derangement, split_halves
 from mesascope.tasks.algorithms import Algorithm
 from mesascope.tasks.base import Batch, Task
-from mesascope.tasks.icl.base import InContext
+from mesascope.tasks.icl.base import InContextTask
 
-DRAWS = 1000  # of the bootstrap over sequences
-LEVEL = (0.025, 0.975)
-RESOLUTION = 1e-3  # of similarity: below it algorithms are not told apart, for their numbers are fitted no finer
-MOST = 1e9  # times the variance: so far off are predictions without bounds, that they leave numbers
-NONE = "none of these"
-TRAINED = "as in training"
+BOOTSTRAP_DRAWS = 1000  # of the bootstrap over sequences
+INTERVAL_QUANTILES = (0.025, 0.975)
+RESOLUTION = 1e-3  # of similarity: smaller differences are not resolved, since hyperparameters are fitted no finer
+MAX_RELATIVE_DISTANCE = 1e9  # times the variance: cap on the distance of diverging predictions, which may be infinite
+NO_ALGORITHM = "none of these"
+TRAINING_DISTRIBUTION = "as in training"
 
 
-@instrument(title="Which algorithm", steps="last", order=15)
+@analysis(
+    title="Nearest algorithm",
+    description="""
+        Agreement of the model with algorithms that it may have learned. The hyperparameters of each algorithm
+        (iterations, step size, ridge) are fitted to the predictions of the model on half of the sequences; everything
+        is evaluated on the other half, and on sequences of other distributions with the same hyperparameters.
+        Similarity of predictions: the fraction of the variance of the model's predictions that those of the algorithm
+        explain, position by position (1: equal; 0: no better than their mean). Of errors: the cosine between both
+        errors (Fu et al. 2024). Of weights: the cosine between the gradients of both last predictions by the context,
+        averaged over sequences (Akyürek et al. 2023). Null: the same algorithm with the context of another sequence and
+        the same query. The model is identified with the most similar algorithm; among those that a bootstrap over
+        sequences does not distinguish from it, with the one with the fewest fitted hyperparameters; and with none of
+        them if the most similar one is no better than its null. Layers: the same for a linear probe, fitted to the
+        answers on the first half, and for the logit lens, at every depth; only the number of iterations is fitted
+        again.
+    """,
+    input="model",
+    steps="last",
+)
 def which_algorithm(
     model: PreTrainedModel | Predictor,
     task: Task,
     batch: Batch,
     seed: int = 0,
     layers: bool = True,
-    elsewhere: bool = True,
+    shifted: bool = True,
     iterations: int | None = None,
 ) -> xr.Dataset:
-    """The algorithms that a model may have learned, held against what it does. The numbers of each (iterations, step,
-    ridge) are fitted to the model's predictions on half of the sequences; everything is told of the other half, and of
-    sequences from other distributions with the same numbers. Similarity of predictions: the share of the variance of
-    the model's predictions that the algorithm's explain, position by position (1: the same; 0: no better than their
-    mean). Of errors: the cosine between both errors (Fu et al. 2024). Of weights: the mean cosine, over sequences,
-    between the gradients of both last predictions by what the prompt shows (Akyürek et al. 2023). Null: the same
-    algorithm, what is asked unchanged, but the examples those of another sequence. The model is named after the
-    nearest algorithm; of those that a bootstrap over sequences cannot tell from it, after the one with the fewest
-    fitted numbers; and none of these, if the nearest is no better than its null. Layers: the same for what an affine
-    lens, fitted to the answers on the first half, reads at every depth, and for the model's own read-out there; of
-    algorithms with iterations only these are fitted anew.
+    """Compare a model with the algorithms of its task, and identify it with one of them.
 
     Args:
-        model: one of ours, or a function from inputs to predictions.
-        task: learned in context; it gives the algorithms and the other distributions.
-        batch: sequences of the task, 32 or more.
-        seed: of the sequences from other distributions, and of the bootstrap.
-        layers: whether layers are read, too; of a model alone.
-        elsewhere: whether other distributions are looked at, too.
-        iterations: that algorithms with iterations make; as many as fit best by default.
+        model: a model of this package, or a function from inputs to predictions.
+        task: an in-context learning task; it defines the algorithms and the other distributions.
+        batch: 32 or more sequences of the task.
+        seed: seed of the sequences of other distributions, and of the bootstrap.
+        layers: whether the residual stream is read at every depth, too; ignored for functions.
+        shifted: whether other distributions are evaluated, too.
+        iterations: number of iterations of iterative algorithms; fitted by default.
+
+    Returns:
+        ``similarity`` by distribution, algorithm and statistic, with ``similarity_null`` of the predictions on the
+        training distribution; ``error`` of the algorithms and ``model_error``; ``named``, the identified algorithm;
+        by algorithm ``low`` and ``high`` (interval of the similarity), ``distinguishable``, ``display_name``,
+        ``iterations``, ``fitted`` and ``hyperparameters``; and ``layer_similarity``, ``layer_iterations`` and
+        ``layer_nearest`` by depth.
+
+    Raises:
+        ValueError: the task is not learned in context, there are fewer than 32 sequences, or a prediction is not
+            finite.
     """
-    if not isinstance(task, InContext):
+    if not isinstance(task, InContextTask):
         raise ValueError(f"a task must be learned in context to have algorithms, but {type(task).__name__} is not")
     if len(batch) < 32:
-        raise ValueError(f"algorithms are fitted and told apart over 32 sequences or more, but got {len(batch)}")
-    first, second = (batch[rows] for rows in halves(len(batch)))
-    here, there = asked(model, task, first), asked(model, task, second)
-    read = read_at_every_depth(model, task, batch) if layers and isinstance(model, PreTrainedModel) else {}
-    cut, found, by_layer = len(first), {}, {}
-    for algorithm in (_limited(each, iterations) for each in task.algorithms()):
-        ours = found[algorithm.name] = fit(algorithm, here.shown, here.prediction, here.weight)
-        fitted = fit_iterations(ours, here.shown, [values[:cut] for values in read.values()], here.weight)
-        by_layer[algorithm.name] = dict(zip(read, fitted, strict=True))
+        raise ValueError(
+            f"algorithms are compared over 32 sequences or more, but got {len(batch)}; pass a larger batch"
+        )
+    first, second = (batch[rows] for rows in split_halves(len(batch)))
+    fitting, scoring = predict_at_queries(model, task, first), predict_at_queries(model, task, second)
+    answers = read_answers_by_depth(model, task, batch) if layers and isinstance(model, PreTrainedModel) else {}
+    cut, fitted_algorithms, by_layer = len(first), {}, {}
+    for algorithm in (_limit_iterations(each, iterations) for each in task.candidate_algorithms()):
+        fitted_algorithm = fitted_algorithms[algorithm.name] = fit_hyperparameters(
+            algorithm, fitting.context, fitting.prediction, fitting.weight
+        )
+        fitted = fit_iterations(
+            fitted_algorithm, fitting.context, [values[:cut] for values in answers.values()], fitting.weight
+        )
+        by_layer[algorithm.name] = dict(zip(answers, fitted, strict=True))
+    named, null = _identify_algorithm(scoring, fitted_algorithms, seed)
     return xr.Dataset(
-        _by_setting(model, task, there, found, task.shifts() if elsewhere else {}, seed)
-        | _named(there, found, seed)
-        | _by_depth(there, {place: values[cut:] for place, values in read.items()}, by_layer)
+        _compare_by_distribution(
+            model, task, scoring, fitted_algorithms, task.distribution_shifts() if shifted else {}, seed, null
+        )
+        | named
+        | _compare_by_depth(scoring, {position: values[cut:] for position, values in answers.items()}, by_layer)
     )
 
 
-def _limited(algorithm: Algorithm, iterations: int | None) -> Algorithm:
-    """An algorithm that makes so many iterations, if it makes any."""
-    if iterations is None or not algorithm.unit or iterations not in algorithm.ticks:
+def _limit_iterations(algorithm: Algorithm, iterations: int | None) -> Algorithm:
+    if iterations is None or not algorithm.iteration_unit or iterations not in algorithm.iteration_grid:
         return algorithm
-    return replace(algorithm, ticks=(iterations,))
+    return replace(algorithm, iteration_grid=(iterations,))
 
 
-def _by_setting(
+def _compare_by_distribution(
     model: PreTrainedModel | Predictor,
-    task: InContext,
-    there: Asked,
-    found: Mapping[str, Fitted],
-    shifts: Mapping[str, InContext],
+    task: InContextTask,
+    scoring: PredictionsAtQueries,
+    fitted: Mapping[str, FittedAlgorithm],
+    shifts: Mapping[str, InContextTask],
     seed: int,
+    null: Null,
 ) -> dict[str, xr.DataArray]:
-    """Similarities and errors, on sequences as in training and on others."""
-    settings, left_out = {TRAINED: there}, {}
+    distributions, left_out = {TRAINING_DISTRIBUTION: scoring}, {}
     for name, shifted in shifts.items():
-        drawn = shifted.sample(len(there.batch), torch.Generator().manual_seed(seed)).to(there.batch.inputs.device)
+        batch = shifted.sample(len(scoring.batch), torch.Generator().manual_seed(seed)).to(scoring.batch.inputs.device)
         try:
-            settings[name] = asked(model, task, drawn)
+            distributions[name] = predict_at_queries(model, task, batch)
         except torch.OutOfMemoryError:
             raise
-        except (ValueError, IndexError, RuntimeError) as error:  # such as of a sequence longer than the context
+        except (ValueError, IndexError, RuntimeError) as error:  # for example of a sequence longer than the context
             left_out[name] = " ".join(str(error).split())
-    stats = ["predictions", "errors", *(f"weights: {group}" for group in task.shown(there.batch.inputs))]
-    alike = [_likeness(model, task, each, list(found.values())) for each in settings.values()]
-    own = [[each.loss(one(each.shown)) for one in found.values()] for each in settings.values()]
-    losses = [each.loss(each.prediction) for each in settings.values()]
-    names, where = {"predictor": list(found)}, {"setting": list(settings)}
+    stats = ["predictions", "errors", *(f"weights: {group}" for group in task.gradient_masks(scoring.batch.inputs))]
+    similarities = [_compute_similarities(model, task, each, list(fitted.values())) for each in distributions.values()]
+    errors = [
+        [each.mean_squared_error(one(each.context)) for one in fitted.values()] for each in distributions.values()
+    ]
+    losses = [each.mean_squared_error(each.prediction) for each in distributions.values()]
+    names, distribution_coords = {"predictor": list(fitted)}, {"distribution": list(distributions)}
     unit = "squared units of the answers"
-    similarity = label(
-        np.array(alike),
-        "setting",
+    similarity = to_data_array(
+        np.array(similarities),
+        "distribution",
         "predictor",
         "stat",
         units="1",
-        about="similarity of the algorithm with the model",
-        coords=where | names | {"stat": stats},
+        description="similarity of the algorithm to the model",
+        coords=distribution_coords | names | {"stat": stats},
+    )
+    similarity = similarity.assign_attrs(
+        {f"left out: {name}": why for name, why in left_out.items()},
+        headline=1,
+        view="ranking",
+        first=TRAINING_DISTRIBUTION,
     )
     return {
-        "similarity": similarity.assign_attrs(
-            {f"left out: {name}": why for name, why in left_out.items()}, headline=1, view="ranking", first=TRAINED
-        ),
-        "error": label(
-            np.array(own), "setting", "predictor", units=unit, about="error of the algorithm", coords=where | names
+        **with_null("similarity", similarity, null),
+        "error": to_data_array(
+            np.array(errors),
+            "distribution",
+            "predictor",
+            units=unit,
+            description="error of the algorithm",
+            coords=distribution_coords | names,
         ).assign_attrs(scale="log"),
-        "model_error": label(
-            np.array(losses), "setting", units=unit, about="error of the model", coords=where
+        "model_error": to_data_array(
+            np.array(losses), "distribution", units=unit, description="error of the model", coords=distribution_coords
         ).assign_attrs(scale="log"),
     }
 
 
-def _likeness(
-    model: PreTrainedModel | Predictor, task: InContext, each: Asked, found: Sequence[Fitted]
+def _compute_similarities(
+    model: PreTrainedModel | Predictor,
+    task: InContextTask,
+    queries: PredictionsAtQueries,
+    fitted: Sequence[FittedAlgorithm],
 ) -> list[list[float]]:
-    """All similarities of the algorithms with the model; of weights where predictions can be differentiated."""
-    inputs, place, weights = each.batch.inputs, each.shown.at[-1], [[] for _ in found]
-    if task.shown(inputs):
-        ours = gradients(lambda x: task.answers(predicted(model, x)[:, [place]])[:, 0], inputs)
-        weights = [weights_alike(ours, task, inputs, one) for one in found]
-    predictions = [one(each.shown) for one in found]
+    inputs, position, weights = queries.batch.inputs, queries.context.positions[-1], [[] for _ in fitted]
+    if task.gradient_masks(inputs):
+        model_gradients = compute_input_gradients(
+            lambda x: task.convert_predictions(run_predictor(model, x)[:, [position]])[:, 0], inputs
+        )
+        weights = [compare_context_weights(model_gradients, task, inputs, one) for one in fitted]
+    predictions = [one(queries.context) for one in fitted]
     return [
-        [each.similarity(answers), each.errors(answers), *alike]
-        for answers, alike in zip(predictions, weights, strict=True)
+        [queries.similarity(answers), queries.error_cosine(answers), *cosines]
+        for answers, cosines in zip(predictions, weights, strict=True)
     ]
 
 
-def _named(there: Asked, found: Mapping[str, Fitted], seed: int) -> dict[str, xr.DataArray]:
-    """The nearest algorithm, what it is held against, and which others cannot be told from it."""
-    fitted, spread, generator = list(found.values()), there.spread, torch.Generator().manual_seed(seed)
-    partners = _cycle(len(spread), generator).to(spread.device)
-    miss = torch.stack([there.misses(one(there.shown)) for one in fitted]).clamp_max(MOST * float(spread.mean()))
-    null = torch.stack([_null(there, one, partners) for one in fitted])
-    times = _bootstrap(len(spread), generator).to(spread.device)
-    whole = spread @ times
-    alike, beyond = 1 - miss @ times / whole, (null - miss) @ times / whole
-    best = int(miss.sum(1).argmin())
-    apart = (alike[best] - alike).quantile(LEVEL[0], dim=1) > RESOLUTION
-    beats = bool(spread.sum() > 0) and bool(beyond[best].quantile(LEVEL[0]) > 0)
-    near = [n for n in range(len(fitted)) if not apart[n]]
-    chosen = min(near, key=lambda n: (fitted[n].free, float(miss[n].sum())))
-    numbers = ["; ".join(f"{key} {value:.3g}" for key, value in one.parameters.items()) for one in fitted]
+def _identify_algorithm(
+    scoring: PredictionsAtQueries, by_name: Mapping[str, FittedAlgorithm], seed: int
+) -> tuple[dict[str, xr.DataArray], Null]:
+    fitted, variance, generator = list(by_name.values()), scoring.total_variance, torch.Generator().manual_seed(seed)
+    partners = derangement(len(variance), generator).to(variance.device)
+    error = torch.stack([scoring.squared_error(one(scoring.context)) for one in fitted]).clamp_max(
+        MAX_RELATIVE_DISTANCE * float(variance.mean())
+    )
+    null = torch.stack([_null_distance(scoring, one, partners) for one in fitted])
+    counts = bootstrap_counts(len(variance), BOOTSTRAP_DRAWS, generator).to(variance.device)
+    resampled_variance = variance @ counts
+    similarity, null_margin = 1 - error @ counts / resampled_variance, (null - error) @ counts / resampled_variance
+    nearest = int(error.sum(1).argmin())
+    distinguishable = (similarity[nearest] - similarity).quantile(INTERVAL_QUANTILES[0], dim=1) > RESOLUTION
+    above_null = bool(variance.sum() > 0) and bool(null_margin[nearest].quantile(INTERVAL_QUANTILES[0]) > 0)
+    candidates = [n for n in range(len(fitted)) if not distinguishable[n]]
+    chosen = min(candidates, key=lambda n: (fitted[n].num_fitted, float(error[n].sum())))
+    hyperparameters = ["; ".join(f"{key} {value:.3g}" for key, value in one.hyperparameters.items()) for one in fitted]
 
-    def table(values: Tensor | Sequence, units: str, about: str) -> xr.DataArray:
-        return label(values, "predictor", units=units, about=about, coords={"predictor": list(found)})
+    def label_algorithms(values: Tensor | Sequence, units: str, about: str) -> xr.DataArray:
+        return to_data_array(values, "predictor", units=units, description=about, coords={"predictor": list(by_name)})
 
+    control = label_algorithms(
+        1 - null.sum(1) / variance.sum(), "1", "the same with the context of another sequence, or 0 if that is more"
+    )
     return {
-        "named": label(
-            np.array(fitted[chosen].name if beats else NONE), units="text", about="what the model is named after"
+        "named": to_data_array(
+            np.array(fitted[chosen].name if above_null else NO_ALGORITHM),
+            units="text",
+            description="algorithm with which the model is identified",
         ),
-        "low": table(alike.quantile(LEVEL[0], dim=1), "1", "similarity of predictions, lower end of its interval"),
-        "high": table(alike.quantile(LEVEL[1], dim=1), "1", "similarity of predictions, upper end of its interval"),
-        "null": table(
-            1 - null.sum(1) / spread.sum(), "1", "the same with another sequence's examples, or 0 if that is more"
-        ),
-        "apart": table(apart.int(), "1", "whether it can be told from the nearest one"),
-        "called": table([one.name for one in fitted], "text", "what it is called with its iterations"),
-        "iterations": table([one.iteration for one in fitted], "1", "iterations, as fitted"),
-        "fitted": table(
-            [next(iter(one.parameters.values()), float("nan")) for one in fitted],
+        "low": label_algorithms(
+            similarity.quantile(INTERVAL_QUANTILES[0], dim=1),
             "1",
-            "the first other number, as fitted",
+            "similarity of predictions, lower end of its interval",
         ),
-        "numbers": table(numbers, "text", "all other numbers, as fitted"),
-    }
+        "high": label_algorithms(
+            similarity.quantile(INTERVAL_QUANTILES[1], dim=1),
+            "1",
+            "similarity of predictions, upper end of its interval",
+        ),
+        "distinguishable": label_algorithms(
+            distinguishable.int(), "1", "1 if it is distinguishable from the most similar algorithm"
+        ),
+        "display_name": label_algorithms([one.name for one in fitted], "text", "name with its iterations"),
+        "iterations": label_algorithms([one.iteration for one in fitted], "1", "iterations, as fitted"),
+        "fitted": label_algorithms(
+            [next(iter(one.hyperparameters.values()), float("nan")) for one in fitted],
+            "1",
+            "the first other hyperparameter, as fitted",
+        ),
+        "hyperparameters": label_algorithms(hyperparameters, "text", "all other hyperparameters, as fitted"),
+    }, Null(name="context shuffled", value=control)
 
 
-def _null(there: Asked, one: Fitted, partners: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-    """How far the model's predictions are from the algorithm's with another sequence's examples, or from their own
-    mean: from what is nearer. An algorithm that uses no examples is held against the mean.
-    """
-    spread, answers = there.spread, one(there.shown)
-    swapped = one(there.shown.swapped(partners))
-    other = there.misses(swapped)
-    return spread if torch.equal(answers, swapped) or float(other.sum()) > float(spread.sum()) else other
+def _null_distance(
+    scoring: PredictionsAtQueries, fitted: FittedAlgorithm, partners: Int[Tensor, " batch"]
+) -> Float[Tensor, " batch"]:
+    # distance of the model's predictions from those of the algorithm with shuffled context, or from their mean if that
+    # is less; algorithms that ignore the context are compared with the mean
+    variance, answers = scoring.total_variance, fitted(scoring.context)
+    shuffled = fitted(scoring.context.with_shuffled_context(partners))
+    error = scoring.squared_error(shuffled)
+    return variance if torch.equal(answers, shuffled) or float(error.sum()) > float(variance.sum()) else error
 
 
-def _cycle(count: int, generator: torch.Generator) -> Int[Tensor, " batch"]:
-    """For every sequence another one."""
-    order = torch.randperm(count, generator=generator)
-    partner = torch.empty_like(order)
-    partner[order] = order.roll(1)
-    return partner
-
-
-def _bootstrap(count: int, generator: torch.Generator) -> Float[Tensor, "batch draw"]:
-    """How often each sequence comes in every draw with replacement."""
-    drawn = torch.randint(0, count, (count, DRAWS), generator=generator)
-    return torch.zeros(count, DRAWS, dtype=torch.float64).scatter_add_(0, drawn, torch.ones_like(drawn).double())
-
-
-def _by_depth(
-    there: Asked, read: Mapping[tuple[str, str], Answers], by_layer: Mapping[str, Mapping[tuple[str, str], Fitted]]
+def _compare_by_depth(
+    scoring: PredictionsAtQueries,
+    answers: Mapping[tuple[str, str], Answers],
+    by_layer: Mapping[str, Mapping[tuple[str, str], FittedAlgorithm]],
 ) -> dict[str, xr.DataArray]:
-    """By lens and depth, how near each algorithm comes to what is read, and with how many iterations."""
-    if not read:
+    if not answers:
         return {}
-    lenses, names = list(dict.fromkeys(lens for lens, _ in read)), list(dict.fromkeys(depth for _, depth in read))
-    near = np.array(
+    lenses, names = list(dict.fromkeys(lens for lens, _ in answers)), list(dict.fromkeys(depth for _, depth in answers))
+    similarities = np.array(
         [
             [
                 [
-                    there.read_as(read[lens, depth]).similarity(one[lens, depth](there.shown))
+                    scoring.with_prediction(answers[lens, depth]).similarity(one[lens, depth](scoring.context))
                     for one in by_layer.values()
                 ]
                 for lens in lenses
@@ -240,24 +286,26 @@ def _by_depth(
         [[[one[lens, depth].iteration for one in by_layer.values()] for lens in lenses] for depth in names]
     )
     coords = {"layer": names, "lens": lenses, "predictor": list(by_layer)}
-    ordered = np.nan_to_num(near[:, 0], nan=-np.inf)
+    ordered = np.nan_to_num(similarities[:, 0], nan=-np.inf)
     nearest = [
-        list(by_layer.values())[column][lenses[0], names[n]].name if ordered[n, column] > 0 else NONE
+        list(by_layer.values())[column][lenses[0], names[n]].name if ordered[n, column] > 0 else NO_ALGORITHM
         for n, column in enumerate(ordered.argmax(1))
     ]
-    about = "similarity of predictions with what a lens reads at this depth"
+    about = "similarity of predictions to the readout at this depth"
 
-    def table(values: np.ndarray, about: str) -> xr.DataArray:
-        return label(values, "layer", "lens", "predictor", units="1", about=about, coords=coords)
+    def label_depths(values: np.ndarray, about: str) -> xr.DataArray:
+        return to_data_array(values, "layer", "lens", "predictor", units="1", description=about, coords=coords)
 
     return {
-        "layer_similarity": table(near, about),
-        "layer_iterations": table(iterations, "iterations that come nearest to it, all other numbers as the model's"),
-        "layer_nearest": label(
+        "layer_similarity": label_depths(similarities, about),
+        "layer_iterations": label_depths(
+            iterations, "most similar number of iterations, with all other hyperparameters as fitted to the model"
+        ),
+        "layer_nearest": to_data_array(
             np.array(nearest),
             "layer",
             units="text",
-            about="the algorithm that is nearest to what the affine lens reads",
+            description="algorithm that is most similar to the affine lens",
             coords={"layer": names},
         ),
     }

@@ -1,4 +1,4 @@
-"""Whether a layer has multiplied every coordinate of an input with its mean product with the answers."""
+"""Linear probe for preprocessed inputs: every coordinate times its mean product with the answers."""
 
 import torch
 import xarray as xr
@@ -6,71 +6,78 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mesascope.activations import Capture
-from mesascope.analyses.base import measure
-from mesascope.analyses.statistics import halves, r_squared, ridge_fit
-from mesascope.analyses.stream.probes import depth_names, depths
-from mesascope.axes import label
+from mesascope.analyses.base import analysis
+from mesascope.analyses.nulls import Null, with_null
+from mesascope.analyses.stream.probes import depth_names, stream_by_depth
+from mesascope.axes import to_data_array
+from mesascope.statistics import fit_ridge, r_squared, split_halves
 
 Inputs = Float[Tensor, "batch pos feature"]
 
 
-@measure(title="Are inputs preprocessed", sites=["resid_pre", "resid_post"], order=21)
-def preprocessing(recorded: Capture, seed: int = 0) -> xr.Dataset:
-    """How well r_j x_j, every coordinate of an input times its mean product with the answers shown (r_j, the mean of
-    x_ij y_i), can be read from the residual stream at every depth: R² of an affine map, fitted by ridge regression on
-    half of the sequences and scored on the other half. At the embedding it is what the raw input says. Where the input
-    is asked, and where it is shown, apart. Null: the same inputs times the products of another sequence, of which
-    nothing can be known. What attention under a plain step of gradient descent writes, the sum of r_j x_j over
-    coordinates, has an R² of about one over their number. The algorithm is that of Chen et al. 2024 (arXiv 2408.04532);
-    the reading is ours.
+@analysis(
+    title="Preprocessed inputs",
+    description="""
+        R² of a linear probe for r_j x_j in the residual stream at every depth: every coordinate of an input times its
+        mean product with the in-context answers, where r_j is the mean of x_ij y_i. The probe is fitted by ridge
+        regression on half of the sequences and scored on the other half, separately for the query input and for the
+        inputs of the in-context examples. At the embedding it shows how much the raw input explains. Null: the same
+        inputs times the products of another sequence, about which the prompt has no information. For comparison, the
+        attention output under a step of plain gradient descent, the sum of r_j x_j over coordinates, has an R² of about
+        one over the number of coordinates. The algorithm is that of Chen et al. 2024 (arXiv 2408.04532); the probe is
+        ours.
+    """,
+    sites=["resid_pre", "resid_post"],
+)
+def preprocessing(acts: Capture, seed: int = 0) -> xr.Dataset:
+    """Probe the residual stream at every depth for inputs times their mean product with the answers.
 
     Args:
-        recorded: a capture of four sequences or more whose positions are pairs, an input and its answer, the last of
-            which asks.
-        seed: of the exchange of sequences.
+        acts: a capture of four or more sequences whose positions are pairs of an input and its answer; the last one is
+            the query.
+        seed: seed of the permutation of sequences.
+
+    Returns:
+        ``explained`` (R² for the query input) and ``explained_context`` (R² for the inputs of the examples) by depth,
+        each with its null.
+
+    Raises:
+        ValueError: positions are not pairs, or there are fewer than four sequences.
     """
-    x, y = _pairs(recorded)
+    x, y = _split_pairs(acts)
     product = (x[:, :-1] * y[:, :-1]).mean(1, keepdim=True)
     shift = int(torch.randint(1, len(x), (1,), generator=torch.Generator().manual_seed(seed)))
-    told, null = product * x, product.roll(shift, 0) * x
-    stream = depths(recorded)
+    preprocessed, null = product * x, product.roll(shift, 0) * x
+    stream = stream_by_depth(acts)
     last, before = slice(-1, None), slice(0, -1)
-    named = {"layer": depth_names(recorded.layers)}
-    about = "R² of r_j x_j, read by an affine map, on held-out sequences"
+    named = {"layer": depth_names(acts.layers)}
+    about = "R² of a linear probe for r_j x_j on held-out sequences"
 
-    def table(target: Inputs, where: slice, what: str) -> xr.DataArray:
-        found = [_explained(each[:, where], target[:, where]) for each in stream]
-        return label(torch.tensor(found), "layer", units="1", about=what, coords=named)
+    def probe_depths(target: Inputs, where: slice, what: str) -> xr.DataArray:
+        scores = [_probe_r_squared(each[:, where], target[:, where]) for each in stream]
+        return to_data_array(torch.tensor(scores), "layer", units="1", description=what, coords=named)
 
-    control = "the products of another sequence"
+    def build_null(where: slice) -> Null:
+        return Null(
+            name="products shuffled", value=probe_depths(null, where, "the same with the products of another sequence")
+        )
+
+    query = probe_depths(preprocessed, last, f"{about}, at the query").assign_attrs(headline=1)
+    context = probe_depths(preprocessed, before, f"{about}, at the in-context examples")
     return xr.Dataset(
-        {
-            "explained": table(told, last, f"{about}, where the input is asked").assign_attrs(headline=1),
-            "explained_null": table(null, last, f"the same with {control}").assign_attrs(
-                control_of="explained", control=control
-            ),
-            "explained_shown": table(told, before, f"{about}, where inputs are shown"),
-            "explained_shown_null": table(null, before, f"the same with {control}").assign_attrs(
-                control_of="explained_shown", control=control
-            ),
-        }
+        with_null("explained", query, build_null(last)) | with_null("explained_context", context, build_null(before))
     )
 
 
-def _pairs(recorded: Capture) -> tuple[Inputs, Float[Tensor, "batch pos 1"]]:
-    """The inputs and the answers.
-
-    Raises:
-        ValueError: positions are no pairs.
-    """
-    batch = recorded.batch
+def _split_pairs(acts: Capture) -> tuple[Inputs, Float[Tensor, "batch pos 1"]]:
+    batch = acts.batch
     if batch is None or not batch.inputs.is_floating_point() or batch.targets.shape[-1:] != (1,):
         raise ValueError("preprocessing needs a capture of a Batch of vectors with one answer each; give it one")
     scored = (batch.weight > 0).any(0)
     if bool(scored[:-1].any()) or not bool(scored[-1]) or bool((batch.inputs[:, -1, -1] != 0).any()):
         raise ValueError(
-            "preprocessing needs positions that are an input and its answer, the last one asking with 0 in its place, "
-            "but these are not; use a task of layout joined"
+            "preprocessing needs positions that are an input and its answer, with answer 0 at the last one, the query, "
+            "but got others; use a task of layout joined"
         )
     if len(batch) < 4:
         raise ValueError(f"preprocessing needs four sequences or more, but got {len(batch)}")
@@ -78,8 +85,9 @@ def _pairs(recorded: Capture) -> tuple[Inputs, Float[Tensor, "batch pos 1"]]:
     return inputs[..., :-1], inputs[..., -1:]
 
 
-def _explained(stream: Float[Tensor, "batch place d_model"], target: Float[Tensor, "batch place feature"]) -> float:
-    """R² on the second half of the sequences of a map that was fitted on the first."""
-    fitted, scored = halves(len(stream))
-    weight, constant, _ = ridge_fit(stream[fitted].flatten(0, 1), target[fitted].flatten(0, 1))
+def _probe_r_squared(
+    stream: Float[Tensor, "batch place d_model"], target: Float[Tensor, "batch place feature"]
+) -> float:
+    fitted, scored = split_halves(len(stream))
+    weight, constant, _ = fit_ridge(stream[fitted].flatten(0, 1), target[fitted].flatten(0, 1))
     return r_squared(stream[scored].flatten(0, 1).double() @ weight + constant, target[scored].flatten(0, 1))

@@ -1,1 +1,1 @@
-"""What heads, layers and positions are worth: analyses that change the model."""
+"""Analyses that edit the model: ablation, pruning, masking and scaling."""

@@ -1,4 +1,4 @@
-"""What a head is worth: the loss without it."""
+"""Ablation of heads and of groups of heads."""
 
 from dataclasses import replace
 from itertools import combinations
@@ -7,18 +7,29 @@ import xarray as xr
 from transformers import PreTrainedModel
 
 from mesascope.activations import capture
-from mesascope.analyses.instrument import instrument
-from mesascope.axes import label
+from mesascope.analyses.base import analysis
+from mesascope.axes import to_data_array
 from mesascope.interventions.edits import mean, resample
-from mesascope.interventions.head_effects import rises
+from mesascope.interventions.head_effects import measure_edit_effects
 from mesascope.interventions.metrics import task_loss
 from mesascope.tasks.base import Batch, Task
 
-MOST_HEADS = 6  # 63 groups in a layer; with more there would be hundreds
+MAX_HEADS = 6  # 63 groups in a layer; with more heads there would be hundreds
 
 
-@instrument(title="What each head is worth", steps="last", order=50)
-def ablation(
+@analysis(
+    title="Head ablation",
+    description="""
+        Increase of the loss when the output of a head is replaced: by its mean over sequences at the same position
+        (mean ablation), or by its value on another sequence (resample ablation). Mean ablation removes the content of
+        the head; resample ablation replaces it by content that belongs to another sequence. Both are applied to every
+        head and to every group of heads within a layer. A head without an effect on the loss has no causal role,
+        even if its scores are high.
+    """,
+    input="model",
+    steps="last",
+)
+def head_ablation(
     model: PreTrainedModel,
     task: Task,
     batch: Batch,
@@ -27,58 +38,68 @@ def ablation(
     groups: bool = True,
     sequences: int = 256,
 ) -> xr.Dataset:
-    """How much the loss rises when the output of a head is replaced: by its mean over sequences at the same position
-    (mean), or by what it is on another sequence (resample). The mean takes the head's content away; resampling also
-    puts a wrong content in its place. Done for every head and for every group of heads within a layer. A head without
-    an effect on the loss is no cause, whatever its role.
+    """Compute the increase of the loss under mean and resample ablation of heads and of groups of heads.
 
     Args:
         model: a model that capture supports.
-        task: whose loss is meant.
+        task: task whose loss is computed.
         batch: sequences; the loss is the mean over their positions from ``first`` on.
-        first: positions before this one are left out.
-        seed: of the order in which sequences are exchanged.
+        first: positions before this one are left out of the loss.
+        seed: seed of the permutation of sequences.
         groups: whether groups of heads are ablated too.
-        sequences: at most so many of the batch are used.
+        sequences: maximum number of sequences of the batch that are used.
+
+    Returns:
+        ``cost`` by layer, head and kind of ablation, ``group_cost`` by layer, group and kind, and the ``loss`` of the
+        intact model.
+
+    Raises:
+        ValueError: groups are requested in layers of more than 6 heads.
     """
     batch = batch[:sequences]
-    recorded = capture(model, batch, ["head_out"])
-    layers, heads = recorded["head_out"].shape[0], recorded["head_out"].shape[3]
-    named = {"+".join(map(str, group)): group for group in _groups(heads, groups)}
-    kinds = {"mean": mean("head_out", recorded), "resample": resample("head_out", recorded, seed=seed)}
+    acts = capture(model, batch, ["z"])
+    layers, heads = acts["z"].shape[0], acts["z"].shape[3]
+    named = {"+".join(map(str, group)): group for group in _list_groups(heads, groups)}
+    kinds = {"mean": mean("z", acts), "resample": resample("z", acts, seed=seed)}
     edits = [
-        replace(everywhere, where={"layer": layer, "head": list(group)})
+        replace(edit, where={"layer": layer, "head": list(group)})
         for layer in range(layers)
         for group in named.values()
-        for everywhere in kinds.values()
+        for edit in kinds.values()
     ]
-    intact, rise = rises(model, batch, edits, task_loss(task, batch, first))
-    cost = rise.mean(1).float().reshape(layers, len(named), len(kinds))
+    intact, loss_increase = measure_edit_effects(model, batch, edits, task_loss(task, batch, first))
+    mean_increase = loss_increase.mean(1).float().reshape(layers, len(named), len(kinds))
     unit, stats = "units of the loss", {"stat": list(kinds)}
-    by_head = label(
-        cost[:, :heads], "layer", "head", "stat", units=unit, about="rise of the loss without this head", coords=stats
+    by_head = to_data_array(
+        mean_increase[:, :heads],
+        "layer",
+        "head",
+        "stat",
+        units=unit,
+        description="increase of the loss when this head is ablated",
+        coords=stats,
     )
-    by_group = label(
-        cost,
+    by_group = to_data_array(
+        mean_increase,
         "layer",
         "component",
         "stat",
         units=unit,
-        about="rise of the loss without these heads of one layer",
+        description="increase of the loss when these heads of one layer are ablated",
         coords={**stats, "component": list(named)},
     )
     return xr.Dataset(
         {
             "cost": by_head.assign_attrs(headline=1),
             "group_cost": by_group.assign_attrs(view="table"),
-            "loss": label(float(intact.mean()), units=unit, about="loss of the intact model"),
+            "loss": to_data_array(float(intact.mean()), units=unit, description="loss of the intact model"),
         }
     )
 
 
-def _groups(heads: int, groups: bool) -> list[tuple[int, ...]]:
-    """Every head alone, then every larger group."""
-    if groups and heads > MOST_HEADS:
-        raise ValueError(f"groups need at most {MOST_HEADS} heads in a layer, but got {heads}; use groups=False")
-    largest = heads if groups else 1
+def _list_groups(heads: int, include_groups: bool) -> list[tuple[int, ...]]:
+    # single heads first
+    if include_groups and heads > MAX_HEADS:
+        raise ValueError(f"groups need at most {MAX_HEADS} heads in a layer, but got {heads}; use groups=False")
+    largest = heads if include_groups else 1
     return [group for size in range(1, largest + 1) for group in combinations(range(heads), size)]

@@ -1,4 +1,4 @@
-"""Which layers need many heads: what is left of a model when heads are taken away, one by one and all but one."""
+"""Pruning of heads: the loss when single heads are ablated, and when most heads of a layer are."""
 
 import math
 import warnings
@@ -11,139 +11,164 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mesascope.activations import Edit, NothingChanged, capture
-from mesascope.analyses.instrument import instrument
-from mesascope.axes import label
+from mesascope.activations import Edit, EditHadNoEffect, capture
+from mesascope.analyses.base import analysis
+from mesascope.axes import to_data_array
 from mesascope.interventions.edits import mean, zero
-from mesascope.interventions.head_effects import rises
+from mesascope.interventions.head_effects import measure_edit_effects
 from mesascope.interventions.metrics import Metric, task_loss
 from mesascope.tasks.base import Batch, Task
 
-KINDS = ("mean", "zero")
-ALL = "all heads"
-FIRST = "all in the first layer, one in each later one"
-LATER = "one in the first layer, all in later ones"
-SWAPPED = "one in the first layer, as many in all as above"
-SINGLE = "one in each layer"
-KEPT = (ALL, FIRST, LATER, SWAPPED, SINGLE)
+PRUNING_KINDS = ("mean", "zero")
+ALL_HEADS = "all heads"
+ALL_IN_FIRST_LAYER = "all in the first layer, one in each later one"
+ALL_IN_LATER_LAYERS = "one in the first layer, all in later ones"
+REVERSED_SAME_NUMBER = "one in the first layer, as many in all as above"
+ONE_PER_LAYER = "one in each layer"
+HEAD_SETS = (ALL_HEADS, ALL_IN_FIRST_LAYER, ALL_IN_LATER_LAYERS, REVERSED_SAME_NUMBER, ONE_PER_LAYER)
 
-Damage = Float[Tensor, "layer head"]
+AblationEffect = Float[Tensor, "layer head"]
 
 
-@instrument(title="Which layers need many heads", steps="ends", order=51)
+@analysis(
+    title="Head pruning per layer",
+    description="""
+        Increase of the loss when each head is ablated, how evenly it is distributed over the heads of a layer, and the
+        loss when only the most important heads are kept. Two kinds of ablation: the head's output is replaced by its
+        mean over sequences at the same position (mean), or by zero (zero). The normalised entropy is the entropy of the
+        increases as fractions of their sum, over that of equal fractions: 1 where all heads of a layer matter equally,
+        0 where one head does, undefined where none does. The heads that are kept are those with the largest increase
+        under the same kind of ablation; nothing is retrained. Chen et al. 2024 (arXiv 2408.04532) keep all heads of the
+        first layer and one in each later layer. Controls: one head in the first layer and all in later ones, and one in
+        the first layer with as many heads in total.
+    """,
+    input="model",
+    steps="ends",
+)
 def pruning(model: PreTrainedModel, task: Task, batch: Batch, first: int = 0, sequences: int = 1024) -> xr.Dataset:
-    """How much the loss rises without each head, how evenly that is spread over the heads of a layer, and what the loss
-    is when only the heads that matter most are kept. A head is taken away in two ways: its output is replaced by its
-    mean over sequences at the same position (mean), or by nothing (zero). The spread is the entropy of the damage by
-    heads as shares, over that of equal shares: 1 where all heads of a layer matter alike, 0 where one does; no number
-    where none does. Kept heads are those whose damage is largest, by the same way of taking away; nothing is trained
-    again. After Chen et al. 2024 (arXiv 2408.04532), who keep all heads of the first layer and one in each later one;
-    here beside it the other way round, with all heads of later layers, and with no more heads in all than there.
+    """Compute the ablation effect of every head, its entropy within layers, and the loss of pruned models.
 
     Args:
-        model: a model that capture supports, of two layers or more with two heads or more in each.
-        task: whose loss is meant.
+        model: a model that capture supports, with two or more layers of two or more heads.
+        task: task whose loss is computed.
         batch: sequences; the loss is the mean over their positions from ``first`` on.
-        first: positions before this one are left out.
-        sequences: at most so many of the batch are used.
+        first: positions before this one are left out of the loss.
+        sequences: maximum number of sequences of the batch that are used.
+
+    Returns:
+        ``ablation_effect`` by layer, head and kind of ablation; ``entropy`` by layer and kind; and
+        ``pruned_loss_mean`` and ``pruned_loss_zero`` by the set of heads that are kept.
 
     Raises:
-        ValueError: there is one layer alone, or one head in each.
+        ValueError: the model has one layer, or a layer has one head.
     """
     batch = batch[:sequences]
-    recorded = capture(model, batch, ["head_out"])
-    layers, heads = recorded["head_out"].shape[0], recorded["head_out"].shape[3]
+    acts = capture(model, batch, ["z"])
+    layers, heads = acts["z"].shape[0], acts["z"].shape[3]
     if layers < 2 or heads < 2:
         raise ValueError(f"pruning needs two layers and two heads in each, or more, but got {layers} and {heads}")
-    kinds = {"mean": mean("head_out", recorded), "zero": zero("head_out")}
+    kinds = {"mean": mean("z", acts), "zero": zero("z")}
     loss = task_loss(task, batch, first)
-    intact, damage = _damage(model, batch, list(kinds.values()), loss, layers, heads)
-    unit, stats = "units of the loss", {"stat": list(KINDS)}
-    found = {
-        "damage": label(
-            torch.stack(damage, -1),
+    intact, effects = _ablate_each_head(model, batch, list(kinds.values()), loss, layers, heads)
+    unit, stats = "units of the loss", {"stat": list(PRUNING_KINDS)}
+    variables = {
+        "ablation_effect": to_data_array(
+            torch.stack(effects, -1),
             "layer",
             "head",
             "stat",
             units=unit,
-            about="rise of the loss without this head",
+            description="increase of the loss when this head is ablated",
             coords=stats,
         ),
-        "spread": label(
-            torch.stack([spread(each) for each in damage], -1),
+        "entropy": to_data_array(
+            torch.stack([normalized_entropy(each) for each in effects], -1),
             "layer",
             "stat",
             units="1",
-            about="entropy of the damage by heads of a layer, over that of equal shares",
+            description="entropy of the ablation effects of a layer's heads, over that of equal effects",
             coords=stats,
         ).assign_attrs(headline=1),
     }
-    for (name, kind), each in zip(kinds.items(), damage, strict=True):
-        left = [_without(model, batch, kind, dropped, loss) for dropped in arrangements(each).values()]
-        found[f"kept_{name}"] = label(
-            torch.tensor([intact, *left], dtype=torch.float64),
+    for (name, kind), each in zip(kinds.items(), effects, strict=True):
+        losses = [_loss_without_heads(model, batch, kind, dropped, loss) for dropped in heads_to_ablate(each).values()]
+        variables[f"pruned_loss_{name}"] = to_data_array(
+            torch.tensor([intact, *losses], dtype=torch.float64),
             "component",
             units=unit,
-            about=f"loss when only these heads are kept, of the others their {name}",
-            coords={"component": list(KEPT)},
-        ).assign_attrs(view="bars", title=f"heads kept, {name} ablation")
-    return xr.Dataset(found)
+            description=f"loss when only these heads are kept and the others are {name}-ablated",
+            coords={"component": list(HEAD_SETS)},
+        ).assign_attrs(view="bars", title=f"loss with pruned heads, {name} ablation")
+    return xr.Dataset(variables)
 
 
-def spread(damage: Damage) -> Float[Tensor, " layer"]:
-    """How evenly the damage is spread over heads: the entropy of its shares over that of equal ones; what does no harm
-    has no share, and where nothing does there is no number.
+def normalized_entropy(effect: AblationEffect) -> Float[Tensor, " layer"]:
+    """Compute the entropy of the ablation effects of a layer's heads, divided by that of equal effects.
 
-    >>> spread(torch.tensor([[1.0, 1.0], [3.0, 0.0], [-1.0, 0.0]])).tolist()
+    Args:
+        effect: increase of the loss when each head is ablated; negative values count as 0.
+
+    Returns:
+        a number from 0 to 1 for each layer, NaN where no head has a positive effect.
+
+    >>> normalized_entropy(torch.tensor([[1.0, 1.0], [3.0, 0.0], [-1.0, 0.0]])).tolist()
     [1.0, 0.0, nan]
     """
-    harm = damage.double().clamp_min(0)
-    share = harm / harm.sum(1, keepdim=True)
-    return torch.special.entr(share).sum(1) / math.log(damage.shape[1])
+    positive = effect.double().clamp_min(0)
+    fraction = positive / positive.sum(1, keepdim=True)
+    return torch.special.entr(fraction).sum(1) / math.log(effect.shape[1])
 
 
-def arrangements(damage: Damage) -> dict[str, list[list[int]]]:
-    """For every arrangement but the whole, which heads of each layer are dropped.
+def heads_to_ablate(effect: AblationEffect) -> dict[str, list[list[int]]]:
+    """Return the heads of each layer that are ablated, for every set of heads that is kept but the whole.
 
-    >>> arrangements(torch.tensor([[2.0, 1.0], [1.0, 2.0], [4.0, 3.0]]))[FIRST]
+    Args:
+        effect: increase of the loss when each head is ablated; heads with the largest are kept.
+
+    Returns:
+        ablated heads of each layer, by the name of the set that is kept.
+
+    >>> heads_to_ablate(torch.tensor([[2.0, 1.0], [1.0, 2.0], [4.0, 3.0]]))[ALL_IN_FIRST_LAYER]
     [[], [0], [1]]
     """
-    layers, heads = damage.shape
-    order = damage.argsort(dim=1, descending=True, stable=True).tolist()
-    everything, one = [[] for _ in range(layers)], [sorted(each[1:]) for each in order]
+    layers, heads = effect.shape
+    order = effect.argsort(dim=1, descending=True, stable=True).tolist()
+    none, all_but_best = [[] for _ in range(layers)], [sorted(each[1:]) for each in order]
     later = sorted(
-        ((float(damage[layer, head]), -layer, -head) for layer in range(1, layers) for head in order[layer][1:]),
+        ((float(effect[layer, head]), -layer, -head) for layer in range(1, layers) for head in order[layer][1:]),
         reverse=True,
     )
-    kept = {(-layer, -head) for _, layer, head in later[: heads - 1]}  # beside one in each layer
-    swapped = [[head for head in dropped if (layer, head) not in kept] for layer, dropped in enumerate(one)]
+    extra = {(-layer, -head) for _, layer, head in later[: heads - 1]}  # in addition to one in each layer
+    reversed_sets = [
+        [head for head in dropped if (layer, head) not in extra] for layer, dropped in enumerate(all_but_best)
+    ]
     return {
-        FIRST: [everything[0], *one[1:]],
-        LATER: [one[0], *everything[1:]],
-        SWAPPED: swapped,
-        SINGLE: one,
+        ALL_IN_FIRST_LAYER: [none[0], *all_but_best[1:]],
+        ALL_IN_LATER_LAYERS: [all_but_best[0], *none[1:]],
+        REVERSED_SAME_NUMBER: reversed_sets,
+        ONE_PER_LAYER: all_but_best,
     }
 
 
-def _damage(
+def _ablate_each_head(
     model: PreTrainedModel, batch: Batch, kinds: Sequence[Edit], loss: Metric, layers: int, heads: int
-) -> tuple[float, list[Damage]]:
-    """The intact loss, and for each kind its rise without every head."""
+) -> tuple[float, list[AblationEffect]]:
     edits = [
         replace(kind, where={"layer": layer, "head": [head]})
         for kind in kinds
         for layer in range(layers)
         for head in range(heads)
     ]
-    intact, rise = rises(model, batch, edits, loss)
-    return float(intact.mean()), list(rise.mean(1).reshape(len(kinds), layers, heads))
+    intact, increase = measure_edit_effects(model, batch, edits, loss)
+    return float(intact.mean()), list(increase.mean(1).reshape(len(kinds), layers, heads))
 
 
-def _without(model: PreTrainedModel, batch: Batch, kind: Edit, dropped: Sequence[Sequence[int]], loss: Metric) -> float:
-    """The loss when some heads of each layer are taken away."""
-    places: Mapping[int, list[int]] = {layer: list(heads) for layer, heads in enumerate(dropped) if heads}
-    edits = [replace(kind, where={"layer": layer, "head": heads}) for layer, heads in places.items()]
+def _loss_without_heads(
+    model: PreTrainedModel, batch: Batch, kind: Edit, ablated: Sequence[Sequence[int]], loss: Metric
+) -> float:
+    by_layer: Mapping[int, list[int]] = {layer: list(heads) for layer, heads in enumerate(ablated) if heads}
+    edits = [replace(kind, where={"layer": layer, "head": heads}) for layer, heads in by_layer.items()]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NothingChanged)  # heads that write nothing may be dropped
-        prediction = capture(model, batch, ["prediction"], edits=edits)["prediction"]
+        warnings.simplefilter("ignore", EditHadNoEffect)  # ablated heads may have no output
+        prediction = capture(model, batch, ["output"], edits=edits)["output"]
     return float(loss(prediction).mean())

@@ -1,4 +1,4 @@
-"""What is left of a model when all its parameters are made so large that its parts can only choose."""
+"""Saturation: the model compared with itself with all parameters multiplied by a large factor."""
 
 import copy
 
@@ -9,30 +9,45 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mesascope.activations import Capture, Reduction, capture
-from mesascope.analyses.instrument import instrument
-from mesascope.axes import label
+from mesascope.activations.hooks.attention_interface import attn_implementation
+from mesascope.analyses.base import analysis
+from mesascope.axes import to_data_array
 from mesascope.tasks.base import Batch, Task
 
-SEEN = 1e-5  # attention above which a position is attended to, as Merrill et al. count it
+ATTENDED_THRESHOLD = 1e-5  # attention above which a position counts as attended to, as in Merrill et al. 2021
 
 Pattern = Float[Tensor, "batch head query key"]
 
 
-@instrument(title="Saturation", steps="ends", order=30)
+@analysis(
+    title="Saturation",
+    description=f"""
+        Comparison of the model with the same model with all parameters multiplied by a large factor, both in float64.
+        The cosine of both residual streams after every layer, averaged over positions; and for every head of the scaled
+        model the number of positions that it attends to (weights above {ATTENDED_THRESHOLD:g}) and the fraction of its
+        attention on
+        later positions, averaged over queries. A model is saturated where the cosine is 1 (Merrill et al. 2021; the
+        fraction on later positions is ours).
+    """,
+    input="model",
+    steps="ends",
+)
 def saturation(
     model: PreTrainedModel, task: Task, batch: Batch, factor: float = 1000.0, sequences: int = 64
 ) -> xr.Dataset:
-    """The model beside itself with all parameters multiplied by a large factor, both in float64: the cosine of what
-    stands in the stream after every layer, mean over positions; and of every head of the large one, how many positions
-    it attends to (weights above 1e-5) and which share of its attention lies on later positions, both the mean over
-    queries. A model is saturated where the cosine is 1. Merrill et al. 2021; the share on later positions is ours.
+    """Compare the model with a copy whose parameters are multiplied by a large factor.
 
     Args:
         model: a model that capture supports; it is copied.
-        task: whose sequences they are.
+        task: task of the sequences.
         batch: sequences.
-        factor: on all parameters.
-        sequences: at most so many of the batch are used.
+        factor: factor on all parameters.
+        sequences: maximum number of sequences of the batch that are used.
+
+    Returns:
+        ``cosine`` by layer; ``attended`` (number of positions), ``later`` (fraction of attention on later positions) of
+        the scaled model and ``later_now`` of the model as it is, by layer and head; and ``attended_in_order``, the
+        values of ``attended`` in descending order.
 
     Raises:
         ValueError: the factor is not above 0.
@@ -40,71 +55,92 @@ def saturation(
     if not factor > 0:
         raise ValueError(f"factor must be above 0, but got {factor}")
     batch = batch[:sequences].to(batch.inputs.device, torch.float64)
-    plain, large = (_looked_at(_scaled(model, each), batch) for each in (1.0, factor))
-    cosine = torch.nn.functional.cosine_similarity(plain["resid_post"], large["resid_post"], dim=-1)
-    layers = {"layer": list(plain.layers)}
-    attended, later = large["attended"].mean(1), large["later"].mean(1)
-    now = plain["later"].mean(1)
-    share = "share of attention on later positions"
-    found = {
-        "cosine": label(
-            cosine.mean((1, 2)), "layer", units="1", about="cosine of the stream with that of the large model"
+    unscaled, scaled = (_capture_reduced(_scale_parameters(model, each), batch) for each in (1.0, factor))
+    cosine = torch.nn.functional.cosine_similarity(unscaled["resid_post"], scaled["resid_post"], dim=-1)
+    layers = {"layer": list(unscaled.layers)}
+    attended, later = scaled["attended"].mean(1), scaled["later"].mean(1)
+    later_unscaled = unscaled["later"].mean(1)
+    description = "fraction of attention on later positions"
+    variables = {
+        "cosine": to_data_array(
+            cosine.mean((1, 2)),
+            "layer",
+            units="1",
+            description="cosine of the residual stream with that of the scaled model",
         ).assign_attrs(headline=1),
-        "attended": label(
+        "attended": to_data_array(
             attended,
             "layer",
             "head",
             units="positions",
-            about=f"positions with more than {SEEN:g} of a head's attention, large model",
+            description=(
+                f"number of positions with more than {ATTENDED_THRESHOLD:g} of a head's attention, scaled model"
+            ),
         ),
-        "attended_in_order": label(
+        "attended_in_order": to_data_array(
             attended.flatten().sort(descending=True).values,
             "rank",
             units="positions",
-            about="the same of all heads, in order",
+            description="the same of all heads, in descending order",
         ).assign_attrs(view="curves", headline=1),
-        "later": label(later, "layer", "head", units="1", about=f"{share}, large model").assign_attrs(headline=1),
-        "later_now": label(now, "layer", "head", units="1", about=f"{share}, the model as it is"),
+        "later": to_data_array(
+            later, "layer", "head", units="1", description=f"{description}, scaled model"
+        ).assign_attrs(headline=1),
+        "later_now": to_data_array(
+            later_unscaled, "layer", "head", units="1", description=f"{description}, model as it is"
+        ),
     }
     return xr.Dataset(
-        {name: each.assign_coords(layers) if "layer" in each.dims else each for name, each in found.items()}
+        {name: each.assign_coords(layers) if "layer" in each.dims else each for name, each in variables.items()}
     )
 
 
-def attended(pattern: Pattern) -> Float[Tensor, "batch head"]:
-    """Positions with more than :data:`SEEN` of a query's attention, mean over queries.
+def count_attended_positions(pattern: Pattern) -> Float[Tensor, "batch head"]:
+    """Count the positions with more than 1e-5 of a query's attention, averaged over queries.
 
-    >>> attended(torch.eye(4).expand(1, 1, 4, 4)).tolist(), attended(torch.full((1, 1, 4, 4), 0.25)).tolist()
-    ([[1.0]], [[4.0]])
+    Args:
+        pattern: attention weights of one layer.
+
+    Returns:
+        the mean number of positions.
+
+    >>> count_attended_positions(torch.eye(4).expand(1, 1, 4, 4)).tolist()
+    [[1.0]]
+    >>> count_attended_positions(torch.full((1, 1, 4, 4), 0.25)).tolist()
+    [[4.0]]
     """
-    return (pattern > SEEN).sum(-1).to(pattern.dtype).mean(-1)
+    return (pattern > ATTENDED_THRESHOLD).sum(-1).to(pattern.dtype).mean(-1)
 
 
-def on_later(pattern: Pattern) -> Float[Tensor, "batch head"]:
-    """The share of attention on positions after the query, mean over queries.
+def fraction_on_later(pattern: Pattern) -> Float[Tensor, "batch head"]:
+    """Compute the fraction of attention on positions after the query, averaged over queries.
 
-    >>> on_later(torch.full((1, 1, 4, 4), 0.25)).tolist()
+    Args:
+        pattern: attention weights of one layer.
+
+    Returns:
+        the mean fraction.
+
+    >>> fraction_on_later(torch.full((1, 1, 4, 4), 0.25)).tolist()
     [[0.375]]
     """
     return pattern.triu(1).sum(-1).mean(-1)
 
 
-def _scaled(model: PreTrainedModel, factor: float) -> PreTrainedModel:
-    """A copy in float64 whose parameters are so many times as large, with the eager kernel, which gives its weights."""
-    large = copy.deepcopy(model)
-    if large.config._attn_implementation != "eager":
-        large.set_attn_implementation("eager")
-    torch.nn.Module.to(large, dtype=torch.float64)  # in place
+def _scale_parameters(model: PreTrainedModel, factor: float) -> PreTrainedModel:
+    scaled = copy.deepcopy(model)
+    if attn_implementation(scaled) != "eager":  # the implementation that returns attention weights
+        scaled.set_attn_implementation("eager")
+    torch.nn.Module.to(scaled, dtype=torch.float64)  # in place
     with torch.no_grad():
-        for parameter in large.parameters():
+        for parameter in scaled.parameters():
             parameter.mul_(factor)
-    return large
+    return scaled
 
 
-def _looked_at(model: PreTrainedModel, batch: Batch) -> Capture:
-    """The stream, and what becomes of attention; patterns are not kept."""
-    reduce = {
-        "attended": Reduction(site="pattern", fn=attended, axes=("batch", "head")),
-        "later": Reduction(site="pattern", fn=on_later, axes=("batch", "head")),
+def _capture_reduced(model: PreTrainedModel, batch: Batch) -> Capture:
+    reduce = {  # patterns are reduced at once, because they are large
+        "attended": Reduction(site="pattern", fn=count_attended_positions, axes=("batch", "head")),
+        "later": Reduction(site="pattern", fn=fraction_on_later, axes=("batch", "head")),
     }
     return capture(model, batch, ["resid_post"], reduce=reduce)

@@ -1,1 +1,1 @@
-"""What attention heads do."""
+"""Scores of attention heads."""

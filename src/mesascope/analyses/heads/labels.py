@@ -1,75 +1,84 @@
-"""What heads are called: the roles that several instruments found, as text."""
+"""Role labels of heads, combined from the results of several analyses."""
 
 from collections.abc import Mapping
 
 import numpy as np
 import xarray as xr
 
-from mesascope.analyses.heads.repeated_tokens import LEAST_MASS
-from mesascope.axes import label
+from mesascope.analyses.heads.repeated_tokens import MIN_ATTENTION
+from mesascope.axes import to_data_array
 
-SIGNED = {  # instrument -> what its role of 1 and of -1 is called
+SIGN_LABELS = {  # analysis -> label of its roles 1 and -1
     "similarity": ("similarity", "negative similarity"),
     "token_similarity": ("similarity", "negative similarity"),
-    "copying": ("copying", "subtracting"),
-    "token_copying": ("copying", "taking away"),
+    "value_copying": ("copying", "subtracting"),
+    "ov_copying_score": ("copying", "anti-copying"),
 }
-PLACES = ("first", "self", "previous", "two back")  # position scores that are shares of the attention
+POSITION_STATS = ("first", "self", "previous", "two back")  # position scores that are fractions of the attention
 
 
-def role_names(found: Mapping[str, xr.Dataset]) -> xr.DataArray:
-    """The roles of every head, joined by commas; empty where there is none.
+def label_head_roles(results: Mapping[str, xr.Dataset]) -> xr.DataArray:
+    """Return the roles of every head, joined by commas; empty where a head has none.
 
-    A role is what its instrument says it is: of `similarity` and `copying` (`token_similarity`, `token_copying`) by
-    their sign, of `repeats` and `roles` by name. Of the position scores the largest share counts, if it is 0.3 or more
-    and more than uniform attention would have. Averaging is no role here: it is what untrained heads do.
+    Roles of ``similarity``, ``token_similarity``, ``value_copying`` and ``ov_copying_score`` are given by their sign,
+    those of ``natural_induction`` and ``repeated_token_heads`` by name. Of the scores of ``positional_attention`` the
+    largest fraction of the attention counts, if it is 0.3 or more and above that of uniform attention. Averaging is not
+    a role here, because heads of untrained models average.
 
     Args:
-        found: results of any of these instruments by name; others are passed over.
+        results: results of these analyses by name; others are ignored.
+
+    Returns:
+        the roles by layer and head, as text.
 
     Raises:
-        ValueError: there is none of them.
+        ValueError: no result is of one of these analyses.
 
     >>> role = xr.DataArray([[1, 0, -1]], dims=("layer", "head"))
-    >>> role_names({"copying": xr.Dataset({"role": role})}).values.tolist()
+    >>> label_head_roles({"value_copying": xr.Dataset({"role": role})}).values.tolist()
     [['copying', '', 'subtracting']]
     """
-    grids = [_signed(found[name]["role"], *words) for name, words in SIGNED.items() if name in found]
-    if "repeats" in found:
-        grids.append(_above(found["repeats"]["score"], found["repeats"]["score_bound"]))
-    if "roles" in found:
-        grids.append(found["roles"]["role"].transpose("layer", "head").values)
-    if "position" in found:
-        grids.append(_placed(found["position"]))
+    grids = [_name_signs(results[name]["role"], *words) for name, words in SIGN_LABELS.items() if name in results]
+    if "natural_induction" in results:
+        grids.append(
+            _name_above_threshold(
+                results["natural_induction"]["score"], results["natural_induction"]["score_threshold"]
+            )
+        )
+    if "repeated_token_heads" in results:
+        grids.append(results["repeated_token_heads"]["role"].transpose("layer", "head").values)
+    if "positional_attention" in results:
+        grids.append(_name_position(results["positional_attention"]))
     if not grids:
-        raise ValueError(f"roles must come from an instrument that tells them, but got {', '.join(found) or 'nothing'}")
+        raise ValueError(
+            f"roles must come from an analysis that reports roles, but got {', '.join(results) or 'no result'}; add "
+            "positional_attention, for example"
+        )
     layers, heads = grids[0].shape
     words = [[", ".join(filter(None, (g[k, h] for g in grids))) for h in range(heads)] for k in range(layers)]
-    some = next(iter(found.values()))
-    coords = {"layer": some["layer"].values} if "layer" in some.coords else {}
-    return label(words, "layer", "head", units="text", about="the roles of each head", coords=coords)
+    result = next(iter(results.values()))
+    coords = {"layer": result["layer"].values} if "layer" in result.coords else {}
+    return to_data_array(words, "layer", "head", units="text", description="the roles of each head", coords=coords)
 
 
-def _signed(role: xr.DataArray, positive: str, negative: str) -> np.ndarray:
-    """The name for each sign."""
+def _name_signs(role: xr.DataArray, positive: str, negative: str) -> np.ndarray:
     signs = role.transpose("layer", "head").values
     return np.where(signs > 0, positive, np.where(signs < 0, negative, "")).astype(object)
 
 
-def _above(score: xr.DataArray, bound: xr.DataArray) -> np.ndarray:
-    """The names of the scores that lie above their bounds."""
-    beyond = (score > bound).transpose("layer", "head", "stat")
-    names = beyond["stat"].values.tolist()
-    words = [[", ".join(n for n, yes in zip(names, head, strict=True) if yes) for head in row] for row in beyond.values]
+def _name_above_threshold(score: xr.DataArray, threshold: xr.DataArray) -> np.ndarray:
+    above = (score > threshold).transpose("layer", "head", "stat")
+    names = above["stat"].values.tolist()
+    words = [[", ".join(n for n, yes in zip(names, head, strict=True) if yes) for head in row] for row in above.values]
     return np.array(words, dtype=object)
 
 
-def _placed(position: xr.Dataset) -> np.ndarray:
-    """The place that gets the largest share of the attention, if it is large enough."""
+def _name_position(position: xr.Dataset) -> np.ndarray:
     score, null = (
-        position[name].sel(stat=list(PLACES)).transpose("layer", "head", "stat") for name in ("score", "score_null")
+        position[name].sel(stat=list(POSITION_STATS)).transpose("layer", "head", "stat")
+        for name in ("score", "score_null")
     )
     best = score.argmax("stat").values
-    large = ((score >= LEAST_MASS) & (score > null)).values
-    kept = np.take_along_axis(large, best[..., None], -1)[..., 0]
-    return np.where(kept, np.array(PLACES, dtype=object)[best], "").astype(object)
+    has_role = ((score >= MIN_ATTENTION) & (score > null)).values
+    chosen = np.take_along_axis(has_role, best[..., None], -1)[..., 0]
+    return np.where(chosen, np.array(POSITION_STATS, dtype=object)[best], "").astype(object)

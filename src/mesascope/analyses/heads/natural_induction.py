@@ -1,4 +1,4 @@
-"""What heads do where a token has come before, in whatever sequences a model is used to."""
+"""Induction and duplicate-token scores on ordinary sequences, where tokens recur naturally."""
 
 import torch
 import xarray as xr
@@ -6,81 +6,106 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mesascope.activations import Capture
-from mesascope.analyses.base import measure
-from mesascope.analyses.heads.repeated_tokens import BAND, BY_CONTENT, LEAST_MASS
-from mesascope.axes import label
+from mesascope.analyses.base import analysis
+from mesascope.analyses.heads.repeated_tokens import CONTENT_ROLES, MIN_ATTENTION
+from mesascope.analyses.nulls import NULL_BAND_WIDTH, Null, with_null
+from mesascope.axes import to_data_array
 
 Rows = Bool[Tensor, "batch query key"]
 
 
-@measure(title="Where heads look when a token comes again", sites=["pattern"], steps="ends", order=44)
-def repeats(recorded: Capture, draws: int = 10, seed: int = 0) -> xr.Dataset:
-    """Attention to the places where the query's token came before (duplicate token) and to those after them
-    (induction; Olsson et al. 2022), averaged over the queries whose token came before. Unlike `roles` it needs no
-    sequences of its own, so what a head does in sequences that follow a rule is seen there. Null: the same attention
-    at the places of another sequence, query by query, so that a head which looks as far back whatever stands there
-    has the same score as its null. A head has a role where its score is above the null by 0.3 and by 4 standard
-    deviations over draws.
+@analysis(
+    title="Induction on natural sequences",
+    description=f"""
+        Attention to earlier occurrences of the query's token (duplicate token) and to the tokens after them (induction;
+        Olsson et al. 2022), averaged over the queries whose token has occurred before. Unlike repeated_token_heads it
+        needs no sequences of random tokens, and so also shows what heads do in sequences that follow a rule. Null: the
+        attention to the corresponding positions of another sequence, query by query; a head that attends to a fixed
+        distance for all tokens has the same score as its null. A head has a role where its score exceeds the
+        null by {MIN_ATTENTION} and by {NULL_BAND_WIDTH:g} standard deviations over draws.
+    """,
+    sites=["pattern"],
+    steps="ends",
+)
+def natural_induction(acts: Capture, draws: int = 10, seed: int = 0) -> xr.Dataset:
+    """Compute induction and duplicate-token scores of every head on ordinary sequences of tokens.
 
     Args:
-        recorded: a capture of tokens.
-        draws: how many exchanges of sequences make the null.
-        seed: of the exchanges.
+        acts: a capture of tokens, with ``pattern``.
+        draws: number of exchanges of sequences that the null is averaged over.
+        seed: seed of the exchanges.
+
+    Returns:
+        ``score`` by layer, head and statistic (``induction``, ``duplicate token``), ``score_null``, and
+        ``score_threshold`` above which a head has the role.
 
     Raises:
-        ValueError: the inputs are no tokens, there is one sequence alone, or no token ever comes again.
+        ValueError: the inputs are vectors, there is one sequence, or no token recurs.
     """
-    tokens, pattern = recorded.inputs, recorded["pattern"]
+    tokens, pattern = acts.inputs, acts["pattern"]
     if tokens.is_floating_point() or len(tokens) < 2:
-        raise ValueError(f"repeats needs two sequences of tokens or more, but got {tuple(tokens.shape)} {tokens.dtype}")
-    if len(recorded.queries) < tokens.shape[1]:
-        raise ValueError("repeats needs the rows of all queries, but queries= picked some; leave it out")
-    places = places_before(tokens)
-    if not places["induction"].any():
-        raise ValueError("repeats needs tokens that come again, but in these sequences none does")
-    score = torch.stack([_mass(pattern, places[name]) for name in BY_CONTENT], -1)
+        raise ValueError(
+            f"natural_induction needs two sequences of tokens or more, but got {tuple(tokens.shape)} {tokens.dtype}"
+        )
+    if len(acts.queries) < tokens.shape[1]:
+        raise ValueError("natural_induction needs all queries, but queries= selected some; omit queries=")
+    occurrences = earlier_occurrences(tokens)
+    if not occurrences["induction"].any():
+        raise ValueError("natural_induction needs tokens that recur, but none does in these sequences; capture others")
+    score = torch.stack([_attention_to_keys(pattern, occurrences[name]) for name in CONTENT_ROLES], -1)
     generator = torch.Generator().manual_seed(seed)
-    other = [torch.randint(1, len(tokens), (1,), generator=generator).item() for _ in range(draws)]
+    shifts = [torch.randint(1, len(tokens), (1,), generator=generator).item() for _ in range(draws)]
     null = torch.stack(
-        [torch.stack([_mass(pattern, places[name].roll(int(k), 0)) for name in BY_CONTENT], -1) for k in other]
+        [
+            torch.stack([_attention_to_keys(pattern, occurrences[name].roll(int(k), 0)) for name in CONTENT_ROLES], -1)
+            for k in shifts
+        ]
     )
-    bound = null.mean(0) + torch.clamp(BAND * null.std(0), min=LEAST_MASS)
-    names = {"layer": list(recorded.layers), "stat": list(BY_CONTENT)}
+    threshold = null.mean(0) + torch.clamp(NULL_BAND_WIDTH * null.std(0), min=MIN_ATTENTION)
+    names = {"layer": list(acts.layers), "stat": list(CONTENT_ROLES)}
 
-    def table(values: Tensor, about: str, **attrs: str | int) -> xr.DataArray:
-        return label(values, "layer", "head", "stat", units="1", about=about, coords=names).assign_attrs(**attrs)
+    def label_scores(values: Tensor, about: str) -> xr.DataArray:
+        return to_data_array(values, "layer", "head", "stat", units="1", description=about, coords=names)
 
+    control = label_scores(null.mean(0), "the same attention at the positions of another sequence")
     return xr.Dataset(
         {
-            "score": table(score, "attention where the query's token came before", headline=1),
-            "score_null": table(
-                null.mean(0),
-                "the same at the places of other sequences",
-                control_of="score",
-                control="places of other sequences",
+            **with_null(
+                "score",
+                label_scores(score, "attention to, and after, earlier occurrences of the query's token").assign_attrs(
+                    headline=1
+                ),
+                Null(name="positions of other sequences", value=control),
             ),
-            "score_bound": table(bound, "above which a head has the role"),
+            "score_threshold": label_scores(threshold, "score above which a head has the role"),
         }
     )
 
 
-def places_before(tokens: Int[Tensor, "batch pos"]) -> dict[str, Rows]:
-    """For each query, the earlier keys that hold its token (duplicate token), and those after them (induction).
+def earlier_occurrences(tokens: Int[Tensor, "batch pos"]) -> dict[str, Rows]:
+    """Return masks of the earlier keys with the query's token, and of the keys after them.
 
-    >>> places = places_before(torch.tensor([[5, 6, 7, 5]]))
-    >>> places["duplicate token"][0, 3].tolist(), places["induction"][0, 3].tolist()
+    Args:
+        tokens: token ids.
+
+    Returns:
+        ``duplicate token``, the earlier keys that hold the query's token, and ``induction``, the keys after those.
+
+    >>> keys = earlier_occurrences(torch.tensor([[5, 6, 7, 5]]))
+    >>> keys["duplicate token"][0, 3].tolist(), keys["induction"][0, 3].tolist()
     ([True, False, False, False], [False, True, False, False])
     """
     length = tokens.shape[1]
-    same = (tokens[:, :, None] == tokens[:, None]) & torch.ones(length, length, device=tokens.device).tril(-1).bool()
-    after = torch.zeros_like(same)
-    after[:, :, 1:] = same[:, :, :-1]
+    same_token = (tokens[:, :, None] == tokens[:, None]) & torch.ones(length, length, device=tokens.device).tril(
+        -1
+    ).bool()
+    after = torch.zeros_like(same_token)
+    after[:, :, 1:] = same_token[:, :, :-1]
     itself = torch.eye(length, device=tokens.device).bool()
-    return {"duplicate token": same, "induction": after & ~itself}
+    return {"duplicate token": same_token, "induction": after & ~itself}
 
 
-def _mass(pattern: Float[Tensor, "layer batch head query key"], places: Rows) -> Float[Tensor, "layer head"]:
-    """The attention to these places, averaged over the queries that have any."""
-    found = torch.einsum("lbhqk,bqk->lhbq", pattern.float(), places.float())
-    counted = places.any(-1)
-    return found[:, :, counted].double().mean(-1)
+def _attention_to_keys(pattern: Float[Tensor, "layer batch head query key"], keys: Rows) -> Float[Tensor, "layer head"]:
+    attention = torch.einsum("lbhqk,bqk->lhbq", pattern.float(), keys.float())
+    has_keys = keys.any(-1)
+    return attention[:, :, has_keys].double().mean(-1)

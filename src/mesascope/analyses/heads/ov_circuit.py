@@ -1,105 +1,140 @@
-"""Whether a head copies tokens, from its weights alone."""
+"""Copying score of the OV circuit of each head, from its weights."""
 
 import torch
 import xarray as xr
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from mesascope.activations import Capture, Frame
-from mesascope.analyses.base import measure
-from mesascope.axes import label
+from mesascope.activations import Capture, Readout
+from mesascope.analyses.base import analysis
+from mesascope.analyses.nulls import Null, null_band, with_null
+from mesascope.axes import to_data_array
 
-BAND = 4.0  # the null's band is its mean plus and minus so many standard deviations over draws
-LEAST = 0.5  # ours: more than half of the eigenvalues' size must point one way
-ROUNDING = 1e-6  # of the product of the maps' sizes: smaller eigenvalues are rounding in float32
-BLOCK = 4096  # tokens at a time
-
-
-@measure(title="What heads copy, from their weights", sites=[], steps="ends", order=46)
-def token_copying(recorded: Capture, draws: int = 10, seed: int = 0) -> xr.Dataset:
-    """Whether attending to a token raises that same token: the eigenvalues of W_E W_V W_O W_U of each head (Elhage et
-    al. 2021), as the sum of their real parts over the sum of their sizes. 1: every direction is copied; -1: every
-    direction is taken away. Gains of the norms are folded in; their sizes, positions and biases are left out. Null: the
-    same head with its value space turned at random between W_V and W_O, so that it reads and writes what it did, but no
-    longer the one where the other was; the basis of a head's values being arbitrary, heads paired with each other would
-    depend on it. The band is 4 standard deviations over turns to each side. Role: 1 for a copying head (score 0.5 or
-    more and above the band), -1 for one that takes away what it reads, 0 for neither.
-
-    Args:
-        recorded: a capture of a language model.
-        draws: how many turns make the band.
-        seed: of the turns.
-    """
-    products, size = ov_products(recorded.frame)
-    score = copying_score(torch.linalg.eigvals(products), size)
-    turns = random_turns(products.shape[-1], draws, seed).to(products)
-    nulls = torch.stack([copying_score(torch.linalg.eigvals(products @ turn), size) for turn in turns])
-    mean, spread = nulls.mean(0), nulls.std(0)
-    low, high = mean - BAND * spread, mean + BAND * spread
-    role = ((score > high) & (score >= LEAST)).int() - ((score < low) & (score <= -LEAST)).int()
-
-    def table(values: Tensor, about: str, **attrs: str | int) -> xr.DataArray:
-        coords = {"layer": list(recorded.layers)}
-        return label(values, "layer", "head", units="1", about=about, coords=coords).assign_attrs(center=0, **attrs)
-
-    held = {"control_of": "score", "control": "values turned at random"}
-    return xr.Dataset(
-        {
-            "score": table(score, "sum of the eigenvalues' real parts over the sum of their sizes", headline=1),
-            "score_null": table(mean, "mean of the same with values turned at random", **held),
-            "null_low": table(low, "lower edge of the band with values turned at random", **held),
-            "null_high": table(high, "upper edge of the band with values turned at random", **held),
-            "role": table(role, "1: copies; -1: takes away; 0: neither"),
-        }
-    )
+MIN_COPYING_SCORE = 0.5  # ours: minimum score of a role; the real parts of most eigenvalues have the same sign
+ROUNDING = 1e-6  # of the product of the matrices' norms: smaller eigenvalues are rounding in float32
+TOKENS_PER_BLOCK = 4096  # tokens at a time
 
 
-def copying_score(eigenvalues: Complex[Tensor, "*head d_head"], size: Float[Tensor, "*head"]) -> Float[Tensor, "*head"]:
-    """The sum of real parts over the sum of sizes; 0 where all are rounding.
+@analysis(
+    title="OV-circuit copying score",
+    description=f"""
+        Eigenvalues of W_E W_V W_O W_U of each head (Elhage et al. 2021): the sum of their real parts over the sum of
+        their absolute values. 1: attending to a token raises the logit of the same token in every direction; -1: it
+        lowers it. Gains of the norms are folded in; their scales, positions and biases are ignored. Null: the value
+        space of the head is rotated at random between W_V and W_O, so that the head reads and writes the same subspaces
+        but does not connect them as before. (Pairing the W_V of one head with the W_O of another would depend on the
+        arbitrary basis of each value space.) The band is 4 standard deviations over rotations. Role: 1 for a copying
+        head (score of {MIN_COPYING_SCORE} or more and above the band), -1 for an anti-copying head (score of
+        -{MIN_COPYING_SCORE} or less and below the band), 0 otherwise.
+    """,
+    steps="ends",
+)
+def ov_copying_score(acts: Capture, draws: int = 10, seed: int = 0) -> xr.Dataset:
+    """Compute the copying score of every head's OV circuit, with rotated values as null.
 
     Args:
-        eigenvalues: of each head.
-        size: of the maps whose product has them: what their rounding is measured by.
-    """
-    total = eigenvalues.abs().sum(-1)
-    return torch.where(total > ROUNDING * size, eigenvalues.real.sum(-1) / total.clamp_min(1e-300), 0.0)
+        acts: a capture of a language model.
+        draws: number of rotations.
+        seed: seed of the rotations.
 
-
-def ov_products(
-    frame: Frame,
-) -> tuple[Float[Tensor, "layer head d_head d_head"], Float[Tensor, "layer head"]]:
-    """W_O W_U W_E W_V of every head, in float64, and the product of the sizes of its maps.
-
-    It has the non-zero eigenvalues of W_E W_V W_O W_U, which is tokens by tokens and is never made.
+    Returns:
+        ``score`` and ``role`` by layer and head, and ``score_null`` with its band.
 
     Raises:
         UnsupportedModel: values or outputs are not linear, or the embedding is not known.
     """
-    output, value = frame.output_projection.double(), frame.value_projection.double()
+    products, scale = compute_ov_products(acts.readout)
+    score = compute_copying_score(torch.linalg.eigvals(products), scale)
+    rotations = random_rotations(products.shape[-1], draws, seed).to(products)
+    nulls = torch.stack([compute_copying_score(torch.linalg.eigvals(products @ turn), scale) for turn in rotations])
+    low, high = null_band(nulls)
+    role = ((score > high) & (score >= MIN_COPYING_SCORE)).int() - ((score < low) & (score <= -MIN_COPYING_SCORE)).int()
+
+    def label_scores(values: Tensor, about: str) -> xr.DataArray:
+        coords = {"layer": list(acts.layers)}
+        return to_data_array(values, "layer", "head", units="1", description=about, coords=coords).assign_attrs(
+            center=0
+        )
+
+    null = Null(
+        name="values rotated",
+        value=label_scores(nulls.mean(0), "mean score with values rotated at random"),
+        low=label_scores(low, "lower edge of the band with values rotated at random"),
+        high=label_scores(high, "upper edge of the band with values rotated at random"),
+    )
+    about = "sum of the eigenvalues' real parts over the sum of their absolute values"
+    return xr.Dataset(
+        {
+            **with_null("score", label_scores(score, about).assign_attrs(headline=1), null),
+            "role": label_scores(role, "1: copying; -1: anti-copying; 0: neither"),
+        }
+    )
+
+
+def compute_copying_score(
+    eigenvalues: Complex[Tensor, "*head d_head"], scale: Float[Tensor, "*head"]
+) -> Float[Tensor, "*head"]:
+    """Return the sum of the eigenvalues' real parts over the sum of their absolute values; 0 where all are rounding.
+
+    Args:
+        eigenvalues: eigenvalues of each head.
+        scale: product of the norms of the matrices whose product has them; rounding is relative to it.
+
+    Returns:
+        the score of each head, between -1 and 1.
+    """
+    total = eigenvalues.abs().sum(-1)
+    return torch.where(total > ROUNDING * scale, eigenvalues.real.sum(-1) / total.clamp_min(1e-300), 0.0)
+
+
+def compute_ov_products(
+    readout: Readout,
+) -> tuple[Float[Tensor, "layer head d_head d_head"], Float[Tensor, "layer head"]]:
+    """Compute W_O W_U W_E W_V of every head in float64, and the product of the norms of its matrices.
+
+    It has the non-zero eigenvalues of W_E W_V W_O W_U, a vocabulary-sized matrix that is never formed.
+
+    Args:
+        readout: readout of a language model.
+
+    Returns:
+        the products, and for each the product of the Frobenius norms of its factors.
+
+    Raises:
+        UnsupportedModel: values or outputs are not linear, or the embedding is not known.
+    """
+    output, value = readout.output_projection.double(), readout.value_projection.double()
     value = value.repeat_interleave(output.shape[1] // value.shape[1], dim=1)
-    joint = _joint(frame)
-    products, sizes = [], []
-    for layer, norm in enumerate(frame.attention_norms):
-        through = joint if norm is None else norm.direction(joint)
+    unembed_embed = _unembed_embed_product(readout)
+    products, scales = [], []
+    for layer, norm in enumerate(readout.attention_norms):
+        through = unembed_embed if norm is None else norm.linear_part(unembed_embed)
         products.append(output[layer] @ through @ value[layer])
-        sizes.append(output[layer].norm(dim=(-2, -1)) * through.norm() * value[layer].norm(dim=(-2, -1)))
-    return torch.stack(products), torch.stack(sizes)
+        scales.append(output[layer].norm(dim=(-2, -1)) * through.norm() * value[layer].norm(dim=(-2, -1)))
+    return torch.stack(products), torch.stack(scales)
 
 
-def random_turns(width: int, draws: int, seed: int) -> Float[Tensor, "draw d_head d_head"]:
-    """Rotations and reflections drawn uniformly (Haar), in float64."""
+def random_rotations(width: int, draws: int, seed: int) -> Float[Tensor, "draw d_head d_head"]:
+    """Draw orthogonal matrices from the Haar distribution, in float64.
+
+    Args:
+        width: number of rows and columns.
+        draws: number of matrices.
+        seed: seed of the draws.
+
+    Returns:
+        the matrices.
+    """
     generator = torch.Generator().manual_seed(seed)
     q, r = torch.linalg.qr(torch.randn(draws, width, width, dtype=torch.float64, generator=generator))
     return q * r.diagonal(dim1=-2, dim2=-1).sign()[:, None]
 
 
-def _joint(frame: Frame) -> Float[Tensor, "d_model d_model"]:
-    """What a direction of the final stream has in common with one of the embedding, summed over tokens: W_U W_E, the
-    final norm's gain folded in.
-    """
-    device = frame.output_projection.device
+def _unembed_embed_product(readout: Readout) -> Float[Tensor, "d_model d_model"]:
+    # W_U W_E summed over blocks of tokens, the gain of the final norm folded in
+    device = readout.output_projection.device
     total: Tensor | float = 0.0
-    for tokens in torch.arange(frame.vocabulary, device=device).split(BLOCK):
-        rows = frame.folded(frame.unembedding(tokens)).double()
-        total = total + rows.T @ frame.embedding(tokens).double()
+    for tokens in torch.arange(readout.vocab_size, device=device).split(TOKENS_PER_BLOCK):
+        rows = readout.fold_norm(readout.get_unembedding_rows(tokens)).double()
+        total = total + rows.T @ readout.embed_tokens(tokens).double()
     return torch.as_tensor(total)

@@ -1,4 +1,4 @@
-"""Whether a head looks for what is like the query, or for what is unlike it."""
+"""Rank correlation of attention scores with the similarity of query and key, for models of vectors."""
 
 from collections.abc import Iterator
 
@@ -9,146 +9,166 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mesascope.activations import Capture
-from mesascope.analyses.base import measure
-from mesascope.analyses.statistics import ranks
-from mesascope.axes import label
+from mesascope.analyses.base import analysis
+from mesascope.analyses.nulls import Null, null_band, with_null
+from mesascope.axes import to_data_array
+from mesascope.statistics import derangement, normalized_ranks
 
-BAND = 4.0  # the null's band is its mean plus and minus so many standard deviations over shuffles
-LEAST_SPREAD = 0.1  # nats: below it the odds of attending change by less than a tenth, whatever the order of scores
+MIN_SCORE_STD = 0.1  # nats: below it the odds of attending change by less than a tenth, in any order of scores
 
-Places = Int[Tensor, "pair"]
+Positions = Int[Tensor, "pair"]
 
 
-@measure(title="Similarity heads", sites=["score"], order=42)
-def similarity(recorded: Capture, first: int = 2, shuffles: int = 10, seed: int = 0) -> xr.Dataset:
-    """Whether a head's score before the softmax rises or falls with the similarity of query and key, minus the distance
-    of their input terms. Position is held fixed: for every pair of positions Spearman's correlation over sequences,
-    then the mean over pairs. Interaction: the same after everything that depends on the query's term alone or on the
-    key's term alone (polynomials of degree 4 in the rank of each coordinate) is taken out of both; a head that prefers
-    large keys, whatever the query, has none. Over keys: the correlation over the keys of one query, which mixes
-    similarity with place. Null: the similarity is computed with the query, or the key, of another sequence; the band is
-    4 standard deviations over shuffles to each side. Ranks know no size, so the spread of the scores over sequences is
-    told too. Role: -1 for a negative-similarity head, whose score falls as the terms get closer (interaction below the
-    band, spread of 0.1 nat or more), 1 for its opposite, 0 for neither.
+@analysis(
+    title="Similarity heads",
+    description=f"""
+        Correlation of each head's attention score before the softmax with the similarity of query and key, defined as
+        minus the distance of their input terms. fixed_position: Spearman's correlation over sequences for every pair of
+        positions, averaged over pairs, so that position has no effect. interaction: the same after the main effects of
+        query and key (polynomials of degree 4 in the rank of each coordinate of either term) are projected out of both
+        sides; a head that prefers large keys for every query has an interaction of 0. over_keys: the correlation
+        over the keys of one query, which mixes similarity with position. Null: the similarity is computed with the
+        query, or with the key, of another sequence; the band is 4 standard deviations over shuffles, the union of both
+        kinds. Ranks ignore the size of effects, so the standard deviation of the scores over sequences is given too.
+        Role: -1 for a negative-similarity head, whose score falls as the terms get closer (interaction below the band,
+        standard deviation of {MIN_SCORE_STD} nat or more), 1 for a head whose score rises, 0 otherwise.
+    """,
+    sites=["attn_scores"],
+)
+def similarity(acts: Capture, first: int = 2, shuffles: int = 10, seed: int = 0) -> xr.Dataset:
+    """Compute the correlation of every head's attention score with the similarity of query and key.
 
     Args:
-        recorded: a capture of vectors.
-        first: queries before this one are left out.
-        shuffles: how many shuffles of each kind make the band.
-        seed: of the shuffles.
+        acts: a capture of vectors, with ``attn_scores``.
+        first: queries before this position are left out.
+        shuffles: number of shuffles of each kind for the band.
+        seed: seed of the shuffles.
+
+    Returns:
+        by layer and head, ``interaction`` and ``fixed_position`` with their nulls and bands, ``role``, ``score_std`` in
+        nats, and ``over_keys``.
+
+    Raises:
+        ValueError: the inputs are tokens.
     """
-    if not recorded.inputs.is_floating_point():
-        raise ValueError("similarity needs vectors as inputs: the distance of two tokens is not defined here")
-    x, (query, key) = recorded.inputs, _pairs(recorded.inputs.shape[1], first)
-    raw = recorded["score"][..., query, key].transpose(1, -1).double()
-    scores, spread = ranks(raw), raw.std(-1).mean(1)
-    alone = _alone(x, query, key)
-    unexplained = _unit(
-        scores - einsum(alone, einsum(alone, scores, "p b m, l p h b -> l p h m"), "p b m, l p h m -> l p h b")
+    if not acts.inputs.is_floating_point():
+        raise ValueError("similarity needs vectors as inputs, but got tokens; use token_similarity")
+    x, (query, key) = acts.inputs, _position_pairs(acts.inputs.shape[1], first)
+    raw = acts["attn_scores"][..., query, key].transpose(1, -1).double()
+    scores, score_std = normalized_ranks(raw), raw.std(-1).mean(1)
+    basis = _main_effects_basis(x, query, key)
+    residual_scores = _normalize_rows(
+        scores - einsum(basis, einsum(basis, scores, "p b m, l p h b -> l p h m"), "p b m, l p h m -> l p h b")
     )
-    fixed, found = _correlations(scores, unexplained, alone, _closeness(x, x, query, key))
-    nulls = [_correlations(scores, unexplained, alone, other) for other in _shuffled(x, query, key, shuffles, seed)]
-    fixed_band, (low, high) = (_band(torch.stack(kind)) for kind in zip(*nulls, strict=True))
-    role = ((found > high).int() - (found < low).int()) * (spread >= LEAST_SPREAD)
+    correlation, partial_correlation = _correlate_scores(
+        scores, residual_scores, basis, _negative_distance(x, x, query, key)
+    )
+    draws_of_both = [
+        _correlate_scores(scores, residual_scores, basis, other)
+        for other in _shuffle_partners(x, query, key, shuffles, seed)
+    ]
+    fixed_draws, draws = (torch.stack(kind) for kind in zip(*draws_of_both, strict=True))
+    low, high = _union_band(draws)
+    role = ((partial_correlation > high).int() - (partial_correlation < low).int()) * (score_std >= MIN_SCORE_STD)
 
-    def table(values: Tensor, about: str, **attrs: str | int) -> xr.DataArray:
-        return label(values, "layer", "head", units="1", about=about).assign_attrs(center=0, **attrs)
+    def label_scores(values: Tensor, about: str, units: str = "1") -> xr.DataArray:
+        return to_data_array(values, "layer", "head", units=units, description=about)
 
+    def build_null(draws: Float[Tensor, "draw layer head"]) -> Null:
+        low, high = _union_band(draws)
+        return Null(
+            name="partners shuffled",
+            value=label_scores(draws.mean(0), "mean correlation with shuffled partners").assign_attrs(center=0),
+            low=label_scores(low, "lower edge of the band with shuffled partners").assign_attrs(center=0),
+            high=label_scores(high, "upper edge of the band with shuffled partners").assign_attrs(center=0),
+        )
+
+    interaction = label_scores(
+        partial_correlation, "correlation of score and similarity at fixed positions, without main effects"
+    )
+    fixed_position = label_scores(correlation, "correlation of score and similarity at fixed positions")
+    over_keys = label_scores(
+        _correlate_over_keys(acts), "correlation of score and similarity over the keys of each query"
+    )
+    about = "-1: prefers dissimilar keys; 1: prefers similar keys; 0: neither, or the score hardly varies"
     return xr.Dataset(
         {
-            "interaction": table(
-                found,
-                "correlation of score and similarity, position fixed, without what query or key do alone",
-                headline=1,
+            **with_null("interaction", interaction.assign_attrs(center=0, headline=1), build_null(draws)),
+            "role": label_scores(role, about).assign_attrs(center=0),
+            "score_std": label_scores(
+                score_std, "standard deviation of the score over sequences at fixed positions", "nat"
             ),
-            "role": table(role, "-1: prefers the unlike; 1: prefers the like; 0: neither, or hardly any difference"),
-            "spread": label(
-                spread, "layer", "head", units="nat", about="spread of the score over sequences, position fixed"
-            ),
-            "null_low": table(low, "lower edge of the band with shuffled partners", control_of="interaction"),
-            "null_high": table(high, "upper edge of the band with shuffled partners", control_of="interaction"),
-            "fixed_position": table(fixed, "correlation of score and similarity, position held fixed"),
-            "fixed_low": table(fixed_band[0], "lower edge of its band", control_of="fixed_position"),
-            "fixed_high": table(fixed_band[1], "upper edge of its band", control_of="fixed_position"),
-            "over_keys": table(_over_keys(recorded), "correlation of score and similarity over the keys of each query"),
+            **with_null("fixed_position", fixed_position.assign_attrs(center=0), build_null(fixed_draws)),
+            "over_keys": over_keys.assign_attrs(center=0),
         }
     )
 
 
-def _pairs(length: int, first: int) -> tuple[Places, Places]:
-    """All pairs of a query and an earlier key."""
+def _position_pairs(length: int, first: int) -> tuple[Positions, Positions]:
+    # all pairs of a query and an earlier key
     query, key = torch.tril_indices(length, length, offset=-1)
     return query[query >= first], key[query >= first]
 
 
-def _closeness(
-    at_query: Float[Tensor, "batch pos d_in"], at_key: Float[Tensor, "batch pos d_in"], query: Places, key: Places
+def _negative_distance(
+    at_query: Float[Tensor, "batch pos d_in"], at_key: Float[Tensor, "batch pos d_in"], query: Positions, key: Positions
 ) -> Float[Tensor, "pair batch"]:
-    """Minus the distance between the terms at these pairs of positions."""
     return -(at_query[:, query] - at_key[:, key]).double().norm(dim=-1).T
 
 
-def _alone(x: Float[Tensor, "batch pos d_in"], query: Places, key: Places) -> Float[Tensor, "pair batch basis"]:
-    """An orthonormal basis of what can be said of the query's term alone and of the key's term alone."""
+def _main_effects_basis(
+    x: Float[Tensor, "batch pos d_in"], query: Positions, key: Positions
+) -> Float[Tensor, "pair batch basis"]:
+    # orthonormal basis of functions of the query's term only and of the key's term only
     extended = torch.cat([x, x.norm(dim=-1, keepdim=True)], dim=-1) if x.shape[-1] > 1 else x
-    place = ranks(extended.permute(1, 2, 0)) * len(x) ** 0.5
-    powers = torch.cat([place**degree for degree in range(1, 5)], dim=1)
+    ranks = normalized_ranks(extended.permute(1, 2, 0)) * len(x) ** 0.5
+    powers = torch.cat([ranks**degree for degree in range(1, 5)], dim=1)
     ones = torch.ones(len(query), 1, len(x), dtype=powers.dtype, device=x.device)
     basis, _ = torch.linalg.qr(torch.cat([ones, powers[query], powers[key]], dim=1).mT)
     return basis
 
 
-def _correlations(
+def _correlate_scores(
     scores: Float[Tensor, "layer pair head batch"],
-    unexplained: Float[Tensor, "layer pair head batch"],
-    alone: Float[Tensor, "pair batch basis"],
-    closeness: Float[Tensor, "pair batch"],
+    residual_scores: Float[Tensor, "layer pair head batch"],
+    basis: Float[Tensor, "pair batch basis"],
+    similarity: Float[Tensor, "pair batch"],
 ) -> tuple[Float[Tensor, "layer head"], Float[Tensor, "layer head"]]:
-    """The rank correlation of score and similarity, then of what is left of both, averaged over pairs."""
-    ranked = ranks(closeness)
-    left = _unit(ranked - einsum(alone, einsum(alone, ranked, "p b m, p b -> p m"), "p b m, p m -> p b"))
-    whole = einsum(scores, ranked, "l p h b, p b -> l h") / len(closeness)
-    return whole, einsum(unexplained, left, "l p h b, p b -> l h") / len(closeness)
+    # rank correlation of score and similarity, and that of their residuals, averaged over pairs
+    ranked = normalized_ranks(similarity)
+    residual = _normalize_rows(ranked - einsum(basis, einsum(basis, ranked, "p b m, p b -> p m"), "p b m, p m -> p b"))
+    correlation = einsum(scores, ranked, "l p h b, p b -> l h") / len(similarity)
+    return correlation, einsum(residual_scores, residual, "l p h b, p b -> l h") / len(similarity)
 
 
-def _unit(x: Float[Tensor, "*rest batch"]) -> Float[Tensor, "*rest batch"]:
-    """Scaled to unit length; what is zero but for rounding (it was unit length before) stays zero."""
+def _normalize_rows(x: Float[Tensor, "*rest batch"]) -> Float[Tensor, "*rest batch"]:
+    # rows had unit length before the projection, so shorter ones are rounding and stay zero
     length = x.norm(dim=-1, keepdim=True)
     return torch.where(length > 1e-6, x / length.clamp_min(1e-6), 0.0)
 
 
-def _shuffled(
-    x: Float[Tensor, "batch pos d_in"], query: Places, key: Places, shuffles: int, seed: int
+def _shuffle_partners(
+    x: Float[Tensor, "batch pos d_in"], query: Positions, key: Positions, shuffles: int, seed: int
 ) -> Iterator[Float[Tensor, "pair batch"]]:
-    """The similarity with the query's, then with the key's, term taken from another sequence, again and again."""
+    # the two kinds of shuffle alternate: the query's term of another sequence, then the key's
     generator = torch.Generator().manual_seed(seed)
     for _ in range(shuffles):
-        other = x[_derangement(len(x), generator).to(x.device)]
-        yield _closeness(other, x, query, key)
-        yield _closeness(x, other, query, key)
+        other = x[derangement(len(x), generator).to(x.device)]
+        yield _negative_distance(other, x, query, key)
+        yield _negative_distance(x, other, query, key)
 
 
-def _band(nulls: Float[Tensor, "shuffle layer head"]) -> tuple[Tensor, Tensor]:
-    """The union of the two kinds' bands; the kinds alternate."""
-    kinds = torch.stack([nulls[0::2], nulls[1::2]])
-    mean, spread = kinds.mean(1), kinds.std(1)
-    return (mean - BAND * spread).amin(0), (mean + BAND * spread).amax(0)
+def _union_band(draws: Float[Tensor, "draw layer head"]) -> tuple[Tensor, Tensor]:
+    kinds = torch.stack([draws[0::2], draws[1::2]])  # the two kinds of shuffle alternate
+    low, high = null_band(kinds.transpose(0, 1))
+    return low.amin(0), high.amax(0)
 
 
-def _derangement(size: int, generator: torch.Generator) -> Int[Tensor, "batch"]:
-    """An order in which nothing stays in place: a random cycle through everything."""
-    cycle = torch.randperm(size, generator=generator)
-    order = torch.empty_like(cycle)
-    order[cycle] = cycle.roll(1)
-    return order
-
-
-def _over_keys(recorded: Capture) -> Float[Tensor, "layer head"]:
-    """Spearman's correlation of score and similarity over the keys before a query, averaged over queries."""
-    score, x = recorded["score"], recorded.inputs
+def _correlate_over_keys(acts: Capture) -> Float[Tensor, "layer head"]:
+    score, x = acts["attn_scores"], acts.inputs
     total = torch.zeros(score.shape[0], score.shape[2], dtype=torch.float64, device=x.device)
     queries = range(3, x.shape[1])
     for query in queries:
-        closeness = ranks(-(x[:, query : query + 1] - x[:, :query]).double().norm(dim=-1))
-        total += einsum(ranks(score[..., query, :query]), closeness, "l b h k, b k -> l h") / len(x)
+        similarity = normalized_ranks(-(x[:, query : query + 1] - x[:, :query]).double().norm(dim=-1))
+        total += einsum(normalized_ranks(score[..., query, :query]), similarity, "l b h k, b k -> l h") / len(x)
     return total / len(queries)

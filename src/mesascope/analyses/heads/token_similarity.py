@@ -1,4 +1,4 @@
-"""Whether a head of a language model looks for what is like the query, or for what is unlike it."""
+"""Rank correlation of attention scores with the similarity of query and key, for language models."""
 
 import torch
 import xarray as xr
@@ -7,133 +7,186 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mesascope.activations import Capture, Reduction
-from mesascope.analyses.base import measure
-from mesascope.analyses.statistics import ranks
-from mesascope.axes import label
+from mesascope.analyses.base import analysis
+from mesascope.analyses.nulls import NULL_BAND_WIDTH, Null, with_null
+from mesascope.axes import to_data_array
+from mesascope.statistics import evenly_spaced_indices, normalized_ranks
 
-BAND = 4.0  # the null's band is so many standard deviations to each side
-LEAST = 0.3  # what Cohen (1988) calls a medium correlation
-LEAST_SPREAD = 0.1  # nats: below it the odds of attending change by less than a tenth, whatever the order of scores
-SAMPLED, FIRST = 32, 8  # queries looked at, spread evenly over a sequence, and the first of them
+MIN_CORRELATION = 0.3  # minimum correlation of a role: a medium correlation, Cohen (1988)
+MIN_SCORE_STD = 0.1  # nats: below it the odds of attending change by less than a tenth, in any order of scores
+NUM_QUERIES, FIRST_QUERY = 32, 8  # number of queries, evenly spaced over a sequence, and the position of the first
 
 Correlations = tuple[Float[Tensor, "batch head"], Float[Tensor, "batch head"]]
 
 
-def sampled_queries(length: int) -> Int[Tensor, " query"]:
-    """The queries that are looked at, evenly spread over a sequence of this length."""
-    if length <= FIRST:
-        raise ValueError(f"a sequence must have more than {FIRST} positions, but got {length}")
-    return torch.linspace(FIRST, length - 1, min(SAMPLED, length - FIRST)).round().long()
-
-
-def score_rows(score: Float[Tensor, "batch head query key"]) -> Float[Tensor, "batch head sampled key"]:
-    """The rows of the sampled queries."""
-    return score[:, :, sampled_queries(score.shape[2]).to(score.device)]
-
-
-@measure(
-    title="Similarity heads, tokens",
-    sites=["resid_pre"],
-    reductions={"score_rows": Reduction(site="score", fn=score_rows, axes=("batch", "head", "query", "key"))},
-    order=43,
-)
-def token_similarity(recorded: Capture) -> xr.Dataset:
-    """Whether a head's score before the softmax rises or falls with the similarity of query and key: Spearman's
-    correlation over the keys before a query of the score with the cosine of what attention reads at both places,
-    averaged over sampled queries and sequences. Near keys are alike and near keys score high, so the partial
-    correlation given the distance is told too, and decides. Null: keys permuted, whose mean is 0 and whose spread is
-    known exactly; the band is 4 standard deviations to each side. Role: -1 for a negative-similarity head (partial
-    correlation of -0.3 or less, below the band, scores that spread by 0.1 nat or more over keys), 1 for its opposite,
-    0 for neither.
+def sample_queries(length: int) -> Int[Tensor, " query"]:
+    """Return the positions of the queries that are used, evenly spaced over a sequence.
 
     Args:
-        recorded: a capture of a language model.
+        length: number of positions of the sequence.
+
+    Returns:
+        positions of the queries.
+
+    Raises:
+        ValueError: the sequence is too short.
     """
-    queries = sampled_queries(recorded.inputs.shape[1])
-    found = []
-    for layer, rows in enumerate(recorded["score_rows"]):
-        normed = recorded.frame.normed(layer, recorded["resid_pre"][layer])
-        found.append(torch.stack([*similarity_over_keys(rows, queries, normed), spread_over_keys(rows, queries)]))
-    over_keys, partial, spread = torch.stack(found).double().mean(2).unbind(1)
-    high = BAND * _null_spread(recorded["score_rows"], queries)
-    role = (partial.abs() >= torch.clamp(high, min=LEAST)) & (spread >= LEAST_SPREAD)
+    if length <= FIRST_QUERY:
+        raise ValueError(
+            f"a sequence must have more than {FIRST_QUERY} positions, but got {length}; use longer sequences"
+        )
+    return evenly_spaced_indices(length, NUM_QUERIES, first=FIRST_QUERY)
 
-    def table(values: Tensor, about: str, units: str = "1", **attrs: str | int) -> xr.DataArray:
-        coords = {"layer": list(recorded.layers)}
-        return label(values, "layer", "head", units=units, about=about, coords=coords).assign_attrs(**attrs)
 
-    held = {"center": 0, "control_of": "partial", "control": "keys permuted"}
+def select_score_rows(scores: Float[Tensor, "batch head query key"]) -> Float[Tensor, "batch head sampled key"]:
+    """Return the rows of the sampled queries.
+
+    Args:
+        scores: attention scores of one layer.
+
+    Returns:
+        the scores of :func:`sample_queries` with all keys.
+    """
+    return scores[:, :, sample_queries(scores.shape[2]).to(scores.device)]
+
+
+@analysis(
+    title="Similarity heads, tokens",
+    description=f"""
+        Correlation of each head's attention score before the softmax with the similarity of query and key: Spearman's
+        correlation, over the keys before a query, of the score with the cosine of the inputs of attention at both
+        positions, averaged over sampled queries and sequences. Nearby keys are similar and nearby keys get high scores,
+        so the partial correlation given the distance is computed too, and decides. Null: keys are shuffled; the mean is
+        0, and the standard deviation is known exactly. The band is 4 standard deviations. Role: -1 for a
+        negative-similarity head (partial correlation of -{MIN_CORRELATION} or less and below the band, standard
+        deviation of scores over keys of {MIN_SCORE_STD} nat or more), 1 for a similarity head, 0 otherwise.
+    """,
+    sites=["resid_pre"],
+    reductions={
+        "score_rows": Reduction(site="attn_scores", fn=select_score_rows, axes=("batch", "head", "query", "key"))
+    },
+)
+def token_similarity(acts: Capture) -> xr.Dataset:
+    """Compute the correlation of every head's attention score with the similarity of query and key.
+
+    Args:
+        acts: a capture of a language model, with ``resid_pre`` and the reduction ``score_rows``.
+
+    Returns:
+        by layer and head, ``partial`` with its null and band, ``over_keys``, ``score_std`` in nats, and ``role``.
+
+    Raises:
+        ValueError: sequences are too short, or a query sees fewer than four earlier keys.
+    """
+    queries = sample_queries(acts.inputs.shape[1])
+    by_layer = []
+    for layer, rows in enumerate(acts["score_rows"]):
+        normed = acts.readout.apply_attention_norm(layer, acts["resid_pre"][layer])
+        by_layer.append(torch.stack([*correlate_over_keys(rows, queries, normed), score_std_over_keys(rows, queries)]))
+    over_keys, partial, score_std = torch.stack(by_layer).double().mean(2).unbind(1)
+    high = (NULL_BAND_WIDTH * _null_std(acts["score_rows"], queries)).expand_as(partial)
+    has_role = (partial.abs() >= torch.clamp(high, min=MIN_CORRELATION)) & (score_std >= MIN_SCORE_STD)
+
+    def label_scores(values: Tensor, about: str, units: str = "1", **attrs: int) -> xr.DataArray:
+        coords = {"layer": list(acts.layers)}
+        return to_data_array(values, "layer", "head", units=units, description=about, coords=coords).assign_attrs(
+            **attrs
+        )
+
+    null = Null(
+        name="keys shuffled",
+        value=label_scores(torch.zeros_like(partial), "mean with keys shuffled", center=0),
+        low=label_scores(-high, "lower edge of the band with keys shuffled", center=0),
+        high=label_scores(high, "upper edge of the band with keys shuffled", center=0),
+    )
+    about = "rank correlation of score and cosine over keys, given the distance"
+    signs = "-1: prefers dissimilar keys; 1: prefers similar keys; 0: neither"
     return xr.Dataset(
         {
-            "partial": table(
-                partial, "rank correlation of score and cosine over keys, given the distance", center=0, headline=1
-            ),
-            "null_low": table(-high, "lower edge of the band with keys permuted", **held),
-            "null_high": table(high, "upper edge of the band with keys permuted", **held),
-            "over_keys": table(over_keys, "rank correlation of score and cosine over keys", center=0),
-            "spread": table(spread, "spread of the score over keys", units="nat"),
-            "role": table(
-                partial.sign().int() * role, "-1: prefers the unlike; 1: prefers the like; 0: neither", center=0
-            ),
+            **with_null("partial", label_scores(partial, about, center=0, headline=1), null),
+            "over_keys": label_scores(over_keys, "rank correlation of score and cosine over keys", center=0),
+            "score_std": label_scores(score_std, "standard deviation of the score over keys", units="nat"),
+            "role": label_scores(partial.sign().int() * has_role, signs, center=0),
         }
     )
 
 
-def similarity_over_keys(
+def correlate_over_keys(
     rows: Float[Tensor, "batch head sampled key"],
     queries: Int[Tensor, " sampled"],
     normed: Float[Tensor, "batch pos d_model"],
 ) -> Correlations:
-    """Spearman's correlation, over the keys before each query, of score and cosine, averaged over queries; then the
-    partial one given the distance.
+    """Compute Spearman's correlation of score and cosine over the keys before each query, averaged over queries.
 
     Args:
-        rows: scores of some queries with all keys, -inf where masked.
-        queries: their positions.
-        normed: what attention reads.
+        rows: scores of the sampled queries with all keys, -inf where masked.
+        queries: positions of the sampled queries.
+        normed: inputs of attention, after the norm.
+
+    Returns:
+        the correlation, and the partial correlation given the distance of the key.
+
+    Raises:
+        ValueError: a query sees fewer than four earlier keys.
     """
     unit = torch.nn.functional.normalize(normed.double(), dim=-1)
-    whole, partial = torch.zeros(2, *rows.shape[:2], dtype=torch.float64, device=rows.device)
+    correlation, partial = torch.zeros(2, *rows.shape[:2], dtype=torch.float64, device=rows.device)
     for row, query in zip(rows.unbind(2), queries.tolist(), strict=True):
-        keys = _visible(row, query)
+        keys = _visible_keys(row, query)
         cosine = einsum(unit[:, query], unit[:, keys], "batch d, batch key d -> batch key")
-        score, alike, near = ranks(row[..., keys]), ranks(cosine)[:, None], ranks(keys.double())
-        both, first, second = (score * alike).sum(-1), (score * near).sum(-1), (alike * near).sum(-1)
-        left = ((1 - first**2) * (1 - second**2)).clamp_min(0).sqrt()
-        whole += both / len(queries)
-        partial += torch.where(left > 1e-9, (both - first * second) / left.clamp_min(1e-9), 0.0) / len(queries)
-    return whole, partial
+        score, similarity, distance = (
+            normalized_ranks(row[..., keys]),
+            normalized_ranks(cosine)[:, None],
+            normalized_ranks(keys.double()),
+        )
+        both, first, second = (score * similarity).sum(-1), (score * distance).sum(-1), (similarity * distance).sum(-1)
+        residual_scale = ((1 - first**2) * (1 - second**2)).clamp_min(0).sqrt()
+        correlation += both / len(queries)
+        partial += torch.where(
+            residual_scale > 1e-9, (both - first * second) / residual_scale.clamp_min(1e-9), 0.0
+        ) / len(queries)
+    return correlation, partial
 
 
-def spread_over_keys(
+def score_std_over_keys(
     rows: Float[Tensor, "batch head sampled key"], queries: Int[Tensor, " sampled"]
 ) -> Float[Tensor, "batch head"]:
-    """Standard deviation of the score over the keys before each query, averaged over queries, in nats."""
-    spreads = [
-        row[..., _visible(row, query)].double().std(-1)
+    """Compute the standard deviation of the score over the keys before each query, averaged over queries, in nats.
+
+    Args:
+        rows: scores of the sampled queries with all keys, -inf where masked.
+        queries: positions of the sampled queries.
+
+    Returns:
+        the standard deviation of each sequence and head.
+
+    Raises:
+        ValueError: a query sees fewer than four earlier keys.
+    """
+    stds = [
+        row[..., _visible_keys(row, query)].double().std(-1)
         for row, query in zip(rows.unbind(2), queries.tolist(), strict=True)
     ]
-    return torch.stack(spreads).mean(0)
+    return torch.stack(stds).mean(0)
 
 
-def _visible(row: Float[Tensor, "batch head key"], query: int) -> Int[Tensor, " visible"]:
-    """The keys before a query that every head and sequence may see."""
+def _visible_keys(row: Float[Tensor, "batch head key"], query: int) -> Int[Tensor, " visible"]:
+    # the keys before a query that no head and no sequence masks
     keys = row[..., :query].isfinite().flatten(0, 1).all(0).nonzero()[:, 0]
     if len(keys) < 4:
         raise ValueError(f"a query must see 4 keys before it or more, but query {query} sees {len(keys)}")
     return keys
 
 
-def _null_spread(
+def _null_std(
     rows: Float[Tensor, "layer batch head sampled key"], queries: Int[Tensor, " sampled"]
 ) -> Float[Tensor, "layer 1"]:
-    """The standard deviation of the averaged correlation with keys permuted: 1 / (n - 2) is the variance for n keys
-    with one thing held fixed.
-    """
-    spreads = []
+    # of the averaged correlation: with n keys and one controlled variable, the variance is 1 / (n - 2)
+    stds = []
     for layer in rows:
-        each = [
-            1 / (len(_visible(row, query)) - 2) for row, query in zip(layer.unbind(2), queries.tolist(), strict=True)
+        variances = [
+            1 / (len(_visible_keys(row, query)) - 2)
+            for row, query in zip(layer.unbind(2), queries.tolist(), strict=True)
         ]
-        spreads.append((sum(each) / rows.shape[1]) ** 0.5 / len(each))
-    return torch.tensor(spreads, dtype=torch.float64, device=rows.device)[:, None]
+        stds.append((sum(variances) / rows.shape[1]) ** 0.5 / len(variances))
+    return torch.tensor(stds, dtype=torch.float64, device=rows.device)[:, None]

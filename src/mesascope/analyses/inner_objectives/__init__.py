@@ -1,1 +1,1 @@
-"""Inner objectives: what each update of the residual stream descends."""
+"""Inner objectives: functions of a token's representation that residual updates may descend."""

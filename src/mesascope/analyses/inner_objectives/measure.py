@@ -1,8 +1,8 @@
-"""Inner objectives: does what a layer adds to a token's representation descend a function of it?
+"""Inner objectives: comparison of residual updates with the descent of a function of the representation.
 
 With attention weights and values frozen at the forward pass, an objective is a scalar function of one token's
-representation. For every layer and sublayer it is read before and after the real update, and the update is held
-against the negative gradient, which comes from autograd.
+representation. For every layer and sublayer it is evaluated before and after the residual update, and the update is
+compared with the negative gradient, which is computed by autograd.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,225 +14,301 @@ import xarray as xr
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mesascope.activations import SUBLAYERS, WRITES, Capture, LayerReduction, LayerView
-from mesascope.analyses.base import Measure
+from mesascope.activations import SUBLAYER_OUTPUTS, SUBLAYERS, Capture, LayerReduction, LayerView
+from mesascope.analyses.base import Analysis
 from mesascope.analyses.inner_objectives.sublayer import Sublayer
-from mesascope.analyses.instrument import described
-from mesascope.analyses.stream.norms import at_depths, norms, sinks
-from mesascope.axes import label
+from mesascope.analyses.nulls import Null, control_attrs, with_null
+from mesascope.analyses.stream.norms import find_sinks, norms, norms_by_depth
+from mesascope.axes import to_data_array
+from mesascope.statistics import evenly_spaced_indices
 
-DRAWS = 2  # orders of the keys in the control
-SHUFFLED = {"pattern", "value"}  # what the control of the keys needs
+NUM_SHUFFLES = 2  # key orders of the control
+SHUFFLE_SITES = {"pattern", "value"}  # sites from which the control is computed
 PerToken = Float[Tensor, "batch query"]
 
 QUANTITIES: Mapping[str, tuple[str, str]] = {
-    "before": ("objective's own", "the objective at the representation that the sublayer reads"),
-    "after": ("objective's own", "the objective after the update"),
-    "descends": ("1", "share of tokens at which the update lowers the objective"),
-    "cosine": ("1", "cosine between the update and minus the gradient of the objective"),
-    "step_size": ("1", "step size at which minus the gradient is nearest to the update, median over tokens"),
-    "unexplained": ("1", "share of the squared update that the best step leaves"),
-    "cosine_elsewhere": ("1", "cosine between the update half the sequence away and minus the gradient"),
+    "before": ("objective's own", "objective at the representation that the sublayer reads"),
+    "after": ("objective's own", "objective after the update"),
+    "descends": ("1", "fraction of tokens at which the update lowers the objective"),
+    "cosine": ("1", "cosine between the update and the negative gradient of the objective"),
+    "step_size": ("1", "step size at which the negative gradient is nearest to the update, median over tokens"),
+    "unexplained": ("1", "fraction of the squared update that remains after the best step"),
+    "cosine_null_other_positions": ("1", "cosine between the update half a sequence away and the negative gradient"),
     "opposition": ("1", "minus the cosine between the representation and the update"),
 }
-CONTROLS = {"cosine_elsewhere": {"control_of": "cosine", "control": "updates of other positions"}}
+NULL_QUANTITY_ATTRS = {
+    "cosine_null_other_positions": control_attrs("cosine", "other positions")
+}  # quantities that are nulls
 
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """A function that updates may descend.
+    """A function of the representation that residual updates may descend.
 
     Attributes:
-        name, title, about: how it is called, a heading, and its formula with its source.
-        read: gets a sublayer; gives one number per token (batch, query) for each of its quantities but ``descends``,
-            which follows from before and after.
-        value: the function itself, where it is one of the representation.
-        quantities: from :data:`QUANTITIES`.
-        sites: what of the layer it needs beside the stream and the writes.
-        sublayers: whose updates it is about.
-        tautology: why it cannot fail, where it cannot; its results are marked so and carry no claim.
-        most: tokens of a sequence at most, spread evenly over those looked at.
+        name: the name of the objective; its results are called ``inner_<name>``.
+        title: heading of its section on a page.
+        description: its formula with its source; printed above its figures.
+        compute_quantities: function from a sublayer to one number per token (batch, query) for each of its quantities,
+            except ``descends``, which follows from ``before`` and ``after``.
+        value_fn: the objective as a function of the representation and the sublayer, if it is one.
+        quantities: names from :data:`QUANTITIES`.
+        sites: sites of the layer that it needs besides the residual stream and the residual updates.
+        sublayers: the sublayers whose updates are compared with it.
+        tautology: the reason why its descent is an identity, if it is; such results are marked and support no claim.
+        max_tokens: maximum number of tokens per sequence, evenly subsampled; ``None`` for all.
     """
 
     name: str
     title: str
-    about: str
-    read: Callable[[Sublayer], Mapping[str, Tensor]]
-    value: Callable[[Tensor, Sublayer], Tensor] | None = None
+    description: str
+    compute_quantities: Callable[[Sublayer], Mapping[str, Tensor]]
+    value_fn: Callable[[Tensor, Sublayer], Tensor] | None = None
     quantities: tuple[str, ...] = ("before", "after", "descends", "cosine", "step_size", "unexplained")
     sites: tuple[str, ...] = ()
     sublayers: tuple[str, ...] = SUBLAYERS
     tautology: str = ""
-    most: int | None = None
+    max_tokens: int | None = None
 
 
 def objective(
     *,
     title: str,
+    description: str,
     sites: tuple[str, ...] = (),
     sublayers: tuple[str, ...] = SUBLAYERS,
     tautology: str = "",
-    ordered: bool = True,
-    most: int | None = None,
+    depends_on_order: bool = True,
+    max_tokens: int | None = None,
 ) -> Callable[[Callable[[Tensor, Sublayer], Tensor]], Objective]:
-    """Make an objective of a function of representations (batch, query, d_model) and the sublayer, frozen.
+    """Make an objective from a function of the representations (batch, query, d_model) and the frozen sublayer.
 
-    Its name and docstring become the objective's; it gives one number per token, and autograd its gradient.
+    The name of the function becomes the name of the objective. The function returns one number per token; autograd
+    computes the gradient.
 
     Args:
-        title: a heading.
-        sites: what of the layer it needs beside the stream and the writes.
-        sublayers: whose updates it is about.
-        tautology: why it cannot fail, where it cannot.
-        ordered: it depends on which key has which weight, and is computed anew where the control shuffles them.
-        most: tokens of a sequence at most, spread evenly, where it costs much.
+        title: heading of its section on a page.
+        description: its formula with its source; printed above its figures.
+        sites: sites of the layer that it needs besides the residual stream and the residual updates.
+        sublayers: the sublayers whose updates are compared with it.
+        tautology: the reason why its descent is an identity, if it is.
+        depends_on_order: whether its value depends on which key has which attention weight; if not, value and gradient
+            are computed once for all key orders of the control.
+        max_tokens: maximum number of tokens per sequence, evenly subsampled, for expensive objectives.
 
-    >>> @objective(title="Length")
-    ... def length(z, at):
-    ...     '''Half of the squared length of the representation.'''
+    Returns:
+        a decorator.
+
+    >>> @objective(title="Length", description="Half of the squared norm of the representation.")
+    ... def length(z, sublayer):
     ...     return z.square().sum(-1) / 2
     >>> inner(length).name
     'inner_length'
     """
 
     def decorate(function: Callable[[Tensor, Sublayer], Tensor]) -> Objective:
-        told = described(function)
         return Objective(
-            name=told["name"],
-            about=told["about"],
+            name=function.__name__,
+            description=" ".join(description.split()),
             title=title,
-            read=partial(descent, function, ordered),
-            value=function,
+            compute_quantities=partial(compare_update_to_gradient, function, depends_on_order),
+            value_fn=function,
             sites=sites,
             sublayers=sublayers,
             tautology=tautology,
-            most=most,
+            max_tokens=max_tokens,
         )
 
     return decorate
 
 
-def descent(value: Callable[[Tensor, Sublayer], Tensor], ordered: bool, at: Sublayer) -> dict[str, Tensor]:
-    """An objective before and after an update, and the update against its gradient."""
-
-    def start() -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            z = at.x.detach().clone().requires_grad_()
-            before = value(z, at)
-            return before.detach(), torch.autograd.grad(before.sum(), z)[0]
-
-    before, gradient = start() if ordered else at.once(f"start of {value!r}", start)
-    with torch.no_grad():
-        after = value(at.x + at.u, at)
-    return {"before": before, "after": after, **against(-gradient, at.u)}
-
-
-def against(direction: Float[Tensor, "*rest d"], update: Float[Tensor, "*rest d"]) -> dict[str, Float[Tensor, "*rest"]]:
-    """An update held against a direction: their cosine, the best step along it, and what that leaves unexplained."""
-    direction, update = direction.double(), update.double()
-    product, size = (direction * update).sum(-1), direction.square().sum(-1)
-    cosine = product / (size.sqrt() * update.norm(dim=-1))
-    return {"cosine": cosine, "step_size": product / size, "unexplained": 1 - cosine.square()}
-
-
-def inner(one: Objective, seed: int = 0) -> Measure:
-    """The measure of an objective: its value before and after every update, and the update against its descent.
-
-    Means are over the tokens of the capture's ``queries``; sinks (the first token of a sequence, and any over ten
-    medians long) are reported apart. Control: the same with attention's weights on its keys in a random order.
+def compare_update_to_gradient(
+    value_fn: Callable[[Tensor, Sublayer], Tensor], depends_on_order: bool, sublayer: Sublayer
+) -> dict[str, Tensor]:
+    """Evaluate an objective before and after an update, and compare the update with the negative gradient.
 
     Args:
-        one: an objective of :mod:`mesascope.analyses.inner_objectives.objectives`, or your own.
-        seed: of the order of the keys in the control.
+        value_fn: the objective.
+        depends_on_order: whether its value depends on which key has which attention weight.
+        sublayer: the sublayer.
+
+    Returns:
+        ``before``, ``after``, and the quantities of :func:`compare_to_direction`, all (batch, query).
     """
-    needed = {"resid_pre", "attn_write", *one.sites}
-    optional = ("mlp_write",) if "mlp" in one.sublayers else ()
-    shuffles = "attention" in one.sublayers and needed >= SHUFFLED
-    numbers = ("batch", "query", "sublayer", "stat")
-    axes = {_name(one, "real"): numbers} | ({_name(one, "shuffled"): (*numbers, "draw")} if shuffles else {})
-    see = LayerReduction(
-        sites=tuple(sorted(needed)), optional=optional, fn=partial(_see, one, shuffles, seed), axes=axes
+
+    def compute_gradient() -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            z = sublayer.x.detach().clone().requires_grad_()
+            before = value_fn(z, sublayer)
+            return before.detach(), torch.autograd.grad(before.sum(), z)[0]
+
+    before, gradient = (
+        compute_gradient() if depends_on_order else sublayer.compute_once(f"start of {value_fn!r}", compute_gradient)
     )
-    return Measure(
-        name=f"inner_{one.name}",
-        title=f"Inner objective: {one.title}",
-        about=one.about,
-        compute=partial(_summary, one=one),
+    with torch.no_grad():
+        after = value_fn(sublayer.x + sublayer.u, sublayer)
+    return {"before": before, "after": after, **compare_to_direction(-gradient, sublayer.u)}
+
+
+def compare_to_direction(
+    direction: Float[Tensor, "*rest d"], update: Float[Tensor, "*rest d"]
+) -> dict[str, Float[Tensor, "*rest"]]:
+    """Compare an update u with a direction d: cosine, best step size <d, u> / |d|², and the unexplained fraction.
+
+    Args:
+        direction: the direction d, such as the negative gradient.
+        update: the residual update u.
+
+    Returns:
+        ``cosine``; ``step_size``; and ``unexplained``, the fraction of |u|² that remains after the best step.
+    """
+    direction, update = direction.double(), update.double()
+    dot_product, squared_norm = (direction * update).sum(-1), direction.square().sum(-1)
+    cosine = dot_product / (squared_norm.sqrt() * update.norm(dim=-1))
+    return {"cosine": cosine, "step_size": dot_product / squared_norm, "unexplained": 1 - cosine.square()}
+
+
+def inner(inner_objective: Objective, seed: int = 0) -> Analysis:
+    """Make the analysis ``inner_<objective>``: an objective before and after every update, and the update's descent.
+
+    Means are over the tokens of the capture's ``queries``. Attention sinks (the first token of a sequence, and every
+    token whose norm exceeds ten medians) are averaged separately. Control: the attention weights assigned to the
+    visible keys in a random order.
+
+    Args:
+        inner_objective: an objective of :mod:`mesascope.analyses.inner_objectives.objectives`, or your own.
+        seed: seed of the key orders of the control.
+
+    Returns:
+        the analysis.
+    """
+    required_sites = {"resid_pre", "attn_out", *inner_objective.sites}
+    optional = ("mlp_out",) if "mlp" in inner_objective.sublayers else ()
+    has_shuffled_control = "attention" in inner_objective.sublayers and required_sites >= SHUFFLE_SITES
+    result_axes = ("batch", "query", "sublayer", "stat")
+    axes = {_result_name(inner_objective, "real"): result_axes} | (
+        {_result_name(inner_objective, "shuffled"): (*result_axes, "draw")} if has_shuffled_control else {}
+    )
+    reduction = LayerReduction(
+        sites=tuple(sorted(required_sites)),
+        optional_sites=optional,
+        fn=partial(_reduce_layer, inner_objective, has_shuffled_control, seed),
+        axes=axes,
+    )
+    return Analysis(
+        name=f"inner_{inner_objective.name}",
+        title=f"Inner objective: {inner_objective.title}",
+        description=inner_objective.description,
+        compute=partial(_summarize_quantities, inner_objective),
         sites=(),
-        reductions={f"inner_{one.name}": see, **norms.reductions},
-        order=10,
+        reductions={f"inner_{inner_objective.name}": reduction, **norms.reductions},
     )
 
 
-def _name(one: Objective, kind: str) -> str:
-    """What the numbers of an objective are called in a capture."""
-    return f"inner_{one.name}_{kind}"
+def _result_name(inner_objective: Objective, kind: str) -> str:
+    return f"inner_{inner_objective.name}_{kind}"
 
 
-def _told(one: Objective) -> list[str]:
-    """The quantities that an objective gives for every token."""
-    return [name for name in one.quantities if name != "descends"]
+def _per_token_quantities(inner_objective: Objective) -> list[str]:
+    return [name for name in inner_objective.quantities if name != "descends"]
 
 
-def _see(one: Objective, shuffles: bool, seed: int, view: LayerView) -> dict[str, Tensor]:
-    """All quantities of one layer, for every token looked at; not a number where an objective looks at fewer."""
+def _reduce_layer(
+    inner_objective: Objective, has_shuffled_control: bool, seed: int, view: LayerView
+) -> dict[str, Tensor]:
+    """Compute all quantities of one layer for every query; NaN at queries that the objective leaves out."""
     count = len(view.queries)
-    some = torch.linspace(0, count - 1, min(one.most or count, count)).round().long()
-    view = view.at(some)
-    absent = torch.full((len(view.inputs), count, len(_told(one))), torch.nan, dtype=torch.float64)
-    at = {name: Sublayer(view=view, name=name) for name in one.sublayers if WRITES[name] in view}
-    real = [absent.index_copy(1, some, _numbers(one, at[name])) if name in at else absent for name in SUBLAYERS]
-    found = {_name(one, "real"): torch.stack(real, dim=2)}
-    if shuffles:
-        numbers = [_numbers(one, other) for other in at["attention"].shuffled(DRAWS, seed)]
-        draws = torch.stack([absent.index_copy(1, some, each) for each in numbers], -1)
-        found[_name(one, "shuffled")] = torch.stack([draws, absent[..., None].expand_as(draws)], dim=2)
-    return found
-
-
-def _numbers(one: Objective, at: Sublayer) -> Float[Tensor, "batch query stat"]:
-    """The quantities of one sublayer."""
-    read = one.read(at)
-    return torch.stack([read[name].detach().double().cpu() for name in _told(one)], dim=-1)
-
-
-def _summary(recorded: Capture, one: Objective) -> xr.Dataset:
-    """Means over tokens, sinks apart, of every quantity; the control beside."""
-    real = recorded[_name(one, "real")]
-    apart = sinks(at_depths(recorded))[:, list(recorded.queries)].cpu()
-    layers = {"layer": list(recorded.layers), "sublayer": list(SUBLAYERS)}
-    found = {}
-    for name in one.quantities:
-        units, about = QUANTITIES[name]
-        looks = {"headline": 1, "over_training": 1} if name in ("before", "cosine", "descends") else {}
-        looks |= CONTROLS.get(name, {})
-        looks |= {"tautology": one.tautology} if one.tautology and name != "opposition" else {}
-        found[name] = label(
-            _mean(one, name, real, ~apart), "layer", "sublayer", units=units, about=about, coords=layers
-        ).assign_attrs(looks)
-        found[f"{name}_at_sinks"] = label(
-            _mean(one, name, real, apart), "layer", "sublayer", units=units, about=f"at sinks: {about}", coords=layers
+    token_indices = evenly_spaced_indices(count, inner_objective.max_tokens or count)
+    view = view.select_queries(token_indices)
+    missing = torch.full(
+        (len(view.inputs), count, len(_per_token_quantities(inner_objective))), torch.nan, dtype=torch.float64
+    )
+    sublayers = {
+        name: Sublayer(view=view, name=name) for name in inner_objective.sublayers if SUBLAYER_OUTPUTS[name] in view
+    }
+    observed = [
+        missing.index_copy(1, token_indices, _stack_quantities(inner_objective, sublayers[name]))
+        if name in sublayers
+        else missing
+        for name in SUBLAYERS
+    ]
+    results = {_result_name(inner_objective, "real"): torch.stack(observed, dim=2)}
+    if has_shuffled_control:
+        shuffled_quantities = [
+            _stack_quantities(inner_objective, other)
+            for other in sublayers["attention"].with_shuffled_keys(NUM_SHUFFLES, seed)
+        ]
+        draws = torch.stack([missing.index_copy(1, token_indices, each) for each in shuffled_quantities], -1)
+        results[_result_name(inner_objective, "shuffled")] = torch.stack(
+            [draws, missing[..., None].expand_as(draws)], dim=2
         )
-        if _name(one, "shuffled") in recorded:
-            draws = [_mean(one, name, each, ~apart) for each in recorded[_name(one, "shuffled")].unbind(-1)]
-            found[f"{name}_keys_shuffled"] = label(
-                torch.stack(draws), "draw", "layer", "sublayer", units=units, about=about, coords=layers
-            ).assign_attrs(control_of=name, control="keys shuffled")
-    tokens = {"tokens": int((~apart).sum()), "sinks": int(apart.sum())}
-    return xr.Dataset(found, attrs=tokens | ({"tautology": one.tautology} if one.tautology else {}))
+    return results
 
 
-def _mean(
-    one: Objective, name: str, numbers: Float[Tensor, "layer batch query sublayer stat"], kept: Bool[Tensor, "..."]
+def _stack_quantities(inner_objective: Objective, sublayer: Sublayer) -> Float[Tensor, "batch query stat"]:
+    quantities = inner_objective.compute_quantities(sublayer)
+    return torch.stack(
+        [quantities[name].detach().double().cpu() for name in _per_token_quantities(inner_objective)], dim=-1
+    )
+
+
+def _summarize_quantities(inner_objective: Objective, acts: Capture) -> xr.Dataset:
+    observed = acts[_result_name(inner_objective, "real")]
+    shuffled = (
+        acts[_result_name(inner_objective, "shuffled")].unbind(-1)
+        if _result_name(inner_objective, "shuffled") in acts
+        else ()
+    )
+    is_sink = find_sinks(norms_by_depth(acts))[:, list(acts.queries)].cpu()
+    coords = {"layer": list(acts.layers), "sublayer": list(SUBLAYERS)}
+    variables: dict[str, xr.DataArray] = {}
+    for name in inner_objective.quantities:
+        units, about = QUANTITIES[name]
+        display_attrs = {"headline": 1, "over_training": 1} if name in ("before", "cosine", "descends") else {}
+        display_attrs |= NULL_QUANTITY_ATTRS.get(name, {})
+        display_attrs |= (
+            {"tautology": inner_objective.tautology} if inner_objective.tautology and name != "opposition" else {}
+        )
+        variables[name] = to_data_array(
+            _average_quantity(inner_objective, name, observed, ~is_sink),
+            "layer",
+            "sublayer",
+            units=units,
+            description=about,
+            coords=coords,
+        ).assign_attrs(display_attrs)
+        if shuffled:
+            draws = torch.stack([_average_quantity(inner_objective, name, each, ~is_sink) for each in shuffled])
+            value = to_data_array(draws, "draw", "layer", "sublayer", units=units, description=about, coords=coords)
+            variables |= with_null(name, variables[name], Null(name="keys shuffled", value=value))
+        variables[f"{name}_at_sinks"] = to_data_array(
+            _average_quantity(inner_objective, name, observed, is_sink),
+            "layer",
+            "sublayer",
+            units=units,
+            description=f"at sinks: {about}",
+            coords=coords,
+        )
+    tokens = {"tokens": int((~is_sink).sum()), "sinks": int(is_sink.sum())}
+    return xr.Dataset(
+        variables, attrs=tokens | ({"tautology": inner_objective.tautology} if inner_objective.tautology else {})
+    )
+
+
+def _average_quantity(
+    inner_objective: Objective,
+    name: str,
+    quantities: Float[Tensor, "layer batch query sublayer stat"],
+    token_mask: Bool[Tensor, "..."],
 ) -> Float[Tensor, "layer sublayer"]:
-    """A quantity averaged over the tokens that are kept and have it."""
-    at = _told(one).index
+    """Average a quantity over the selected tokens that have it; the median for ``step_size``."""
+    index_of = _per_token_quantities(inner_objective).index
     if name == "descends":
-        before, after = numbers[..., at("before")], numbers[..., at("after")]
+        before, after = quantities[..., index_of("before")], quantities[..., index_of("after")]
         values = torch.where((before + after).isnan(), torch.nan, (after < before).double())
     else:
-        values = numbers[..., at(name)]
-    if not kept.any():
+        values = quantities[..., index_of(name)]
+    if not token_mask.any():
         return values.new_full((len(values), len(SUBLAYERS)), torch.nan)
-    chosen = values[:, kept]
-    return chosen.nanmedian(1).values if name == "step_size" else chosen.nanmean(1)
+    selected = values[:, token_mask]
+    return selected.nanmedian(1).values if name == "step_size" else selected.nanmean(1)

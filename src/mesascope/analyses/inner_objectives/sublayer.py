@@ -1,4 +1,4 @@
-"""One sublayer's update of a few tokens, frozen: everything that an inner objective may be a function of."""
+"""A sublayer's update of a few tokens with frozen attention: the quantities that an inner objective may use."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mesascope.activations import Frame, LayerView
+from mesascope.activations import LayerView, Readout
 
 Result = TypeVar("Result")
 Stream = Float[Tensor, "batch query d_model"]
@@ -22,125 +22,154 @@ class Sublayer:
     """The attention or the MLP of one layer, at the queries of a view.
 
     Attributes:
-        view: the layer.
-        name: attention or mlp.
-        order: per query, from which key each key takes its weight; ``None`` outside the control.
-        shared: what was computed once for every order of the keys.
+        view: the view of the layer.
+        name: ``attention`` or ``mlp``.
+        key_order: per query, the key whose weight each key receives; ``None`` outside the control.
+        cache: values that are the same for every key order, by name.
     """
 
     view: LayerView
     name: str
-    order: Int[Tensor, "batch query key"] | None = None
-    shared: dict[str, Any] = field(default_factory=dict)
+    key_order: Int[Tensor, "batch query key"] | None = None
+    cache: dict[str, Any] = field(default_factory=dict)
 
-    def once(self, name: str, compute: Callable[[], Result]) -> Result:
-        """Something that does not depend on the order of the keys, computed only the first time."""
-        if name not in self.shared:
-            self.shared[name] = compute()
-        return self.shared[name]
+    def compute_once(self, key: str, compute: Callable[[], Result]) -> Result:
+        """Return a value that does not depend on the key order, computed on the first call.
+
+        Args:
+            key: the name of the value.
+            compute: function that computes it.
+
+        Returns:
+            the value.
+        """
+        if key not in self.cache:
+            self.cache[key] = compute()
+        return self.cache[key]
 
     @cached_property
     def x(self) -> Stream:
         """The representations that the sublayer reads."""
-        return self.view.before(self.name)[:, self.view.queries]
+        return self.view.sublayer_input(self.name)[:, self.view.queries]
 
     @cached_property
     def u(self) -> Stream:
-        """What it adds to them; in the control what attention would add."""
-        if self.order is None:
-            return self.view.update(self.name)[:, self.view.queries]
-        return torch.einsum("bhqd,hdm->bqm", self.mixed, self.projection) + self.bias
+        """The residual update of these tokens; in the control, the update with the keys shuffled."""
+        if self.key_order is None:
+            return self.view.sublayer_output(self.name)[:, self.view.queries]
+        return torch.einsum("bhqd,hdm->bqm", self.head_mixes, self.output_projection) + self.output_bias
 
     @cached_property
     def pattern(self) -> Pattern:
-        """Attention weights of these tokens."""
+        """The attention weights of these tokens."""
         pattern = self.view["pattern"]
-        return pattern if self.order is None else pattern.gather(-1, self.order[:, None].expand_as(pattern))
+        return pattern if self.key_order is None else pattern.gather(-1, self.key_order[:, None].expand_as(pattern))
 
     @cached_property
-    def visible(self) -> Bool[Tensor, "batch query key"]:
-        """Which keys have any weight."""
-        return self.once("visible", lambda: (self.view["pattern"] != 0).any(1))
+    def visible_keys(self) -> Bool[Tensor, "batch query key"]:
+        """``True`` where a key has a non-zero weight in any head."""
+        return self.compute_once("visible", lambda: (self.view["pattern"] != 0).any(1))
 
     @cached_property
-    def mixed(self) -> Float[Tensor, "batch head query d_head"]:
-        """Values mixed by the attention weights."""
+    def head_mixes(self) -> Float[Tensor, "batch head query d_head"]:
+        """The values averaged with the attention weights, per head (``z``)."""
         return self.pattern @ self.values
 
     @cached_property
     def values(self) -> PerHead:
-        """Values, one for each query head."""
-        return self.once("values", lambda: self._per_head(self.view["value"]))
+        """The values, repeated for every query head."""
+        return self.compute_once("values", lambda: self._repeat_per_head(self.view["value"]))
 
     @cached_property
     def keys(self) -> PerHead:
-        """Keys, one for each query head, rotary positions included."""
-        return self.once("keys", lambda: self._per_head(self.view["key"]))
+        """The keys, repeated for every query head, with rotary embedding."""
+        return self.compute_once("keys", lambda: self._repeat_per_head(self.view["key"]))
 
     @cached_property
     def queries(self) -> Float[Tensor, "batch head query d_head"]:
-        """The queries of these tokens, rotary positions included."""
+        """The queries of these tokens, with rotary embedding."""
         return self.view["query"][:, :, self.view.queries]
 
     @property
-    def projection(self) -> Float[Tensor, "head d_head d_model"]:
-        """The map from a head's mixed values to the stream."""
-        return self.view.frame.output_projection[self.view.slot]
+    def output_projection(self) -> Float[Tensor, "head d_head d_model"]:
+        """The map from ``z`` of each head to the residual stream (W_O)."""
+        return self.view.readout.output_projection[self.view.recorded_index]
 
     @property
-    def bias(self) -> Float[Tensor, " d_model"]:
-        """What attention adds whatever its heads give."""
-        return self.view.frame.output_bias[self.view.slot]
+    def output_bias(self) -> Float[Tensor, " d_model"]:
+        """The bias of ``attn_out``."""
+        return self.view.readout.output_bias[self.view.recorded_index]
 
     @property
-    def frame(self) -> Frame:
-        """Projections and read-out of the model."""
-        return self.view.frame
+    def readout(self) -> Readout:
+        """The readout of the model."""
+        return self.view.readout
 
     @property
-    def gradient(self) -> Stream:
-        """The gradient of the model's own loss, summed over positions, by what the sublayer reads."""
-        return self.view.gradient(self.name)[:, self.view.queries]
+    def loss_gradient(self) -> Stream:
+        """The gradient of the summed loss with respect to the representations that the sublayer reads."""
+        return self.view.sublayer_input_gradient(self.name)[:, self.view.queries]
 
-    def query(self, z: Stream) -> Float[Tensor, "batch head query d_head"]:
-        """The queries that this layer would compute from other representations of these tokens, differentiable."""
-        stream, at = self.view["resid_pre"], self.view.queries.to(z.device)
-        return self.view.query(stream.index_copy(1, at, z.to(stream.dtype)))[:, :, at]
+    def compute_query(self, z: Stream) -> Float[Tensor, "batch head query d_head"]:
+        """Return the queries that this layer would compute from other representations of these tokens, differentiably.
 
-    def next_token(self) -> tuple[Int[Tensor, "batch query"], Bool[Tensor, "#batch query"]]:
-        """The token after each, and whether it counts: those that training scores, or all where no task says.
+        Args:
+            z: representations (batch, query, d_model).
+
+        Returns:
+            the queries (batch, head, query, d_head).
+        """
+        stream, positions = self.view["resid_pre"], self.view.queries.to(z.device)
+        return self.view.recompute_query(stream.index_copy(1, positions, z.to(stream.dtype)))[:, :, positions]
+
+    def next_token_targets(self) -> tuple[Int[Tensor, "batch query"], Bool[Tensor, "#batch query"]]:
+        """Return the next tokens, and ``True`` where they count: where the task scores them, or wherever there is one.
+
+        Returns:
+            tokens and mask, both (batch, query).
 
         Raises:
-            ValueError: the model reads vectors.
+            ValueError: the inputs of the model are vectors.
         """
         batch = self.view.batch
         if self.view.inputs.is_floating_point():
-            raise ValueError("the loss of the read-out is of next tokens, but the model reads vectors")
+            raise ValueError("next_token needs tokens, but the inputs of the model are vectors")
         if batch is not None and not batch.targets.is_floating_point():
             return batch.targets[:, self.view.queries], batch.weight[:, self.view.queries] > 0
-        at, length = self.view.queries.to(self.view.inputs.device), self.view.inputs.shape[1]
-        return self.view.inputs[:, (at + 1).clamp(max=length - 1)], (at + 1 < length)[None]
+        positions, length = self.view.queries.to(self.view.inputs.device), self.view.inputs.shape[1]
+        return self.view.inputs[:, (positions + 1).clamp(max=length - 1)], (positions + 1 < length)[None]
 
-    def shuffled(self, draws: int, seed: int) -> Iterator["Sublayer"]:
-        """The control: every query's weights fall on its visible keys in a random order, the same for all heads."""
+    def with_shuffled_keys(self, draws: int, seed: int) -> Iterator["Sublayer"]:
+        """Yield copies with shuffled keys: each query's weights are assigned to its visible keys in a random order.
+
+        The order is the same for all heads.
+
+        Args:
+            draws: number of copies.
+            seed: seed of the orders; the index of the layer is added.
+
+        Yields:
+            the copies.
+        """
         generator = torch.Generator().manual_seed(seed + self.view.layer)
         for _ in range(draws):
-            order = _order(self.visible, generator)
-            yield Sublayer(view=self.view, name=self.name, order=order, shared=self.shared)
+            order = _draw_key_order(self.visible_keys, generator)
+            yield Sublayer(view=self.view, name=self.name, key_order=order, cache=self.cache)
 
-    def _per_head(self, grouped: Float[Tensor, "batch kv_head key d_head"]) -> PerHead:
-        """The same tensor of a group for each of its heads."""
-        return grouped.repeat_interleave(self.view["pattern"].shape[1] // grouped.shape[1], dim=1)
+    def _repeat_per_head(self, per_kv_head: Float[Tensor, "batch kv_head key d_head"]) -> PerHead:
+        return per_kv_head.repeat_interleave(self.view["pattern"].shape[1] // per_kv_head.shape[1], dim=1)
 
 
-def _order(visible: Bool[Tensor, "batch query key"], generator: torch.Generator) -> Int[Tensor, "batch query key"]:
-    """For each row a random permutation of its visible keys; the others stay in place.
+def _draw_key_order(
+    visible_keys: Bool[Tensor, "batch query key"], generator: torch.Generator
+) -> Int[Tensor, "batch query key"]:
+    """Return a random permutation of the visible keys of each row; the other keys stay where they are.
 
-    Ranks of random numbers within the visible keys are matched with those keys in their order.
+    The k-th visible key is assigned the key with the k-th smallest random number.
     """
-    noise = torch.rand(visible.shape, generator=generator).to(visible.device)
-    place = torch.arange(visible.shape[-1], device=visible.device).expand(visible.shape)
-    stay = visible.shape[-1] + place
-    random = torch.where(visible, noise, stay.double()).argsort(-1)
-    ordered = torch.where(visible, place, stay).argsort(-1)
-    return torch.empty_like(random).scatter(-1, ordered, random)
+    noise = torch.rand(visible_keys.shape, generator=generator).to(visible_keys.device)
+    key_index = torch.arange(visible_keys.shape[-1], device=visible_keys.device).expand(visible_keys.shape)
+    fixed_index = visible_keys.shape[-1] + key_index
+    shuffled_keys = torch.where(visible_keys, noise, fixed_index.double()).argsort(-1)
+    sorted_keys = torch.where(visible_keys, key_index, fixed_index).argsort(-1)
+    return torch.empty_like(shuffled_keys).scatter(-1, sorted_keys, shuffled_keys)

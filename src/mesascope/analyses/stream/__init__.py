@@ -1,1 +1,1 @@
-"""What the residual stream holds: lenses, probes, norms, clusters, attribution."""
+"""Analyses of the residual stream: lenses, probes, norms, clusters, projections, attribution."""

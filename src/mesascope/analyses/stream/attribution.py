@@ -1,4 +1,4 @@
-"""Who wrote the answer: the output as a sum of what each part contributes."""
+"""Direct attribution: the output as a sum of contributions of embedding, heads, MLPs and biases."""
 
 import torch
 import xarray as xr
@@ -6,64 +6,77 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mesascope.activations import Capture
-from mesascope.analyses.base import measure
-from mesascope.axes import label
+from mesascope.analyses.base import analysis
+from mesascope.axes import to_data_array
 
-ROUNDING = 1e-5  # what is left of a layer's step beside attention's write, where the layer has no MLP
+MLP_TOLERANCE = 1e-5  # relative size of the residual update without attn_out, below which a layer has no MLP
 
 
-@measure(
-    title="Direct contributions to the output",
-    sites=["resid_pre", "resid_post", "attn_write", "head_out", "prediction"],
+@analysis(
+    title="Direct attribution of the output",
+    description="""The output as the sum of the contributions of the embedding, each head, each MLP and the biases
+    through the frozen final norm. The share of a component is the covariance of its contribution with the output over
+    the variance of the output; the shares sum to 1 and can be negative. The largest difference between the sum and the
+    output is stored as gap.""",
+    sites=["resid_pre", "resid_post", "attn_out", "z", "output"],
     steps="ends",
-    order=30,
 )
-def attribution(recorded: Capture, first: int = 0) -> xr.Dataset:
-    """The prediction as the sum of what the embedding, each head, each MLP and the biases contribute through the frozen
-    final norm. Share: covariance of a contribution with the prediction over the prediction's variance; the shares sum
-    to 1, and one may be negative. The largest difference between the sum and the prediction is stored beside it.
+def direct_attribution(acts: Capture, first: int = 0) -> xr.Dataset:
+    """Decompose the output into contributions of the embedding, each head, each MLP and the biases.
 
     Args:
-        recorded: a capture of a model that predicts vectors.
+        acts: a capture of a model whose outputs are vectors.
         first: positions before this one are left out.
+
+    Returns:
+        ``share`` and ``size`` (component), and ``gap``, the largest difference between the sum and the output.
     """
-    parts = contributions(recorded)
-    prediction = recorded["prediction"].double()
-    gap = (sum(parts.values()) - prediction).abs().max()
-    centred = prediction[:, first:] - prediction[:, first:].mean((0, 1))
+    contributions = decompose_output(acts)
+    output = acts["output"].double()
+    gap = (sum(contributions.values()) - output).abs().max()
+    centred = output[:, first:] - output[:, first:].mean((0, 1))
     variance = centred.square().sum()
-    share = torch.stack([(part[:, first:] * centred).sum() / variance for part in parts.values()])
-    size = torch.stack([part[:, first:].square().mean().sqrt() for part in parts.values()])
-    names = {"component": list(parts)}
+    fraction = torch.stack([(part[:, first:] * centred).sum() / variance for part in contributions.values()])
+    size = torch.stack([part[:, first:].square().mean().sqrt() for part in contributions.values()])
+    names = {"component": list(contributions)}
     return xr.Dataset(
         {
-            "share": label(
-                share, "component", units="1", about="share of the prediction's variance", coords=names
+            "share": to_data_array(
+                fraction, "component", units="1", description="fraction of the variance of the output", coords=names
             ).assign_attrs(center=0, headline=1, view="bars"),
-            "size": label(
-                size, "component", units="units of the terms", about="root mean square contribution", coords=names
+            "size": to_data_array(
+                size, "component", units="units of the terms", description="root mean square contribution", coords=names
             ).assign_attrs(view="bars"),
-            "gap": label(
-                gap, units="units of the terms", about="largest difference between the sum and the prediction"
+            "gap": to_data_array(
+                gap, units="units of the terms", description="largest difference between the sum and the output"
             ),
         }
     )
 
 
-def contributions(recorded: Capture) -> dict[str, Float[Tensor, "batch pos d_out"]]:
-    """Every part's contribution to the prediction, by name, in float64; they sum to the prediction."""
-    frame, final = recorded.frame, recorded["resid_post"][-1]
+def decompose_output(acts: Capture) -> dict[str, Float[Tensor, "batch pos d_out"]]:
+    """Compute the contribution of every component to the output through the frozen final norm, in float64.
 
-    def through(write: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_out"]:
-        return frame.attribute(write, final).double()
+    Args:
+        acts: a capture of all layers.
 
-    parts = {"embedding": through(recorded["resid_pre"][0])}
-    biases = torch.zeros_like(parts["embedding"])
-    mlp_writes = recorded["resid_post"] - recorded["resid_pre"] - recorded["attn_write"]
-    for layer, heads in enumerate(recorded["head_out"]):
+    Returns:
+        contributions (batch, pos, d_out) by component; they sum to the output.
+    """
+    readout, final = acts.readout, acts["resid_post"][-1]
+
+    def contribution_of(update: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_out"]:
+        return readout.attribute_logits(update, final).double()
+
+    results = {"embedding": contribution_of(acts["resid_pre"][0])}
+    biases = torch.zeros_like(results["embedding"])
+    mlp_out = acts["resid_post"] - acts["resid_pre"] - acts["attn_out"]
+    for layer, heads in enumerate(acts["z"]):
         for head in range(heads.shape[2]):
-            parts[f"head {layer}.{head}"] = through(heads[:, :, head] @ frame.output_projection[layer, head])
-        biases = biases + through(frame.output_bias[layer].expand_as(final))
-        if float(mlp_writes[layer].abs().max()) > ROUNDING * float(final.abs().max()):
-            parts[f"mlp {layer}"] = through(mlp_writes[layer])
-    return parts | {"biases": biases + frame.readout_bias.double()}
+            results[f"head {layer}.{head}"] = contribution_of(
+                heads[:, :, head] @ readout.output_projection[layer, head]
+            )
+        biases = biases + contribution_of(readout.output_bias[layer].expand_as(final))
+        if float(mlp_out[layer].abs().max()) > MLP_TOLERANCE * float(final.abs().max()):
+            results[f"mlp {layer}"] = contribution_of(mlp_out[layer])
+    return results | {"biases": biases + readout.readout_bias.double()}

@@ -1,7 +1,7 @@
-"""Which directions of a linear map its inputs lie along."""
+"""Input spectra: the energy of the inputs of each linear module W along the eigenvectors of WᵀW."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import xarray as xr
@@ -10,65 +10,73 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mesascope.activations import UnsupportedModel, capture
-from mesascope.activations.linear_inputs import MapSample, MapSamples, sample_maps
-from mesascope.activations.tolerances import tolerance
-from mesascope.analyses.instrument import instrument
-from mesascope.analyses.stream.norms import at_depths, norms, sinks
-from mesascope.axes import label
+from mesascope.activations.linear_inputs import LinearModuleSample, LinearModuleSamples, sample_linear_inputs
+from mesascope.activations.tolerances import rounding_tolerance
+from mesascope.analyses.base import analysis
+from mesascope.analyses.nulls import NULL_BAND_WIDTH, Null, with_null
+from mesascope.analyses.stream.norms import find_sinks, norms, norms_by_depth
+from mesascope.axes import to_data_array
 from mesascope.tasks.base import Batch, Task
 
-BINS = 32  # of a spectrum, so that files stay small
-BAND = 4.0  # the null's band is 1 plus and minus so many standard deviations
-FLOOR = (
-    1e-12  # eigenvalues below this share of the largest are zero: float64 cannot tell their directions from rounding
-)
+MAX_BINS = 32  # maximum number of bins of a spectrum, so that files stay small
+# relative to the largest eigenvalue; smaller ones are set to 0, since rounding determines their eigenvectors in float64
+EIGENVALUE_FLOOR = 1e-12
 
 
-@instrument(title="Gram spectra of the linear maps", order=18)
-def spectra(sampled: MapSamples, bins: int = BINS) -> xr.Dataset:
-    """Where the inputs x of each linear map W lie along the eigenvectors of WᵀW = U diag(λ) Uᵀ, and how much longer
-    that makes W x. Energy: the share of the squared length of the inputs along the u_k, sums over tokens, largest
-    eigenvalue first, in at most 32 bins of equally many directions; isotropic inputs have the share of the directions.
-    The null space of W stands last, its energy spread evenly. Gain: the observed |W x|² over what inputs of the same
-    length have when they are turned at random, all by one rotation, which is |W|² |x|² / d_in; that ratio is then 1 on
-    average, with a known standard deviation (Schur's lemma: the variance of tr(A Q S Qᵀ) over rotations Q is
-    2 |A|² |S|² / ((d-1)(d+2)) for symmetric A and S without trace), and the band is 4 of them to each side. The
-    identity |W x|² = Σ λ_k <u_k, x>² is checked on every sampled token, and a map that breaks it is refused.
-    Effective rank: exp of the entropy of λ_k / Σ λ, after Roy & Vetterli (2007), who take singular values where these
-    are their squares. Rank of the inputs: the participation ratio (tr S)² / tr S² of their second moment S, not
-    centred, both parts from pairs of different tokens: Σ |x|² |y|² / Σ <x, y>². Layers that lack a map have no number.
+def spectra_of_samples(samples: LinearModuleSamples, bins: int = MAX_BINS) -> xr.Dataset:
+    """Compute spectra, energies and gains of all linear modules from a sample of their inputs.
+
+    With WᵀW = U diag(λ) Uᵀ, the gain is Σ |W x|² / (|W|² Σ |x|² / d_in): the observed |W x|² over its expectation for
+    randomly rotated inputs. Its variance over rotations Q follows from Schur's lemma: the variance of tr(A Q S Qᵀ) is
+    2 |A|² |S|² / ((d-1)(d+2)) for symmetric A and S without trace.
 
     Args:
-        sampled: what the maps read, from `sample_maps`.
-        bins: at most so many bins.
+        samples: the inputs of the linear modules, from `sample_without_sinks`.
+        bins: maximum number of bins of a spectrum.
+
+    Returns:
+        ``gain`` with the band of its null, ``energy`` with its null, and the other variables of :data:`VARIABLES`,
+        along layer and map, and eigen where they are spectra; NaN in layers without the module.
+
+    Raises:
+        UnsupportedModel: |W x|² differs from Σ λ_k <u_k, x>² by more than rounding.
     """
-    names = list(dict.fromkeys(each.map.name for each in sampled.samples))
-    bins = min(bins, *(each.inputs.shape[1] for each in sampled.samples))
-    shape = (len(sampled.layers), len(names))
-    found: dict[str, Tensor] = {}
-    for each in sampled.samples:
-        at = sampled.layers.index(each.map.layer), names.index(each.map.name)
-        for key, value in _numbers(each, bins).items():
-            found.setdefault(key, torch.full((*shape, *value.shape), torch.nan, dtype=torch.float64))[at] = value.cpu()
-    coords = {"layer": list(sampled.layers), "map": names}
-    variables = {key: _labelled(key, found[key], coords) for key in ABOUT}
-    missing = "; ".join(f"layer {layer}, {name}: {why}" for (layer, name), why in sampled.left_out.items())
-    return xr.Dataset(variables, attrs={"tokens": sampled.tokens, "left_out": missing})
+    names = list(dict.fromkeys(sample.linear.name for sample in samples.samples))
+    bins = min(bins, *(each.inputs.shape[1] for each in samples.samples))
+    shape = (len(samples.layers), len(names))
+    values_by_name: dict[str, Tensor] = {}
+    for each in samples.samples:
+        indices = samples.layers.index(each.linear.layer), names.index(each.linear.name)
+        for key, value in _compute_variables(each, bins).items():
+            values_by_name.setdefault(key, torch.full((*shape, *value.shape), torch.nan, dtype=torch.float64))[
+                indices
+            ] = value.cpu()
+    coords = {"layer": list(samples.layers), "map": names}
+    arrays = {key: _label_variable(key, values_by_name[key], coords) for key in VARIABLES}
+    rotated = Null(
+        name="inputs rotated", value=arrays["gain_null"], low=arrays["gain_null_low"], high=arrays["gain_null_high"]
+    )
+    isotropic = Null(name="isotropic inputs", value=arrays["energy_null"])
+    variables = with_null("gain", arrays["gain"], rotated) | with_null("energy", arrays["energy"], isotropic)
+    variables |= {key: array for key, array in arrays.items() if key not in variables}
+    missing = "; ".join(f"layer {layer}, {name}: {why}" for (layer, name), why in samples.excluded.items())
+    return xr.Dataset(variables, attrs={"tokens": samples.num_tokens, "left_out": missing})
 
 
-ABOUT: Mapping[str, tuple[str, dict]] = {
+VARIABLES: Mapping[str, tuple[str, dict]] = {
     "gain": (
-        "observed |W x|² over that of the same inputs turned at random",
+        "observed |W x|² over its mean for randomly rotated inputs",
         {"headline": 1, "center": 1, "scale": "log"},
     ),
-    "gain_low": ("lower edge of the band with inputs rotated at random", {"control_of": "gain"}),
-    "gain_high": ("upper edge of the band with inputs rotated at random", {"control_of": "gain"}),
-    "energy": ("share of the inputs' squared length in each bin of directions", {"headline": 1}),
-    "energy_isotropic": ("the same of isotropic inputs: the share of directions", {"control_of": "energy"}),
+    "gain_null": ("mean of the gain for randomly rotated inputs", {}),
+    "gain_null_low": ("lower edge of the band for randomly rotated inputs", {}),
+    "gain_null_high": ("upper edge of the band for randomly rotated inputs", {}),
+    "energy": ("fraction of the inputs' squared norm in each bin of directions", {"headline": 1}),
+    "energy_null": ("the same for isotropic inputs: the fraction of directions", {}),
     "eigenvalue": ("mean eigenvalue of WᵀW in each bin of directions, over the mean of all", {}),
-    "effective_rank": ("exp of the entropy of the eigenvalues of WᵀW", {}),
+    "effective_rank": ("exp of the entropy of the normalized eigenvalues of WᵀW", {}),
     "input_rank": ("participation ratio of the inputs", {}),
-    "observed_norm": ("root mean square |W x| as the model computed it", {"scale": "log"}),
+    "observed_norm": ("root mean square |W x| as computed by the model", {"scale": "log"}),
     "predicted_norm": ("root mean square |W x| from eigenvalues and energies", {"scale": "log"}),
     "identity_error": (
         "root mean square difference of predicted and observed |W x|² over tokens, relative to that of the larger of "
@@ -76,14 +84,15 @@ ABOUT: Mapping[str, tuple[str, dict]] = {
         {},
     ),
 }
-UNITS = {"effective_rank": "directions", "input_rank": "directions"}
+VARIABLE_UNITS = {"effective_rank": "directions", "input_rank": "directions"}
 
 
-def _labelled(key: str, values: Float[Tensor, "layer map *eigen"], coords: dict) -> xr.DataArray:
-    """A variable of the result."""
-    about, attrs = ABOUT[key]
+def _label_variable(key: str, values: Float[Tensor, "layer map *eigen"], coords: dict) -> xr.DataArray:
+    about, attrs = VARIABLES[key]
     dims = ("layer", "map", "eigen")[: values.ndim]
-    return label(values, *dims, units=UNITS.get(key, "1"), about=about, coords=coords).assign_attrs(attrs)
+    return to_data_array(
+        values, *dims, units=VARIABLE_UNITS.get(key, "1"), description=about, coords=coords
+    ).assign_attrs(attrs)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -91,26 +100,39 @@ class Spectrum:
     """The eigendecomposition of WᵀW, in float64.
 
     Attributes:
-        values: all eigenvalues, largest first; those of the null space are 0.
-        directions: the eigenvectors of the first of them, orthonormal; what they do not span is the null space.
+        eigenvalues: all eigenvalues in descending order; those of the null space are 0.
+        eigenvectors: orthonormal eigenvectors of the first of them; the null space is their orthogonal complement.
     """
 
-    values: Float[Tensor, " d_in"]
-    directions: Float[Tensor, "d_in rank"]
+    eigenvalues: Float[Tensor, " d_in"]
+    eigenvectors: Float[Tensor, "d_in rank"]
 
-    def energies(self, x: Float[Tensor, "token d_in"]) -> Float[Tensor, "token d_in"]:
-        """<u_k, x>² of each vector; inside the null space no direction is singled out, and all have the same."""
+    def compute_energies(self, x: Float[Tensor, "token d_in"]) -> Float[Tensor, "token d_in"]:
+        """Return <u_k, x>² of each vector; the energy in the null space is divided equally among its directions.
+
+        Args:
+            x: input vectors.
+
+        Returns:
+            energies (token, d_in), in the order of the eigenvalues.
+        """
         x = x.double()
-        along = (x @ self.directions).square()
-        left = x.shape[1] - along.shape[1]
-        rest = (x.square().sum(-1, keepdim=True) - along.sum(-1, keepdim=True)).clamp_min(0)
-        return torch.cat([along, rest.expand(-1, left) / max(left, 1)], dim=1)
+        energy = (x @ self.eigenvectors).square()
+        null_dims = x.shape[1] - energy.shape[1]
+        null_energy = (x.square().sum(-1, keepdim=True) - energy.sum(-1, keepdim=True)).clamp_min(0)
+        return torch.cat([energy, null_energy.expand(-1, null_dims) / max(null_dims, 1)], dim=1)
 
 
-def decompose(weight: Float[Tensor, "d_out d_in"]) -> Spectrum:
-    """The eigendecomposition of WᵀW, by way of W Wᵀ where that is smaller: u_k = Wᵀ v_k / sqrt(λ_k).
+def decompose_gram_matrix(weight: Float[Tensor, "d_out d_in"]) -> Spectrum:
+    """Compute the eigendecomposition of WᵀW, from W Wᵀ if that is smaller: u_k = Wᵀ v_k / sqrt(λ_k).
 
-    >>> decompose(torch.tensor([[3.0, 0.0, 0.0], [0.0, 0.0, 2.0]])).values.tolist()
+    Args:
+        weight: the matrix W.
+
+    Returns:
+        the eigendecomposition.
+
+    >>> decompose_gram_matrix(torch.tensor([[3.0, 0.0, 0.0], [0.0, 0.0, 2.0]])).eigenvalues.tolist()
     [9.0, 4.0, 0.0]
     """
     W = weight.double()
@@ -118,89 +140,102 @@ def decompose(weight: Float[Tensor, "d_out d_in"]) -> Spectrum:
     values, vectors = torch.linalg.eigh(W @ W.T if wide else W.T @ W)
     values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
     if wide:
-        kept = int((values > FLOOR * values[0]).sum())
-        vectors = W.T @ vectors[:, :kept] / values[:kept].sqrt()
-        values = torch.cat([values[:kept], values.new_zeros(W.shape[1] - kept)])
-    return Spectrum(values=values, directions=vectors)
+        rank = int((values > EIGENVALUE_FLOOR * values[0]).sum())
+        vectors = W.T @ vectors[:, :rank] / values[:rank].sqrt()
+        values = torch.cat([values[:rank], values.new_zeros(W.shape[1] - rank)])
+    return Spectrum(eigenvalues=values, eigenvectors=vectors)
 
 
-def effective_rank(values: Float[Tensor, " d_in"]) -> Float[Tensor, ""]:
-    """The exponential of the entropy of the eigenvalues' shares; not a number where all are 0.
+def effective_rank(eigenvalues: Float[Tensor, " d_in"]) -> Float[Tensor, ""]:
+    """Return the exponential of the entropy of the normalized eigenvalues; NaN if all are 0.
+
+    Args:
+        eigenvalues: the eigenvalues.
 
     >>> round(float(effective_rank(torch.tensor([2.0, 2.0, 0.0]))), 6)
     2.0
     """
-    share = values / values.sum()
-    return torch.xlogy(share, share).sum().neg().exp()
+    fraction = eigenvalues / eigenvalues.sum()
+    return torch.xlogy(fraction, fraction).sum().neg().exp()
 
 
-def _numbers(sample: MapSample, bins: int) -> dict[str, Tensor]:
-    """Everything about one map, by variable."""
-    spectrum = decompose(sample.map.weight)
-    values, x = spectrum.values, sample.inputs.double()
-    energies = spectrum.energies(x)
-    predicted, observed = energies @ values, sample.observed
+def _compute_variables(sample: LinearModuleSample, bins: int) -> dict[str, Tensor]:
+    spectrum = decompose_gram_matrix(sample.linear.weight)
+    values, x = spectrum.eigenvalues, sample.inputs.double()
+    energies = spectrum.compute_energies(x)
+    predicted, observed = energies @ values, sample.output_sq_norms
     isotropic = values.mean() * x.square().sum(-1)
-    error = _identity_error(sample, predicted, isotropic)
-    spread = _rotation_spread(values, x)
+    error = _relative_identity_error(sample, predicted, isotropic)
+    gain_std = _rotation_std(values, x)
     edges = torch.linspace(0, len(values), bins + 1).round().long().tolist()
     count = torch.tensor(edges, dtype=torch.float64, device=x.device).diff()
     total = torch.stack([part.sum() for part in energies.sum(0).tensor_split(edges[1:-1])])
     height = torch.stack([part.mean() for part in values.tensor_split(edges[1:-1])])
     return {
         "gain": observed.sum() / isotropic.sum(),
-        "gain_low": (1 - BAND * spread).clamp_min(0),
-        "gain_high": 1 + BAND * spread,
+        "gain_null": torch.ones_like(gain_std),
+        "gain_null_low": (1 - NULL_BAND_WIDTH * gain_std).clamp_min(0),
+        "gain_null_high": 1 + NULL_BAND_WIDTH * gain_std,
         "energy": total / total.sum(),
-        "energy_isotropic": count / len(values),
+        "energy_null": count / len(values),
         "eigenvalue": height / values.mean(),
         "effective_rank": effective_rank(values),
-        "input_rank": _participation(x),
+        "input_rank": _participation_ratio(x),
         "observed_norm": observed.mean().sqrt(),
         "predicted_norm": predicted.mean().sqrt(),
         "identity_error": error,
     }
 
 
-def _identity_error(
-    sample: MapSample, predicted: Float[Tensor, " token"], isotropic: Float[Tensor, " token"]
+def _relative_identity_error(
+    sample: LinearModuleSample, predicted: Float[Tensor, " token"], isotropic: Float[Tensor, " token"]
 ) -> Float[Tensor, ""]:
-    """How far the predicted |W x|² are from the observed ones, relative to those or to what isotropic inputs have.
+    """Return the error of the predicted |W x|², relative to the larger of the observed and the isotropic ones.
 
     Raises:
-        UnsupportedModel: farther than rounding.
+        UnsupportedModel: the error exceeds rounding.
     """
-    gap, size = (predicted - sample.observed).norm(), torch.maximum(sample.observed.norm(), isotropic.norm())
-    error = gap / size if size > 0 else gap
-    if not error <= tolerance(sample.inputs):
+    error_norm, reference_norm = (
+        (predicted - sample.output_sq_norms).norm(),
+        torch.maximum(sample.output_sq_norms.norm(), isotropic.norm()),
+    )
+    error = error_norm / reference_norm if reference_norm > 0 else error_norm
+    if not error <= rounding_tolerance(sample.inputs):
         raise UnsupportedModel(
-            f"a linear map must lengthen what it reads as its spectrum says, but {sample.map.name} of layer "
-            f"{sample.map.layer} misses that by {float(error):.1e}; its weights may have changed since it ran"
+            f"|W x|² must equal the prediction from the spectrum of W, but for {sample.linear.name} of layer "
+            f"{sample.linear.layer} the relative error is {float(error):.1e}; its weights may have changed since it ran"
         )
     return error
 
 
-def _rotation_spread(values: Float[Tensor, " d_in"], x: Float[Tensor, "token d_in"]) -> Float[Tensor, ""]:
-    """The standard deviation of the gain over random rotations of these inputs, exactly."""
-    width = len(values)
+def _rotation_std(eigenvalues: Float[Tensor, " d_in"], x: Float[Tensor, "token d_in"]) -> Float[Tensor, ""]:
+    """Return the exact standard deviation of the gain over random rotations of the inputs."""
+    width = len(eigenvalues)
     if width == 1:
-        return values.new_zeros(())
-    size = x.square().sum()
-    shape = values.square().sum() - values.sum().square() / width
-    moment = _gram(x).square().sum() - size.square() / width
+        return eigenvalues.new_zeros(())
+    total_energy = x.square().sum()
+    shape = eigenvalues.square().sum() - eigenvalues.sum().square() / width
+    moment = _small_gram_matrix(x).square().sum() - total_energy.square() / width
     variance = 2 * shape.clamp_min(0) * moment.clamp_min(0) / ((width - 1) * (width + 2))
-    return variance.sqrt() / (values.mean() * size)
+    return variance.sqrt() / (eigenvalues.mean() * total_energy)
 
 
-def _participation(x: Float[Tensor, "token d_in"]) -> Float[Tensor, ""]:
-    """The participation ratio of the inputs, from pairs of different tokens: few tokens do not make it smaller."""
-    length = x.square().sum(-1)
-    pairs = length.sum().square() - length.square().sum()
-    return pairs / (_gram(x).square().sum() - length.square().sum()) if len(x) > 1 else x.new_full((), torch.nan)
+def _participation_ratio(x: Float[Tensor, "token d_in"]) -> Float[Tensor, ""]:
+    """Return the participation ratio of the inputs, from pairs of different tokens.
+
+    Without the pairs of a token with itself, a small number of tokens does not bias it downwards.
+    """
+    squared_norm = x.square().sum(-1)
+    pairs = squared_norm.sum().square() - squared_norm.square().sum()
+    return (
+        pairs / (_small_gram_matrix(x).square().sum() - squared_norm.square().sum())
+        if len(x) > 1
+        else x.new_full((), torch.nan)
+    )
 
 
-def _gram(x: Float[Tensor, "token d_in"]) -> Float[Tensor, "small small"]:
-    """x xᵀ or xᵀ x, whichever is smaller: both have the same sum of squares."""
+def _small_gram_matrix(x: Float[Tensor, "token d_in"]) -> Float[Tensor, "small small"]:
+    """Return x xᵀ or xᵀ x, whichever is smaller; both have the same sum of squares."""
     return x @ x.T if x.shape[0] < x.shape[1] else x.T @ x
 
 
@@ -210,23 +245,46 @@ def sample_without_sinks(
     *,
     layers: Sequence[int] | None = None,
     seed: int = 0,
-) -> MapSamples:
-    """What every linear map reads, at a random sample of the tokens that are no sinks.
+) -> LinearModuleSamples:
+    """Sample the inputs of every linear module at random tokens that are not attention sinks.
 
     Args:
         model: any model that capture supports.
         inputs: tokens or vectors.
-        layers: which layers; all by default.
-        seed: of the choice of tokens.
+        layers: the layers; all by default.
+        seed: seed of the choice of tokens.
+
+    Returns:
+        the samples.
     """
-    apart = sinks(at_depths(capture(model, inputs, [], reduce=norms.reductions, layers=layers)))
-    return sample_maps(model, inputs, counted=~apart, layers=layers, seed=seed)
+    is_sink = find_sinks(norms_by_depth(capture(model, inputs, [], reduce=norms.reductions, layers=layers)))
+    return sample_linear_inputs(model, inputs, eligible=~is_sink, layers=layers, seed=seed)
 
 
-@instrument(title=spectra.title, order=spectra.order)
-def _input_spectra(model: PreTrainedModel, task: Task, batch: Batch, seed: int = 0) -> xr.Dataset:
-    """The spectra of all maps on these sequences."""
-    return spectra(sample_without_sinks(model, batch.inputs, seed=seed))
+@analysis(
+    title="Input spectra of the linear modules",
+    description="""The energy of the inputs x of each linear module W along the eigenvectors of WᵀW = U diag(λ) Uᵀ, and
+    the resulting norm of W x. Energy: the fraction of the squared norm of the inputs along u_k, summed over tokens, in
+    descending order of the eigenvalues, in at most 32 bins of equally many directions; for isotropic inputs it equals
+    the fraction of directions. The null space of W comes last, its energy divided equally. Gain: the observed |W x|²
+    over its mean when all inputs are rotated by one random rotation, |W|² |x|² / d_in. For rotated inputs the gain is 1
+    on average, with a known standard deviation (Schur's lemma), and the band of the null is 4 of them on either side.
+    The identity |W x|² = Σ λ_k <u_k, x>² is checked on every sampled token. Effective rank: exp of the entropy of
+    λ_k / Σ λ (after Roy & Vetterli 2007, who use the singular values instead of their squares). Rank of the inputs: the
+    participation ratio (tr S)² / tr S² of their uncentred second moment S, estimated from pairs of different tokens as
+    Σ |x|² |y|² / Σ <x, y>². Layers without the module have no value.""",
+    input="model",
+)
+def input_spectra(model: PreTrainedModel, task: Task, batch: Batch, seed: int = 0) -> xr.Dataset:
+    """Compute the input spectra of all linear modules on the sequences of a batch, without attention sinks.
 
+    Args:
+        model: any model that capture supports.
+        task: unused; analyses of models receive it.
+        batch: the sequences.
+        seed: seed of the choice of tokens.
 
-gram = replace(_input_spectra, name="gram", about=spectra.about)
+    Returns:
+        the variables of :func:`spectra_of_samples`.
+    """
+    return spectra_of_samples(sample_without_sinks(model, batch.inputs, seed=seed))

@@ -1,4 +1,4 @@
-"""How long the vectors of the residual stream are."""
+"""Norms of the residual stream, and attention sinks."""
 
 import torch
 import xarray as xr
@@ -6,119 +6,156 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from mesascope.activations import Capture, Reduction
-from mesascope.analyses.base import measure
+from mesascope.analyses.base import analysis
 from mesascope.analyses.stream.probes import depth_names
-from mesascope.axes import label
+from mesascope.axes import to_data_array
 
-SINK = 10.0  # a token is a sink where its norm exceeds so many medians of its depth
-CUT = 5.0  # median absolute deviations: beyond it a token is simply far out
+SINK_RATIO = 10.0  # a token is an attention sink if its norm exceeds this many medians of its depth
+MAX_DEVIATION = 5.0  # median absolute deviations at which deviations are clipped
 
 Norms = Float[Tensor, "layer batch pos"]
 
 
-def lengths(stream: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos"]:
-    """The norm of each vector, in float64, one sequence at a time: never is more than one held in that precision."""
+def vector_norms(stream: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos"]:
+    """Return the norm of each vector in float64.
+
+    Args:
+        stream: the residual stream (batch, pos, d_model).
+
+    Returns:
+        norms (batch, pos).
+    """
+    # one sequence at a time, so that at most one is in memory in float64
     return torch.stack([sequence.double().norm(dim=-1) for sequence in stream])
 
 
-REDUCED = {site: f"{site}_norm" for site in ("resid_pre", "resid_post")}
+NORM_REDUCTIONS = {site: f"{site}_norm" for site in ("resid_pre", "resid_post")}
 
 
-@measure(
+@analysis(
     title="Token norms",
-    sites=[],
-    reductions={name: Reduction(site=site, fn=lengths, axes=("batch", "pos")) for site, name in REDUCED.items()},
-    order=15,
-    padded=True,
+    description="""The norm of every token's vector in the residual stream, at each depth. Attention sinks (the first
+    position, and any token whose norm exceeds ten times the median of its depth) are reported separately and excluded
+    from mean and variation. Padding is left out.""",
+    reductions={
+        name: Reduction(site=site, fn=vector_norms, axes=("batch", "pos")) for site, name in NORM_REDUCTIONS.items()
+    },
+    supports_padding=True,
 )
-def norms(recorded: Capture) -> xr.Dataset:
-    """Length of every token's vector in the residual stream, at each depth. Sinks (the first position, and any token
-    over ten times the median of its depth) are reported apart and are not part of mean and variation; padding counts
-    for nothing.
+def norms(acts: Capture) -> xr.Dataset:
+    """Compute the norm of every token's vector in the residual stream at each depth.
+
+    Args:
+        acts: a capture.
+
+    Returns:
+        ``norm`` and ``standing`` (layer, batch, pos); ``mean``, ``variation``, ``first_token`` and ``sinks`` (layer).
     """
-    norm, first = at_depths(recorded), _first(recorded.inputs, recorded.attention_mask)
-    others = _outliers(norm, recorded.attention_mask) & ~first
-    kept = norm.masked_fill(others | first, torch.nan)
-    mean = kept.flatten(1).nanmean(1)
-    spread = (kept - mean[:, None, None]).square().flatten(1).nanmean(1).sqrt()
-    depth = {"layer": depth_names(recorded.layers)}
-    found = {
-        "mean": label(
-            mean, "layer", units="1", about="mean norm of a token's vector, sinks apart", coords=depth
-        ).assign_attrs(scale="log", headline=1),
-        "variation": label(
-            spread / mean,
+    norm, first = norms_by_depth(acts), _first_positions(acts.inputs, acts.attention_mask)
+    is_later_sink = _find_outliers(norm, acts.attention_mask) & ~first
+    norm_without_sinks = norm.masked_fill(is_later_sink | first, torch.nan)
+    mean = norm_without_sinks.flatten(1).nanmean(1)
+    std = (norm_without_sinks - mean[:, None, None]).square().flatten(1).nanmean(1).sqrt()
+    depth = {"layer": depth_names(acts.layers)}
+    variables = {
+        "mean": to_data_array(
+            mean,
             "layer",
             units="1",
-            about="coefficient of variation of the norm over tokens, sinks apart",
+            description="mean norm of a token's vector, excluding attention sinks",
+            coords=depth,
+        ).assign_attrs(scale="log", headline=1),
+        "variation": to_data_array(
+            std / mean,
+            "layer",
+            units="1",
+            description="coefficient of variation of the norm over tokens, excluding attention sinks",
             coords=depth,
         ).assign_attrs(headline=1),
-        "first_token": label(
-            norm[:, first].mean(1), "layer", units="1", about="mean norm of the first token", coords=depth
+        "first_token": to_data_array(
+            norm[:, first].mean(1), "layer", units="1", description="mean norm of the first token", coords=depth
         ).assign_attrs(scale="log"),
-        "sinks": label(others.flatten(1).sum(1), "layer", units="tokens", about="further sinks found", coords=depth),
-        "norm": label(
-            norm.float(), "layer", "batch", "pos", units="1", about="norm of each token's vector", coords=depth
+        "sinks": to_data_array(
+            is_later_sink.flatten(1).sum(1),
+            "layer",
+            units="tokens",
+            description="number of attention sinks after the first token",
+            coords=depth,
+        ),
+        "norm": to_data_array(
+            norm.float(), "layer", "batch", "pos", units="1", description="norm of each token's vector", coords=depth
         ).assign_attrs(scale="log"),
-        "standing": label(
-            _standing(kept).float(),
+        "standing": to_data_array(
+            _clipped_deviation(norm_without_sinks).float(),
             "layer",
             "batch",
             "pos",
             units="median absolute deviations",
-            about=f"each norm's distance from the median of its depth, cut at {CUT:g} to either side, sinks left out",
+            description=(
+                f"deviation of each norm from the median of its depth, clipped at ±{MAX_DEVIATION:g}, without sinks"
+            ),
             coords=depth,
         ).assign_attrs(center=0, headline=1),
     }
-    return xr.Dataset(found)
+    return xr.Dataset(variables)
 
 
-def at_depths(recorded: Capture) -> Norms:
-    """The norm of every token's vector at the embedding and after each layer, in float64; padding is not a number.
+def norms_by_depth(acts: Capture) -> Norms:
+    """Return the norm of every token's vector at the embedding and after each layer, in float64; NaN at padding.
 
-    They are read from the reductions of `norms`, or computed from the stream where that was kept.
+    Args:
+        acts: a capture of the reductions of `norms`, or of ``resid_pre`` and ``resid_post``.
+
+    Returns:
+        norms (layer, batch, pos).
     """
-    before, after = (_of(recorded, site) for site in REDUCED)
+    before, after = (_norms_at_site(acts, site) for site in NORM_REDUCTIONS)
     norm = torch.cat([before[:1], after])
-    mask = recorded.attention_mask
+    mask = acts.attention_mask
     return norm if mask is None else norm.masked_fill(~mask.bool(), torch.nan)
 
 
-def sinks(norm: Norms) -> Bool[Tensor, "batch pos"]:
-    """Which tokens stand apart: the first of each sequence, and any whose norm at some depth is over ten medians.
+def find_sinks(norm: Norms) -> Bool[Tensor, "batch pos"]:
+    """Find attention sinks: the first token of each sequence, and any whose norm exceeds ten medians at some depth.
 
     Args:
-        norm: of every token at every depth; padding is not a number, and is no sink.
+        norm: the norm of every token at every depth; padding is NaN, and never a sink.
+
+    Returns:
+        a mask (batch, pos).
 
     >>> norm = torch.ones(2, 1, 5)
     >>> norm[1, 0, 3] = 20.0
-    >>> sinks(norm).tolist()
+    >>> find_sinks(norm).tolist()
     [[True, False, False, True, False]]
     """
     mask = (~norm[0].isnan()).long()
-    return _first(norm[0], mask) | _outliers(norm, mask).any(0)
+    return _first_positions(norm[0], mask) | _find_outliers(norm, mask).any(0)
 
 
-def _of(recorded: Capture, site: str) -> Norms:
-    """The norms at one site."""
-    if REDUCED[site] in recorded or site not in recorded:
-        return recorded[REDUCED[site]]
-    return torch.stack([lengths(stream) for stream in recorded[site]])
+def _norms_at_site(acts: Capture, site: str) -> Norms:
+    if NORM_REDUCTIONS[site] in acts or site not in acts:
+        return acts[NORM_REDUCTIONS[site]]
+    return torch.stack([vector_norms(stream) for stream in acts[site]])
 
 
-def _first(like: Shaped[Tensor, "batch pos *rest"], mask: Shaped[Tensor, "batch pos"] | None) -> Bool[Tensor, "..."]:
-    """The first real position of each sequence."""
-    real = torch.ones(like.shape[:2], dtype=torch.bool, device=like.device) if mask is None else mask.bool()
-    return real & (real.long().cumsum(1) == 1)
+def _first_positions(
+    inputs: Shaped[Tensor, "batch pos *rest"], mask: Shaped[Tensor, "batch pos"] | None
+) -> Bool[Tensor, "..."]:
+    """Find the first token of each sequence that is not padding."""
+    is_token = torch.ones(inputs.shape[:2], dtype=torch.bool, device=inputs.device) if mask is None else mask.bool()
+    return is_token & (is_token.long().cumsum(1) == 1)
 
 
-def _outliers(norm: Norms, mask: Shaped[Tensor, "batch pos"] | None) -> Bool[Tensor, "layer batch pos"]:
-    """Tokens over ten medians of their depth; the first ones are no part of the median."""
-    later = norm.masked_fill(_first(norm[0], mask), torch.nan)
-    return norm > SINK * later.flatten(1).nanmedian(1).values[:, None, None]
+def _find_outliers(norm: Norms, mask: Shaped[Tensor, "batch pos"] | None) -> Bool[Tensor, "layer batch pos"]:
+    """Find tokens whose norm exceeds ten medians of their depth; first tokens are excluded from the median."""
+    norm_without_first = norm.masked_fill(_first_positions(norm[0], mask), torch.nan)
+    return norm > SINK_RATIO * norm_without_first.flatten(1).nanmedian(1).values[:, None, None]
 
 
-def _standing(norm: Norms) -> Norms:
-    """The distance from the median of the layer, in median absolute deviations, cut at either end."""
-    away = norm - norm.flatten(1).nanmedian(1).values[:, None, None]
-    return (away / away.abs().flatten(1).nanmedian(1).values[:, None, None]).clamp(-CUT, CUT)
+def _clipped_deviation(norm: Norms) -> Norms:
+    """Return the deviation from the median of the depth in median absolute deviations, clipped."""
+    deviation = norm - norm.flatten(1).nanmedian(1).values[:, None, None]
+    return (deviation / deviation.abs().flatten(1).nanmedian(1).values[:, None, None]).clamp(
+        -MAX_DEVIATION, MAX_DEVIATION
+    )

@@ -1,4 +1,4 @@
-"""What each layer already knows of the answer."""
+"""Linear probes and logit lens over depth, for models of vectors."""
 
 from collections.abc import Sequence
 
@@ -8,115 +8,144 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mesascope.activations import Capture
-from mesascope.analyses.base import measure
-from mesascope.analyses.loss import per_position
-from mesascope.analyses.statistics import affine_fit, halves, r_squared
-from mesascope.axes import label
+from mesascope.analyses.base import analysis
+from mesascope.analyses.loss import loss_per_position
+from mesascope.axes import to_data_array
+from mesascope.statistics import fit_affine, r_squared, split_halves
 
 
-@measure(title="Read-out, layer by layer", sites=["resid_pre", "resid_post"], order=20)
-def lens(recorded: Capture, first: int = 0) -> xr.Dataset:
-    """The answer read from the residual stream at every depth, in two ways. Affine lens: an affine map from the
-    stream to the next term, one for all positions that count, fitted by ridge regression on half of the sequences and
-    scored on the other half. Own read-out: the model's own final norm and output map, applied early. The sites are the
-    embedding and the stream after each layer.
+@analysis(
+    title="Linear probes and logit lens over depth",
+    description="""The next term predicted from the residual stream at the embedding and after each layer, in two ways.
+    Linear probe (affine lens): an affine map from the stream to the next term, one for all scored positions, fitted by
+    ridge regression on half of the sequences and evaluated on the other half. Logit lens: the model's own final norm
+    and output map, applied at this depth.""",
+    sites=["resid_pre", "resid_post"],
+)
+def probe_and_logit_lens(acts: Capture, first: int = 0) -> xr.Dataset:
+    """Predict the next term from the residual stream at every depth, by a linear probe and by the logit lens.
 
     Args:
-        recorded: a capture of a batch with vector targets.
-        first: positions before this one are left out, of the fit and of the mean over positions.
+        acts: a capture of a batch with vector targets.
+        first: positions before this one are excluded from the fit and from the means over positions.
+
+    Returns:
+        ``affine_error``, ``logit_lens_error`` and ``explained`` (layer), and ``affine_error_at`` (layer, pos).
+
+    Raises:
+        ValueError: the capture has no batch with vector targets.
     """
-    batch = _vector_batch(recorded, "lens")
-    stream = depths(recorded)
-    fitted, scored = halves(len(batch))
-    places = [place for place in range(first, batch.weight.shape[1]) if bool((batch.weight[:, place] > 0).any())]
-    affine, own, explained = [], [], []
+    batch = _require_vector_batch(acts, "probe_and_logit_lens")
+    stream = stream_by_depth(acts)
+    fitted, scored = split_halves(len(batch))
+    positions = [
+        position for position in range(first, batch.weight.shape[1]) if bool((batch.weight[:, position] > 0).any())
+    ]
+    probe_errors, lens_errors, explained = [], [], []
     for resid in stream:
-        weight, constant = affine_fit(
-            resid[fitted][:, places].flatten(0, 1), batch.targets[fitted][:, places].flatten(0, 1)
+        weight, constant = fit_affine(
+            resid[fitted][:, positions].flatten(0, 1), batch.targets[fitted][:, positions].flatten(0, 1)
         )
-        guess = resid[scored].double() @ weight + constant
-        affine.append(per_position(guess, batch.targets[scored]).mean(0))
-        own.append(per_position(recorded.frame.readout(resid[scored]), batch.targets[scored]).mean(0))
-        explained.append(r_squared(guess[:, places].flatten(0, 1), batch.targets[scored][:, places].flatten(0, 1)))
-    errors, own_errors = torch.stack(affine), torch.stack(own)
-    depth = {"layer": depth_names(recorded.layers)}
-    unit = "squared units of the terms"
-    where = f"positions {first} and later" if first else "all positions that count"
+        prediction = resid[scored].double() @ weight + constant
+        probe_errors.append(loss_per_position(prediction, batch.targets[scored]).mean(0))
+        lens_errors.append(loss_per_position(acts.readout.compute_output(resid[scored]), batch.targets[scored]).mean(0))
+        explained.append(
+            r_squared(prediction[:, positions].flatten(0, 1), batch.targets[scored][:, positions].flatten(0, 1))
+        )
+    probe_error, lens_error = torch.stack(probe_errors), torch.stack(lens_errors)
+    depth = {"layer": depth_names(acts.layers)}
+    units = "squared units of the terms"
+    where = f"positions {first} and later" if first else "all scored positions"
     log = {"scale": "log"}
     return xr.Dataset(
         {
-            "affine_error": label(
-                errors[:, places].mean(1),
+            "affine_error": to_data_array(
+                probe_error[:, positions].mean(1),
                 "layer",
-                units=unit,
-                about=f"error of the affine lens on held-out sequences, {where}",
+                units=units,
+                description=f"error of the linear probe on held-out sequences, {where}",
                 coords=depth,
             ).assign_attrs(log, headline=1),
-            "own_error": label(
-                own_errors[:, places].mean(1),
+            "logit_lens_error": to_data_array(
+                lens_error[:, positions].mean(1),
                 "layer",
-                units=unit,
-                about=f"error of the model's own read-out applied at this depth, {where}",
+                units=units,
+                description=f"error of the logit lens, {where}",
                 coords=depth,
             ).assign_attrs(log),
-            "affine_error_at": label(
-                errors, "layer", "pos", units=unit, about="error of the affine lens at each position", coords=depth
+            "affine_error_at": to_data_array(
+                probe_error,
+                "layer",
+                "pos",
+                units=units,
+                description="error of the linear probe at each position",
+                coords=depth,
             ).assign_attrs(log),
-            "explained": label(
+            "explained": to_data_array(
                 torch.tensor(explained),
                 "layer",
                 units="1",
-                about=f"R² of the affine lens on held-out sequences, {where}",
+                description=f"R² of the linear probe on held-out sequences, {where}",
                 coords=depth,
             ),
         }
     )
 
 
-@measure(title="What the attention of each layer writes", sites=["attn_write"], order=25)
-def estimate(recorded: Capture, first: int = 0) -> xr.Dataset:
-    """How well the terms of the sequence can be read, by an affine map fitted on half of the sequences and scored on
-    the other half, from what the attention of a layer writes, without the rest of the residual stream: the last
-    term (a copy), the one before it, and the next one (the answer). The embedding already holds the last term, so
-    only the attention's own output can tell whether attention copies. In a converging sequence all terms are nearly
-    the same and R² is high for any of them, so the error is also put in proportion to the step between neighbouring
-    terms: 1 is perfect, 0 no better than taking the neighbour.
+@analysis(
+    title="Linear probe on attention outputs",
+    description="""The terms of the sequence predicted from the attention output of each layer alone, by affine maps
+    fitted on half of the sequences and evaluated on the other half: the last term (a copy), the term before it, and the
+    next term (the target). The embedding already contains the last term, so only the attention output can show whether
+    attention copies. In a converging sequence all terms are nearly equal and R² is high for each of them, so the error
+    is also divided by the squared step between neighbouring terms: 1 is perfect, 0 no better than the neighbouring
+    term.""",
+    sites=["attn_out"],
+)
+def attn_out_probe(acts: Capture, first: int = 0) -> xr.Dataset:
+    """Predict terms of the sequence from the attention output of each layer by linear probes.
 
     Args:
-        recorded: a capture of a batch with vector inputs and targets.
+        acts: a capture of a batch with vector inputs and targets.
         first: positions before this one are left out.
+
+    Returns:
+        ``explained``, the R² of each term, and ``step_explained`` (layer, stat).
+
+    Raises:
+        ValueError: the capture has no batch with vector targets.
     """
-    batch = _vector_batch(recorded, "estimate")
-    before = torch.cat([torch.zeros_like(batch.inputs[:, :1]), batch.inputs[:, :-1]], dim=1)
-    terms = {"previous term": before, "last term": batch.inputs, "next term": batch.targets}
-    step, ahead = batch.inputs - before, batch.targets - batch.inputs
+    batch = _require_vector_batch(acts, "attn_out_probe")
+    previous = torch.cat([torch.zeros_like(batch.inputs[:, :1]), batch.inputs[:, :-1]], dim=1)
+    terms = {"previous term": previous, "last term": batch.inputs, "next term": batch.targets}
+    step, ahead = batch.inputs - previous, batch.targets - batch.inputs
     steps = {"previous term": step, "last term": step, "next term": ahead}
-    fitted, scored = halves(len(batch))
-    found = torch.zeros(recorded["attn_write"].shape[0], len(terms))
-    of_step = torch.zeros_like(found)
-    for layer, write in enumerate(recorded["attn_write"]):
+    fitted, scored = split_halves(len(batch))
+    explained = torch.zeros(acts["attn_out"].shape[0], len(terms))
+    step_explained = torch.zeros_like(explained)
+    for layer, attn_out in enumerate(acts["attn_out"]):
         for column, (name, term) in enumerate(terms.items()):
-            weight, constant = affine_fit(write[fitted, first:].flatten(0, 1), term[fitted, first:].flatten(0, 1))
-            guess = write[scored, first:].double() @ weight + constant
-            found[layer, column] = r_squared(guess.flatten(0, 1), term[scored, first:].flatten(0, 1))
-            wrong = (guess - term[scored, first:]).square().sum()
-            of_step[layer, column] = 1 - wrong / steps[name][scored, first:].double().square().sum()
+            weight, constant = fit_affine(attn_out[fitted, first:].flatten(0, 1), term[fitted, first:].flatten(0, 1))
+            prediction = attn_out[scored, first:].double() @ weight + constant
+            explained[layer, column] = r_squared(prediction.flatten(0, 1), term[scored, first:].flatten(0, 1))
+            squared_error = (prediction - term[scored, first:]).square().sum()
+            step_explained[layer, column] = 1 - squared_error / steps[name][scored, first:].double().square().sum()
     return xr.Dataset(
         {
-            "explained": label(
-                found,
+            "explained": to_data_array(
+                explained,
                 "layer",
                 "stat",
                 units="1",
-                about="R² on held-out sequences of an affine map from the attention's write to a term",
+                description="R² on held-out sequences of an affine map from the attention output to a term",
                 coords={"stat": list(terms)},
             ),
-            "step_explained": label(
-                of_step,
+            "step_explained": to_data_array(
+                step_explained,
                 "layer",
                 "stat",
                 units="1",
-                about="one minus the squared error of that reading over the squared step between neighbouring terms",
+                description="one minus the squared error of the probe over the squared step between neighbouring terms",
                 coords={"stat": list(terms)},
             ).assign_attrs(headline=1),
         }
@@ -124,7 +153,13 @@ def estimate(recorded: Capture, first: int = 0) -> xr.Dataset:
 
 
 def depth_names(layers: Sequence[int]) -> list[str]:
-    """The places between layers, from before the first of them to after the last.
+    """Return the names of the points between layers, from before the first layer to after the last.
+
+    Args:
+        layers: the layers, in order.
+
+    Returns:
+        one name more than there are layers.
 
     >>> depth_names([0, 1]), depth_names([3])
     (['embedding', 'after 0', 'after 1'], ['before 3', 'after 3'])
@@ -132,13 +167,19 @@ def depth_names(layers: Sequence[int]) -> list[str]:
     return ["embedding" if layers[0] == 0 else f"before {layers[0]}", *(f"after {layer}" for layer in layers)]
 
 
-def depths(recorded: Capture) -> Float[Tensor, "depth batch pos d_model"]:
-    """The residual stream at the embedding and after each layer."""
-    return torch.cat([recorded["resid_pre"][:1], recorded["resid_post"]])
+def stream_by_depth(acts: Capture) -> Float[Tensor, "depth batch pos d_model"]:
+    """Return the residual stream at the embedding and after each layer.
+
+    Args:
+        acts: a capture of ``resid_pre`` and ``resid_post``.
+
+    Returns:
+        vectors (depth, batch, pos, d_model).
+    """
+    return torch.cat([acts["resid_pre"][:1], acts["resid_post"]])
 
 
-def _vector_batch(recorded: Capture, name: str):
-    """The batch, if it has one and its targets are vectors."""
-    if recorded.batch is None or not recorded.batch.targets.is_floating_point():
+def _require_vector_batch(acts: Capture, name: str):
+    if acts.batch is None or not acts.batch.targets.is_floating_point():
         raise ValueError(f"{name} needs a capture of a Batch with vector targets; for tokens use logit_lens")
-    return recorded.batch
+    return acts.batch

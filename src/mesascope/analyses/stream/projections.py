@@ -1,4 +1,4 @@
-"""Representations as points in a plane."""
+"""Two-dimensional projections of representations: principal components, or UMAP."""
 
 from importlib import import_module
 
@@ -8,171 +8,212 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mesascope.activations import Capture
-from mesascope.analyses.base import measure
-from mesascope.analyses.stream.clusters import ENDINGS, place_of, representations
-from mesascope.analyses.stream.norms import at_depths, norms, sinks
+from mesascope.analyses.base import analysis
+from mesascope.analyses.stream.clusters import LAST_POSITION_REDUCTIONS, resolve_position, stream_at_position
+from mesascope.analyses.stream.norms import find_sinks, norms, norms_by_depth
 from mesascope.analyses.stream.probes import depth_names
-from mesascope.analyses.stream.token_lenses import SAMPLE, next_tokens
-from mesascope.axes import label
+from mesascope.analyses.stream.token_lenses import LENS_REDUCTION, next_tokens
+from mesascope.axes import to_data_array
+from mesascope.statistics import evenly_spaced_indices
 
-MOST = 256  # sequences in a picture: more hide one another
-NEIGHBOURS = 15  # of a point, whose distances UMAP keeps; its authors' default (McInnes et al. 2018)
-AXES = ["first", "second"]
+MAX_POINTS = 256  # maximum number of points: more would overlap
+UMAP_NEIGHBOURS = 15  # n_neighbors of UMAP; the default of McInnes et al. 2018
+COMPONENT_NAMES = ["first", "second"]
 
-Places = Float[Tensor, "batch component"]
+Coordinates = Float[Tensor, "batch component"]
 
 
-@measure(title="Pictures of representations", sites=[], reductions=ENDINGS, steps="ends", order=14)
-def pictures(
-    recorded: Capture,
+@analysis(
+    title="Projections of representations",
+    description="""The residual stream of one position of each sequence, projected onto a plane at the embedding and
+    after each layer. PCA: the plane of the first two principal components. Points that are apart in the plane are apart
+    in the stream, but points that are close can be apart in other directions. UMAP (McInnes et al. 2018): neighbours
+    stay together as well as possible; distances between groups carry little information. Each depth has its own
+    axes.""",
+    reductions=LAST_POSITION_REDUCTIONS,
+    steps="ends",
+)
+def projections(
+    acts: Capture,
     position: int | None = None,
     method: str = "pca",
-    most: int = MOST,
+    max_points: int = MAX_POINTS,
     seed: int = 0,
 ) -> xr.Dataset:
-    """One position's vector of the residual stream, of each sequence, as a point in a plane, at the embedding and after
-    each layer. By principal components, the plane holds the two directions along which these vectors vary most: what
-    lies apart in it is apart, but what lies together may be apart in other directions. By UMAP (McInnes et al. 2018),
-    neighbours are kept together as well as can be, and distances between groups say little. Each picture has axes of
-    its own.
+    """Project one position's residual stream of each sequence onto a plane, at every depth.
 
     Args:
-        recorded: a capture. Points are sorted by the labels of its batch, or else, where tokens are read, by the next
-            token.
-        position: whose vectors are shown, counted from the end where negative. By default the last, or the last that
-            has a next token where bare tokens were captured.
-        method: ``pca``, or ``umap``, for which umap-learn must be installed.
-        most: sequences shown, the first ones.
-        seed: of UMAP's layout.
+        acts: a capture. Points are coloured by the labels of its batch, or else by the next token if the inputs are
+            tokens.
+        position: the position, counted from the end if negative. By default the last one, or the last one with a next
+            token if tokens were captured without a batch.
+        method: ``pca``, or ``umap``, which requires umap-learn.
+        max_points: maximum number of sequences; the first ones are used.
+        seed: seed of UMAP.
+
+    Returns:
+        ``place``, the coordinates (layer, batch, component); for PCA ``explained`` (layer, component); and the labels
+        of the points.
 
     Raises:
-        ValueError: no such position or method, fewer than two sequences or coordinates, or no umap-learn.
+        ValueError: there is no such position or method, fewer than two sequences or coordinates, or no umap-learn.
     """
-    _check(method)
-    bare = recorded.batch is None and not recorded.inputs.is_floating_point()
-    place = place_of(recorded, (-2 if bare else -1) if position is None else position)
-    vectors = representations(recorded, place)[:, :most].double().cpu()
-    found = _drawn(
-        recorded, vectors, method, seed, f"each sequence's vector at position {place}", "sequences as points"
+    _validate_method(method)
+    has_bare_tokens = acts.batch is None and not acts.inputs.is_floating_point()
+    position_index = resolve_position(acts, (-2 if has_bare_tokens else -1) if position is None else position)
+    vectors = stream_at_position(acts, position_index)[:, :max_points].double().cpu()
+    variables = _project_depths(
+        acts, vectors, method, seed, f"each sequence's vector at position {position_index}", "sequences as points"
     )
-    for name, kinds in _labels(recorded, place).items():
-        found |= _label(name, kinds[:most], f"the {name} of each sequence at that position")
-    return xr.Dataset(found)
+    for name, point_labels in _point_labels(acts, position_index).items():
+        variables |= _label_points(name, point_labels[:max_points], f"the {name} of each sequence at that position")
+    return xr.Dataset(variables)
 
 
-@measure(
-    title="Pictures of tokens", sites=[], reductions={"lens_sample": SAMPLE, **norms.reductions}, steps="ends", order=14
+@analysis(
+    title="Projections of tokens",
+    description="""The residual stream of the tokens of a text, projected onto a plane at the embedding and after each
+    layer. Attention sinks are left out, since a single one would determine an axis. PCA: the plane of the first two
+    principal components. Points that are apart in the plane are apart in the stream, but points that are close can be
+    apart in other directions. UMAP (McInnes et al. 2018): neighbours stay together as well as possible; distances
+    between groups carry little information. Each depth has its own axes.""",
+    reductions={"lens_sample": LENS_REDUCTION, **norms.reductions},
+    steps="ends",
 )
-def token_pictures(recorded: Capture, method: str = "pca", most: int = MOST, seed: int = 0) -> xr.Dataset:
-    """The vectors of the residual stream of the tokens of a text as points in a plane, at the embedding and after each
-    layer; sinks are left out, for one of them would take an axis for itself. By principal components, the plane holds
-    the two directions along which these vectors vary most: what lies apart in it is apart, but what lies together may
-    be apart in other directions. By UMAP (McInnes et al. 2018), neighbours are kept together as well as can be, and
-    distances between groups say little. Each picture has axes of its own.
+def token_projections(acts: Capture, method: str = "pca", max_points: int = MAX_POINTS, seed: int = 0) -> xr.Dataset:
+    """Project the residual stream of the tokens of a text onto a plane, at every depth, without attention sinks.
 
     Args:
-        recorded: a capture of tokens.
-        method: ``pca``, or ``umap``, for which umap-learn must be installed.
-        most: tokens shown, spread evenly over those looked at.
-        seed: of UMAP's layout.
+        acts: a capture of tokens.
+        method: ``pca``, or ``umap``, which requires umap-learn.
+        max_points: maximum number of tokens, evenly subsampled from the captured queries.
+        seed: seed of UMAP.
+
+    Returns:
+        the variables of :func:`projections`, with the tokens as points along ``batch``.
 
     Raises:
-        ValueError: vectors were read, no such method, fewer than two tokens, or no umap-learn.
+        ValueError: the inputs are vectors, there is no such method, fewer than two tokens, or no umap-learn.
     """
-    if recorded.inputs.is_floating_point():
-        raise ValueError("pictures of tokens need tokens, but the inputs are vectors; use pictures")
-    _check(method)
-    streams, following, known = next_tokens(recorded)
-    tokens = recorded.inputs[:, list(recorded.queries)]
-    apart = sinks(at_depths(recorded)).to(known.device)[:, list(recorded.queries)]
-    points = (known & ~apart).flatten().nonzero()[:, 0]
-    points = points[torch.linspace(0, len(points) - 1, min(most, len(points))).round().long()]
+    if acts.inputs.is_floating_point():
+        raise ValueError("token_projections needs tokens, but the inputs are vectors; use projections")
+    _validate_method(method)
+    streams, next_token_ids, is_scored = next_tokens(acts)
+    tokens = acts.inputs[:, list(acts.queries)]
+    is_sink = find_sinks(norms_by_depth(acts)).to(is_scored.device)[:, list(acts.queries)]
+    points = (is_scored & ~is_sink).flatten().nonzero()[:, 0]
+    points = points[evenly_spaced_indices(len(points), max_points)]
     vectors = torch.stack([stream.flatten(0, 1)[points] for stream in streams]).double().cpu()
-    found = _drawn(recorded, vectors, method, seed, "each token's vector", "tokens as points")
-    for name, kinds in (("token", tokens), ("next token", following)):
-        found |= _label(name, kinds.flatten()[points], f"the {name} at each position")
-    return xr.Dataset(found)
+    variables = _project_depths(acts, vectors, method, seed, "each token's vector", "tokens as points")
+    for name, point_labels in (("token", tokens), ("next token", next_token_ids)):
+        variables |= _label_points(name, point_labels.flatten()[points], f"the {name} at each position")
+    return xr.Dataset(variables)
 
 
-def _check(method: str) -> None:
-    """Refuse a way of drawing that is not there."""
+def _validate_method(method: str) -> None:
     if method not in ("pca", "umap"):
         raise ValueError(f"method must be pca or umap, but got {method!r}")
 
 
-def _label(name: str, kinds: Int[Tensor, " batch"], about: str) -> dict[str, xr.DataArray]:
-    """What points are coloured by; tokens are spelled later, by who knows how."""
+def _label_points(name: str, point_labels: Int[Tensor, " batch"], about: str) -> dict[str, xr.DataArray]:
+    """Return the label of each point as a variable; token ids are decoded later, where a tokenizer is at hand."""
     units = "token" if name in ("token", "next token") else "label"
-    return {f"label_{name.replace(' ', '_')}": label(kinds, "batch", units=units, about=about).assign_attrs(title=name)}
+    return {
+        f"label_{name.replace(' ', '_')}": to_data_array(
+            point_labels, "batch", units=units, description=about
+        ).assign_attrs(title=name)
+    }
 
 
-def _drawn(
-    recorded: Capture, vectors: Float[Tensor, "depth batch d_model"], method: str, seed: int, what: str, title: str
+def _project_depths(
+    acts: Capture,
+    vectors: Float[Tensor, "depth batch d_model"],
+    method: str,
+    seed: int,
+    point_description: str,
+    title: str,
 ) -> dict[str, xr.DataArray]:
-    """The places of vectors at every depth, and what the plane holds of them.
+    """Project the vectors of every depth, and compute the explained variance.
 
     Raises:
-        ValueError: fewer than two vectors or coordinates, or no umap-learn.
+        ValueError: there are fewer than two vectors or coordinates, or umap-learn is not installed.
     """
     if min(vectors.shape[1:]) < 2:
-        raise ValueError(f"a picture needs two sequences and coordinates or more, but got {tuple(vectors.shape[1:])}")
-    coords = {"layer": depth_names(recorded.layers), "component": AXES}
+        raise ValueError(
+            f"a projection needs at least two sequences and two coordinates, but got {tuple(vectors.shape[1:])}"
+        )
+    coords = {"layer": depth_names(acts.layers), "component": COMPONENT_NAMES}
     axes = "principal components" if method == "pca" else "UMAP"
-    drawn = [projection(each) if method == "pca" else (layout(each, seed), None) for each in vectors]
-    about = f"{what} in two dimensions ({axes})"
-    found = {
-        "place": label(
-            torch.stack([places for places, _ in drawn]).float(),
+    projected = [principal_components(each) if method == "pca" else (umap_layout(each, seed), None) for each in vectors]
+    about = f"{point_description} in two dimensions ({axes})"
+    variables = {
+        "place": to_data_array(
+            torch.stack([coordinates for coordinates, _ in projected]).float(),
             "layer",
             "batch",
             "component",
             units="1",
-            about=about,
+            description=about,
             coords=coords,
         ).assign_attrs(view="scatter", title=title, headline=1)
     }
-    shares = [share for _, share in drawn if share is not None]
-    if shares:
-        about = "share of the variance of these vectors along each axis of the picture"
-        found["explained"] = label(torch.stack(shares), "layer", "component", units="1", about=about, coords=coords)
-    return found
+    explained = [fraction for _, fraction in projected if fraction is not None]
+    if explained:
+        about = "fraction of the variance of these vectors along each principal component"
+        variables["explained"] = to_data_array(
+            torch.stack(explained), "layer", "component", units="1", description=about, coords=coords
+        )
+    return variables
 
 
-def projection(vectors: Float[Tensor, "batch d_model"]) -> tuple[Places, Float[Tensor, " component"]]:
-    """The first two principal components of vectors, and the share of variance along each.
+def principal_components(vectors: Float[Tensor, "batch d_model"]) -> tuple[Coordinates, Float[Tensor, " component"]]:
+    """Project vectors onto their first two principal components.
 
-    The largest weight of each direction is positive, so that the same vectors always give the same picture.
+    The largest weight of each component is positive, so that equal vectors have equal projections.
+
+    Args:
+        vectors: the vectors (batch, d_model).
+
+    Returns:
+        coordinates (batch, component), and the fraction of the variance along each component.
     """
     centred = vectors - vectors.mean(0)
-    _, sizes, directions = torch.linalg.svd(centred, full_matrices=False)
+    _, singular_values, directions = torch.linalg.svd(centred, full_matrices=False)
     largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
     directions = directions * torch.where(largest < 0, -1.0, 1.0)
-    variance = sizes.square()
+    variance = singular_values.square()
     return centred @ directions[:2].T, variance[:2] / variance.sum().clamp_min(torch.finfo(variance.dtype).tiny)
 
 
-def layout(vectors: Float[Tensor, "batch d_model"], seed: int = 0) -> Places:
-    """The places that UMAP gives to vectors.
+def umap_layout(vectors: Float[Tensor, "batch d_model"], seed: int = 0) -> Coordinates:
+    """Project vectors onto a plane by UMAP.
+
+    Args:
+        vectors: the vectors (batch, d_model).
+        seed: seed of UMAP.
+
+    Returns:
+        coordinates (batch, component).
 
     Raises:
         ValueError: umap-learn is not installed.
     """
     try:
-        umap = import_module("umap")  # an extra, and slow to import
+        umap = import_module("umap")  # an optional dependency that is slow to import
     except ImportError:
         raise ValueError("method='umap' needs umap-learn; pip install mesascope[umap]") from None
-    neighbours = min(NEIGHBOURS, len(vectors) - 1)
-    drawing = umap.UMAP(n_components=2, n_neighbors=neighbours, random_state=seed, n_jobs=1)
-    return torch.as_tensor(drawing.fit_transform(vectors.numpy())).double()
+    neighbours = min(UMAP_NEIGHBOURS, len(vectors) - 1)
+    reducer = umap.UMAP(n_components=2, n_neighbors=neighbours, random_state=seed, n_jobs=1)
+    return torch.as_tensor(reducer.fit_transform(vectors.numpy())).double()
 
 
-def _labels(recorded: Capture, place: int) -> dict[str, Int[Tensor, " batch"]]:
-    """What sequences can be sorted by at a position: the batch's labels, else the next token where it is known."""
-    batch = recorded.batch
-    if batch is not None and batch.labels:
-        return {name: kinds[:, place] for name, kinds in batch.labels.items()}
+def _point_labels(acts: Capture, position: int) -> dict[str, Int[Tensor, " batch"]]:
+    """Return the labels of the sequences at a position: those of the batch, or else the next token if it is known."""
+    batch = acts.batch
+    if batch is not None and batch.categorical_latents:
+        return {name: kinds[:, position] for name, kinds in batch.categorical_latents.items()}
     if batch is not None and not batch.targets.is_floating_point():
-        return {"next token": batch.targets[:, place]}
-    if not recorded.inputs.is_floating_point() and place + 1 < recorded.inputs.shape[1]:
-        return {"next token": recorded.inputs[:, place + 1]}
+        return {"next token": batch.targets[:, position]}
+    if not acts.inputs.is_floating_point() and position + 1 < acts.inputs.shape[1]:
+        return {"next token": acts.inputs[:, position + 1]}
     return {}

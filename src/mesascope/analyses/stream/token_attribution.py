@@ -1,4 +1,4 @@
-"""Who raised the logit of a token: the sum of what each part of a language model contributes to it."""
+"""Direct logit attribution: the logit of a token as a sum of contributions of the components of a language model."""
 
 from dataclasses import dataclass
 
@@ -9,65 +9,80 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mesascope.activations import Capture
-from mesascope.analyses.base import measure, refuse_some_layers
-from mesascope.axes import label
+from mesascope.analyses.base import analysis, validate_all_layers_captured
+from mesascope.axes import to_data_array
 
-STREAM = ("resid_pre", "resid_post", "attn_write", "head_out")
-ROWS = 256  # of logits in memory at once: fewer are slower by the row, more gain nothing
+ATTRIBUTION_SITES = ("resid_pre", "resid_post", "attn_out", "z")
+MAX_LOGIT_ROWS = 256  # maximum rows of logits in memory; fewer are slower per row, more are not faster
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Parts:
-    """Contributions to logits, one for each place that was asked for; they sum to the logits before any cap."""
+class LogitContributions:
+    """Contributions of the components to the logits of some tokens; they sum to the logits before any soft cap.
 
-    embedding: Float[Tensor, " place"]
-    head: Float[Tensor, "layer head place"]
-    attention_bias: Float[Tensor, "layer place"]
-    mlp: Float[Tensor, "layer place"]
-    readout_bias: Float[Tensor, " place"]
+    Attributes:
+        embedding: of the embedding.
+        head: of every head.
+        attention_bias: of the bias of every attention output.
+        mlp: of every MLP.
+        readout_bias: of the bias of the output map.
+    """
+
+    embedding: Float[Tensor, " target"]
+    head: Float[Tensor, "layer head target"]
+    attention_bias: Float[Tensor, "layer target"]
+    mlp: Float[Tensor, "layer target"]
+    readout_bias: Float[Tensor, " target"]
 
     @property
-    def total(self) -> Float[Tensor, " place"]:
-        """Their sum: the logits."""
+    def total_logit(self) -> Float[Tensor, " target"]:
+        """The sum of all contributions: the logits."""
         layers = self.head.sum((0, 1)) + self.attention_bias.sum(0) + self.mlp.sum(0)
         return self.embedding + layers + self.readout_bias
 
 
-def contributions_to(
-    recorded: Capture,
-    batch: Int[Tensor, " place"],
-    pos: Int[Tensor, " place"],
-    tokens: Int[Tensor, " place"],
+def decompose_logits(
+    acts: Capture,
+    batch_index: Int[Tensor, " target"],
+    pos_index: Int[Tensor, " target"],
+    tokens: Int[Tensor, " target"],
     centred: bool = False,
-) -> Parts:
-    """What each part contributes to the logit of one token at each of some places, through the frozen final norm.
+) -> LogitContributions:
+    """Compute the contributions of all components to the logit of one token per position, with the final norm frozen.
 
-    Nothing of the size of the vocabulary is made: the row of each token is taken back to the stream once, and every
-    write is multiplied by it there.
+    No tensor of the size of the vocabulary is allocated: the unembedding row of each token is mapped back to the
+    residual stream once, and its dot product with every update is taken there.
 
     Args:
-        recorded: a capture of all layers, with ``resid_pre``, ``resid_post``, ``attn_write`` and ``head_out``.
-        batch, pos: the places.
-        tokens: whose logit at each of them.
-        centred: the mean logit over all tokens is taken off, which changes no probability.
+        acts: a capture of all layers, with ``resid_pre``, ``resid_post``, ``attn_out`` and ``z``.
+        batch_index: the sequence of each target.
+        pos_index: the position of each target.
+        tokens: the token whose logit is decomposed, for each target.
+        centred: whether the mean logit over the vocabulary is subtracted, which changes no probability.
+
+    Returns:
+        the contributions, in float64.
 
     Raises:
-        ValueError: not all layers were recorded; UnsupportedModel: the prediction is no sum of parts.
+        ValueError: not all layers were captured.
+        UnsupportedModel: the output is not a sum of contributions.
     """
-    refuse_some_layers(recorded)
-    frame, final = recorded.frame, recorded["resid_post"][-1][batch, pos]
-    rows = frame.unembedding(tokens)
-    along = frame.toward(rows - frame.unembedding_mean if centred else rows, final).double()
+    validate_all_layers_captured(acts)
+    readout, final = acts.readout, acts["resid_post"][-1][batch_index, pos_index]
+    rows = readout.get_unembedding_rows(tokens)
+    logit_directions = readout.logit_directions(rows - readout.unembedding_mean if centred else rows, final).double()
     heads, biases, mlps = [], [], []
-    for layer in range(len(recorded.layers)):
-        before, after, write, out = (recorded[site][layer][batch, pos].double() for site in STREAM)
-        back = einsum(along, frame.output_projection[layer].double(), "place m, head d m -> place head d")
-        heads.append(einsum(back, out, "place head d, place head d -> head place"))
-        biases.append(along @ frame.output_bias[layer].double())
-        mlps.append((along * (after - before - write)).sum(-1))
-    bias = frame.readout_bias.double()
-    return Parts(
-        embedding=(along * recorded["resid_pre"][0][batch, pos].double()).sum(-1),
+    for layer in range(len(acts.layers)):
+        before, after, attn_out, z = (acts[site][layer][batch_index, pos_index].double() for site in ATTRIBUTION_SITES)
+        z_directions = einsum(
+            logit_directions, readout.output_projection[layer].double(), "target m, head d m -> target head d"
+        )
+        heads.append(einsum(z_directions, z, "target head d, target head d -> head target"))
+        biases.append(logit_directions @ readout.output_bias[layer].double())
+        mlps.append((logit_directions * (after - before - attn_out)).sum(-1))
+    bias = readout.readout_bias.double()
+    return LogitContributions(
+        embedding=(logit_directions * acts["resid_pre"][0][batch_index, pos_index].double()).sum(-1),
         head=torch.stack(heads),
         attention_bias=torch.stack(biases),
         mlp=torch.stack(mlps),
@@ -75,102 +90,138 @@ def contributions_to(
     )
 
 
-@measure(title="Direct contributions to the next token", sites=STREAM, steps="ends", order=30)
-def token_attribution(recorded: Capture, first: int = 1) -> xr.Dataset:
-    """The logit of the true next token as the sum of what the embedding, each head, each MLP and the biases
-    contribute through the frozen final norm, averaged over places. Logits are taken from their mean over the
-    vocabulary, which changes no probability, and before any cap. The largest difference between the sum and the
-    model's own logit is stored beside them.
+@analysis(
+    title="Direct logit attribution",
+    description="""The logit of the true next token as the sum of the contributions of the embedding, each head, each
+    MLP and the biases through the frozen final norm, averaged over positions. The mean logit over the vocabulary is
+    subtracted, which changes no probability; logits are taken before any soft cap. The largest difference between the
+    sum and the logit of the model is stored as gap.""",
+    sites=ATTRIBUTION_SITES,
+    steps="ends",
+)
+def token_attribution(acts: Capture, first: int = 1) -> xr.Dataset:
+    """Decompose the logit of the true next token into contributions of all components, averaged over positions.
 
     Args:
-        recorded: a capture of all layers of a language model.
-        first: positions before this one are left out, for a first token is often a sink.
+        acts: a capture of all layers of a language model.
+        first: positions before this one are left out, since the first token is often an attention sink.
+
+    Returns:
+        ``head_contribution`` (layer, head), ``mlp_contribution`` and ``attention_bias_contribution`` (layer), those of
+        the embedding and the readout bias, ``logit``, and ``gap``, the largest difference between sum and logit.
+
+    Raises:
+        ValueError: the inputs are vectors.
     """
-    tokens = recorded.inputs
+    tokens = acts.inputs
     if tokens.is_floating_point():
-        raise ValueError("token_attribution needs tokens, but the inputs are vectors; use attribution")
-    batch, pos = (each.flatten() for each in _places(tokens, first))
-    parts = contributions_to(recorded, batch, pos, tokens[batch, pos + 1], centred=True)
+        raise ValueError("token_attribution needs tokens, but the inputs are vectors; use direct_attribution")
+    batch_index, pos_index = (each.flatten() for each in _positions_with_next_token(tokens, first))
+    contributions = decompose_logits(acts, batch_index, pos_index, tokens[batch_index, pos_index + 1], centred=True)
     about = "to the logit of the next token"
 
-    def named(values: Tensor, *dims: str, of: str, **attrs: str | int) -> xr.DataArray:
-        meaning = f"mean contribution of {of} {about}"
-        return label(values.mean(-1), *dims, units="logit", about=meaning).assign_attrs(center=0, **attrs)
+    def label_mean(values: Tensor, *dims: str, component: str, **attrs: str | int) -> xr.DataArray:
+        meaning = f"mean contribution of {component} {about}"
+        return to_data_array(values.mean(-1), *dims, units="logit", description=meaning).assign_attrs(center=0, **attrs)
 
     return xr.Dataset(
         {
-            "head_contribution": named(parts.head, "layer", "head", of="each head", headline=1),
-            "mlp_contribution": named(parts.mlp, "layer", of="each MLP"),
-            "attention_bias_contribution": named(parts.attention_bias, "layer", of="the bias behind the heads"),
-            "embedding_contribution": named(parts.embedding, of="the embedding"),
-            "readout_bias_contribution": named(parts.readout_bias, of="the bias of the read-out"),
-            "logit": label(
-                parts.total.mean(), units="logit", about="mean logit of the next token, from the mean logit"
+            "head_contribution": label_mean(contributions.head, "layer", "head", component="each head", headline=1),
+            "mlp_contribution": label_mean(contributions.mlp, "layer", component="each MLP"),
+            "attention_bias_contribution": label_mean(
+                contributions.attention_bias, "layer", component="the bias of the attention output"
             ),
-            "gap": label(
-                _gap(recorded, batch, pos, parts),
+            "embedding_contribution": label_mean(contributions.embedding, component="the embedding"),
+            "readout_bias_contribution": label_mean(contributions.readout_bias, component="the bias of the output map"),
+            "logit": to_data_array(
+                contributions.total_logit.mean(),
                 units="logit",
-                about="largest difference between the sum and the logit",
+                description="mean logit of the next token, minus the mean over the vocabulary",
+            ),
+            "gap": to_data_array(
+                _max_reconstruction_gap(acts, batch_index, pos_index, contributions),
+                units="logit",
+                description="largest difference between the sum and the logit",
             ),
         }
     )
 
 
-@measure(title="Tokens that heads raise most", sites=["resid_post", "head_out"], steps="ends", order=48)
-def top_tokens(recorded: Capture, k: int = 5) -> xr.Dataset:
-    """The largest direct contributions of each head to a logit, over all positions of an excerpt and all tokens,
-    through the frozen final norm: how much, to which token, at which position. At each position a head's
-    contributions are taken from their mean over the vocabulary, which changes no probability.
+@analysis(
+    title="Tokens promoted most by each head",
+    description="""The largest direct contributions of each head to a logit, over all positions and tokens of an
+    excerpt, through the frozen final norm: size, token and position. The mean over the vocabulary is subtracted at each
+    position, which changes no probability.""",
+    sites=["resid_post", "z"],
+    steps="ends",
+)
+def top_tokens(acts: Capture, k: int = 5) -> xr.Dataset:
+    """Find the largest direct contributions of each head to a logit, over all positions and tokens of one sequence.
 
     Args:
-        recorded: a capture of all layers of a language model on one sequence.
-        k: how many for each head.
+        acts: a capture of all layers of a language model on one sequence.
+        k: number of contributions per head.
+
+    Returns:
+        ``top_logit``, ``top_token_id`` and ``top_at`` (layer, head, rank).
+
+    Raises:
+        ValueError: the inputs are not one sequence of tokens.
     """
-    refuse_some_layers(recorded)
-    if recorded.inputs.is_floating_point() or len(recorded.inputs) != 1:
-        raise ValueError(f"top_tokens needs one sequence of tokens, but got {tuple(recorded.inputs.shape)}")
-    heads, together = recorded["head_out"].shape[3], max(1, ROWS // recorded.inputs.shape[1])
-    found = [
-        _top(recorded, layer, slice(head, head + together), k)
-        for layer in range(len(recorded.layers))
-        for head in range(0, heads, together)
+    validate_all_layers_captured(acts)
+    if acts.inputs.is_floating_point() or len(acts.inputs) != 1:
+        raise ValueError(f"top_tokens needs one sequence of tokens, but got {tuple(acts.inputs.shape)}")
+    heads, heads_per_call = acts["z"].shape[3], max(1, MAX_LOGIT_ROWS // acts.inputs.shape[1])
+    top_per_head = [
+        _top_contributions(acts, layer, slice(head, head + heads_per_call), k)
+        for layer in range(len(acts.layers))
+        for head in range(0, heads, heads_per_call)
     ]
-    logit, token, at = (torch.cat(each).unflatten(0, (-1, heads)) for each in zip(*found, strict=True))
+    logit, token, position = (torch.cat(each).unflatten(0, (-1, heads)) for each in zip(*top_per_head, strict=True))
     dims = ("layer", "head", "rank")
     return xr.Dataset(
         {
-            "top_logit": label(logit, *dims, units="logit", about="largest contributions of a head").assign_attrs(
-                headline=1
+            "top_logit": to_data_array(
+                logit, *dims, units="logit", description="largest contributions of a head"
+            ).assign_attrs(headline=1),
+            "top_token_id": to_data_array(
+                token, *dims, units="token", description="tokens of the largest contributions"
             ),
-            "top_token_id": label(token, *dims, units="token", about="the tokens whose logit they raise"),
-            "top_at": label(at, *dims, units="position", about="the positions where they do"),
+            "top_at": to_data_array(
+                position, *dims, units="position", description="positions of the largest contributions"
+            ),
         }
     )
 
 
-def _top(recorded: Capture, layer: int, heads: slice, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Size, token and position of the largest contributions of some heads; logits are held for these alone."""
-    out, projection = recorded["head_out"][layer][:, :, heads], recorded.frame.output_projection[layer, heads]
-    write = torch.einsum("bqhd,hdm->hbqm", out, projection)
-    logits = recorded.frame.attribute(write, recorded["resid_post"][-1])[:, 0]
+def _top_contributions(acts: Capture, layer: int, heads: slice, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return size, token and position of the largest contributions of some heads; only their logits are in memory."""
+    z, projection = acts["z"][layer][:, :, heads], acts.readout.output_projection[layer, heads]
+    head_out = torch.einsum("bqhd,hdm->hbqm", z, projection)
+    logits = acts.readout.attribute_logits(head_out, acts["resid_post"][-1])[:, 0]
     k = min(k, logits.shape[-1])
-    each = logits.sub_(logits.mean(-1, keepdim=True)).topk(k)
-    top = each.values.flatten(1).topk(k)
-    return top.values, each.indices.flatten(1).gather(1, top.indices), top.indices // k
+    top_per_position = logits.sub_(logits.mean(-1, keepdim=True)).topk(k)
+    top = top_per_position.values.flatten(1).topk(k)
+    return top.values, top_per_position.indices.flatten(1).gather(1, top.indices), top.indices // k
 
 
-def _places(tokens: Int[Tensor, "batch pos"], first: int) -> list[Tensor]:
-    """Every sequence and position that has a next token."""
+def _positions_with_next_token(tokens: Int[Tensor, "batch pos"], first: int) -> list[Tensor]:
+    """Return the sequence and the position of every token that has a next token."""
     rows, positions = torch.arange(len(tokens)), torch.arange(first, tokens.shape[1] - 1)
     return [each.to(tokens.device) for each in torch.meshgrid(rows, positions, indexing="ij")]
 
 
-def _gap(recorded: Capture, batch: Int[Tensor, " place"], pos: Int[Tensor, " place"], parts: Parts) -> Tensor:
-    """How far the sums are from the logits that the model's own read-out gives, sequence by sequence."""
-    worst = torch.zeros((), dtype=torch.float64, device=batch.device)
-    for row in batch.unique():
-        here = batch == row
-        logits = recorded.frame.uncapped(recorded["resid_post"][-1][row, pos[here]]).double()
-        wanted = logits.gather(-1, recorded.inputs[row, pos[here] + 1][:, None])[:, 0] - logits.mean(-1)
-        worst = torch.maximum(worst, (wanted - parts.total[here]).abs().max())
-    return worst
+def _max_reconstruction_gap(
+    acts: Capture,
+    batch_index: Int[Tensor, " target"],
+    pos_index: Int[Tensor, " target"],
+    contributions: LogitContributions,
+) -> Tensor:
+    """Return the largest difference between the sums and the model's logits, computed one sequence at a time."""
+    max_gap = torch.zeros((), dtype=torch.float64, device=batch_index.device)
+    for row in batch_index.unique():
+        in_row = batch_index == row
+        logits = acts.readout.compute_uncapped_output(acts["resid_post"][-1][row, pos_index[in_row]]).double()
+        target_logit = logits.gather(-1, acts.inputs[row, pos_index[in_row] + 1][:, None])[:, 0] - logits.mean(-1)
+        max_gap = torch.maximum(max_gap, (target_logit - contributions.total_logit[in_row]).abs().max())
+    return max_gap

@@ -1,1 +1,1 @@
-"""How training got there: attention over the training history, parameter norms."""
+"""Analyses of training: attention over the training history, and parameter norms."""

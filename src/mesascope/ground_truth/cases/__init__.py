@@ -1,9 +1,11 @@
-"""The bench: models whose mechanisms were planted by hand, and decoys that look alike."""
+"""Ground-truth cases: models with mechanisms set by hand, and decoys of them."""
 
-from mesascope.ground_truth.cases.case import Case
-from mesascope.ground_truth.cases.generators import GENERATORS
-from mesascope.ground_truth.cases.pairs import PAIRS
-from mesascope.ground_truth.cases.tokens import TOKENS
-from mesascope.ground_truth.cases.vectors import VECTORS
+from mesascope.ground_truth.cases.case import GroundTruthCase
+from mesascope.ground_truth.cases.generators import GENERATOR_CASES
+from mesascope.ground_truth.cases.pairs import PAIR_CASES
+from mesascope.ground_truth.cases.tokens import TOKEN_CASES
+from mesascope.ground_truth.cases.vectors import VECTOR_CASES
 
-BENCH: tuple[Case, ...] = (*VECTORS, *TOKENS, *PAIRS, *GENERATORS)
+GROUND_TRUTH: tuple[GroundTruthCase, ...] = (*VECTOR_CASES, *TOKEN_CASES, *PAIR_CASES, *GENERATOR_CASES)
+
+__all__ = ["GROUND_TRUTH", "GroundTruthCase"]

@@ -1,4 +1,4 @@
-"""A planted model of the bench, and what is true of it."""
+"""A ground-truth case: a planted model, its data, and the locations of its mechanisms."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -10,70 +10,109 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from mesascope.ground_truth.findings import Place
+from mesascope.ground_truth.detections import Location
 from mesascope.tasks.base import Batch, Task
 
-NOISE = 0.2  # of targets; what planted models predict has a size of about 1
-Truth = Mapping[str, set[Place]]
+TARGET_NOISE = (
+    0.2  # standard deviation of the noise in the targets; predictions of planted models have a scale of about 1
+)
+TrueLocations = Mapping[str, set[Location]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
-    """A planted model, drawn anew by number.
+class GroundTruthCase:
+    """A planted model with known mechanisms, parametrised by a draw number.
 
     Attributes:
-        name: what it is called.
-        about: one sentence.
-        task: whose loss is meant.
-        build: the model; its nuisance weights and the places of its heads differ from draw to draw.
-        sequences: a batch for it.
-        truth: where each mechanism is; one that is not named is nowhere.
-        called: what is at each place.
+        name: unique name.
+        description: one sentence.
+        task: the task whose loss is used.
+        build_model: returns the model of a draw. Nuisance weights and head indices differ between draws.
+        sample_batch: returns a batch for that model.
+        true_locations: returns the locations of every mechanism, by mechanism. Mechanisms left out occur nowhere.
+        components: returns what each location contains, for error messages.
     """
 
     name: str
-    about: str
+    description: str
     task: Task
-    build: Callable[[int], PreTrainedModel]
-    sequences: Callable[[int], Batch]
-    truth: Callable[[int], Truth]
-    called: Callable[[int], Mapping[Place, str]] = lambda draw: {}
+    build_model: Callable[[int], PreTrainedModel]
+    sample_batch: Callable[[int], Batch]
+    true_locations: Callable[[int], TrueLocations]
+    components: Callable[[int], Mapping[Location, str]] = lambda draw: {}
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Following(Task):
-    """The next term or token of random sequences.
+class NextTokenTask(Task):
+    """Next-term or next-token prediction on random sequences.
 
     Attributes:
-        draw: makes so many sequences with a generator, each one longer than what is read.
+        draw_sequences: function of (count, generator) that returns sequences one position longer than the inputs.
     """
 
-    draw: Callable[[int, torch.Generator], Tensor]
+    draw_sequences: Callable[[int, torch.Generator], Tensor]
 
     def sample(self, n: int, generator: torch.Generator) -> Batch:
-        """Draw ``n`` sequences."""
-        drawn = self.draw(n, generator)
-        return Batch(inputs=drawn[:, :-1], targets=drawn[:, 1:], weight=torch.ones(len(drawn), drawn.shape[1] - 1))
+        """Sample sequences.
+
+        Args:
+            n: number of sequences.
+            generator: source of randomness.
+
+        Returns:
+            A batch whose targets are the inputs shifted by one position.
+        """
+        sequences = self.draw_sequences(n, generator)
+        return Batch(
+            inputs=sequences[:, :-1],
+            targets=sequences[:, 1:],
+            weight=torch.ones(len(sequences), sequences.shape[1] - 1),
+        )
 
     def loss(self, prediction: Float[Tensor, "batch pos d_out"], batch: Batch) -> Float[Tensor, "batch pos"]:
-        """Squared error; cross-entropy, in nats, of tokens."""
+        """Return the squared error of vectors, or the cross-entropy of tokens in nats.
+
+        Args:
+            prediction: predicted vectors, or logits.
+            batch: sequences with their targets.
+
+        Returns:
+            The loss at every position, unweighted.
+        """
         if batch.targets.is_floating_point():
             return (prediction - batch.targets).square().sum(-1)
         return cross_entropy(prediction.mT, batch.targets, reduction="none")
 
-    def oracles(self, batch: Batch) -> Mapping[str, Float[Tensor, "batch pos d_out"]]:
-        """None."""
+    def baselines(self, batch: Batch) -> Mapping[str, Float[Tensor, "batch pos d_out"]]:
+        """Return no baselines: the task has none.
+
+        Args:
+            batch: sequences.
+
+        Returns:
+            An empty mapping.
+        """
         return {}
 
 
-def answered(model: PreTrainedModel, batch: Batch, generator: torch.Generator) -> Batch:
-    """The same sequences, with targets that a model predicts as well as can be: its own predictions plus noise, or
-    tokens drawn from them. So what a head adds to the predictions is right, and without it the loss rises.
+def replace_targets(model: PreTrainedModel, batch: Batch, generator: torch.Generator) -> Batch:
+    """Replace the targets of a batch by noisy predictions of a model.
+
+    Targets are the predictions plus Gaussian noise, or tokens sampled from the predicted distribution. The model is
+    therefore optimal on them, and the loss rises when a head that contributes to the predictions is ablated.
+
+    Args:
+        model: model that defines the targets.
+        batch: sequences.
+        generator: source of the noise.
+
+    Returns:
+        The same sequences with new targets.
     """
     with torch.no_grad():
         prediction = model(batch.inputs).logits
     if batch.targets.is_floating_point():
-        return replace(batch, targets=prediction + NOISE * torch.randn(prediction.shape, generator=generator))
-    drawn = torch.multinomial(prediction.softmax(-1).flatten(0, 1), 1, generator=generator)
-    return replace(batch, targets=drawn.view_as(batch.targets))
+        return replace(batch, targets=prediction + TARGET_NOISE * torch.randn(prediction.shape, generator=generator))
+    tokens = torch.multinomial(prediction.softmax(-1).flatten(0, 1), 1, generator=generator)
+    return replace(batch, targets=tokens.view_as(batch.targets))

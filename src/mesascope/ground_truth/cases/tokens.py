@@ -1,74 +1,82 @@
-"""Heads of a language model, among many that look alike."""
+"""A language model with planted heads among decoys."""
 
 import torch
 from torch import Tensor
 
-from mesascope.analyses.heads.repeated_tokens import ROLES, repeated_tokens
-from mesascope.ground_truth.cases.case import Case, Following, Truth, answered
-from mesascope.ground_truth.findings import Place
+from mesascope.analyses.heads.repeated_tokens import ROLES, sample_repeated_tokens
+from mesascope.ground_truth.cases.case import GroundTruthCase, NextTokenTask, TrueLocations, replace_targets
+from mesascope.ground_truth.detections import Location
 from mesascope.ground_truth.models.tokens import (
-    BEGINNING,
-    DECOYS,
-    HALF,
-    MECHANISMS,
+    BOS_TOKEN,
+    HALF_LENGTH,
+    TOKEN_DECOYS,
+    TOKEN_MECHANISMS,
     VOCABULARY,
-    planted_tokens,
-    shuffled,
+    build_planted_language_model,
+    shuffle_heads,
 )
 from mesascope.tasks.base import Batch
 
-COUNT = 4  # sequences that repeat, and as many that do not
-EVERY = dict(MECHANISMS) | {name: each for name, (_, each) in DECOYS.items()}
-NAMES = {each: name for name, each in reversed(EVERY.items())}  # of those that are set alike, the first name
-ALWAYS = {
+NUM_REPEATED = 4  # sequences with repeated tokens, and as many without
+HEADS_BY_NAME = dict(TOKEN_MECHANISMS) | {name: each for name, (_, each) in TOKEN_DECOYS.items()}
+HEAD_NAMES = {
+    each: name for name, each in reversed(HEADS_BY_NAME.items())
+}  # of heads with equal weights, the first name
+MECHANISM_HEADS = {
     "attends to the previous position": ("previous token",),
-    "attends two positions back": ("two back", "two back, raises another"),
+    "attends two positions back": ("two back", "two back, raises another token"),
     "attends to itself": ("copying",),
-    "attends to the first position": ("sink", "anywhere but two after"),  # what keeps off a place rests on the first
-    "attends alike to all": ("uniform",),
-    "carries the prediction": ("previous token", "induction"),
+    # a head that avoids some tokens attends to the first position by default
+    "attends to the first position": ("sink", "not two after"),
+    "attends uniformly": ("uniform",),
+    "affects the prediction": ("previous token", "induction"),
 }
 
 
-def _drawn(count: int, generator: torch.Generator) -> Tensor:
-    """Sequences that repeat, and sequences that do not; each goes on with its first token."""
-    tokens = repeated_tokens(torch.arange(1, VOCABULARY), HALF, count, generator, bos=BEGINNING)
+def _draw_sequences(count: int, generator: torch.Generator) -> Tensor:
+    tokens = sample_repeated_tokens(torch.arange(1, VOCABULARY), HALF_LENGTH, count, generator, bos=BOS_TOKEN)
     return torch.cat([tokens, tokens[:, 1:2]], dim=1)
 
 
-TASK = Following(draw=_drawn)
+TASK = NextTokenTask(draw_sequences=_draw_sequences)
 
 
-def _truth(draw: int) -> Truth:
-    """Which head does what."""
-    heads = shuffled(draw)
-    by_role: dict[str, set[Place]] = {
-        role: {place for place, each in heads.items() if role in each.role.split(", ")} for role in ROLES
+def _locate_mechanisms(draw: int) -> TrueLocations:
+    heads = shuffle_heads(draw)
+    by_role: dict[str, set[Location]] = {
+        role: {location for location, each in heads.items() if role in each.expected_role.split(", ")} for role in ROLES
     }
-    copies: dict[str, set[Place]] = {
-        label: {place for place, each in heads.items() if each.copies == sign}
-        for label, sign in (("copies tokens", 1), ("takes tokens away", -1))
+    by_copy_sign: dict[str, set[Location]] = {
+        label: {location for location, each in heads.items() if each.copy_sign == sign}
+        for label, sign in (("copies tokens", 1), ("suppresses tokens", -1))
     }
-    always: dict[str, set[Place]] = {
-        label: {place for place, each in heads.items() if NAMES[each] in names} for label, names in ALWAYS.items()
+    by_mechanism: dict[str, set[Location]] = {
+        label: {location for location, each in heads.items() if HEAD_NAMES[each] in names}
+        for label, names in MECHANISM_HEADS.items()
     }
-    return by_role | copies | always
+    return by_role | by_copy_sign | by_mechanism
 
 
-def _sequences(draw: int) -> Batch:
-    """Sequences with the tokens that the model would say."""
+def _sample_batch(draw: int) -> Batch:
     generator = torch.Generator().manual_seed(draw)
-    return answered(planted_tokens(draw, shuffled(draw)), TASK.sample(COUNT, generator), generator)
+    return replace_targets(
+        build_planted_language_model(draw, shuffle_heads(draw)), TASK.sample(NUM_REPEATED, generator), generator
+    )
 
 
-TOKENS: tuple[Case, ...] = (
-    Case(
+TOKEN_CASES: tuple[GroundTruthCase, ...] = (
+    GroundTruthCase(
         name="language model",
-        about=f"An induction pair, a duplicate-token head, a sink and a copying head among {len(DECOYS)} decoys.",
+        description=(
+            "An induction circuit, a duplicate-token head, an attention sink and a copying head among "
+            f"{len(TOKEN_DECOYS)} decoys."
+        ),
         task=TASK,
-        build=lambda draw: planted_tokens(draw, shuffled(draw)),
-        sequences=_sequences,
-        truth=_truth,
-        called=lambda draw: {place: f"the head {NAMES[each]!r}" for place, each in shuffled(draw).items()},
+        build_model=lambda draw: build_planted_language_model(draw, shuffle_heads(draw)),
+        sample_batch=_sample_batch,
+        true_locations=_locate_mechanisms,
+        components=lambda draw: {
+            location: f"the head {HEAD_NAMES[each]!r}" for location, each in shuffle_heads(draw).items()
+        },
     ),
 )

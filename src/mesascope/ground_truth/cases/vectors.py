@@ -1,74 +1,86 @@
-"""Heads that read and write numbers: sequences that converge in even draws, independent terms in odd ones."""
+"""Cases on sequences of numbers: converging sequences in even draws, independent terms in odd draws."""
 
 import torch
 from torch import Tensor
 
-from mesascope.ground_truth.cases.case import Case, Following, Truth, answered
-from mesascope.ground_truth.findings import Place
-from mesascope.ground_truth.models.vectors import HEADS, MECHANISMS, planted
+from mesascope.ground_truth.cases.case import GroundTruthCase, NextTokenTask, TrueLocations, replace_targets
+from mesascope.ground_truth.detections import Location
+from mesascope.ground_truth.models.vectors import HEADS, VECTOR_MECHANISMS, build_planted_model
 from mesascope.tasks.affine import Affine
 from mesascope.tasks.base import Batch
 
-LENGTH, COUNT = 12, 128  # positions; sequences
-LOOKS = {
+LENGTH, NUM_SEQUENCES = 12, 128  # positions; sequences
+POSITION_MECHANISMS = {
     "previous": "attends to the previous position",
     "two back": "attends two positions back",
     "copying": "attends to itself",
     "constant": "attends to itself",
-    "position written": "attends to itself",
-    "uniform": "attends alike to all",
-    "stream alone": "attends alike to all",
+    "copies position": "attends to itself",
+    "uniform": "attends uniformly",
+    "residual only": "attends uniformly",
 }
-LIKES = {
-    "unlike": "prefers the unlike",
-    "like, subtracted": "prefers the like",
-    "like, added": "prefers the like",
+SIMILARITY_MECHANISMS = {
+    "dissimilar, added": "attends to dissimilar inputs",
+    "similar, subtracted": "attends to similar inputs",
+    "similar, added": "attends to similar inputs",
 }
-BOTH = {"unlike": "unlike, added", "like, subtracted": "like, subtracted", "uniform": "averages"}
-IDLE = ("constant", "position written", "stream alone")  # heads that write nothing that differs between sequences
+COMBINED_MECHANISMS = {
+    "dissimilar, added": "adds dissimilar inputs",
+    "similar, subtracted": "subtracts similar inputs",
+    "uniform": "averages inputs",
+}
+CONSTANT_OUTPUT = ("constant", "copies position", "residual only")  # their outputs are the same for every sequence
 
 
-def truth_of(name: str) -> list[str]:
-    """The mechanisms that the planted head has."""
-    labels = [table[name] for table in (LOOKS, LIKES, BOTH) if name in table]
-    if name not in IDLE:
-        labels.append("subtracts what it attends to" if name == "like, subtracted" else "adds what it attends to")
-        labels.append("carries the prediction")
-    return labels
+def list_mechanisms(name: str) -> list[str]:
+    """Return the mechanisms of a planted head.
+
+    Args:
+        name: key of :data:`VECTOR_MECHANISMS`.
+
+    Returns:
+        The mechanism names.
+    """
+    mechanisms = [
+        table[name] for table in (POSITION_MECHANISMS, SIMILARITY_MECHANISMS, COMBINED_MECHANISMS) if name in table
+    ]
+    if name not in CONSTANT_OUTPUT:
+        mechanisms.append("copies negated inputs" if name == "similar, subtracted" else "copies inputs")
+        mechanisms.append("affects the prediction")
+    return mechanisms
 
 
-def _drawn(count: int, generator: torch.Generator) -> Tensor:
-    """Independent terms."""
+def _draw_sequences(count: int, generator: torch.Generator) -> Tensor:
     return torch.randn(count, LENGTH + 1, 1, generator=generator)
 
 
-TASK = Following(draw=_drawn)
+TASK = NextTokenTask(draw_sequences=_draw_sequences)
 
 
-def _case(name: str) -> Case:
-    """A planted head among three with small random weights."""
+def _make_case(name: str) -> GroundTruthCase:
+    """Return the case of a planted head among three heads with small random weights."""
 
-    def truth(draw: int) -> Truth:
-        found: dict[str, set[Place]] = {label: {(0, draw % HEADS)} for label in truth_of(name)}
-        noise: set[Place] = {(0, head) for head in range(HEADS) if head != draw % HEADS}
-        return found | {"attends alike to all": found.get("attends alike to all", set()) | noise}
+    def locate_mechanisms(draw: int) -> TrueLocations:
+        planted_locations: dict[str, set[Location]] = {label: {(0, draw % HEADS)} for label in list_mechanisms(name)}
+        noise: set[Location] = {(0, head) for head in range(HEADS) if head != draw % HEADS}
+        return planted_locations | {"attends uniformly": planted_locations.get("attends uniformly", set()) | noise}
 
-    def sequences(draw: int) -> Batch:
+    def sample_batch(draw: int) -> Batch:
         generator = torch.Generator().manual_seed(draw)
-        batch = (TASK if draw % 2 else Affine(length=LENGTH)).sample(COUNT, generator)
-        return answered(planted(name, LENGTH, nuisance=0.0), batch, generator)
+        batch = (TASK if draw % 2 else Affine(length=LENGTH)).sample(NUM_SEQUENCES, generator)
+        return replace_targets(build_planted_model(name, LENGTH, nuisance=0.0), batch, generator)
 
-    return Case(
+    return GroundTruthCase(
         name=name,
-        about=" ".join((MECHANISMS[name].__doc__ or "").split()),
+        description=" ".join((VECTOR_MECHANISMS[name].__doc__ or "").split()),
         task=TASK,
-        build=lambda draw: planted(name, LENGTH, seed=draw, head=draw % HEADS),
-        sequences=sequences,
-        truth=truth,
-        called=lambda draw: {
+        build_model=lambda draw: build_planted_model(name, LENGTH, seed=draw, head=draw % HEADS),
+        sample_batch=sample_batch,
+        true_locations=locate_mechanisms,
+        components=lambda draw: {
             (0, head): f"the head {name!r}" if head == draw % HEADS else "noise" for head in range(HEADS)
         },
     )
 
 
-VECTORS: tuple[Case, ...] = tuple(_case(name) for name in MECHANISMS)
+VECTOR_CASES: tuple[GroundTruthCase, ...] = tuple(_make_case(name) for name in VECTOR_MECHANISMS)

@@ -1,1 +1,1 @@
-"""Models whose mechanism is known, because their weights were set by hand."""
+"""Models with known mechanisms: their weights are set by hand."""

@@ -1,4 +1,4 @@
-"""A function from inputs to predictions, dressed as a model: it predicts like one, and has nothing inside."""
+"""A model without layers that wraps a function from inputs to predictions."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,10 +11,10 @@ from mesascope.models.transformer import DecoderOutput
 
 
 class PlantedFunction(PreTrainedModel):
-    """A model whose predictions are those of a function.
+    """A model whose predictions are the values of a function.
 
     Args:
-        predict: gets inputs (batch, pos, d_in), returns predictions (batch, pos, d_out).
+        predict: function of inputs (batch, pos, d_in) that returns predictions (batch, pos, d_out).
 
     >>> PlantedFunction(lambda x: 2 * x)(torch.ones(1, 2, 1)).logits.flatten().tolist()
     [2.0, 2.0]
@@ -26,9 +26,16 @@ class PlantedFunction(PreTrainedModel):
     def __init__(self, predict: Callable[[Tensor], Tensor]) -> None:
         super().__init__(PretrainedConfig())
         self.predict = predict
-        self.gain = nn.Parameter(torch.ones(()))  # a model has weights, which say on what device and in what type it is
+        self.unit_gain = nn.Parameter(torch.ones(()))  # callers read device and dtype from a parameter
         self.eval()
 
     def forward(self, inputs: Tensor, **_: Any) -> DecoderOutput:
-        """The predictions."""
-        return DecoderOutput(logits=self.gain * self.predict(inputs))
+        """Return the predictions.
+
+        Args:
+            inputs: input vectors, (batch, pos, d_in).
+
+        Returns:
+            The predictions as logits, (batch, pos, d_out).
+        """
+        return DecoderOutput(logits=self.unit_gain * self.predict(inputs))

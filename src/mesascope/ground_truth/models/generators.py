@@ -1,9 +1,9 @@
-"""A model that knows, after one layer alone, which hidden generator made its sequence; its weights were set by hand.
+"""A model that encodes the hidden generator of a sequence after exactly one layer; its weights are set by hand.
 
-It has four layers of two heads, no norms and no MLPs. In each layer one head attends to one place of the sequence and
-writes the token there into coordinates that belong to that layer; in the next layer the other head takes it out again.
-So after every layer the stream holds one token more than at the embedding, of the same size whatever it says. In the
-planted layer it is the first token, which names the generator; in all others it is a token that says nothing.
+It has four layers of two heads, no norms and no MLPs. In each layer head 0 attends to one position and writes its token
+into the subspace of that layer; in the next layer head 1 subtracts it again. After every layer the residual stream
+therefore holds one token more than the embedding, always with the same norm. In the planted layer it is the first
+token, which identifies the generator; in all other layers it is an uninformative token.
 """
 
 from typing import Any, Literal
@@ -15,38 +15,48 @@ from mesascope.models.config import DecoderConfig
 from mesascope.models.transformer import Decoder
 
 LAYERS, HEADS, D_HEAD = 4, 2, 32
-VOCABULARY, LENGTH = 8, 8  # tokens, each the name of a generator; positions
-NAME, NEXT = 0, 1  # places of the token that names the generator, and of the one that comes after the sequence
-IDLE: tuple[int, ...] = (
+VOCABULARY, LENGTH = 8, 8  # tokens, one per generator; positions
+GENERATOR_POSITION, NEXT_TOKEN_POSITION = (
+    0,
+    1,
+)  # positions of the token that identifies the generator, and of the one that follows the sequence
+IDLE_POSITIONS: tuple[int, ...] = (
     2,
     3,
     4,
     5,
-)  # the place that a layer reads where nothing is planted: of tokens that say nothing
-TOKEN, ONE = slice(0, VOCABULARY), VOCABULARY
-PLACE = slice(ONE + 1, ONE + 1 + LENGTH)
-SURE = 20.0  # nats by which a head prefers its place
-SIZE = 4.0  # of what is written; the embedding's token has size 1
+)  # the position that each layer reads by default, of an uninformative token
+TOKEN_DIMS, CONSTANT_DIM = slice(0, VOCABULARY), VOCABULARY
+POSITION_DIMS = slice(CONSTANT_DIM + 1, CONSTANT_DIM + 1 + LENGTH)
+SCORE_MARGIN = 20.0  # nats between the attention score of the attended position and all others
+WRITE_NORM = 4.0  # norm of the written token; the embedding of a token has norm 1
 
-Planted = Literal["generator", "next token", "nothing"]
-PLACES: dict[Planted, int | None] = {"generator": NAME, "next token": NEXT, "nothing": None}
+PlantedLatent = Literal["generator", "next token", "nothing"]
+READ_POSITIONS: dict[PlantedLatent, int | None] = {
+    "generator": GENERATOR_POSITION,
+    "next token": NEXT_TOKEN_POSITION,
+    "nothing": None,
+}
 
 
-def planted_generator(layer: int, planted: Planted = "generator") -> Decoder:
-    """The model in which something is known after one layer.
+def build_generator_model(layer: int, latent: PlantedLatent = "generator") -> Decoder:
+    """Build the model that encodes a latent variable after one layer.
 
     Args:
-        layer: after which, from 0 to 3; what it writes stands in the coordinates :func:`subspace` of that layer.
-        planted: what is known there: the generator; as decoys that look alike, the next token, or nothing.
+        layer: the planted layer, from 0 to 3. It writes to the residual dimensions :func:`layer_subspace`.
+        latent: the encoded latent: the generator or, as decoys, the next token or nothing.
+
+    Returns:
+        The model, in evaluation mode.
 
     Raises:
-        ValueError: there is no such layer.
+        ValueError: ``layer`` is out of range.
     """
     if layer not in range(LAYERS):
         raise ValueError(f"layer must be from 0 to {LAYERS - 1}, but got {layer}")
-    places = list(IDLE)
-    read = PLACES[planted]
-    places[layer] = IDLE[layer] if read is None else read
+    positions = list(IDLE_POSITIONS)
+    read = READ_POSITIONS[latent]
+    positions[layer] = IDLE_POSITIONS[layer] if read is None else read
     model = Decoder(
         DecoderConfig(
             vocab_size=VOCABULARY,
@@ -59,60 +69,73 @@ def planted_generator(layer: int, planted: Planted = "generator") -> Decoder:
         )
     )
     with torch.no_grad():
-        _frame(model)
-        for number, place in enumerate(places):
-            _move(model, number, 0, place, subspace(number), SIZE)
-            if number:
-                _move(model, number, 1, places[number - 1], subspace(number - 1), -SIZE)
+        _set_embeddings(model)
+        for index, position in enumerate(positions):
+            _set_reading_head(model, index, 0, position, layer_subspace(index), WRITE_NORM)
+            if index:
+                _set_reading_head(model, index, 1, positions[index - 1], layer_subspace(index - 1), -WRITE_NORM)
     return model.eval()
 
 
-def subspace(layer: int) -> slice:
-    """The coordinates of the residual stream into which a layer writes the token that it finds.
-
-    >>> subspace(0), subspace(3)
-    (slice(17, 25, None), slice(41, 49, None))
-    """
-    return slice(PLACE.stop + layer * VOCABULARY, PLACE.stop + (layer + 1) * VOCABULARY)
-
-
-def named_sequences(n: int, generator: torch.Generator) -> dict[str, Any]:
-    """What a batch is made of: sequences of random tokens, named by the first; the second comes again after the last.
-
-    The latents, each at every position: ``generator``, ``next token``, and ``generator and next token``.
+def layer_subspace(layer: int) -> slice:
+    """Return the dimensions of the residual stream to which a layer writes the token that it reads.
 
     Args:
-        n: how many. generator: of the tokens.
+        layer: layer index.
 
-    >>> sorted(named_sequences(2, torch.Generator()))
+    Returns:
+        A slice of the residual dimensions.
+
+    >>> layer_subspace(0), layer_subspace(3)
+    (slice(17, 25, None), slice(41, 49, None))
+    """
+    return slice(POSITION_DIMS.stop + layer * VOCABULARY, POSITION_DIMS.stop + (layer + 1) * VOCABULARY)
+
+
+def sample_labelled_sequences(n: int, generator: torch.Generator) -> dict[str, Any]:
+    """Sample sequences of random tokens, labelled by their generator.
+
+    The first token identifies the generator. The token after the last one repeats the second one. The latents, given at
+    every position, are ``generator``, ``next token`` and ``generator and next token``.
+
+    Args:
+        n: number of sequences.
+        generator: source of randomness.
+
+    Returns:
+        The fields of a :class:`~mesascope.tasks.base.Batch`.
+
+    >>> sorted(sample_labelled_sequences(2, torch.Generator()))
     ['inputs', 'latents', 'targets', 'weight']
     """
     tokens = torch.randint(0, VOCABULARY, (n, LENGTH), generator=generator)
-    following = torch.cat([tokens[:, 1:], tokens[:, NEXT, None]], dim=1)
-    name = tokens[:, NAME, None].expand(n, LENGTH)
-    both = {"generator": name, "next token": following, "generator and next token": name * VOCABULARY + following}
-    return {"inputs": tokens, "targets": following, "weight": torch.ones(n, LENGTH), "latents": both}
+    next_tokens = torch.cat([tokens[:, 1:], tokens[:, NEXT_TOKEN_POSITION, None]], dim=1)
+    generator_tokens = tokens[:, GENERATOR_POSITION, None].expand(n, LENGTH)
+    latents = {
+        "generator": generator_tokens,
+        "next token": next_tokens,
+        "generator and next token": generator_tokens * VOCABULARY + next_tokens,
+    }
+    return {"inputs": tokens, "targets": next_tokens, "weight": torch.ones(n, LENGTH), "latents": latents}
 
 
-def _frame(model: Decoder) -> None:
-    """Embedding, positions and read-out; all heads empty."""
+def _set_embeddings(model: Decoder) -> None:
     for parameter in model.parameters():
         parameter.zero_()
-    model.get_parameter("embed.weight")[:, TOKEN] = torch.eye(VOCABULARY)
-    model.get_parameter("readout.weight")[:, TOKEN] = torch.eye(VOCABULARY)
+    model.get_parameter("embed.weight")[:, TOKEN_DIMS] = torch.eye(VOCABULARY)
+    model.get_parameter("readout.weight")[:, TOKEN_DIMS] = torch.eye(VOCABULARY)
     positions = model.get_parameter("position_embed.weight")
-    positions[:, ONE], positions[:, PLACE] = 1.0, torch.eye(LENGTH)
+    positions[:, CONSTANT_DIM], positions[:, POSITION_DIMS] = 1.0, torch.eye(LENGTH)
 
 
-def _move(model: Decoder, layer: int, head: int, place: int, to: slice, size: float) -> None:
-    """Make a head attend to a place from everywhere after it, and write the token there, times a size."""
+def _set_reading_head(model: Decoder, layer: int, head: int, position: int, target: slice, scale: float) -> None:
+    # attend to `position` from every later one, and write its token to the dimensions `target`
     rows = slice(head * D_HEAD, (head + 1) * D_HEAD)
-    query, key, value, output = (_weight(model, layer, name) for name in "qkvo")
-    query[rows][0, ONE], key[rows][0, PLACE.start + place] = SURE * D_HEAD**0.5, 1.0
-    value[rows][TOKEN, TOKEN] = torch.eye(VOCABULARY)
-    output[to, rows][:, TOKEN] = size * torch.eye(VOCABULARY)
+    query, key, value, output = (_projection_weight(model, layer, name) for name in "qkvo")
+    query[rows][0, CONSTANT_DIM], key[rows][0, POSITION_DIMS.start + position] = SCORE_MARGIN * D_HEAD**0.5, 1.0
+    value[rows][TOKEN_DIMS, TOKEN_DIMS] = torch.eye(VOCABULARY)
+    output[target, rows][:, TOKEN_DIMS] = scale * torch.eye(VOCABULARY)
 
 
-def _weight(model: Decoder, layer: int, name: str) -> Tensor:
-    """A map of a layer's attention, which can be written to."""
+def _projection_weight(model: Decoder, layer: int, name: str) -> Tensor:
     return model.get_parameter(f"layers.{layer}.attention.{name}_proj.weight")

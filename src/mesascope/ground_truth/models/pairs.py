@@ -1,7 +1,7 @@
-"""Models of pairs (x, y) that look like one step of gradient descent, but are none; their weights were set by hand.
+"""Decoys of gradient descent: models on pairs (x, y) that resemble one step; their weights are set by hand.
 
-Each is the frame of :mod:`mesascope.ground_truth.models.descent` with something else in head 0: the last vector,
-(x, 0), asks, and minus what the head writes to y is predicted.
+Each is the empty model of :mod:`mesascope.ground_truth.models.descent` with another mechanism in head 0. The last
+vector is the query (x, 0), and the prediction is minus the head's output in the y dimension.
 """
 
 import math
@@ -10,100 +10,102 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from mesascope.ground_truth.models.descent import blank, descend, maps_of
+from mesascope.ground_truth.models.descent import attention_parameters, build_empty_pair_model, set_descent_head
 from mesascope.models.transformer import Decoder
 
-LONGEST = 64  # positions
-SURE = 30.0  # nats by which the place that is meant is preferred to its neighbours
+MAX_POSITIONS = 64  # maximum sequence length
+SCORE_MARGIN = 30.0  # nats between the attention score of the attended position and its neighbours'
 
 
-def planted_pairs(
+def build_pair_decoy(
     name: str, dim: int, examples: int, step: float = 1.0, nuisance: float = 0.0, seed: int = 0
 ) -> Decoder:
-    """A model with the decoy of this name in head 0 of its only layer.
+    """Build a one-layer model with a decoy in head 0.
 
     Args:
-        name: one of :data:`DECOYS`.
-        dim: of an input.
-        examples: pairs that a prompt shows.
-        step: how much of the mean over them is written, where a mean is written.
-        nuisance: standard deviation of the weights by which the second head moves what nothing else reads.
-        seed: of those weights.
+        name: key of :data:`PAIR_DECOYS`.
+        dim: input dimensions.
+        examples: in-context pairs per prompt.
+        step: factor of the mean over pairs, for decoys that write one.
+        nuisance: standard deviation of the weights of a second head, which writes to otherwise unread dimensions.
+        seed: seed of those weights.
+
+    Returns:
+        The model, in evaluation mode.
 
     Raises:
-        ValueError: no such decoy.
+        ValueError: ``name`` is not a decoy.
 
     >>> x = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
     >>> x[:, -1, -1] = 0
-    >>> found = planted_pairs("averages the answers", 3, 4)(x).logits[:, -1]
-    >>> torch.allclose(found, x[:, :, 3:].mean(1))
+    >>> prediction = build_pair_decoy("averages the targets", 3, 4)(x).logits[:, -1]
+    >>> torch.allclose(prediction, x[:, :, 3:].mean(1))
     True
     """
-    if name not in DECOYS:
-        raise ValueError(f"a decoy must be one of {', '.join(DECOYS)}, but got {name!r}")
-    attention, set_head = DECOYS[name]
-    model = blank(dim, 1, nuisance, seed, attention, LONGEST)
+    if name not in PAIR_DECOYS:
+        raise ValueError(f"a decoy must be one of {', '.join(PAIR_DECOYS)}, but got {name!r}")
+    attention, set_head = PAIR_DECOYS[name]
+    model = build_empty_pair_model(dim, 1, nuisance, seed, attention, MAX_POSITIONS)
     with torch.no_grad():
         set_head(model, dim, step / examples)
     return model.eval()
 
 
-def _blind_to_the_query(model: nn.Module, dim: int, rate: float) -> None:
-    """Attends by the first coordinate of the key, whatever is asked."""
-    one = dim + 1
-    model.get_parameter("embed.bias")[one] = 1.0
-    query, key, value, output = maps_of(model, 0)
-    query[0, one] = key[0, 0] = value[0, dim] = 1.0
+def _set_query_blind_head(model: nn.Module, dim: int, rate: float) -> None:
+    """Attend by the first coordinate of the key, independently of the query."""
+    constant_dim = dim + 1
+    model.get_parameter("embed.bias")[constant_dim] = 1.0
+    query, key, value, output = attention_parameters(model, 0)
+    query[0, constant_dim] = key[0, 0] = value[0, dim] = 1.0
     output[dim, 0] = -rate
 
 
-def _of_inputs(model: nn.Module, dim: int, rate: float) -> None:
-    """Attends as a step of gradient descent does, and sums a coordinate of the inputs instead of the answers."""
-    descend(model, 0, dim, rate)
-    value = maps_of(model, 0)[2]
+def _set_input_summing_head(model: nn.Module, dim: int, rate: float) -> None:
+    """Attend as a step of gradient descent does, and sum a coordinate of the inputs instead of the targets."""
+    set_descent_head(model, 0, dim, rate)
+    value = attention_parameters(model, 0)[2]
     value[0, dim], value[0, 0] = 0.0, 1.0
 
 
-def _ascent(model: nn.Module, dim: int, rate: float) -> None:
-    """A step of gradient descent, the wrong way."""
-    descend(model, 0, dim, -rate)
+def _set_ascent_head(model: nn.Module, dim: int, rate: float) -> None:
+    """Take a step of gradient ascent."""
+    set_descent_head(model, 0, dim, -rate)
 
 
-def _softmax(model: nn.Module, dim: int, rate: float) -> None:
-    """Attends by the product of the inputs, but through a softmax."""
-    descend(model, 0, dim, 1.0)
-    maps_of(model, 0)[0][:dim] *= _head_size(dim) ** 0.5
+def _set_softmax_head(model: nn.Module, dim: int, rate: float) -> None:
+    """Attend by the inner product of the inputs, with softmax attention."""
+    set_descent_head(model, 0, dim, 1.0)
+    attention_parameters(model, 0)[0][:dim] *= _head_size(dim) ** 0.5
 
 
-def _mean(model: nn.Module, dim: int, rate: float) -> None:
-    """Attends alike to all pairs, and to what asks, whose answer is 0."""
-    _, _, value, output = maps_of(model, 0)
+def _set_averaging_head(model: nn.Module, dim: int, rate: float) -> None:
+    """Attend uniformly to all pairs and to the query, whose target is 0."""
+    _, _, value, output = attention_parameters(model, 0)
     value[0, dim], output[dim, 0] = 1.0, -1.0
 
 
-def _last(model: nn.Module, dim: int, rate: float) -> None:
-    """Attends to the pair before, whatever is asked."""
-    cos, sin, angle = dim + 1, dim + 2, math.pi / (LONGEST + 1)
-    circle, places = model.get_parameter("position_embed.weight"), torch.arange(LONGEST) * angle
-    circle[:, cos], circle[:, sin] = places.cos(), places.sin()
-    query, key, value, output = maps_of(model, 0)
-    size = SURE * _head_size(dim) ** 0.5 / (1 - math.cos(angle))
-    query[0, cos] = query[1, sin] = size * math.cos(angle)
-    query[0, sin], query[1, cos] = size * math.sin(angle), -size * math.sin(angle)
+def _set_last_pair_head(model: nn.Module, dim: int, rate: float) -> None:
+    """Attend to the previous pair, independently of the query."""
+    cos, sin, angle = dim + 1, dim + 2, math.pi / (MAX_POSITIONS + 1)
+    embeddings, angles = model.get_parameter("position_embed.weight"), torch.arange(MAX_POSITIONS) * angle
+    embeddings[:, cos], embeddings[:, sin] = angles.cos(), angles.sin()
+    query, key, value, output = attention_parameters(model, 0)
+    scale = SCORE_MARGIN * _head_size(dim) ** 0.5 / (1 - math.cos(angle))
+    query[0, cos] = query[1, sin] = scale * math.cos(angle)
+    query[0, sin], query[1, cos] = scale * math.sin(angle), -scale * math.sin(angle)
     key[0, cos] = key[1, sin] = value[0, dim] = 1.0
     output[dim, 0] = -1.0
 
 
 def _head_size(dim: int) -> int:
-    """Coordinates of a head."""
     return max(2, dim + 1)
 
 
-DECOYS: dict[str, tuple[str, Callable[[nn.Module, int, float], None]]] = {
-    "scores ignore the query": ("linear", _blind_to_the_query),
-    "values are inputs": ("linear", _of_inputs),
-    "ascends": ("linear", _ascent),
-    "through a softmax": ("softmax", _softmax),
-    "averages the answers": ("softmax", _mean),
-    "the last answer": ("softmax", _last),
+PAIR_DECOYS: dict[str, tuple[str, Callable[[nn.Module, int, float], None]]] = {
+    "scores ignore the query": ("linear", _set_query_blind_head),
+    "values are inputs": ("linear", _set_input_summing_head),
+    "ascends": ("linear", _set_ascent_head),
+    "softmax attention": ("softmax", _set_softmax_head),
+    "averages the targets": ("softmax", _set_averaging_head),
+    "copies the last target": ("softmax", _set_last_pair_head),
 }

@@ -1,10 +1,10 @@
-"""A model of tokens whose heads are known, because their weights were set by hand, among heads that look alike.
+"""A language model with planted heads among decoys; its weights are set by hand.
 
-It has two layers, no norms and no MLPs. Its residual stream holds, each in coordinates of its own: the token, the token
-before it and the one two back (written by heads of the first layer), the logits, a constant 1, whether this is the
-first position, and the position as a point on a circle. The previous-token head of the first layer and the induction
-head of the second are one mechanism (Olsson et al. 2022): the first writes which token came before, the second looks
-where the token that came before is the present one.
+It has two layers, no norms and no MLPs. Separate dimensions of its residual stream hold the token, the previous token
+and the one two back (both written by heads of the first layer), the logits, a constant 1, an indicator of the first
+position, and the position as a point on a circle. The previous-token head of the first layer and the induction head of
+the second form an induction circuit (Olsson et al. 2022): the first writes the previous token, and the second attends
+to positions whose previous token equals the present token.
 """
 
 import math
@@ -17,37 +17,40 @@ from torch import Tensor
 from mesascope.models.config import DecoderConfig
 from mesascope.models.transformer import Decoder
 
-VOCABULARY, HEADS, HALF = 40, 13, 16  # tokens; heads in a layer; how many different tokens a sequence has
-LENGTH = 2 * HALF + 1  # a first token of its own, and two halves
+VOCABULARY, HEADS, HALF_LENGTH = 40, 13, 16  # tokens; heads per layer; length of the half that is repeated
+LENGTH = 2 * HALF_LENGTH + 1  # a BOS token and two halves
 D_HEAD = VOCABULARY + 4
-BEGINNING = 0  # the token of the first position: a head that prefers it attends to the first position
-TOKEN, BEFORE, TWO_BEFORE, LOGIT = (slice(n * VOCABULARY, (n + 1) * VOCABULARY) for n in range(4))
-ONE, FIRST, COS, SIN = range(4 * VOCABULARY, 4 * VOCABULARY + 4)
-SURE = 16.0  # nats by which a set head prefers its place
-MATCH, PLACE = slice(0, VOCABULARY), slice(VOCABULARY, VOCABULARY + 2)  # of a head: for tokens, for positions
-REST = VOCABULARY + 2  # of a head: for the first position
+BOS_TOKEN = 0  # the token of the first position
+TOKEN_DIMS, PREVIOUS_DIMS, TWO_BACK_DIMS, LOGIT_DIMS = (slice(n * VOCABULARY, (n + 1) * VOCABULARY) for n in range(4))
+CONSTANT_DIM, FIRST_DIM, COS_DIM, SIN_DIM = range(4 * VOCABULARY, 4 * VOCABULARY + 4)
+SCORE_MARGIN = 16.0  # nats between the attention score of the attended position and all others
+TOKEN_ROWS, POSITION_ROWS = (
+    slice(0, VOCABULARY),
+    slice(VOCABULARY, VOCABULARY + 2),
+)  # head dimensions for tokens and positions
+FIRST_ROW = VOCABULARY + 2  # head dimension for the first position
 
 
 @dataclass(frozen=True, kw_only=True)
-class Planted:
-    """One head: what it attends to and what it does with what it finds.
+class PlantedHead:
+    """The attention and the output of a planted head.
 
     Attributes:
-        look: sets queries and keys.
-        write: sets values and outputs.
-        role: what an instrument that sees attention must call it: where it looks in three tenths of the queries.
-        copies: 1 if it raises the token it attends to, -1 if it lowers it, 0 otherwise.
+        set_attention: sets the query and key weights.
+        set_output: sets the value and output weights.
+        expected_role: the roles of the head for at least 30 % of queries, as an analysis of attention must report them.
+        copy_sign: 1 if the head raises the logit of the attended token, -1 if it lowers it, 0 otherwise.
     """
 
-    look: Callable[["Head"], None]
-    write: Callable[["Head"], None]
-    role: str = ""
-    copies: int = 0
+    set_attention: Callable[["HeadWeights"], None]
+    set_output: Callable[["HeadWeights"], None]
+    expected_role: str = ""
+    copy_sign: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Head:
-    """The weights of one head, as views that can be written to: (d_head, d_model), the output transposed."""
+class HeadWeights:
+    """The weights of one head as views (d_head, d_model) that can be edited in place; the output is transposed."""
 
     query: Tensor
     key: Tensor
@@ -56,12 +59,15 @@ class Head:
     generator: torch.Generator
 
 
-def planted_tokens(seed: int = 0, heads: Mapping[tuple[int, int], Planted] | None = None) -> Decoder:
-    """The model with the heads of :data:`PLANTED`.
+def build_planted_language_model(seed: int = 0, heads: Mapping[tuple[int, int], PlantedHead] | None = None) -> Decoder:
+    """Build the language model with planted heads.
 
     Args:
-        seed: of the decoys' random weights.
-        heads: by layer and head, where they are; as in :data:`PLANTED` by default.
+        seed: seed of the decoys' random weights.
+        heads: the heads by (layer, head), :data:`PLANTED_HEADS` by default.
+
+    Returns:
+        The model, in evaluation mode.
     """
     config = DecoderConfig(
         vocab_size=VOCABULARY,
@@ -75,185 +81,230 @@ def planted_tokens(seed: int = 0, heads: Mapping[tuple[int, int], Planted] | Non
     model = Decoder(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        _frame(model)
-        for (layer, head), planted in (PLANTED if heads is None else heads).items():
-            views = _head(model, layer, head, generator)
-            planted.look(views)
-            planted.write(views)
+        _set_embeddings(model)
+        for (layer, head), planted in (PLANTED_HEADS if heads is None else heads).items():
+            weights = _view_head(model, layer, head, generator)
+            planted.set_attention(weights)
+            planted.set_output(weights)
     return model.eval()
 
 
-def _frame(model: Decoder) -> None:
-    """Embedding, positions and read-out; all heads empty."""
+def _set_embeddings(model: Decoder) -> None:
     for parameter in model.parameters():
         parameter.zero_()
     eye = torch.eye(VOCABULARY)
-    model.get_parameter("embed.weight")[:, TOKEN] = eye
-    model.get_parameter("readout.weight")[:, LOGIT] = eye
+    model.get_parameter("embed.weight")[:, TOKEN_DIMS] = eye
+    model.get_parameter("readout.weight")[:, LOGIT_DIMS] = eye
     positions = model.get_parameter("position_embed.weight")
-    angle = torch.arange(LENGTH) * _STEP
-    positions[:, ONE], positions[0, FIRST] = 1.0, 1.0
-    positions[:, COS], positions[:, SIN] = angle.cos(), angle.sin()
+    angle = torch.arange(LENGTH) * _POSITION_ANGLE
+    positions[:, CONSTANT_DIM], positions[0, FIRST_DIM] = 1.0, 1.0
+    positions[:, COS_DIM], positions[:, SIN_DIM] = angle.cos(), angle.sin()
 
 
-def _head(model: Decoder, layer: int, head: int, generator: torch.Generator) -> Head:
-    """The views of one head."""
+def _view_head(model: Decoder, layer: int, head: int, generator: torch.Generator) -> HeadWeights:
     rows = slice(head * D_HEAD, (head + 1) * D_HEAD)
-    maps = {name: model.get_parameter(f"layers.{layer}.attention.{name}_proj.weight") for name in "qkvo"}
-    return Head(
-        query=maps["q"][rows],
-        key=maps["k"][rows],
-        value=maps["v"][rows],
-        output=maps["o"][:, rows].T,
+    parameters = {name: model.get_parameter(f"layers.{layer}.attention.{name}_proj.weight") for name in "qkvo"}
+    return HeadWeights(
+        query=parameters["q"][rows],
+        key=parameters["k"][rows],
+        value=parameters["v"][rows],
+        output=parameters["o"][:, rows].T,
         generator=generator,
     )
 
 
-_STEP = math.pi / (LENGTH + 1)  # the angle between neighbouring positions: all of them take less than half the circle
-_SCALE = math.sqrt(D_HEAD)  # scores are divided by it
+_POSITION_ANGLE = math.pi / (
+    LENGTH + 1
+)  # angle between neighbouring positions; all positions take less than half of the circle
+_SCORE_SCALE = math.sqrt(D_HEAD)  # attention scores are divided by it
 
 
-def _at_lag(lag: int, sure: float = SURE) -> Callable[[Head], None]:
-    """Attends so many positions back, whatever is there."""
+def _attend_at_lag(lag: int, margin: float = SCORE_MARGIN) -> Callable[[HeadWeights], None]:
+    def set_attention(head: HeadWeights) -> None:
+        rotation = lag * _POSITION_ANGLE
+        scale = margin * _SCORE_SCALE / (1 - math.cos(_POSITION_ANGLE))
+        head.query[POSITION_ROWS, COS_DIM] = scale * torch.tensor([math.cos(rotation), -math.sin(rotation)])
+        head.query[POSITION_ROWS, SIN_DIM] = scale * torch.tensor([math.sin(rotation), math.cos(rotation)])
+        head.key[POSITION_ROWS.start, COS_DIM], head.key[POSITION_ROWS.start + 1, SIN_DIM] = 1.0, 1.0
 
-    def look(head: Head) -> None:
-        turn = lag * _STEP
-        size = sure * _SCALE / (1 - math.cos(_STEP))
-        head.query[PLACE, COS] = size * torch.tensor([math.cos(turn), -math.sin(turn)])
-        head.query[PLACE, SIN] = size * torch.tensor([math.sin(turn), math.cos(turn)])
-        head.key[PLACE.start, COS], head.key[PLACE.start + 1, SIN] = 1.0, 1.0
-
-    return look
+    return set_attention
 
 
-def _where(at_query: slice, at_key: slice, size: float = 3 * SURE) -> Callable[[Head], None]:
-    """Attends where the key's token, or one before it, is the query's, or one before it; else to the first position."""
+def _attend_to_match(
+    query_dims: slice, key_dims: slice, margin: float = 3 * SCORE_MARGIN
+) -> Callable[[HeadWeights], None]:
+    # attend where the key token in `key_dims` equals the query token in `query_dims`, else to the first position
 
-    def look(head: Head) -> None:
-        head.query[MATCH, at_query] = size * _SCALE * torch.eye(VOCABULARY)
-        head.key[MATCH, at_key] = torch.eye(VOCABULARY)
-        _first(head)
+    def set_attention(head: HeadWeights) -> None:
+        head.query[TOKEN_ROWS, query_dims] = margin * _SCORE_SCALE * torch.eye(VOCABULARY)
+        head.key[TOKEN_ROWS, key_dims] = torch.eye(VOCABULARY)
+        _attend_to_first(head)
 
-    return look
-
-
-def _duplicate(head: Head) -> None:
-    """Attends where the token is the same, but away from the query itself if there is another place."""
-    _where(TOKEN, TOKEN, 12 * SURE)(head)
-    for row, coordinate in zip(range(PLACE.start, PLACE.stop), (COS, SIN), strict=True):
-        head.query[row, coordinate], head.key[row, coordinate] = -6 * SURE * _SCALE, 1.0
+    return set_attention
 
 
-def _first(head: Head) -> None:
-    """Attends to the first position."""
-    head.query[REST, ONE], head.key[REST, FIRST] = SURE * _SCALE, 1.0
+def _attend_to_duplicate(head: HeadWeights) -> None:
+    _attend_to_match(TOKEN_DIMS, TOKEN_DIMS, 12 * SCORE_MARGIN)(head)
+    # penalise nearby positions, so that the query attends to itself only if its token occurs nowhere else
+    for row, coordinate in zip(range(POSITION_ROWS.start, POSITION_ROWS.stop), (COS_DIM, SIN_DIM), strict=True):
+        head.query[row, coordinate], head.key[row, coordinate] = -6 * SCORE_MARGIN * _SCORE_SCALE, 1.0
 
 
-def _unlike(head: Head) -> None:
-    """Attends away from the query's own token."""
-    head.query[MATCH, TOKEN], head.key[MATCH, TOKEN] = -SURE * _SCALE * torch.eye(VOCABULARY), torch.eye(VOCABULARY)
+def _attend_to_first(head: HeadWeights) -> None:
+    head.query[FIRST_ROW, CONSTANT_DIM], head.key[FIRST_ROW, FIRST_DIM] = SCORE_MARGIN * _SCORE_SCALE, 1.0
 
 
-def _uniform(head: Head) -> None:
-    """Attends alike to all positions: without queries and keys."""
+def _attend_to_other_tokens(head: HeadWeights) -> None:
+    head.query[TOKEN_ROWS, TOKEN_DIMS], head.key[TOKEN_ROWS, TOKEN_DIMS] = (
+        -SCORE_MARGIN * _SCORE_SCALE * torch.eye(VOCABULARY),
+        torch.eye(VOCABULARY),
+    )
 
 
-def _some_tokens(head: Head) -> None:
-    """Attends to some tokens more than to others, whatever the query is; never to that of the first position."""
-    head.query[MATCH.start, ONE] = _SCALE
-    head.key[MATCH.start, TOKEN] = 4 * torch.randn(VOCABULARY, generator=head.generator)
-    head.key[MATCH.start, TOKEN.start + BEGINNING] = -SURE
+def _attend_uniformly(head: HeadWeights) -> None:
+    """Leave query and key weights at zero."""
 
 
-def _random(head: Head) -> None:
-    """Attends by random weights on tokens."""
+def _attend_to_some_tokens(head: HeadWeights) -> None:
+    # prefers some tokens to others, independently of the query, and never the first position
+    head.query[TOKEN_ROWS.start, CONSTANT_DIM] = _SCORE_SCALE
+    head.key[TOKEN_ROWS.start, TOKEN_DIMS] = 4 * torch.randn(VOCABULARY, generator=head.generator)
+    head.key[TOKEN_ROWS.start, TOKEN_DIMS.start + BOS_TOKEN] = -SCORE_MARGIN
+
+
+def _attend_randomly(head: HeadWeights) -> None:
     for weight in (head.query, head.key):
-        weight[:, TOKEN] = torch.randn(D_HEAD, VOCABULARY, generator=head.generator)
+        weight[:, TOKEN_DIMS] = torch.randn(D_HEAD, VOCABULARY, generator=head.generator)
 
 
-def _copy(to: slice, gain: float) -> Callable[[Head], None]:
-    """Writes the token it finds somewhere, times a gain."""
+def _write_copy(target: slice, gain: float) -> Callable[[HeadWeights], None]:
+    def set_output(head: HeadWeights) -> None:
+        head.value[TOKEN_ROWS, TOKEN_DIMS] = torch.eye(VOCABULARY)
+        head.output[TOKEN_ROWS, target] = gain * torch.eye(VOCABULARY)
 
-    def write(head: Head) -> None:
-        head.value[MATCH, TOKEN] = torch.eye(VOCABULARY)
-        head.output[MATCH, to] = gain * torch.eye(VOCABULARY)
-
-    return write
+    return set_output
 
 
-def _next_token(head: Head) -> None:
-    """Decoy of copying: raises another token than it finds, each token its own."""
-    head.value[MATCH, TOKEN] = torch.eye(VOCABULARY)
-    head.output[MATCH, LOGIT] = torch.eye(VOCABULARY).roll(1, 1)
+def _write_shifted_token(head: HeadWeights) -> None:
+    # decoy of copying: every token raises the logit of another token
+    head.value[TOKEN_ROWS, TOKEN_DIMS] = torch.eye(VOCABULARY)
+    head.output[TOKEN_ROWS, LOGIT_DIMS] = torch.eye(VOCABULARY).roll(1, 1)
 
 
-def _noise(head: Head) -> None:
-    """Decoy of copying: a random map from tokens to logits."""
-    head.value[:, TOKEN] = torch.randn(D_HEAD, VOCABULARY, generator=head.generator) / VOCABULARY**0.5
-    head.output[:, LOGIT] = 0.1 * torch.randn(D_HEAD, VOCABULARY, generator=head.generator) / D_HEAD**0.5
+def _write_noise(head: HeadWeights) -> None:
+    # decoy of copying: a random map from tokens to logits
+    head.value[:, TOKEN_DIMS] = torch.randn(D_HEAD, VOCABULARY, generator=head.generator) / VOCABULARY**0.5
+    head.output[:, LOGIT_DIMS] = 0.1 * torch.randn(D_HEAD, VOCABULARY, generator=head.generator) / D_HEAD**0.5
 
 
-def _one_token(head: Head) -> None:
-    """Decoy of copying: raises one token whatever it finds, and so itself too, along one direction alone."""
-    head.value[MATCH.start, TOKEN] = 0.1
-    head.output[MATCH.start, LOGIT.start + 7] = 1.0
+def _write_one_token(head: HeadWeights) -> None:
+    # decoy of copying: every token raises the logit of the same token, so the OV matrix has one non-zero eigenvalue
+    head.value[TOKEN_ROWS.start, TOKEN_DIMS] = 0.1
+    head.output[TOKEN_ROWS.start, LOGIT_DIMS.start + 7] = 1.0
 
 
-def _nothing(head: Head) -> None:
-    """Writes nothing."""
+def _write_nothing(head: HeadWeights) -> None:
+    """Leave value and output weights at zero."""
 
 
-RESTS = "first token"  # where a head looks as long as what it looks for is not there
-MECHANISMS: Mapping[str, Planted] = {
-    "previous token": Planted(look=_at_lag(1), write=_copy(BEFORE, 1.0), role="previous token"),
-    "induction": Planted(look=_where(TOKEN, BEFORE), write=_copy(LOGIT, 8.0), role="first token, induction", copies=1),
-    "duplicate token": Planted(look=_duplicate, write=_nothing, role="self, duplicate token"),
-    "sink": Planted(look=_first, write=_nothing, role="first token"),
-    "copying": Planted(look=_at_lag(0), write=_copy(LOGIT, 0.2), role="self", copies=1),
+NO_MATCH_ROLE = "first token"  # role of a head that attends to the first position when it finds no match
+TOKEN_MECHANISMS: Mapping[str, PlantedHead] = {
+    "previous token": PlantedHead(
+        set_attention=_attend_at_lag(1), set_output=_write_copy(PREVIOUS_DIMS, 1.0), expected_role="previous token"
+    ),
+    "induction": PlantedHead(
+        set_attention=_attend_to_match(TOKEN_DIMS, PREVIOUS_DIMS),
+        set_output=_write_copy(LOGIT_DIMS, 8.0),
+        expected_role="first token, induction",
+        copy_sign=1,
+    ),
+    "duplicate token": PlantedHead(
+        set_attention=_attend_to_duplicate, set_output=_write_nothing, expected_role="self, duplicate token"
+    ),
+    "sink": PlantedHead(set_attention=_attend_to_first, set_output=_write_nothing, expected_role="first token"),
+    "copying": PlantedHead(
+        set_attention=_attend_at_lag(0), set_output=_write_copy(LOGIT_DIMS, 0.2), expected_role="self", copy_sign=1
+    ),
 }
-DECOYS: Mapping[str, tuple[int, Planted]] = {
-    "two back": (0, Planted(look=_at_lag(2), write=_copy(TWO_BEFORE, 1.0))),
-    "five back": (0, Planted(look=_at_lag(5), write=_nothing)),
-    "as far back as induction": (0, Planted(look=_at_lag(HALF - 1), write=_nothing, role=RESTS)),
-    "as far back as a duplicate": (0, Planted(look=_at_lag(HALF), write=_noise, role=RESTS)),
-    "takes away": (0, Planted(look=_at_lag(4), write=_copy(LOGIT, -0.2), copies=-1)),
-    "raises another token": (0, Planted(look=_at_lag(3), write=_next_token)),
-    "raises one token": (0, Planted(look=_at_lag(6), write=_one_token)),
-    "uniform": (0, Planted(look=_uniform, write=_noise, role="uniform")),
-    "random attention": (0, Planted(look=_random, write=_noise)),
-    "some tokens": (1, Planted(look=_some_tokens, write=_noise)),
-    "other tokens": (1, Planted(look=_some_tokens, write=_nothing)),
-    "unlike tokens": (1, Planted(look=_unlike, write=_noise)),
-    "two after": (1, Planted(look=_where(TOKEN, TWO_BEFORE), write=_nothing, role=RESTS)),
-    "anywhere but two after": (1, Planted(look=_where(BEFORE, TWO_BEFORE, -SURE), write=_noise, role=RESTS)),
-    "seven back": (1, Planted(look=_at_lag(7), write=_noise)),
-    "random": (1, Planted(look=_random, write=_noise)),
-    "also random": (1, Planted(look=_random, write=_noise)),
-    "vaguely back": (1, Planted(look=_at_lag(1, 0.01), write=_noise)),
-    "two back, raises another": (1, Planted(look=_at_lag(2), write=_next_token)),
-    "nine back, takes away": (1, Planted(look=_at_lag(9), write=_copy(LOGIT, -0.2), copies=-1)),
-    "three back": (1, Planted(look=_at_lag(3), write=_nothing)),
+TOKEN_DECOYS: Mapping[str, tuple[int, PlantedHead]] = {
+    "two back": (0, PlantedHead(set_attention=_attend_at_lag(2), set_output=_write_copy(TWO_BACK_DIMS, 1.0))),
+    "five back": (0, PlantedHead(set_attention=_attend_at_lag(5), set_output=_write_nothing)),
+    "as far back as induction": (
+        0,
+        PlantedHead(
+            set_attention=_attend_at_lag(HALF_LENGTH - 1), set_output=_write_nothing, expected_role=NO_MATCH_ROLE
+        ),
+    ),
+    "as far back as a duplicate": (
+        0,
+        PlantedHead(set_attention=_attend_at_lag(HALF_LENGTH), set_output=_write_noise, expected_role=NO_MATCH_ROLE),
+    ),
+    "suppresses tokens": (
+        0,
+        PlantedHead(set_attention=_attend_at_lag(4), set_output=_write_copy(LOGIT_DIMS, -0.2), copy_sign=-1),
+    ),
+    "raises another token": (0, PlantedHead(set_attention=_attend_at_lag(3), set_output=_write_shifted_token)),
+    "raises one token": (0, PlantedHead(set_attention=_attend_at_lag(6), set_output=_write_one_token)),
+    "uniform": (0, PlantedHead(set_attention=_attend_uniformly, set_output=_write_noise, expected_role="uniform")),
+    "random attention": (0, PlantedHead(set_attention=_attend_randomly, set_output=_write_noise)),
+    "some tokens": (1, PlantedHead(set_attention=_attend_to_some_tokens, set_output=_write_noise)),
+    "other tokens": (1, PlantedHead(set_attention=_attend_to_some_tokens, set_output=_write_nothing)),
+    "different tokens": (1, PlantedHead(set_attention=_attend_to_other_tokens, set_output=_write_noise)),
+    "two after": (
+        1,
+        PlantedHead(
+            set_attention=_attend_to_match(TOKEN_DIMS, TWO_BACK_DIMS),
+            set_output=_write_nothing,
+            expected_role=NO_MATCH_ROLE,
+        ),
+    ),
+    "not two after": (
+        1,
+        PlantedHead(
+            set_attention=_attend_to_match(PREVIOUS_DIMS, TWO_BACK_DIMS, -SCORE_MARGIN),
+            set_output=_write_noise,
+            expected_role=NO_MATCH_ROLE,
+        ),
+    ),
+    "seven back": (1, PlantedHead(set_attention=_attend_at_lag(7), set_output=_write_noise)),
+    "random": (1, PlantedHead(set_attention=_attend_randomly, set_output=_write_noise)),
+    "also random": (1, PlantedHead(set_attention=_attend_randomly, set_output=_write_noise)),
+    "weakly back": (1, PlantedHead(set_attention=_attend_at_lag(1, 0.01), set_output=_write_noise)),
+    "two back, raises another token": (
+        1,
+        PlantedHead(set_attention=_attend_at_lag(2), set_output=_write_shifted_token),
+    ),
+    "nine back, suppresses tokens": (
+        1,
+        PlantedHead(set_attention=_attend_at_lag(9), set_output=_write_copy(LOGIT_DIMS, -0.2), copy_sign=-1),
+    ),
+    "three back": (1, PlantedHead(set_attention=_attend_at_lag(3), set_output=_write_nothing)),
 }
 
 
-def _placed() -> dict[tuple[int, int], Planted]:
-    """Every head at its place: the mechanisms spread among the decoys of their layer."""
-    layers: list[list[Planted]] = [[each for layer, each in DECOYS.values() if layer == n] for n in range(2)]
+def _arrange_heads() -> dict[tuple[int, int], PlantedHead]:
+    layers: list[list[PlantedHead]] = [[each for layer, each in TOKEN_DECOYS.values() if layer == n] for n in range(2)]
     for name, at in {"previous token": 3, "duplicate token": 7, "sink": 9, "copying": 11}.items():
-        layers[0].insert(at, MECHANISMS[name])
-    layers[1].insert(5, MECHANISMS["induction"])
+        layers[0].insert(at, TOKEN_MECHANISMS[name])
+    layers[1].insert(5, TOKEN_MECHANISMS["induction"])
     return {(n, head): each for n, layer in enumerate(layers) for head, each in enumerate(layer)}
 
 
-PLANTED: Mapping[tuple[int, int], Planted] = _placed()
+PLANTED_HEADS: Mapping[tuple[int, int], PlantedHead] = _arrange_heads()
 
 
-def shuffled(seed: int) -> dict[tuple[int, int], Planted]:
-    """The heads of :data:`PLANTED`, each at another place of its layer.
+def shuffle_heads(seed: int) -> dict[tuple[int, int], PlantedHead]:
+    """Return the heads of :data:`PLANTED_HEADS` in a random order within each layer.
 
-    >>> sorted(shuffled(3)) == sorted(PLANTED), shuffled(3)[0, 0] is PLANTED[0, 0]
+    Args:
+        seed: seed of the permutation.
+
+    Returns:
+        The heads by (layer, head).
+
+    >>> sorted(shuffle_heads(3)) == sorted(PLANTED_HEADS), shuffle_heads(3)[0, 0] is PLANTED_HEADS[0, 0]
     (True, False)
     """
     generator = torch.Generator().manual_seed(seed)
     orders = [torch.randperm(HEADS, generator=generator).tolist() for _ in range(2)]
-    return {(layer, orders[layer][head]): each for (layer, head), each in PLANTED.items()}
+    return {(layer, orders[layer][head]): each for (layer, head), each in PLANTED_HEADS.items()}

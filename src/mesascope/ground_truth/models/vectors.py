@@ -1,9 +1,8 @@
-"""Models whose mechanism is known, because their weights were set by hand; and decoys that look alike.
+"""Models on sequences of numbers with one planted mechanism or decoy; their weights are set by hand.
 
-Each is a one-layer decoder without norms and MLP that reads and predicts numbers. Its residual stream has the
-term in coordinate 0, a constant 1 in coordinate 1, the position as a point on a circle in coordinates 2 and 3,
-and the output in coordinate 4. One head carries the mechanism; the other heads have small random weights, so that
-an instrument must find the one head and pass over the others.
+Each is a one-layer decoder without norms and MLP. Dimension 0 of its residual stream holds the term, dimension 1 a
+constant 1, dimensions 2 and 3 the position as a point on a circle, and dimension 4 the output. One head has the
+mechanism; the other heads have small random weights, and an analysis must not report them.
 """
 
 import math
@@ -15,47 +14,49 @@ from torch import Tensor
 from mesascope.models.config import DecoderConfig
 from mesascope.models.transformer import Decoder
 
-TERM, ONE, COS, SIN, OUT = range(5)
+TERM_DIM, CONSTANT_DIM, COS_DIM, SIN_DIM, OUTPUT_DIM = range(5)
 WIDTH, HEADS = 32, 4
-SHARP = 2000.0  # scores by position: the neighbouring position gets exp(-SHARP (1 - cos(angle))) of the attention
+SCORE_SCALE = 2000.0  # scale of scores by position: neighbours get exp(-scale (1 - cos(angle))) of the attention
 
 
-def planted(name: str, length: int = 20, nuisance: float = 0.02, seed: int = 0, head: int = 0) -> Decoder:
-    """A model with the mechanism of this name in one head of its only layer.
+def build_planted_model(name: str, length: int = 20, nuisance: float = 0.02, seed: int = 0, head: int = 0) -> Decoder:
+    """Build a one-layer model with a planted mechanism in one head.
 
     Args:
-        name: one of :data:`MECHANISMS`.
-        length: the longest sequence.
+        name: key of :data:`VECTOR_MECHANISMS`.
+        length: maximum sequence length.
         nuisance: standard deviation of the other heads' weights.
-        seed: of the other heads' weights.
-        head: which head has the mechanism, from 0 to 3.
+        seed: seed of the other heads' weights.
+        head: index of the planted head, from 0 to 3.
+
+    Returns:
+        The model, in evaluation mode.
 
     Raises:
-        ValueError: no such mechanism or head.
+        ValueError: ``name`` is not a mechanism, or ``head`` is out of range.
     """
-    if name not in MECHANISMS:
-        raise ValueError(f"a planted mechanism must be one of {', '.join(MECHANISMS)}, but got {name!r}")
+    if name not in VECTOR_MECHANISMS:
+        raise ValueError(f"a planted mechanism must be one of {', '.join(VECTOR_MECHANISMS)}, but got {name!r}")
     if head not in range(HEADS):
         raise ValueError(f"head must be from 0 to {HEADS - 1}, but got {head}")
-    model = _blank(length, nuisance, seed)
+    model = _build_empty_model(length, nuisance, seed)
     with torch.no_grad():
-        MECHANISMS[name](model, length)
-        _exchange(model, head)
+        VECTOR_MECHANISMS[name](model, length)
+        _swap_heads(model, head)
     return model.eval()
 
 
-def _exchange(model: Decoder, head: int) -> None:
-    """Let head 0 and another change places; the model computes the same."""
+def _swap_heads(model: Decoder, head: int) -> None:
+    # swapping whole heads leaves the function of the model unchanged
     size = WIDTH // HEADS
     order = torch.arange(WIDTH).unflatten(0, (HEADS, size))
     order[[0, head]] = order[[head, 0]]
     for name in ("q_proj", "k_proj", "v_proj"):
-        _map(model, name).copy_(_map(model, name)[order.flatten()])
-    _map(model, "o_proj").copy_(_map(model, "o_proj")[:, order.flatten()])
+        _projection_weight(model, name).copy_(_projection_weight(model, name)[order.flatten()])
+    _projection_weight(model, "o_proj").copy_(_projection_weight(model, "o_proj")[:, order.flatten()])
 
 
-def _blank(length: int, nuisance: float, seed: int) -> Decoder:
-    """The frame: embedding, positions and read-out are exact, all heads are noise that writes nowhere important."""
+def _build_empty_model(length: int, nuisance: float, seed: int) -> Decoder:
     config = DecoderConfig(
         d_in=1,
         d_out=1,
@@ -72,142 +73,137 @@ def _blank(length: int, nuisance: float, seed: int) -> Decoder:
         for parameter in model.parameters():
             parameter.zero_()
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            weight = _map(model, name)
+            weight = _projection_weight(model, name)
             weight.copy_(nuisance * torch.randn(weight.shape, generator=generator))
-        model.get_parameter("embed.weight")[TERM] = 1.0
-        model.get_parameter("embed.bias")[ONE] = 1.0
-        angle = torch.arange(length) * _step(length)
-        model.get_parameter("position_embed.weight")[:, COS] = angle.cos()
-        model.get_parameter("position_embed.weight")[:, SIN] = angle.sin()
-        model.get_parameter("readout.weight")[0, OUT] = 1.0
-        _clear(model)
+        model.get_parameter("embed.weight")[TERM_DIM] = 1.0
+        model.get_parameter("embed.bias")[CONSTANT_DIM] = 1.0
+        angle = torch.arange(length) * _position_angle(length)
+        model.get_parameter("position_embed.weight")[:, COS_DIM] = angle.cos()
+        model.get_parameter("position_embed.weight")[:, SIN_DIM] = angle.sin()
+        model.get_parameter("readout.weight")[0, OUTPUT_DIM] = 1.0
+        _clear_head(model)
     return model
 
 
-def _step(length: int) -> float:
-    """The angle between neighbouring positions: all of them take less than half the circle."""
-    return math.pi / (length + 1)
+def _position_angle(length: int) -> float:
+    return math.pi / (length + 1)  # all positions together take less than half of the circle
 
 
-def _map(model: Decoder, name: str) -> Tensor:
-    """One of the attention's four maps."""
+def _projection_weight(model: Decoder, name: str) -> Tensor:
     return model.get_parameter(f"layers.0.attention.{name}.weight")
 
 
-def _clear(model: Decoder) -> None:
-    """Empty head 0."""
+def _clear_head(model: Decoder) -> None:
     size = WIDTH // HEADS
     for name in ("q_proj", "k_proj", "v_proj"):
-        _map(model, name)[:size] = 0.0
-    _map(model, "o_proj")[:, :size] = 0.0
+        _projection_weight(model, name)[:size] = 0.0
+    _projection_weight(model, "o_proj")[:, :size] = 0.0
 
 
-def _look(model: Decoder, query: dict[tuple[int, int], float], key: dict[tuple[int, int], float]) -> None:
-    """Set head 0's query and key maps: (row in the head, coordinate of the stream) -> weight."""
-    for place, weight in query.items():
-        _map(model, "q_proj")[place] = weight * (WIDTH // HEADS) ** 0.5
-    for place, weight in key.items():
-        _map(model, "k_proj")[place] = weight
+def _set_attention(model: Decoder, query: dict[tuple[int, int], float], key: dict[tuple[int, int], float]) -> None:
+    # query and key: (dimension of the head, dimension of the residual stream) -> weight
+    for index, weight in query.items():
+        _projection_weight(model, "q_proj")[index] = weight * (WIDTH // HEADS) ** 0.5
+    for index, weight in key.items():
+        _projection_weight(model, "k_proj")[index] = weight
 
 
-def _write(model: Decoder, gain: float, coordinate: int = TERM) -> None:
-    """Head 0 writes gain times the attended coordinate to the output."""
-    _map(model, "v_proj")[0, coordinate] = 1.0
-    _map(model, "o_proj")[OUT, 0] = gain
+def _set_output(model: Decoder, gain: float, coordinate: int = TERM_DIM) -> None:
+    _projection_weight(model, "v_proj")[0, coordinate] = 1.0
+    _projection_weight(model, "o_proj")[OUTPUT_DIM, 0] = gain
 
 
-def _at_lag(model: Decoder, length: int, lag: int) -> None:
-    """Attend to the position ``lag`` before the query: its angle, turned back."""
-    turn = lag * _step(length)
-    cos, sin = SHARP * math.cos(turn), SHARP * math.sin(turn)
-    _look(
+def _attend_at_lag(model: Decoder, length: int, lag: int) -> None:
+    rotation = lag * _position_angle(length)  # rotates the query's point on the circle to that of the attended position
+    cos, sin = SCORE_SCALE * math.cos(rotation), SCORE_SCALE * math.sin(rotation)
+    _set_attention(
         model,
-        {(0, COS): cos, (0, SIN): sin, (1, COS): -sin, (1, SIN): cos},
-        {(0, COS): 1.0, (1, SIN): 1.0},
+        {(0, COS_DIM): cos, (0, SIN_DIM): sin, (1, COS_DIM): -sin, (1, SIN_DIM): cos},
+        {(0, COS_DIM): 1.0, (1, SIN_DIM): 1.0},
     )
 
 
-def _previous(model: Decoder, length: int) -> None:
-    """Attends to the position before the query and copies it."""
-    _at_lag(model, length, 1)
-    _write(model, 1.0)
+def _plant_previous(model: Decoder, length: int) -> None:
+    """Attend to the previous position and copy it."""
+    _attend_at_lag(model, length, 1)
+    _set_output(model, 1.0)
 
 
-def _two_back(model: Decoder, length: int) -> None:
-    """Decoy of the previous position: attends one further back, and copies it."""
-    _at_lag(model, length, 2)
-    _write(model, 1.0)
+def _plant_two_back(model: Decoder, length: int) -> None:
+    """Decoy of the previous position: attend two positions back and copy that position."""
+    _attend_at_lag(model, length, 2)
+    _set_output(model, 1.0)
 
 
-def _copying(model: Decoder, length: int) -> None:
-    """Attends to the query's own position and copies it."""
-    _at_lag(model, length, 0)
-    _write(model, 1.0)
+def _plant_copying(model: Decoder, length: int) -> None:
+    """Attend to the query's own position and copy it."""
+    _attend_at_lag(model, length, 0)
+    _set_output(model, 1.0)
 
 
-def _unlike(model: Decoder, length: int) -> None:
-    """First reading of negative similarity: the score falls as the terms agree; what it finds is added."""
-    _look(model, {(0, TERM): -2.0}, {(0, TERM): 1.0})
-    _write(model, 0.5)
+def _plant_dissimilar_added(model: Decoder, length: int) -> None:
+    """Negative similarity, first kind: attend to dissimilar terms and add them."""
+    _set_attention(model, {(0, TERM_DIM): -2.0}, {(0, TERM_DIM): 1.0})
+    _set_output(model, 0.5)
 
 
-def _like_subtracted(model: Decoder, length: int) -> None:
-    """Second reading of negative similarity: attends to terms that agree, and subtracts what it finds."""
-    _look(model, {(0, TERM): 2.0}, {(0, TERM): 1.0})
-    _write(model, -0.5)
+def _plant_similar_subtracted(model: Decoder, length: int) -> None:
+    """Negative similarity, second kind: attend to similar terms and subtract them."""
+    _set_attention(model, {(0, TERM_DIM): 2.0}, {(0, TERM_DIM): 1.0})
+    _set_output(model, -0.5)
 
 
-def _like_added(model: Decoder, length: int) -> None:
-    """Decoy of both readings: attends to terms that agree, and adds what it finds."""
-    _look(model, {(0, TERM): 2.0}, {(0, TERM): 1.0})
-    _write(model, 0.5)
+def _plant_similar_added(model: Decoder, length: int) -> None:
+    """Decoy of both kinds of negative similarity: attend to similar terms and add them."""
+    _set_attention(model, {(0, TERM_DIM): 2.0}, {(0, TERM_DIM): 1.0})
+    _set_output(model, 0.5)
 
 
-def _large_keys(model: Decoder, length: int) -> None:
-    """Decoy of negative similarity: prefers large terms whatever the query is."""
-    _look(model, {(0, ONE): 2.0}, {(0, TERM): 1.0})
-    _write(model, 0.5)
+def _plant_large_keys(model: Decoder, length: int) -> None:
+    """Decoy of negative similarity: attend to large terms, independently of the query."""
+    _set_attention(model, {(0, CONSTANT_DIM): 2.0}, {(0, TERM_DIM): 1.0})
+    _set_output(model, 0.5)
 
 
-def _far_back(model: Decoder, length: int) -> None:
-    """Decoy of negative similarity: prefers early positions, which in a converging sequence are the unlike ones."""
-    _look(model, {(0, ONE): 3.0}, {(0, COS): 1.0})
-    _write(model, 0.5)
+def _plant_early_positions(model: Decoder, length: int) -> None:
+    """Decoy of negative similarity: attend to early positions, which are dissimilar in a converging sequence."""
+    _set_attention(model, {(0, CONSTANT_DIM): 3.0}, {(0, COS_DIM): 1.0})
+    _set_output(model, 0.5)
 
 
-def _uniform(model: Decoder, length: int) -> None:
-    """Averages all terms so far."""
-    _write(model, 1.0)
+def _plant_uniform(model: Decoder, length: int) -> None:
+    """Average all terms so far."""
+    _set_output(model, 1.0)
 
 
-def _constant(model: Decoder, length: int) -> None:
-    """Decoy of copying: looks where a copying head looks, and writes a constant."""
-    _at_lag(model, length, 0)
-    _write(model, 1.0, coordinate=ONE)
+def _plant_constant(model: Decoder, length: int) -> None:
+    """Decoy of copying: attend to the query's own position and write a constant."""
+    _attend_at_lag(model, length, 0)
+    _set_output(model, 1.0, coordinate=CONSTANT_DIM)
 
 
-def _position_written(model: Decoder, length: int) -> None:
-    """Decoy of copying: looks where a copying head looks, and writes the place instead of the term."""
-    _at_lag(model, length, 0)
-    _write(model, 1.0, coordinate=COS)
+def _plant_copied_position(model: Decoder, length: int) -> None:
+    """Decoy of copying: attend to the query's own position and copy the position instead of the term."""
+    _attend_at_lag(model, length, 0)
+    _set_output(model, 1.0, coordinate=COS_DIM)
 
 
-def _stream_alone(model: Decoder, length: int) -> None:
-    """Decoy of copying, and of whatever matters: the term is copied, but by the stream; the head does nothing."""
-    model.get_parameter("readout.weight")[0, TERM] = 1.0
+def _plant_residual_only(model: Decoder, length: int) -> None:
+    """Decoy of copying: the residual stream copies the term, and the head writes nothing."""
+    model.get_parameter("readout.weight")[0, TERM_DIM] = 1.0
 
 
-MECHANISMS: dict[str, Callable[[Decoder, int], None]] = {
-    "previous": _previous,
-    "copying": _copying,
-    "unlike": _unlike,
-    "like, subtracted": _like_subtracted,
-    "like, added": _like_added,
-    "large keys": _large_keys,
-    "far back": _far_back,
-    "uniform": _uniform,
-    "constant": _constant,
-    "position written": _position_written,
-    "two back": _two_back,
-    "stream alone": _stream_alone,
+VECTOR_MECHANISMS: dict[str, Callable[[Decoder, int], None]] = {
+    "previous": _plant_previous,
+    "copying": _plant_copying,
+    "dissimilar, added": _plant_dissimilar_added,
+    "similar, subtracted": _plant_similar_subtracted,
+    "similar, added": _plant_similar_added,
+    "large keys": _plant_large_keys,
+    "early positions": _plant_early_positions,
+    "uniform": _plant_uniform,
+    "constant": _plant_constant,
+    "copies position": _plant_copied_position,
+    "two back": _plant_two_back,
+    "residual only": _plant_residual_only,
 }

@@ -1,17 +1,17 @@
-// The attention browser and the coloured text.
+// Attention browser, and text coloured by a quantity.
 "use strict";
-mesascope.attention = (host, data) => {
-  const { make, choice } = mesascope;
+mesascope.drawAttention = (host, data) => {
+  const { make, makeChoice } = mesascope;
   const [, layers, heads, , queries, keys] = data.shape;
-  const at = { seed: 0, layer: 0, head: 0, batch: 0 };
-  const start = (layer, head) => ((((at.seed * layers + layer) * heads + head) * data.shape[3]) + at.batch) * queries * keys;
-  const share = value => value === null ? null : data.signed ? (value / 1000 + 1) / 2 : value / 1000;
-  const ramp = Array.from({ length: 256 }, (_, k) => mesascope.mix(data.colours, k / 255));
+  const selected = { seed: 0, layer: 0, head: 0, batch: 0 };
+  const start = (layer, head) => ((((selected.seed * layers + layer) * heads + head) * data.shape[3]) + selected.batch) * queries * keys;
+  const fraction = value => value === null ? null : data.signed ? (value / 1000 + 1) / 2 : value / 1000;
+  const ramp = Array.from({ length: 256 }, (_, k) => mesascope.mixColours(data.colours, k / 255));
   const image = (layer, head) => {
     const canvas = make("canvas", { width: keys, height: queries }), context = canvas.getContext("2d");
     const pixels = context.createImageData(keys, queries), first = start(layer, head);
     for (let k = 0; k < queries * keys; k++) {
-      const value = share(data.values[first + k]);
+      const value = fraction(data.values[first + k]);
       const colour = value === null ? [255, 255, 255] : ramp[Math.round(value * 255)];
       pixels.data.set([...colour, 255], 4 * k);
     }
@@ -20,18 +20,18 @@ mesascope.attention = (host, data) => {
   };
 
   const controls = make("div", { class: "controls" });
-  const pick = (dim, name) => {
+  const addChoice = (dim, name) => {
     if (data.names[dim].length < 2) return;
-    controls.append(choice({ name, options: data.names[dim], slider: false, selected: 0 }, k => { at[dim] = k; all(); }));
+    controls.append(makeChoice({ name, options: data.names[dim], slider: false, selected: 0 }, k => { selected[dim] = k; showAll(); }));
   };
-  pick("seed", "seed");
-  pick("batch", "example");
+  addChoice("seed", "seed");
+  addChoice("batch", "example");
   const ends = data.signed ? [-data.top, 0, data.top] : [0, data.top / 2, data.top];
-  controls.append(mesascope.colours({ colours: data.colours, ends: ends.map(v => String(+v.toPrecision(3)).replace("-", "−")), units: data.units }));
+  controls.append(mesascope.colourScale({ colours: data.colours, ends: ends.map(v => String(+v.toPrecision(3)).replace("-", "−")), units: data.units }));
   const thumbs = make("div", { class: "heads", role: "group", "aria-label": "Heads: rows are layers, columns are heads" });
   thumbs.style.gridTemplateColumns = `max-content repeat(${heads}, minmax(14px, 1fr))`;
   const title = make("h4"), readout = make("p", { class: "readout" }), right = make("div", { class: "large" }, title);
-  const square = mesascope.square(right, readout), large = square.canvas;
+  const square = mesascope.attentionMap(right, readout), large = square.canvas;
   right.append(large, readout);
   host.append(controls, make("div", { class: "browser" }, thumbs, right));
 
@@ -42,63 +42,63 @@ mesascope.attention = (host, data) => {
     for (let head = 0; head < heads; head++) {
       const name = `layer ${data.names.layer[layer]}, head ${data.names.head[head]}`;
       const button = make("button", { type: "button", "aria-label": name, title: name });
-      button.addEventListener("click", () => { at.layer = layer; at.head = head; show(); });
-      button.addEventListener("keydown", keyed);
+      button.addEventListener("click", () => { selected.layer = layer; selected.head = head; showHead(); });
+      button.addEventListener("keydown", moveSelection);
       buttons.push(button);
       thumbs.append(button);
     }
   }
 
-  function show() {
+  function showHead() {
     buttons.forEach((button, k) => {
-      const on = k === at.layer * heads + at.head;
+      const on = k === selected.layer * heads + selected.head;
       button.setAttribute("aria-pressed", on);
       button.tabIndex = on ? 0 : -1;
     });
-    title.textContent = `Layer ${data.names.layer[at.layer]}, head ${data.names.head[at.head]}`;
+    title.textContent = `Layer ${data.names.layer[selected.layer]}, head ${data.names.head[selected.head]}`;
     large.setAttribute("aria-label", `${host.dataset.label} ${title.textContent}`);
-    const say = (query, key) => {
-      const value = data.values[start(at.layer, at.head) + query * keys + key];
-      const number = value === null ? "no number" : String(+(value / 1000 * data.top).toPrecision(3)).replace("-", "−");
+    const describe = (query, key) => {
+      const value = data.values[start(selected.layer, selected.head) + query * keys + key];
+      const number = value === null ? "missing" : String(+(value / 1000 * data.top).toPrecision(3)).replace("-", "−");
       return `${number} ${data.units}`;
     };
-    square.show({ queries, keys, labels: data.labels[at.batch], image: image(at.layer, at.head), say });
+    square.show({ queries, keys, labels: data.labels[selected.batch], image: image(selected.layer, selected.head), describe });
   }
 
-  function all() {
+  function showAll() {
     buttons.forEach((button, k) => button.replaceChildren(image(Math.floor(k / heads), k % heads)));
-    show();
+    showHead();
   }
 
-  function keyed(event) {
+  function moveSelection(event) {
     const move = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
     if (!move) return;
     event.preventDefault();
-    at.layer = Math.max(0, Math.min(layers - 1, at.layer + move[0]));
-    at.head = Math.max(0, Math.min(heads - 1, at.head + move[1]));
-    show();
-    const button = buttons[at.layer * heads + at.head];
+    selected.layer = Math.max(0, Math.min(layers - 1, selected.layer + move[0]));
+    selected.head = Math.max(0, Math.min(heads - 1, selected.head + move[1]));
+    showHead();
+    const button = buttons[selected.layer * heads + selected.head];
     if (event.currentTarget === large) button.scrollIntoView({ block: "nearest" });
     else button.focus();
   }
 
-  large.addEventListener("keydown", keyed);
-  all();
+  large.addEventListener("keydown", moveSelection);
+  showAll();
 };
 
-mesascope.tokens = (host, data) => {
+mesascope.drawTokens = (host, data) => {
   const spans = [...host.querySelectorAll(".t")], readout = host.querySelector(".readout"), range = host.querySelector("input");
   let layer = data.values.length - 1;
-  const share = value => (((data.log ? Math.log10(value) : value) - data.low) / (data.high - data.low));
+  const fraction = value => (((data.log ? Math.log10(value) : value) - data.low) / (data.high - data.low));
   const flat = () => data.values[layer].flat();
   const paint = () => flat().forEach((value, k) => {
     const known = value !== null && (!data.log || value > 0);
-    spans[k].style.background = known ? `rgb(${mesascope.mix(data.colours, share(value)).join(",")})` : "none";
+    spans[k].style.background = known ? `rgb(${mesascope.mixColours(data.colours, fraction(value)).join(",")})` : "none";
   });
-  host.prepend(mesascope.colours({ colours: data.colours, ends: [data.ends[0], "", data.ends[1]], units: data.units }));
+  host.prepend(mesascope.colourScale({ colours: data.colours, ends: [data.ends[0], "", data.ends[1]], units: data.units }));
   spans.forEach((span, k) => span.addEventListener("pointerenter", () => {
     const value = flat()[k];
-    readout.textContent = `“${data.rows.flat()[k]}”: ${value === null ? "no number" : value} ${data.units}`;
+    readout.textContent = `“${data.rows.flat()[k]}”: ${value === null ? "missing" : value} ${data.units}`;
   }));
   if (range) range.addEventListener("input", () => {
     layer = +range.value;

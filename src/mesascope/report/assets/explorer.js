@@ -1,9 +1,9 @@
-// The head explorer: a map of all heads in the colours of one quantity; a head that is opened shows all that is known of it.
+// Head explorer: a map of all heads coloured by one quantity, and all results of the selected head.
 "use strict";
-mesascope.explorer = (host, data) => {
+mesascope.drawHeadExplorer = (host, data) => {
   const { make } = mesascope;
-  const heads = data.heads.length, open = { head: 0, example: 0 };
-  const controls = make("div", { class: "controls" }), scale = make("span"), identity = make("p", { class: "identity" }), about = make("p", { class: "about" });
+  const heads = data.heads.length, selected = { head: 0, example: 0 };
+  const controls = make("div", { class: "controls" }), scale = make("span"), identity = make("p", { class: "identity" }), about = make("p", { class: "description" });
   const map = make("div", { class: "headmap", role: "group", "aria-label": "Heads: rows are layers, columns are heads" });
   map.style.gridTemplateColumns = `max-content repeat(${heads}, minmax(15px, 1fr))`;
   const title = make("h4", { "aria-live": "polite" }), roles = make("p", { class: "roles" }), readout = make("p", { class: "readout" });
@@ -16,7 +16,7 @@ mesascope.explorer = (host, data) => {
   const narrow = matchMedia("(max-width: 759px)"), name = k => `layer ${data.layers[Math.floor(k / heads)]}, head ${data.heads[k % heads]}`;
   const buttons = data.layers.flatMap(() => data.heads).map((_, k) => {
     const button = make("button", { type: "button", tabindex: -1, "aria-label": name(k) });
-    button.addEventListener("click", () => { show(k); if (narrow.matches) title.scrollIntoView(); });
+    button.addEventListener("click", () => { showHead(k); if (narrow.matches) title.scrollIntoView(); });
     button.addEventListener("keydown", event => {
       const move = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -heads, ArrowDown: heads }[event.key];
       if (!move) return;
@@ -31,20 +31,20 @@ mesascope.explorer = (host, data) => {
   map.append(make("span"), ...data.heads.map(head => make("span", {}, head)));
   data.layers.forEach((layer, k) => map.append(make("span", {}, layer), ...buttons.slice(k * heads, (k + 1) * heads)));
 
-  const told = (what, value) => value === null ? "–" : `${mesascope.number(value)}${what.units ? ` ${what.units}` : ""}`;
-  function paint(k) {
-    const what = data.quantities[k], turned = v => what.log ? Math.log10(v) : v;
-    const [low, high] = [turned(what.low), turned(what.high)];
-    buttons.forEach((button, place) => {
-      const value = what.values[place], known = value !== null && (!what.log || value > 0);
-      button.style.background = known ? `rgb(${mesascope.mix(what.colours, (turned(value) - low) / (high - low)).join(",")})` : "";
+  const formatValue = (quantity, value) => value === null ? "–" : `${mesascope.formatNumber(value)}${quantity.units ? ` ${quantity.units}` : ""}`;
+  function paintMap(k) {
+    const quantity = data.quantities[k], scaled = v => quantity.log ? Math.log10(v) : v;
+    const [low, high] = [scaled(quantity.low), scaled(quantity.high)];
+    buttons.forEach((button, index) => {
+      const value = quantity.values[index], known = value !== null && (!quantity.log || value > 0);
+      button.style.background = known ? `rgb(${mesascope.mixColours(quantity.colours, (scaled(value) - low) / (high - low)).join(",")})` : "";
       button.classList.toggle("unknown", value === null);
-      button.title = `${name(place)}: ${told(what, value)}`;
+      button.title = `${name(index)}: ${formatValue(quantity, value)}`;
       button.setAttribute("aria-label", button.title);
     });
-    scale.replaceChildren(mesascope.colours({ colours: what.colours, ends: mesascope.ends(what.low, what.high, what.log), units: what.units }));
-    about.textContent = `${what.about}${what.log ? " Colours are logarithmic." : ""}`;
-    mesascope.identity(identity, what.tautology);
+    scale.replaceChildren(mesascope.colourScale({ colours: quantity.colours, ends: mesascope.formatEnds(quantity.low, quantity.high, quantity.log), units: quantity.units }));
+    about.textContent = `${quantity.description}${quantity.log ? " Logarithmic colour scale." : ""}`;
+    mesascope.showTautology(identity, quantity.tautology);
   }
 
   function table(caption, titles, rows) {
@@ -56,63 +56,65 @@ mesascope.explorer = (host, data) => {
     return make("table", {}, make("caption", {}, caption), make("thead", {}, line(titles, "th")), make("tbody", {}, ...rows.map(row => line(row, "td"))));
   }
 
-  function control(one, k) {
+  function controlItem(control, k) {
     const dot = make("i", { class: "dot", "aria-hidden": "true" });
-    dot.style.background = one.colour;
-    const between = one.draws > 1 ? ` [${mesascope.number(one.low[k], 2)}, ${mesascope.number(one.high[k], 2)}]` : "";
-    return make("span", { class: "control" }, dot, `${one.name}: ${mesascope.number(one.mean[k])}${between}`);
+    dot.style.background = control.colour;
+    const range = control.draws > 1 ? ` [${mesascope.formatNumber(control.low[k], 2)}, ${mesascope.formatNumber(control.high[k], 2)}]` : "";
+    return make("span", { class: "control" }, dot, `${control.name}: ${mesascope.formatNumber(control.mean[k])}${range}`);
   }
 
-  function score(what, k) {
-    const nulls = what.controls.filter(one => one.mean[k] !== null);
-    return [what.name, told(what, what.values[k]), make("span", {}, ...nulls.length ? nulls.map(one => control(one, k)) : ["–"])];
+  function scoreRow(quantity, k) {
+    const controls = quantity.controls.filter(control => control.mean[k] !== null);
+    return [quantity.name, formatValue(quantity, quantity.values[k]), make("span", {}, ...controls.length ? controls.map(control => controlItem(control, k)) : ["–"])];
   }
 
-  function raised(k) {
+  function topTokens(k) {
     const { token, logit, at, units } = data.tops, tokens = data.patterns?.labels[0].query || [];
-    const where = place => place === null ? "–" : place in tokens ? `${place} ${mesascope.isolated(tokens[place])}` : String(place);
-    const rows = token[k].map((word, rank) => [make("code", {}, mesascope.quoted(word)),
-      ...logit ? [logit[k][rank] === null ? "–" : mesascope.number(logit[k][rank])] : [], ...at ? [where(at[k][rank])] : []]);
-    return table("Raises most, by its direct contribution", ["token", ...logit ? [units ? `by (${units})` : "by"] : [], ...at ? ["at position"] : []], rows);
+    const formatPosition = position => position === null ? "–" : position in tokens ? `${position} ${mesascope.isolateText(tokens[position])}` : String(position);
+    const rows = token[k].map((word, rank) => [make("code", {}, mesascope.quoteToken(word)),
+      ...logit ? [logit[k][rank] === null ? "–" : mesascope.formatNumber(logit[k][rank])] : [], ...at ? [formatPosition(at[k][rank])] : []]);
+    return table("Tokens with the largest direct contribution", ["token", ...logit ? [units ? `contribution (${units})` : "contribution"] : [], ...at ? ["position"] : []], rows);
   }
 
   const pattern = data.patterns && attention(data.patterns);
-  function attention(found) {
-    const [, layers, , queries, keys] = found.shape, each = found.causal ? queries * (queries + 1) / 2 : queries * keys;
-    const bytes = mesascope.bytes(found.bytes), square = mesascope.square(large, readout);
-    const legend = mesascope.colours({ colours: found.colours, ends: ["0", "", String(+found.top.toPrecision(3))], units: "" });
-    large.append(square.canvas, readout, make("p", { class: "quiet" }, legend, ` ${found.left_out}`));
-    const start = () => (open.example * layers * heads + open.head) * each;
-    const code = (query, key) => found.causal ? key > query ? 1 : bytes[start() + query * (query + 1) / 2 + key] : bytes[start() + query * keys + key];
-    const weight = byte => byte ? found.top * ((byte - 1) / 254) ** 2 : null;
-    const ramp = Array.from({ length: 256 }, (_, byte) => byte ? mesascope.mix(found.colours, weight(byte) / found.top) : [255, 255, 255]);
+  function attention(patterns) {
+    const [, layers, , queries, keys] = patterns.shape, cells = patterns.causal ? queries * (queries + 1) / 2 : queries * keys;
+    const bytes = mesascope.decodeBytes(patterns.bytes), square = mesascope.attentionMap(large, readout);
+    const legend = mesascope.colourScale({ colours: patterns.colours, ends: ["0", "", String(+patterns.top.toPrecision(3))], units: "" });
+    large.append(square.canvas, readout, make("p", { class: "quiet" }, legend, ` ${patterns.left_out}`));
+    const start = () => (selected.example * layers * heads + selected.head) * cells;
+    const code = (query, key) => patterns.causal ? key > query ? 1 : bytes[start() + query * (query + 1) / 2 + key] : bytes[start() + query * keys + key];
+    const weight = byte => byte ? patterns.top * ((byte - 1) / 254) ** 2 : null;
+    const ramp = Array.from({ length: 256 }, (_, byte) => byte ? mesascope.mixColours(patterns.colours, weight(byte) / patterns.top) : [255, 255, 255]);
     return () => {
       const image = make("canvas", { width: keys, height: queries }), context = image.getContext("2d"), pixels = context.createImageData(keys, queries);
       for (let k = 0; k < queries * keys; k++) pixels.data.set([...ramp[code(Math.floor(k / keys), k % keys)], 255], 4 * k);
       context.putImageData(pixels, 0, 0);
-      const say = (query, key) => found.causal && key > query ? "later, not seen" : code(query, key) ? `≈ ${mesascope.number(weight(code(query, key)), 2)}` : "not recorded";
-      square.canvas.setAttribute("aria-label", `Where ${name(open.head)} looks: rows look, columns are looked at`);
-      square.show({ queries, keys, labels: found.labels[open.example], image, say });
+      const describe = (query, key) => patterns.causal && key > query ? "masked (causal)" : code(query, key) ? `≈ ${mesascope.formatNumber(weight(code(query, key)), 2)}` : "not recorded";
+      square.canvas.setAttribute("aria-label", `Attention of ${name(selected.head)}: rows are queries, columns are keys`);
+      square.show({ queries, keys, labels: patterns.labels[selected.example], image, describe });
     };
   }
 
-  function show(k) {
-    open.head = k;
-    buttons.forEach((button, place) => button.setAttribute("aria-pressed", place === k));
-    buttons.forEach((button, place) => { button.tabIndex = place === k ? 0 : -1; });
+  function showHead(k) {
+    selected.head = k;
+    buttons.forEach((button, index) => {
+      button.setAttribute("aria-pressed", index === k);
+      button.tabIndex = index === k ? 0 : -1;
+    });
     title.textContent = `Layer ${data.layers[Math.floor(k / heads)]}, head ${data.heads[k % heads]}`;
-    roles.textContent = data.roles[k] ? `Role: ${mesascope.visible(data.roles[k])}` : "";
+    roles.textContent = data.roles[k] ? `Role: ${mesascope.makeVisible(data.roles[k])}` : "";
     if (pattern) pattern();
-    if (data.quantities.length) scores.replaceChildren(table("Scores, and what they are where there is nothing to find", ["quantity", "here", "controls"], data.quantities.map(what => score(what, k))));
-    if (data.tops) tops.replaceChildren(raised(k));
+    if (data.quantities.length) scores.replaceChildren(table("Scores and controls", ["quantity", "this head", "controls"], data.quantities.map(quantity => scoreRow(quantity, k))));
+    if (data.tops) tops.replaceChildren(topTokens(k));
   }
 
   if (data.quantities.length) {
-    controls.append(mesascope.quantities("colour by", data.quantities, data.selected, paint), scale);
-    paint(data.selected);
+    controls.append(mesascope.quantityChoice("colour by", data.quantities, data.selected, paintMap), scale);
+    paintMap(data.selected);
   }
-  if (data.patterns && data.patterns.labels.length > 1) controls.append(mesascope.choice({ name: "example",
-    options: data.patterns.labels.map((_, k) => String(k)), slider: false, selected: 0 }, k => { open.example = k; pattern(); }));
+  if (data.patterns && data.patterns.labels.length > 1) controls.append(mesascope.makeChoice({ name: "example",
+    options: data.patterns.labels.map((_, k) => String(k)), slider: false, selected: 0 }, k => { selected.example = k; pattern(); }));
   const first = data.quantities.length ? data.quantities[data.selected].values : [0];
-  show(first.reduce((best, value, k) => value !== null && (first[best] === null || value > first[best]) ? k : best, 0));
+  showHead(first.reduce((best, value, k) => value !== null && (first[best] === null || value > first[best]) ? k : best, 0));
 };

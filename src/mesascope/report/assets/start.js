@@ -1,29 +1,29 @@
-// Draws what can be seen, one figure at a time; what is folded away is drawn when it is opened or printed.
+// Draw visible figures, one at a time; collapsed ones are drawn when they are opened or printed.
 "use strict";
 (() => {
-  const kinds = { "data-figure": mesascope.figure, "data-attention": mesascope.attention, "data-tokens": mesascope.tokens,
-    "data-reader": mesascope.reader, "data-explorer": mesascope.explorer };
+  const kinds = { "data-figure": mesascope.drawFigure, "data-attention": mesascope.drawAttention, "data-tokens": mesascope.drawTokens,
+    "data-reader": mesascope.drawTokenView, "data-explorer": mesascope.drawHeadExplorer };
   const waiting = new Set(document.querySelectorAll(Object.keys(kinds).map(name => `[${name}]`).join()));
-  const draw = host => {
+  const drawHost = host => {
     waiting.delete(host);
     const kind = Object.keys(kinds).find(name => host.hasAttribute(name));
     const json = host.parentElement.querySelector('script[type="application/json"]');
     kinds[kind](host, JSON.parse(json.textContent));
   };
-  const open = host => !host.closest("details:not([open])");
-  const next = () => {
-    const host = [...waiting].find(open);
+  const isVisible = host => !host.closest("details:not([open])");
+  const drawNext = () => {
+    const host = [...waiting].find(isVisible);
     if (!host) return;
-    draw(host);
-    setTimeout(next, 0);
+    drawHost(host);
+    setTimeout(drawNext, 0);
   };
-  document.querySelectorAll("details.more").forEach(one => one.addEventListener("toggle", next));
+  document.querySelectorAll("details.more").forEach(details => details.addEventListener("toggle", drawNext));
   const fit = () => document.querySelectorAll(".js-plotly-plot").forEach(plot =>
     Plotly.relayout(plot, { width: plot.parentElement.clientWidth }));
   addEventListener("beforeprint", () => {
-    document.querySelectorAll("details").forEach(one => { one.open = true; });
+    document.querySelectorAll("details").forEach(details => { details.open = true; });
     document.body.classList.add("printing");
-    waiting.forEach(draw);
+    waiting.forEach(drawHost);
     fit();
   });
   addEventListener("afterprint", () => {
@@ -41,10 +41,10 @@
   small.addEventListener("change", fold);
   fold();
   const links = new Map([...document.querySelectorAll("nav a")].map(a => [a.getAttribute("href").slice(1), a]));
-  const seen = new IntersectionObserver(entries => entries.filter(one => one.isIntersecting).forEach(one => {
+  const observer = new IntersectionObserver(entries => entries.filter(entry => entry.isIntersecting).forEach(entry => {
     links.forEach(a => a.removeAttribute("aria-current"));
-    links.get(one.target.id)?.setAttribute("aria-current", "true");
+    links.get(entry.target.id)?.setAttribute("aria-current", "true");
   }), { rootMargin: "-10% 0px -80% 0px" });
-  document.querySelectorAll("section[id]").forEach(one => seen.observe(one));
-  next();
+  document.querySelectorAll("section[id]").forEach(section => observer.observe(section));
+  drawNext();
 })();

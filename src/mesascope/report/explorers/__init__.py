@@ -1,1 +1,1 @@
-"""Interactive views: heads, attention patterns, tokens."""
+"""Interactive views of heads, attention patterns and tokens."""

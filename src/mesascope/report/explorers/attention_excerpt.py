@@ -1,4 +1,4 @@
-"""Attention patterns of all heads on an excerpt, packed so that some three hundred of them fit into a page."""
+"""Attention patterns of all heads on an excerpt, one byte per weight, so that some 300 heads fit on a page."""
 
 from base64 import b64encode
 from typing import Any
@@ -6,29 +6,32 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from mesascope.report.plotting.figure import SEQUENTIAL
-from mesascope.report.plotting.quantize import CODES
-from mesascope.report.plotting.variable import Shown, position_names
-from mesascope.report.text import several
+from mesascope.report.plotting.figure import SEQUENTIAL_COLOURS
+from mesascope.report.plotting.quantize import MAX_LEVELS
+from mesascope.report.plotting.variable import PlotVariable, label_positions
+from mesascope.report.text import format_count
 
-MOST = 2_000_000  # weights in the page, one byte each
+MAX_EXCERPT_WEIGHTS = 2_000_000  # weights in the page, one byte each
 
 
-def excerpt(array: xr.DataArray, shown: Shown) -> dict[str, Any]:
-    """The weights at the last step, averaged over seeds, for every example that fits.
+def encode_attention_excerpt(array: xr.DataArray, variable: PlotVariable) -> dict[str, Any]:
+    """Encode attention weights at the last step, averaged over seeds, for as many examples as fit on the page.
 
-    Code 0 is a missing weight, code c the weight top * ((c - 1) / 254)²: small weights are kept finer than large ones.
-    Where no query looks at a later key, the lower triangle alone is stored.
+    Code 0 is a missing weight; code c is the weight top * ((c - 1) / 254)², which resolves small weights more finely.
+    For causal attention only the lower triangle is stored.
 
     Args:
-        array: ``pattern`` with layer and head in front, complete; other dims in any order.
-        shown: the same with its labels.
+        array: ``pattern`` with axes (layer, head, ...), heads aligned to the grid; other axes in any order.
+        variable: the same variable with its position labels.
+
+    Returns:
+        Codes in base64, shape, scale, labels and a note on what was left out.
     """
     array = array.isel(step=-1) if "step" in array.dims else array
     array = array.mean("seed") if "seed" in array.dims else array
     array = array if "batch" in array.dims else array.expand_dims("batch")
-    kept, left_out = _cut(array.transpose("batch", "layer", "head", "query", "key"))
-    values = kept.values
+    limited, left_out = _limit_size(array.transpose("batch", "layer", "head", "query", "key"))
+    values = limited.values
     queries, keys = values.shape[-2:]
     later = np.triu(np.ones((queries, keys), bool), 1)
     causal = queries == keys and not np.nan_to_num(values[..., later]).any()
@@ -36,37 +39,36 @@ def excerpt(array: xr.DataArray, shown: Shown) -> dict[str, Any]:
     top = max(float(np.nan_to_num(cells).max()), 0.0) or 1.0
     top = 1.0 if 0.5 < top <= 1.0 else top
     return {
-        "bytes": b64encode(_codes(cells, top).tobytes()).decode("ascii"),
+        "bytes": b64encode(_encode_weights(cells, top).tobytes()).decode("ascii"),
         "shape": list(values.shape),
         "causal": causal,
         "top": top,
-        "labels": [_labels(shown, kept, k) for k in range(len(values))],
-        "colours": list(SEQUENTIAL),
+        "labels": [_label_sides(variable, limited, k) for k in range(len(values))],
+        "colours": list(SEQUENTIAL_COLOURS),
         "left_out": left_out,
     }
 
 
-def _codes(cells: np.ndarray, top: float) -> np.ndarray:
-    """One byte for each weight."""
-    share = np.sqrt(np.clip(np.nan_to_num(cells) / top, 0.0, 1.0))
-    return np.where(np.isfinite(cells), np.round(share * (CODES - 1)) + 1, 0).astype(np.uint8)
+def _encode_weights(cells: np.ndarray, top: float) -> np.ndarray:
+    fraction = np.sqrt(np.clip(np.nan_to_num(cells) / top, 0.0, 1.0))
+    return np.where(np.isfinite(cells), np.round(fraction * (MAX_LEVELS - 1)) + 1, 0).astype(np.uint8)
 
 
-def _cut(array: xr.DataArray) -> tuple[xr.DataArray, str]:
-    """As much as fits: fewer examples first, then fewer positions; and what was left out, in words."""
-    told = []
+def _limit_size(array: xr.DataArray) -> tuple[xr.DataArray, str]:
+    """Return as much as fits on the page (fewer examples, then positions), and a note on what was left out."""
+    notes = []
     examples, positions = array.sizes["batch"], array.sizes["query"]
-    room = max(1, MOST // (array.size // examples))
-    if examples > room:
-        told.append(f"the first {room} of {several(examples, 'example')}")
-        array = array.isel(batch=slice(room))
-    if array.size > MOST:
-        side = max(8, int(np.sqrt(MOST / (array.sizes["layer"] * array.sizes["head"]))))
-        told.append(f"the first {side} of {positions} positions")
+    max_examples = max(1, MAX_EXCERPT_WEIGHTS // (array.size // examples))
+    if examples > max_examples:
+        notes.append(f"the first {max_examples} of {format_count(examples, 'example')}")
+        array = array.isel(batch=slice(max_examples))
+    if array.size > MAX_EXCERPT_WEIGHTS:
+        side = max(8, int(np.sqrt(MAX_EXCERPT_WEIGHTS / (array.sizes["layer"] * array.sizes["head"]))))
+        notes.append(f"the first {side} of {positions} positions")
         array = array.isel(query=slice(side), key=slice(side))
-    return array, f"Shown: {', and of it '.join(told)}; the file holds all." if told else ""
+    return array, f"Showing {', '.join(notes)}; the file contains all." if notes else ""
 
 
-def _labels(shown: Shown, kept: xr.DataArray, example: int) -> dict[str, list[str]]:
-    """The token at each position of an example, for both sides."""
-    return {dim: position_names(shown, dim, example)[: kept.sizes[dim]] for dim in ("query", "key")}
+def _label_sides(variable: PlotVariable, array: xr.DataArray, example: int) -> dict[str, list[str]]:
+    """Return the token at each query and key position of an example."""
+    return {dim: label_positions(variable, dim, example)[: array.sizes[dim]] for dim in ("query", "key")}

@@ -1,106 +1,112 @@
-"""The text with every quantity that is known at its tokens: one panel for all files."""
+"""Token view: the text, coloured by any quantity that is known at its tokens, from all result files."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import xarray as xr
 
-from mesascope.report.explorers.colored_text import BOTH, LIGHT
-from mesascope.report.explorers.combined import Gathered, Quantity, by_file, quantities
-from mesascope.report.load_run import Result
+from mesascope.report.explorers.colored_text import DIVERGING_TINTS, SEQUENTIAL_TINTS
+from mesascope.report.explorers.combined import CombinedPanel, PanelQuantity, find_quantities, group_by_file
+from mesascope.report.load_run import ResultFile
 from mesascope.report.plotting.figure import Panel
-from mesascope.report.plotting.quantize import pack
-from mesascope.report.plotting.variable import names, numeric
-from mesascope.report.text import several
+from mesascope.report.plotting.quantize import quantize_array
+from mesascope.report.plotting.variable import is_numeric, read_labels
+from mesascope.report.text import format_count
 
-FILE = "text.nc"
-MOST = 3_000_000  # numbers in the page, one byte each
+TEXT_FILE = "text.nc"
+MAX_NUMBERS = 3_000_000  # numbers on the page, one byte each
 
 
-def reader(results: Sequence[Result]) -> Gathered | None:
-    """The panel; None where there is no ``text.nc`` with ``token`` (batch, pos), or no quantity that fits it."""
-    tokens = _tokens(results)
+def build_token_view(results: Sequence[ResultFile]) -> CombinedPanel | None:
+    """Build the token view.
+
+    Args:
+        results: the result files of an inspection.
+
+    Returns:
+        The panel, or None if there is no ``text.nc`` with ``token`` (batch, pos) or no quantity at its tokens.
+    """
+    tokens = _find_tokens(results)
     if tokens is None:
         return None
     sizes = {d: tokens.sizes[d] for d in ("batch", "pos")}
-    found = list(quantities(results, lambda array: _fits(array, sizes), controls=True))
-    if not found:
+    found_quantities = list(find_quantities(results, lambda array: _is_per_token(array, sizes), controls=True))
+    if not found_quantities:
         return None
-    rows, places = _room(found, sizes)
+    rows, positions = _fit_to_page(found_quantities, sizes)
     data = {
-        "tokens": [[str(t) for t in row] for row in tokens.values[:rows, :places].tolist()],
-        "sequences": names(tokens, "batch")[:rows],
-        "quantities": [_quantity(one, rows, places) for one in found],
-        "selected": next((k for k, one in enumerate(found) if one.shown.array.attrs.get("headline")), 0),
+        "tokens": [[str(t) for t in row] for row in tokens.values[:rows, :positions].tolist()],
+        "sequences": read_labels(tokens, "batch")[:rows],
+        "quantities": [_encode_quantity(one, rows, positions) for one in found_quantities],
+        "selected": next((k for k, one in enumerate(found_quantities) if one.variable.array.attrs.get("headline")), 0),
     }
-    taken = by_file([(FILE, "token"), *((one.file, one.shown.name) for one in found)])
-    # the variables named `token` beside them repeat the text
-    taken = {file: names_ | {"token"} for file, names_ in taken.items()}
-    panel = Panel(kind="reader", title="", caption=_caption(rows, places, sizes), data=data)
-    return Gathered(panel=panel, taken=taken, files=list(taken))
+    used = group_by_file([(TEXT_FILE, "token"), *((one.file, one.variable.name) for one in found_quantities)])
+    # variables named `token` in the same files repeat the text
+    used = {file: names_ | {"token"} for file, names_ in used.items()}
+    panel = Panel(kind="reader", title="", caption=_build_caption(rows, positions, sizes), data=data)
+    return CombinedPanel(panel=panel, used_variables=used, files=list(used))
 
 
-def _tokens(results: Sequence[Result]) -> xr.DataArray | None:
-    """The text, sequences first."""
-    data = next((one.data for one in results if one.file == FILE), None)
+def _find_tokens(results: Sequence[ResultFile]) -> xr.DataArray | None:
+    """Return the tokens, axes (batch, pos)."""
+    data = next((one.data for one in results if one.file == TEXT_FILE), None)
     if data is None or "token" not in data.variables or set(data["token"].dims) != {"batch", "pos"}:
         return None
     tokens = data["token"].transpose("batch", "pos")
-    return None if numeric(tokens) or not tokens.size else tokens
+    return None if is_numeric(tokens) or not tokens.size else tokens
 
 
-def _fits(array: xr.DataArray, sizes: dict[str, int]) -> bool:
-    """Whether a variable has a number at every token of this text, at one depth or at several."""
+def _is_per_token(array: xr.DataArray, sizes: dict[str, int]) -> bool:
+    """Return whether a variable has one value per token of the text, or one per layer and token."""
     dims = set(map(str, array.dims))
     return dims in ({"batch", "pos"}, {"layer", "batch", "pos"}) and all(array.sizes[d] == n for d, n in sizes.items())
 
 
-def _room(found: Sequence[Quantity], sizes: dict[str, int]) -> tuple[int, int]:
-    """How many sequences fit; of a single one that does not, how many positions."""
-    depth = sum(one.array.sizes.get("layer", 1) for one in found)
-    rows = min(sizes["batch"], MOST // (depth * sizes["pos"]))
-    return (rows, sizes["pos"]) if rows else (1, min(sizes["pos"], max(1, MOST // depth)))
+def _fit_to_page(found_quantities: Sequence[PanelQuantity], sizes: dict[str, int]) -> tuple[int, int]:
+    """Return how many sequences fit on the page; if not even one does, how many of its positions."""
+    depth = sum(one.array.sizes.get("layer", 1) for one in found_quantities)
+    rows = min(sizes["batch"], MAX_NUMBERS // (depth * sizes["pos"]))
+    return (rows, sizes["pos"]) if rows else (1, min(sizes["pos"], max(1, MAX_NUMBERS // depth)))
 
 
-def _quantity(one: Quantity, rows: int, places: int) -> dict[str, Any]:
-    """Codes, colours and words of one quantity."""
-    array = one.array if "layer" in one.array.dims else one.array.expand_dims("layer")
-    values = array.transpose("layer", "batch", "pos").values[:, :rows, :places]
-    log = one.shown.log and not (values < 0).any()
-    packed = pack(values, log)
-    low, high, center = *packed.ends, one.shown.center
+def _encode_quantity(quantity: PanelQuantity, rows: int, positions: int) -> dict[str, Any]:
+    """Return codes, colour scale and texts of one quantity."""
+    array = quantity.array if "layer" in quantity.array.dims else quantity.array.expand_dims("layer")
+    values = array.transpose("layer", "batch", "pos").values[:, :rows, :positions]
+    log = quantity.variable.is_log and not (values < 0).any()
+    quantized = quantize_array(values, log)
+    low, high, center = *quantized.colour_range, quantity.variable.center
     if center is not None and not log:
         reach = max(high - center, center - low) or 1.0
         low, high = center - reach, center + reach
     high = high if high > low else low + (abs(low) or 1.0)
-    return packed.json() | {
-        "group": one.group,
-        "name": one.name,
-        "about": one.shown.caption(one.shown.moment()),
-        "tautology": one.shown.tautology,
-        "units": "" if one.shown.units == "1" else one.shown.units,
-        "layers": names(one.array, "layer") if "layer" in one.array.dims else [],
+    return quantized.to_json() | {
+        "group": quantity.group,
+        "name": quantity.name,
+        "description": quantity.variable.build_caption(quantity.variable.describe_step()),
+        "tautology": quantity.variable.tautology,
+        "units": "" if quantity.variable.units == "1" else quantity.variable.units,
+        "layers": read_labels(quantity.array, "layer") if "layer" in quantity.array.dims else [],
         "log": log,
         "center": None if log else center,
         "low": low,
         "high": high,
-        "beyond": bool((packed.levels[packed.levels > 0] if log else packed.levels).min(initial=low) < low)
-        or bool(packed.levels.max() > high),
-        "colours": list(BOTH if center is not None and not log else LIGHT),
-        "missing": int((packed.codes == 0).sum()),
+        "beyond": bool((quantized.levels[quantized.levels > 0] if log else quantized.levels).min(initial=low) < low)
+        or bool(quantized.levels.max() > high),
+        "colours": list(DIVERGING_TINTS if center is not None and not log else SEQUENTIAL_TINTS),
+        "missing": int((quantized.codes == 0).sum()),
     }
 
 
-def _caption(rows: int, places: int, sizes: dict[str, int]) -> str:
-    """How to use it, and what does not stand in the page."""
-    kept = []
+def _build_caption(rows: int, positions: int, sizes: dict[str, int]) -> str:
+    limits = []
     if rows < sizes["batch"]:
-        kept.append(f"the first {rows} of {several(sizes['batch'], 'sequence')}")
-    if places < sizes["pos"]:
-        kept.append(f"the first {places:,} of {sizes['pos']:,} positions")
-    left_out = f" To keep the page small it holds {', and of it '.join(kept)}; the files hold all." if kept else ""
+        limits.append(f"the first {rows} of {format_count(sizes['batch'], 'sequence')}")
+    if positions < sizes["pos"]:
+        limits.append(f"the first {positions:,} of {sizes['pos']:,} positions")
+    left_out = f" To limit its size, the page contains {', '.join(limits)}; the files contain all." if limits else ""
     return (
-        "Choose a quantity and a layer, and point at a token or tap it for its number; with the text in focus, the "
-        "arrow keys go from token to token. The strip shows the whole sequence, the first layer on top; where it has "
-        f"more tokens than room, the one farthest out. Numbers here are rounded.{left_out}"
+        "Select a quantity and a layer, and hover over or tap a token for its value. When the text has focus, the "
+        "arrow keys move between tokens. The strip shows the whole sequence, one row per layer, the first row on top; "
+        f"if several tokens share a pixel, it shows the most extreme value. Values are rounded.{left_out}"
     )

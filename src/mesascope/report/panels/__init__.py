@@ -1,1 +1,1 @@
-"""Panels of a report that are not plots of one variable."""
+"""Panels of a report that are not plots of a single variable, and the choice of a view for a variable."""

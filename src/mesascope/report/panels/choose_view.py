@@ -1,4 +1,4 @@
-"""Which picture a variable gets: decided by its dims alone, or by its attribute ``view``."""
+"""Choice of the view for a variable, by its dims or by its attribute ``view``."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -6,119 +6,155 @@ from types import MappingProxyType
 
 import xarray as xr
 
-from mesascope.report.explorers.attention import patterns
-from mesascope.report.explorers.colored_text import coloured_text
-from mesascope.report.panels.algorithm_ranking import ranking
-from mesascope.report.panels.head_importance import causes
-from mesascope.report.plotting.bars import bars
-from mesascope.report.plotting.curves import over_axis, over_steps
+from mesascope.report.explorers.attention import build_attention_browser
+from mesascope.report.explorers.colored_text import build_coloured_text
+from mesascope.report.panels.algorithm_ranking import plot_algorithm_ranking
+from mesascope.report.panels.head_importance import plot_head_importance
+from mesascope.report.plotting.bars import plot_bars
+from mesascope.report.plotting.curves import plot_over_axis, plot_over_steps
 from mesascope.report.plotting.figure import Panel
-from mesascope.report.plotting.heat_maps import drawable, heat_maps, layers_over_steps, thinned
-from mesascope.report.plotting.scatter import marked, marks, scatter
-from mesascope.report.plotting.table import table
-from mesascope.report.plotting.variable import LABELS, NAMES, Shown, beside, companions, numeric, prepare
+from mesascope.report.plotting.heat_maps import fits_heat_map, plot_heat_maps, plot_layers_over_steps, thin_spectrum
+from mesascope.report.plotting.scatter import attach_colour_labels, list_colour_labels, plot_scatter
+from mesascope.report.plotting.table import build_table
+from mesascope.report.plotting.variable import (
+    CATEGORICAL_DIMS,
+    LABEL_VARIABLES,
+    PlotVariable,
+    attach_aux_variables,
+    is_numeric,
+    list_aux_variables,
+    prepare_variable,
+)
 
-View = Callable[[Shown], Panel]
-ORDERED = frozenset({"layer", "pos", "query", "key", "d_model", "d_head", "d_in", "d_out", "eigen"})
-VIEWS: Mapping[str, View] = MappingProxyType(
+PanelView = Callable[[PlotVariable], Panel]
+ORDERED_DIMS = frozenset({"layer", "pos", "query", "key", "d_model", "d_head", "d_in", "d_out", "eigen"})
+VIEWS: Mapping[str, PanelView] = MappingProxyType(
     {
-        "training": over_steps,
-        "curves": over_axis,
-        "heatmap": heat_maps,
-        "attention": patterns,
-        "tokens": coloured_text,
-        "scatter": scatter,
-        "bars": bars,
-        "causes": causes,
-        "ranking": ranking,
-        "table": table,
+        "training": plot_over_steps,
+        "curves": plot_over_axis,
+        "heatmap": plot_heat_maps,
+        "attention": build_attention_browser,
+        "tokens": build_coloured_text,
+        "scatter": plot_scatter,
+        "bars": plot_bars,
+        "head_importance": plot_head_importance,
+        "ranking": plot_algorithm_ranking,
+        "table": build_table,
     }
 )
-OWN_CONTROL = (over_steps, over_axis, heat_maps, bars, causes, table)  # these draw a control beside what it belongs to
+# these views draw controls in the variable's panel
+VIEWS_WITH_CONTROLS = (
+    plot_over_steps,
+    plot_over_axis,
+    plot_heat_maps,
+    plot_bars,
+    plot_head_importance,
+    plot_algorithm_ranking,
+    build_table,
+)
 
 
-def panels(data: xr.Dataset, elsewhere: Collection[str] = ()) -> list[Panel]:
-    """A panel for every variable of a file; controls stand inside the panel that they belong to.
+def build_panels(data: xr.Dataset, excluded: Collection[str] = ()) -> list[Panel]:
+    """Build a panel for every variable of a result file. Controls are part of the panel of their variable.
 
     Args:
         data: the variables of one file.
-        elsewhere: names of those that another part of the page draws already.
+        excluded: names of variables that another part of the page shows; they are left out.
+
+    Returns:
+        The panels in the order of the variables.
     """
-    drawn, taken = [], {*_used_as_labels(data), *marks(data), *companions(data), *elsewhere}
+    panel_list, skipped = (
+        [],
+        {*_list_label_variables(data), *list_colour_labels(data), *list_aux_variables(data), *excluded},
+    )
     for name in map(str, data.data_vars):
-        belongs = data[name].attrs.get("control_of")
-        if name in taken or (belongs in data.data_vars and belongs not in elsewhere):
+        owner = data[name].attrs.get("control_of")
+        if name in skipped or (owner in data.data_vars and owner not in excluded):
             continue
-        shown = thinned(prepare(data, name))
-        view = choose(shown)
-        shown = marked(data, shown) if view is scatter else beside(data, shown) if view in (causes, ranking) else shown
-        drawn.append(_draw(view, shown))
-        if view is over_axis and _watched(shown):
-            drawn.append(_draw(layers_over_steps, shown))
-        if view not in OWN_CONTROL:
-            drawn += [_draw(choose(control), control) for control in _alone(data, shown)]
-    return drawn
+        variable = thin_spectrum(prepare_variable(data, name))
+        view = choose_view(variable)
+        variable = (
+            attach_colour_labels(data, variable)
+            if view is plot_scatter
+            else attach_aux_variables(data, variable)
+            if view in (plot_head_importance, plot_algorithm_ranking)
+            else variable
+        )
+        panel_list.append(_draw_panel(view, variable))
+        if view is plot_over_axis and _has_layer_history(variable):
+            panel_list.append(_draw_panel(plot_layers_over_steps, variable))
+        if view not in VIEWS_WITH_CONTROLS:
+            panel_list += [_draw_panel(choose_view(control), control) for control in _separate_controls(data, variable)]
+    return panel_list
 
 
-def choose(shown: Shown) -> View:
-    """The view for a variable."""
-    if not numeric(shown.array):
-        return table
-    asked = shown.array.attrs.get("view")
-    if asked is not None and str(asked) in VIEWS:
-        return VIEWS[str(asked)]
-    return _by_dims(shown)
+def choose_view(variable: PlotVariable) -> PanelView:
+    """Choose the view for a variable: its attribute ``view`` if given, else by its dims.
+
+    Args:
+        variable: the variable.
+
+    Returns:
+        The function that builds the panel.
+    """
+    if not is_numeric(variable.array):
+        return build_table
+    requested = variable.array.attrs.get("view")
+    if requested is not None and str(requested) in VIEWS:
+        return VIEWS[str(requested)]
+    return _choose_by_dims(variable)
 
 
-def _by_dims(shown: Shown) -> View:
-    """The first rule that fits; the table where none does."""
-    dims, other = set(shown.rest), set(shown.rest) - NAMES
+def _choose_by_dims(variable: PlotVariable) -> PanelView:
+    dims, other = set(variable.plot_dims), set(variable.plot_dims) - CATEGORICAL_DIMS
     if {"query", "key"} <= dims <= {"layer", "head", "kv_head", "batch", "query", "key"} and "kv_head" not in dims:
-        return patterns
-    if _is_text(shown, dims):
-        return coloured_text
-    if "step" in shown.array.dims and not other and len(dims) <= 1 and shown.array.sizes["step"] > 1:
-        return over_steps
-    if len(dims) == 1 and not dims & ORDERED:
-        return bars
-    if len(other) == 1 and other <= ORDERED and len(dims) <= 2:
-        return over_axis
-    return heat_maps if 2 <= len(dims) <= 4 and dims - {"batch"} and drawable(shown) else table
+        return build_attention_browser
+    if _is_token_quantity(variable, dims):
+        return build_coloured_text
+    if "step" in variable.array.dims and not other and len(dims) <= 1 and variable.array.sizes["step"] > 1:
+        return plot_over_steps
+    if len(dims) == 1 and not dims & ORDERED_DIMS:
+        return plot_bars
+    if len(other) == 1 and other <= ORDERED_DIMS and len(dims) <= 2:
+        return plot_over_axis
+    return plot_heat_maps if 2 <= len(dims) <= 4 and dims - {"batch"} and fits_heat_map(variable) else build_table
 
 
-def _is_text(shown: Shown, dims: set[str]) -> bool:
-    """Whether this is a quantity at each token of a text that is known."""
-    known = shown.labels is not None and str(shown.labels.name) == "token" and shown.labels.dtype.kind not in "f"
-    return known and dims in ({"batch", "pos"}, {"layer", "batch", "pos"})
+def _is_token_quantity(variable: PlotVariable, dims: set[str]) -> bool:
+    has_known_axes = (
+        variable.labels is not None and str(variable.labels.name) == "token" and variable.labels.dtype.kind not in "f"
+    )
+    return has_known_axes and dims in ({"batch", "pos"}, {"layer", "batch", "pos"})
 
 
-def _draw(view: View, shown: Shown) -> Panel:
-    """The panel; a view that cannot draw this variable gives way to the table, and says so."""
+def _draw_panel(view: PanelView, variable: PlotVariable) -> Panel:
+    """Build the panel. A view that cannot draw the variable is replaced by a table that gives the reason."""
     try:
-        panel = view(shown)
+        panel = view(variable)
     except (ValueError, KeyError, IndexError, StopIteration) as error:
-        panel = table(shown)
+        panel = build_table(variable)
         panel = replace(panel, caption=f"{panel.caption} (No figure: {error}.)")
-    return replace(panel, headline=bool(shown.array.attrs.get("headline", 0)), tautology=shown.tautology)
+    return replace(panel, headline=bool(variable.array.attrs.get("headline", 0)), tautology=variable.tautology)
 
 
-def _watched(shown: Shown) -> bool:
-    """Whether layers can be seen to change: one model was opened at several steps, or its author asks for it."""
-    asked = not shown.seeded or bool(shown.array.attrs.get("over_training", 0))
-    return asked and "layer" in shown.rest and shown.array.sizes.get("step", 1) > 2
+def _has_layer_history(variable: PlotVariable) -> bool:
+    # by default only for a single model over its checkpoints; a study's author sets the attribute
+    requested = not variable.has_seeds or bool(variable.array.attrs.get("over_training", 0))
+    return requested and "layer" in variable.plot_dims and variable.array.sizes.get("step", 1) > 2
 
 
-def _alone(data: xr.Dataset, shown: Shown) -> Sequence[Shown]:
-    """The controls of a variable as variables of their own."""
+def _separate_controls(data: xr.Dataset, variable: PlotVariable) -> Sequence[PlotVariable]:
+    """Return the controls of a variable as variables with panels of their own."""
     titled = []
-    for control in shown.controls:
-        own = prepare(data, str(control.name))
-        array = own.array.assign_attrs(title=f"{own.title}: {shown.title} where there is nothing to find")
-        titled.append(replace(own, array=array))
+    for control in variable.controls:
+        control_variable = prepare_variable(data, str(control.name))
+        array = control_variable.array.assign_attrs(title=f"{control_variable.title}: control of {variable.title}")
+        titled.append(replace(control_variable, array=array))
     return titled
 
 
-def _used_as_labels(data: xr.Dataset) -> list[str]:
-    """``token`` and ``value``, where other variables have the positions that they name."""
-    others = {str(d) for name in data.data_vars if name not in LABELS for d in data[name].dims}
-    return [name for name in LABELS if name in data.data_vars and others & {"pos", "query", "key"}]
+def _list_label_variables(data: xr.Dataset) -> list[str]:
+    """Return ``token`` and ``value`` if they label the positions of other variables."""
+    others = {str(d) for name in data.data_vars if name not in LABEL_VARIABLES for d in data[name].dims}
+    return [name for name in LABEL_VARIABLES if name in data.data_vars and others & {"pos", "query", "key"}]

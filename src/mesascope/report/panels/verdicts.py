@@ -1,98 +1,121 @@
-"""Verdicts as cards: the word, the sentence, the number with its interval, and a strip of the seeds."""
+"""Verdicts as cards: status, statement, value with interval, and a strip plot of the seeds."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mesascope.report.text import interval, number, sentence
-from mesascope.studies.published import counts
+from mesascope.report.text import format_interval, format_number, format_sentence
+from mesascope.studies.published import count_statuses
 
-WORDS = {  # the word -> its class in the style sheet, and a sign so that colour never stands alone
+STATUS_STYLES = {  # status -> CSS class, and a symbol because colour must not be the only cue
     "supported": ("supported", "✓"),
     "contradicted": ("contradicted", "✕"),
     "inconclusive": ("inconclusive", "~"),
     "not tested at this scale": ("untested", "○"),
 }
-EDGE = 5.0  # per cent of the strip left free at either end
+STRIP_MARGIN = 5.0  # margin at either end, in percent of the width
 
 
-def card(verdict: Mapping[str, Any]) -> dict[str, Any]:
-    """What the template writes for one claim."""
-    kind, sign = WORDS.get(str(verdict.get("word")), ("untested", "?"))
+def build_card(verdict: Mapping[str, Any]) -> dict[str, Any]:
+    """Build the template values of one verdict.
+
+    Args:
+        verdict: an entry of ``verdicts.json``.
+
+    Returns:
+        Texts and the strip plot.
+    """
+    kind, sign = STATUS_STYLES.get(str(verdict.get("status")), ("untested", "?"))
     unit = str(verdict.get("unit") or "")
     control = verdict.get("control")
     return {
         "kind": kind,
         "sign": sign,
-        "word": str(verdict.get("word", "no verdict")),
+        "status": str(verdict.get("status", "no verdict")),
         "name": str(verdict.get("name", "")).replace("_", " "),
-        "sentence": sentence(verdict.get("sentence")),
-        "reason": sentence(verdict.get("reason")),
+        "statement": format_sentence(verdict.get("statement")),
+        "reason": format_sentence(verdict.get("reason")),
         "source": str(verdict.get("source", "")),
-        "about": sentence(verdict.get("about")),
-        "value": number(verdict.get("value")) if verdict.get("value") is not None else "",
+        "description": format_sentence(verdict.get("description")),
+        "value": format_number(verdict.get("value")) if verdict.get("value") is not None else "",
         "unit": "" if unit == "1" else unit,
-        "interval": interval(verdict.get("interval")),
-        "level": _per_cent(verdict.get("level")),
-        "control": number(control) if control is not None else "",
-        "control_about": str(verdict.get("control_about") or ""),
-        "difference": interval(verdict.get("difference")),
-        "asked": _asked(verdict),
-        "strip": strip(verdict),
+        "interval": format_interval(verdict.get("interval")),
+        "level": _format_percent(verdict.get("level")),
+        "control": format_number(control) if control is not None else "",
+        "control_description": str(verdict.get("control_description") or ""),
+        "difference": format_interval(verdict.get("difference")),
+        "requirement": _format_requirement(verdict),
+        "strip": build_strip(verdict),
     }
 
 
-def counted(verdicts: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """How many verdicts of each word, in the order of the words; words not met are left out.
+def count_verdicts(verdicts: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Count the verdicts of each status.
 
-    >>> counted([{"word": "supported"}, {"word": "supported"}])
+    Args:
+        verdicts: the entries of ``verdicts.json``.
+
+    Returns:
+        Counts in the canonical order of statuses; statuses that do not occur are left out.
+
+    >>> count_verdicts([{"status": "supported"}, {"status": "supported"}])
     {'supported': 2}
     """
-    return counts(str(one.get("word", "no verdict")) for one in verdicts)
+    return count_statuses(str(one.get("status", "no verdict")) for one in verdicts)
 
 
-def strip(verdict: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Where everything lies on the strip, in per cent of its width; None where there are no numbers."""
-    seeds, controls = _numbers(verdict.get("per_seed")), _numbers(verdict.get("control_per_seed"))
-    control, value, bound = (_numbers([verdict.get(k)]) for k in ("control", "value", "bound"))
-    ends = _numbers(verdict.get("interval"))
-    drawn = [*seeds, *controls, *control, *value, *bound, *ends]
+def build_strip(verdict: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Compute the positions on the strip plot of a verdict.
+
+    Args:
+        verdict: an entry of ``verdicts.json``.
+
+    Returns:
+        Positions in percent of the width, tick labels and a text description; None if there are no numbers.
+    """
+    seeds, controls = (
+        _keep_finite_numbers(verdict.get("per_seed")),
+        _keep_finite_numbers(verdict.get("control_per_seed")),
+    )
+    control, value, threshold = (_keep_finite_numbers([verdict.get(k)]) for k in ("control", "value", "threshold"))
+    ends = _keep_finite_numbers(verdict.get("interval"))
+    all_values = [*seeds, *controls, *control, *value, *threshold, *ends]
     if not seeds and not value:
         return None
-    place, marks = _scale(drawn)
+    to_percent, tick_values = _build_strip_scale(all_values)
     return {
-        "seeds": [place(v) for v in seeds],
-        "controls": [place(v) for v in controls or control],
-        "interval": [place(v) for v in ends] if len(ends) == 2 else [],
-        "mean": place(value[0]) if value else None,
-        "bound": place(bound[0]) if bound else None,
-        "bound_text": number(bound[0]) if bound else "",
-        "better": _better(verdict, place(bound[0]) if bound else None),
-        "ticks": [(place(v), number(float(f"{v:.6g}"))) for v in marks],
-        "words": _in_words(verdict, seeds, controls or control),
+        "seeds": [to_percent(v) for v in seeds],
+        "controls": [to_percent(v) for v in controls or control],
+        "interval": [to_percent(v) for v in ends] if len(ends) == 2 else [],
+        "mean": to_percent(value[0]) if value else None,
+        "threshold": to_percent(threshold[0]) if threshold else None,
+        "threshold_text": format_number(threshold[0]) if threshold else "",
+        "better": _locate_passing_side(verdict, to_percent(threshold[0]) if threshold else None),
+        "ticks": [(to_percent(v), format_number(float(f"{v:.6g}"))) for v in tick_values],
+        "words": _describe_strip(verdict, seeds, controls or control),
     }
 
 
-def _scale(values: Sequence[float]) -> tuple[Any, list[float]]:
-    """A function from a value to per cent of the width, and round values to mark."""
+def _build_strip_scale(values: Sequence[float]) -> tuple[Any, list[float]]:
+    """Return the function from a value to percent of the width, and the values of the ticks."""
     log = min(values) > 0 and max(values) > 60 * min(values)
-    turned = [math.log10(v) for v in values] if log else list(values)
-    low, high = min(turned), max(turned)
+    scaled = [math.log10(v) for v in values] if log else list(values)
+    low, high = min(scaled), max(scaled)
     if high == low:
         low, high = low - abs(low or 1) * 0.1, high + abs(high or 1) * 0.1
-    marks = _log_marks(low, high) if log else _marks(low, high)
+    tick_values = _choose_log_ticks(low, high) if log else _choose_linear_ticks(low, high)
 
-    def place(value: float) -> float:
+    def to_percent(value: float) -> float:
         at = math.log10(value) if log else value
-        return round(EDGE + (100 - 2 * EDGE) * (at - low) / (high - low), 2)
+        return round(STRIP_MARGIN + (100 - 2 * STRIP_MARGIN) * (at - low) / (high - low), 2)
 
-    return place, marks
+    return to_percent, tick_values
 
 
-def _marks(low: float, high: float) -> list[float]:
-    """Two to five round numbers between the ends.
+def _choose_linear_ticks(low: float, high: float) -> list[float]:
+    """Return two to five round numbers between the ends.
 
-    >>> _marks(0.0, 1.0)
+    >>> _choose_linear_ticks(0.0, 1.0)
     [0.0, 0.5, 1.0]
     """
     raw = (high - low) / 4
@@ -102,44 +125,43 @@ def _marks(low: float, high: float) -> list[float]:
     return [round(k * step, 12) for k in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _log_marks(low: float, high: float) -> list[float]:
-    """Powers of ten between the ends, at most five."""
+def _choose_log_ticks(low: float, high: float) -> list[float]:
+    """Return at most five powers of ten between the ends, given as logarithms."""
     powers = list(range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1))
     every = max(1, -(-len(powers) // 5))
     return [10.0**k for k in powers[::every]] or [10**low, 10**high]
 
 
-def _better(verdict: Mapping[str, Any], bound: float | None) -> tuple[float, float] | None:
-    """The side of the bound on which the claim holds, as start and width."""
-    if bound is None:
+def _locate_passing_side(verdict: Mapping[str, Any], threshold: float | None) -> tuple[float, float] | None:
+    """Return start and width of the side of the threshold on which the claim holds."""
+    if threshold is None:
         return None
-    return (bound, 100 - bound) if verdict.get("direction") == "above" else (0.0, bound)
+    return (threshold, 100 - threshold) if verdict.get("direction") == "above" else (0.0, threshold)
 
 
-def _asked(verdict: Mapping[str, Any]) -> str:
-    """What the claim asks of the number."""
-    direction, bound = str(verdict.get("direction") or ""), verdict.get("bound")
+def _format_requirement(verdict: Mapping[str, Any]) -> str:
+    direction, threshold = str(verdict.get("direction") or ""), verdict.get("threshold")
     if direction not in ("above", "below"):
         return ""
-    if bound is not None:
-        return f"must be {direction} {number(bound)}"
+    if threshold is not None:
+        return f"must be {direction} {format_number(threshold)}"
     return f"must be {direction} the control" if verdict.get("control") is not None else ""
 
 
-def _in_words(verdict: Mapping[str, Any], seeds: Sequence[float], controls: Sequence[float]) -> str:
-    """The strip for those who cannot see it."""
-    parts = [f"per seed: {', '.join(map(number, seeds))}" if seeds else f"value {number(verdict.get('value'))}"]
-    parts += [f"control: {', '.join(map(number, controls))}"] if controls else []
-    parts += [f"bound: {number(verdict.get('bound'))}"] if verdict.get("bound") is not None else []
+def _describe_strip(verdict: Mapping[str, Any], seeds: Sequence[float], controls: Sequence[float]) -> str:
+    """Return the text alternative of the strip plot."""
+    parts = [
+        f"per seed: {', '.join(map(format_number, seeds))}" if seeds else f"value {format_number(verdict.get('value'))}"
+    ]
+    parts += [f"control: {', '.join(map(format_number, controls))}"] if controls else []
+    parts += [f"threshold: {format_number(verdict.get('threshold'))}"] if verdict.get("threshold") is not None else []
     return "; ".join(parts)
 
 
-def _numbers(values: Any) -> list[float]:
-    """The finite numbers of a list."""
-    found = values if isinstance(values, list | tuple) else []
-    return [float(v) for v in found if isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)]
+def _keep_finite_numbers(values: Any) -> list[float]:
+    numbers = values if isinstance(values, list | tuple) else []
+    return [float(v) for v in numbers if isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)]
 
 
-def _per_cent(level: Any) -> str:
-    """A level as a percentage."""
-    return f"{100 * level:g} %" if isinstance(level, int | float) else ""
+def _format_percent(level: Any) -> str:
+    return f"{100 * level:g}%" if isinstance(level, int | float) else ""

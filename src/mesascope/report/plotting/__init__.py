@@ -1,1 +1,1 @@
-"""Plots of one labelled variable."""
+"""Plots of a single labelled variable."""

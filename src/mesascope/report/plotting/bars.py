@@ -1,4 +1,4 @@
-"""Bars: one number for each component, predictor or named quantity."""
+"""Bar plots: one number per component, predictor or named quantity."""
 
 from typing import Any
 
@@ -6,96 +6,134 @@ import numpy as np
 import xarray as xr
 
 from mesascope.report.plotting.controls import control_colour, control_name
-from mesascope.report.plotting.figure import FONT, INK, MODEL, Panel, axis, entry, layout, log_look, mean, with_units
-from mesascope.report.plotting.variable import Shown, names
-from mesascope.report.text import clipped, plain, rounded, word
+from mesascope.report.plotting.figure import (
+    FONT_FAMILY,
+    MODEL_COLOUR,
+    TEXT_COLOUR,
+    Panel,
+    append_units,
+    build_axis,
+    build_layout,
+    build_legend_entry,
+    build_log_axis,
+    finite_mean,
+)
+from mesascope.report.plotting.variable import PlotVariable, read_labels
+from mesascope.report.text import escape_plotly, format_dim, round_significant, truncate_label
 
 
-def bars(shown: Shown) -> Panel:
-    """The mean over seeds as a bar, each seed as a dot; on a logarithmic axis, which has no zero, as a mark."""
-    dim = shown.rest[0]
-    labels = [clipped(name) for name in shown.names(dim)]
-    rows = shown.at().transpose("seed", dim).values
-    traces, legend = [_mean(shown, rows, labels)], [entry("mean", MODEL, [0], kind="tick" if shown.log else "bar")]
-    if shown.seeds > 1:
-        _add(traces, legend, "seeds", INK, _dots(rows, labels, INK, "circle-open"), "ring")
-    if shown.array.sizes.get("step", 1) > 1:
-        first = shown.at(0).transpose("seed", dim).values.mean(0, keepdims=True)
+def plot_bars(variable: PlotVariable) -> Panel:
+    """Plot the mean over seeds as a bar and each seed as a ring. On a logarithmic axis the mean is a tick.
+
+    Args:
+        variable: a variable with one axis besides seed and step.
+
+    Returns:
+        The panel.
+    """
+    dim = variable.plot_dims[0]
+    labels = [truncate_label(name) for name in variable.list_labels(dim)]
+    rows = variable.select_step().transpose("seed", dim).values
+    traces, legend = (
+        [_plot_means(variable, rows, labels)],
+        [build_legend_entry("mean", MODEL_COLOUR, [0], kind="tick" if variable.is_log else "bar")],
+    )
+    if variable.num_seeds > 1:
+        _add_series(
+            traces, legend, "seeds", TEXT_COLOUR, _plot_markers(rows, labels, TEXT_COLOUR, "circle-open"), "ring"
+        )
+    if variable.array.sizes.get("step", 1) > 1:
+        first = variable.select_step(0).transpose("seed", dim).values.mean(0, keepdims=True)
         if not np.allclose(first, rows.mean(0), equal_nan=True):
-            _add(traces, legend, "untrained", "#c8641b", _dots(first, labels, "#c8641b", "diamond"), "diamond")
-    for control in shown.controls:
-        if (values := _control(control, dim, len(labels))) is not None:
+            _add_series(
+                traces, legend, "untrained", "#c8641b", _plot_markers(first, labels, "#c8641b", "diamond"), "diamond"
+            )
+    for control in variable.controls:
+        if (values := _align_control(control, dim, len(labels))) is not None:
             name, colour = control_name(control), control_colour(control)
-            _add(traces, legend, name, colour, _dots(values, labels, colour, "line-ns-open"), "tick")
+            _add_series(traces, legend, name, colour, _plot_markers(values, labels, colour, "line-ns-open"), "tick")
     height = 26 * len(labels) + 80
-    plot = {"title": "", "data": traces, "layout": _layout(shown, dim, labels), "height": height}
+    plot = {"title": "", "data": traces, "layout": _build_bar_layout(variable, dim, labels), "height": height}
     return Panel(
         kind="figure",
-        title=shown.title,
-        caption=shown.caption(*_notes(shown)),
+        title=variable.title,
+        caption=variable.build_caption(*_describe_marks(variable)),
         data={"plots": [plot], "legend": legend if len(legend) > 1 else []},
     )
 
 
-def _mean(shown: Shown, rows: np.ndarray, labels: list[str]) -> dict[str, Any]:
-    """Bars, or marks on a logarithmic axis."""
+def _plot_means(variable: PlotVariable, rows: np.ndarray, labels: list[str]) -> dict[str, Any]:
+    """Return bars, or ticks on a logarithmic axis, which has no zero to start a bar from."""
     common = {
-        "x": rounded(mean(rows)),
+        "x": round_significant(finite_mean(rows)),
         "y": list(range(len(labels))),
         "name": "mean",
-        "text": [plain(one) for one in labels],
+        "text": [escape_plotly(one) for one in labels],
         "hovertemplate": "%{text}: <b>%{x:.3~g}</b><extra></extra>",
         "textposition": "none",
     }
-    if shown.log:
-        mark = {"type": "scatter", "mode": "markers", "marker": {"size": 12, "color": MODEL, "symbol": "line-ns-open"}}
+    if variable.is_log:
+        mark = {
+            "type": "scatter",
+            "mode": "markers",
+            "marker": {"size": 12, "color": MODEL_COLOUR, "symbol": "line-ns-open"},
+        }
         mark["marker"]["line"] = {"width": 3}
         return {k: v for k, v in common.items() if k != "textposition"} | mark
     return {"type": "bar", "orientation": "h", "marker": {"color": "#7fa8cc"}, "width": 0.62, **common}
 
 
-def _dots(rows: np.ndarray, labels: list[str], colour: str, symbol: str) -> dict[str, Any]:
-    """A mark for every row at every label."""
-    wide = {"width": 2.2 if symbol == "line-ns-open" else 1.4, "color": colour}
-    marker = {"size": 9 if symbol == "line-ns-open" else 7, "color": colour, "symbol": symbol, "line": wide}
+def _plot_markers(rows: np.ndarray, labels: list[str], colour: str, symbol: str) -> dict[str, Any]:
+    line = {"width": 2.2 if symbol == "line-ns-open" else 1.4, "color": colour}
+    marker = {"size": 9 if symbol == "line-ns-open" else 7, "color": colour, "symbol": symbol, "line": line}
     return {
         "type": "scatter",
         "mode": "markers",
-        "x": rounded(rows.ravel()),
+        "x": round_significant(rows.ravel()),
         "y": list(range(len(labels))) * len(rows),
         "marker": marker,
-        "text": [plain(one) for one in labels] * len(rows),
+        "text": [escape_plotly(one) for one in labels] * len(rows),
         "hovertemplate": "%{text}: %{x:.3~g}<extra></extra>",
     }
 
 
-def _add(traces: list, legend: list, name: str, colour: str, trace: dict[str, Any], kind: str) -> None:
-    """One more trace with its entry in the legend."""
-    legend.append(entry(name, colour, [len(traces)], kind=kind))
-    traces.append(trace | {"name": plain(name)})
+def _add_series(traces: list, legend: list, name: str, colour: str, trace: dict[str, Any], kind: str) -> None:
+    legend.append(build_legend_entry(name, colour, [len(traces)], kind=kind))
+    traces.append(trace | {"name": escape_plotly(name)})
 
 
-def _control(control: xr.DataArray, dim: str, size: int) -> np.ndarray | None:
-    """The control's numbers, seeds as rows; one number stands for all labels."""
-    at = control.isel(step=-1) if "step" in control.dims else control
-    at = at if dim in at.dims else at.expand_dims({dim: size}, axis=-1)
-    values = at.mean([d for d in at.dims if d not in ("seed", dim)]).transpose("seed", dim).values
-    return values if values.shape[1] == size and names(at, dim) else None
+def _align_control(control: xr.DataArray, dim: str, size: int) -> np.ndarray | None:
+    """Return a control's numbers, axes (seed, dim); a scalar is repeated for all labels. None if labels differ."""
+    last_step = control.isel(step=-1) if "step" in control.dims else control
+    last_step = last_step if dim in last_step.dims else last_step.expand_dims({dim: size}, axis=-1)
+    values = last_step.mean([d for d in last_step.dims if d not in ("seed", dim)]).transpose("seed", dim).values
+    return values if values.shape[1] == size and read_labels(last_step, dim) else None
 
 
-def _layout(shown: Shown, dim: str, labels: list[str]) -> dict[str, Any]:
-    """Labels down the side, the first on top."""
-    marks = {"tickmode": "array", "tickvals": list(range(len(labels))), "ticktext": [plain(one) for one in labels]}
-    positive = shown.at().values[shown.at().values > 0]
-    kind = log_look(positive.min(), positive.max(), most=3) if len(positive) and shown.log else {"tickformat": "~g"}
-    x = axis(with_units(shown.title, shown.units), **kind | {"zeroline": not shown.log, "zerolinecolor": "#8a8f98"})
-    y = axis("", **marks, showgrid=False, range=[len(labels) - 0.4, -0.6], tickfont={"family": FONT, "size": 12.5})
+def _build_bar_layout(variable: PlotVariable, dim: str, labels: list[str]) -> dict[str, Any]:
+    marks = {
+        "tickmode": "array",
+        "tickvals": list(range(len(labels))),
+        "ticktext": [escape_plotly(one) for one in labels],
+    }
+    positive = variable.select_step().values[variable.select_step().values > 0]
+    kind = (
+        build_log_axis(positive.min(), positive.max(), max_labels=3)
+        if len(positive) and variable.is_log
+        else {"tickformat": "~g"}
+    )
+    x = build_axis(
+        append_units(variable.title, variable.units),
+        **kind | {"zeroline": not variable.is_log, "zerolinecolor": "#8a8f98"},
+    )
+    y = build_axis(
+        "", **marks, showgrid=False, range=[len(labels) - 0.4, -0.6], tickfont={"family": FONT_FAMILY, "size": 12.5}
+    )
     y["title"] = {"text": ""}
-    return layout(x, y, hovermode="closest", bargap=0.35)
+    return build_layout(x, y, hovermode="closest", bargap=0.35)
 
 
-def _notes(shown: Shown) -> list[str]:
-    """What the marks are, in words."""
-    dim = word(shown.rest[0])
-    over = f": mean over {shown.over_seeds}, rings for the seeds" if shown.seeds > 1 else ""
-    return [f"One row for each {dim}{', ' + shown.moment() if shown.moment() else ''}{over}"]
+def _describe_marks(variable: PlotVariable) -> list[str]:
+    dim = format_dim(variable.plot_dims[0])
+    over = f": bars are the mean over {variable.seed_count}, rings the seeds" if variable.num_seeds > 1 else ""
+    return [f"One row per {dim}{', ' + variable.describe_step() if variable.describe_step() else ''}{over}"]

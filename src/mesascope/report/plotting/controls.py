@@ -1,4 +1,4 @@
-"""Controls: what a quantity looks like where there is nothing to find; each kind has one name and one colour."""
+"""Controls of a quantity (its values under a null): names, colours and summaries. Each kind has a fixed colour."""
 
 from zlib import crc32
 
@@ -7,7 +7,7 @@ import xarray as xr
 
 from mesascope.report.plotting.figure import GREY
 
-COLOURS = {
+CONTROL_COLOURS = {
     "random weights": "#8f6b4e",
     "keys shuffled": "#b08d2e",
     "positions shuffled": "#5f8a6b",
@@ -16,45 +16,75 @@ COLOURS = {
     "least attended": "#83874f",
     "untrained": "#64868f",
 }
-OTHERS = ("#a8717a", "#64868f", "#83874f", "#7a73a0")
+FALLBACK_COLOURS = ("#a8717a", "#64868f", "#83874f", "#7a73a0")
 
 
 def control_name(control: xr.DataArray) -> str:
-    """The name that its author gave the control, else words that hold for any.
+    """Return the display name of a control: its attribute ``control`` if given, else a name made from the variable's.
+
+    Args:
+        control: a control variable.
+
+    Returns:
+        The name.
 
     >>> control_name(xr.DataArray(0.0, name="null", attrs={"control": "keys shuffled"}))
     'keys shuffled'
     >>> control_name(xr.DataArray(0.0, name="score_null"))
-    'nothing to find (score null)'
+    'null (score)'
     """
     given = control.attrs.get("control")
-    return str(given) if given else f"nothing to find ({str(control.name).replace('_', ' ')})"
+    return str(given) if given else f"null ({str(control.name).removesuffix('_null').replace('_', ' ')})"
 
 
 def control_colour(control: xr.DataArray) -> str:
-    """The colour of this kind of control, the same all over the page and on every page; grey without a name."""
+    """Return the colour of a kind of control, the same on every page.
+
+    Args:
+        control: a control variable.
+
+    Returns:
+        The colour; grey if the control has no attribute ``control``.
+    """
     given = str(control.attrs.get("control") or "")
     if not given:
         return GREY
-    return COLOURS.get(given) or OTHERS[crc32(given.encode()) % len(OTHERS)]
+    return CONTROL_COLOURS.get(given) or FALLBACK_COLOURS[crc32(given.encode()) % len(FALLBACK_COLOURS)]
 
 
-def named(control: xr.DataArray) -> bool:
-    """Whether its author said what kind of control it is."""
+def has_kind(control: xr.DataArray) -> bool:
+    """Return whether the kind of a control is given.
+
+    Args:
+        control: a control variable.
+
+    Returns:
+        True if it has the attribute ``control``.
+    """
     return bool(control.attrs.get("control"))
 
 
-def told(control: xr.DataArray) -> str:
-    """The name of a control with the number of its replicates (``seed``, the first dim)."""
-    many = control.sizes["seed"]
-    return control_name(control) + (f" ({many} draws)" if many > 1 else "")
-
-
-def replicates(control: xr.DataArray) -> xr.DataArray:
-    """The same numbers with every draw of every seed along ``seed``: all are replicates of one control.
+def describe_control(control: xr.DataArray) -> str:
+    """Return the display name of a control with its number of replicates.
 
     Args:
-        control: numbers with ``seed`` first, and ``draw`` anywhere or nowhere.
+        control: a control variable, replicates along ``seed``.
+
+    Returns:
+        Name and number of draws.
+    """
+    draws = control.sizes["seed"]
+    return control_name(control) + (f" ({draws} draws)" if draws > 1 else "")
+
+
+def stack_replicates(control: xr.DataArray) -> xr.DataArray:
+    """Stack all draws of all seeds along ``seed``, since all are replicates of the same control.
+
+    Args:
+        control: numbers with an axis ``seed`` and optionally ``draw``.
+
+    Returns:
+        The same numbers with ``seed`` first and without ``draw``.
     """
     if "draw" not in control.dims:
         return control
@@ -65,11 +95,18 @@ def replicates(control: xr.DataArray) -> xr.DataArray:
     return xr.DataArray(values, dims=("seed", *dims), coords=coords, attrs=control.attrs, name=control.name)
 
 
-def extent(control: xr.DataArray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean, least and greatest finite value over replicates (``seed``, the first dim); NaN where there is none."""
+def summarize_replicates(control: xr.DataArray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return mean, minimum and maximum of the finite values over replicates.
+
+    Args:
+        control: numbers with the axis ``seed`` first.
+
+    Returns:
+        Three arrays without ``seed``; NaN where no value is finite.
+    """
     rows = control.values
-    known = np.isfinite(rows)
-    some, count = known.any(0), np.maximum(known.sum(0), 1)
-    mean = np.where(known, rows, 0.0).sum(0) / count
-    low, high = np.where(known, rows, np.inf).min(0), np.where(known, rows, -np.inf).max(0)
-    return np.where(some, mean, np.nan), np.where(some, low, np.nan), np.where(some, high, np.nan)
+    finite = np.isfinite(rows)
+    any_finite, count = finite.any(0), np.maximum(finite.sum(0), 1)
+    mean = np.where(finite, rows, 0.0).sum(0) / count
+    low, high = np.where(finite, rows, np.inf).min(0), np.where(finite, rows, -np.inf).max(0)
+    return np.where(any_finite, mean, np.nan), np.where(any_finite, low, np.nan), np.where(any_finite, high, np.nan)

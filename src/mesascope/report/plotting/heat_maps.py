@@ -1,4 +1,4 @@
-"""Heat maps: two axes in colour, a plot for each seed, and controls for the axes that are left."""
+"""Heat maps of two axes, one plot per seed and control, with inputs that select the remaining axes."""
 
 import itertools
 import math
@@ -9,136 +9,175 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from mesascope.report.plotting.controls import control_name, named, told
-from mesascope.report.plotting.figure import DIVERGING, SEQUENTIAL, Panel, axis, layout, ticks
-from mesascope.report.plotting.variable import Shown, escaped, names, position_names
-from mesascope.report.text import listed, number, plain, rounded, word
+from mesascope.report.plotting.controls import control_name, describe_control, has_kind
+from mesascope.report.plotting.figure import (
+    DIVERGING_COLOURS,
+    SEQUENTIAL_COLOURS,
+    Panel,
+    build_axis,
+    build_layout,
+    build_ticks,
+)
+from mesascope.report.plotting.variable import PlotVariable, escape_labels, label_positions, read_labels
+from mesascope.report.text import escape_plotly, format_dim, format_number, join_words, round_significant
 
-SEEDS = 4  # so many seeds stand side by side; of more, one is chosen
-PRINTED = 60  # up to so many cells carry their number
-MOST = 200_000  # cells in one figure
-STEPS = 60_000  # beyond so many cells only the last step is kept
-ROWS = ("layer", "query", "batch", "component", "predictor", "stat", "head", "kv_head", "pos")
-FIRST = ("layer", "head", "query", "key", "pos", "batch", "component", "predictor", "eigen", "map", "sublayer")
+MAX_SEED_PLOTS = 4  # with more seeds, one is selected
+MAX_PRINTED_CELLS = 60  # up to this many cells carry their number
+MAX_CELLS = 200_000  # cells in one figure
+MAX_CELLS_WITH_STEPS = 60_000  # with more cells, only the last step is drawn
+ROW_PRIORITY = ("layer", "query", "batch", "component", "predictor", "stat", "head", "kv_head", "pos")
+AXIS_PRIORITY = ("layer", "head", "query", "key", "pos", "batch", "component", "predictor", "eigen", "map", "sublayer")
 
 
-def drawable(shown: Shown) -> bool:
-    """Whether the cells of the last step are few enough to stand in a page."""
-    return len(shown.rest) >= 2 and shown.at().size <= MOST
+def fits_heat_map(variable: PlotVariable) -> bool:
+    """Return whether a variable has two axes and few enough cells at the last step.
+
+    Args:
+        variable: the variable.
+
+    Returns:
+        True if it can be drawn as a heat map.
+    """
+    return len(variable.plot_dims) >= 2 and variable.select_step().size <= MAX_CELLS
 
 
-def thinned(shown: Shown) -> Shown:
-    """A spectrum that is too long for the page, at places ever wider apart; anything else as it is."""
-    size = shown.at().size
-    if size <= MOST or "eigen" not in shown.rest:
-        return shown
-    long = shown.array.sizes["eigen"]
-    places = np.unique(np.geomspace(1, long, max(8, MOST // (size // long))).round().astype(int)) - 1
-    told = f"{shown.array.attrs.get('about', '')} (here at {len(places)} of {long:,} places, ever wider apart)"
-    numbered = shown.array.assign_coords(eigen=shown.array["eigen"])
+def thin_spectrum(variable: PlotVariable) -> PlotVariable:
+    """Subsample a spectrum that is too long for the page, at logarithmically spaced ranks.
+
+    Args:
+        variable: the variable.
+
+    Returns:
+        The subsampled variable; unchanged if it is small enough or not a spectrum.
+    """
+    size = variable.select_step().size
+    if size <= MAX_CELLS or "eigen" not in variable.plot_dims:
+        return variable
+    long = variable.array.sizes["eigen"]
+    ranks = np.unique(np.geomspace(1, long, max(8, MAX_CELLS // (size // long))).round().astype(int)) - 1
+    description = (
+        f"{variable.array.attrs.get('description', '')} (subsampled: {len(ranks)} of {long:,} ranks, "
+        "logarithmically spaced)"
+    )
+    numbered = variable.array.assign_coords(eigen=variable.array["eigen"])
     return replace(
-        shown,
-        array=numbered.isel(eigen=places).assign_attrs(about=told),
-        controls=tuple(c.isel(eigen=places) if c.sizes.get("eigen") == long else c for c in shown.controls),
+        variable,
+        array=numbered.isel(eigen=ranks).assign_attrs(description=description),
+        controls=tuple(c.isel(eigen=ranks) if c.sizes.get("eigen") == long else c for c in variable.controls),
     )
 
 
-def heat_maps(shown: Shown) -> Panel:
-    """Two of the dims as rows and columns; every other becomes a control above the plots."""
-    rows, columns = _pair(shown.rest)
-    array = shown.array if shown.array.size <= STEPS else shown.at()
-    return _panel(shown, array, rows, columns)
+def plot_heat_maps(variable: PlotVariable) -> Panel:
+    """Plot two axes as rows and columns, with inputs above the plots for the others.
 
+    Args:
+        variable: a variable with at least two axes besides seed and step.
 
-def layers_over_steps(shown: Shown) -> Panel:
-    """Layers as rows and training steps as columns: when in training each layer came to do what it does.
-
-    Of several seeds the mean is drawn.
+    Returns:
+        The panel.
     """
-    array = shown.array.mean("seed", keep_attrs=True).expand_dims("seed")
-    mean = replace(shown, array=array.assign_coords(seed=["mean"]), seeded=shown.seeded and shown.seeds > 1)
-    panel = _panel(mean, mean.array, "layer", "step")
-    over = f"Mean over {shown.over_seeds}" if mean.seeded else ""
+    rows, columns = _choose_axes(variable.plot_dims)
+    array = variable.array if variable.array.size <= MAX_CELLS_WITH_STEPS else variable.select_step()
+    return _build_map_panel(variable, array, rows, columns)
+
+
+def plot_layers_over_steps(variable: PlotVariable) -> Panel:
+    """Plot layers as rows and training steps as columns, averaged over seeds.
+
+    Args:
+        variable: a variable with the axes layer and step.
+
+    Returns:
+        The panel.
+    """
+    array = variable.array.mean("seed", keep_attrs=True).expand_dims("seed")
+    mean = replace(
+        variable, array=array.assign_coords(seed=["mean"]), has_seeds=variable.has_seeds and variable.num_seeds > 1
+    )
+    panel = _build_map_panel(mean, mean.array, "layer", "step")
+    over = f"Mean over {variable.seed_count}" if mean.has_seeds else ""
     caption = " ".join(filter(None, [panel.caption, f"{over}." if over else ""]))
-    return replace(panel, title=f"{shown.title}, over training", caption=caption)
+    return replace(panel, title=f"{variable.title}, over training", caption=caption)
 
 
-def _panel(shown: Shown, array: xr.DataArray, rows: str, columns: str) -> Panel:
-    """The plots with their choices and one scale of colours."""
+def _build_map_panel(variable: PlotVariable, array: xr.DataArray, rows: str, columns: str) -> Panel:
     choices = [str(d) for d in array.dims if d not in ("seed", rows, columns)]
-    if shown.seeds > SEEDS:
+    if variable.num_seeds > MAX_SEED_PLOTS:
         choices = ["seed", *choices]
-    plots, combos = _plots(shown, array, rows, columns, choices)
-    low, high, colours = _range(shown, array)
-    look = _look(shown, array, rows, columns, low, high, colours)
-    notes = _notes(shown, array, choices, rows, columns)
+    plots, combos = _build_plots(variable, array, rows, columns, choices)
+    low, high, colours = _choose_colour_range(variable, array)
+    look = _build_map_spec(variable, array, rows, columns, low, high, colours)
+    notes = _describe_plots(variable, array, choices, rows, columns)
     data = {
-        "plots": [{"title": title, "log": shown.log, **look} for title in plots],
+        "plots": [{"title": title, "log": variable.is_log, **look} for title in plots],
         "variants": combos,
-        "choices": [_choice(array, d) for d in choices],
-        "scale": _scale(shown, low, high, colours),
-        "least": _least(shown, array, rows, columns, len(plots)),
+        "choices": [_build_choice(array, d) for d in choices],
+        "scale": _build_colour_scale(variable, low, high, colours),
+        "min_width": _choose_min_width(variable, array, rows, columns, len(plots)),
     }
-    return Panel(kind="figure", title=shown.title, caption=shown.caption(*notes), data=data)
+    return Panel(kind="figure", title=variable.title, caption=variable.build_caption(*notes), data=data)
 
 
-def _least(shown: Shown, array: xr.DataArray, rows: str, columns: str, plots: int) -> int:
-    """How narrow a plot may get, in pixels: where cells carry their numbers, each needs room for them."""
+def _choose_min_width(variable: PlotVariable, array: xr.DataArray, rows: str, columns: str, plots: int) -> int:
+    """Return the minimum width of a plot in pixels; cells that carry numbers need more."""
     count = array.sizes[columns]
-    if count > 6 and count * array.sizes[rows] <= PRINTED:
+    if count > 6 and count * array.sizes[rows] <= MAX_PRINTED_CELLS:
         return min(90 + 34 * count, 460)
-    return 200 if count <= 5 or (plots == 4 and not shown.seeded) else 270
+    return 200 if count <= 5 or (plots == 4 and not variable.has_seeds) else 270
 
 
-def _pair(dims: Sequence[str]) -> tuple[str, str]:
-    """Which two dims are drawn: rows first.
+def _choose_axes(dims: Sequence[str]) -> tuple[str, str]:
+    """Return the two axes to draw, rows first.
 
-    >>> _pair(("stat", "head", "layer"))
+    >>> _choose_axes(("stat", "head", "layer"))
     ('layer', 'head')
     """
-    drawn = sorted(dims, key=lambda d: FIRST.index(d) if d in FIRST else len(FIRST))[:2]
-    rows, columns = sorted(drawn, key=lambda d: ROWS.index(d) if d in ROWS else len(ROWS))
+    drawn = sorted(dims, key=lambda d: AXIS_PRIORITY.index(d) if d in AXIS_PRIORITY else len(AXIS_PRIORITY))[:2]
+    rows, columns = sorted(drawn, key=lambda d: ROW_PRIORITY.index(d) if d in ROW_PRIORITY else len(ROW_PRIORITY))
     return rows, columns
 
 
-def _plots(
-    shown: Shown, array: xr.DataArray, rows: str, columns: str, choices: Sequence[str]
+def _build_plots(
+    variable: PlotVariable, array: xr.DataArray, rows: str, columns: str, choices: Sequence[str]
 ) -> tuple[list[str], list[list[dict[str, Any]]]]:
-    """The titles of the plots, and for every combination of choices the cells of each plot."""
-    spread = [] if "seed" in choices else list(range(array.sizes["seed"]))
-    titles = [_seed(name) for name in names(array, "seed")] if spread and shown.seeded else [""]
-    fitting = [control for control in shown.controls if {rows, columns} <= set(control.dims)]
-    titles = ["this model"] if titles == [""] and any(map(named, fitting)) else titles
+    """Return the titles of the plots and, for every combination of choices, the cells of each plot."""
+    seed_indices = [] if "seed" in choices else list(range(array.sizes["seed"]))
+    titles = (
+        [_format_seed_title(name) for name in read_labels(array, "seed")]
+        if seed_indices and variable.has_seeds
+        else [""]
+    )
+    fitting = [control for control in variable.controls if {rows, columns} <= set(control.dims)]
+    titles = ["this model"] if titles == [""] and any(map(has_kind, fitting)) else titles
     titles += [control_name(control) for control in fitting]
     combos = []
-    for at in itertools.product(*(range(array.sizes[d]) for d in choices)):
-        where = dict(zip(choices, at, strict=True))
-        chosen = array.variable.isel(where)
-        cells = [chosen.isel(seed=s) for s in spread] or [chosen]
-        cells += [_control(control, where, rows, columns) for control in fitting]
-        combos.append([_cells(shown, one.transpose(rows, columns)) for one in cells])
+    for indices in itertools.product(*(range(array.sizes[d]) for d in choices)):
+        selection = dict(zip(choices, indices, strict=True))
+        chosen = array.variable.isel(selection)
+        cells = [chosen.isel(seed=s) for s in seed_indices] or [chosen]
+        cells += [_select_control(control, selection, rows, columns) for control in fitting]
+        combos.append([_build_cells(variable, one.transpose(rows, columns)) for one in cells])
     return titles, combos
 
 
-def _seed(name: str) -> str:
-    """The heading of one seed's plot."""
-    return "this study" if name == "mean" else f"seed {name}"
+def _format_seed_title(name: str) -> str:
+    return "mean over seeds" if name == "mean" else f"seed {name}"
 
 
-def _cells(shown: Shown, cells: xr.Variable) -> dict[str, Any]:
-    """Colours and texts of one plot; colours are logarithms on a logarithmic scale."""
+def _build_cells(variable: PlotVariable, cells: xr.Variable) -> dict[str, Any]:
+    """Return colours and texts of one plot; colours are base-10 logarithms on a logarithmic scale."""
     values = cells.values
     with np.errstate(all="ignore"):
-        z = np.where(values > 0, np.log10(values), np.nan) if shown.log else values
-    if values.size > PRINTED:
-        return {"z": rounded(z, 3)}
-    return {"z": rounded(z, 3), "text": _briefs(values)}
+        z = np.where(values > 0, np.log10(values), np.nan) if variable.is_log else values
+    if values.size > MAX_PRINTED_CELLS:
+        return {"z": round_significant(z, 3)}
+    return {"z": round_significant(z, 3), "text": _format_cells(values)}
 
 
-def _briefs(values: np.ndarray) -> list[list[str]]:
-    """Numbers short enough for cells: two digits.
+def _format_cells(values: np.ndarray) -> list[list[str]]:
+    """Format numbers for cells, with two digits.
 
-    >>> _briefs(np.array([[-0.0486, 1234.0, 0.00012, np.nan]]))
+    >>> _format_cells(np.array([[-0.0486, 1234.0, 0.00012, np.nan]]))
     [['−0.05', '1,200', '0', '']]
     """
     texts = []
@@ -148,43 +187,49 @@ def _briefs(values: np.ndarray) -> list[list[str]]:
         elif abs(value) < 1:
             texts.append(f"{round(value, 2) + 0.0:g}".replace("-", "−"))
         else:
-            texts.append(number(float(f"{value:.2g}")))
+            texts.append(format_number(float(f"{value:.2g}")))
     return np.array(texts, dtype=object).reshape(values.shape).tolist()
 
 
-def _control(control: xr.DataArray, where: dict[str, int], rows: str, columns: str) -> xr.Variable:
-    """The control at the same place, averaged over seeds and over what the figure does not have."""
-    here = {d: min(k, control.sizes[d] - 1) for d, k in where.items() if d in control.dims and d != "seed"}
-    if "step" in control.dims and "step" not in (*here, rows, columns):
-        here["step"] = -1
-    at = control.variable.isel(here)
-    return at.mean([d for d in at.dims if d not in (rows, columns)])
+def _select_control(control: xr.DataArray, selection: dict[str, int], rows: str, columns: str) -> xr.Variable:
+    """Return the control at the selected indices, averaged over seeds and over axes that are not drawn."""
+    indices = {d: min(k, control.sizes[d] - 1) for d, k in selection.items() if d in control.dims and d != "seed"}
+    if "step" in control.dims and "step" not in (*indices, rows, columns):
+        indices["step"] = -1
+    selected = control.variable.isel(indices)
+    return selected.mean([d for d in selected.dims if d not in (rows, columns)])
 
 
-def _range(shown: Shown, array: xr.DataArray) -> tuple[float, float, tuple[str, ...]]:
-    """Ends of the colour scale over all that is drawn, controls included, and its colours."""
-    values = np.concatenate([one.values.ravel() for one in (array, *shown.controls)])
+def _choose_colour_range(variable: PlotVariable, array: xr.DataArray) -> tuple[float, float, tuple[str, ...]]:
+    """Return both ends of the colour scale over all cells, controls included, and its colours."""
+    values = np.concatenate([one.values.ravel() for one in (array, *variable.controls)])
     values = values[np.isfinite(values)]
-    if shown.log:
+    if variable.is_log:
         values = np.log10(values[values > 0])
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
-    if (center := shown.center) is not None and not shown.log:
+    if (center := variable.center) is not None and not variable.is_log:
         reach = max(high - center, center - low) or 1.0
-        return center - reach, center + reach, DIVERGING
-    return low, high if high > low else low + 1.0, SEQUENTIAL
+        return center - reach, center + reach, DIVERGING_COLOURS
+    return low, high if high > low else low + 1.0, SEQUENTIAL_COLOURS
 
 
-def _look(
-    shown: Shown, array: xr.DataArray, rows: str, columns: str, low: float, high: float, colours: Sequence[str]
+def _build_map_spec(
+    variable: PlotVariable,
+    array: xr.DataArray,
+    rows: str,
+    columns: str,
+    low: float,
+    high: float,
+    colours: Sequence[str],
 ) -> dict[str, Any]:
-    """Trace and layout that all plots of the figure share; the cells come with the choice."""
+    """Return trace, layout and cell labels that all plots share; the cells themselves depend on the choice."""
     height, width = array.sizes[rows], array.sizes[columns]
-    few = height * width <= PRINTED
+    printed = height * width <= MAX_PRINTED_CELLS
     steps = [[k / (len(colours) - 1), colour] for k, colour in enumerate(colours)]
-    value = "%{text}" if few or shown.log else "%{z:.3~g}"
-    down_word, across_word = plain(word(rows)), plain(word(columns))
-    place = f"{down_word} %{{customdata[0]}}, {across_word} %{{customdata[1]}}: <b>{value}</b><extra></extra>"
-    down, across = (escaped(_cell_names(shown, array, d)) for d in (rows, columns))
+    value = "%{text}" if printed or variable.is_log else "%{z:.3~g}"
+    down_word, across_word = escape_plotly(format_dim(rows)), escape_plotly(format_dim(columns))
+    hover = f"{down_word} %{{customdata[0]}}, {across_word} %{{customdata[1]}}: <b>{value}</b><extra></extra>"
+    down, across = (escape_labels(_label_cells(variable, array, d)) for d in (rows, columns))
     trace = {
         "type": "heatmap",
         "zmin": low,
@@ -194,62 +239,70 @@ def _look(
         "xgap": 1,
         "ygap": 1,
     }
-    trace |= {"hovertemplate": place, "hoverongaps": False}
-    trace |= {"texttemplate": "%{text}", "textfont": {"size": 12}} if few else {}
-    x = axis(word(columns), **_ticks(shown, array, columns), showgrid=False)
-    y = axis(word(rows), **_ticks(shown, array, rows), showgrid=False, autorange="reversed")
-    each = 34 if few else 20 if height <= 16 else 12
-    longest = max(map(len, x.get("ticktext", [""])))  # long labels are turned and need room below
-    tall = min(max(height * each, 90), 460) + 70 + (6 * min(longest, 26) if longest > 4 else 0)
-    return {"data": [trace], "layout": layout(x, y, hovermode="closest"), "height": tall, "labels": [down, across]}
-
-
-def _cell_names(shown: Shown, array: xr.DataArray, dim: str) -> list[str]:
-    """Labels for the pointer: a position also says its token."""
-    own, tokens = names(array, dim), position_names(shown, dim)
-    return own if own == tokens else [f"{p} “{t}”" for p, t in zip(own, tokens, strict=True)]
-
-
-def _ticks(shown: Shown, array: xr.DataArray, dim: str) -> dict[str, Any]:
-    """Tick labels; tokens where they are few enough to be read."""
-    labels = position_names(shown, dim) if array.sizes[dim] <= 32 else names(array, dim)
-    tokens = labels != names(array, dim)
-    whole = labels == [str(k) for k in range(len(labels))]
-    return {"nticks": 8, "tickformat": "d"} if whole and len(labels) > 12 else ticks(labels, 32 if tokens else 16)
-
-
-def _choice(array: xr.DataArray, dim: str) -> dict[str, Any]:
-    """A control: a slider over steps, layers and examples, else a list of names."""
-    slider = dim in ("step", "layer", "batch", "pos")
-    options = names(array, dim)
+    trace |= {"hovertemplate": hover, "hoverongaps": False}
+    trace |= {"texttemplate": "%{text}", "textfont": {"size": 12}} if printed else {}
+    x = build_axis(format_dim(columns), **_choose_ticks(variable, array, columns), showgrid=False)
+    y = build_axis(format_dim(rows), **_choose_ticks(variable, array, rows), showgrid=False, autorange="reversed")
+    row_height = 34 if printed else 20 if height <= 16 else 12
+    longest = max(map(len, x.get("ticktext", [""])))  # plotly rotates long labels, which need room below
+    tall = min(max(height * row_height, 90), 460) + 70 + (6 * min(longest, 26) if longest > 4 else 0)
     return {
-        "name": word(dim),
+        "data": [trace],
+        "layout": build_layout(x, y, hovermode="closest"),
+        "height": tall,
+        "labels": [down, across],
+    }
+
+
+def _label_cells(variable: PlotVariable, array: xr.DataArray, dim: str) -> list[str]:
+    """Return labels for the hover text; positions include their token."""
+    labels, tokens = read_labels(array, dim), label_positions(variable, dim)
+    return labels if labels == tokens else [f"{p} “{t}”" for p, t in zip(labels, tokens, strict=True)]
+
+
+def _choose_ticks(variable: PlotVariable, array: xr.DataArray, dim: str) -> dict[str, Any]:
+    """Return tick labels; tokens if there are few enough to read."""
+    labels = label_positions(variable, dim) if array.sizes[dim] <= 32 else read_labels(array, dim)
+    tokens = labels != read_labels(array, dim)
+    whole = labels == [str(k) for k in range(len(labels))]
+    return {"nticks": 8, "tickformat": "d"} if whole and len(labels) > 12 else build_ticks(labels, 32 if tokens else 16)
+
+
+def _build_choice(array: xr.DataArray, dim: str) -> dict[str, Any]:
+    """Return an input: a slider over steps, layers, examples and positions, else a list."""
+    slider = dim in ("step", "layer", "batch", "pos")
+    options = read_labels(array, dim)
+    return {
+        "name": format_dim(dim),
         "options": options,
         "slider": slider,
         "selected": len(options) - 1 if dim == "step" else 0,
     }
 
 
-def _scale(shown: Shown, low: float, high: float, colours: Sequence[str]) -> dict[str, Any]:
-    """The colour scale, drawn beside the title."""
-    ends = [10**v if shown.log else v for v in (low, (low + high) / 2, high)]
-    words = ["0" if abs(v) < 1e-3 * max(map(abs, ends)) and not shown.log else number(float(f"{v:.3g}")) for v in ends]
-    return {"colours": list(colours), "ends": words, "units": "" if shown.units == "1" else shown.units}
+def _build_colour_scale(variable: PlotVariable, low: float, high: float, colours: Sequence[str]) -> dict[str, Any]:
+    ends = [10**v if variable.is_log else v for v in (low, (low + high) / 2, high)]
+    words = [
+        "0" if abs(v) < 1e-3 * max(map(abs, ends)) and not variable.is_log else format_number(float(f"{v:.3g}"))
+        for v in ends
+    ]
+    return {"colours": list(colours), "ends": words, "units": "" if variable.units == "1" else variable.units}
 
 
-def _notes(shown: Shown, array: xr.DataArray, choices: Sequence[str], rows: str, columns: str) -> list[str]:
-    """What the plots are, in words."""
-    notes = [] if "step" in (*choices, rows, columns) else [shown.moment()]
-    if shown.seeded and "seed" not in choices and shown.seeds > 1:
-        notes.append(f"One plot for each of {shown.over_seeds}, with the same colours")
-    if shown.log:
-        notes.append("Colours are logarithmic")
-    fitting = [control for control in shown.controls if {rows, columns} <= set(control.dims)]
-    if any(map(named, fitting)):
-        notes.append(f"Beside it, the mean of each control: {listed(map(told, fitting))}")
+def _describe_plots(
+    variable: PlotVariable, array: xr.DataArray, choices: Sequence[str], rows: str, columns: str
+) -> list[str]:
+    notes = [] if "step" in (*choices, rows, columns) else [variable.describe_step()]
+    if variable.has_seeds and "seed" not in choices and variable.num_seeds > 1:
+        notes.append(f"One plot for each of {variable.seed_count}, with a shared colour scale")
+    if variable.is_log:
+        notes.append("Logarithmic colour scale")
+    fitting = [control for control in variable.controls if {rows, columns} <= set(control.dims)]
+    if any(map(has_kind, fitting)):
+        notes.append(f"Right: mean of each control: {join_words(map(describe_control, fitting))}")
     elif fitting:
-        over = ", mean over seeds" if shown.seeds > 1 else ""
-        notes.append(f"Beside it the same quantity where there is nothing to find{over}")
+        over = ", mean over seeds" if variable.num_seeds > 1 else ""
+        notes.append(f"Right: control (null){over}")
     if choices:
-        notes.append(f"Choose the {listed(word(d) for d in choices)} above the plots")
+        notes.append(f"Select the {join_words(format_dim(d) for d in choices)} above the plots")
     return [*filter(None, notes)]

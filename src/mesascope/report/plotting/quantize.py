@@ -1,4 +1,4 @@
-"""One byte for each number: little enough to stand in a page, near enough to be read under the pointer."""
+"""Quantization of numbers to one byte each, so that many fit into a page."""
 
 from base64 import b64encode
 from dataclasses import dataclass
@@ -6,80 +6,88 @@ from typing import Any
 
 import numpy as np
 
-CODES = 255  # code 0 says that there is no number
-TAIL = 4.0  # where values reach so many times farther than all but one in fifty, the middle is kept finer
+MAX_LEVELS = 255  # code 0 means missing
+MAX_TAIL_RATIO = 4.0  # if the full range exceeds the central 98% by this factor, the middle is resolved more finely
 
 
 @dataclass(frozen=True, kw_only=True)
-class Packed:
-    """Numbers as codes into a list of levels.
+class QuantizedArray:
+    """Numbers as codes into a table of levels.
 
     Attributes:
-        codes: one byte for each number, 0 where there is none, else the place of its level counted from 1.
-        levels: what the codes stand for, in rising order, at most 255.
-        exact: whether every number is a level, rather than near one.
-        ends: where colours begin and end; beyond them lie at most one number in fifty.
+        codes: one byte per number: 0 if missing, else the index of its level plus one.
+        levels: the values of the codes, ascending, at most 255.
+        exact: whether every number equals its level.
+        colour_range: both ends of the colour scale; at most 2% of the numbers lie beyond them.
     """
 
     codes: np.ndarray
     levels: np.ndarray
     exact: bool
-    ends: tuple[float, float]
+    colour_range: tuple[float, float]
 
     @property
-    def text(self) -> str:
-        """The codes in base64, in the order of C."""
+    def encoded(self) -> str:
+        """The codes in base64, in C order."""
         return b64encode(np.ascontiguousarray(self.codes).tobytes()).decode("ascii")
 
-    def json(self) -> dict[str, Any]:
-        """What the script decodes."""
-        return {"bytes": self.text, "levels": [float(f"{v:.5g}") for v in self.levels], "exact": self.exact}
+    def to_json(self) -> dict[str, Any]:
+        """Return the values that the script decodes.
+
+        Returns:
+            Codes, levels and the flag ``exact``, ready for JSON.
+        """
+        return {"bytes": self.encoded, "levels": [float(f"{v:.5g}") for v in self.levels], "exact": self.exact}
 
 
-def pack(values: np.ndarray, log: bool = False) -> Packed:
-    """Pack numbers into bytes.
+def quantize_array(values: np.ndarray, log: bool = False) -> QuantizedArray:
+    """Quantize numbers to one byte each.
 
-    Where there are few distinct numbers, each is kept. Else levels are spread evenly, or evenly in the logarithm, or,
-    where a few numbers reach far beyond all others, evenly in the inverse hyperbolic sine about the median.
+    Up to 255 distinct numbers are stored exactly. Otherwise levels are evenly spaced: on a linear scale, on a
+    logarithmic scale, or, if a few outliers would dominate the range, in the inverse hyperbolic sine about the median.
 
     Args:
-        values: numbers of any shape; what is not finite counts as missing.
-        log: whether they are read on a logarithmic scale; all must then be 0 or more.
+        values: numbers of any shape; non-finite values count as missing.
+        log: whether levels are logarithmically spaced; values must then be non-negative.
+
+    Returns:
+        The quantized numbers.
     """
     values = np.asarray(values, dtype=np.float64)
-    known = np.isfinite(values)
-    found = values[known]
-    if not found.size:
-        return Packed(codes=np.zeros(values.shape, np.uint8), levels=np.zeros(1), exact=True, ends=(0.0, 1.0))
-    distinct = np.unique(found)
-    exact = len(distinct) <= CODES
-    levels = distinct if exact else _levels(found, log)
+    finite = np.isfinite(values)
+    present = values[finite]
+    if not present.size:
+        return QuantizedArray(
+            codes=np.zeros(values.shape, np.uint8), levels=np.zeros(1), exact=True, colour_range=(0.0, 1.0)
+        )
+    distinct = np.unique(present)
+    exact = len(distinct) <= MAX_LEVELS
+    levels = distinct if exact else _choose_levels(present, log)
     between = (levels[1:] + levels[:-1]) / 2
     codes = np.zeros(values.shape, np.uint8)
-    codes[known] = np.searchsorted(between, found) + 1
-    return Packed(codes=codes, levels=levels, exact=exact, ends=_ends(found, log))
+    codes[finite] = np.searchsorted(between, present) + 1
+    return QuantizedArray(codes=codes, levels=levels, exact=exact, colour_range=_find_colour_range(present, log))
 
 
-def _levels(found: np.ndarray, log: bool) -> np.ndarray:
-    """Where the levels lie."""
-    low, high = float(found.min()), float(found.max())
+def _choose_levels(values: np.ndarray, log: bool) -> np.ndarray:
+    low, high = float(values.min()), float(values.max())
     if log:
-        positive = float(found[found > 0].min())
+        positive = float(values[values > 0].min())
         zero = [0.0] if low <= 0 else []
-        return np.concatenate([zero, np.geomspace(positive, high, CODES - len(zero))])
-    near, far = _ends(found)
+        return np.concatenate([zero, np.geomspace(positive, high, MAX_LEVELS - len(zero))])
+    near, far = _find_colour_range(values)
     if (near, far) == (low, high):
-        return np.linspace(low, high, CODES)
-    middle, size = float(np.median(found)), (far - near) / 4 or 1.0
+        return np.linspace(low, high, MAX_LEVELS)
+    middle, size = float(np.median(values)), (far - near) / 4 or 1.0
     first, last = np.arcsinh((low - middle) / size), np.arcsinh((high - middle) / size)
-    return middle + size * np.sinh(np.linspace(first, last, CODES))
+    return middle + size * np.sinh(np.linspace(first, last, MAX_LEVELS))
 
 
-def _ends(found: np.ndarray, log: bool = False) -> tuple[float, float]:
-    """Least and greatest; where these lie far out, what all but one in fifty lie between. Of logarithms if asked."""
-    if log and (found > 0).any():
-        low, high = _ends(np.log10(found[found > 0]))
+def _find_colour_range(values: np.ndarray, log: bool = False) -> tuple[float, float]:
+    """Return the range of the values, or the 1% and 99% quantiles if outliers extend it far."""
+    if log and (values > 0).any():
+        low, high = _find_colour_range(np.log10(values[values > 0]))
         return 10.0**low, 10.0**high
-    low, high = float(found.min()), float(found.max())
-    near, far = (float(v) for v in np.quantile(found, [0.01, 0.99]))
-    return (near, far) if high - low > TAIL * (far - near) > 0 else (low, high)
+    low, high = float(values.min()), float(values.max())
+    near, far = (float(v) for v in np.quantile(values, [0.01, 0.99]))
+    return (near, far) if high - low > MAX_TAIL_RATIO * (far - near) > 0 else (low, high)

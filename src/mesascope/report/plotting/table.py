@@ -1,4 +1,4 @@
-"""A table for whatever no figure knows how to draw, so that nothing is dropped in silence."""
+"""Table for variables without a suitable figure, so that none is dropped silently."""
 
 from collections.abc import Sequence
 
@@ -7,61 +7,71 @@ import xarray as xr
 
 from mesascope.report.plotting.controls import control_name
 from mesascope.report.plotting.figure import Panel
-from mesascope.report.plotting.variable import Shown, numeric, visible
-from mesascope.report.text import listed, number, sentence, word
+from mesascope.report.plotting.variable import PlotVariable, is_numeric, make_visible
+from mesascope.report.text import format_dim, format_number, format_sentence, join_words
 
-MOST = 40  # rows
-HEAD = ("mean", "least", "greatest", "not a number")
+MAX_ROWS = 40  # rows
+COLUMN_HEADERS = ("mean", "minimum", "maximum", "not finite")
 
 
-def table(shown: Shown) -> Panel:
-    """Mean, least and greatest, for each label of a short dim with names if there is one."""
-    array = shown.at()
-    if not numeric(array):
-        return _words(shown, array)
+def build_table(variable: PlotVariable) -> Panel:
+    """Tabulate mean, minimum and maximum, by label of a short named axis if there is one.
+
+    Args:
+        variable: the variable.
+
+    Returns:
+        The panel. A variable that is not numeric is listed value by value.
+    """
+    array = variable.select_step()
+    if not is_numeric(array):
+        return _build_text_table(variable, array)
     dim = next((d for d in ("stat", "predictor", "component", "sublayer", "map", "layer") if d in array.dims), None)
-    dim = dim if dim and array.sizes[dim] <= MOST else None
+    dim = dim if dim and array.sizes[dim] <= MAX_ROWS else None
     parts = [array.isel({dim: k}) for k in range(array.sizes[dim])] if dim else [array]
-    labels = shown.names(dim) if dim else ["all"]
-    rows = [[label, *_numbers(part.values)] for label, part in zip(labels, parts, strict=True)]
-    head = [word(dim) if dim else "", *HEAD]
+    labels = variable.list_labels(dim) if dim else ["all"]
+    rows = [[label, *_format_statistics(part.values)] for label, part in zip(labels, parts, strict=True)]
+    head = [format_dim(dim) if dim else "", *COLUMN_HEADERS]
     return Panel(
         kind="table",
-        title=shown.title,
-        caption=shown.caption(_shape(shown), shown.moment(), _controls(shown)),
-        data={"head": head, "rows": rows, "units": "" if shown.units == "1" else shown.units},
+        title=variable.title,
+        caption=variable.build_caption(
+            _describe_shape(variable), variable.describe_step(), _describe_controls(variable)
+        ),
+        data={"head": head, "rows": rows, "units": "" if variable.units == "1" else variable.units},
     )
 
 
-def _numbers(values: np.ndarray) -> list[str]:
-    """The cells of one row."""
+def _format_statistics(values: np.ndarray) -> list[str]:
     finite = values[np.isfinite(values)]
     missing = str(values.size - finite.size) if values.size > finite.size else "none"
     if not finite.size:
         return ["–", "–", "–", missing]
-    return [number(float(finite.mean())), number(float(finite.min())), number(float(finite.max())), missing]
+    return [
+        format_number(float(finite.mean())),
+        format_number(float(finite.min())),
+        format_number(float(finite.max())),
+        missing,
+    ]
 
 
-def _words(shown: Shown, array: xr.DataArray) -> Panel:
-    """Values that are no numbers: the first of them as they are."""
-    values = [visible(v) for v in array.values.ravel()[:MOST].tolist()]
+def _build_text_table(variable: PlotVariable, array: xr.DataArray) -> Panel:
+    values = [make_visible(v) for v in array.values.ravel()[:MAX_ROWS].tolist()]
     rows = [[str(k), value] for k, value in enumerate(values)]
-    more = f"The first {MOST} of {array.size} values" if array.size > MOST else ""
-    caption = shown.caption(_shape(shown), more)
+    more = f"The first {MAX_ROWS} of {array.size} values" if array.size > MAX_ROWS else ""
+    caption = variable.build_caption(_describe_shape(variable), more)
     return Panel(
-        kind="table", title=shown.title, caption=caption, data={"head": ["", "value"], "rows": rows, "units": ""}
+        kind="table", title=variable.title, caption=caption, data={"head": ["", "value"], "rows": rows, "units": ""}
     )
 
 
-def _shape(shown: Shown) -> str:
-    """The dims and their lengths, in words."""
-    dims: Sequence[str] = [str(d) for d in shown.array.dims if d != "seed" or shown.seeded]
+def _describe_shape(variable: PlotVariable) -> str:
+    dims: Sequence[str] = [str(d) for d in variable.array.dims if d != "seed" or variable.has_seeds]
     if not dims:
-        return "A single number"
-    return f"Over all of: {listed(f'{word(d)} ({shown.array.sizes[d]})' for d in dims)}"
+        return "Single value"
+    return f"Statistics over {join_words(f'{format_dim(d)} ({variable.array.sizes[d]})' for d in dims)}"
 
 
-def _controls(shown: Shown) -> str:
-    """Means of the controls, which a table has no other place for."""
-    means = [f"{control_name(c)}: {number(float(c.mean()))}" for c in shown.controls if numeric(c)]
-    return sentence(f"Controls, the mean of each: {'; '.join(means)}") if means else ""
+def _describe_controls(variable: PlotVariable) -> str:
+    means = [f"{control_name(c)}: {format_number(float(c.mean()))}" for c in variable.controls if is_numeric(c)]
+    return format_sentence(f"Mean of each control: {'; '.join(means)}") if means else ""

@@ -1,4 +1,4 @@
-"""One variable, made ready for a view: seeds in front, its control beside it, its labels at hand."""
+"""A variable prepared for plotting, with its controls, position labels and auxiliary variables."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -10,184 +10,291 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from mesascope.report.plotting.controls import replicates
-from mesascope.report.text import plain, sentence, several, stopped
+from mesascope.report.plotting.controls import stack_replicates
+from mesascope.report.text import add_full_stop, escape_plotly, format_count, format_sentence
 
-NAMES = frozenset({"predictor", "stat", "component", "sublayer", "map"})  # dims whose labels are names, in no order
-SHAPELESS = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u2069\\ufeff\\ufff9-\\ufffb]")
-LABELS = ("token", "value")  # variables that name positions, used on axes rather than drawn themselves
+CATEGORICAL_DIMS = frozenset(
+    {"predictor", "stat", "component", "sublayer", "map"}
+)  # axes whose labels are unordered names
+INVISIBLE_CHARACTERS = re.compile(
+    "[\\x00-\\x1f\\x7f-\\x9f\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u2069\\ufeff\\ufff9-\\ufffb]"
+)
+LABEL_VARIABLES = ("token", "value")  # variables that label positions on axes and have no panel of their own
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
-    """A variable as a view sees it.
+class PlotVariable:
+    """A variable as a view receives it.
 
     Attributes:
         name: its name in the file.
-        array: its numbers; ``seed`` is always the first dim, of length 1 where the run had none.
-        seeded: whether the run had seeds at all.
-        controls: variables that say what it looks like where there is nothing to find, replicates along ``seed``.
-        labels: the token or the value at each (batch, pos), if the file has one.
+        array: its numbers; ``seed`` is always the first axis, of length 1 if the run has no seeds.
+        has_seeds: whether the run has seeds.
+        controls: control variables (the same quantity under a null), replicates along ``seed``.
+        labels: the token or value at each (batch, pos), if the file has one.
     """
 
     name: str
     array: xr.DataArray
-    seeded: bool
+    has_seeds: bool
     controls: tuple[xr.DataArray, ...] = ()
     labels: xr.DataArray | None = None
 
     @property
     def title(self) -> str:
-        """A heading: the attribute ``title``, else the name with spaces."""
+        """The heading: the attribute ``title``, else the name with spaces."""
         return str(self.array.attrs.get("title") or self.name.replace("_", " "))
 
     @property
     def units(self) -> str:
-        """The unit of its numbers; ``1`` for a pure number."""
+        """The units of its numbers; ``1`` for a pure number."""
         return str(self.array.attrs.get("units", "1"))
 
     @cached_property
-    def log(self) -> bool:
-        """Whether it is drawn on a logarithmic scale: where it asks for that and has a positive value."""
+    def is_log(self) -> bool:
+        """True if the scale is logarithmic: requested, and at least one value is positive."""
         return self.array.attrs.get("scale") == "log" and bool((self.array.values > 0).any())
 
     @cached_property
     def center(self) -> float | None:
-        """The value that diverging colours start from: as given, or 0 where both signs occur."""
+        """The middle of a diverging colour scale: as given, or 0 if both signs occur."""
         given = self.array.attrs.get("center")
         if given is not None:
             return float(given)
-        return 0.0 if not self.log and float(self.array.min()) < 0 < float(self.array.max()) else None
+        return 0.0 if not self.is_log and float(self.array.min()) < 0 < float(self.array.max()) else None
 
     @property
-    def seeds(self) -> int:
-        """How many seeds."""
+    def num_seeds(self) -> int:
+        """The number of seeds."""
         return self.array.sizes["seed"]
 
     @property
-    def rest(self) -> tuple[str, ...]:
-        """The dims that decide how it is drawn."""
+    def plot_dims(self) -> tuple[str, ...]:
+        """The axes other than seed and step, which determine the view."""
         return tuple(str(d) for d in self.array.dims if d not in ("seed", "step"))
 
-    def at(self, step: int = -1) -> xr.DataArray:
-        """The numbers at one step, the last unless told; all of them where nothing was trained."""
+    def select_step(self, step: int = -1) -> xr.DataArray:
+        """Return the numbers at one training step.
+
+        Args:
+            step: the index of the step; the last by default.
+
+        Returns:
+            The numbers without the axis ``step``; unchanged if there is none.
+        """
         return self.array.isel(step=step) if "step" in self.array.dims else self.array
 
-    def names(self, dim: str) -> list[str]:
-        """The labels along a dim, as text."""
-        return names(self.array, dim)
+    def list_labels(self, dim: str) -> list[str]:
+        """Return the labels along an axis as text.
 
-    def caption(self, *more: str) -> str:
-        """What its author says it is, then what is drawn here."""
-        return " ".join(filter(None, [sentence(self.array.attrs.get("about")), *map(sentence, more)]))
+        Args:
+            dim: the name of the axis.
+
+        Returns:
+            One label per index.
+        """
+        return read_labels(self.array, dim)
+
+    def build_caption(self, *notes: str) -> str:
+        """Build the caption: the variable's description, then notes on the figure.
+
+        Args:
+            *notes: notes; empty ones are skipped.
+
+        Returns:
+            Sentences.
+        """
+        return " ".join(
+            filter(None, [format_sentence(self.array.attrs.get("description")), *map(format_sentence, notes)])
+        )
 
     @property
     def tautology(self) -> str:
-        """Why this number cannot fail, where its author says so: an identity is evidence of nothing."""
-        return stopped(self.array.attrs.get("tautology"))
+        """The reason why the value holds by construction, as given by the analysis; empty if there is none."""
+        return add_full_stop(self.array.attrs.get("tautology"))
 
     @property
-    def over_seeds(self) -> str:
-        """The number of seeds, in words."""
-        return several(self.seeds, "seed") if self.seeded else "one model"
+    def seed_count(self) -> str:
+        """The number of seeds in words."""
+        return format_count(self.num_seeds, "seed") if self.has_seeds else "one model"
 
-    def moment(self) -> str:
-        """The step that is shown, in words; nothing where nothing was trained."""
+    def describe_step(self) -> str:
+        """Describe the training step that is drawn.
+
+        Returns:
+            A phrase; empty if there is no axis ``step``.
+        """
         return f"at step {int(self.array['step'][-1]):,}" if "step" in self.array.dims else ""
 
 
-def prepare(data: xr.Dataset, name: str) -> Shown:
-    """A variable of a file with its controls and labels."""
+def prepare_variable(data: xr.Dataset, name: str) -> PlotVariable:
+    """Prepare a variable of a file for plotting.
+
+    Args:
+        data: the variables of the file.
+        name: the name of the variable.
+
+    Returns:
+        The variable with its controls and position labels.
+    """
     array = data[name]
-    belonging = [data[c] for c in data.data_vars if data[c].attrs.get("control_of") == name]
-    controls = tuple(replicates(_seeds_first(one)) for one in belonging)
-    labels = next((data[one] for one in LABELS if one in data.variables and data[one].ndim), None)
-    return Shown(name=name, array=_seeds_first(array), seeded="seed" in array.dims, controls=controls, labels=labels)
+    controls_of_variable = [data[c] for c in data.data_vars if data[c].attrs.get("control_of") == name]
+    controls = tuple(stack_replicates(_move_seeds_first(one)) for one in controls_of_variable)
+    labels = next((data[one] for one in LABEL_VARIABLES if one in data.variables and data[one].ndim), None)
+    return PlotVariable(
+        name=name, array=_move_seeds_first(array), has_seeds="seed" in array.dims, controls=controls, labels=labels
+    )
 
 
-def names(array: xr.DataArray, dim: str) -> list[str]:
-    """The labels along a dim as text; whole numbers without a decimal point."""
+def read_labels(array: xr.DataArray, dim: str) -> list[str]:
+    """Return the labels along an axis as text; integers are written without a decimal point.
+
+    Args:
+        array: the labelled array.
+        dim: the name of the axis.
+
+    Returns:
+        One label per index; the index itself if there are no labels.
+    """
     if dim not in array.coords:
         return [str(k) for k in range(array.sizes[dim])]
     return [f"{v:g}" if isinstance(v, float) else str(v) for v in array[dim].values.tolist()]
 
 
-def position_names(shown: Shown, dim: str, example: int | None = None) -> list[str]:
-    """Labels of positions with their token, where the file has tokens and the example is known.
+def label_positions(variable: PlotVariable, dim: str, example: int | None = None) -> list[str]:
+    """Return labels of positions with their tokens, if the file has tokens and the example is known.
 
-    Raises nothing: where labels do not fit, positions are numbers.
+    Args:
+        variable: the variable.
+        dim: the axis of positions.
+        example: the index of the example along ``batch``.
+
+    Returns:
+        One label per position; the position's number if tokens are unknown or do not fit.
     """
-    plain_names, labels = shown.names(dim), shown.labels
+    dim_labels, labels = variable.list_labels(dim), variable.labels
     if labels is None or dim not in ("pos", "query", "key") or "pos" not in labels.dims:
-        return plain_names
+        return dim_labels
     labels = labels.isel(step=-1) if "step" in labels.dims else labels
     labels = labels.isel(seed=0) if "seed" in labels.dims else labels
     if "batch" in labels.dims and (example is not None or labels.sizes["batch"] == 1):
         labels = labels.isel(batch=example or 0)
-    if labels.dims != ("pos",) or labels.sizes["pos"] < len(plain_names):
-        return plain_names
-    return [visible(v) for v in labels.values[: len(plain_names)]]
+    if labels.dims != ("pos",) or labels.sizes["pos"] < len(dim_labels):
+        return dim_labels
+    return [make_visible(v) for v in labels.values[: len(dim_labels)]]
 
 
-def visible(value: Any) -> str:
-    """A token or value as text in which blanks can be seen, as can signs without a shape of their own.
+def make_visible(value: Any) -> str:
+    """Return a token or value as text in which spaces and invisible characters are visible.
 
-    >>> visible(" the"), visible(0.123456), visible("a\\u202eb\\x07")
+    Args:
+        value: a token or a number.
+
+    Returns:
+        The text.
+
+    >>> make_visible(" the"), make_visible(0.123456), make_visible("a\\u202eb\\x07")
     ('␣the', '0.123', 'a⟨202E⟩b␇')
     """
     if isinstance(value, float | np.floating):
         return f"{value:.3g}"
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
     text = text.replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥")
-    return SHAPELESS.sub(lambda sign: _picture(ord(sign[0])), text) or "∅"
+    return INVISIBLE_CHARACTERS.sub(lambda sign: _choose_symbol(ord(sign[0])), text) or "∅"
 
 
-def _picture(code: int) -> str:
-    """What stands for a sign that cannot be seen, or that turns other text round."""
+def _choose_symbol(code: int) -> str:
+    """Return the visible replacement of a control or formatting character."""
     return chr(0x2400 + code) if code < 0x20 else f"⟨{code:04X}⟩"
 
 
-def numeric(array: xr.DataArray) -> bool:
-    """Whether a variable holds real numbers (or truth values, counted as 0 and 1)."""
+def is_numeric(array: xr.DataArray) -> bool:
+    """Return whether a variable contains real numbers (booleans count as 0 and 1).
+
+    Args:
+        array: the variable.
+
+    Returns:
+        True if it is numeric and not empty.
+    """
     return array.dtype.kind in "fiub" and array.size > 0
 
 
-def escaped(labels: Sequence[str]) -> list[str]:
-    """Labels for plotly."""
-    return [plain(one) for one in labels]
+def escape_labels(labels: Sequence[str]) -> list[str]:
+    """Escape labels for plotly.
+
+    Args:
+        labels: the labels.
+
+    Returns:
+        Labels that plotly displays literally.
+    """
+    return [escape_plotly(one) for one in labels]
 
 
-def _seeds_first(array: xr.DataArray) -> xr.DataArray:
-    """The same numbers as floats with ``seed`` as the first dim."""
+def _move_seeds_first(array: xr.DataArray) -> xr.DataArray:
     attrs = array.attrs
-    array = array.astype(float) if numeric(array) else array
+    array = array.astype(float) if is_numeric(array) else array
     array = array if "seed" in array.dims else array.expand_dims("seed")
     return array.transpose("seed", ...).assign_attrs(attrs)
 
 
-COMPANIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+AUX_VARIABLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "causes": ("role", "mark", "low", "high", "caused"),
-        "ranking": ("named", "low", "high", "null", "apart", "called", "iterations", "fitted", "numbers"),
+        "head_importance": ("role", "label", "low", "high", "caused"),
+        "ranking": (
+            "named",
+            "low",
+            "high",
+            "similarity_null",
+            "distinguishable",
+            "display_name",
+            "iterations",
+            "fitted",
+            "hyperparameters",
+        ),
     }
 )
-NEEDED: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"causes": ("role", "caused"), "ranking": ("named", "null", "apart", "called", "iterations", "numbers")}
+REQUIRED_AUX_VARIABLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "head_importance": ("role", "caused"),
+        "ranking": ("named", "similarity_null", "distinguishable", "display_name", "iterations", "hyperparameters"),
+    }
 )
 
 
-def companions(data: xr.Dataset) -> list[str]:
-    """The variables that belong to the view which a variable of the file asks for; none if it cannot be drawn so."""
-    asked = {str(data[name].attrs.get("view")) for name in data.data_vars}
-    whole = [view for view in COMPANIONS if view in asked and {*NEEDED[view]} <= {*map(str, data.data_vars)}]
-    return [name for view in whole for name in COMPANIONS[view] if name in data.data_vars]
+def list_aux_variables(data: xr.Dataset) -> list[str]:
+    """List the auxiliary variables of the views that the variables of a file request.
+
+    Args:
+        data: the variables of the file.
+
+    Returns:
+        Their names; those of a view are left out if one that it requires is missing.
+    """
+    requested = {str(data[name].attrs.get("view")) for name in data.data_vars}
+    complete = [
+        view
+        for view in AUX_VARIABLES
+        if view in requested and {*REQUIRED_AUX_VARIABLES[view]} <= {*map(str, data.data_vars)}
+    ]
+    return [name for view in complete for name in AUX_VARIABLES[view] if name in data.data_vars]
 
 
-def beside(data: xr.Dataset, shown: Shown) -> Shown:
-    """The variable with those beside it, as coordinates; ``seed`` in front, as it has it."""
-    array = shown.array
-    here = [data[name] for name in companions(data) if {*data[name].dims} <= {*array.dims}]
-    known = {
-        one.name: (one if "seed" in one.dims else one.expand_dims(seed=array.sizes["seed"])).variable for one in here
+def attach_aux_variables(data: xr.Dataset, variable: PlotVariable) -> PlotVariable:
+    """Attach auxiliary variables to a variable as coordinates, all with the axis ``seed``.
+
+    Args:
+        data: the variables of the same file.
+        variable: the variable to plot.
+
+    Returns:
+        The variable with coordinates.
+    """
+    array = variable.array
+    available = [data[name] for name in list_aux_variables(data) if {*data[name].dims} <= {*array.dims}]
+    coords = {
+        one.name: (one if "seed" in one.dims else one.expand_dims(seed=array.sizes["seed"])).variable
+        for one in available
     }
-    return replace(shown, array=array.assign_coords(known))
+    return replace(variable, array=array.assign_coords(coords))

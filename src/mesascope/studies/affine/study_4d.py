@@ -1,11 +1,11 @@
-"""Affine recurrences in four dimensions: what the paper names as future work, with the same claims."""
+"""Affine recurrences in four dimensions: the paper's future work, with the claims of the study `affine`."""
 
 from dataclasses import replace
 
 from mesascope.models.config import DecoderConfig
 from mesascope.studies.affine import study
-from mesascope.studies.affine.claims import claims, instruments, sweeps
-from mesascope.studies.base import Scale
+from mesascope.studies.affine.claims import affine_claims, make_recurrence_analyses
+from mesascope.studies.base import Condition, ScaleConfig
 
 TASK = replace(study.TASK, dim=4, matrix="dense")
 
@@ -13,15 +13,21 @@ STUDY = replace(
     study.STUDY,
     name="affine-4d",
     title="Affine recurrences in four dimensions",
-    about=(
-        "Sequences x' = A x + b in four dimensions, A a dense matrix of spectral radius up to 1. The paper names "
-        "higher-dimensional recurrences as future work; the claims are its claims for numbers, carried over. At laptop "
-        "scale the model has not learned the task yet, so the claims are decided at paper scale alone."
+    description=(
+        "Sequences x' = A x + b in four dimensions; A is a dense matrix of spectral radius up to 1. The paper names "
+        "higher-dimensional recurrences as future work; the claims are those of the scalar study. The model does not "
+        "learn this task at laptop scale, so the claims are tested at paper scale only."
     ),
-    task=TASK,
-    model=DecoderConfig(**{**study.SHAPE, "d_in": 4, "d_out": 4}),
-    scales=study.SCALES | {"laptop": Scale(training=study.training(8_000, checkpoints=10), minutes=8.0)},
-    measures=instruments(first=TASK.identified_from + 1),
-    sweeps=sweeps(first=TASK.identified_from + 1),
-    claims=claims(first=TASK.identified_from + 1, layers=3, scales=("paper",)),  # laptop: not yet learned
+    conditions=(
+        Condition(
+            task=TASK,
+            model=DecoderConfig(**{**study.SHAPE, "d_in": 4, "d_out": 4}),
+            scales=study.SCALES | {"laptop": ScaleConfig(training=study.make_affine_training(8_000, checkpoints=10))},
+            analyses=make_recurrence_analyses(TASK.identified_from + 1),
+        ),
+    ),
+    minutes={**study.STUDY.minutes, "laptop": 8.0},
+    claims=affine_claims(
+        first=TASK.identified_from + 1, layers=3, scales=("paper",)
+    ),  # the task is not learned at laptop scale
 )

@@ -1,1 +1,1 @@
-"""Wang et al. 2024: how transformers implement induction heads."""
+"""Wang et al. 2024: emergence of induction heads."""

@@ -1,5 +1,7 @@
-"""Sentences in which one token decides what follows: the setting of Huang et al., Non-asymptotic Convergence of
-Training Transformers for Next-token Prediction (arXiv 2409.17335).
+"""Sentences in which one token determines the next token.
+
+The setting of Huang et al. 2024, Non-asymptotic Convergence of Training Transformers for Next-token Prediction
+(arXiv 2409.17335).
 """
 
 from collections.abc import Mapping
@@ -14,154 +16,210 @@ from torch import Tensor
 from mesascope.tasks.base import Batch, Task
 
 Sentences = Int[Tensor, "sentence pos"]
-SURE = 20.0  # logit of what an oracle predicts
+BASELINE_LOGIT = 20.0  # logit of the token that a baseline predicts
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Language:
-    """Tokens, what follows each, how often each pair is seen, and in which order tokens count for every last token.
+class CollocationLanguage:
+    """A random language: collocations of tokens, their frequencies, and a ranking of tokens for every last token.
 
     Attributes:
-        follows: the collocation of each token, each the collocation of one.
-        share: of each pair among all.
-        order: by last token, each token's place; the lowest decides.
+        collocations: the token that follows each token; a permutation.
+        frequencies: of each pair of a token and its collocation; they sum to 1.
+        ranks: rank of each token (second axis) by last token (first axis); the lowest rank in a sentence decides.
     """
 
-    follows: Int[Tensor, " token"]
-    share: Float[Tensor, " token"]
-    order: Int[Tensor, "token token"]
+    collocations: Int[Tensor, " token"]
+    frequencies: Float[Tensor, " token"]
+    ranks: Int[Tensor, "token token"]
 
     @classmethod
-    def drawn(cls, vocabulary: int, generator: torch.Generator) -> "Language":
-        """Some language; pairs are as unequally frequent as words are (Zipf)."""
-        share = 1 / torch.arange(1, vocabulary + 1, dtype=torch.float64)
-        order = torch.stack([torch.randperm(vocabulary, generator=generator) for _ in range(vocabulary)])
-        return cls(follows=torch.randperm(vocabulary, generator=generator), share=share / share.sum(), order=order)
+    def sample(cls, vocabulary: int, generator: torch.Generator) -> "CollocationLanguage":
+        """Draw a language whose pairs have Zipf frequencies.
 
-    def sentences(self, count: int, length: int, generator: torch.Generator) -> Sentences:
-        """Different tokens in a random order, all sentences different."""
-        found: dict[tuple[int, ...], None] = {}
-        while len(found) < count:
-            found[tuple(torch.randperm(len(self.follows), generator=generator)[:length].tolist())] = None
-        return torch.tensor(list(found))
+        Args:
+            vocabulary: number of tokens.
+            generator: source of randomness.
+        """
+        frequencies = 1 / torch.arange(1, vocabulary + 1, dtype=torch.float64)
+        ranks = torch.stack([torch.randperm(vocabulary, generator=generator) for _ in range(vocabulary)])
+        return cls(
+            collocations=torch.randperm(vocabulary, generator=generator),
+            frequencies=frequencies / frequencies.sum(),
+            ranks=ranks,
+        )
 
-    def deciding(self, sentences: Sentences) -> Int[Tensor, " sentence"]:
-        """The place of the token that decides.
+    def sample_sentences(self, count: int, length: int, generator: torch.Generator) -> Sentences:
+        """Draw distinct sentences of distinct tokens.
 
-        >>> order = torch.tensor([[0, 1, 2], [2, 1, 0], [1, 0, 2]])
-        >>> spoken = Language(follows=torch.arange(3), share=torch.full((3,), 1 / 3), order=order)
-        >>> spoken.deciding(torch.tensor([[2, 0, 1], [0, 2, 1]])).tolist()
+        Args:
+            count: number of sentences.
+            length: of a sentence.
+            generator: source of randomness.
+        """
+        sentences: dict[tuple[int, ...], None] = {}
+        while len(sentences) < count:
+            sentences[tuple(torch.randperm(len(self.collocations), generator=generator)[:length].tolist())] = None
+        return torch.tensor(list(sentences))
+
+    def find_deciding_positions(self, sentences: Sentences) -> Int[Tensor, " sentence"]:
+        """Return the position of the deciding token, which has the lowest rank.
+
+        Args:
+            sentences: tokens.
+
+        >>> ranks = torch.tensor([[0, 1, 2], [2, 1, 0], [1, 0, 2]])
+        >>> frequencies = torch.full((3,), 1 / 3)
+        >>> language = CollocationLanguage(collocations=torch.arange(3), frequencies=frequencies, ranks=ranks)
+        >>> language.find_deciding_positions(torch.tensor([[2, 0, 1], [0, 2, 1]])).tolist()
         [0, 1]
         """
-        return self.order[sentences[:, -1:], sentences].argmin(1)
+        return self.ranks[sentences[:, -1:], sentences].argmin(1)
 
-    def next_token(self, sentences: Sentences) -> Int[Tensor, " sentence"]:
-        """What follows each sentence."""
-        return self.follows[sentences.gather(1, self.deciding(sentences)[:, None])[:, 0]]
+    def predict_next_tokens(self, sentences: Sentences) -> Int[Tensor, " sentence"]:
+        """Return the token that follows each sentence: the collocation of its deciding token.
 
-    def told_by(self, shown: Sentences, asked: Int[Tensor, "other pos"]) -> Bool[Tensor, " other"]:
-        """Which sentences have a deciding token that is known to come before their others: from sentences that were
-        shown, and from what follows of them.
+        Args:
+            sentences: tokens.
         """
-        tokens = torch.arange(len(self.follows))
-        before = torch.zeros(
-            len(tokens), len(tokens), len(tokens), dtype=torch.bool
-        )  # by last token: one before another
+        return self.collocations[sentences.gather(1, self.find_deciding_positions(sentences)[:, None])[:, 0]]
+
+    def implies_order(self, training: Sentences, sentences: Int[Tensor, "other pos"]) -> Bool[Tensor, " other"]:
+        """Return whether the training sentences imply which token of each sentence decides.
+
+        Every training sentence ranks its deciding token before its other tokens; the relation is transitive.
+
+        Args:
+            training: sentences whose next tokens are known.
+            sentences: sentences to be decided.
+        """
+        tokens = torch.arange(len(self.collocations))
+        # by last token: whether one token is known to rank before another
+        before = torch.zeros(len(tokens), len(tokens), len(tokens), dtype=torch.bool)
         before[:, tokens, tokens] = True
-        before[shown[:, -1:], shown.gather(1, self.deciding(shown)[:, None]), shown] = True
+        deciding = training.gather(1, self.find_deciding_positions(training)[:, None])
+        before[training[:, -1:], deciding, training] = True
         for middle in tokens:
             before |= before[:, :, middle, None] & before[:, None, middle, :]
-        return before[asked[:, -1:], asked.gather(1, self.deciding(asked)[:, None]), asked].all(1)
+        deciding = sentences.gather(1, self.find_deciding_positions(sentences)[:, None])
+        return before[sentences[:, -1:], deciding, sentences].all(1)
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Collocations(Task):
-    """Sentences whose last token says which of them decides the next token, trained on a few and asked on others.
+    """Sentences in which the last token selects the token that determines the next one.
 
-    Every token has a token that follows it, and every last token has an order of its own in which tokens count; what
-    follows a sentence is what follows the token that counts most.
+    Every token has a collocation, the token that follows it, and every last token has a ranking of all tokens. The
+    next token of a sentence is the collocation of its highest-ranked token. Training uses a fixed set of sentences,
+    validation uses others.
 
     Attributes:
-        vocabulary: tokens.
+        vocabulary: number of tokens.
         length: of a sentence; its tokens differ.
-        sentences: to train on, drawn again and again.
-        language: the seed of the language and of the sentences.
-        kept: whether sentences are those of training or others.
+        sentences: number of training sentences, which are drawn repeatedly.
+        language: seed of the language and of the training sentences.
+        split: whether sentences are drawn from the training set or outside it.
     """
 
     vocabulary: int = 12
     length: int = 5
     sentences: int = 60
     language: int = 0
-    kept: Literal["shown", "unseen"] = "shown"
+    split: Literal["training", "validation"] = "training"
 
     def __post_init__(self) -> None:
-        """Refuse what has no order to learn, or no sentence left."""
+        """Validate the sizes."""
         if not 2 <= self.length <= self.vocabulary:
             raise ValueError(
                 f"length must lie between 2 and the vocabulary, {self.vocabulary}, since the tokens of a sentence "
                 f"differ, but got {self.length}"
             )
-        most = 1
+        total = 1
         for token in range(self.length):
-            most *= self.vocabulary - token
-        if not 1 <= self.sentences <= most // 2:
-            raise ValueError(f"sentences must lie between 1 and {most // 2}, half of all, but got {self.sentences}")
+            total *= self.vocabulary - token
+        if not 1 <= self.sentences <= total // 2:
+            raise ValueError(f"sentences must lie between 1 and {total // 2}, half of all, but got {self.sentences}")
 
     def sample(self, n: int, generator: torch.Generator) -> Batch:
-        """Draw ``n`` sentences; ``order_shown`` is 1 where training tells which token decides."""
-        language, shown = _made(self.vocabulary, self.length, self.sentences, self.language)
-        if self.kept == "shown":
-            inputs = shown[torch.randint(0, len(shown), (n,), generator=generator)]
+        """Draw ``n`` sentences.
+
+        Args:
+            n: number of sentences.
+            generator: source of randomness.
+
+        Returns:
+            The batch, scored at the last position; its latent ``order_implied`` is 1 where the training sentences imply
+            which token decides.
+        """
+        language, training = _build_language(self.vocabulary, self.length, self.sentences, self.language)
+        if self.split == "training":
+            inputs = training[torch.randint(0, len(training), (n,), generator=generator)]
         else:
-            inputs = self._unseen(shown, n, generator)
+            inputs = self._sample_unseen(training, n, generator)
         targets = torch.zeros_like(inputs)
-        targets[:, -1] = language.next_token(inputs)
+        targets[:, -1] = language.predict_next_tokens(inputs)
         weight = torch.zeros(inputs.shape)
         weight[:, -1] = 1
-        told = language.told_by(shown, inputs).long()[:, None].expand(-1, self.length)
-        return Batch(inputs=inputs, targets=targets, weight=weight, latents={"order_shown": told})
+        implied = language.implies_order(training, inputs).long()[:, None].expand(-1, self.length)
+        return Batch(inputs=inputs, targets=targets, weight=weight, latents={"order_implied": implied})
 
     def loss(self, prediction: Float[Tensor, "batch pos d_out"], batch: Batch) -> Float[Tensor, "batch pos"]:
-        """Cross-entropy, in nats; 0 where nothing is asked."""
+        """Compute the cross-entropy of the next token.
+
+        Args:
+            prediction: logits.
+            batch: the sentences that were predicted.
+
+        Returns:
+            Cross-entropy in nats; 0 at positions that are not scored.
+        """
         return torch.nn.functional.cross_entropy(prediction.mT, batch.targets, reduction="none") * (batch.weight > 0)
 
-    def oracles(self, batch: Batch) -> Mapping[str, Float[Tensor, "batch pos d_out"]]:
-        """What the language says, and what it would say if another token decided: the last one, or any."""
-        language, _ = _made(self.vocabulary, self.length, self.sentences, self.language)
-        language = Language(
-            follows=language.follows.to(batch.inputs.device),
-            share=language.share.to(batch.inputs.device),
-            order=language.order.to(batch.inputs.device),
+    def baselines(self, batch: Batch) -> Mapping[str, Float[Tensor, "batch pos d_out"]]:
+        """Compute the logits of baselines that differ in which token decides.
+
+        Args:
+            batch: the sentences to predict.
+
+        Returns:
+            The exact rule, the collocation of the last token, and a uniform mixture of the collocations of all tokens.
+        """
+        language, _ = _build_language(self.vocabulary, self.length, self.sentences, self.language)
+        language = CollocationLanguage(
+            collocations=language.collocations.to(batch.inputs.device),
+            frequencies=language.frequencies.to(batch.inputs.device),
+            ranks=language.ranks.to(batch.inputs.device),
         )
-        each = _one_hot(language.follows[batch.inputs], self.vocabulary)
-        after = [language.next_token(batch.inputs[:, : place + 1]) for place in range(self.length)]
-        right = _one_hot(torch.stack(after, 1), self.vocabulary)
-        seen = each.cumsum(1) / torch.arange(1, self.length + 1, device=each.device)[:, None]
-        return {"the language": SURE * right, "the last token": SURE * each, "any token": (seen + 1e-6).log()}
+        collocations = _encode_one_hot(language.collocations[batch.inputs], self.vocabulary)
+        next_tokens = [language.predict_next_tokens(batch.inputs[:, : pos + 1]) for pos in range(self.length)]
+        exact = _encode_one_hot(torch.stack(next_tokens, 1), self.vocabulary)
+        mixture = collocations.cumsum(1) / torch.arange(1, self.length + 1, device=collocations.device)[:, None]
+        return {
+            "exact rule": BASELINE_LOGIT * exact,
+            "last token": BASELINE_LOGIT * collocations,
+            "mixture of all tokens": (mixture + 1e-6).log(),
+        }
 
-    def validation(self) -> "Collocations":
-        """Sentences that training does not show."""
-        return replace(self, kept="unseen")
+    def validation_task(self) -> "Collocations":
+        """Return the task of sentences that are not in the training set."""
+        return replace(self, split="validation")
 
-    def _unseen(self, shown: Sentences, n: int, generator: torch.Generator) -> Int[Tensor, "other pos"]:
-        """Sentences that are none of those shown."""
-        known, found = set(map(tuple, shown.tolist())), []
-        while len(found) < n:
+    def _sample_unseen(self, training: Sentences, n: int, generator: torch.Generator) -> Int[Tensor, "other pos"]:
+        excluded, sentences = set(map(tuple, training.tolist())), []
+        while len(sentences) < n:
             drawn = torch.rand(n, self.vocabulary, generator=generator).argsort(1)[:, : self.length].tolist()
-            found += [each for each in drawn if tuple(each) not in known]
-        return torch.tensor(found[:n])
+            sentences += [sentence for sentence in drawn if tuple(sentence) not in excluded]
+        return torch.tensor(sentences[:n])
 
 
-def _one_hot(tokens: Int[Tensor, "batch pos"], vocabulary: int) -> Float[Tensor, "batch pos token"]:
-    """A unit vector for each token."""
+def _encode_one_hot(tokens: Int[Tensor, "batch pos"], vocabulary: int) -> Float[Tensor, "batch pos token"]:
     return torch.nn.functional.one_hot(tokens, vocabulary).float()
 
 
 @cache
-def _made(vocabulary: int, length: int, sentences: int, seed: int) -> tuple[Language, Sentences]:
-    """The language and the sentences that training shows."""
+def _build_language(vocabulary: int, length: int, sentences: int, seed: int) -> tuple[CollocationLanguage, Sentences]:
+    """Return the language and the training sentences."""
     generator = torch.Generator().manual_seed(seed)
-    language = Language.drawn(vocabulary, generator)
-    return language, language.sentences(sentences, length, generator)
+    language = CollocationLanguage.sample(vocabulary, generator)
+    return language, language.sample_sentences(sentences, length, generator)

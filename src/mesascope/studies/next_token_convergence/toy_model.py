@@ -1,10 +1,10 @@
-"""Next-token prediction by one layer of attention: collocations first, then which token of a sentence decides.
+"""Toy model of next-token prediction: one layer of attention that learns collocations, then the deciding token.
 
-Huang, Liang and Yang, Non-asymptotic Convergence of Training Transformers for Next-token Prediction (arXiv 2409.17335).
-Every token has a token that follows it, its collocation. In a sentence, the last token says in which order the others
-count, and what follows is the collocation of the one that counts most. Logits are W_ov X softmax(X^T W_kq x_last) with
-one unit vector for each token; W_ov is trained on pairs alone, then W_kq with W_ov as it is, both from 0 by steps of
-one length along the gradient.
+Huang, Liang and Yang 2024, Non-asymptotic Convergence of Training Transformers for Next-token Prediction
+(arXiv 2409.17335). Every token has a collocation, the token that follows it. The last token of a sentence ranks all
+tokens, and the next token is the collocation of the highest-ranked token of the sentence. Logits are
+W_ov X softmax(X^T W_kq x_last) with one-hot tokens. W_ov is trained on pairs only, then W_kq with W_ov fixed, both from
+zero by normalised gradient descent.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,271 +18,389 @@ from jaxtyping import Float, Int
 from scipy.optimize import nnls
 from torch import Tensor
 
-from mesascope.axes import label
-from mesascope.store import ignore
-from mesascope.studies.next_token_convergence.task import Language
-from mesascope.studies.toy_model import Progress, Reduced, generator, line, looked_at, told
+from mesascope.axes import to_data_array
+from mesascope.statistics import evenly_spaced_steps
+from mesascope.store import do_nothing
+from mesascope.studies.next_token_convergence.task import CollocationLanguage
+from mesascope.studies.toy_model import Progress, ToyModel, count_steps, fit_line, simulation_generator
 
-Matrix = Float[Tensor, "token token"]
-Entry = tuple[int, int]
-STAGES = ["collocations", "what decides"]
-DESCENTS = ["steps of one length", "plain gradient descent"]
-PATHS = [f"{stage}, {descent}" for stage in STAGES for descent in DESCENTS]
-WINDOW = (1e-1, 1e-6)  # of the excess loss at first: where it is asked whether its logarithm falls along a line
-EARLY = 1e-2  # likewise: where the second stage takes what the first has found
-LEAST = 1e-10  # where the second stage stops: below, rounding would choose the direction
+TokenMatrix = Float[Tensor, "token token"]
+MatrixEntry = tuple[int, int]
+STAGES = ["collocations", "deciding token"]
+NORMALISED, PLAIN = DESCENTS = ["normalised gradient descent", "gradient descent"]
+STAGE_DESCENTS = [f"{stage}, {descent}" for stage in STAGES for descent in DESCENTS]
+TRAINING_SENTENCES, IMPLIED, NOT_IMPLIED = SENTENCE_KINDS = [
+    "training",
+    "unseen, order implied",
+    "unseen, order not implied",
+]
+FIT_WINDOW = (1e-1, 1e-6)  # excess loss over its initial value, where the line is fitted; ours
+VALUES_FRACTION = 1e-2  # excess loss of the first stage, over its initial value, at which W_ov is fixed; ours
+MIN_EXCESS_FRACTION = 1e-10  # the second stage stops here: below, rounding errors determine the direction
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class NextToken(Reduced):
-    """The two stages, each also by plain gradient descent, which is the control. The first goes on until its loss is
-    1e-6 of what it was; the second takes W_ov as it is at a hundredth: what tokens say is told by then, and not yet so
-    surely that the loss no longer depends on where attention goes.
+class NextTokenModel(ToyModel):
+    """Both stages of training, each by normalised gradient descent and, as the control, by gradient descent.
+
+    The first stage ends when its loss is 1e-6 of the initial loss. The second uses W_ov from the step at which the loss
+    was 1% of the initial loss: the collocations are learned by then, and the loss still depends on attention.
 
     Attributes:
-        vocabulary: tokens.
+        vocabulary: number of tokens.
         length: of a sentence.
-        sentences: to train on.
-        unseen: others, to see what was learned.
-        rate: the length of a step; plain gradient descent multiplies the gradient with ten times as much.
-        steps: of each stage.
-        points: steps at which it is looked at.
+        sentences: number of training sentences.
+        unseen: number of other sentences, on which generalisation is tested.
+        step_size: norm of a normalised update; the learning rate of gradient descent is ten times as large.
+        steps: number of updates of each stage.
+        checkpoints: number of steps that are recorded.
     """
 
     vocabulary: int = 12
     length: int = 5
     sentences: int = 60
     unseen: int = 2_000
-    rate: float = 0.1
+    step_size: float = 0.1
     steps: int = 2_000
-    points: int = 101
+    checkpoints: int = 101
 
     def __post_init__(self) -> None:
-        """Refuse what has no order to learn."""
+        """Validate the length."""
         if not 2 <= self.length <= self.vocabulary:
             raise ValueError(
                 f"length must lie between 2 and the vocabulary, {self.vocabulary}, since the tokens of a sentence "
                 f"differ, but got {self.length}"
             )
 
-    def simulate(self, seed: int, progress: Progress = ignore) -> xr.Dataset:
-        """Excess losses, norms and directions over the steps, and what is made of unseen sentences."""
-        draws = generator(seed)
-        language = Language.drawn(self.vocabulary, draws)
-        drawn = language.sentences(self.sentences + self.unseen, self.length, draws)
-        shown, unseen = drawn[: self.sentences], drawn[self.sentences :]
-        pairs = Stage.of_pairs(language)
-        paths = [[self._descended(pairs, way, progress) for way in (True, False)]]
-        if not paths[0][0].early.any():
-            raise ValueError(
-                f"steps must be enough for the loss of collocations to fall to {EARLY} of what it was, but after "
-                f"{self.steps} it is {paths[0][0].excess[-1] / paths[0][0].excess[0]:.2g} of it; take more"
-            )
-        stage = Stage.of_sentences(language, shown, paths[0][0].early)  # on what steps of one length made of the pairs
-        paths.append([self._descended(stage, way, progress) for way in (True, False)])
-        found = xr.Dataset(_told(paths, self.steps, self.points))
-        due = found["step"].values.tolist()
-        about = "attention to the token that decides, mean over the sentences shown, by steps of one length"
-        attended = np.array(paths[1][0].attention)[due]
-        found["attention"] = label(attended, "step", units="1", about=about, coords={"step": due})
-        right = [accuracy(language, each, paths[0][0].early, paths[1][0].at) for each in (shown, unseen)]
-        known = language.told_by(shown, unseen)
-        named = {"setting": ["shown", "unseen, order shown", "unseen, order not shown"]}
-        scores = [right[0].mean(), _mean(right[1][known]), _mean(right[1][~known])]
-        counts = [len(shown), int(known.sum()), int((~known).sum())]
-        about = "share of sentences whose next token has the largest logit, after both stages"
-        found["accuracy"] = label(torch.tensor(scores), "setting", units="1", about=about, coords=named)
-        about = "sentences of each kind"
-        found["count"] = label(torch.tensor(counts), "setting", units="sentences", about=about, coords=named)
-        return found
+    def simulate(self, seed: int, progress: Progress = do_nothing) -> xr.Dataset:
+        """Train both stages and test unseen sentences.
 
-    def _descended(self, stage: "Stage", even: bool, progress: Progress) -> "Path":
-        """One stage from 0, by steps of one length or in proportion to the gradient."""
-        at = torch.zeros(self.vocabulary, self.vocabulary, dtype=torch.float64, requires_grad=True)
-        path = Path(at=torch.zeros_like(at), early=torch.zeros_like(at), excess=[], norm=[], direction=[], attention=[])
-        for _ in told(self.steps, progress):
-            loss = stage.loss(at)
-            path.note(at.detach(), loss.item(), stage)
-            if path.excess[-1] <= stage.least * path.excess[0]:
+        Args:
+            seed: of the language and of the sentences.
+            progress: receives (steps done, total steps, NaN).
+
+        Returns:
+            Curves of both stages by step, fits to them, and accuracy by kind of sentence.
+
+        Raises:
+            ValueError: the first stage has too few steps to learn the collocations.
+        """
+        generator = simulation_generator(seed)
+        language = CollocationLanguage.sample(self.vocabulary, generator)
+        drawn = language.sample_sentences(self.sentences + self.unseen, self.length, generator)
+        training, unseen = drawn[: self.sentences], drawn[self.sentences :]
+        first = self._train_stage(TrainingStage.from_collocations(language), progress)
+        values = first[0].values_matrix  # of normalised gradient descent, for both descents of the second stage
+        if not values.any():
+            excess = first[0].excess_loss
+            raise ValueError(
+                f"steps must be enough for the loss of collocations to fall to {VALUES_FRACTION} of its initial value, "
+                f"but after {self.steps} it is {excess[-1] / excess[0]:.2g} of it; take more"
+            )
+        second = self._train_stage(TrainingStage.from_sentences(language, training, values), progress)
+        results = xr.Dataset(_describe_curves([*first, *second], self.steps, self.checkpoints))
+        recorded_steps = results["step"].values.tolist()
+        results["attention"] = to_data_array(
+            np.array(second[0].attention)[recorded_steps],
+            "step",
+            units="1",
+            description="attention to the deciding token, mean over training sentences, normalised gradient descent",
+            coords={"step": recorded_steps},
+        )
+        correct = [check_predictions(language, each, values, second[0].matrix) for each in (training, unseen)]
+        implied = language.implies_order(training, unseen)
+        by_kind = dict(zip(SENTENCE_KINDS, (correct[0], correct[1][implied], correct[1][~implied]), strict=True))
+        return results.assign(_describe_accuracy(by_kind))
+
+    def _train_stage(self, stage: "TrainingStage", progress: Progress) -> list["DescentRecord"]:
+        return [self._run_descent(stage, normalised, progress) for normalised in (True, False)]
+
+    def _run_descent(self, stage: "TrainingStage", normalised: bool, progress: Progress) -> "DescentRecord":
+        matrix = torch.zeros(self.vocabulary, self.vocabulary, dtype=torch.float64, requires_grad=True)
+        record = DescentRecord.empty(self.vocabulary)
+        for _ in count_steps(self.steps, progress):
+            loss = stage.loss(matrix)
+            record.record_step(matrix.detach(), loss.item(), stage)
+            if record.excess_loss[-1] <= stage.stop_fraction * record.excess_loss[0]:
                 break
-            (slope,) = torch.autograd.grad(loss, at)
-            step = self.rate * slope / slope.norm() if even else 10 * self.rate * slope
-            at = (at.detach() - step).requires_grad_()
-        path.stay(self.steps + 1)
-        return path
+            (gradient,) = torch.autograd.grad(loss, matrix)
+            step = self.step_size * gradient / gradient.norm() if normalised else 10 * self.step_size * gradient
+            matrix = (matrix.detach() - step).requires_grad_()
+        record.repeat_last(self.steps + 1)
+        return record
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Stage:
-    """What one of the two matrices is trained on.
+class TrainingStage:
+    """The objective of one of the two matrices.
 
     Attributes:
-        loss: of the matrix.
-        floor: what the loss tends to.
-        margin: the smallest matrix that decides everything right by 1.
-        least: where descent stops, as a share of the excess loss at first.
-        attended: attention to the tokens that decide, where there is attention.
+        loss: cross-entropy as a function of the matrix.
+        min_loss: infimum of the loss.
+        margin_matrix: the matrix of least norm that separates all correct entries from the others by a margin of 1.
+        stop_fraction: excess loss over its initial value at which descent stops.
+        attention: mean attention to the deciding tokens as a function of the matrix; NaN without attention.
     """
 
-    loss: Callable[[Matrix], Float[Tensor, ""]]
-    floor: float
-    margin: Matrix
-    least: float
-    attended: Callable[[Matrix], float] = lambda matrix: float("nan")
+    loss: Callable[[TokenMatrix], Float[Tensor, ""]]
+    min_loss: float
+    margin_matrix: TokenMatrix
+    stop_fraction: float
+    attention: Callable[[TokenMatrix], float] = lambda matrix: float("nan")
 
     @classmethod
-    def of_pairs(cls, language: Language) -> "Stage":
-        """W_ov: the collocation of every token has the largest logit."""
+    def from_collocations(cls, language: CollocationLanguage) -> "TrainingStage":
+        """Return the stage of W_ov, in which the collocation of every token should have the largest logit.
 
-        def loss(matrix: Matrix) -> Float[Tensor, ""]:
-            missed = torch.nn.functional.cross_entropy(matrix.mT, language.follows, reduction="none")
-            return missed @ language.share
+        Args:
+            language: gives collocations and their frequencies.
+        """
 
-        above = [
-            ((right, token), (other, token))
-            for token, right in enumerate(language.follows.tolist())
-            for other in range(len(language.share))
-            if other != right
+        def compute_loss(matrix: TokenMatrix) -> Float[Tensor, ""]:
+            losses = torch.nn.functional.cross_entropy(matrix.mT, language.collocations, reduction="none")
+            return losses @ language.frequencies
+
+        size = len(language.frequencies)
+        ordered = [
+            ((correct, token), (other, token))
+            for token, correct in enumerate(language.collocations.tolist())
+            for other in range(size)
+            if other != correct
         ]
-        return cls(loss=loss, floor=0.0, margin=max_margin(above, len(language.share)), least=WINDOW[1])
+        margin_matrix = solve_max_margin(ordered, size)
+        return cls(loss=compute_loss, min_loss=0.0, margin_matrix=margin_matrix, stop_fraction=FIT_WINDOW[1])
 
     @classmethod
-    def of_sentences(cls, language: Language, sentences: Int[Tensor, "sentence pos"], values: Matrix) -> "Stage":
-        """W_kq: the token that decides gets the most attention; ``values`` is W_ov."""
-        rows, decides = torch.arange(len(sentences)), language.deciding(sentences)
-        follows = language.next_token(sentences)
+    def from_sentences(
+        cls, language: CollocationLanguage, sentences: Int[Tensor, "sentence pos"], values: TokenMatrix
+    ) -> "TrainingStage":
+        """Return the stage of W_kq, in which the deciding token should get the most attention.
 
-        def loss(matrix: Matrix) -> Float[Tensor, ""]:
-            return torch.nn.functional.cross_entropy(logits(sentences, values, matrix), follows)
+        Args:
+            language: gives the deciding tokens and the next tokens.
+            sentences: training sentences.
+            values: W_ov, which is fixed.
+        """
+        rows, deciding = torch.arange(len(sentences)), language.find_deciding_positions(sentences)
+        next_tokens = language.predict_next_tokens(sentences)
 
-        floor = torch.nn.functional.cross_entropy(values[:, sentences[rows, decides]].mT, follows).item()
-        above = {
-            ((sentence[place], sentence[-1]), (other, sentence[-1]))
-            for sentence, place in zip(sentences.tolist(), decides.tolist(), strict=True)
+        def compute_loss(matrix: TokenMatrix) -> Float[Tensor, ""]:
+            return torch.nn.functional.cross_entropy(compute_next_logits(sentences, values, matrix), next_tokens)
+
+        def compute_attention(matrix: TokenMatrix) -> float:
+            return attend_to_sentences(sentences, matrix)[rows, deciding].mean().item()
+
+        ordered = {
+            ((sentence[pos], sentence[-1]), (other, sentence[-1]))
+            for sentence, pos in zip(sentences.tolist(), deciding.tolist(), strict=True)
             for other in sentence
-            if other != sentence[place]
+            if other != sentence[pos]
         }
-
-        def attended(matrix: Matrix) -> float:
-            return attention(sentences, matrix)[rows, decides].mean().item()
-
-        margin = max_margin(sorted(above), len(values))
-        return cls(loss=loss, floor=floor, margin=margin, least=LEAST, attended=attended)
+        return cls(
+            loss=compute_loss,
+            min_loss=torch.nn.functional.cross_entropy(values[:, sentences[rows, deciding]].mT, next_tokens).item(),
+            margin_matrix=solve_max_margin(sorted(ordered), len(values)),
+            stop_fraction=MIN_EXCESS_FRACTION,
+            attention=compute_attention,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Path:
-    """One descent: where it is, where its loss first was a hundredth, and what was seen on the way."""
+class DescentRecord:
+    """The course of one descent.
 
-    at: Matrix
-    early: Matrix
-    excess: list[float]
+    Attributes:
+        matrix: the newest matrix.
+        values_matrix: the matrix at which the excess loss first was 1% of its initial value; zero before.
+        excess_loss, norm, margin_cosine, attention: one number for each step.
+    """
+
+    matrix: TokenMatrix
+    values_matrix: TokenMatrix
+    excess_loss: list[float]
     norm: list[float]
-    direction: list[float]
+    margin_cosine: list[float]
     attention: list[float]
 
-    def note(self, at: Matrix, loss: float, stage: Stage) -> None:
-        """Write down one step."""
-        self.at.copy_(at)
-        self.excess.append(loss - stage.floor)
-        if not self.early.any() and self.excess[-1] <= EARLY * self.excess[0]:
-            self.early.copy_(at)
-        self.norm.append(at.norm().item())
-        self.direction.append(torch.nn.functional.cosine_similarity(at.ravel(), stage.margin.ravel(), dim=0).item())
-        self.attention.append(stage.attended(at))
+    @classmethod
+    def empty(cls, size: int) -> "DescentRecord":
+        """Return a record without steps.
 
-    def stay(self, steps: int) -> None:
-        """Where it was in the end it is in all steps to come."""
-        for seen in (self.excess, self.norm, self.direction, self.attention):
-            seen += seen[-1:] * (steps - len(seen))
+        Args:
+            size: number of tokens.
+        """
+        matrix, values = torch.zeros(2, size, size, dtype=torch.float64)
+        return cls(matrix=matrix, values_matrix=values, excess_loss=[], norm=[], margin_cosine=[], attention=[])
+
+    def record_step(self, matrix: TokenMatrix, loss: float, stage: TrainingStage) -> None:
+        """Record one step.
+
+        Args:
+            matrix: the matrix before the update.
+            loss: of the matrix.
+            stage: gives the lowest loss, the margin and the attention.
+        """
+        self.matrix.copy_(matrix)
+        self.excess_loss.append(loss - stage.min_loss)
+        if not self.values_matrix.any() and self.excess_loss[-1] <= VALUES_FRACTION * self.excess_loss[0]:
+            self.values_matrix.copy_(matrix)
+        self.norm.append(matrix.norm().item())
+        cosine = torch.nn.functional.cosine_similarity(matrix.ravel(), stage.margin_matrix.ravel(), dim=0)
+        self.margin_cosine.append(cosine.item())
+        self.attention.append(stage.attention(matrix))
+
+    def repeat_last(self, steps: int) -> None:
+        """Extend the curves to a number of steps by their last values.
+
+        Args:
+            steps: number of steps after the extension.
+        """
+        for curve in (self.excess_loss, self.norm, self.margin_cosine, self.attention):
+            curve += curve[-1:] * (steps - len(curve))
 
 
-def attention(sentences: Int[Tensor, "sentence pos"], scores: Matrix) -> Float[Tensor, "sentence pos"]:
-    """How the last token of each sentence attends to all."""
+def attend_to_sentences(sentences: Int[Tensor, "sentence pos"], scores: TokenMatrix) -> Float[Tensor, "sentence pos"]:
+    """Return the attention from the last token of each sentence to all of its tokens.
+
+    Args:
+        sentences: tokens.
+        scores: W_kq.
+    """
     return scores[sentences, sentences[:, -1:]].softmax(1)
 
 
-def logits(sentences: Int[Tensor, "sentence pos"], values: Matrix, scores: Matrix) -> Float[Tensor, "sentence token"]:
-    """Of the next token."""
-    return torch.einsum("sp,vsp->sv", attention(sentences, scores), values[:, sentences])
+def compute_next_logits(
+    sentences: Int[Tensor, "sentence pos"], values: TokenMatrix, scores: TokenMatrix
+) -> Float[Tensor, "sentence token"]:
+    """Return the logits of the next token.
+
+    Args:
+        sentences: tokens.
+        values: W_ov.
+        scores: W_kq.
+    """
+    return torch.einsum("sp,vsp->sv", attend_to_sentences(sentences, scores), values[:, sentences])
 
 
-def accuracy(
-    language: Language, sentences: Int[Tensor, "sentence pos"], values: Matrix, scores: Matrix
+def check_predictions(
+    language: CollocationLanguage, sentences: Int[Tensor, "sentence pos"], values: TokenMatrix, scores: TokenMatrix
 ) -> Float[Tensor, " sentence"]:
-    """1 where the right next token has the largest logit."""
-    return (logits(sentences, values, scores).argmax(1) == language.next_token(sentences)).double()
+    """Return 1 for each sentence whose correct next token has the largest logit, else 0.
+
+    Args:
+        language: gives the correct next tokens.
+        sentences: tokens.
+        values: W_ov.
+        scores: W_kq.
+    """
+    predicted = compute_next_logits(sentences, values, scores).argmax(1)
+    return (predicted == language.predict_next_tokens(sentences)).double()
 
 
-def max_margin(above: Sequence[tuple[Entry, Entry]], size: int) -> Matrix:
-    """The smallest matrix in which entries lie above others by 1: a least-distance problem, by non-negative least
-    squares (Lawson and Hanson 1974, chapter 23).
+def solve_max_margin(ordered: Sequence[tuple[MatrixEntry, MatrixEntry]], size: int) -> TokenMatrix:
+    """Return the matrix of least norm in which given entries exceed others by 1.
+
+    It is a least-distance problem, solved by non-negative least squares (Lawson and Hanson 1974, chapter 23).
+
+    Args:
+        ordered: pairs of entries; the first must exceed the second.
+        size: rows and columns of the matrix.
 
     Raises:
-        ValueError: no matrix does that.
+        ValueError: no matrix satisfies the constraints.
 
-    >>> max_margin([((0, 0), (1, 0))], 2).round(decimals=9).tolist()
+    >>> solve_max_margin([((0, 0), (1, 0))], 2).round(decimals=9).tolist()
     [[0.5, 0.0], [-0.5, 0.0]]
     """
-    sides = np.zeros((len(above), size, size))
-    for row, (high, low) in enumerate(above):
-        sides[row][high] += 1
-        sides[row][low] -= 1
-    whole = np.vstack([sides.reshape(len(above), -1).T, np.ones(len(above))])
-    wanted = np.append(np.zeros(size * size), 1.0)
-    weights, distance = nnls(whole, wanted)
+    differences = np.zeros((len(ordered), size, size))
+    for row, (high, low) in enumerate(ordered):
+        differences[row][high] += 1
+        differences[row][low] -= 1
+    system = np.vstack([differences.reshape(len(ordered), -1).T, np.ones(len(ordered))])
+    target = np.append(np.zeros(size * size), 1.0)
+    weights, distance = nnls(system, target)
     if distance < 1e-9:
-        raise ValueError("orders must not contradict each other, but no matrix puts these entries above those")
-    left = whole @ weights - wanted
-    return torch.from_numpy(-left[:-1] / left[-1]).view(size, size)
+        raise ValueError("orders must not contradict each other, but no matrix satisfies all of these; remove some")
+    residual = system @ weights - target
+    return torch.from_numpy(-residual[:-1] / residual[-1]).view(size, size)
 
 
-def _told(paths: Sequence[Sequence[Path]], steps: int, points: int) -> dict[str, xr.DataArray]:
-    """What was seen of both stages by both descents."""
-    due, flat = list(looked_at(steps, points)), [path for stage in paths for path in stage]
-    found = {}
-    for name, (units, about) in _MEANINGS.items():
-        every = np.array([getattr(path, name) for path in flat])[:, due].T
-        found[name] = label(every, "step", "stat", units=units, about=about, coords={"step": due, "stat": PATHS})
-    found["excess"].attrs["scale"] = "log"
-    for name in ("excess", "norm"):  # the claim is of a straight line
-        found[name].attrs["steps"] = "even"
-    straight, decades = np.array([fall(np.array(path.excess)) for path in flat]).T
-    told_of = {
-        "straight": (straight, "R² of a straight line through the logarithm of the excess loss, by steps"),
-        "decades": (decades, "powers of ten over which that line is laid"),
-        "norm_straight": (np.array([growth(p) for p in flat]), "R² of a straight line through the norm, by steps"),
+_CURVES = {
+    "excess_loss": ("nat", "cross-entropy minus its infimum"),
+    "norm": ("1", "Frobenius norm of the matrix"),
+    "margin_cosine": ("1", "cosine with the matrix of least norm that has a margin of 1"),
+}
+
+
+def _describe_curves(records: Sequence[DescentRecord], steps: int, checkpoints: int) -> dict[str, xr.DataArray]:
+    recorded_steps = list(evenly_spaced_steps(steps, checkpoints))
+    variables = {}
+    for name, (units, description) in _CURVES.items():
+        curves = np.array([getattr(record, name) for record in records])[:, recorded_steps].T
+        coords = {"step": recorded_steps, "stat": STAGE_DESCENTS}
+        variables[name] = to_data_array(curves, "step", "stat", units=units, description=description, coords=coords)
+    variables["excess_loss"].attrs["scale"] = "log"
+    for name in ("excess_loss", "norm"):  # the claims are about straight lines
+        variables[name].attrs["steps"] = "even"
+    loss_r2, fitted_decades = np.array([fit_log_decay(np.array(record.excess_loss)) for record in records]).T
+    norm_r2 = np.array([fit_norm_growth(record) for record in records])
+    fits = {
+        "loss_r2": (loss_r2, "R² of a line through the logarithm of the excess loss, by step"),
+        "fitted_decades": (fitted_decades, "powers of ten of the excess loss to which the line is fitted"),
+        "norm_r2": (norm_r2, "R² of a line through the norm, by step"),
     }
-    for name, (values, about) in told_of.items():
-        found[name] = label(values, "stat", units="1", about=about, coords={"stat": PATHS})
-    return found
+    for name, (values, description) in fits.items():
+        coords = {"stat": STAGE_DESCENTS}
+        variables[name] = to_data_array(values, "stat", units="1", description=description, coords=coords)
+    return variables
 
 
-def fall(excess: Float[np.ndarray, " step"]) -> tuple[float, float]:
-    """How straight the logarithm of the excess loss falls inside the window, and over how many powers of ten."""
-    share = np.maximum(excess, 1e-300) / excess[0]
-    inside = np.flatnonzero((share <= WINDOW[0]) & (share >= WINDOW[1]))
+def _describe_accuracy(correct: dict[str, Tensor]) -> dict[str, xr.DataArray]:
+    accuracy = [values.mean().item() if len(values) else float("nan") for values in correct.values()]
+    counts = [len(values) for values in correct.values()]
+    coords = {"distribution": list(correct)}
+    return {
+        "accuracy": to_data_array(
+            torch.tensor(accuracy, dtype=torch.float64),
+            "distribution",
+            units="1",
+            description="fraction of sentences whose next token has the largest logit, after both stages",
+            coords=coords,
+        ),
+        "count": to_data_array(
+            torch.tensor(counts),
+            "distribution",
+            units="sentences",
+            description="number of sentences of each kind",
+            coords=coords,
+        ),
+    }
+
+
+def fit_log_decay(excess_loss: Float[np.ndarray, " step"]) -> tuple[float, float]:
+    """Fit a line to the logarithm of the excess loss inside the fit window.
+
+    Args:
+        excess_loss: one number for each step.
+
+    Returns:
+        R² of the line, and the powers of ten that it covers; NaN and 0 for less than three steps.
+    """
+    fraction = np.maximum(excess_loss, 1e-300) / excess_loss[0]
+    inside = np.flatnonzero((fraction <= FIT_WINDOW[0]) & (fraction >= FIT_WINDOW[1]))
     if len(inside) < 3:
         return float("nan"), 0.0
-    logs = np.log10(share[inside])
-    return line(inside.astype(float), logs)[1], float(np.ptp(logs))
+    logs = np.log10(fraction[inside])
+    return fit_line(inside.astype(float), logs)[1], float(np.ptp(logs))
 
 
-def growth(path: Path) -> float:
-    """How straight the norm grows until the descent stops."""
-    norm = np.array(path.norm)
+def fit_norm_growth(record: DescentRecord) -> float:
+    """Return R² of a line through the norm, up to the step at which the descent stops.
+
+    Args:
+        record: of the descent.
+    """
+    norm = np.array(record.norm)
     moving = np.append(True, np.diff(norm) != 0)
-    return line(np.flatnonzero(moving).astype(float), norm[moving])[1]
-
-
-def _mean(values: Float[Tensor, " sentence"]) -> float:
-    """Their mean; not a number where there are none."""
-    return values.mean().item() if len(values) else float("nan")
-
-
-_MEANINGS = {
-    "excess": ("nat", "cross-entropy above what it tends to"),
-    "norm": ("1", "length of the matrix"),
-    "direction": ("1", "cosine with the smallest matrix that decides everything right by a margin of 1"),
-}
+    return fit_line(np.flatnonzero(moving).astype(float), norm[moving])[1]

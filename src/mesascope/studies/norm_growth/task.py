@@ -1,4 +1,4 @@
-"""The sequences of another task with nothing to learn about them: targets that belong to other places."""
+"""Shuffled-target control: the sequences of another task with permuted targets."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -14,47 +14,47 @@ from mesascope.tasks.base import Batch, Task
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Shuffled(Task):
-    """Another task whose targets are exchanged at random among all places of the sequences drawn together.
+class ShuffledTargets(Task):
+    """Another task with its targets permuted at random over all positions of a batch.
 
-    How often each target occurs stays as it was, and nothing else can be told of them: a control for what a model does
-    because it learns, and not because it is trained. Latents are those of the sequences.
+    The marginal distribution of the targets is unchanged, but inputs and targets are independent. The task is a control
+    for effects of training that do not depend on learning. Latents are those of the sequences.
 
     Attributes:
-        task: where sequences come from.
+        task: source of the sequences.
     """
 
     task: Task
 
     def sample(self, n: int, generator: torch.Generator) -> Batch:
-        """Draw ``n`` sequences, then an order of all their targets."""
+        """Draw ``n`` sequences, then a permutation of their targets."""
         batch = self.task.sample(n, generator)
-        places = batch.weight.numel()
-        order = torch.randperm(places, generator=generator)
+        num_targets = batch.weight.numel()
+        order = torch.randperm(num_targets, generator=generator)
         targets = batch.targets.flatten(0, 1)[order].unflatten(0, batch.weight.shape)
         return replace(batch, targets=targets)
 
     def loss(self, prediction: Float[Tensor, "batch pos d_out"], batch: Batch) -> Float[Tensor, "batch pos"]:
-        """That of the other task."""
+        """Compute the loss of the other task."""
         return self.task.loss(prediction, batch)
 
-    def oracles(self, batch: Batch) -> Mapping[str, Float[Tensor, "batch pos d_out"]]:
-        """Those of the other task, which are right about other targets."""
-        return self.task.oracles(batch)
+    def baselines(self, batch: Batch) -> Mapping[str, Float[Tensor, "batch pos d_out"]]:
+        """Compute the baselines of the other task, which predict the targets before the permutation."""
+        return self.task.baselines(batch)
 
-    def validation(self) -> "Shuffled":
-        """The same of what the other task holds out."""
-        return replace(self, task=self.task.validation())
+    def validation_task(self) -> "ShuffledTargets":
+        """Return the validation task of the other task, with shuffled targets."""
+        return replace(self, task=self.task.validation_task())
 
     @property
-    def digest(self) -> str:
-        """That of the other task."""
-        return self.task.digest
+    def token_digest(self) -> str:
+        """The digest of the other task."""
+        return self.task.token_digest
 
-    def spell(self, token: int) -> str | None:
-        """As the other task spells it."""
-        return self.task.spell(token)
+    def decode_token(self, token: int) -> str | None:
+        """Decode a token as the other task does."""
+        return self.task.decode_token(token)
 
-    def prepared(self, folder: Path, say: Callable[[str], None]) -> "Shuffled":
-        """The same with the other task prepared."""
-        return replace(self, task=self.task.prepared(folder, say))
+    def prepare(self, cache_dir: Path, log: Callable[[str], None]) -> "ShuffledTargets":
+        """Prepare the other task."""
+        return replace(self, task=self.task.prepare(cache_dir, log))

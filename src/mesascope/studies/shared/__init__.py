@@ -1,1 +1,1 @@
-"""Claims, selectors and settings that several studies share."""
+"""Decoders, training configs, selectors and claims that several studies use."""

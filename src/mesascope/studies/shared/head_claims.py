@@ -1,80 +1,110 @@
-"""Claims about causes: whether what heads write matters, and whether those with a role are the ones that do."""
+"""Claims about the causal importance of heads: ablation effects, alone and compared with the heads' roles."""
 
 import xarray as xr
 
-from mesascope.studies.base import Claim, Results, last
+from mesascope.studies.base import Claim, Quantity, Results, select_last_step
 
 OURS = "ours"
 
 
-def causal_claims(prefix: str = "", where: str = "") -> tuple[Claim, ...]:
-    """What can be said of any model whose heads were taken away one by one.
+def head_importance_claims(prefix: str = "", name_prefix: str = "") -> tuple[Claim, ...]:
+    """Return the claims about mean ablation of single heads, which apply to any model.
 
     Args:
-        prefix: of the setting's results, such as ``text_``.
-        where: the setting in words, put before names and sentences, such as ``on real text: ``.
+        prefix: of the condition's results, such as ``text_``.
+        name_prefix: the condition in words, prepended to names and statements, such as ``on real text: ``.
     """
-    result = f"{prefix}causes"
+    result = f"{prefix}head_importance"
     return (
         Claim(
-            name=f"{where}heads matter by what they write",
-            sentence=_said(where, "Removing what a head writes costs more than as large a change that says nothing."),
-            source=f"{OURS}: where any disturbance costs as much, the cost of a head says nothing of its content",
-            statistic=lambda results: _effect(results, result).mean(("layer", "head")),
-            about="rise of the loss when a head is mean-ablated, mean over heads",
-            control=lambda results: last(results[result]["effect_turned"]).mean(("layer", "head")),
-            control_about="the same when the change in the stream is turned at random",
+            name=f"{name_prefix}head outputs have specific effects",
+            statement=prefix_statement(
+                name_prefix, "Mean-ablating a head raises the loss more than a norm-matched random perturbation."
+            ),
+            source=f"{OURS}: if any perturbation of this norm costs as much, the effect does not depend on the content",
+            value=Quantity(
+                description="increase of the loss under mean ablation of a head, mean over heads",
+                read=lambda results: _select_effect(results, result).mean(("layer", "head")),
+                unit="units of the loss",
+            ),
+            control=Quantity(
+                description="the same increase when the change of the residual stream is randomly rotated",
+                read=lambda results: select_last_step(results[result]["effect_null"]).mean(("layer", "head")),
+                unit="units of the loss",
+            ),
             direction="above",
-            unit="units of the loss",
         ),
         Claim(
-            name=f"{where}heads with a role matter more",
-            sentence=_said(where, "Heads that have a role matter more than heads that have none."),
-            source=f"{OURS}: a role without an effect is a correlation",
-            statistic=lambda results: _by_role(results, result, some=True),
-            about="rise of the loss when a head with a role is mean-ablated, mean; no value where none has one",
-            control=lambda results: _by_role(results, result, some=False),
-            control_about="the same of heads without a role",
+            name=f"{name_prefix}heads with a role have larger effects",
+            statement=prefix_statement(
+                name_prefix, "Mean-ablating heads with a role raises the loss more than others."
+            ),
+            source=f"{OURS}: a role without an ablation effect is only a correlation",
+            value=Quantity(
+                description="increase of the loss under mean ablation, mean over heads with a role; NaN without any",
+                read=lambda results: _average_by_role(results, result, with_role=True),
+                unit="units of the loss",
+            ),
+            control=Quantity(
+                description="the same increase, mean over heads without a role",
+                read=lambda results: _average_by_role(results, result, with_role=False),
+                unit="units of the loss",
+            ),
             direction="above",
-            unit="units of the loss",
         ),
     )
 
 
-def copying_claim(layer: int) -> Claim:
-    """Whether the head that matters most in a layer is one that copies."""
+def copying_head_claim(layer: int) -> Claim:
+    """Return the claim that the head with the largest ablation effect in a layer copies.
+
+    Args:
+        layer: index of the layer.
+    """
     return Claim(
-        name=f"the head of layer {layer} that matters most copies",
-        sentence=f"Of layer {layer}'s heads, the one whose removal costs most has the role of copying.",
-        source=f"{OURS}: a test of the abstract's 'copying in layer {layer}' as a cause, worded after one seed",
-        statistic=lambda results: _copies(results, layer, costliest=True),
-        about="1 where the head whose mean ablation costs most copies what it attends to, else 0",
-        control=lambda results: _copies(results, layer, costliest=False),
-        control_about="the share of the layer's heads that copy: what a head picked at random has",
+        name=f"the most important head of layer {layer} copies",
+        statement=f"The head with the largest ablation effect in layer {layer} has the role copying.",
+        source=f"{OURS}: a causal test of the abstract's 'copying in layer {layer}', written after a run of one seed",
+        value=Quantity(
+            description="1 if the head with the largest mean-ablation effect copies the value it attends to, else 0",
+            read=lambda results: _copies_at_largest_effect(results, layer),
+        ),
+        control=Quantity(
+            description="fraction of the layer's heads that copy, the expectation for a randomly chosen head",
+            read=lambda results: _select_copying(results, layer).mean("head"),
+        ),
         direction="above",
     )
 
 
-def _effect(results: Results, result: str) -> xr.DataArray:
-    """What mean ablation of each head costs the trained model."""
-    return last(results[result]["effect"]).sel(stat="mean", drop=True)
+def prefix_statement(name_prefix: str, statement: str) -> str:
+    """Return a statement about one condition.
+
+    Args:
+        name_prefix: the condition in words, such as ``on real text: ``; empty for the main condition.
+        statement: about any condition.
+
+    >>> prefix_statement("on real text: ", "The loss falls.")
+    'On real text: the loss falls.'
+    """
+    if not name_prefix:
+        return statement
+    return f"{name_prefix[0].upper()}{name_prefix[1:]}{statement[0].lower()}{statement[1:]}"
 
 
-def _by_role(results: Results, result: str, *, some: bool) -> xr.DataArray:
-    """The mean effect of the heads with some role, or with none; no number where there are no such heads."""
-    named = last(results[result]["role"]) != ""
-    return _effect(results, result).where(named if some else ~named).mean(("layer", "head"))
+def _select_effect(results: Results, result: str) -> xr.DataArray:
+    return select_last_step(results[result]["effect"]).sel(stat="mean", drop=True)
 
 
-def _copies(results: Results, layer: int, *, costliest: bool) -> xr.DataArray:
-    """Whether the layer's costliest head copies, or which share of its heads does."""
-    copies = (last(results["copying"]["role"]).sel(layer=layer, drop=True) > 0).astype(float)
-    if not costliest:
-        return copies.mean("head")
-    cost = _effect(results, "causes").sel(layer=layer, drop=True)
-    return copies.isel(head=cost.argmax("head")).drop_vars("head", errors="ignore")
+def _average_by_role(results: Results, result: str, *, with_role: bool) -> xr.DataArray:
+    has_role = select_last_step(results[result]["role"]) != ""
+    return _select_effect(results, result).where(has_role if with_role else ~has_role).mean(("layer", "head"))
 
 
-def _said(where: str, sentence: str) -> str:
-    """A sentence about one setting."""
-    return f"{where[0].upper()}{where[1:]}{sentence[0].lower()}{sentence[1:]}" if where else sentence
+def _select_copying(results: Results, layer: int) -> xr.DataArray:
+    return (select_last_step(results["value_copying"]["role"]).sel(layer=layer, drop=True) > 0).astype(float)
+
+
+def _copies_at_largest_effect(results: Results, layer: int) -> xr.DataArray:
+    effect = _select_effect(results, "head_importance").sel(layer=layer, drop=True)
+    return _select_copying(results, layer).isel(head=effect.argmax("head")).drop_vars("head", errors="ignore")

@@ -1,55 +1,91 @@
-"""What claims of several studies read from results: likeness to algorithms, and the answer's coming about."""
+"""Selectors of results that several studies read: similarity to algorithms, and probe error over depth."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
 
-from mesascope.analyses.algorithms.identify import TRAINED
-from mesascope.studies.base import Claim, Results, last, untrained
-
-WHICH = "which_algorithm"
+from mesascope.analyses.algorithms.identify import TRAINING_DISTRIBUTION
+from mesascope.studies.base import Claim, Quantity, Results, select_last_step, select_untrained
 
 
-def likeness(
-    results: Results, predictor: str, *, stat: str = "predictions", setting: str = TRAINED, result: str = WHICH
+def select_similarity(
+    results: Results,
+    predictor: str,
+    *,
+    stat: str = "predictions",
+    distribution: str = TRAINING_DISTRIBUTION,
+    result: str = "which_algorithm",
 ) -> xr.DataArray:
-    """How alike an algorithm and the model are at each checkpoint, as `which_algorithm` found.
+    """Return the similarity of an algorithm and the model at each checkpoint, as computed by `which_algorithm`.
 
     Args:
         results: of a run.
-        predictor: the algorithm.
-        stat: what of them is compared.
-        setting: on which sequences.
-        result: whose result it is, such as ``two_which_algorithm``.
+        predictor: name of the algorithm.
+        stat: the compared statistic.
+        distribution: of the sequences.
+        result: name of the result, such as ``two_which_algorithm``.
+
+    Returns:
+        similarity with the axes seed and step.
     """
-    return results[result]["similarity"].sel(setting=setting, predictor=predictor, stat=stat, drop=True)
+    return results[result]["similarity"].sel(distribution=distribution, predictor=predictor, stat=stat, drop=True)
 
 
-def likeness_elsewhere(
-    results: Results, predictor: str, settings: Sequence[str] | None = None, *, result: str = WHICH
+def select_shifted_similarity(
+    results: Results, predictor: str, distributions: Sequence[str] | None = None, *, result: str = "which_algorithm"
 ) -> xr.DataArray:
-    """The least likeness of the trained model's predictions over other distributions, or over some of them."""
-    found = last(results[result]["similarity"]).sel(predictor=predictor, stat="predictions", drop=True)
-    found = found.drop_sel(setting=TRAINED) if settings is None else found.sel(setting=list(settings))
-    return found.min("setting")
+    """Return the lowest similarity of an algorithm and the trained model over shifted distributions.
+
+    Args:
+        results: of a run.
+        predictor: name of the algorithm.
+        distributions: those to take the minimum over; None for all but the training distribution.
+        result: name of the result, such as ``two_which_algorithm``.
+
+    Returns:
+        similarity of the predictions with the axis seed.
+    """
+    similarity = select_last_step(results[result]["similarity"])
+    similarity = similarity.sel(predictor=predictor, stat="predictions", drop=True)
+    if distributions is None:
+        return similarity.drop_sel(distribution=TRAINING_DISTRIBUTION).min("distribution")
+    return similarity.sel(distribution=list(distributions)).min("distribution")
 
 
-def steps_down(error: xr.DataArray) -> xr.DataArray:
-    """The change of log10 error from each depth to the next: below 0 where the step is down."""
+def compute_log_error_changes(error: xr.DataArray) -> xr.DataArray:
+    """Return the change of log10 error from each depth to the next; negative where the error falls.
+
+    Args:
+        error: positive errors with the axis ``layer``.
+    """
     return xr.apply_ufunc(np.log10, error).diff("layer")
 
 
-def refined_claim(name: str, sentence: str, source: str) -> Claim:
-    """Whether the affine lens reads the answer better at every depth."""
+def refinement_claim(name: str, statement: str, source: str) -> Claim:
+    """Return the claim that the error of the linear probe falls at every depth.
+
+    Args:
+        name: of the claim.
+        statement: of the claim.
+        source: of the claim.
+    """
+
+    def largest_change(error: xr.DataArray) -> xr.DataArray:
+        return compute_log_error_changes(error).max("layer")
+
     return Claim(
         name=name,
-        sentence=sentence,
+        statement=statement,
         source=source,
-        statistic=lambda results: steps_down(last(results["lens"]["affine_error"])).max("layer"),
-        about="largest change of log10 error of the affine lens from one depth to the next",
-        control=lambda results: steps_down(untrained(results["lens"]["affine_error"])).max("layer"),
-        control_about="the same in the untrained model",
+        value=Quantity(
+            description="largest change of the log10 error of the linear probe from one depth to the next",
+            read=lambda results: largest_change(select_last_step(results["probe_and_logit_lens"]["affine_error"])),
+        ),
+        control=Quantity(
+            description="the same change in the untrained model",
+            read=lambda results: largest_change(select_untrained(results["probe_and_logit_lens"]["affine_error"])),
+        ),
         direction="below",
-        bound=0.0,
+        threshold=0.0,
     )

@@ -1,1 +1,1 @@
-"""Chen et al. 2024: what several heads are for in sparse regression."""
+"""Chen et al. 2024: multi-head attention in sparse linear regression."""

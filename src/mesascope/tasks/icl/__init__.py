@@ -1,1 +1,1 @@
-"""Tasks that are learned in context."""
+"""In-context learning tasks."""

@@ -1,4 +1,4 @@
-"""What a task is that is learned in context: a prompt shows pairs, and algorithms predict from them."""
+"""Base class of in-context learning tasks, whose prompts can be predicted by algorithms."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -9,40 +9,82 @@ from torch import Tensor
 
 from mesascope.tasks.algorithms import Algorithm
 from mesascope.tasks.base import Batch, Task
-from mesascope.tasks.icl.context import Examples
+from mesascope.tasks.icl.context import ContextExamples
 
 Inputs = Float[Tensor, "batch pos d_in"] | Int[Tensor, "batch pos"]
 
 
-class InContext(Task):
-    """A task whose every sequence has a rule of its own, told by pairs of an input and its answer."""
+class InContextTask(Task):
+    """A task in which every sequence has its own rule, given by input-target pairs in the context."""
 
     @abstractmethod
-    def examples(self, inputs: Inputs) -> Examples:
-        """The pairs that sequences show, and what is asked of them and where."""
+    def extract_examples(self, inputs: Inputs) -> ContextExamples:
+        """Extract the in-context examples and the queries of a batch of sequences.
+
+        Args:
+            inputs: model inputs.
+
+        Returns:
+            The context pairs before every query, the query inputs and their positions.
+        """
 
     @abstractmethod
-    def algorithms(self) -> Sequence[Algorithm]:
-        """What a model may have learned, by different names."""
+    def candidate_algorithms(self) -> Sequence[Algorithm]:
+        """Return the candidate algorithms a model may implement; their names are unique."""
 
     @abstractmethod
-    def shifts(self) -> Mapping[str, "InContext"]:
-        """The same task with sequences from other distributions, by what is different; the pairs mean the same."""
+    def distribution_shifts(self) -> Mapping[str, "InContextTask"]:
+        """Return versions of this task with shifted input distributions.
 
-    def answers(self, prediction: Float[Tensor, "batch place d_out"]) -> Float[Tensor, "batch place out"]:
-        """What a model predicts, in the form of answers; here as it is."""
+        Returns:
+            Tasks by the name of the distribution; input-target pairs have the same meaning in all of them.
+        """
+
+    def convert_predictions(self, prediction: Float[Tensor, "batch query d_out"]) -> Float[Tensor, "batch query out"]:
+        """Convert model outputs to the space in which algorithms predict; the identity by default.
+
+        Args:
+            prediction: model output at the query positions.
+
+        Returns:
+            The converted predictions, in float64.
+        """
         return prediction.double()
 
-    def wanted(self, batch: Batch) -> Float[Tensor, "batch pos out"]:
-        """The targets, in the form of answers; here as they are."""
+    def convert_targets(self, batch: Batch) -> Float[Tensor, "batch pos out"]:
+        """Convert targets to the space in which algorithms predict; the identity by default.
+
+        Args:
+            batch: sequences with targets.
+
+        Returns:
+            The converted targets, in float64.
+        """
         return batch.targets.double()
 
-    def shown(self, inputs: Inputs) -> Mapping[str, Bool[Tensor, "pos d_in"]]:
-        """Groups of the inputs' numbers by which predictions may be differentiated, by name; here all of them."""
+    def gradient_masks(self, inputs: Inputs) -> Mapping[str, Bool[Tensor, "pos d_in"]]:
+        """Return the groups of input coordinates with respect to which predictions are differentiated.
+
+        Args:
+            inputs: model inputs.
+
+        Returns:
+            Masks over (pos, d_in) by the name of the group; a single group of all coordinates by default.
+        """
         return {"inputs": torch.ones(inputs.shape[1:], dtype=torch.bool, device=inputs.device)}
 
-    def predicted(self, algorithm: Algorithm, batch: Batch, iteration: int = 1, **parameters: float) -> Tensor:
-        """What an algorithm predicts, (batch, pos, d_out) like a model; 0 where nothing is asked."""
-        shown = self.examples(batch.inputs)
-        answers = algorithm.predict(shown, (iteration,), **parameters)[0]
-        return shown.spread(answers, batch.inputs.shape[1]).to(batch.inputs.dtype)
+    def run_algorithm(self, algorithm: Algorithm, batch: Batch, iteration: int = 1, **hyperparameters: float) -> Tensor:
+        """Run an algorithm on the context of every query of a batch.
+
+        Args:
+            algorithm: the predictor.
+            batch: sequences with queries.
+            iteration: the iteration whose prediction is returned.
+            **hyperparameters: hyperparameters of the algorithm, by name.
+
+        Returns:
+            Predictions, (batch, pos, d_out) like a model output; 0 at positions without a query.
+        """
+        context = self.extract_examples(batch.inputs)
+        predictions = algorithm.predict(context, (iteration,), **hyperparameters)[0]
+        return context.scatter_to_positions(predictions, batch.inputs.shape[1]).to(batch.inputs.dtype)

@@ -1,4 +1,4 @@
-"""What a prompt shows: pairs of an input and its answer, and the inputs whose answers are asked."""
+"""In-context examples: the input-target pairs of a prompt and its query inputs."""
 
 from dataclasses import dataclass, replace
 
@@ -6,81 +6,122 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-Asked = Float[Tensor, "batch place feature"]
-Answers = Float[Tensor, "batch place out"]
-Rule = Float[Tensor, "batch place feature out"]
+QueryInputs = Float[Tensor, "batch query feature"]
+QueryTargets = Float[Tensor, "batch query out"]
+LinearRule = Float[Tensor, "batch query feature out"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Examples:
-    """At some positions of every sequence, the pairs seen so far and what is asked there; all in float64.
+class ContextExamples:
+    """The context pairs and the query input at selected positions of every sequence, in float64.
 
     Attributes:
-        known: the inputs seen before each place; rows of zeros stand for those that come later.
-        following: their answers, rows of zeros likewise.
-        asked: the input whose answer is asked.
-        seen: how many pairs have been seen at each place.
-        at: the positions of the sequence that the places are.
+        context_x: inputs of the context pairs before each query; rows of zeros mask pairs that come later.
+        context_y: targets of these pairs, masked likewise.
+        query_x: input of each query.
+        num_context: number of context pairs before each query.
+        positions: position of each query in the sequence.
     """
 
-    known: Float[Tensor, "batch place pair feature"]
-    following: Float[Tensor, "batch place pair out"]
-    asked: Asked
-    seen: Int[Tensor, " place"]
-    at: tuple[int, ...]
+    context_x: Float[Tensor, "batch query pair feature"]
+    context_y: Float[Tensor, "batch query pair out"]
+    query_x: QueryInputs
+    num_context: Int[Tensor, " query"]
+    positions: tuple[int, ...]
 
-    def swapped(self, order: Int[Tensor, " batch"]) -> "Examples":
-        """What is asked stays; the pairs seen before are those of another sequence."""
-        return replace(self, known=self.known[order], following=self.following[order])
+    def with_shuffled_context(self, order: Int[Tensor, " batch"]) -> "ContextExamples":
+        """Return the same queries with the contexts of other sequences.
 
-    def rows(self, which: slice) -> "Examples":
-        """Those of some sequences."""
-        return replace(self, known=self.known[which], following=self.following[which], asked=self.asked[which])
+        Args:
+            order: index of the sequence that each context is taken from.
+
+        Returns:
+            The examples with shuffled contexts.
+        """
+        return replace(self, context_x=self.context_x[order], context_y=self.context_y[order])
+
+    def select_sequences(self, sequences: slice) -> "ContextExamples":
+        """Select sequences.
+
+        Args:
+            sequences: range of sequences.
+
+        Returns:
+            The examples of the selected sequences.
+        """
+        return replace(
+            self,
+            context_x=self.context_x[sequences],
+            context_y=self.context_y[sequences],
+            query_x=self.query_x[sequences],
+        )
 
     @property
-    def gram(self) -> Float[Tensor, "batch place feature feature"]:
-        """The sum over the pairs of input times input."""
-        return self.known.mT @ self.known
+    def gram_matrix(self) -> Float[Tensor, "batch query feature feature"]:
+        """The Gram matrix X^T X of the context inputs."""
+        return self.context_x.mT @ self.context_x
 
     @property
-    def moment(self) -> Rule:
-        """The sum over the pairs of input times answer."""
-        return self.known.mT @ self.following
+    def cross_moment(self) -> LinearRule:
+        """The cross moment X^T Y of context inputs and targets."""
+        return self.context_x.mT @ self.context_y
 
-    def apply(self, rule: Float[Tensor, "*lead batch place feature out"]) -> Float[Tensor, "*lead batch place out"]:
-        """The answers that a linear rule gives; rules may have more axes in front."""
-        return (self.asked[..., None, :] @ rule)[..., 0, :]
+    def apply_rule(
+        self, rule: Float[Tensor, "*lead batch query feature out"]
+    ) -> Float[Tensor, "*lead batch query out"]:
+        """Apply a linear rule to the query inputs.
 
-    def spread(self, answers: Float[Tensor, "*lead batch place out"], length: int) -> Float[Tensor, "..."]:
-        """Answers at the positions of sequences of this length, zeros elsewhere."""
-        whole = answers.new_zeros(*answers.shape[:-2], length, answers.shape[-1])
-        whole[..., list(self.at), :] = answers
+        Args:
+            rule: coefficients for every query; further leading axes are allowed.
+
+        Returns:
+            The predictions of the rule.
+        """
+        return (self.query_x[..., None, :] @ rule)[..., 0, :]
+
+    def scatter_to_positions(
+        self, predictions: Float[Tensor, "*lead batch query out"], length: int
+    ) -> Float[Tensor, "..."]:
+        """Scatter predictions at the queries to the positions of a sequence.
+
+        Args:
+            predictions: predictions at the queries.
+            length: number of positions of the sequence.
+
+        Returns:
+            Predictions at every position; 0 at positions without a query.
+        """
+        whole = predictions.new_zeros(*predictions.shape[:-2], length, predictions.shape[-1])
+        whole[..., list(self.positions), :] = predictions
         return whole
 
 
-def examples_before(
+def build_context(
     features: Float[Tensor, "batch point feature"],
-    answers: Float[Tensor, "batch point out"],
-    at: tuple[int, ...],
-    points: tuple[int, ...] | None = None,
-) -> Examples:
-    """Each point is asked, and the pairs seen there are those of all earlier points.
+    targets: Float[Tensor, "batch point out"],
+    positions: tuple[int, ...],
+    queries: tuple[int, ...] | None = None,
+) -> ContextExamples:
+    """Build in-context examples in which each query follows all earlier points.
 
     Args:
-        features: of every point.
-        answers: to every point; the last is never seen.
-        at: the position in the sequence where each point that is asked stands.
-        points: which of the points are asked; all by default.
+        features: input of every point.
+        targets: target of every point; the last one is never part of a context.
+        positions: position in the sequence of each query.
+        queries: indices of the points that are queries; all by default.
+
+    Returns:
+        The context pairs and inputs of all queries, in float64.
     """
     count = features.shape[1]
-    asked = torch.tensor(range(count) if points is None else points, device=features.device)
+    query = torch.tensor(range(count) if queries is None else queries, device=features.device)
     pair = torch.arange(max(count - 1, 1), device=features.device)
-    mask = (pair[None, :] < asked[:, None])[None, :, :, None].to(torch.float64)
-    known, following = features[:, : len(pair)].double(), answers[:, : len(pair)].double()
-    return Examples(
-        known=known[:, None] * mask,
-        following=following[:, None] * mask,
-        asked=features[:, asked].double(),
-        seen=asked,
-        at=at,
+    mask = (pair[None, :] < query[:, None])[None, :, :, None].to(torch.float64)
+    context_x, context_y = features[:, : len(pair)].double(), targets[:, : len(pair)].double()
+    return ContextExamples(
+        context_x=context_x[:, None] * mask,
+        context_y=context_y[:, None] * mask,
+        query_x=features[:, query].double(),
+        num_context=query,
+        positions=positions,
     )

@@ -1,0 +1,215 @@
+"""Checks of the identities that recorded activations must satisfy; an error names the check and the deviation."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mesascope.activations._layer_spec import LayerSpec
+from mesascope.activations.forward import run_model
+from mesascope.activations.hooks import _attention_math as attention_math
+from mesascope.activations.hooks._module_hooks import attach_hooks
+from mesascope.activations.sites import UnsupportedModel
+from mesascope.activations.tolerances import allclose, bitwise_equal, relative_difference, terms_sum_to
+
+STREAM_SITES = ("resid_pre", "attn_out", "mlp_out", "resid_post")
+
+
+def check_sites_available(
+    model_name: str, layers: Sequence[LayerSpec], layers_by_site: Mapping[str, Sequence[int]]
+) -> None:
+    """Check that the requested layers have the requested sites.
+
+    Args:
+        model_name: the class name of the model.
+        layers: the specification of every layer.
+        layers_by_site: layers by site.
+
+    Raises:
+        UnsupportedModel: a layer lacks a site; the message gives the reason and the layers that have it.
+    """
+    for site, requested in layers_by_site.items():
+        unavailable = [number for number in requested if site in layers[number].missing]
+        if unavailable:
+            available = [number for number, layer in enumerate(layers) if site not in layer.missing]
+            advice = f"pass layers={available}" if available else "omit the site"
+            raise UnsupportedModel(
+                f"{site} must exist in every requested layer, but {model_name} lacks it in layers {unavailable} "
+                f"({layers[unavailable[0]].missing[site]}); {advice}"
+            )
+
+
+def check_hooked_forward(
+    model: PreTrainedModel,
+    layers: Sequence[LayerSpec],
+    layers_by_site: Mapping[str, Sequence[int]],
+    inputs: Shaped[Tensor, "batch pos *d_in"],
+    mask: Int[Tensor, "batch pos"] | None,
+) -> None:
+    """Run one sequence with and without hooks, and check outputs, hook calls and identities.
+
+    The outputs must be bitwise equal, every hook point must be called once, attention weights must reproduce ``z``, and
+    the residual updates must sum to the change of the residual stream.
+
+    Args:
+        model: the model.
+        layers: the specification of every layer.
+        layers_by_site: layers by site.
+        inputs: tokens or vectors; the first sequence is used.
+        mask: 1 where an input is not padding.
+
+    Raises:
+        UnsupportedModel: one of these conditions is violated.
+    """
+    row, row_mask = inputs[:1], None if mask is None else mask[:1]
+    checker = _IdentityChecker(layers_by_site, layers, row_mask)
+    expected = run_model(model, row, row_mask)
+    with attach_hooks(model, layers, checker.layers_by_site, checker):
+        hooked = run_model(model, row, row_mask)
+    name = type(model).__name__
+    check_output_unchanged(name, expected, hooked)
+    wrong_counts = [
+        (site, number)
+        for site, chosen in layers_by_site.items()
+        for number in chosen
+        if checker.count_calls(site, number) != 1
+    ]
+    if wrong_counts:
+        site, number = wrong_counts[0]
+        raise UnsupportedModel(
+            f"every site must be computed once per forward pass, but {site} in layer {number} of {name} was computed "
+            f"{checker.count_calls(site, number)} times; omit the site"
+        )
+
+
+def check_output_unchanged(
+    model_name: str, expected: Float[Tensor, "batch pos d_out"], hooked: Float[Tensor, "batch pos d_out"]
+) -> None:
+    """Check that a model's output is bitwise the same with and without hooks.
+
+    Args:
+        model_name: the class name of the model.
+        expected: the output without hooks.
+        hooked: the output with hooks.
+
+    Raises:
+        UnsupportedModel: a bit differs.
+    """
+    if not bitwise_equal(expected, hooked) and not (expected.isnan() & hooked.isnan() | (expected == hooked)).all():
+        raise UnsupportedModel(
+            f"capturing must not change the output (bitwise), but that of {model_name} changes by "
+            f"{relative_difference(hooked, expected):.1e} (relative); its modelling file may branch on the "
+            "name of the attention "
+            "implementation"
+        )
+
+
+def check_padding_invariance(
+    model: PreTrainedModel, inputs: Shaped[Tensor, "batch pos *d_in"], mask: Int[Tensor, "batch pos"] | None
+) -> None:
+    """Check on one padded sequence that padding does not change the output at positions that are not padding.
+
+    Args:
+        model: the model.
+        inputs: tokens or vectors.
+        mask: 1 where an input is not padding; nothing is run without padding.
+
+    Raises:
+        UnsupportedModel: the output changes.
+    """
+    padded = [] if mask is None else [row for row in range(len(mask)) if not mask[row].all() and mask[row].any()]
+    if mask is None or not padded:
+        return
+    row = padded[0]
+    not_padding = mask[row].bool()
+    with_padding = run_model(model, inputs[row : row + 1], mask[row : row + 1])[0, not_padding]
+    without = run_model(model, inputs[row : row + 1, not_padding])[0]
+    if not allclose(with_padding, without):
+        raise UnsupportedModel(
+            f"padding must not change the output at other positions, but that of {type(model).__name__} changes by "
+            f"{relative_difference(with_padding, without):.1e} (relative) in sequence {row}; pass sequences of "
+            "one length"
+        )
+
+
+class _IdentityChecker:
+    """Hook that checks identities layer by layer and holds the activations of one layer at most."""
+
+    def __init__(
+        self,
+        layers_by_site: Mapping[str, Sequence[int]],
+        layers: Sequence[LayerSpec],
+        mask: Int[Tensor, "batch pos"] | None,
+    ) -> None:
+        self._layers, self._mask = layers, mask
+        self._activations: dict[str, Tensor] = {}
+        self._layer = -1
+        self._call_counts: dict[tuple[str, int], int] = {}
+        requested = {site: set(chosen) for site, chosen in layers_by_site.items()}
+        for site in ("value", "z"):
+            requested.setdefault(site, set()).update(requested.get("pattern", ()), requested.get("attn_scores", ()))
+        if requested.keys() & {"attn_out", "mlp_out"}:
+            update_layers = requested.get("attn_out", set()) | requested.get("mlp_out", set())
+            for site in STREAM_SITES:
+                available = {number for number in update_layers if site not in layers[number].missing}
+                requested.setdefault(site, set()).update(available)
+        self.layers_by_site = {site: tuple(sorted(chosen)) for site, chosen in requested.items()}
+
+    def __call__(self, site: str, layer: int, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        self._call_counts[site, layer] = self._call_counts.get((site, layer), 0) + 1
+        if layer != self._layer:
+            self._activations.clear()
+            self._layer = layer
+        self._activations[site] = value.clone()
+        if site == "z":
+            self._check_attention_weights(self._layers[layer])
+        if site == "resid_post":
+            self._check_residual_sum(self._layers[layer])
+        return value
+
+    def count_calls(self, site: str, layer: int) -> int:
+        return self._call_counts.get((site, layer), 0)
+
+    def _check_attention_weights(self, layer: LayerSpec) -> None:
+        """Check that attention weights times values give ``z``, and that the softmax of scores gives the weights."""
+        out, value = self._drop_padding(self._activations["z"]), self._activations.get("value")
+        if "pattern" in self._activations and value is not None:
+            self._check_reproduces_z(
+                self._drop_padding(attention_math.mix_values(self._activations["pattern"], value)),
+                out,
+                "pattern",
+                layer,
+            )
+        if "attn_scores" in self._activations and value is not None:
+            pattern = attention_math.scores_to_pattern(self._activations["attn_scores"])
+            self._check_reproduces_z(
+                self._drop_padding(attention_math.mix_values(pattern, value)), out, "attn_scores", layer
+            )
+
+    def _check_residual_sum(self, layer: LayerSpec) -> None:
+        """Check that the residual updates sum to the change of the residual stream."""
+        if "attn_out" not in self._activations:
+            return
+        parts = [self._activations[site] for site in STREAM_SITES[:3] if site in self._activations]
+        if not terms_sum_to(self._activations["resid_post"], *parts):
+            deviation = relative_difference(torch.stack(parts).sum(0), self._activations["resid_post"])
+            raise UnsupportedModel(
+                f"resid_pre, attn_out and mlp_out must sum to resid_post, but in {layer.block} deviate by "
+                f"{deviation:.1e} "
+                "(relative); omit attn_out and mlp_out"
+            )
+
+    def _check_reproduces_z(
+        self, mixed: Float[Tensor, "..."], z: Float[Tensor, "..."], site: str, layer: LayerSpec
+    ) -> None:
+        if not allclose(mixed, z):
+            raise UnsupportedModel(
+                f"{site} must reproduce z, but in {layer.block} deviates by "
+                f"{relative_difference(mixed, z):.1e} (relative); "
+                "omit it, or load the model with attn_implementation='eager'"
+            )
+
+    def _drop_padding(self, z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "real head d_head"]:
+        return z.flatten(0, 1) if self._mask is None else z[self._mask.bool()]

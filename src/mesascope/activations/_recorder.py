@@ -1,0 +1,296 @@
+"""The hook function of a capture: edits, stores and reduces activations."""
+
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from mesascope.activations._layer_view import LayerReduction, LayerView, check_reduction_shape
+from mesascope.activations._memory import allocate_tensor
+from mesascope.activations.edits import Edit, EditHadNoEffect, apply_edit
+from mesascope.activations.readout._readout import Readout
+from mesascope.activations.sites import OUTPUT_SITES, get_site, strip_gradient_suffix
+from mesascope.tasks.base import Batch
+
+LAST_FORWARD_SITE, LAST_BACKWARD_SITE = (
+    "resid_post",
+    "resid_pre_grad",
+)  # last sites of a layer in the forward and the backward pass
+
+COMPUTED_SITES = ("attn_scores", "pattern")  # computed by the hooks, so that the model cannot overwrite them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reduction:
+    """A reduction of a site to a smaller tensor, computed during the run so that the site is not stored.
+
+    Attributes:
+        site: the site to reduce.
+        fn: function from the site in one layer for one micro-batch to a tensor whose first axis is ``batch``.
+        axes: the axes of the result, ``batch`` first; results of all layers are stacked along a leading ``layer`` axis.
+
+    Raises:
+        ValueError: the site does not exist, or the first axis is not ``batch``.
+    """
+
+    site: str
+    fn: Callable[[Tensor], Tensor]
+    axes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Validate the site and the axes of the result."""
+        get_site(self.site)
+        if not self.axes or self.axes[0] != "batch":
+            raise ValueError(f"the first axis of a reduction must be batch, but got {self.axes}")
+
+    @property
+    def stacked_axes(self) -> tuple[str, ...]:
+        """The axes of the result over all layers."""
+        return ("layer", *self.axes) if "layer" in get_site(self.site).axes else self.axes
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BatchContext:
+    """Values of one micro-batch that the views of all its layers share.
+
+    Attributes:
+        inputs: the model inputs of these sequences.
+        mask: 1 where an input is not padding; ``None`` without padding.
+        queries: the query positions of the rows of ``attn_scores`` and ``pattern``.
+        batch: the sequences with their targets, if a batch of a task was captured.
+        readout: the readout of the model.
+        parallel: by layer: the MLP reads the residual stream before attention has written to it.
+    """
+
+    inputs: Shaped[Tensor, "batch pos *d_in"]
+    mask: Int[Tensor, "batch pos"] | None
+    queries: Int[Tensor, " query"]
+    batch: Batch | None
+    readout: Readout
+    parallel: tuple[bool, ...]
+
+
+@dataclass(kw_only=True)
+class MicroBatch:
+    """The state of the micro-batch that is being run.
+
+    Attributes:
+        rows: the indices of its sequences in the whole batch.
+        context: the values that the views of all layers share.
+        pending: by layer, activations that reductions of several sites still need.
+        recompute_fns: by layer, a function from a residual stream to the queries that the layer would compute.
+    """
+
+    rows: range
+    context: BatchContext
+    pending: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    recompute_fns: dict[int, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+
+
+class Recorder:
+    """Hook function that edits, stores and reduces activations, micro-batch by micro-batch, in preallocated tensors.
+
+    Args:
+        sites: the sites to store.
+        reduce: reductions by name.
+        edits: edits, applied in order before anything is stored.
+        layers: the layers to record, in order.
+        num_layers: the number of layers of the model.
+        batch_size: the number of sequences of the whole batch.
+        layers_without_site: the layers that lack a site, by site; optional sites are not requested there.
+    """
+
+    def __init__(
+        self,
+        *,
+        sites: Sequence[str],
+        reduce: Mapping[str, Reduction | LayerReduction],
+        edits: Sequence[Edit],
+        layers: Sequence[int],
+        num_layers: int,
+        batch_size: int,
+        layers_without_site: Mapping[str, Collection[int]] | None = None,
+    ) -> None:
+        self.recorded: dict[str, Tensor] = {}
+        self.micro_batch: MicroBatch  # set before each micro-batch
+        self._stored_sites, self._edits, self._batch_size = tuple(sites), tuple(edits), batch_size
+        self._site_reductions = {name: how for name, how in reduce.items() if isinstance(how, Reduction)}
+        several = [how for how in reduce.values() if isinstance(how, LayerReduction)]
+        self._backward_reductions = [how for how in several if any(map(strip_gradient_suffix, how.sites))]
+        self._forward_reductions = [how for how in several if how not in self._backward_reductions]
+        self._requested_sites = {
+            *sites,
+            *(how.site for how in self._site_reductions.values()),
+        }  # recorded or reduced
+        self._layers_without_site = layers_without_site or {}
+        self._recorded_indices = {layer: slot for slot, layer in enumerate(layers)}
+        self._edited_layers = [edit.edited_layers(num_layers) for edit in edits]
+        self._had_effect = [False] * len(edits)
+
+    @property
+    def layers_by_site(self) -> dict[str, tuple[int, ...]]:
+        """The layers of every site that needs a hook, sorted, by site."""
+        requested = self._requested_sites.difference(OUTPUT_SITES)
+        requested |= {name for how in (*self._forward_reductions, *self._backward_reductions) for name in how.sites}
+        requested |= ({LAST_FORWARD_SITE} if self._forward_reductions or self._backward_reductions else set()) | (
+            {LAST_BACKWARD_SITE} if self._backward_reductions else set()
+        )
+        layers_by_site = {name: set(self._recorded_indices) for name in requested}
+        for name in {
+            name for how in (*self._forward_reductions, *self._backward_reductions) for name in how.optional_sites
+        } - requested:
+            layers_by_site[name] = set(self._recorded_indices) - set(self._layers_without_site.get(name, ()))
+        for edit, layers in zip(self._edits, self._edited_layers, strict=True):
+            layers_by_site.setdefault(edit.site, set()).update(layers)
+        return {name: tuple(sorted(layers)) for name, layers in sorted(layers_by_site.items())}
+
+    @property
+    def needs_gradients(self) -> bool:
+        """True if any gradient is recorded."""
+        return any(map(strip_gradient_suffix, self.layers_by_site))
+
+    @property
+    def needs_output(self) -> bool:
+        """True if outputs are needed at every position, to be recorded or for a gradient."""
+        return not self._requested_sites.isdisjoint(OUTPUT_SITES) or self.needs_gradients
+
+    def on_layer_start(self, layer: int, recompute_query: Callable[[Tensor], Tensor]) -> None:
+        """Store how to recompute the queries of a layer from another residual stream.
+
+        Args:
+            layer: the layer, counted from 0.
+            recompute_query: a function from a residual stream to queries.
+        """
+        if layer in self._recorded_indices and (self._forward_reductions or self._backward_reductions):
+            self.micro_batch.recompute_fns[layer] = recompute_query
+
+    def __call__(self, site_name: str, layer: int, value: Float[Tensor, "batch *rest"]) -> Float[Tensor, "batch *rest"]:
+        """Record the activation and return its (possibly edited) value; this is the hook function."""
+        for number, edit in enumerate(self._edits):
+            if edit.site == site_name and layer in self._edited_layers[number]:
+                changed = apply_edit(edit, value, layer, self.micro_batch.rows, self._batch_size)
+                self._had_effect[number] |= changed is not None
+                value = value if changed is None else changed
+        if layer in self._recorded_indices:
+            with torch.no_grad():
+                self._store_and_reduce(site_name, value.detach(), self._recorded_indices[layer])
+                self._collect_for_reductions(site_name, layer, value.detach())
+        return value
+
+    def record_output(self, value: Float[Tensor, "batch pos d_out"]) -> None:
+        """Record the model's output.
+
+        Args:
+            value: logits or predicted vectors of the micro-batch.
+        """
+        for name in OUTPUT_SITES:
+            self._store_and_reduce(name, value.detach(), None)
+
+    def warn_without_effect(self) -> None:
+        """Warn about every edit that had no effect in the whole run."""
+        for edit, changed in zip(self._edits, self._had_effect, strict=True):
+            if not changed:
+                where = f" at {dict(edit.where)}" if edit.where else ""
+                warnings.warn(f"an edit of {edit.site}{where} had no effect (bitwise)", EditHadNoEffect, stacklevel=3)
+
+    def _collect_for_reductions(self, name: str, layer: int, value: Float[Tensor, "batch *rest"]) -> None:
+        """Collect activations for reductions of several sites, run the complete ones, and free what is not needed."""
+        backward_sites, forward_sites = (
+            {site for how in some for site in (*how.sites, *how.optional_sites)}
+            for some in (self._backward_reductions, self._forward_reductions)
+        )
+        pending = self.micro_batch.pending.setdefault(layer, {})
+        if name in backward_sites | forward_sites:
+            pending[name] = value.clone() if self._may_be_overwritten(name) else value
+        if name == LAST_FORWARD_SITE:
+            self._run_layer_reductions(self._forward_reductions, layer)
+            for done in set(pending) - backward_sites:
+                del pending[done]
+            if not self._backward_reductions:
+                self.micro_batch.recompute_fns.pop(layer, None)
+        if name == LAST_BACKWARD_SITE:
+            self._run_layer_reductions(self._backward_reductions, layer)
+            del self.micro_batch.pending[layer]
+            self.micro_batch.recompute_fns.pop(layer, None)
+
+    def _may_be_overwritten(self, name: str) -> bool:
+        """Return whether the model may write to an activation in place: not if it was made here or a graph needs it."""
+        return name not in COMPUTED_SITES and (
+            self._edits != () or not self._backward_reductions or strip_gradient_suffix(name) is not None
+        )
+
+    def _run_layer_reductions(self, reductions: Sequence[LayerReduction], layer: int) -> None:
+        for reduction in reductions:
+            pending, context = self.micro_batch.pending[layer], self.micro_batch.context
+            view = LayerView(
+                layer=layer,
+                recorded_index=self._recorded_indices[layer],
+                sites={
+                    name: pending[name] for name in (*reduction.sites, *reduction.optional_sites) if name in pending
+                },
+                rows=self.micro_batch.rows,
+                recompute_fn=self.micro_batch.recompute_fns[layer],
+                inputs=context.inputs,
+                mask=context.mask,
+                queries=context.queries,
+                batch=context.batch,
+                readout=context.readout,
+                parallel=context.parallel[layer],
+            )
+            for name, result in reduction.fn(view).items():
+                check_reduction_shape(name, reduction.axes[name], len(self.micro_batch.rows), result)
+                self._store_value(name, result, self._recorded_indices[layer])
+
+    def _store_and_reduce(self, name: str, value: Float[Tensor, "batch *rest"], layer_index: int | None) -> None:
+        if name in self._stored_sites:
+            self._store_value(name, value, layer_index)
+        for wanted, reduction in self._site_reductions.items():
+            if reduction.site == name:
+                result = reduction.fn(value)
+                check_reduction_shape(wanted, reduction.axes, len(value), result)
+                self._store_value(wanted, result, layer_index)
+
+    def get_buffer(
+        self, name: str, layer: int, like: Shaped[Tensor, "batch *rest"]
+    ) -> Shaped[Tensor, "batch *rest"] | None:
+        """Return the buffer for a value that the hooks compute, so that it is not copied.
+
+        Args:
+            name: the name of the site.
+            layer: the layer, counted from 0.
+            like: a tensor of the shape, dtype and device of the value.
+
+        Returns:
+            The buffer, or ``None`` if the site is not stored or may be edited before.
+        """
+        if name not in self._stored_sites or layer not in self._recorded_indices or self._edits:
+            return None
+        return self._buffer_slice(name, like, self._recorded_indices[layer])
+
+    def _store_value(self, name: str, value: Shaped[Tensor, "batch *rest"], layer_index: int | None) -> None:
+        """Copy a value into its buffer, unless it was made there; store the output of a single micro-batch as it is."""
+        if layer_index is None and name in self._stored_sites and len(self.micro_batch.rows) == self._batch_size:
+            self.recorded[name] = value.detach()
+            return
+        buffer = self._buffer_slice(name, value, layer_index)
+        if buffer.data_ptr() != value.data_ptr():
+            buffer.copy_(value.detach())
+
+    def _buffer_slice(
+        self, name: str, value: Shaped[Tensor, "batch *rest"], layer_index: int | None
+    ) -> Shaped[Tensor, "batch *rest"]:
+        """Return the part of the tensor of all layers and sequences that stores a value."""
+        lead = (self._batch_size,) if layer_index is None else (len(self._recorded_indices), self._batch_size)
+        shape = (*lead, *value.shape[1:])
+        if name not in self.recorded:
+            self.recorded[name] = allocate_tensor(shape, value.dtype, value.device)
+        if self.recorded[name].shape != shape:
+            raise ValueError(
+                f"{name} must have one shape in all layers and micro-batches, but got {tuple(value.shape[1:])} after "
+                f"{tuple(self.recorded[name].shape[len(lead) :])}; pass layers= that agree"
+            )
+        rows = slice(self.micro_batch.rows.start, self.micro_batch.rows.stop)
+        return self.recorded[name][rows if layer_index is None else (layer_index, rows)]

@@ -1,0 +1,275 @@
+"""The mechanism that records and edits: it wraps the model's own attention function, and hooks its modules.
+
+Only this folder and ``structure`` depend on private conventions of transformers.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import ExitStack, contextmanager
+from copy import copy
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from mesascope.activations._layer_spec import LayerSpec, ResidualUpdate
+from mesascope.activations.hooks._attention_call import BufferAllocator, HookPointSet, SiteHook, run_hooked_attention
+from mesascope.activations.hooks.attention_interface import AttentionCall, route_attention
+from mesascope.activations.sites import GRADIENT_SUFFIX, UnsupportedModel, strip_gradient_suffix
+
+ORIGINAL_FORWARD = "mesascope_original"  # attribute of a wrapped forward that stores the original
+LayerStartHook = Callable[[int, Callable[[Tensor], Tensor]], None]
+
+
+@contextmanager
+def attach_hooks(
+    model: PreTrainedModel,
+    layers: Sequence[LayerSpec],
+    layers_by_site: Mapping[str, Sequence[int]],
+    hook_fn: SiteHook,
+    *,
+    queries: Int[Tensor, " query"] | None = None,
+    on_layer_start: LayerStartHook | None = None,
+    allocate: BufferAllocator | None = None,
+) -> Iterator[None]:
+    """Call a hook function with activations during every forward pass of the context, and use what it returns.
+
+    Hooks and the attention function are restored on exit, also after an error.
+
+    Args:
+        model: any model whose layers are known.
+        layers: the specification of every layer.
+        layers_by_site: layers by site.
+        hook_fn: the hook function ``hook_fn(site, layer, value)``; it returns ``value`` itself or its replacement.
+        queries: the only positions whose rows of ``attn_scores`` and ``pattern`` are computed; their replacements are
+            ignored then.
+        on_layer_start: called as ``on_layer_start(layer, recompute_query)`` before a layer runs; ``recompute_query``
+            returns its queries for another residual stream.
+        allocate: called as ``allocate(site, layer, like)``; returns a preallocated output buffer for a value like this,
+            or ``None``.
+    """
+    hook_points = {(site, layer) for site, chosen in layers_by_site.items() for layer in chosen}
+    layer_indices = {
+        model.get_submodule(each.attention): n for n, each in enumerate(layers) if each.attention is not None
+    }
+
+    def intercept_attention(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
+        number = layer_indices.get(call.module)
+        if number is None:
+            return call.run_original(call.query, call.key, call.value)
+        return run_hooked_attention(call, layers[number], number, hook_points, hook_fn, queries, allocate)
+
+    with route_attention(model, intercept_attention), ExitStack() as hooks:
+        for number, layer in enumerate(layers):
+            for handle in _hook_modules(model, layer, number, hook_points, hook_fn):
+                hooks.callback(handle.remove)
+            if on_layer_start is not None:
+                block = model.get_submodule(layer.block)
+                note = partial(_offer_query_recomputation, model, layer, partial(on_layer_start, number))
+                hooks.callback(block.register_forward_pre_hook(note, with_kwargs=True).remove)
+        yield
+
+
+@contextmanager
+def replace_forwards(modules: Sequence[nn.Module], forwards: Sequence[Callable[..., Any]]) -> Iterator[None]:
+    """Replace the forward functions of modules; the originals are restored on exit.
+
+    Args:
+        modules: the modules.
+        forwards: their new forward functions.
+    """
+    originals = [vars(block).get("forward") for block in modules]
+    try:
+        for block, forward in zip(modules, forwards, strict=True):
+            block.forward = forward
+        yield
+    finally:
+        for block, forward in zip(modules, originals, strict=True):
+            if forward is None:
+                vars(block).pop("forward", None)
+            else:
+                block.forward = forward
+
+
+def accepts_argument(model: PreTrainedModel, argument: str) -> bool:
+    """Return whether the model's forward has a parameter of this name.
+
+    Args:
+        model: the model.
+        argument: the name.
+
+    Returns:
+        ``True`` if it does.
+    """
+    return argument in inspect.signature(model.forward).parameters
+
+
+def first_tensor(output: Any) -> Tensor | None:
+    """Return a module's output, or the first element of a tuple, list or mapping.
+
+    Args:
+        output: the output.
+
+    Returns:
+        The tensor, or ``None`` if it is not a tensor.
+    """
+    if isinstance(output, Mapping):
+        output = tuple(output.values())
+    if isinstance(output, tuple | list):
+        output = output[0] if output else None
+    return output if isinstance(output, Tensor) else None
+
+
+class _QueryReachedError(Exception):
+    """A layer has called its attention function; the rest of its forward pass is skipped."""
+
+    def __init__(self, query: Tensor) -> None:
+        super().__init__()
+        self.query = query
+
+
+def _offer_query_recomputation(
+    model: PreTrainedModel,
+    layer: LayerSpec,
+    on_layer_start: Callable[[Callable[[Tensor], Tensor]], None],
+    module: nn.Module,
+    args: tuple,
+    kwargs: dict,
+) -> None:
+    """Offer, before a layer runs, to recompute its queries from another residual stream."""
+
+    def stop_at_query(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
+        raise _QueryReachedError(call.query)
+
+    def recompute_query(stream: Tensor) -> Tensor:
+        given, named = _replace_argument(layer.stream_argument, stream, args, kwargs)
+        forward = getattr(module.forward, ORIGINAL_FORWARD, module.forward)
+        with route_attention(model, stop_at_query):
+            try:
+                forward(*given, **named)
+            except _QueryReachedError as reached:
+                return reached.query
+        raise UnsupportedModel(
+            f"{layer.block} must call its attention function to recompute queries, but did not; omit the layer"
+        )
+
+    on_layer_start(recompute_query)
+
+
+def _hook_modules(
+    model: PreTrainedModel, layer: LayerSpec, layer_index: int, hook_points: HookPointSet, hook_fn: SiteHook
+) -> Iterator[Any]:
+    """Register hooks for the sites of one layer that are inputs or outputs of modules."""
+    block = model.get_submodule(layer.block)
+    shape: list[int] = []
+    call_hook = (
+        partial(hook_fn, "resid_pre", layer_index) if ("resid_pre", layer_index) in hook_points else lambda value: value
+    )
+    yield block.register_forward_pre_hook(
+        partial(_hook_argument, layer.stream_argument, call_hook, shape), with_kwargs=True
+    )
+    if layer_index == 0 and any(strip_gradient_suffix(site) for site, _ in hook_points):
+        yield block.register_forward_pre_hook(partial(_start_graph, layer.stream_argument), with_kwargs=True)
+    if (f"resid_pre{GRADIENT_SUFFIX}", layer_index) in hook_points:
+        call_gradient_hook = partial(hook_fn, f"resid_pre{GRADIENT_SUFFIX}", layer_index)
+        hook = partial(_hook_argument_gradient, layer.stream_argument, call_gradient_hook)
+        yield block.register_forward_pre_hook(hook, with_kwargs=True)
+    whole = ResidualUpdate(module=layer.block, gain=1.0)
+    for site, write in (("attn_out", layer.attn_out), ("mlp_out", layer.mlp_out), ("resid_post", whole)):
+        if (site, layer_index) in hook_points and write is not None:
+            hook_output = partial(_hook_output, write, partial(hook_fn, site, layer_index), shape)
+            yield model.get_submodule(write.module).register_forward_hook(hook_output)
+        if (site + GRADIENT_SUFFIX, layer_index) in hook_points and write is not None:
+            call_gradient_hook = partial(
+                _hook_output_gradient, write, partial(hook_fn, site + GRADIENT_SUFFIX, layer_index), shape
+            )
+            yield model.get_submodule(write.module).register_forward_hook(call_gradient_hook)
+
+
+def _hook_argument(
+    argument: int | str,
+    call_hook: Callable[[Tensor], Tensor],
+    shape: list[int],
+    module: nn.Module,
+    args: tuple,
+    kwargs: dict,
+) -> tuple[tuple, dict[str, Any]] | None:
+    """Pre-forward hook: note the shape of an argument, and replace it by what the hook function returns."""
+    old = args[argument] if isinstance(argument, int) else kwargs[argument]
+    shape[:] = old.shape
+    new = call_hook(old)
+    return None if new is old else _replace_argument(argument, new, args, kwargs)
+
+
+def _replace_argument(
+    argument: int | str, new: Tensor, args: tuple, kwargs: dict[str, Any]
+) -> tuple[tuple, dict[str, Any]]:
+    if isinstance(argument, int):
+        return (*args[:argument], new, *args[argument + 1 :]), kwargs
+    return args, kwargs | {argument: new}
+
+
+def _start_graph(argument: int | str, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict[str, Any]]:
+    """Pre-forward hook: make an argument a leaf that requires a gradient."""
+    stream = args[argument] if isinstance(argument, int) else kwargs[argument]
+    return _replace_argument(argument, stream.detach().requires_grad_(), args, kwargs)
+
+
+def _hook_argument_gradient(
+    argument: int | str, call_hook: Callable[[Tensor], Tensor], module: nn.Module, args: tuple, kwargs: dict
+) -> None:
+    """Pre-forward hook: register the hook function for the gradient of an argument."""
+    stream = args[argument] if isinstance(argument, int) else kwargs[argument]
+    stream.register_hook(partial(_observe_gradient, call_hook))
+
+
+def _hook_output_gradient(
+    update: ResidualUpdate,
+    call_hook: Callable[[Tensor], Tensor],
+    shape: list[int],
+    module: nn.Module,
+    args: tuple,
+    output: Any,
+) -> None:
+    """Forward hook: register the hook function for the gradient of a residual update, gain and shape included."""
+    tensor, stream = first_tensor(output), tuple(shape)
+    if tensor is None or not tensor.requires_grad:
+        raise UnsupportedModel(f"{update.module} must return a tensor with a gradient, but does not; omit its gradient")
+    tensor.register_hook(lambda gradient: _observe_gradient(call_hook, gradient.reshape(stream) / update.gain))
+
+
+def _observe_gradient(call_hook: Callable[[Tensor], Tensor], gradient: Tensor) -> None:
+    """Call a hook function with a gradient and leave the gradient unchanged."""
+    call_hook(gradient)
+
+
+def _hook_output(
+    update: ResidualUpdate,
+    call_hook: Callable[[Tensor], Tensor],
+    shape: list[int],
+    module: nn.Module,
+    args: tuple,
+    output: Any,
+) -> Any:
+    """Forward hook: call the hook function with a residual update, gain and shape included; return its replacement."""
+    tensor = first_tensor(output)
+    if tensor is None:
+        raise UnsupportedModel(f"{update.module} must return a tensor, but returned {type(output).__name__}")
+
+    tensor = tensor.detach() if torch.is_grad_enabled() else tensor
+    old = tensor.reshape(shape) if update.flat else tensor
+    old = old if update.gain == 1.0 else old * update.gain
+    new = call_hook(old)
+    if new is old:
+        return None
+    new = (new if update.gain == 1.0 else new / update.gain).reshape(tensor.shape)
+    if isinstance(output, Tensor):
+        return new
+    if isinstance(output, MutableMapping):
+        changed = copy(output)
+        changed[next(iter(output))] = new
+        return changed
+    return [new, *output[1:]] if isinstance(output, list) else (new, *output[1:])

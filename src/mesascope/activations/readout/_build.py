@@ -1,0 +1,168 @@
+"""Construction of a `Readout` from one traced forward pass."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from weakref import ref
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mesascope.activations._layer_spec import LayerSpec
+from mesascope.activations.readout._attention_inputs import AttentionInputs, BatchedStream, LayerAttentionInput
+from mesascope.activations.readout._output_head import Norm, OutputHead, find_final_norm, find_output_head
+from mesascope.activations.readout._output_projection import compute_residual_update, find_output_projection
+from mesascope.activations.readout._readout import Readout
+from mesascope.activations.sites import UnsupportedModel
+from mesascope.activations.structure._find_layers import get_logit_softcap
+from mesascope.activations.structure._trace import ModuleCall, Trace
+from mesascope.activations.tolerances import allclose, bitwise_equal, relative_difference
+
+UPDATES_PER_CHUNK = 8  # residual updates whose logits are in memory together
+
+
+def build_readout(
+    model: PreTrainedModel, layers: Sequence[LayerSpec], layer_indices: Sequence[int], trace: Trace
+) -> Readout:
+    """Build the readout of some layers of a model.
+
+    What does not hold in the model is stored as a reason; the readout raises it on first use.
+
+    Args:
+        model: the model.
+        layers: specification of each layer.
+        layer_indices: indices of the recorded layers.
+        trace: traced forward pass of the model.
+
+    Returns:
+        The readout.
+    """
+    attention_layers = [layer for layer in layers if layer.attention is not None]
+    (last_call,) = trace.calls_of(layers[-1].block)
+    output_head = _try_find_output_head(model, trace, last_call)
+    final_norm = output_head if isinstance(output_head, str) else _try_find_final_norm(output_head, last_call)
+    output_projections = tuple(find_output_projection(model, layers[n], trace) for n in layer_indices)
+    readout = Readout(
+        num_heads=attention_layers[0].num_heads,
+        num_kv_heads=attention_layers[0].num_kv_heads,
+        rows_sum_to_one=tuple(_rows_sum_to_one(layers[n]) for n in layer_indices),
+        projection_modules=output_projections,
+        output_head=output_head,
+        final_norm=final_norm,
+        non_additive_reason="",
+        attention_inputs=_build_attention_inputs(model, layers, layer_indices, trace),
+        parameter_versions=tuple((p, p._version) for p in model.parameters()),
+    )
+    return replace(readout, non_additive_reason=_find_non_additive_reason(readout, layers, trace))
+
+
+def _try_find_output_head(model: PreTrainedModel, trace: Trace, last_call: ModuleCall) -> OutputHead | str:
+    try:
+        return find_output_head(model, trace, last_call, get_logit_softcap(model))
+    except UnsupportedModel as refusal:
+        return str(refusal)
+
+
+def _try_find_final_norm(output_head: OutputHead, last_call: ModuleCall) -> Norm | str | None:
+    try:
+        return find_final_norm(output_head, last_call.output_tensor)
+    except UnsupportedModel as refusal:
+        return str(refusal)
+
+
+def _rows_sum_to_one(layer: LayerSpec) -> bool:
+    return layer.weights_method is not None and layer.weights_method.rows_sum_to_one
+
+
+def _find_non_additive_reason(readout: Readout, layers: Sequence[LayerSpec], trace: Trace) -> str:
+    """Return why embedding, residual updates and bias do not sum to the output; empty if they do."""
+    missing = {n: layer.missing["attn_out"] for n, layer in enumerate(layers) if layer.attn_out is None}
+    if missing:
+        return f"attn_out is not available in layers {list(missing)}: {next(iter(missing.values()))}"
+    if isinstance(readout.output_head, str) or isinstance(readout.final_norm, str):
+        return str(readout.output_head if isinstance(readout.output_head, str) else readout.final_norm)
+    (first,), (last,) = trace.calls_of(layers[0].block), trace.calls_of(layers[-1].block)
+    updates = [write for layer in layers for write in (layer.attn_out, layer.mlp_out) if write is not None]
+    parts = [
+        first.inputs[layers[0].stream_argument],
+        *(compute_residual_update(write, trace, last.output_tensor.shape) for write in updates),
+    ]
+    total, largest = readout.readout_bias, 0.0
+    for chunk in torch.stack(parts).split(UPDATES_PER_CHUNK):
+        contributions = readout.attribute_logits(chunk, last.output_tensor)
+        total, largest = total + contributions.sum(0), max(largest, contributions.abs().max().item())
+    output = readout.output_head(last.output_tensor)
+    if allclose(total, output, largest):
+        return ""
+    return (
+        "embedding, residual updates and bias must sum to the output, but differ by "
+        f"{relative_difference(total, output):.1e}"
+    )
+
+
+def _build_attention_inputs(
+    model: PreTrainedModel, layers: Sequence[LayerSpec], layer_indices: Sequence[int], trace: Trace
+) -> AttentionInputs:
+    first = layers[0]
+    (first_call,), (model_call,) = trace.calls_of(first.block), trace.calls_of("")
+    return AttentionInputs(
+        model_ref=ref(model),
+        trace_input=model_call.inputs[model.main_input_name],
+        layer_inputs=tuple(_find_attention_input(model, layers[number], trace) for number in layer_indices),
+        entry_point=(model.get_submodule(first.block), first.stream_argument),
+        first_resid_pre=first_call.inputs[first.stream_argument],
+        num_layers=len(layers),
+    )
+
+
+def _find_attention_input(model: PreTrainedModel, layer: LayerSpec, trace: Trace) -> LayerAttentionInput | str:
+    """Return the input of one layer's attention, or the reason why it is not known."""
+    if layer.attention is None:
+        return layer.missing["value"]
+    (block,) = trace.calls_of(layer.block)
+    stream = block.inputs[layer.stream_argument]
+    attention = next(each for each in trace.attentions if each.name == layer.attention)
+    enclosing_calls = [
+        call for call in trace.calls_within(block) if call.start < attention.start and attention.end < call.end
+    ]
+    candidates = [
+        (call, argument)
+        for call in enclosing_calls
+        for argument, x in call.inputs.items()
+        if _matches_stream(x, stream)
+    ]
+    if not candidates:
+        return f"no module around the attention of {layer.block} has an input of the shape of the residual stream"
+    input_call, at = candidates[0]
+    normed = input_call.inputs[at]
+    norm = None if bitwise_equal(normed, stream) else _find_norm_call(trace, block, input_call, stream, normed)
+    if isinstance(norm, str):
+        return norm
+    return LayerAttentionInput(
+        attention_module=model.get_submodule(attention.name),
+        input_module=model.get_submodule(input_call.name),
+        argument=at,
+        norm=norm and model.get_submodule(norm.name),
+        resid_pre=stream,
+        normed=normed,
+        value=attention.call.value,
+    )
+
+
+def _find_norm_call(
+    trace: Trace, block: ModuleCall, input_call: ModuleCall, stream: BatchedStream, normed: BatchedStream
+) -> ModuleCall | str:
+    """Return the call that alone maps the residual stream to the attention input, or a reason."""
+    for call in trace.calls_within(block):
+        if (
+            call.end < input_call.start
+            and call.output is not None
+            and bitwise_equal(call.output, normed)
+            and call.reads_tensor(stream)
+        ):
+            return call
+    return f"no single module of {block.name} maps the residual stream to the attention input"
+
+
+def _matches_stream(x: Tensor, stream: BatchedStream) -> bool:
+    return x.shape == stream.shape and x.dtype == stream.dtype

@@ -1,0 +1,264 @@
+"""Output head: the final norm, linear map, scale and soft cap between the last layer and the output."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from mesascope.activations.sites import UnsupportedModel
+from mesascope.activations.structure._trace import ModuleCall, Trace
+from mesascope.activations.tolerances import allclose, bitwise_equal, relative_difference
+
+ResidualStream = Float[Tensor, "*rest d_model"]
+OutputTensor = Float[Tensor, "*rest d_out"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Norm:
+    """A norm in closed form: bias + gain * x / scale(x), where x may be centred first.
+
+    Attributes:
+        centred: the mean over ``d_model`` is subtracted first (LayerNorm), or not (RMSNorm).
+        gain, bias: per coordinate.
+    """
+
+    centred: bool
+    gain: Float[Tensor, " d_model"]
+    bias: Float[Tensor, " d_model"]
+
+    def linear_part(self, x: ResidualStream) -> ResidualStream:
+        """Apply the linear part of the norm, before the division by the scale.
+
+        Args:
+            x: input of the norm.
+
+        Returns:
+            gain * x, with x centred first in a LayerNorm.
+        """
+        return self.gain * (x - x.mean(-1, keepdim=True) if self.centred else x)
+
+    def apply_transposed(self, row: ResidualStream) -> ResidualStream:
+        """Apply the transpose of the linear part: ``apply_transposed(row) @ x == row @ linear_part(x)``.
+
+        Args:
+            row: vectors in the output space of the norm.
+
+        Returns:
+            Vectors in its input space.
+        """
+        row = self.gain * row
+        return row - row.mean(-1, keepdim=True) if self.centred else row
+
+    def scale(self, x: ResidualStream, normed: ResidualStream) -> Float[Tensor, "*rest 1"]:
+        """Compute the scale by which the norm divided its input: its root mean square, or standard deviation.
+
+        Args:
+            x: input of the norm.
+            normed: its output.
+
+        Returns:
+            The divisor of each vector.
+        """
+        linear_part, out = self.linear_part(x.double()), normed.double() - self.bias
+        return (linear_part.square().sum(-1, keepdim=True) / (linear_part * out).sum(-1, keepdim=True)).to(x.dtype)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OutputHead:
+    """The chain of modules from the last layer to the output, each fed by the one before.
+
+    Attributes:
+        modules: in order.
+        scales: factor on the input of each module, then the factor on the output.
+        softcap: the output is ``softcap * tanh(output / softcap)``; ``None`` without a cap.
+    """
+
+    modules: tuple[nn.Module, ...]
+    scales: tuple[float, ...]
+    softcap: float | None
+
+    def __call__(self, resid: ResidualStream, start: int = 0) -> OutputTensor:
+        """Compute the output before the soft cap.
+
+        Gradients are tracked only where ``resid`` requires them, never for the parameters alone.
+
+        Args:
+            resid: residual stream after the last layer, or the input of module ``start``.
+            start: index of the first module to run.
+
+        Returns:
+            The output: logits, or predicted vectors.
+        """
+        x = resid
+        with torch.set_grad_enabled(torch.is_grad_enabled() and resid.requires_grad):
+            for module, scale in list(zip(self.modules, self.scales, strict=False))[start:]:
+                x = module(x if scale == 1.0 else x * scale)
+        return x if self.scales[-1] == 1.0 else x * self.scales[-1]
+
+    def apply_softcap(self, output: OutputTensor) -> OutputTensor:
+        """Apply the soft cap.
+
+        Args:
+            output: output before the soft cap.
+
+        Returns:
+            Output after the soft cap, if the model has one.
+        """
+        return output if self.softcap is None else self.softcap * torch.tanh(output / self.softcap)
+
+
+def find_output_head(model: PreTrainedModel, trace: Trace, last_call: ModuleCall, softcap: float | None) -> OutputHead:
+    """Find the chain of modules from the last layer to the output, and check it by running it again.
+
+    Args:
+        model: the traced model.
+        trace: traced forward pass.
+        last_call: call of the last layer.
+        softcap: soft cap of the logits in the configuration, if any.
+
+    Returns:
+        The output head.
+
+    Raises:
+        UnsupportedModel: If no chain of modules leads to the output.
+    """
+    time, x = last_call.end, last_call.output_tensor
+    modules, scales = [], []
+    while True:
+        next_call = _find_next_call(trace, time, x)
+        if next_call is None:
+            break
+        modules.append(model.get_submodule(next_call[0].name))
+        scales.append(next_call[1])
+        time, x = next_call[0].end, next_call[0].output_tensor
+    for scale in _list_output_scales(x, trace.logits, softcap):
+        output_head = OutputHead(modules=tuple(modules), scales=(*scales, scale), softcap=softcap)
+        output = output_head.apply_softcap(output_head(last_call.output_tensor)) if modules else None
+        if output is not None and output.shape == trace.logits.shape and allclose(output, trace.logits):
+            return output_head
+    raise UnsupportedModel(
+        "the output must be computed from the last layer by a chain of modules, but "
+        f"{type(model).__name__} applies another operation after "
+        f"{modules[-1]._get_name() if modules else last_call.name}"
+    )
+
+
+def find_final_norm(output_head: OutputHead, resid: Float[Tensor, "batch pos d_model"]) -> Norm | None:
+    """Find the final norm in closed form by running the output head.
+
+    Args:
+        output_head: from the last layer to the output.
+        resid: residual streams after the last layer, from a real input.
+
+    Returns:
+        The norm; ``None`` where the output head begins with a linear map.
+
+    Raises:
+        UnsupportedModel: If the output head begins with neither, or what follows the norm is not linear.
+    """
+    if is_affine(lambda x: output_head(x), resid):
+        return None
+    first = output_head.modules[0]
+    norm = identify_norm(first, resid.flatten(0, -2) * output_head.scales[0], "the final norm")
+    with torch.no_grad():
+        out = first(resid * output_head.scales[0]).flatten(0, -2)
+    if not is_affine(lambda u: output_head(u, 1), out[:8]):
+        raise UnsupportedModel(
+            f"the output must be a linear function of the output of {type(first).__name__}, but is not"
+        )
+    return norm
+
+
+def identify_norm(module: nn.Module, x: Float[Tensor, "row d_model"], description: str) -> Norm:
+    """Find the closed form of a norm by running its module on noise and on real inputs.
+
+    Args:
+        module: maps (row, d_model) to the same shape.
+        x: real inputs of the module.
+        description: the name of the norm in error messages.
+
+    Returns:
+        The norm as gain, bias and centring.
+
+    Raises:
+        UnsupportedModel: If it is neither an RMSNorm nor a LayerNorm.
+    """
+    noise = 1e3 * torch.randn(256, x.shape[-1], generator=torch.Generator().manual_seed(0))
+    noise = noise.to(x)
+    inputs = torch.cat([x, noise])
+    with torch.no_grad():
+        bias, out, sampled = module(torch.zeros_like(x[:1]))[0], module(inputs), module(noise)
+    if out.shape != inputs.shape:
+        raise UnsupportedModel(f"{description} must keep the shape of its input, but {type(module).__name__} does not")
+    for centred in (False, True):
+        norm = Norm(centred=centred, gain=_fit_gain(noise, sampled - bias, centred), bias=bias)
+        predicted = norm.linear_part(inputs) / norm.scale(inputs, out) + bias
+        if allclose(predicted, out):
+            return norm
+    raise UnsupportedModel(
+        f"{description} must be an RMSNorm or a LayerNorm, but {type(module).__name__} is neither: the closer "
+        f"one differs by {relative_difference(predicted, out):.1e}"
+    )
+
+
+def _fit_gain(noise: ResidualStream, out: ResidualStream, centred: bool) -> Float[Tensor, " d_model"]:
+    """Fit the gain of a norm on noise by least squares over rows."""
+    x = noise.double()
+    x = x - x.mean(-1, keepdim=True) if centred else x
+    unit = x / x.square().mean(-1, keepdim=True).sqrt()
+    return ((unit * out.double()).sum(0) / unit.square().sum(0)).to(noise.dtype)
+
+
+def is_affine(function, x: ResidualStream) -> bool:
+    """Check that a function is affine, up to rounding.
+
+    It is if f(2x) - f(x) = f(x) - f(0) and f(x + y) - f(x) = f(y) - f(0), where y is x rolled over its rows.
+
+    Args:
+        function: maps vectors to vectors.
+        x: inputs (*rest, d_model) on which it is tried.
+
+    Returns:
+        True if both identities hold.
+    """
+    rolled = x.roll(1, 0) if x.shape[0] > 1 else x.roll(1, -2)
+    f_zero, f_x, f_rolled = function(torch.zeros_like(x)), function(x), function(rolled)
+    scale = max(f_x.abs().max().item(), 1e-30)
+    return allclose(function(2 * x) - f_x, f_x - f_zero, scale) and allclose(
+        function(x + rolled) - f_x, f_rolled - f_zero, scale
+    )
+
+
+def _find_next_call(trace: Trace, time: int, x: Tensor) -> tuple[ModuleCall, float] | None:
+    """Return the next call whose only tensor is ``x`` times a constant, and that constant; the outermost of several."""
+    later = sorted((call for call in trace.calls if call.start > time), key=lambda call: call.start)
+    single_input_calls = [
+        (call, next(iter(call.inputs.values()))) for call in later if len(call.inputs) == 1 and call.output is not None
+    ]
+    for call, value in single_input_calls:
+        if bitwise_equal(value, x):
+            return call, 1.0
+    for call, value in single_input_calls:
+        if value.shape == x.shape and value.is_floating_point():
+            scale = _fit_ratio(value, x)
+            if scale and allclose(x * scale, value):
+                return call, scale
+    return None
+
+
+def _list_output_scales(x: Tensor, logits: Tensor, softcap: float | None) -> list[float]:
+    """List candidate factors on the output of the last module."""
+    if x.shape != logits.shape:
+        return [1.0]
+    uncapped = logits if softcap is None else softcap * torch.atanh((logits.double() / softcap).clamp(-0.999, 0.999))
+    unsaturated = torch.ones_like(logits, dtype=torch.bool) if softcap is None else logits.abs() < 0.9 * softcap
+    ratio = _fit_ratio(uncapped[unsaturated], x[unsaturated])
+    return [1.0, float(f"{ratio:.4g}"), ratio]
+
+
+def _fit_ratio(a: Tensor, b: Tensor) -> float:
+    """Return the factor c that minimises ``|a - c * b|``."""
+    size = b.double().square().sum().item()
+    return (a.double() * b.double()).sum().item() / size if size else 0.0

@@ -1,0 +1,289 @@
+"""Decoder layers and their sites, found from one traced forward pass, never from module names.
+
+A layer is an element of the one `nn.ModuleList` that contains the attention modules. Its residual updates are the
+module outputs that sum, up to rounding, to the change that the layer makes to the residual stream.
+"""
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from mesascope.activations._layer_spec import AttentionWeightsMethod, LayerSpec, ResidualUpdate
+from mesascope.activations.hooks import _attention_math as attention_math
+from mesascope.activations.hooks.attention_interface import AttentionCall
+from mesascope.activations.sites import UnsupportedModel
+from mesascope.activations.structure._residual_updates import find_residual_updates
+from mesascope.activations.structure._trace import ModuleCall, Trace, TracedAttention
+from mesascope.activations.tolerances import allclose, bitwise_equal, relative_difference, rounding_tolerance
+
+SOFTCAP_TEST_FACTOR = 16.0  # factor on queries that makes a soft cap of the scores visible
+ATTENTION_SITES = ("query", "key", "value", "attn_scores", "pattern", "z")
+
+
+def find_layers(model: PreTrainedModel, trace: Trace) -> tuple[LayerSpec, ...]:
+    """Find the decoder layers of a model and the sites of each.
+
+    Args:
+        model: any causal language model of transformers, or one of this package.
+        trace: its traced forward pass.
+
+    Returns:
+        One specification per layer, in order.
+
+    Raises:
+        UnsupportedModel: If attention is not called through the attention interface of transformers, or the layers
+            are not a plain sequence of modules.
+    """
+    name = type(model).__name__
+    if not trace.attentions:
+        raise UnsupportedModel(
+            f"attention must go through transformers' attention interface, but {name} implements its own attention or "
+            "has none; use a model whose modelling file dispatches attention through it"
+        )
+    block_calls = _find_block_calls(model, trace, name)
+    return tuple(_describe_layer(trace, block, name) for block in block_calls)
+
+
+def get_logit_softcap(model: PreTrainedModel) -> float | None:
+    """Return the soft cap of the logits in the model's configuration, or ``None``.
+
+    Args:
+        model: any causal language model of transformers.
+
+    Returns:
+        The cap c of ``c * tanh(logits / c)``.
+    """
+    return getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+
+
+def _find_block_calls(model: PreTrainedModel, trace: Trace, name: str) -> list[ModuleCall]:
+    """Return the calls of the decoder blocks, in order."""
+    lists = Counter(_find_module_list(model, each.name) for each in trace.attentions)
+    if len(lists) != 1 or "" in lists:
+        raise UnsupportedModel(
+            f"attention modules must all be in one nn.ModuleList of layers, but those of {name} are in "
+            f"{', '.join(repr(each) for each in lists)}; pass the decoder only"
+        )
+    (list_name,) = lists
+    elements = model.get_submodule(list_name)
+    calls = [trace.calls_of(f"{list_name}.{number}") for number, _ in elements.named_children()]
+    repeated = [number for number, each in enumerate(calls) if len(each) > 1]
+    if repeated:
+        raise UnsupportedModel(
+            f"a layer must be called once in a forward pass, but {name} calls {list_name}.{repeated[0]} "
+            f"{len(calls[repeated[0]])} times"
+        )
+    blocks = [each[0] for each in calls if each]
+    if not blocks or any(a.start > b.start for a, b in itertools.pairwise(blocks)):
+        raise UnsupportedModel(
+            f"layers must be called as modules in the order of their list, but those of {name} in {list_name} are not"
+        )
+    return blocks
+
+
+def _find_module_list(model: PreTrainedModel, name: str) -> str:
+    """Return the name of the outermost `nn.ModuleList` that contains a module; empty if there is none."""
+    parts = name.split(".")
+    for length in range(1, len(parts)):
+        parent = ".".join(parts[:length])
+        if isinstance(model.get_submodule(parent), nn.ModuleList):
+            return parent
+    return ""
+
+
+def _describe_layer(trace: Trace, block: ModuleCall, name: str) -> LayerSpec:
+    attentions = [each for each in trace.attentions if block.contains_call(each)]
+    if len(attentions) > 1:
+        raise UnsupportedModel(
+            f"a layer must call attention once, but {block.name} of {name} calls it {len(attentions)} times"
+        )
+    if not attentions:
+        return _describe_layer_without_attention(block, name)
+    attention = attentions[0]
+    attn_out, mlp_out, missing = find_residual_updates(trace, block, attention, _find_stream_argument(block, name)[1])
+    projection, reason = _find_output_projection(trace, block, attention, attn_out and attn_out.module)
+    weights_method, weights_missing = _find_weights_method(attention)
+    if attention.output.shape[:3] != (*block.output_tensor.shape[:2], attention.call.query.shape[1]):
+        weights_missing["z"] = f"the attention function returns shape {tuple(attention.output.shape)}"
+    return LayerSpec(
+        block=block.name,
+        stream_argument=_find_stream_argument(block, name)[0],
+        attention=attention.name,
+        projection=projection,
+        attn_out=attn_out,
+        mlp_out=mlp_out,
+        weights_method=weights_method,
+        num_heads=attention.call.query.shape[1],
+        num_kv_heads=attention.call.key.shape[1],
+        missing=missing | weights_missing | ({} if projection else {"projection": reason}),
+        parallel=mlp_out is not None
+        and not _reads_resid_mid(trace, block, attn_out, _find_stream_argument(block, name)[1]),
+    )
+
+
+def _reads_resid_mid(trace: Trace, block: ModuleCall, attn_out: ResidualUpdate | None, resid_pre: Tensor) -> bool:
+    """Return True if a module of the block reads the stream after ``attn_out`` is added, as serial MLPs do."""
+    if attn_out is None:
+        return False
+    attn_out_value = trace.calls_of(attn_out.module)[0].output_tensor.reshape(resid_pre.shape)
+    resid_mid = resid_pre + attn_out.gain * attn_out_value
+    call_inputs = [x for call in trace.calls_within(block) for x in call.inputs.values()]
+    return any(x.shape == resid_mid.shape and x.is_floating_point() and allclose(x, resid_mid) for x in call_inputs)
+
+
+def _describe_layer_without_attention(block: ModuleCall, name: str) -> LayerSpec:
+    """Describe a layer that mixes positions without softmax attention: only its residual stream is available."""
+    reason = "the layer has no softmax attention that is called through the attention interface"
+    return LayerSpec(
+        block=block.name,
+        stream_argument=_find_stream_argument(block, name)[0],
+        attention=None,
+        projection=None,
+        attn_out=None,
+        mlp_out=None,
+        weights_method=None,
+        num_heads=0,
+        num_kv_heads=0,
+        missing=dict.fromkeys((*ATTENTION_SITES, "attn_out", "mlp_out", "projection"), reason),
+    )
+
+
+def _find_stream_argument(block: ModuleCall, name: str) -> tuple[int | str, Tensor]:
+    """Return the block argument that is the residual stream: the first with the shape of the block's output."""
+    out = block.output
+    if out is not None and out.ndim == 3:
+        for argument, value in block.inputs.items():
+            if value.shape == out.shape and value.dtype == out.dtype:
+                return argument, value
+    shape = None if out is None else tuple(out.shape)
+    raise UnsupportedModel(
+        "a decoder layer must return hidden states (batch, pos, d_model) of the same shape as its input, but "
+        f"{block.name} of {name} returns {shape}"
+    )
+
+
+def _find_output_projection(
+    trace: Trace, block: ModuleCall, attention: TracedAttention, attn_out_module: str | None
+) -> tuple[str | None, str]:
+    """Return the module that alone maps ``z`` to ``attn_out``, or the reason why there is none."""
+    z = attention.output.flatten(2)
+    later = [call for call in trace.calls_within(block) if call.start > attention.end]
+    reading_calls = [
+        call
+        for call in later
+        if any(given.shape == z.shape and bitwise_equal(given, z) for given in call.inputs.values())
+    ]
+    if not reading_calls:
+        return None, "z passes through another operation before the output projection"
+    if attn_out_module is None:
+        return None, "attn_out is not available"
+    attn_out = trace.calls_of(attn_out_module)[0].output
+    for call in reading_calls:
+        if (
+            call.output is not None
+            and attn_out is not None
+            and bitwise_equal(call.output.reshape(attn_out.shape), attn_out)
+        ):
+            return call.name, ""
+    return None, "a norm or a gate separates the output projection and the residual stream"
+
+
+def _find_weights_method(attention: TracedAttention) -> tuple[AttentionWeightsMethod | None, dict[str, str]]:
+    """Find a method that reproduces ``z`` from attention weights on the trace input, or the reasons why none does."""
+    value, out = attention.call.value, attention.output
+    failures: list[str] = []
+    for kind in ("returned", "plain", "delegate", "unit"):
+        pattern = _try_weights_method(kind, attention)
+        if pattern is None:
+            continue
+        z = attention_math.mix_values(pattern, value)
+        if z.shape == out.shape and allclose(z, out):
+            return _describe_weights_method(kind, attention, pattern)
+        difference = f"by {relative_difference(z, out):.1e}" if z.shape == out.shape else "in shape"
+        failures.append(f"{kind} weights give a z that differs {difference}")
+    reason = "attention weights are not available: " + (
+        "; ".join(failures) or "the attention implementation returns none"
+    )
+    return None, {"pattern": reason, "attn_scores": reason}
+
+
+def _try_weights_method(kind: str, attention: TracedAttention) -> Tensor | None:
+    """Compute the attention weights of the trace input by one method; ``None`` where the method does not apply."""
+    call = attention.call
+    if kind == "returned":
+        shape = (*call.query.shape[:3], call.key.shape[2])
+        return (
+            attention.returned_weights
+            if attention.returned_weights is not None and attention.returned_weights.shape == shape
+            else None
+        )
+    eager_pattern = _run_eager_attention(call, call.query)
+    if kind == "delegate":
+        return eager_pattern
+    if kind == "unit":
+        return _call_or_none(lambda: call.run_one_hot(call.query, call.key))
+    return (
+        attention_math.masked_softmax(
+            call.scaled_scores(call.query, call.key), call.additive_mask(call.query, call.key)
+        )
+        if (eager_pattern is None or _max_eager_difference(call) <= rounding_tolerance(eager_pattern))
+        else None
+    )
+
+
+def _max_eager_difference(call: AttentionCall) -> float:
+    """Return the largest relative difference between the softmax of the scaled scores and the model's eager weights.
+
+    It is measured for the traced queries and for scaled ones, on which a soft cap of the scores would show; infinite
+    where the model has no eager function.
+    """
+    worst = 0.0
+    for query in (call.query, SOFTCAP_TEST_FACTOR * call.query):
+        eager_pattern = _run_eager_attention(call, query)
+        if eager_pattern is None:
+            return math.inf
+        score = attention_math.mask_scores(call.scaled_scores(query, call.key), call.additive_mask(query, call.key))
+        worst = max(
+            worst,
+            relative_difference(attention_math.scores_to_pattern(score), eager_pattern)
+            if eager_pattern.shape == score.shape
+            else math.inf,
+        )
+    return worst
+
+
+def _run_eager_attention(call: AttentionCall, query: Tensor) -> Tensor | None:
+    return _call_or_none(lambda: call.run_eager(query, call.key, call.value))
+
+
+def _call_or_none(eager: Callable[[], Tensor | None]) -> Tensor | None:
+    """Run the model's eager function; return ``None`` where it cannot be called."""
+    try:
+        return eager()
+    except (UnsupportedModel, TypeError, AttributeError, RuntimeError, ValueError):
+        return None
+
+
+def _describe_weights_method(
+    kind: str, attention: TracedAttention, pattern: Tensor
+) -> tuple[AttentionWeightsMethod, dict[str, str]]:
+    """Describe a method whose weights reproduce ``z``: availability of scores, normalisation of rows."""
+    call = attention.call
+    score = attention_math.mask_scores(
+        call.scaled_scores(call.query, call.key), call.additive_mask(call.query, call.key)
+    )
+    difference = relative_difference(attention_math.scores_to_pattern(score), pattern)
+    eager_difference = _max_eager_difference(call)
+    difference = difference if math.isinf(eager_difference) else max(difference, eager_difference)
+    total = pattern.double().sum(-1)
+    softmax = allclose(total.to(pattern.dtype), torch.ones_like(total, dtype=pattern.dtype))
+    has_scores = difference <= rounding_tolerance(pattern)
+    reason = f"the softmax of the scaled scores differs from the attention weights by {difference:.1e}"
+    return AttentionWeightsMethod(
+        kind=kind, softmax_of_scores=has_scores, rows_sum_to_one=softmax
+    ), {} if has_scores else {"attn_scores": reason}

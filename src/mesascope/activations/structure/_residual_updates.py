@@ -1,0 +1,129 @@
+"""Residual updates of a layer, found by arithmetic: resid_pre + a * attn_out + b * mlp_out == resid_post."""
+
+from itertools import chain, product
+
+import torch
+from torch import Tensor
+
+from mesascope.activations._layer_spec import ResidualUpdate
+from mesascope.activations.structure._trace import ModuleCall, Trace, TracedAttention
+from mesascope.activations.tolerances import terms_sum_to
+
+ResidualUpdates = tuple[ResidualUpdate | None, ResidualUpdate | None, dict[str, str]]
+
+
+def find_residual_updates(
+    trace: Trace, block: ModuleCall, attention: TracedAttention, resid_pre: Tensor
+) -> ResidualUpdates:
+    """Find the modules whose outputs, each times a constant gain, sum to the change that a layer makes.
+
+    Args:
+        trace: traced forward pass.
+        block: call of the layer.
+        attention: the layer's call of the attention function.
+        resid_pre: residual stream before the layer.
+
+    Returns:
+        The update of attention, the update of the MLP (``None`` where missing), and the reason for each missing one.
+    """
+    resid_post = block.output_tensor
+    attn_candidates, mlp_candidates = (
+        _list_attention_candidates(trace, block, attention),
+        _list_mlp_candidates(trace, block, attention),
+    )
+    for exact in (True, False):
+        for attn, mlp in chain(product(attn_candidates, mlp_candidates), ((attn, None) for attn in attn_candidates)):
+            gains = _fit_gains(resid_pre, resid_post, attn, mlp, exact)
+            if gains is not None:
+                return _collect_updates(attn, mlp, gains)
+    reason = (
+        "no module outputs sum to the layer's change of the residual stream; a norm may follow the sum; the best fit "
+        "leaves a fraction of "
+        f"{_min_unexplained_fraction(resid_pre, resid_post, attn_candidates, mlp_candidates):.1e} unexplained"
+    )
+    return None, None, dict.fromkeys(("attn_out", "mlp_out"), reason)
+
+
+def _collect_updates(attn: ModuleCall, mlp: ModuleCall | None, gains: list[float]) -> ResidualUpdates:
+    attn_update = _make_update(attn, gains[0])
+    if mlp is None:
+        return attn_update, None, {"mlp_out": "the layer has no MLP whose output is added to the residual stream"}
+    return attn_update, _make_update(mlp, gains[1]), {}
+
+
+def _make_update(call: ModuleCall, gain: float) -> ResidualUpdate:
+    return ResidualUpdate(module=call.name, gain=gain, flat=call.output_tensor.ndim == 2)
+
+
+def _list_attention_candidates(trace: Trace, block: ModuleCall, attention: TracedAttention) -> list[ModuleCall]:
+    """List the attention module and the modules it feeds (post-norm, dropout, wrappers), nearest first."""
+    inside = [call for call in trace.calls_within(block) if _has_stream_shape(trace, call, block)]
+    candidates = [call for call in inside if call.name == attention.name]
+    if not candidates:
+        return []
+    module = candidates[0]
+    for call in inside:
+        wraps = call.contains_call(module)
+        fed = call.start > module.end and any(
+            each.output is not None and call.reads_tensor(each.output) for each in candidates
+        )
+        if wraps or fed:
+            candidates.append(call)
+    return candidates
+
+
+def _list_mlp_candidates(trace: Trace, block: ModuleCall, attention: TracedAttention) -> list[ModuleCall]:
+    """List the other modules of the layer with outputs of the stream's shape: shallow ones first, later ones first."""
+    attention_call = next(
+        call for call in trace.calls if call.name == attention.name and call.start < attention.start < call.end
+    )
+    inside = [
+        call
+        for call in trace.calls_within(block)
+        if _has_stream_shape(trace, call, block)
+        and not attention_call.contains_call(call)
+        and not call.contains_call(attention_call)
+        and call is not attention_call
+    ]
+    return sorted(inside, key=lambda call: (call.name.count("."), -call.end))
+
+
+def _has_stream_shape(trace: Trace, call: ModuleCall, block: ModuleCall) -> bool:
+    """Return True if the output has the shape of the stream and the module is called only once."""
+    if call.output is None or len(trace.calls_of(call.name)) > 1:
+        return False
+    return call.output.shape in (block.output_tensor.shape, block.output_tensor.flatten(0, 1).shape)
+
+
+def _fit_gains(
+    resid_pre: Tensor, resid_post: Tensor, attn: ModuleCall, mlp: ModuleCall | None, exact: bool
+) -> list[float] | None:
+    """Return gains for which the sum is exact up to rounding: ones, or a least-squares fit; ``None`` if none are."""
+    parts = [call.output_tensor.reshape(resid_post.shape) for call in (attn, mlp) if call is not None]
+    if any(part.dtype != resid_post.dtype for part in parts):
+        return None
+    if exact:
+        return [1.0] * len(parts) if terms_sum_to(resid_post, resid_pre, *parts) else None
+    columns = torch.stack([part.double().flatten().cpu() for part in parts], dim=1)
+    fitted = (
+        torch.linalg.lstsq(columns, (resid_post.double() - resid_pre.double()).flatten().cpu()[:, None])
+        .solution[:, 0]
+        .tolist()
+    )
+    for gains in ([float(f"{gain:.4g}") for gain in fitted], fitted):
+        if terms_sum_to(resid_post, resid_pre, *(gain * part for gain, part in zip(gains, parts, strict=True))):
+            return gains
+    return None
+
+
+def _min_unexplained_fraction(
+    resid_pre: Tensor, resid_post: Tensor, attn_candidates: list[ModuleCall], mlp_candidates: list[ModuleCall]
+) -> float:
+    """Return the smallest fraction of the layer's change that a fit leaves unexplained."""
+    target = (resid_post.double() - resid_pre.double()).flatten().cpu()
+    fractions = [1.0]
+    for attn, mlp in product(attn_candidates, mlp_candidates):
+        columns = torch.stack([call.output_tensor.double().flatten().cpu() for call in (attn, mlp)], dim=1)
+        gains = torch.linalg.lstsq(columns, target[:, None]).solution
+        fractions.append(((columns @ gains)[:, 0] - target).norm().item() / max(target.norm().item(), 1e-300))
+    return min(fractions)

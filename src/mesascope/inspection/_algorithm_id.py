@@ -1,0 +1,212 @@
+"""Identification of the in-context algorithms that the models of a run, or one model, are most similar to."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import xarray as xr
+from transformers import PreTrainedModel
+
+from mesascope.analyses import which_algorithm
+from mesascope.inspection._text import non_special_tokens
+from mesascope.models.load import load_checkpoint, load_pretrained
+from mesascope.store import LogFn, Run, do_nothing
+from mesascope.studies.base import Condition, Study
+from mesascope.studies.registry import list_studies, load_study
+from mesascope.tasks.chains import MarkovChains
+from mesascope.tasks.icl.base import InContextTask
+
+SEQUENCE_SEED = 2**40 + 23  # seed of the sequences, different from that of the sequences analysed by studies
+NUM_SYMBOLS, CHAIN_LENGTH, FIRST_SCORED = (
+    4,
+    64,
+    16,
+)  # Markov chains for language models: symbols, length, first scored position
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AlgorithmReport:
+    """Result of identifying the algorithm of one model.
+
+    Attributes:
+        condition: The condition of a study; empty if there is none.
+        seed: The training replicate; None if there is none.
+        task: The task whose algorithms were compared with the model.
+        results: The dataset returned by :func:`mesascope.analyses.which_algorithm`.
+    """
+
+    condition: str
+    seed: int | None
+    task: str
+    results: xr.Dataset
+
+    @property
+    def display_title(self) -> str:
+        """Condition and seed, as shown to the user."""
+        seed = "" if self.seed is None else f"seed {self.seed}"
+        return ", ".join(part for part in (self.condition, seed) if part)
+
+
+def identify_algorithms(
+    subject: str, *, study: str | None, sequences: int, seed: int, device: str, log: LogFn = do_nothing
+) -> list[AlgorithmReport]:
+    """Identify the in-context algorithms that models are most similar to.
+
+    Args:
+        subject: A run's directory, whose last checkpoints are analysed for every seed and every condition with an
+            in-context task; a folder with a mesascope decoder; or a causal language model for :func:`load_pretrained`,
+            which is compared with n-gram counts on Markov chains of its own tokens.
+        study: The study whose task is used, for a decoder in a folder or a run whose study is a file.
+        sequences: Number of sequences to sample, 32 or more.
+        seed: The seed of the sequences, and of the tokens that represent symbols.
+        device: The device to compute on.
+        log: Receives lines of text.
+
+    Returns:
+        One report per model.
+
+    Raises:
+        ValueError: If nothing can be analysed; the message says what can.
+    """
+    if sequences < 32:
+        raise ValueError(
+            f"sequences must be 32 or more, to fit on one half and evaluate on the other, but got {sequences}"
+        )
+    path = Path(subject)
+    if (path / "run.json").is_file():
+        return list(_identify_in_run(Run.open(path), study, sequences, seed, device, log))
+    if _is_decoder_folder(path):
+        condition = _find_condition(load_checkpoint(path, device), study, subject)
+        return [_identify_in_checkpoint(condition, None, path, sequences, seed, device, log)]
+    if study is not None:
+        raise ValueError(f"--study must be used with a decoder folder or a run, but {subject} is neither; omit it")
+    log("opening the model")
+    model, tokenizer = load_pretrained(subject, device=device)
+    if tokenizer is None:
+        raise ValueError(f"a language model must come with its tokenizer, but {subject} has none; add its files")
+    context_length = getattr(model.config.get_text_config(), "max_position_embeddings", None) or CHAIN_LENGTH
+    if context_length <= 2 * FIRST_SCORED:
+        raise ValueError(
+            f"the context must be longer than {2 * FIRST_SCORED} tokens, but that of {subject} has {context_length}"
+        )
+    text_tokens = non_special_tokens(tokenizer, model)
+    sampled = torch.randperm(len(text_tokens), generator=torch.Generator().manual_seed(seed))[:NUM_SYMBOLS]
+    symbols = tuple(int(token) for token in text_tokens[sampled])
+    task = MarkovChains(
+        num_symbols=NUM_SYMBOLS, length=min(CHAIN_LENGTH, context_length), scored_from=FIRST_SCORED, tokens=symbols
+    )
+    words = ", ".join(repr(tokenizer.decode([token])) for token in symbols)
+    return [_compare_algorithms("", None, model, task, sequences, seed, log, f"Markov chains of {words}")]
+
+
+def _identify_in_run(
+    run: Run, study: str | None, sequences: int, seed: int, device: str, log: LogFn
+) -> Iterator[AlgorithmReport]:
+    """Yield a report for every condition and every seed of a run."""
+    if "scale" not in run.record:
+        raise ValueError(
+            f"the run must be of a study, but {run.path} inspects a language model; give the model instead"
+        )
+    study_value = load_study(study or run.record["study"])
+    if study_value.name != run.record["study"]:
+        raise ValueError(f"the study must be {run.record['study']}, that of the run, but got {study_value.name}")
+    scale = run.record["scale"]
+    conditions = [
+        condition for condition in study_value.conditions if isinstance(condition.task_at(scale), InContextTask)
+    ]
+    if not conditions:
+        raise ValueError(_no_icl_task_message(f"the study {study_value.name}"))
+    for condition in conditions:
+        for replicate in run.record["seeds"]:
+            last_step = condition.scales[scale].training.steps
+            condition_run = run.for_condition(condition.name)
+            if last_step not in condition_run.list_checkpoints(replicate):
+                raise ValueError(
+                    f"a run must be trained to its end, but {condition_run.seed_path(replicate)} has no step "
+                    f"{last_step}; resume it "
+                    f"with mesascope run {study_value.name} --scale {scale} --out {run.path}"
+                )
+            yield _identify_in_checkpoint(
+                condition,
+                replicate,
+                condition_run.verified_checkpoint(replicate, last_step),
+                sequences,
+                seed,
+                device,
+                log,
+                scale,
+            )
+
+
+def _identify_in_checkpoint(
+    condition: Condition,
+    replicate: int | None,
+    path: Path,
+    sequences: int,
+    seed: int,
+    device: str,
+    log: LogFn,
+    scale: str = "laptop",
+) -> AlgorithmReport:
+    task = condition.task_at(scale)
+    assert isinstance(task, InContextTask)
+    model = load_checkpoint(path, device)
+    return _compare_algorithms(
+        condition.title or condition.name, replicate, model, task, sequences, seed, log, type(task).__name__
+    )
+
+
+def _compare_algorithms(
+    condition: str,
+    replicate: int | None,
+    model: PreTrainedModel,
+    task: InContextTask,
+    sequences: int,
+    seed: int,
+    log: LogFn,
+    task_label: str,
+) -> AlgorithmReport:
+    report = AlgorithmReport(condition=condition, seed=replicate, task=task_label, results=xr.Dataset())
+    log(f"comparing algorithms with the model{': ' if report.display_title else ''}{report.display_title}")
+    batch = task.sample(sequences, torch.Generator().manual_seed(SEQUENCE_SEED + seed)).to(model.device)
+    results = which_algorithm(model, task, batch, seed=seed)
+    return AlgorithmReport(condition=condition, seed=replicate, task=task_label, results=results)
+
+
+def _is_decoder_folder(path: Path) -> bool:
+    config = path / "config.json"
+    return config.is_file() and '"model_type": "mesascope"' in config.read_text(encoding="utf-8")
+
+
+def _find_condition(model: PreTrainedModel, study: str | None, subject: str) -> Condition:
+    """Find the condition of a study whose task has the input and output dimensions of a decoder."""
+    if study is None:
+        raise ValueError(
+            f"the task of {subject} must be given by --study, one of {', '.join(_studies_with_icl_tasks())}"
+        )
+    study_value: Study = load_study(study)
+    dimensions = (model.config.vocab_size, model.config.d_in, model.config.d_out)
+    conditions = [condition for condition in study_value.conditions if isinstance(condition.task, InContextTask)]
+    if not conditions:
+        raise ValueError(_no_icl_task_message(f"the study {study_value.name}"))
+    for condition in conditions:
+        if (condition.model.vocab_size, condition.model.d_in, condition.model.d_out) == dimensions:
+            return condition
+    raise ValueError(
+        f"the decoder must have the study's vocab_size, d_in and d_out, but {subject} has {dimensions}; give "
+        "another study"
+    )
+
+
+def _no_icl_task_message(subject: str) -> str:
+    study_names = ", ".join(_studies_with_icl_tasks())
+    return f"the task must be learned in context, but {subject} has no such task; choose from {study_names}"
+
+
+def _studies_with_icl_tasks() -> list[str]:
+    return [
+        entry.name
+        for entry in list_studies()
+        if any(isinstance(condition.task, InContextTask) for condition in load_study(entry.name).conditions)
+    ]

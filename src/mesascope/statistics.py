@@ -1,0 +1,206 @@
+"""Small statistics that several modules share: derangements, resampling, least squares, rank correlation."""
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+PENALTIES = tuple(10.0**power for power in range(-6, 4))  # in units of the mean variance of the features
+BOOTSTRAP_RESAMPLES = 1_000
+CONFIDENCE_LEVEL = 0.95
+Features = Float[Tensor, "row feature"]
+Targets = Float[Tensor, "row out"]
+
+
+def derangement(size: int, generator: torch.Generator) -> Int[Tensor, " row"]:
+    """Return a permutation without fixed points: every row is replaced by its predecessor in a random cycle.
+
+    Args:
+        size: number of rows, 2 or more.
+        generator: source of the cycle.
+
+    Returns:
+        for every row, the index of another row.
+
+    >>> order = derangement(4, torch.Generator().manual_seed(0))
+    >>> sorted(order.tolist()), (order == torch.arange(4)).any().item()
+    ([0, 1, 2, 3], False)
+    """
+    cycle = torch.randperm(size, generator=generator)
+    order = torch.empty_like(cycle)
+    order[cycle] = cycle.roll(1)
+    return order
+
+
+def evenly_spaced_indices(count: int, most: int, first: int = 0) -> Int[Tensor, " index"]:
+    """Return at most ``most`` indices between ``first`` and ``count - 1``, both included, evenly spaced.
+
+    Args:
+        count: number of items that are indexed.
+        most: maximum number of indices.
+        first: the first index.
+
+    >>> evenly_spaced_indices(10, 4).tolist(), evenly_spaced_indices(3, 8).tolist()
+    ([0, 3, 6, 9], [0, 1, 2])
+    """
+    return torch.linspace(first, count - 1, min(most, count - first)).round().long()
+
+
+def evenly_spaced_steps(steps: int, n: int) -> tuple[int, ...]:
+    """Return at most ``n`` training steps, evenly spaced, 0 and ``steps`` among them.
+
+    Args:
+        steps: the last step.
+        n: maximum number of steps returned.
+
+    >>> evenly_spaced_steps(10, 5)
+    (0, 2, 5, 8, 10)
+    """
+    return tuple(sorted({round(float(step)) for step in np.linspace(0, steps, min(n, steps + 1))}))
+
+
+def bootstrap_counts(size: int, resamples: int, generator: torch.Generator) -> Float[Tensor, "row draw"]:
+    """Return how often every row occurs in each of ``resamples`` draws with replacement.
+
+    Args:
+        size: number of rows.
+        resamples: number of draws.
+        generator: source of the draws.
+    """
+    drawn = torch.randint(0, size, (size, resamples), generator=generator)
+    return torch.zeros(size, resamples, dtype=torch.float64).scatter_add_(0, drawn, torch.ones_like(drawn).double())
+
+
+def bootstrap_interval(
+    values: Float[Tensor, "*rest batch"], seed: int = 0
+) -> tuple[Float[Tensor, "*rest"], Float[Tensor, "*rest"]]:
+    """Return the percentile bootstrap interval of the mean over sequences (95 %, 1,000 resamples).
+
+    Args:
+        values: one number for each sequence on the last axis; the other axes share the resamples.
+        seed: of the resamples.
+
+    Returns:
+        lower and upper end of the interval.
+
+    >>> low, high = bootstrap_interval(torch.tensor([[0.0, 0.0, 0.0], [1.0, 2.0, 3.0]]))
+    >>> low.tolist()[0], high.tolist()[0], bool(low[1] > 0)
+    (0.0, 0.0, True)
+    """
+    count = values.shape[-1]
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=BOOTSTRAP_RESAMPLES)
+    means = values.double() @ torch.from_numpy(drawn).double().T / count
+    ends = torch.tensor([(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2], dtype=torch.float64)
+    low, high = means.quantile(ends, dim=-1)
+    return low, high
+
+
+def split_halves(size: int) -> tuple[slice, slice]:
+    """Return the sequences to fit on and the sequences to score on: the first and the second half.
+
+    Args:
+        size: number of sequences.
+    """
+    return slice(0, size // 2), slice(size // 2, size)
+
+
+def fit_affine(
+    x: Features, y: Targets, penalty: float = 1e-6
+) -> tuple[Float[Tensor, "feature out"], Float[Tensor, "out"]]:
+    """Fit an affine map from ``x`` to ``y`` by ridge regression with a fixed penalty, in float64.
+
+    Args:
+        x: features.
+        y: targets.
+        penalty: the ridge, in units of the mean variance of ``x``; the intercept is not penalised.
+
+    Returns:
+        weight and intercept.
+    """
+    x, y = x.double(), y.double()
+    mean_x, mean_y = x.mean(0), y.mean(0)
+    x, y = x - mean_x, y - mean_y
+    gram = x.T @ x
+    ridge = penalty * gram.diagonal().mean() + torch.finfo(torch.float64).tiny
+    weight = torch.linalg.solve(gram + ridge * torch.eye(len(gram), dtype=x.dtype, device=x.device), x.T @ y)
+    return weight, mean_y - mean_x @ weight
+
+
+def fit_ridge(x: Features, y: Targets) -> tuple[Float[Tensor, "feature out"], Float[Tensor, "out"], float]:
+    """Fit an affine map by ridge regression; the penalty is chosen by generalised cross-validation.
+
+    One singular value decomposition serves all penalties (Golub, Heath & Wahba 1979), in float64.
+
+    Args:
+        x: features; there may be fewer rows than features.
+        y: targets.
+
+    Returns:
+        weight, intercept, and the penalty in units of the mean variance of ``x``.
+    """
+    x, y = x.double(), y.double()
+    mean_x, mean_y = x.mean(0), y.mean(0)
+    u, singular_values, v = torch.linalg.svd(x - mean_x, full_matrices=False)
+    projected, unit = u.T @ (y - mean_y), singular_values.square().sum() / x.shape[1]
+    outside_span = (y - mean_y).square().sum() - projected.square().sum()
+
+    def validation_score(penalty: float) -> float:
+        shrinkage = singular_values.square() / (singular_values.square() + penalty * unit)
+        error = ((1 - shrinkage)[:, None] * projected).square().sum() + outside_span.clamp_min(0)
+        return float(error / (len(x) - 1 - shrinkage.sum()).clamp_min(1e-9).square())
+
+    penalty = min(PENALTIES, key=validation_score)
+    weight = v.T @ ((singular_values / (singular_values.square() + penalty * unit))[:, None] * projected)
+    return weight, mean_y - mean_x @ weight, penalty
+
+
+def r_squared(prediction: Targets, y: Targets) -> float:
+    """Return one minus the squared error over the variance of ``y``; negative where the mean predicts better.
+
+    Args:
+        prediction: predicted targets.
+        y: targets.
+    """
+    error = (prediction.double() - y.double()).square().sum()
+    variance = (y.double() - y.double().mean(0)).square().sum()
+    return float(1 - error / variance)
+
+
+def slope_and_r_squared(x: Targets, y: Targets) -> tuple[float, float]:
+    """Return the slope s of the least-squares fit y ~ s x + constant, and its R².
+
+    Args:
+        x: predictor; all its numbers are pooled.
+        y: response, of the same shape.
+
+    Returns:
+        slope and R²; both are 0 where ``x`` or ``y`` is constant.
+    """
+    x, y = x.double() - x.double().mean(0), y.double() - y.double().mean(0)
+    xx, xy, yy = (x * x).sum(), (x * y).sum(), (y * y).sum()
+    floor = torch.finfo(torch.float64).eps
+    if xx <= floor or yy <= floor:
+        return 0.0, 0.0
+    return float(xy / xx), float(xy * xy / (xx * yy))
+
+
+def normalized_ranks(x: Float[Tensor, "*rest row"]) -> Float[Tensor, "*rest row"]:
+    """Return the ranks along the last axis, centred and scaled to unit length; ties share their mean rank.
+
+    The product of two such vectors is Spearman's rank correlation. A constant row becomes zeros: no correlation.
+
+    Args:
+        x: values to rank along the last axis.
+    """
+    ordered, order = x.sort(dim=-1)
+    starts = torch.ones_like(ordered, dtype=torch.bool)
+    starts[..., 1:] = ordered[..., 1:] != ordered[..., :-1]
+    group = starts.long().cumsum(-1) - 1
+    position = torch.arange(x.shape[-1], dtype=torch.float64, device=x.device).expand(x.shape)
+    total = torch.zeros(x.shape, dtype=torch.float64, device=x.device).scatter_add(-1, group, position)
+    count = torch.zeros_like(total).scatter_add(-1, group, torch.ones_like(position))
+    mean_rank = (total / count.clamp_min(1)).gather(-1, group)
+    rank = torch.empty_like(mean_rank).scatter(-1, order, mean_rank)
+    rank = rank - rank.mean(-1, keepdim=True)
+    length = rank.norm(dim=-1, keepdim=True)
+    return torch.where(length > 0, rank / length.clamp_min(1e-300), 0.0)

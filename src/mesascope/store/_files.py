@@ -1,0 +1,205 @@
+"""Atomic writes, file locks and one-line errors for failures of the file system."""
+
+import errno
+import json
+import math
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+LogFn = Callable[[str], None]
+
+TEMP_PREFIX = ".tmp-"
+LOCK_FILE, HOLDER_FILE = ".lock", ".lock-holder"
+_DISK_FULL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class RunError(ValueError):
+    """Raised when a run directory cannot be used or written; the message says why and what to do."""
+
+
+def do_nothing(*_: object) -> None:
+    """Do nothing: the default callback.
+
+    Args:
+        *_: Ignored.
+    """
+
+
+@contextmanager
+def replace_atomically(target: Path) -> Iterator[Path]:
+    """Write a file or folder atomically: yield a temporary path that replaces ``target`` on exit.
+
+    The new content is synced to disk before the rename. After an error the temporary path is removed and the target is
+    unchanged.
+
+    Args:
+        target: The final path; its parent folder is created if needed.
+
+    Returns:
+        A context manager that yields the temporary path to write to.
+
+    Raises:
+        RunError: If the file system refuses the write.
+    """
+    draft = target.parent / f"{TEMP_PREFIX}{uuid.uuid4().hex[:8]}-{target.name}"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield draft
+        for file in [*draft.iterdir(), draft] if draft.is_dir() else [draft]:
+            _sync_to_disk(file)
+        if target.is_dir():
+            os.replace(target, draft.with_suffix(".old"))
+        os.replace(draft, target)
+        _sync_to_disk(target.parent)
+    except Exception as error:
+        if isinstance(error, OSError) or "os error" in str(error):  # safetensors raises its own exception type
+            raise RunError(describe_os_error(target, error)) from error
+        raise
+    finally:
+        remove_path(draft)
+        remove_path(draft.with_suffix(".old"))
+
+
+def make_writable_folder(path: Path) -> None:
+    """Create a writable folder, or raise if that is not possible.
+
+    Args:
+        path: The folder; existing ones are accepted.
+
+    Raises:
+        RunError: If ``path`` is a file, cannot be created, or is not writable.
+    """
+    if path.exists() and not path.is_dir():
+        raise RunError(f"a run directory must be a folder, but {path} is a file; choose another directory")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(describe_os_error(path, error)) from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise RunError(f"a run directory must be writable, but {path} is not; choose another directory")
+
+
+def remove_path(path: Path) -> None:
+    """Remove a file or a folder if it exists.
+
+    Args:
+        path: The file or folder.
+    """
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def describe_os_error(path: Path, error: Exception) -> str:
+    """Describe a file system error in one line.
+
+    Args:
+        path: The path that could not be written.
+        error: The exception, from Python or from safetensors.
+
+    Returns:
+        The message of a `RunError`.
+    """
+    match = re.search(r"os error (\d+)", str(error))  # the form used by safetensors
+    number = error.errno if isinstance(error, OSError) else match and int(match[1])
+    if number in _DISK_FULL_ERRORS:
+        return f"the disk must have room for {path}, but is full; free some space and run again to resume"
+    reason = (error.strerror if isinstance(error, OSError) else None) or error
+    return f"a run directory must be writable, but {path} is not: {reason}; choose another directory"
+
+
+@contextmanager
+def hold_lock(folder: Path, timeout: float) -> Iterator[None]:
+    """Hold an exclusive lock on a folder; other processes can read which process holds it.
+
+    Args:
+        folder: The folder.
+        timeout: How long to wait for the lock, in seconds.
+
+    Returns:
+        A context manager that holds the lock.
+
+    Raises:
+        RunError: If another process still holds the lock after the timeout, or the folder cannot be written.
+    """
+    lock, holder = FileLock(folder / LOCK_FILE), folder / HOLDER_FILE
+    try:
+        lock.acquire(timeout=timeout, poll_interval=0.05)
+    except Timeout as error:
+        process = holder.read_text(encoding="utf-8").strip() if holder.exists() else "unknown"
+        raise RunError(
+            f"a run must be used by one process at a time, but {folder} is in use by process {process}; "
+            "wait for it, or choose another directory"
+        ) from error
+    except OSError as error:
+        raise RunError(describe_os_error(folder, error)) from error
+    try:
+        holder.write_text(str(os.getpid()), encoding="utf-8")
+        yield
+    finally:
+        lock.release()
+
+
+def to_json(value: object) -> str:
+    """Convert a value to JSON; keys keep their order and non-finite numbers become null.
+
+    Args:
+        value: Mappings, sequences, numpy values, paths and scalars, nested in any way.
+
+    Returns:
+        The JSON text, indented, with a newline at the end.
+    """
+    return json.dumps(_to_json_types(value), indent=2, allow_nan=False) + "\n"
+
+
+def read_json(file: Path) -> Any:
+    """Read a JSON file.
+
+    Args:
+        file: The file to read.
+
+    Returns:
+        The decoded value.
+
+    Raises:
+        RunError: If the file is missing or is not valid JSON.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RunError(f"{file} must exist, but is missing; run the study first") from error
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{file} must be JSON, but cannot be read ({error}); restore it, or delete the folder and run again"
+        ) from error
+
+
+def _to_json_types(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _to_json_types(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_to_json_types(item) for item in value]
+    if isinstance(value, np.generic | np.ndarray):
+        return _to_json_types(value.tolist())
+    if isinstance(value, Path):
+        return str(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _sync_to_disk(path: Path) -> None:
+    """Flush a file, or the entries of a folder, to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
