@@ -17,9 +17,9 @@ from mesascope.activations import (
     NotRecorded,
     Reduction,
     UnsupportedModel,
+    _memory,
     capture,
     estimate_capture_bytes,
-    memory,
 )
 from mesascope.tasks.affine import Affine
 
@@ -154,7 +154,7 @@ def test_the_estimate_is_what_is_kept(llama):
 
 
 def test_what_does_not_fit_is_refused_before_the_run(llama, monkeypatch):
-    monkeypatch.setattr(memory, "_free_bytes", lambda device: 1000)
+    monkeypatch.setattr(_memory, "_free_bytes", lambda device: 1000)
     with pytest.raises(NotEnoughMemory, match=r"must fit into memory, but needs .* GB of .* GB free; record fewer"):
         capture(llama, tokens())
 

@@ -157,7 +157,7 @@ class Interrupt:
 @pytest.fixture
 def each_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Progress is told at every step."""
-    for module in ("loop", "population"):
+    for module in ("_loop", "population"):
         monkeypatch.setattr(f"mesascope.train.{module}.PROGRESS_INTERVAL", -1.0)
 
 
