@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from measuring import peak
 
-from mesascope.analyses.training.history_attention import BLOCK_ROWS, find_attended_instances
+from mesascope.analyses.training.attended_instances import BLOCK_ROWS, find_attended_instances
 from mesascope.store import HistoryColumn, HistoryReader, HistoryWriter
 
 WIDTH, QUERIES, ROWS = 256, 1000, 10_000

@@ -18,7 +18,8 @@ from measuring import keep
 from mesascope.models.config import DecoderConfig
 from mesascope.tasks.affine import Affine
 from mesascope.train import AdamW, TrainingConfig, limit_threads, sample_batches
-from mesascope.train._loop import initialise_training, run_training_step
+from mesascope.train._checkpoints import initialise_training
+from mesascope.train._step import run_training_step
 from mesascope.train.population import DecoderPopulation, concatenate_batches, update_population
 
 TASK = Affine(length=20)

@@ -140,7 +140,7 @@ def mesascope() -> Step:
     from mesascope.models.transformer import Decoder, DecoderConfig
     from mesascope.tasks.affine import Affine
     from mesascope.train import AdamW, ConstantSchedule, TrainingConfig
-    from mesascope.train._loop import run_training_step
+    from mesascope.train._step import run_training_step
 
     task = Affine(length=LENGTH)
     shape = {"num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "hidden_size": WIDTH}

@@ -101,7 +101,7 @@ def test_seeds_are_trained_together_then_measured_each(
     plain: tuple[Run, Listening], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     after = Listening()
-    monkeypatch.setattr("mesascope.runner.POPULATION_DEVICES", ("cpu",))
+    monkeypatch.setattr("mesascope.runner._study.POPULATION_DEVICES", ("cpu",))
     crewed = run(tmp_path, "crewed", after)
     jobs = ("training and analysis", [f"{arm}seed {seed}" for arm in ("", "kept ") for seed in range(2)])
     assert plain[1].stages == [jobs]
@@ -115,7 +115,7 @@ def test_seeds_are_trained_together_then_measured_each(
 
 def test_one_seed_is_no_population(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     watcher = Listening()
-    monkeypatch.setattr("mesascope.runner.POPULATION_DEVICES", ("cpu",))
+    monkeypatch.setattr("mesascope.runner._study.POPULATION_DEVICES", ("cpu",))
     run(tmp_path, "one", watcher, seeds=1)
     assert [name for name, _ in watcher.stages] == ["training and analysis"]
 
@@ -127,7 +127,7 @@ def test_what_does_not_fit_at_once_is_trained_by_itself(
         raise torch.OutOfMemoryError("no memory is left")
 
     watcher = Listening()
-    monkeypatch.setattr("mesascope.runner.POPULATION_DEVICES", ("cpu",))
-    monkeypatch.setattr("mesascope.runner.train_population", full)
+    monkeypatch.setattr("mesascope.runner._study.POPULATION_DEVICES", ("cpu",))
+    monkeypatch.setattr("mesascope.runner._jobs.train_population", full)
     assert_alike(plain[0], run(tmp_path, "crewed", watcher))
     assert watcher.lines == ["seeds 0 to 1 do not fit on cpu together; each is trained separately"]

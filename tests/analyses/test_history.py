@@ -7,12 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from mesascope.analyses.training.history_attention import (
-    BLOCK_ROWS,
-    TrainingHistory,
-    find_attended_instances,
-    history_attention,
-)
+from mesascope.analyses.training.attended_instances import BLOCK_ROWS, find_attended_instances
+from mesascope.analyses.training.history_attention import TrainingHistory, history_attention
 from mesascope.ground_truth.models.generators import build_generator_model, sample_labelled_sequences
 from mesascope.models.config import DecoderConfig
 from mesascope.models.transformer import Decoder

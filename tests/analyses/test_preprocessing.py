@@ -13,7 +13,8 @@ from mesascope.analyses.algorithms.context_length import COMPARED_ALGORITHMS, mi
 from mesascope.ground_truth.models.descent import build_gradient_descent_model
 from mesascope.ground_truth.models.preprocessing import build_preprocessing_model
 from mesascope.models.transformer import Decoder, DecoderConfig
-from mesascope.studies.sparse_regression_heads.toy_model import ProblemSetting, descent_risks
+from mesascope.studies.sparse_regression_heads.problems import ProblemSetting
+from mesascope.studies.sparse_regression_heads.toy_model import descent_risks
 from mesascope.studies.toy_model import simulation_generator
 from mesascope.tasks import algorithms
 from mesascope.tasks.functions import LinearFunctions

@@ -8,7 +8,8 @@ from scipy.integrate import quad
 from torch import nn
 
 from mesascope.activations import UnsupportedModel
-from mesascope.activations.linear_inputs import LinearModuleSample, LinearModuleSamples, sample_linear_inputs
+from mesascope.activations.linear_inputs import sample_linear_inputs
+from mesascope.activations.recording.linear_recorder import LinearModuleSample, LinearModuleSamples
 from mesascope.activations.structure._linear_modules import LinearModule
 from mesascope.analyses.stream.input_spectra import decompose_gram_matrix, effective_rank, spectra_of_samples
 from mesascope.axes import AXES

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mesascope.models import _fused_kernel as kernels
 from mesascope.models import fused as module
 from mesascope.models.fused import FUSED_ATTENTION, KernelSize, fused_attention, load_kernel, run_fused_sublayer
 from mesascope.models.layers import DecoderBlock
@@ -16,7 +17,9 @@ from mesascope.studies import registry
 from mesascope.tasks.affine import Affine
 from mesascope.tasks.base import Task
 from mesascope.train import AdamW, TrainingConfig, limit_threads
-from mesascope.train._loop import initialise_training, run_training_step, sample_batch
+from mesascope.train._batches import sample_batch
+from mesascope.train._checkpoints import initialise_training
+from mesascope.train._step import run_training_step
 
 SHAPE = {"d_in": 1, "d_out": 1, "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "norm": "layer"}
 
@@ -272,7 +275,7 @@ def test_training_without_it_is_the_same_but_for_rounding(how, afresh, monkeypat
     load_kernel.cache_clear()
     if how == "no compiler":
         monkeypatch.delenv("CXX", raising=False)
-        monkeypatch.setattr(module.shutil, "which", lambda name: None)
+        monkeypatch.setattr("shutil.which", lambda name: None)
     elif how == "one that fails":
         monkeypatch.setenv("CXX", "false")
     else:
@@ -290,7 +293,7 @@ def test_it_is_compiled_once_and_the_same_again(afresh, monkeypatch):
     assert afresh.stat().st_mode & 0o077 == 0
     first = trained()
     load_kernel.cache_clear()
-    monkeypatch.setattr(module.subprocess, "run", lambda *_, **__: pytest.fail("it is there"))
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: pytest.fail("it is there"))
     again = trained()
     assert [kept] == list(afresh.iterdir())
     assert first[0] == again[0]
@@ -318,13 +321,13 @@ def test_an_unknown_processor_flag_is_no_end(afresh, monkeypatch):
         tried.append(command)
         return run(["false"] if any("native" in word for word in command) else command, **options)
 
-    monkeypatch.setattr(module.subprocess, "run", old)
+    monkeypatch.setattr("subprocess.run", old)
     assert load_kernel(size(9)) is not None
-    assert len(tried) == len(module.OPTIONAL_FLAGS)
+    assert len(tried) == len(kernels.OPTIONAL_FLAGS)
 
 
 def test_a_library_that_cannot_be_loaded_is_not_the_end_of_training(afresh, monkeypatch):
-    monkeypatch.setattr(module, "_run_compiler", lambda compiler, words: Path(words[-1]).write_bytes(b"no library"))
+    monkeypatch.setattr(kernels, "_run_compiler", lambda compiler, words: Path(words[-1]).write_bytes(b"no library"))
     monkeypatch.setenv("CXX", "c++")
     assert load_kernel(size(9)) is None
     assert all(loss > 0 for loss in trained(2)[0])
@@ -333,7 +336,7 @@ def test_a_library_that_cannot_be_loaded_is_not_the_end_of_training(afresh, monk
 def test_a_damaged_library_is_made_anew(afresh, monkeypatch):
     compiled(6)
     with monkeypatch.context() as broken:
-        broken.setattr(module, "_run_compiler", lambda compiler, words: Path(words[-1]).write_bytes(b"no library"))
+        broken.setattr(kernels, "_run_compiler", lambda compiler, words: Path(words[-1]).write_bytes(b"no library"))
         assert load_kernel(size(9)) is None
     load_kernel.cache_clear()
     assert any(file.read_bytes() == b"no library" for file in afresh.iterdir())

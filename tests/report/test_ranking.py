@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from mesascope.report.panels.algorithm_ranking import BAR_COLOUR, IDENTIFIED_COLOUR
+from mesascope.report.panels._similarity_plots import BAR_COLOUR, IDENTIFIED_COLOUR
 from mesascope.report.panels.choose_view import build_panels
 
 WHO = ["averaging", "ridge <b>x</b>", "gradient descent"]

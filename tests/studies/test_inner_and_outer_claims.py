@@ -6,7 +6,7 @@ import xarray as xr
 
 from mesascope.analyses.stream.probes import depth_names
 from mesascope.studies.meta_learning.claims import LABELS, TESTED_OBJECTIVES, meta_learning_claims
-from mesascope.studies.meta_learning.optimisation_claims import HISTORY_RESULT
+from mesascope.studies.meta_learning.history_claims import HISTORY_RESULT
 from mesascope.studies.verdicts import SUPPORTED, judge
 
 SEEDS, LAYERS = 3, 4

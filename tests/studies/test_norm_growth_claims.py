@@ -13,7 +13,7 @@ from mesascope.analyses.training.parameter_norms import (
     fit_curves,
     fit_norm_exponent,
 )
-from mesascope.studies.norm_growth.claims import (
+from mesascope.studies.norm_growth.conditions import (
     ADAFACTOR,
     ADAMW_SHUFFLED,
     INVERSE_SQRT,

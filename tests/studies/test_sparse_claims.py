@@ -14,9 +14,10 @@ from mesascope.analyses.causal.pruning import (
     PRUNING_KINDS,
     REVERSED_SAME_NUMBER,
 )
-from mesascope.studies.sparse_regression_heads.claims import PLAIN, PREPROCESSED, REVERSED
+from mesascope.studies.sparse_regression_heads.algorithm_claims import PLAIN, PREPROCESSED, REVERSED
+from mesascope.studies.sparse_regression_heads.problems import PROBLEM_SETTINGS
 from mesascope.studies.sparse_regression_heads.study import STUDY, TASK
-from mesascope.studies.sparse_regression_heads.toy_model import METHODS, PROBLEM_SETTINGS
+from mesascope.studies.sparse_regression_heads.toy_model import METHODS
 from mesascope.studies.verdicts import judge
 
 SEEDS = 3

@@ -16,6 +16,7 @@ import torch
 from mesascope.models.config import DecoderConfig
 from mesascope.models.transformer import Decoder
 from mesascope.tasks import corpora, text
+from mesascope.tasks._text.documents import split_text
 from mesascope.tasks.base import training_loss
 from mesascope.tasks.text import TextTask, train_byte_pair_tokenizer
 from mesascope.testing import check_task
@@ -216,7 +217,7 @@ def test_a_long_file_is_cut_at_paragraphs_a_text_without_them_at_lines_or_words(
         assert all(document.endswith(end) for document in documents)
         assert separator.join(documents) == file.read_text()
     file.write_text("x" * 10_000 + "yz")
-    assert sum(map(len, corpora._split_text(file.read_text()))) == 10_002
+    assert sum(map(len, split_text(file.read_text()))) == 10_002
 
 
 def test_reading_stops_at_so_many_characters(small):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from mesascope.studies.in_context_convergence.half_times import HalfTimes
 from mesascope.studies.in_context_convergence.toy_model import (
     FeatureAttention,
-    HalfTimes,
     attend_to_features,
     compute_query_errors,
     compute_score_gradient,

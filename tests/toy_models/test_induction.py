@@ -6,24 +6,21 @@ import numpy as np
 import pytest
 import torch
 
+from mesascope.studies.induction_heads.first_layer import compute_lag_weights, train_first_layer
+from mesascope.studies.induction_heads.plateaus import (
+    ALPHA_EXPONENT,
+    LENGTH_EXPONENT,
+    LOG_SIZE_R2,
+    Plateaus,
+    measure_learning_steps,
+)
 from mesascope.studies.induction_heads.task import (
     Grams,
     average_earlier_terms,
     compute_in_context_bigram,
     fit_average_scale,
 )
-from mesascope.studies.induction_heads.toy_model import (
-    ALPHA_EXPONENT,
-    BIGRAM,
-    LENGTH_EXPONENT,
-    LOG_SIZE_R2,
-    InductionHead,
-    Plateaus,
-    SequenceSample,
-    compute_lag_weights,
-    measure_learning_steps,
-    train_first_layer,
-)
+from mesascope.studies.induction_heads.toy_model import BIGRAM, InductionHead, SequenceSample
 from mesascope.studies.toy_model import simulation_generator
 from mesascope.testing import check_task, check_toy_model
 

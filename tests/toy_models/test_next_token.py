@@ -6,18 +6,20 @@ import numpy as np
 import pytest
 import torch
 
+from mesascope.studies.next_token_convergence.descent_record import fit_log_decay
+from mesascope.studies.next_token_convergence.max_margin import solve_max_margin
 from mesascope.studies.next_token_convergence.task import CollocationLanguage, Collocations
 from mesascope.studies.next_token_convergence.toy_model import (
     DESCENTS,
     STAGE_DESCENTS,
     STAGES,
     NextTokenModel,
+    check_predictions,
+)
+from mesascope.studies.next_token_convergence.training_stages import (
     TrainingStage,
     attend_to_sentences,
-    check_predictions,
     compute_next_logits,
-    fit_log_decay,
-    solve_max_margin,
 )
 from mesascope.testing import check_task, check_toy_model
 

@@ -7,17 +7,14 @@ import pytest
 import torch
 from sklearn.linear_model import Lasso, Ridge
 
-from mesascope.studies.sparse_regression_heads import toy_model
+from mesascope.studies.sparse_regression_heads import lasso
+from mesascope.studies.sparse_regression_heads.lasso import GAP_TOLERANCE, duality_gap, lasso_estimates
+from mesascope.studies.sparse_regression_heads.problems import PROBLEM_SETTINGS, ProblemSetting
 from mesascope.studies.sparse_regression_heads.toy_model import (
     DESCENT_METHODS,
-    GAP_TOLERANCE,
-    PROBLEM_SETTINGS,
-    ProblemSetting,
     SparseDescent,
     descent_risks,
-    duality_gap,
     excess_risk,
-    lasso_estimates,
     ridge_estimates,
 )
 from mesascope.studies.toy_model import simulation_generator
@@ -102,7 +99,7 @@ def test_lasso_accepts_any_initial_value_and_raises_without_convergence(monkeypa
     assert from_ones.numpy() == pytest.approx(lasso_estimates(x, y, 0.1).numpy(), abs=0.02)
     with pytest.raises(ValueError, match="penalty must be above 0, but got 0"):
         lasso_estimates(x, y, 0.0)
-    monkeypatch.setattr(toy_model, "MAX_LASSO_STEPS", 1)
+    monkeypatch.setattr(lasso, "MAX_LASSO_STEPS", 1)
     with pytest.raises(ValueError, match="the lasso must converge in 1 steps, but 4 of 4 problems did not"):
         lasso_estimates(x, y, 0.01)
 

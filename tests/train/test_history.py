@@ -8,12 +8,8 @@ import torch
 import trainee
 
 from mesascope.activations import UnsupportedModel
-from mesascope.analyses.training.history_attention import (
-    TrainingHistory,
-    dual_coefficients,
-    history_attention,
-    random_half,
-)
+from mesascope.analyses.training.dual_form import dual_coefficients, random_half
+from mesascope.analyses.training.history_attention import TrainingHistory, history_attention
 from mesascope.models.config import DecoderConfig
 from mesascope.models.load import load_checkpoint
 from mesascope.store import HistoryReader, Run, RunError

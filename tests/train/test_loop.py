@@ -18,7 +18,7 @@ from mesascope.store import Run, RunError
 from mesascope.tasks.affine import Affine
 from mesascope.tasks.base import Batch
 from mesascope.train import SGD, ConstantSchedule, TrainingConfig, TrainingDiverged, log_spaced_steps, train_model
-from mesascope.train._loop import prefetch_batches, sample_batch, sample_batches
+from mesascope.train._batches import prefetch_batches, sample_batch, sample_batches
 
 SHORT = TrainingConfig(steps=8, batch_size=4, checkpoints=4)
 

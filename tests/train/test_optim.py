@@ -10,13 +10,8 @@ from safetensors.torch import load_file, save_file
 from mesascope.models.config import DecoderConfig
 from mesascope.models.transformer import Decoder
 from mesascope.train import SGD, AdaFactor, AdamW, ConstantSchedule, CosineSchedule, InverseSqrtSchedule, LinearSchedule
-from mesascope.train.optim import (
-    LearningRateSchedule,
-    OptimizerConfig,
-    restore_state,
-    scheduled_learning_rate,
-    state_tensors,
-)
+from mesascope.train._optimizer_state import restore_state, state_tensors
+from mesascope.train.optim import LearningRateSchedule, OptimizerConfig, scheduled_learning_rate
 
 
 def decoder(**options) -> Decoder:

@@ -19,7 +19,7 @@ from mesascope.tasks.base import Batch, Task, training_loss
 from mesascope.tasks.chains import MarkovChains
 from mesascope.tasks.seeded import SeededSequences
 from mesascope.train import SGD, AdamW, LinearSchedule, TrainingConfig, TrainingDiverged, train_model, train_population
-from mesascope.train._loop import sample_batch
+from mesascope.train._batches import sample_batch
 
 SHORT = TrainingConfig(steps=10, batch_size=4, optimizer=AdamW(lr=1e-2), warmup=3, checkpoints=4, dtype="float64")
 MOMENTUM = SGD(lr=0.02, momentum=0.9, weight_decay=0.01)
@@ -258,7 +258,7 @@ def test_a_loss_that_cannot_be_vectorised_is_asked_seed_by_seed_and_has_the_same
         asked.append(prediction.shape)
         return loss
 
-    monkeypatch.setattr("mesascope.train.population.training_loss", counted)
+    monkeypatch.setattr("mesascope.train._population_step.training_loss", counted)
     training, times = replace(SHORT, steps=5), []
     for run, looks in ((alone, False), (together, True)):
         train_population(Breaks(looks=looks), decoder(), training, [0, 2], run)

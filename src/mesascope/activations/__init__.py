@@ -2,12 +2,13 @@
 
 from mesascope.activations._layer_view import SUBLAYER_OUTPUTS, SUBLAYERS, LayerReduction, LayerView
 from mesascope.activations._memory import NotEnoughMemory
-from mesascope.activations._recorder import Reduction
 from mesascope.activations.batched_edits import BatchedEdits
-from mesascope.activations.capture import Capture, NotRecorded, attention_layers, capture, estimate_capture_bytes
+from mesascope.activations.capture import attention_layers, capture, estimate_capture_bytes
 from mesascope.activations.edits import Edit, EditHadNoEffect
 from mesascope.activations.hooks._module_hooks import attach_hooks
 from mesascope.activations.readout._readout import Readout
+from mesascope.activations.recording._captured import Capture, NotRecorded
+from mesascope.activations.recording._micro_batch import Reduction
 from mesascope.activations.sites import FORWARD_SITES, SITES, Site, UnsupportedModel, get_site
 
 __all__ = [

@@ -8,20 +8,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mesascope.activations._layer_view import LayerReduction
-from mesascope.activations._recorder import Reduction
 from mesascope.activations.edits import Edit
+from mesascope.activations.recording._micro_batch import Reduction
 from mesascope.activations.sites import SITES, UnsupportedModel, get_site
 from mesascope.tasks.base import Batch
 
 
 def validate_model(model: nn.Module) -> PreTrainedModel:
-    """Check that a model can be captured.
+    """Check that a model can be captured, and return it.
 
     Args:
         model: the model.
-
-    Returns:
-        The same model, typed as a ``PreTrainedModel``.
 
     Raises:
         UnsupportedModel: it is not a ``PreTrainedModel`` or has no parameters.
@@ -42,15 +39,12 @@ def validate_model(model: nn.Module) -> PreTrainedModel:
 def prepare_inputs(
     model: PreTrainedModel, inputs: Tensor | Batch, attention_mask: Tensor | None
 ) -> tuple[Shaped[Tensor, "batch pos *d_in"], Int[Tensor, "batch pos"] | None]:
-    """Move inputs and attention mask to the model's device, and check their shapes.
+    """Move inputs and mask to the model's device, and check their shapes; a mask that is 1 everywhere becomes ``None``.
 
     Args:
         model: the model.
         inputs: tokens (batch, pos), vectors (batch, pos, d_in), or a batch of a task.
         attention_mask: (batch, pos), 1 where an input is not padding.
-
-    Returns:
-        The inputs, and the mask as integers; ``None`` in place of a mask that is 1 everywhere.
 
     Raises:
         ValueError: the inputs are empty, or a shape is wrong.
@@ -59,12 +53,11 @@ def prepare_inputs(
     if x.ndim not in (2, 3) or 0 in x.shape:
         raise ValueError(f"inputs must be (batch, pos) or (batch, pos, d_in) and not empty, but got {tuple(x.shape)}")
     if attention_mask is not None and attention_mask.shape != x.shape[:2]:
-        raise ValueError(
-            f"attention_mask must be (batch, pos) = {tuple(x.shape[:2])}, but got {tuple(attention_mask.shape)}"
-        )
-    return x, None if attention_mask is None or bool(attention_mask.bool().all()) else attention_mask.to(
-        model.device
-    ).long()
+        shape, given = tuple(x.shape[:2]), tuple(attention_mask.shape)
+        raise ValueError(f"attention_mask must be (batch, pos) = {shape}, but got {given}")
+    if attention_mask is None or bool(attention_mask.bool().all()):
+        return x, None
+    return x, attention_mask.to(model.device).long()
 
 
 def validate_names(
@@ -85,6 +78,10 @@ def validate_names(
     requested = {*sites, *(how.site for how in reduce.values() if isinstance(how, Reduction))}
     if "logits" in requested and inputs.is_floating_point():
         raise ValueError("logits must come from a model that reads tokens, but the inputs are vectors; use 'output'")
+    _validate_unique(reduce)
+
+
+def _validate_unique(reduce: Mapping[str, Reduction | LayerReduction]) -> None:
     names = [name for name, how in reduce.items() if isinstance(how, Reduction)]
     names += [name for how in reduce.values() if isinstance(how, LayerReduction) for name in how.axes]
     conflicts = sorted(set(names) & set(SITES))
@@ -118,15 +115,12 @@ def select_layers(layers: Sequence[int] | None, num_layers: int) -> list[int]:
 
 
 def select_query_positions(queries: Sequence[int] | None, length: int, edits: Sequence[Edit]) -> Int[Tensor, " query"]:
-    """Return the query positions whose rows of ``attn_scores`` and ``pattern`` are recorded.
+    """Return the query positions whose rows of ``attn_scores`` and ``pattern`` are recorded, sorted.
 
     Args:
         queries: positions; ``None`` for all.
         length: the number of positions of a sequence.
         edits: the edits of the run; none may edit ``attn_scores`` or ``pattern`` if queries are selected.
-
-    Returns:
-        The positions, sorted and without repetitions.
 
     Raises:
         ValueError: a position is out of range, or an edit needs all rows.

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mesascope.activations._cache import is_validated, mark_validated
 from mesascope.activations._layer_spec import LayerSpec
 from mesascope.activations.forward import run_model
 from mesascope.activations.hooks import _attention_math as attention_math
@@ -213,3 +214,32 @@ class _IdentityChecker:
 
     def _drop_padding(self, z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "real head d_head"]:
         return z.flatten(0, 1) if self._mask is None else z[self._mask.bool()]
+
+
+VALIDATION_LENGTH = 256  # positions of the first sequence that are used for validation
+
+
+def validate_hook_points(
+    model: PreTrainedModel,
+    layer_specs: Sequence[LayerSpec],
+    layers_by_site: Mapping[str, Sequence[int]],
+    inputs: Shaped[Tensor, "batch pos *d_in"],
+    mask: Int[Tensor, "batch pos"] | None,
+) -> None:
+    """Validate hook points once per model and set of hook points, and invariance to padding in every padded run.
+
+    Args:
+        model: the model.
+        layer_specs: the specification of every layer.
+        layers_by_site: layers by site.
+        inputs: tokens or vectors; the first 256 positions are used.
+        mask: 1 where an input is not padding.
+
+    Raises:
+        UnsupportedModel: a check fails.
+    """
+    inputs, mask = inputs[:, :VALIDATION_LENGTH], None if mask is None else mask[:, :VALIDATION_LENGTH]
+    if not is_validated(model, layers_by_site):
+        check_hooked_forward(model, layer_specs, layers_by_site, inputs, mask)
+        mark_validated(model, layers_by_site)
+    check_padding_invariance(model, inputs, mask)

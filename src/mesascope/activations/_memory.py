@@ -28,7 +28,7 @@ def site_bytes(
     length: int,
     queries: int | None = None,
 ) -> int:
-    """Return the memory of the recorded sites.
+    """Return the memory of the recorded sites in bytes.
 
     Args:
         trace: a trace, whose shapes are scaled up.
@@ -37,17 +37,10 @@ def site_bytes(
         batch_size: the number of sequences.
         length: the number of positions.
         queries: the number of rows of ``attn_scores`` and ``pattern``; ``length`` by default.
-
-    Returns:
-        The size in bytes.
     """
-    total = 0
-    for name, chosen in layers_by_site.items():
-        for number in chosen:
-            total += (
-                prod(site_shape(trace, layers[number], name, batch_size, length, queries)) * trace.logits.dtype.itemsize
-            )
-    return total
+    recorded = [(name, layers[number]) for name, chosen in layers_by_site.items() for number in chosen]
+    sizes = [prod(site_shape(trace, layer, name, batch_size, length, queries)) for name, layer in recorded]
+    return sum(sizes) * trace.logits.dtype.itemsize
 
 
 def check_memory(num_bytes: int, device: torch.device) -> None:
@@ -71,7 +64,7 @@ def check_memory(num_bytes: int, device: torch.device) -> None:
 def site_shape(
     trace: Trace, layer: LayerSpec, name: str, batch_size: int, length: int, queries: int | None = None
 ) -> list[int]:
-    """Return the shape of a site within one layer that has it.
+    """Return the shape of a site within one layer that has it, without ``layer``.
 
     Args:
         trace: a trace, whose shapes are scaled up.
@@ -80,9 +73,6 @@ def site_shape(
         batch_size: the number of sequences.
         length: the number of positions.
         queries: the number of rows of ``attn_scores`` and ``pattern``; ``length`` by default.
-
-    Returns:
-        The sizes of the axes of the site without ``layer``.
     """
     stream = trace.calls_of(layer.block)[0].output_tensor
     width = {"d_model": stream.shape[-1], "d_out": trace.logits.shape[-1], "d_head": 0}
@@ -115,9 +105,6 @@ def allocate_tensor(shape: tuple[int, ...], dtype: torch.dtype, device: torch.de
         shape: the shape.
         dtype: the dtype.
         device: the device.
-
-    Returns:
-        The tensor.
 
     >>> allocate_tensor((2, 3), torch.float32, torch.device("cpu")).shape
     torch.Size([2, 3])

@@ -47,9 +47,6 @@ def run_model(
         all_positions: return outputs at every position; otherwise at the last only, if the model class can, which
             saves a large product with the vocabulary and changes no activation.
 
-    Returns:
-        Logits or predicted vectors.
-
     Raises:
         UnsupportedModel: the model has no logits in its output.
     """
@@ -65,7 +62,7 @@ def run_model(
 
 
 def first_position_id(model: PreTrainedModel, input_at_position: Shaped[Tensor, "*d_in"]) -> int:
-    """Return the position id that a model gives to its first position.
+    """Return the position id that a model gives to its first position; 0 if no embedding counts positions.
 
     It is read from an embedding whose inputs count up, on an input that is repeated once. The result is cached; the
     first call runs the model, so call it before you attach hooks that count calls.
@@ -73,9 +70,6 @@ def first_position_id(model: PreTrainedModel, input_at_position: Shaped[Tensor, 
     Args:
         model: the model.
         input_at_position: one input that is not padding.
-
-    Returns:
-        The id; 0 if no embedding counts positions.
     """
     if model not in _FIRST_POSITION_IDS:
         embedded: list[Tensor] = []

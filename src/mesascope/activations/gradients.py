@@ -13,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from mesascope.activations._layer_spec import LayerSpec
-from mesascope.activations.hooks._module_hooks import ORIGINAL_FORWARD, replace_forwards
+from mesascope.activations.hooks._module_hooks import replace_forwards
+from mesascope.activations.hooks._query_recomputation import ORIGINAL_FORWARD
 from mesascope.tasks.base import Batch
 
 ObjectiveFn = Callable[[Tensor], Tensor]

@@ -85,9 +85,6 @@ def error_by_output(acts: Capture) -> xr.Dataset:
     Args:
         acts: a capture of a batch whose targets are vectors, with ``output``.
 
-    Returns:
-        ``error`` by predictor and output dimension, weighted over positions as in training.
-
     Raises:
         ValueError: the capture has no targets, or they are not vectors.
     """

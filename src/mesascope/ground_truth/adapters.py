@@ -83,8 +83,7 @@ def attribution_patching(model: PreTrainedModel, batch: Batch, steps: int = ATTR
 def target_agreement(batch: Batch) -> Metric:
     """Build a metric that is linear in the predictions and large where they agree with the targets.
 
-    It is the inner product of prediction and target, or the target's logit minus the mean logit, averaged over scored
-    positions.
+    It averages the product of prediction and target, or the target's logit minus the mean logit, over scored positions.
 
     Args:
         batch: sequences with their targets.

@@ -1,5 +1,6 @@
 """Evaluation of an analysis on models with known mechanisms."""
 
+import itertools
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -12,6 +13,7 @@ from mesascope.ground_truth.cases.case import GroundTruthCase
 from mesascope.ground_truth.detections import Detection, DetectionReport, Location
 
 DetectedLocations = Mapping[str, Iterable[Location]]
+Detected = Mapping[tuple[str, int], Mapping[str, set[Location]]]  # by (case, draw) and by mechanism
 
 
 def check_ground_truth(
@@ -47,9 +49,32 @@ def check_ground_truth(
     mechanism                     planted    TP    FN    FP  recall  precision
     attends to dissimilar inputs        1     1     0     0    1.00       1.00
     """
-    true_positives: list[Detection] = []
-    false_negatives: list[Detection] = []
-    false_positives: list[Detection] = []
+    detected, not_applicable = _detect_locations(analysis, detect, draws, cases)
+    mechanisms = tuple(dict.fromkeys(mechanism for claims in detected.values() for mechanism in claims))
+    applicable = [case for case in cases if case.name not in not_applicable]
+    outcomes: list[list[Detection]] = [[], [], []]
+    for case, draw, label in itertools.product(applicable, range(draws), mechanisms):
+        for outcome, new in zip(outcomes, _compare_locations(case, draw, label, detected), strict=True):
+            outcome += new
+    return DetectionReport(
+        analysis=_get_name(analysis),
+        draws=draws,
+        mechanisms=mechanisms,
+        cases=tuple(case.name for case in applicable),
+        not_applicable=not_applicable,
+        true_positives=tuple(outcomes[0]),
+        false_negatives=tuple(outcomes[1]),
+        false_positives=tuple(outcomes[2]),
+    )
+
+
+def _detect_locations(
+    analysis: Analysis | Callable[..., xr.Dataset],
+    detect: Callable[[xr.Dataset], DetectedLocations],
+    draws: int,
+    cases: Sequence[GroundTruthCase],
+) -> tuple[Detected, dict[str, str]]:
+    """Return the detected locations by case and draw, and the reason why each other case is not applicable."""
     not_applicable, detected = {}, {}
     for case in cases:
         reasons = {}
@@ -62,38 +87,20 @@ def check_ground_truth(
             raise ValueError(f"{case.name} must be refused in all draws or in none, but was refused in: {reasons}")
         if reasons:
             not_applicable[case.name] = reasons[0]
-    mechanisms = tuple(dict.fromkeys(mechanism for claims in detected.values() for mechanism in claims))
-    applicable = [case for case in cases if case.name not in not_applicable]
-    for case in applicable:
-        for draw in range(draws):
-            true_locations, components = case.true_locations(draw), case.components(draw)
-            for label in mechanisms:
-                planted, detected_here = set(true_locations.get(label, ())), detected[case.name, draw].get(label, set())
-                for detections, locations in (
-                    (true_positives, planted & detected_here),
-                    (false_negatives, planted - detected_here),
-                    (false_positives, detected_here - planted),
-                ):
-                    detections += [
-                        Detection(
-                            case=case.name,
-                            draw=draw,
-                            mechanism=label,
-                            location=location,
-                            component=components.get(location, ""),
-                        )
-                        for location in sorted(locations)
-                    ]
-    return DetectionReport(
-        analysis=_get_name(analysis),
-        draws=draws,
-        mechanisms=mechanisms,
-        cases=tuple(case.name for case in applicable),
-        not_applicable=not_applicable,
-        true_positives=tuple(true_positives),
-        false_negatives=tuple(false_negatives),
-        false_positives=tuple(false_positives),
-    )
+    return detected, not_applicable
+
+
+def _compare_locations(case: GroundTruthCase, draw: int, mechanism: str, detected: Detected) -> list[list[Detection]]:
+    """Return true positives, false negatives and false positives of a mechanism in one draw of a case."""
+    planted, components = set(case.true_locations(draw).get(mechanism, ())), case.components(draw)
+    found = detected[case.name, draw].get(mechanism, set())
+    return [
+        [
+            Detection(case=case.name, draw=draw, mechanism=mechanism, location=one, component=components.get(one, ""))
+            for one in sorted(locations)
+        ]
+        for locations in (planted & found, planted - found, found - planted)
+    ]
 
 
 def _run_analysis(analysis: Analysis | Callable[..., xr.Dataset], case: GroundTruthCase, draw: int) -> xr.Dataset:

@@ -81,6 +81,11 @@ def identify_algorithms(
         return [_identify_in_checkpoint(condition, None, path, sequences, seed, device, log)]
     if study is not None:
         raise ValueError(f"--study must be used with a decoder folder or a run, but {subject} is neither; omit it")
+    return [_identify_in_language_model(subject, sequences, seed, device, log)]
+
+
+def _identify_in_language_model(subject: str, sequences: int, seed: int, device: str, log: LogFn) -> AlgorithmReport:
+    """Compare a language model with n-gram counts, on Markov chains of its own tokens."""
     log("opening the model")
     model, tokenizer = load_pretrained(subject, device=device)
     if tokenizer is None:
@@ -90,14 +95,17 @@ def identify_algorithms(
         raise ValueError(
             f"the context must be longer than {2 * FIRST_SCORED} tokens, but that of {subject} has {context_length}"
         )
-    text_tokens = non_special_tokens(tokenizer, model)
-    sampled = torch.randperm(len(text_tokens), generator=torch.Generator().manual_seed(seed))[:NUM_SYMBOLS]
-    symbols = tuple(int(token) for token in text_tokens[sampled])
+    symbols = _sample_symbols(non_special_tokens(tokenizer, model), seed)
     task = MarkovChains(
         num_symbols=NUM_SYMBOLS, length=min(CHAIN_LENGTH, context_length), scored_from=FIRST_SCORED, tokens=symbols
     )
     words = ", ".join(repr(tokenizer.decode([token])) for token in symbols)
-    return [_compare_algorithms("", None, model, task, sequences, seed, log, f"Markov chains of {words}")]
+    return _compare_algorithms("", None, model, task, sequences, seed, log, f"Markov chains of {words}")
+
+
+def _sample_symbols(text_tokens: torch.Tensor, seed: int) -> tuple[int, ...]:
+    sampled = torch.randperm(len(text_tokens), generator=torch.Generator().manual_seed(seed))[:NUM_SYMBOLS]
+    return tuple(int(token) for token in text_tokens[sampled])
 
 
 def _identify_in_run(
@@ -112,31 +120,24 @@ def _identify_in_run(
     if study_value.name != run.record["study"]:
         raise ValueError(f"the study must be {run.record['study']}, that of the run, but got {study_value.name}")
     scale = run.record["scale"]
-    conditions = [
-        condition for condition in study_value.conditions if isinstance(condition.task_at(scale), InContextTask)
-    ]
+    conditions = [one for one in study_value.conditions if isinstance(one.task_at(scale), InContextTask)]
     if not conditions:
         raise ValueError(_no_icl_task_message(f"the study {study_value.name}"))
     for condition in conditions:
         for replicate in run.record["seeds"]:
-            last_step = condition.scales[scale].training.steps
-            condition_run = run.for_condition(condition.name)
-            if last_step not in condition_run.list_checkpoints(replicate):
-                raise ValueError(
-                    f"a run must be trained to its end, but {condition_run.seed_path(replicate)} has no step "
-                    f"{last_step}; resume it "
-                    f"with mesascope run {study_value.name} --scale {scale} --out {run.path}"
-                )
-            yield _identify_in_checkpoint(
-                condition,
-                replicate,
-                condition_run.verified_checkpoint(replicate, last_step),
-                sequences,
-                seed,
-                device,
-                log,
-                scale,
-            )
+            path = _last_checkpoint(run, study_value, condition, replicate)
+            yield _identify_in_checkpoint(condition, replicate, path, sequences, seed, device, log, scale)
+
+
+def _last_checkpoint(run: Run, study: Study, condition: Condition, replicate: int) -> Path:
+    scale, condition_run = run.record["scale"], run.for_condition(condition.name)
+    last_step = condition.scales[scale].training.steps
+    if last_step not in condition_run.list_checkpoints(replicate):
+        raise ValueError(
+            f"a run must be trained to its end, but {condition_run.seed_path(replicate)} has no step "
+            f"{last_step}; resume it with mesascope run {study.name} --scale {scale} --out {run.path}"
+        )
+    return condition_run.verified_checkpoint(replicate, last_step)
 
 
 def _identify_in_checkpoint(

@@ -43,11 +43,14 @@ def resolve_checkpoints(name: str, steps: Sequence[str] | None) -> list[ModelChe
     if not steps:
         return [ModelCheckpoint(name=name, revision="main", step=0, label="")]
     resolved = sorted((_resolve_checkpoint(name, step) for step in steps), key=lambda checkpoint: checkpoint.step)
-    numbers = [checkpoint.step for checkpoint in resolved]
+    _check_distinct([checkpoint.step for checkpoint in resolved])
+    return resolved
+
+
+def _check_distinct(numbers: Sequence[int]) -> None:
     duplicates = [number for number in numbers if numbers.count(number) > 1]
     if duplicates:
         raise ValueError(f"steps must have distinct numbers, but two have {duplicates[0]}; rename one")
-    return resolved
 
 
 def _resolve_checkpoint(name: str, step: str) -> ModelCheckpoint:

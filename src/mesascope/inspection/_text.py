@@ -69,18 +69,22 @@ def read_words(text: Path | None) -> tuple[str, str]:
     """
     if text is None:
         return load_prose(), "Python's reference manual (pydoc_data.topics)"
-    try:
-        words = text.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"a text must be UTF-8, but {text} is not (byte {error.start} is 0x{error.object[error.start]:02x}); "
-            "convert it, with iconv for example"
-        ) from error
-    except OSError as error:
-        raise ValueError(f"a text must be a readable file, but {text} is not: {error.strerror}") from error
+    words = _read_utf8(text)
     if not words.strip():
         raise ValueError(f"a text must have words, but {text} is empty; use another file")
     return words, text.name
+
+
+def _read_utf8(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"a text must be UTF-8, but {file} is not (byte {error.start} is 0x{error.object[error.start]:02x}); "
+            "convert it, with iconv for example"
+        ) from error
+    except OSError as error:
+        raise ValueError(f"a text must be a readable file, but {file} is not: {error.strerror}") from error
 
 
 def tokenize_text(

@@ -19,25 +19,14 @@ def summarise_report(report: AlgorithmReport) -> dict[str, Any]:
         The identified algorithm, the rows of the ranking, the nearest algorithm per layer, and the skipped algorithms.
     """
     results = report.results
-    layers = []
-    if "layer_nearest" in results:
-        nearest = results["layer_similarity"].sel(lens="affine lens").max("predictor")
-        layers = [
-            {"layer": str(layer), "nearest": str(name), "similarity": float(nearest.sel(layer=layer))}
-            for layer, name in zip(results["layer"].values, results["layer_nearest"].values, strict=True)
-        ]
     return {
         "condition": report.condition,
         "seed": report.seed,
         "task": report.task,
         "named": results["named"].item(),
         "ranking": build_ranking_rows(results),
-        "layers": layers,
-        "skipped": {
-            key.removeprefix("left out: "): str(why)
-            for key, why in results["similarity"].attrs.items()
-            if str(key).startswith("left out: ")
-        },
+        "layers": _layer_rows(results),
+        "skipped": _skipped_algorithms(results["similarity"].attrs),
     }
 
 
@@ -72,6 +61,22 @@ def _ranking_row(results: xr.Dataset, name: str) -> dict[str, Any]:
         "shifted": _similarity_by_distribution(shifted),
         "error": float(results["error"].sel(distribution=TRAINING_DISTRIBUTION)),
     }
+
+
+def _layer_rows(results: xr.Dataset) -> list[dict[str, Any]]:
+    if "layer_nearest" not in results:
+        return []
+    nearest = results["layer_similarity"].sel(lens="affine lens").max("predictor")
+    return [
+        {"layer": str(layer), "nearest": str(name), "similarity": float(nearest.sel(layer=layer))}
+        for layer, name in zip(results["layer"].values, results["layer_nearest"].values, strict=True)
+    ]
+
+
+def _skipped_algorithms(attrs: Mapping[Any, Any]) -> dict[str, str]:
+    """Return the reason for each algorithm that was not compared, by name."""
+    prefix = "left out: "
+    return {key.removeprefix(prefix): str(why) for key, why in attrs.items() if str(key).startswith(prefix)}
 
 
 def _similarity_by_distribution(shifted: xr.DataArray) -> Mapping[str, float]:

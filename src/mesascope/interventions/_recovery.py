@@ -29,15 +29,12 @@ def validate_same_shape(inputs: Tensor | Batch, source: Tensor | Batch) -> None:
 def compute_target_metric(
     metric: Metric, output: Float[Tensor, "batch predicted d_out"], source_output: Float[Tensor, "batch pos d_out"]
 ) -> float:
-    """Compute the metric of the source run, which must differ from that of the patched run.
+    """Compute the mean metric of the source run, which must differ from that of the patched run.
 
     Args:
         metric: one number per sequence.
         output: unedited output of the run that is patched.
         source_output: output of the run that is patched in.
-
-    Returns:
-        The metric of the source run, mean over sequences.
 
     Raises:
         ValueError: If the metric is the same on both runs.

@@ -12,17 +12,11 @@ from torch import Tensor, nn
 from mesascope.activations import BatchedEdits, Capture, Edit, capture
 from mesascope.activations.edits import apply_edit
 from mesascope.axes import to_data_array
-from mesascope.interventions._batched import compute_max_edits
+from mesascope.interventions._batched import MAX_BATCH_POSITIONS, ProgressFn, compute_max_edits
+from mesascope.interventions._metric_arguments import resolve_metric
+from mesascope.interventions._sweep_runs import resolve_sweep_indices, restrict_edit, validate_sweep_axes
 from mesascope.interventions.metrics import Metric
-from mesascope.interventions.sweep import (
-    MAX_BATCH_POSITIONS,
-    ProgressFn,
-    resolve_metric,
-    resolve_sweep_indices,
-    restrict_edit,
-    sweep,
-    validate_sweep_axes,
-)
+from mesascope.interventions.sweep import sweep
 from mesascope.tasks.base import Batch
 
 GRADIENT_SITES = {"resid_pre": "resid_pre", "attn_out": "attn_out", "mlp_out": "mlp_out", "z": "attn_out"}

@@ -62,9 +62,6 @@ def logit_difference(correct: AnswerTokens, incorrect: AnswerTokens) -> Metric:
     Args:
         correct: token id per sequence, or one for all.
         incorrect: token id per sequence, or one for all.
-
-    Returns:
-        The metric.
     """
 
     def compute_difference(prediction: OutputValues) -> Tensor:
@@ -111,9 +108,6 @@ def loss(inputs: Tensor | Batch) -> Metric:
     Args:
         inputs: tokens, or a batch of a task; what the model is run on.
 
-    Returns:
-        The metric.
-
     Raises:
         ValueError: If there are no targets, or a sequence has no position of nonzero weight.
     """
@@ -143,9 +137,6 @@ def task_loss(task: Task, batch: Batch, first_position: int = 0) -> Metric:
         task: task that defines the loss.
         batch: the sequences that the model is run on.
         first_position: earlier positions are excluded.
-
-    Returns:
-        The metric.
 
     Raises:
         ValueError: If no position is left.

@@ -112,6 +112,10 @@ class DecoderConfig(PretrainedConfig):
         for name, allowed in _CHOICES.items():
             value = getattr(self, name)
             _raise_unless(value in allowed, f"{name} must be one of {', '.join(allowed)}, but got {value!r}")
+        self._validate_sizes()
+        self._validate_combinations()
+
+    def _validate_sizes(self) -> None:
         heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
         _raise_unless(
             self.intermediate_size >= 0,
@@ -129,6 +133,8 @@ class DecoderConfig(PretrainedConfig):
             heads % kv_heads == 0,
             f"num_attention_heads must be a multiple of num_key_value_heads, but got {heads} and {kv_heads}",
         )
+
+    def _validate_combinations(self) -> None:
         vectors = self.d_in is not None and self.d_out is not None
         _raise_unless(
             (self.vocab_size is not None) != vectors and (self.d_in is None) == (self.d_out is None),
@@ -144,18 +150,21 @@ class DecoderConfig(PretrainedConfig):
             f"mask='multiplicative' needs softmax attention, but got {self.attention!r}, in which a score of 0 is no "
             "attention; use mask='causal'",
         )
+        self._validate_positions()
         _raise_unless(
-            self.positions != "rotary" or self.hidden_size // heads % 2 == 0,
-            f"rotary positions need an even head width, but hidden_size / num_attention_heads is "
-            f"{self.hidden_size // heads}",
+            not self.tie_word_embeddings or self.vocab_size is not None,
+            "tie_word_embeddings needs tokens, but this decoder takes vectors; set vocab_size",
+        )
+
+    def _validate_positions(self) -> None:
+        head_width = self.hidden_size // self.num_attention_heads
+        _raise_unless(
+            self.positions != "rotary" or head_width % 2 == 0,
+            f"rotary positions need an even head width, but hidden_size / num_attention_heads is {head_width}",
         )
         _raise_unless(
             self.positions != "sinusoidal" or self.hidden_size % 2 == 0,
             f"sinusoidal positions need an even hidden_size, but got {self.hidden_size}",
-        )
-        _raise_unless(
-            not self.tie_word_embeddings or self.vocab_size is not None,
-            "tie_word_embeddings needs tokens, but this decoder takes vectors; set vocab_size",
         )
 
 

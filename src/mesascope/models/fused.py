@@ -8,20 +8,8 @@ configurations that the kernel does not support, models train with :class:`mesas
 computes the same numbers up to rounding. The kernel is used in training only, never when activations are captured.
 """
 
-import ctypes
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import cache
-from importlib import resources
-from importlib.resources.abc import Traversable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,8 +17,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.masking_utils import AttentionMaskInterface
 
+from mesascope.models._fused_kernel import KernelSize, load_kernel
 from mesascope.models.config import DecoderConfig
-from mesascope.models.layers import FUSED_SUBLAYERS, DecoderBlock
+from mesascope.models.layers import FUSED_SUBLAYERS, DecoderBlock, HiddenStates
 from mesascope.models.transformer import Decoder
 
 FUSED_ATTENTION = "mesascope_fused"
@@ -39,48 +28,6 @@ MAX_FUSED_POSITIONS, MAX_FUSED_WIDTH = (
     256,
 )  # positions, d_model: beyond these, matrix products of a library are as fast
 VECTOR_WIDTH = 8  # floats in a SIMD vector; the width of a head must be a multiple
-COMPILER_FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-ffp-contract=fast", "-shared", "-fPIC")
-KERNEL_CONSTANTS = (
-    "PARTS_OF_SUMS",
-    "NUMBERS_IN_A_PART",
-    "NUMBERS_IN_A_ROW",
-)  # constants exported by the compiled kernel
-OPTIONAL_FLAGS = (("-march=native", "-fopenmp"), ("-march=native",), ("-mcpu=native",), ())  # tried in this order
-
-
-class FusedKernel:
-    """The compiled functions for one size.
-
-    Attributes:
-        num_parts: number of partial sums of the parameter gradients.
-        part_size: number of floats in each partial sum.
-        weights_stride: row stride of the stored attention weights, in floats.
-    """
-
-    def __init__(self, library: ctypes.CDLL) -> None:
-        sizes = (ctypes.c_long.in_dll(library, name).value for name in KERNEL_CONSTANTS)
-        self.num_parts, self.part_size, self.weights_stride = sizes
-        self.forward, self.backward = library.forward, library.backward
-        rest = (ctypes.c_long, ctypes.c_float, ctypes.c_float, ctypes.c_int)  # batch, scaling, epsilon, threads
-        for function in (self.forward, self.backward):
-            function.argtypes, function.restype = (*[ctypes.c_void_p] * 11, *rest), None
-
-
-@dataclass(frozen=True, kw_only=True)
-class KernelSize:
-    """Compile-time constants of a kernel, by their names in the C++ source.
-
-    Attributes:
-        H: number of heads.
-        D: width of a head.
-        L: number of positions.
-        NORM: 0 for no norm, 1 for LayerNorm, 2 for RMSNorm.
-    """
-
-    H: int
-    D: int
-    L: int
-    NORM: int
 
 
 @contextmanager
@@ -96,9 +43,8 @@ def fused_attention(model: Decoder, length: int) -> Iterator[bool]:
     """
     config = model.config
     supported = _is_supported(config, length) and model.device.type == "cpu" and model.dtype == torch.float32
-    if (
-        not supported or _has_hooks(model) or load_kernel(_kernel_size(model.layers[0], length)) is None
-    ):  # all blocks have one size
+    # all blocks have one size
+    if not supported or _has_hooks(model) or load_kernel(_kernel_size(model.layers[0], length)) is None:
         yield False
         return
     previous = config._attn_implementation_internal
@@ -146,81 +92,6 @@ def _norm_parameters(block: DecoderBlock) -> tuple[int, Tensor | None, Tensor | 
     assert isinstance(norm, nn.RMSNorm)
     assert norm.eps is not None
     return 2, norm.weight, None, norm.eps
-
-
-@cache
-def load_kernel(size: KernelSize) -> FusedKernel | None:
-    """Load the kernel of a size, and compile it on first use.
-
-    Args:
-        size: compile-time constants.
-
-    Returns:
-        The kernel, or ``None`` if it cannot be compiled or loaded.
-    """
-    compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
-    if compiler is None:
-        return None
-    source = resources.files("mesascope.models") / "attention.cpp"
-    sizes = [f"-D{name}={value}" for name, value in asdict(size).items()]
-    text = source.read_text(encoding="utf-8")
-    identity = "\0".join((text, compiler, *COMPILER_FLAGS, *map(str, OPTIONAL_FLAGS), *sizes, _processor_features()))
-    library_path = _cache_dir() / f"attention-{hashlib.sha256(identity.encode()).hexdigest()[:32]}.so"
-    try:
-        if not library_path.exists():
-            _build_library(library_path, compiler, source, sizes)
-        try:
-            return FusedKernel(ctypes.CDLL(str(library_path)))
-        except (OSError, AttributeError, ValueError):  # a damaged or foreign file: compile again
-            _build_library(library_path, compiler, source, sizes)
-            return FusedKernel(ctypes.CDLL(str(library_path)))
-    except (
-        OSError,
-        AttributeError,
-        ValueError,
-        subprocess.CalledProcessError,
-    ):  # the cache is not writable, compilation failed, or the library cannot be loaded
-        return None
-
-
-def _build_library(library_path: Path, compiler: str, source: Traversable, sizes: Sequence[str]) -> None:
-    """Compile to a temporary file and rename it, so that no incomplete library is ever visible.
-
-    Raises:
-        CalledProcessError: the compiler fails.
-        OSError: there is no compiler, or the cache is not writable.
-    """
-    library_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with resources.as_file(source) as file, tempfile.TemporaryDirectory(dir=library_path.parent) as folder:
-        _run_compiler(compiler, [*sizes, str(file), "-o", f"{folder}/kernel.so"])
-        os.replace(f"{folder}/kernel.so", library_path)
-
-
-def _run_compiler(compiler: str, arguments: list[str]) -> None:
-    """Run the compiler with the first set of optional flags that it supports.
-
-    Raises:
-        CalledProcessError: it fails with every set of flags.
-        OSError: it cannot be run.
-    """
-    *attempts, last = ([compiler, *COMPILER_FLAGS, *more, *arguments] for more in OPTIONAL_FLAGS)
-    for command in attempts:
-        if not subprocess.run(command, capture_output=True, check=False).returncode:
-            return
-    subprocess.run(last, capture_output=True, check=True)
-
-
-def _cache_dir() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mesascope"
-
-
-def _processor_features() -> str:
-    """Return the processor features that a natively compiled kernel depends on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return f"{platform.machine()} {platform.processor()}"
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
 
 
 class _FusedSublayer(torch.autograd.Function):
@@ -284,9 +155,7 @@ def _data_pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def run_fused_sublayer(
-    block: DecoderBlock, x: Float[Tensor, "batch pos d_model"]
-) -> Float[Tensor, "batch pos d_model"]:
+def run_fused_sublayer(block: DecoderBlock, x: HiddenStates) -> HiddenStates:
     """Compute the residual stream after the attention sublayer, before any post-norm.
 
     Args:
@@ -298,18 +167,10 @@ def run_fused_sublayer(
     """
     (_, gain, shift, eps), attention = _norm_parameters(block), block.attention
     projections = attention.q_proj, attention.k_proj, attention.v_proj
-    return _FusedSublayer.apply(
-        x,
-        gain,
-        shift,
-        torch.cat([each.weight for each in projections]),
-        torch.cat([each.bias for each in projections]),
-        attention.o_proj.weight,
-        attention.o_proj.bias,
-        _kernel_size(block, x.shape[1]),
-        attention.scaling,
-        eps,
-    )
+    maps, biases = torch.cat([each.weight for each in projections]), torch.cat([each.bias for each in projections])
+    output = attention.o_proj.weight, attention.o_proj.bias
+    size = _kernel_size(block, x.shape[1])
+    return _FusedSublayer.apply(x, gain, shift, maps, biases, *output, size, attention.scaling, eps)
 
 
 FUSED_SUBLAYERS[FUSED_ATTENTION] = run_fused_sublayer

@@ -12,6 +12,7 @@ from mesascope.models.config import DecoderConfig
 
 HiddenStates = Float[Tensor, "batch pos d_model"]
 HeadVectors = Float[Tensor, "batch head pos d_head"]
+AttentionMask = Float[Tensor, "#batch 1 query key"] | Bool[Tensor, "#batch 1 query key"]
 
 
 def eager_attention_forward(
@@ -76,10 +77,7 @@ class DecoderAttention(nn.Module):
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(
-        self,
-        x: HiddenStates,
-        attention_mask: Float[Tensor, "#batch 1 query key"] | Bool[Tensor, "#batch 1 query key"] | None,
-        position_ids: Int[Tensor, "#batch pos"],
+        self, x: HiddenStates, attention_mask: AttentionMask | None, position_ids: Int[Tensor, "#batch pos"]
     ) -> HiddenStates:
         """Return the attention output.
 
@@ -140,10 +138,7 @@ class DecoderBlock(nn.Module):
             self.mlp_norm, self.mlp = make_norm(config), DecoderMlp(config)
 
     def forward(
-        self,
-        x: HiddenStates,
-        attention_mask: Float[Tensor, "#batch 1 query key"] | Bool[Tensor, "#batch 1 query key"] | None,
-        position_ids: Int[Tensor, "#batch pos"],
+        self, x: HiddenStates, attention_mask: AttentionMask | None, position_ids: Int[Tensor, "#batch pos"]
     ) -> HiddenStates:
         """Return the residual stream after the block.
 
@@ -151,9 +146,6 @@ class DecoderBlock(nn.Module):
             x: residual stream.
             attention_mask: mask of the attention interface.
             position_ids: positions, for rotary embeddings.
-
-        Returns:
-            The residual stream.
         """
         fused_sublayer = FUSED_SUBLAYERS.get(str(self.attention.config._attn_implementation))
         if self.norm_position == "output":

@@ -42,19 +42,22 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> Dec
     """
     if not (Path(path) / "config.json").is_file():
         raise ModelNotFound(f"a checkpoint must be a folder with config.json, but {path} has none; give another folder")
-    config = DecoderConfig.from_pretrained(path)
+    model, loading_info = _read_decoder(path, DecoderConfig.from_pretrained(path))
+    _check_weights_match(str(path), loading_info, ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    return model.eval().to(device)
+
+
+def _read_decoder(path: Path | str, config: DecoderConfig) -> Any:
+    """Return the decoder and which of its weights were not found."""
     try:
         with silence_transformers():
-            loaded: Any = Decoder.from_pretrained(
+            return Decoder.from_pretrained(
                 path, config=config, use_safetensors=True, output_loading_info=True, local_files_only=True
             )
     except _READ_ERRORS as error:
         raise ModelNotFound(
             f"a checkpoint must have a complete model.safetensors, but {path} does not: {_first_line(error)}"
         ) from error
-    model, loading_info = loaded
-    _check_weights_match(str(path), loading_info, ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    return model.eval().to(device)
 
 
 def load_pretrained(

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from mesascope.report import run_info
+from mesascope.report import run_info, run_tables
 from mesascope.report.explorers.combined import CombinedPanel
 from mesascope.report.explorers.head_explorer import build_head_explorer
 from mesascope.report.explorers.token_view import build_token_view
@@ -23,6 +23,7 @@ from mesascope.report.text import add_full_stop, encode_script_json, format_sent
 from mesascope.store import Run
 
 SCRIPTS = ("figures.js", "square.js", "attention.js", "reader.js", "explorer.js", "start.js")
+VERDICT_KEYS = tuple("name status statement value interval control difference threshold unit reason".split())
 MAX_EXPANDED_VERDICTS = 16  # with more verdicts, each is collapsed to one line
 
 
@@ -83,36 +84,52 @@ def render_report(run_dir: Path) -> str:
         ValueError: if ``run.json`` is not a JSON object.
     """
     record = load_run(run_dir)
-    run_json = record.run
-    combined = _build_combined_panels(record)
-    used_by_result = [(k, one, _list_used_variables(one, combined)) for k, one in enumerate(record.results)]
     return _load_template().render(
-        title=run_info.get_page_title(run_json),
-        badges=run_info.list_badges(run_json),
-        description=format_sentence(run_json.get("description")),
-        paper=run_info.format_citation(run_json),
-        collapse_verdicts=len(record.verdicts) > MAX_EXPANDED_VERDICTS,
-        cards=[build_card(one) for one in record.verdicts],
-        counts=[(count, build_card({"status": word})) for word, count in count_verdicts(record.verdicts).items()],
-        is_inspection=run_info.is_inspection(run_json),
-        training=[
-            (run_info.get_condition_title(run_json, condition), panel)
-            for condition, log in record.logs.items()
-            if (panel := plot_training_log(log))
-        ],
-        model_summary=run_info.summarize_model(run_json, record.model),
-        combined=[{"key": key, "title": title, **vars(one)} for key, title, one in combined],
-        sections=[_build_section(k, one, taken) for k, one, taken in used_by_result if not _is_fully_used(one, taken)],
-        command=run_info.format_command(run_json),
-        parameters=[*run_info.tabulate_parameters(run_json), *run_info.tabulate_model(record.model)],
-        environment=run_info.tabulate_environment(run_json),
-        timings=run_info.tabulate_timings(run_json),
-        notes=run_info.list_notes(run_json),
+        **_describe_run(record),
+        **_build_results(record),
         problems=record.problems,
         run_name=record.path.resolve().name,
         style=Markup(_read_asset("page.css")),
         scripts=[Markup(_read_plotly_bundle()), *(Markup(_read_asset(name)) for name in SCRIPTS)],
     )
+
+
+def _describe_run(record: RunRecord) -> dict[str, Any]:
+    """Return the texts and tables that describe the run, by their names in the template."""
+    run_json = record.run
+    return {
+        "title": run_info.get_page_title(run_json),
+        "badges": run_info.list_badges(run_json),
+        "description": format_sentence(run_json.get("description")),
+        "paper": run_info.format_citation(run_json),
+        "is_inspection": run_info.is_inspection(run_json),
+        "model_summary": run_info.summarize_model(run_json, record.model),
+        "command": run_info.format_command(run_json),
+        "parameters": [*run_tables.tabulate_parameters(run_json), *run_tables.tabulate_model(record.model)],
+        "environment": run_tables.tabulate_environment(run_json),
+        "timings": run_tables.tabulate_timings(run_json),
+        "notes": run_info.list_notes(run_json),
+    }
+
+
+def _build_results(record: RunRecord) -> dict[str, Any]:
+    """Return verdicts, training curves and panels, by their names in the template."""
+    combined = _build_combined_panels(record)
+    used_by_result = [(k, one, _list_used_variables(one, combined)) for k, one in enumerate(record.results)]
+    return {
+        "collapse_verdicts": len(record.verdicts) > MAX_EXPANDED_VERDICTS,
+        "cards": [build_card(one) for one in record.verdicts],
+        "counts": [(count, build_card({"status": word})) for word, count in count_verdicts(record.verdicts).items()],
+        "training": [
+            (run_info.get_condition_title(record.run, condition), panel)
+            for condition, log in record.logs.items()
+            if (panel := plot_training_log(log))
+        ],
+        "combined": [{"key": key, "title": title, **vars(one)} for key, title, one in combined],
+        "sections": [
+            _build_section(k, one, taken) for k, one, taken in used_by_result if not _is_fully_used(one, taken)
+        ],
+    }
 
 
 def summarize_run(run_dir: Path) -> dict[str, Any]:
@@ -129,18 +146,15 @@ def summarize_run(run_dir: Path) -> dict[str, Any]:
         ValueError: if ``run.json`` is not a JSON object.
     """
     record = load_run(run_dir)
-    verdict_keys = (
-        "name",
-        "status",
-        "statement",
-        "value",
-        "interval",
-        "control",
-        "difference",
-        "threshold",
-        "unit",
-        "reason",
-    )
+    return _summarize_metadata(record) | {
+        "counts": count_verdicts(record.verdicts),
+        "verdicts": [{k: one[k] for k in VERDICT_KEYS if k in one} for one in record.verdicts],
+        "results": [_summarize_result(one) for one in record.results if one.data is not None],
+        "problems": list(record.problems),
+    }
+
+
+def _summarize_metadata(record: RunRecord) -> dict[str, Any]:
     return {
         "path": str(record.path),
         "study": record.run.get("study"),
@@ -150,11 +164,7 @@ def summarize_run(run_dir: Path) -> dict[str, Any]:
         "scale": record.run.get("scale"),
         "seeds": record.run.get("seeds") or [],
         "started": record.run.get("started"),
-        "seconds": run_info.sum_stage_seconds(record.run),
-        "counts": count_verdicts(record.verdicts),
-        "verdicts": [{k: one[k] for k in verdict_keys if k in one} for one in record.verdicts],
-        "results": [_summarize_result(one) for one in record.results if one.data is not None],
-        "problems": list(record.problems),
+        "seconds": run_tables.sum_stage_seconds(record.run),
     }
 
 

@@ -1,11 +1,13 @@
 """Text parts of the report: metadata of the run, the command line and the citation."""
 
 import shlex
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Mapping
 from typing import Any
 
-from mesascope.report.text import format_count, format_number
+from mesascope.report.run_tables import (
+    format_value,
+)
+from mesascope.report.text import format_count
 
 MODEL_SUMMARY_LABELS = {  # facts of a model shown at the top of the page, with their labels
     "class": "model class",
@@ -16,7 +18,6 @@ MODEL_SUMMARY_LABELS = {  # facts of a model shown at the top of the page, with 
     "device": "device",
     "attn_implementation": "attention implementation",
 }
-TIME_UNITS = ((3600.0, "h"), (60.0, "min"), (1.0, "s"))
 
 
 def get_page_title(run: Mapping[str, Any]) -> str:
@@ -92,18 +93,6 @@ def summarize_model(run: Mapping[str, Any], model: Mapping[str, Any]) -> list[tu
     return rows
 
 
-def tabulate_model(model: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Tabulate everything that is recorded about the model.
-
-    Args:
-        model: the contents of ``model.json``.
-
-    Returns:
-        At most one table: a heading and its rows.
-    """
-    return [("model", _flatten_mapping(model))] if model else []
-
-
 def _format_model_fact(name: str, value: Any) -> str:
     """Format a fact of a model; a parameter count in millions or billions.
 
@@ -111,7 +100,7 @@ def _format_model_fact(name: str, value: Any) -> str:
     ('134.5 million', 'float32')
     """
     if name != "parameters" or not isinstance(value, int | float):
-        return _format_value(value)
+        return format_value(value)
     size, words = next(
         ((s, w) for s, w in ((1e9, " billion"), (1e6, " million"), (1e3, " thousand")) if value >= s), (1, "")
     )
@@ -189,23 +178,6 @@ def format_citation(run: Mapping[str, Any]) -> dict[str, str] | None:
     }
 
 
-def tabulate_parameters(run: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Tabulate the parameters of a run; nested names are joined by dots.
-
-    Args:
-        run: the contents of ``run.json``.
-
-    Returns:
-        A heading and its rows for each group of parameters.
-    """
-    given = run.get("parameters")
-    if not isinstance(given, Mapping):
-        return []
-    loose = [(str(k), _format_value(v)) for k, v in given.items() if not isinstance(v, Mapping)]
-    parts = [(str(k).replace("_", " "), _flatten_mapping(v)) for k, v in given.items() if isinstance(v, Mapping) and v]
-    return ([("general", loose)] if loose else []) + parts
-
-
 def get_condition_title(run: Mapping[str, Any], condition: str) -> str:
     """Return the display name of a condition of a study.
 
@@ -224,57 +196,6 @@ def get_condition_title(run: Mapping[str, Any], condition: str) -> str:
     return str(parameters.get("title") or condition) if isinstance(parameters, Mapping) else condition
 
 
-def tabulate_environment(run: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Tabulate code revision, machine, text and package versions.
-
-    Args:
-        run: the contents of ``run.json``.
-
-    Returns:
-        Pairs of label and value.
-    """
-    names = ("revision", "platform", "threads", "device", "dtype", "started")
-    rows = [(name, _format_date(run[name]) if name == "started" else str(run[name])) for name in names if run.get(name)]
-    text = run.get("text")
-    rows += [(f"text: {k}", str(v)) for k, v in text.items()] if isinstance(text, Mapping) else []
-    versions = run.get("versions")
-    rows += [(str(k), str(v)) for k, v in versions.items()] if isinstance(versions, Mapping) else []
-    return rows
-
-
-def tabulate_timings(run: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Tabulate the duration of each stage and the total.
-
-    Args:
-        run: the contents of ``run.json``.
-
-    Returns:
-        Pairs of stage and duration.
-    """
-    seconds = run.get("seconds")
-    if isinstance(seconds, int | float):
-        return [("total", format_duration(seconds))]
-    if not isinstance(seconds, Mapping):
-        return []
-    rows = [(str(k), format_duration(v)) for k, v in seconds.items() if isinstance(v, int | float)]
-    return [*rows, ("total", format_duration(sum_stage_seconds(run)))] if len(rows) > 1 else rows
-
-
-def sum_stage_seconds(run: Mapping[str, Any]) -> float:
-    """Sum the duration of all stages. A stage named ``total`` is used as the sum.
-
-    Args:
-        run: the contents of ``run.json``.
-
-    Returns:
-        The duration in seconds; 0 if unknown.
-    """
-    seconds = run.get("seconds")
-    stages = seconds if isinstance(seconds, Mapping) else {"total": seconds}
-    durations = {str(k): float(v) for k, v in stages.items() if isinstance(v, int | float)}
-    return durations.get("total", sum(durations.values()))
-
-
 def list_notes(run: Mapping[str, Any]) -> list[str]:
     """List the remarks that were recorded during the run.
 
@@ -286,49 +207,3 @@ def list_notes(run: Mapping[str, Any]) -> list[str]:
     """
     given = run.get("notes")
     return [str(one) for one in given] if isinstance(given, list | tuple) else [str(given)] if given else []
-
-
-def format_duration(seconds: float | int) -> str:
-    """Format a duration in a suitable unit.
-
-    Args:
-        seconds: the duration in seconds.
-
-    Returns:
-        The duration with its unit.
-
-    >>> format_duration(0.5), format_duration(90), format_duration(7200)
-    ('0.5 s', '1.5 min', '2 h')
-    """
-    size, unit = next((one for one in TIME_UNITS if seconds >= one[0]), TIME_UNITS[-1])
-    return f"{format_number(round(seconds / size, 1) if seconds >= 1 else seconds)} {unit}"
-
-
-def _flatten_mapping(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    rows: list[tuple[str, str]] = []
-    for key, inner in value.items():
-        name = f"{prefix}{key}"
-        rows += (
-            _flatten_mapping(inner, f"{name}.")
-            if isinstance(inner, Mapping) and inner
-            else [(name, _format_value(inner))]
-        )
-    return rows
-
-
-def _format_value(value: Any) -> str:
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "none"}[value]
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(map(_format_value, value)) or "none"
-    if isinstance(value, float):
-        return f"{value:g}"
-    return str(value)
-
-
-def _format_date(value: Any) -> str:
-    """Format an ISO date; return other text unchanged."""
-    try:
-        return datetime.fromisoformat(str(value)).strftime("%d %B %Y, %H:%M").lstrip("0")
-    except ValueError:
-        return str(value)

@@ -18,7 +18,9 @@ package knows nothing about the science: it stores bytes.
 
 from mesascope.store._checkpoints import MANIFEST, CheckpointDamaged, verify_checkpoint
 from mesascope.store._files import LogFn, RunError, do_nothing
-from mesascope.store._history import HistoryColumn, HistoryReader, HistoryWriter
+from mesascope.store._history_columns import HistoryColumn
+from mesascope.store._history_reader import HistoryReader
+from mesascope.store._history_writer import HistoryWriter
 from mesascope.store._log import TrainingLog
 from mesascope.store._run import Run
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from mesascope.store._files import LogFn, RunError, remove_path
+from mesascope.store._files import LogFn, RunError, remove_path, to_json
 
 MANIFEST = "checkpoint.json"
 
@@ -31,14 +31,28 @@ def verify_checkpoint(path: Path) -> int:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointDamaged(f"{path / MANIFEST} must list the checkpoint's files, but cannot be read") from error
     for name, expected in files.items():
-        file = path / name
-        if not file.is_file():
-            raise CheckpointDamaged(f"{file} must exist, but is missing")
-        if file.stat().st_size != expected["size"]:
-            raise CheckpointDamaged(f"{file} must have {expected['size']} bytes, but has {file.stat().st_size}")
-        if checksum_file(file) != expected:
-            raise CheckpointDamaged(f"{file} must match its manifest, but its SHA-256 differs")
+        _verify_file(path / name, expected)
     return step
+
+
+def _verify_file(file: Path, expected: dict[str, str | int]) -> None:
+    if not file.is_file():
+        raise CheckpointDamaged(f"{file} must exist, but is missing")
+    if file.stat().st_size != expected["size"]:
+        raise CheckpointDamaged(f"{file} must have {expected['size']} bytes, but has {file.stat().st_size}")
+    if _checksum_file(file) != expected:
+        raise CheckpointDamaged(f"{file} must match its manifest, but its SHA-256 differs")
+
+
+def write_manifest(path: Path, step: int) -> None:
+    """Write the manifest of all files in a checkpoint folder.
+
+    Args:
+        path: The checkpoint folder.
+        step: The optimizer step of the checkpoint.
+    """
+    files = {file.name: _checksum_file(file) for file in sorted(path.iterdir())}
+    (path / MANIFEST).write_text(to_json({"step": step, "files": files}))
 
 
 def verify_or_remove(path: Path, log: LogFn) -> int | None:
@@ -61,15 +75,8 @@ def verify_or_remove(path: Path, log: LogFn) -> int | None:
         return None
 
 
-def checksum_file(file: Path) -> dict[str, str | int]:
-    """Return the size in bytes and the SHA-256 digest of a file.
-
-    Args:
-        file: The file to read.
-
-    Returns:
-        A mapping with the keys ``sha256`` (hex digest) and ``size`` (bytes).
-    """
+def _checksum_file(file: Path) -> dict[str, str | int]:
+    """Return the SHA-256 digest (hex) and the size in bytes of a file."""
     with file.open("rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
     return {"sha256": digest, "size": file.stat().st_size}

@@ -36,10 +36,9 @@ def do_nothing(*_: object) -> None:
 
 @contextmanager
 def replace_atomically(target: Path) -> Iterator[Path]:
-    """Write a file or folder atomically: yield a temporary path that replaces ``target`` on exit.
+    """Write a file or folder atomically: yield a temporary path, which is synced to disk and renamed on exit.
 
-    The new content is synced to disk before the rename. After an error the temporary path is removed and the target is
-    unchanged.
+    After an error the temporary path is removed and the target is unchanged.
 
     Args:
         target: The final path; its parent folder is created if needed.
@@ -54,12 +53,7 @@ def replace_atomically(target: Path) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield draft
-        for file in [*draft.iterdir(), draft] if draft.is_dir() else [draft]:
-            _sync_to_disk(file)
-        if target.is_dir():
-            os.replace(target, draft.with_suffix(".old"))
-        os.replace(draft, target)
-        _sync_to_disk(target.parent)
+        _move_draft(draft, target)
     except Exception as error:
         if isinstance(error, OSError) or "os error" in str(error):  # safetensors raises its own exception type
             raise RunError(describe_os_error(target, error)) from error
@@ -67,6 +61,16 @@ def replace_atomically(target: Path) -> Iterator[Path]:
     finally:
         remove_path(draft)
         remove_path(draft.with_suffix(".old"))
+
+
+def _move_draft(draft: Path, target: Path) -> None:
+    """Sync a draft to disk, then rename it to the target."""
+    for file in [*draft.iterdir(), draft] if draft.is_dir() else [draft]:
+        _sync_to_disk(file)
+    if target.is_dir():
+        os.replace(target, draft.with_suffix(".old"))
+    os.replace(draft, target)
+    _sync_to_disk(target.parent)
 
 
 def make_writable_folder(path: Path) -> None:
@@ -132,7 +136,17 @@ def hold_lock(folder: Path, timeout: float) -> Iterator[None]:
     Raises:
         RunError: If another process still holds the lock after the timeout, or the folder cannot be written.
     """
-    lock, holder = FileLock(folder / LOCK_FILE), folder / HOLDER_FILE
+    lock = FileLock(folder / LOCK_FILE)
+    _acquire_lock(lock, folder, timeout)
+    try:
+        (folder / HOLDER_FILE).write_text(str(os.getpid()), encoding="utf-8")
+        yield
+    finally:
+        lock.release()
+
+
+def _acquire_lock(lock: FileLock, folder: Path, timeout: float) -> None:
+    holder = folder / HOLDER_FILE
     try:
         lock.acquire(timeout=timeout, poll_interval=0.05)
     except Timeout as error:
@@ -143,11 +157,6 @@ def hold_lock(folder: Path, timeout: float) -> Iterator[None]:
         ) from error
     except OSError as error:
         raise RunError(describe_os_error(folder, error)) from error
-    try:
-        holder.write_text(str(os.getpid()), encoding="utf-8")
-        yield
-    finally:
-        lock.release()
 
 
 def to_json(value: object) -> str:

@@ -1,14 +1,12 @@
 """Studies as values: conditions that are trained and analysed, simulations of toy models, and claims."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
-
-import numpy as np
-import xarray as xr
 
 from mesascope.analyses import Analysis
 from mesascope.models.config import DecoderConfig
+from mesascope.studies._citation import Citation
+from mesascope.studies._claims import Claim, Direction, Quantity, Results, select_last_step, select_untrained
 from mesascope.studies.toy_model import ToyModel
 from mesascope.tasks.base import Task
 from mesascope.train import TrainingConfig
@@ -16,49 +14,21 @@ from mesascope.train import TrainingConfig
 SCALES = ("smoke", "laptop", "paper")
 RESERVED_NAMES = ("own", "task", "model", "training", "sequences", "title")  # keys of a run's description
 
-Results = Mapping[str, xr.Dataset]
-Direction = Literal["above", "below"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Citation:
-    """A paper.
-
-    Attributes:
-        key: BibTeX key.
-        authors: ``Last, First and Last, First``.
-        title, year, venue, url: as in a bibliography.
-    """
-
-    key: str
-    authors: str
-    title: str
-    year: int
-    venue: str
-    url: str
-
-    @property
-    def bibtex(self) -> str:
-        """The BibTeX entry."""
-        fields = {
-            "author": self.authors,
-            "title": "{" + self.title + "}",
-            "year": str(self.year),
-            "journal": self.venue,
-            "url": self.url,
-        }
-        body = "".join(f"  {name} = {{{value}}},\n" for name, value in fields.items())
-        return f"@article{{{self.key},\n{body}}}"
-
-    @property
-    def short(self) -> str:
-        """Authors and year, such as ``Fu et al. 2024``.
-
-        >>> Citation(key="", authors="A, B and C, D", title="", year=2024, venue="", url="").short
-        'A & C 2024'
-        """
-        names = [author.split(",")[0] for author in self.authors.split(" and ")]
-        return f"{names[0]} et al. {self.year}" if len(names) > 2 else f"{' & '.join(names)} {self.year}"
+__all__ = [
+    "RESERVED_NAMES",
+    "SCALES",
+    "Citation",
+    "Claim",
+    "Condition",
+    "Direction",
+    "Quantity",
+    "Results",
+    "ScaleConfig",
+    "Simulation",
+    "Study",
+    "select_last_step",
+    "select_untrained",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,63 +111,6 @@ class Simulation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quantity:
-    """A named number per seed, read from the results of a run.
-
-    Attributes:
-        description: the quantity in words, as a page prints it.
-        read: reads it from the results; the returned array has the axis ``seed`` and no other. NaN for a seed in which
-            the quantity is not defined, such as the gain of heads that do not exist.
-        unit: of the numbers.
-    """
-
-    description: str
-    read: Callable[[Results], xr.DataArray]
-    unit: str = "1"
-
-    def per_seed(self, results: Results) -> np.ndarray:
-        """Return the number of each seed.
-
-        Args:
-            results: Datasets of a run, by name.
-
-        Raises:
-            ValueError: the array has other axes than ``seed``.
-        """
-        values = self.read(results)
-        if values.dims != ("seed",):
-            raise ValueError(
-                f"a quantity must have the axis seed and no other, but {self.description!r} has {values.dims}"
-            )
-        return values.values.astype(float)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Claim:
-    """A statement that numbers can decide.
-
-    Attributes:
-        name: a short name.
-        statement: what is claimed.
-        source: who claims it, and where; ``ours`` where no paper does.
-        value: the quantity that decides it.
-        control: the same quantity where there is nothing to find.
-        direction: whether the value must lie above or below the control.
-        threshold: a fixed number that the value must lie beyond as well.
-        scales: scales at which the claim can be decided; at others it is not tested.
-    """
-
-    name: str
-    statement: str
-    source: str
-    value: Quantity
-    control: Quantity
-    direction: Direction
-    threshold: float | None = None
-    scales: tuple[str, ...] = ("laptop", "paper")
-
-
-@dataclass(frozen=True, kw_only=True)
 class Study:
     """One published study, as a value: nothing in it runs.
 
@@ -259,24 +172,6 @@ class Study:
             name: of the simulation.
         """
         return next(one for one in self.simulations if one.name == name)
-
-
-def select_last_step(array: xr.DataArray) -> xr.DataArray:
-    """Return the values of the trained model: those at the last checkpoint.
-
-    Args:
-        array: values with the axis ``step``.
-    """
-    return array.isel(step=-1, drop=True)
-
-
-def select_untrained(array: xr.DataArray) -> xr.DataArray:
-    """Return the values of the untrained model: those at step 0.
-
-    Args:
-        array: values with the axis ``step``.
-    """
-    return array.sel(step=0, drop=True)
 
 
 def _validate_conditions(conditions: tuple[Condition, ...]) -> None:

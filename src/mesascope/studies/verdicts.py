@@ -94,7 +94,13 @@ def judge(claim: Claim, results: Results, scale: str) -> Verdict:
     """
     value, control = claim.value.per_seed(results), claim.control.per_seed(results)
     defined = np.isfinite(value) & np.isfinite(control)
-    of_claim: dict[str, Any] = {
+    described = _describe_claim(claim) | {"per_seed": _json_numbers(value), "control_per_seed": _json_numbers(control)}
+    decision = _compare(claim, scale, value[defined], control[defined]) if defined.any() else _undefined(claim, scale)
+    return Verdict(**described, **decision)
+
+
+def _describe_claim(claim: Claim) -> dict[str, Any]:
+    return {
         "name": claim.name,
         "statement": claim.statement,
         "source": claim.source,
@@ -103,25 +109,28 @@ def judge(claim: Claim, results: Results, scale: str) -> Verdict:
         "direction": claim.direction,
         "threshold": claim.threshold,
         "control_description": claim.control.description,
-        "per_seed": _json_numbers(value),
-        "control_per_seed": _json_numbers(control),
     }
-    if not defined.any():
-        status = NOT_TESTED if scale not in claim.scales else INCONCLUSIVE
-        reason = "no seed has a value: there is nothing to measure it on"
-        empty = dict.fromkeys(("value", "interval", "control", "difference"))
-        return Verdict(**of_claim, status=status, reason=reason, **empty)
-    interval, difference = _bootstrap(value[defined]), _bootstrap(value[defined] - control[defined])
-    status, reason = _decide(claim, scale, int(defined.sum()), interval, difference)
-    return Verdict(
-        **of_claim,
-        status=status,
-        reason=reason,
-        value=float(value[defined].mean()),
-        interval=interval,
-        control=float(control[defined].mean()),
-        difference=difference,
-    )
+
+
+def _undefined(claim: Claim, scale: str) -> dict[str, Any]:
+    """Return the decision where the quantity is not defined for any seed."""
+    status = NOT_TESTED if scale not in claim.scales else INCONCLUSIVE
+    reason = "no seed has a value: there is nothing to measure it on"
+    return {"status": status, "reason": reason, "value": None, "interval": None, "control": None, "difference": None}
+
+
+def _compare(claim: Claim, scale: str, value: np.ndarray, control: np.ndarray) -> dict[str, Any]:
+    """Return the decision, its intervals and means, from the seeds that have a value."""
+    interval, difference = _bootstrap(value), _bootstrap(value - control)
+    status, reason = _decide(claim, scale, len(value), interval, difference)
+    return {
+        "status": status,
+        "reason": reason,
+        "value": float(value.mean()),
+        "interval": interval,
+        "control": float(control.mean()),
+        "difference": difference,
+    }
 
 
 def _decide(claim: Claim, scale: str, seeds: int, interval: Interval, difference: Interval) -> tuple[str, str]:

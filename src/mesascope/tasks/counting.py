@@ -35,13 +35,7 @@ def counting_algorithms(num_symbols: int) -> Sequence[Algorithm]:
     return [
         _count_matches("single symbols", lambda context: torch.ones_like(_match_query(context, slice(num_symbols)))),
         _count_matches("pairs", lambda context: _match_query(context, slice(num_symbols))),
-        _count_matches(
-            "triples",
-            lambda context: (
-                _match_query(context, slice(num_symbols))
-                * _match_query(context, slice(num_symbols, 2 * num_symbols)).clamp_max(1)
-            ),
-        ),
+        _count_matches("triples", lambda context: _match_pair(context, num_symbols)),
         _predict_last_match(num_symbols),
         _repeat_query(num_symbols),
     ]
@@ -50,6 +44,12 @@ def counting_algorithms(num_symbols: int) -> Sequence[Algorithm]:
 def _match_query(context: ContextExamples, features: slice) -> MatchWeights:
     """Return a mask of the context pairs that agree with the query in the given features."""
     return torch.einsum("bpnf,bpf->bpn", context.context_x[..., features], context.query_x[..., features])
+
+
+def _match_pair(context: ContextExamples, num_symbols: int) -> MatchWeights:
+    """Return a mask of the context pairs that agree with the query in the current and the previous symbol."""
+    previous = _match_query(context, slice(num_symbols, 2 * num_symbols)).clamp_max(1)
+    return _match_query(context, slice(num_symbols)) * previous
 
 
 def _count_matches(name: str, match_mask) -> Algorithm:

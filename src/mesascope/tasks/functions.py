@@ -53,14 +53,6 @@ class LinearFunctions(FunctionClass):
     ) -> Callable[[FunctionInputs], FunctionValues]:
         """Sample one linear rule per sequence.
 
-        Args:
-            n: number of sequences.
-            dim: dimension of the inputs.
-            generator: source of randomness.
-
-        Returns:
-            A callable that maps the inputs of all sequences to their targets.
-
         Raises:
             ValueError: ``num_nonzero`` is not between 1 and ``dim``.
         """
@@ -88,16 +80,7 @@ class TwoLayerNetworks(FunctionClass):
     def sample_functions(
         self, n: int, dim: int, generator: torch.Generator
     ) -> Callable[[FunctionInputs], FunctionValues]:
-        """Sample one network per sequence.
-
-        Args:
-            n: number of sequences.
-            dim: dimension of the inputs.
-            generator: source of randomness.
-
-        Returns:
-            A callable that maps the inputs of all sequences to their targets.
-        """
+        """Sample one network per sequence."""
         w_in = torch.randn(n, dim, self.num_hidden, generator=generator) / dim**0.5
         w_out = torch.randn(n, self.num_hidden, 1, generator=generator) * (2 / self.num_hidden) ** 0.5
         return lambda x: (x @ w_in.to(x)).relu() @ w_out.to(x)
@@ -116,17 +99,7 @@ class DecisionTrees(FunctionClass):
     def sample_functions(
         self, n: int, dim: int, generator: torch.Generator
     ) -> Callable[[FunctionInputs], FunctionValues]:
-        """Sample one tree per sequence; nodes are in breadth-first order, the children of node i are 2 i + 1 and 2 i +
-        2.
-
-        Args:
-            n: number of sequences.
-            dim: dimension of the inputs.
-            generator: source of randomness.
-
-        Returns:
-            A callable that maps the inputs of all sequences to their targets.
-        """
+        """Sample one tree per sequence, with nodes in breadth-first order (children of i: 2 i + 1, 2 i + 2)."""
         tested_coordinate = torch.randint(0, dim, (n, 2**self.depth - 1), generator=generator)
         leaves = torch.randn(n, 2**self.depth, generator=generator)
 

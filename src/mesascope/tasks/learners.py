@@ -94,13 +94,9 @@ def trained_network(num_hidden: int) -> Algorithm:
 
     def predict_queries(context: ContextExamples, iteration_grid: IterationGrid) -> Trajectory:
         _check_no_gradients(context, "a trained network")
-        chunks = [
-            _train_networks(
-                context.select_sequences(slice(start, start + NETWORK_BATCH_SIZE)), num_hidden, iteration_grid
-            )
-            for start in range(0, len(context.context_x), NETWORK_BATCH_SIZE)
-        ]
-        return torch.cat(chunks, dim=1)
+        starts = range(0, len(context.context_x), NETWORK_BATCH_SIZE)
+        chunks = [context.select_sequences(slice(start, start + NETWORK_BATCH_SIZE)) for start in starts]
+        return torch.cat([_train_networks(chunk, num_hidden, iteration_grid) for chunk in chunks], dim=1)
 
     return Algorithm(
         name="trained network", predict=predict_queries, iteration_grid=(NETWORK_STEPS,), iteration_unit="step"
@@ -110,30 +106,19 @@ def trained_network(num_hidden: int) -> Algorithm:
 def _train_networks(context: ContextExamples, num_hidden: int, iteration_grid: IterationGrid) -> Trajectory:
     """Train one network per query in one batch and return its predictions after the given numbers of steps."""
     context_x, context_y, query_x = context.context_x.float(), context.context_y.float(), context.query_x.float()
-    *lead, pairs, features = context_x.shape
-    mask = (torch.arange(pairs, device=context_x.device) < context.num_context[:, None]).float()[..., None]
+    if context_y.shape[-1] != 1:
+        raise ValueError(f"a trained network needs targets of dimension 1, but got {context_y.shape[-1]}")
+    mask = (torch.arange(context_x.shape[-2], device=context_x.device) < context.num_context[:, None]).float()[
+        ..., None
+    ]
     count = context.num_context.clamp_min(1).float()[:, None, None]
-    generator = torch.Generator().manual_seed(0)
-
-    def init_weight(rows: int, columns: int) -> nn.Parameter:
-        weight = torch.randn(*lead, rows, columns, generator=generator) / max(rows, 1) ** 0.5
-        return nn.Parameter(weight.to(context_x))
-
-    w_in, bias, w_out = (
-        init_weight(features, num_hidden),
-        nn.Parameter(context_x.new_zeros(*lead, 1, num_hidden)),
-        init_weight(num_hidden, 1),
-    )
+    w_in, bias, w_out = _init_networks(context_x, num_hidden)
 
     def apply_network(x: Tensor) -> Tensor:
         return (x @ w_in + bias).relu() @ w_out
 
-    if context_y.shape[-1] != 1:
-        raise ValueError(f"a trained network needs targets of dimension 1, but got {context_y.shape[-1]}")
-    adam, trajectory = (
-        torch.optim.Adam([w_in, bias, w_out], lr=NETWORK_LEARNING_RATE),
-        [],
-    )  # elementwise, so networks do not interact
+    adam = torch.optim.Adam([w_in, bias, w_out], lr=NETWORK_LEARNING_RATE)  # elementwise, so networks do not interact
+    trajectory = []
     with torch.enable_grad():
         for step in range(1, max(iteration_grid) + 1):
             adam.zero_grad()
@@ -142,6 +127,19 @@ def _train_networks(context: ContextExamples, num_hidden: int, iteration_grid: I
             if step in iteration_grid:
                 trajectory.append(apply_network(query_x[..., None, :]).detach()[..., 0, :].double())
     return torch.stack(trajectory) * (context.num_context > 0)[:, None]  # predict 0 if the context is empty
+
+
+def _init_networks(context_x: Tensor, num_hidden: int) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter]:
+    """Draw input weights, biases of zero and output weights of one network per query."""
+    *lead, _, features = context_x.shape
+    generator = torch.Generator().manual_seed(0)
+
+    def init_weight(rows: int, columns: int) -> nn.Parameter:
+        weight = torch.randn(*lead, rows, columns, generator=generator) / max(rows, 1) ** 0.5
+        return nn.Parameter(weight.to(context_x))
+
+    w_in, bias = init_weight(features, num_hidden), nn.Parameter(context_x.new_zeros(*lead, 1, num_hidden))
+    return w_in, bias, init_weight(num_hidden, 1)
 
 
 def _iterate_prompts(

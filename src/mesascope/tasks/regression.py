@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, final
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mesascope.tasks import algorithms, learners
@@ -19,59 +19,9 @@ from mesascope.tasks.base import Batch
 from mesascope.tasks.functions import DecisionTrees, FunctionClass, LinearFunctions, TwoLayerNetworks
 from mesascope.tasks.icl.base import InContextTask
 from mesascope.tasks.icl.context import ContextExamples, build_context
+from mesascope.tasks.icl.one_hot import OneHotInputs
 
 Inputs = Float[Tensor, "batch pos d_in"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class OneHotInputs:
-    """One-hot inputs, each along one coordinate axis (Huang et al. 2023, arXiv 2310.05249).
-
-    Attributes:
-        dominant: probability of the first coordinate; all coordinates are equally likely by default.
-    """
-
-    dominant: float | None = None
-
-    def __post_init__(self) -> None:
-        """Validate the fields."""
-        if self.dominant is not None and not 0 < self.dominant < 1:
-            raise ValueError(f"dominant must lie between 0 and 1, but got {self.dominant}")
-
-    def sample_indices(
-        self, shape: tuple[int, int], dim: int, generator: torch.Generator
-    ) -> Int[Tensor, "batch point"]:
-        """Sample the coordinate of every input.
-
-        Args:
-            shape: number of sequences and of inputs per sequence.
-            dim: number of coordinates.
-            generator: source of randomness.
-
-        Returns:
-            Coordinate indices.
-        """
-        probabilities = self.index_probabilities(dim).float()
-        return torch.multinomial(probabilities, shape[0] * shape[1], replacement=True, generator=generator).view(shape)
-
-    def index_probabilities(self, dim: int) -> Float[Tensor, "feature"]:
-        """Return the probability of each coordinate, in float64.
-
-        Args:
-            dim: number of coordinates.
-
-        Returns:
-            Probabilities that sum to 1.
-
-        >>> OneHotInputs().index_probabilities(4).tolist(), OneHotInputs(dominant=0.5).index_probabilities(3).tolist()
-        ([0.25, 0.25, 0.25, 0.25], [0.5, 0.25, 0.25])
-        """
-        first = 1 / dim if self.dominant is None else self.dominant
-        probabilities = torch.full(
-            (dim,), (1 - first) / max(dim - 1, 1) if self.dominant else first, dtype=torch.float64
-        )
-        probabilities[0] = first
-        return probabilities
 
 
 @final
@@ -150,6 +100,11 @@ class Regression(InContextTask):
             latents["feature"] = feature if self.layout == "joined" else feature.repeat_interleave(2, 1)[:, :-1]
         clean = self.functions.sample_functions(n, self.dim, generator)(x)
         y = clean + self.noise * torch.randn(clean.shape, generator=generator) if self.noise else clean
+        return self._build_batch(x, y, latents)
+
+    def _build_batch(self, x: Tensor, y: Tensor, latents: Mapping[str, Tensor]) -> Batch:
+        """Lay out inputs and targets as sequences."""
+        n = len(x)
         weight = torch.zeros(n, self.length)
         if self.layout == "joined":
             weight[:, -1] = 1
@@ -254,16 +209,17 @@ class Regression(InContextTask):
 
         Learners that are specific to the function class are added: the lasso and preprocessed gradient descent for
         sparse rules, trained networks, and trees.
-
-        Args:
-            batch: the sequences to predict.
-
-        Returns:
-            Predictions by the name of the baseline.
         """
         algorithms_by_name = {each.name: each for each in self.candidate_algorithms()}
+        return (
+            self._run_linear_solvers(algorithms_by_name, batch)
+            | self._run_sparse_solvers(algorithms_by_name, batch)
+            | self._run_learners(batch)
+        )
+
+    def _run_linear_solvers(self, algorithms_by_name: Mapping[str, Algorithm], batch: Batch) -> dict[str, Tensor]:
         descent = algorithms.gradient_descent("curvature")
-        predictions = {
+        return {
             "zero": torch.zeros_like(batch.inputs[..., :1]),
             "averaging": self.run_algorithm(algorithms_by_name["averaging"], batch),
             "3 nearest neighbours": self.run_algorithm(algorithms_by_name["nearest neighbours"], batch, 3),
@@ -275,6 +231,9 @@ class Regression(InContextTask):
                 for k in (1, 2, 4, 8)
             },
         }
+
+    def _run_sparse_solvers(self, algorithms_by_name: Mapping[str, Algorithm], batch: Batch) -> dict[str, Tensor]:
+        predictions = {}
         if "lasso" in algorithms_by_name:
             predictions["lasso 0.01"] = self.run_algorithm(algorithms_by_name["lasso"], batch, penalty=0.01)
         if "preprocessed gradient descent" in algorithms_by_name:
@@ -282,6 +241,10 @@ class Regression(InContextTask):
             predictions |= {
                 f"preprocessed descent {k}": self.run_algorithm(preprocessed, batch, k, step=1.0) for k in (2, 8)
             }
+        return predictions
+
+    def _run_learners(self, batch: Batch) -> dict[str, Tensor]:
+        predictions = {}
         if isinstance(self.functions, TwoLayerNetworks):
             network = learners.trained_network(self.functions.num_hidden)
             predictions[network.name] = self.run_algorithm(network, batch, learners.NETWORK_STEPS)

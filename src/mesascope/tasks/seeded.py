@@ -5,10 +5,8 @@ whose data set has sequences that each come from a seed. The paper does not repo
 generators are ours. The paper's seed of a sequence is the latent ``generator`` here.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Literal, final
 
 import torch
@@ -16,12 +14,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from mesascope.tasks._generator_rules import (
+    Transitions,
+    build_transitions,
+    count_congruential,
+    hash_integers,
+)
 from mesascope.tasks.base import Batch, Task
 
 GENERATOR_KINDS = ("permutation", "congruential", "markov")
 MAX_DRAWS = 1000  # rounds of rejection sampling
 MIN_PROBABILITY = 1e-12  # probability of impossible tokens in the baselines, so that its logarithm is finite
-Transitions = Float[Tensor, "generator token next"]
 LogProbabilities = Float[Tensor, "batch pos token"]
 
 
@@ -71,15 +74,16 @@ class SeededSequences(Task):
 
     def __post_init__(self) -> None:
         """Validate the fields."""
-        all_known = (
-            isinstance(self.generator_kinds, tuple)
-            and bool(self.generator_kinds)
-            and set(self.generator_kinds) <= set(GENERATOR_KINDS)
-        )
+        kinds = self.generator_kinds
         _raise_unless(
-            all_known,
-            f"generator_kinds must be a tuple of {', '.join(GENERATOR_KINDS)}, but got {self.generator_kinds}",
+            isinstance(kinds, tuple) and bool(kinds) and set(kinds) <= set(GENERATOR_KINDS),
+            f"generator_kinds must be a tuple of {', '.join(GENERATOR_KINDS)}, but got {kinds}",
         )
+        self._check_sizes()
+        self._check_fractions()
+        self._check_congruential()
+
+    def _check_sizes(self) -> None:
         _raise_unless(self.num_symbols >= 3, f"num_symbols must be at least 3, but got {self.num_symbols}")
         _raise_unless(self.num_generators >= 1, f"num_generators must be at least 1, but got {self.num_generators}")
         _raise_unless(self.prefix_length >= 1, f"prefix_length must be at least 1, but got {self.prefix_length}")
@@ -91,6 +95,8 @@ class SeededSequences(Task):
             1 <= self.branching <= self.num_symbols,
             f"branching must lie in 1..{self.num_symbols}, the number of symbols, but got {self.branching}",
         )
+
+    def _check_fractions(self) -> None:
         _raise_unless(
             0 <= self.jump_probability < 1, f"jump_probability must lie in [0, 1), but got {self.jump_probability}"
         )
@@ -98,9 +104,9 @@ class SeededSequences(Task):
         _raise_unless(
             self.split in ("train", "validation"), f"split must be train or validation, but got {self.split!r}"
         )
-        max_congruential = (
-            self.num_symbols * sum(math.gcd(a, self.num_symbols) == 1 for a in range(1, self.num_symbols)) - 1
-        )
+
+    def _check_congruential(self) -> None:
+        max_congruential = count_congruential(self.num_symbols)
         num_congruential = sum(self.kind_of_generator(g) == "congruential" for g in range(self.num_generators))
         _raise_unless(
             num_congruential <= max_congruential,
@@ -122,9 +128,8 @@ class SeededSequences(Task):
     @property
     def transition_probabilities(self) -> Transitions:
         """The transition probabilities of each generator, jumps included, in float64."""
-        dictated = _build_transitions(
-            replace(self, split="train", prefix_length=1, length=2, held_out=0.5, jump_probability=0.0)
-        )
+        kinds = tuple(map(self.kind_of_generator, range(self.num_generators)))
+        dictated = build_transitions(kinds, self.num_symbols, self.branching, self.dataset_seed)
         return (1 - self.jump_probability) * dictated + self.jump_probability / self.num_symbols
 
     def validation_task(self) -> "SeededSequences":
@@ -133,10 +138,6 @@ class SeededSequences(Task):
 
     def sample(self, n: int, generator: torch.Generator) -> Batch:
         """Draw generators and prefixes of this split, and their continuations.
-
-        Args:
-            n: number of sequences.
-            generator: source of randomness.
 
         Returns:
             The batch, with the latents ``generator``, ``next token`` and ``generator and next token``.
@@ -150,10 +151,12 @@ class SeededSequences(Task):
             threshold = torch.rand(n, 1, dtype=torch.float64, generator=generator)
             row = cumulative[generators, sequence[-1]]
             sequence.append(torch.searchsorted(row, threshold * row[:, -1:], right=True)[:, 0])
-        tokens = torch.stack(sequence, dim=1)
-        weight = torch.ones(n, self.length)
+        return self._build_batch(generators, torch.stack(sequence, dim=1))
+
+    def _build_batch(self, generators: Int[Tensor, " batch"], tokens: Int[Tensor, "batch token"]) -> Batch:
+        weight = torch.ones(len(tokens), self.length)
         weight[:, : self.prefix_length] = 0
-        generator_per_position = generators[:, None].expand(n, self.length).contiguous()
+        generator_per_position = generators[:, None].expand(len(tokens), self.length).contiguous()
         next_tokens = tokens[:, 1:].contiguous()
         latents = {
             "generator": generator_per_position,
@@ -176,7 +179,7 @@ class SeededSequences(Task):
         """
         state = torch.full_like(generators, self.dataset_seed + 1)
         for token in (generators, *prefixes.unbind(1)):
-            state = _hash_integers(state * 1_000_003 + token)
+            state = hash_integers(state * 1_000_003 + token)
         return (state % 1_000_000) < self.held_out * 1_000_000
 
     def _sample_prefixes(
@@ -200,15 +203,7 @@ class SeededSequences(Task):
         )
 
     def loss(self, prediction: Float[Tensor, "batch pos d_out"], batch: Batch) -> Float[Tensor, "batch pos"]:
-        """Compute the cross-entropy of the next token, in nats.
-
-        Args:
-            prediction: logits.
-            batch: the sequences that were predicted.
-
-        Returns:
-            The cross-entropy, (batch, pos).
-        """
+        """Compute the cross-entropy of the next token, in nats, (batch, pos)."""
         losses = functional.cross_entropy(prediction.flatten(0, 1), batch.targets.flatten(), reduction="none")
         return losses.view(batch.targets.shape)
 
@@ -218,30 +213,24 @@ class SeededSequences(Task):
         ``unigram`` uses the token frequencies, ``bigram`` the frequencies given the current token. ``Bayes`` knows all
         generators and infers from the prompt which one it is: no predictor that is given neither the generator nor the
         held-out prefixes is better on average. ``generator known`` is given the generator.
-
-        Args:
-            batch: the sequences to predict.
-
-        Returns:
-            Log-probabilities by the name of the baseline.
         """
         device, batch = batch.inputs.device, batch.to("cpu")
         given_generator = self.transition_probabilities[batch.latents["generator"], batch.inputs]
         posterior_mean = torch.einsum(
             "bpg,gbpn->bpn", self.generator_posterior(batch.inputs), self.transition_probabilities[:, batch.inputs]
         )
-        pairs = self._pair_frequencies()
-        unigram = pairs.sum(0).expand(*batch.inputs.shape, -1)
-        bigram = (pairs / pairs.sum(1, keepdim=True).clamp_min(MIN_PROBABILITY))[batch.inputs]
         for prediction in (given_generator, posterior_mean):  # within the prefix the next token is uniform
             prediction[:, : self.prefix_length - 1] = 1 / self.num_symbols
-        predictions = {
-            "unigram": unigram,
-            "bigram": bigram,
+        predictions = self._count_baselines(batch.inputs) | {
             "Bayes": posterior_mean,
             "generator known": given_generator,
         }
         return {name: value.clamp_min(MIN_PROBABILITY).log().float().to(device) for name, value in predictions.items()}
+
+    def _count_baselines(self, tokens: Int[Tensor, "batch pos"]) -> dict[str, LogProbabilities]:
+        pairs = self._pair_frequencies()
+        bigram = (pairs / pairs.sum(1, keepdim=True).clamp_min(MIN_PROBABILITY))[tokens]
+        return {"unigram": pairs.sum(0).expand(*tokens.shape, -1), "bigram": bigram}
 
     def generator_posterior(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos generator"]:
         """Compute the posterior probability of each generator after each position.
@@ -266,62 +255,6 @@ class SeededSequences(Task):
             current = torch.einsum("gt,gtn->gn", current, self.transition_probabilities)
             total += torch.einsum("gt,gtn->tn", current, self.transition_probabilities)
         return total / total.sum()
-
-
-@cache
-def _build_transitions(task: SeededSequences) -> Transitions:
-    random = torch.Generator().manual_seed(task.dataset_seed)
-    rules, congruential = [], _iterate_congruential(task, random)
-    for g in range(task.num_generators):
-        draw = {
-            "permutation": _sample_cycle,
-            "congruential": lambda *_: next(congruential),
-            "markov": _sample_branching,
-        }[task.kind_of_generator(g)]
-        rules.append(draw(task, random))
-    return torch.stack(rules)
-
-
-def _hash_integers(x: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
-    """Apply a fixed bijection of 31-bit integers in which every bit depends on all others (Mueller's integer hash)."""
-    x = x & 0x7FFFFFFF
-    for _ in range(2):
-        x = ((x ^ (x >> 16)) * 0x45D9F3B) & 0x7FFFFFFF
-    return x ^ (x >> 16)
-
-
-def _sample_cycle(task: SeededSequences, random: torch.Generator) -> Float[Tensor, "token next"]:
-    order = torch.randperm(task.num_symbols, generator=random)
-    rule = torch.zeros(task.num_symbols, task.num_symbols, dtype=torch.float64)
-    rule[order, order.roll(-1)] = 1
-    return rule
-
-
-def _iterate_congruential(task: SeededSequences, random: torch.Generator):
-    """Yield distinct congruential rules x' = a x + c; each is a permutation and none the identity."""
-    pairs = [
-        (a, c)
-        for a in range(1, task.num_symbols)
-        if math.gcd(a, task.num_symbols) == 1
-        for c in range(task.num_symbols)
-    ]
-    pairs.remove((1, 0))
-    for index in torch.randperm(len(pairs), generator=random).tolist():
-        a, c = pairs[index]
-        tokens = torch.arange(task.num_symbols)
-        rule = torch.zeros(task.num_symbols, task.num_symbols, dtype=torch.float64)
-        rule[tokens, (a * tokens + c) % task.num_symbols] = 1
-        yield rule
-
-
-def _sample_branching(task: SeededSequences, random: torch.Generator) -> Float[Tensor, "token next"]:
-    """Sample a few next tokens for each token, with probabilities uniform on the simplex."""
-    rule = torch.zeros(task.num_symbols, task.num_symbols, dtype=torch.float64)
-    for token in range(task.num_symbols):
-        next_tokens = torch.randperm(task.num_symbols, generator=random)[: task.branching]
-        weights = -torch.rand(task.branching, dtype=torch.float64, generator=random).log()
-        rule[token, next_tokens] = weights / weights.sum()
-    return rule
 
 
 def _raise_unless(condition: bool, message: str) -> None:

@@ -5,29 +5,25 @@ The text is read once (`corpora`) and split by document. The training documents 
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
-from hashlib import sha256
+from functools import lru_cache
 from pathlib import Path
-from typing import Literal, final
+from typing import final
 
 import torch
-from jaxtyping import Float, Int
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from jaxtyping import Float
+from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from mesascope.tasks import corpora
+from mesascope.tasks._text.tokenized import DOCUMENT_END, Split, TokenizedCorpus, TokenStream, select_held_out
+from mesascope.tasks._text.tokenizers import load_tokenizer, train_byte_pair_tokenizer
 from mesascope.tasks.base import Batch, Task
 from mesascope.tasks.corpora import Corpus
 
-Split = Literal["train", "validation"]
-
 NUM_BYTES = 256
-DOCUMENT_END = "\n\n"  # appended to every document
-_PSEUDOCOUNT = 0.1  # ours: negligible for a token with a hundred occurrences
-_DISCOUNT = 0.75  # Church & Gale 1991, measured on 44 million words for all but the rarest pairs
 
 
 @final
@@ -102,12 +98,8 @@ class TextTask(Task):
         start = torch.randint(len(stream.tokens) - self.length, (n,), generator=generator)
         index = start[:, None] + torch.arange(self.length + 1)
         tokens, document = stream.tokens[index].long(), stream.document[index[:, 1:]].long()
-        return Batch(
-            inputs=tokens[:, :-1],
-            targets=tokens[:, 1:],
-            weight=torch.ones(n, self.length),
-            latents={"next token": tokens[:, 1:], "document": document, "start": start},
-        )
+        latents = {"next token": tokens[:, 1:], "document": document, "start": start}
+        return Batch(inputs=tokens[:, :-1], targets=tokens[:, 1:], weight=torch.ones(n, self.length), latents=latents)
 
     def loss(self, prediction: Float[Tensor, "batch pos d_out"], batch: Batch) -> Float[Tensor, "batch pos"]:
         """Compute the cross-entropy of the next token, in nats.
@@ -148,29 +140,31 @@ class TextTask(Task):
     def prepare(self, cache_dir: Path, log: Callable[[str], None]) -> "TextTask":
         """Store text and tokenizer in a directory, as corpus.jsonl, tokenizer.json and source.json.
 
-        Existing complete files are used as they are, without reading the source again; files of an interrupted call are
-        overwritten.
+        Complete files are used without reading the source again; those of an interrupted call are overwritten.
 
         Args:
-            folder: cache directory.
-            say: receives one line if a fallback source replaces a Hub dataset.
+            cache_dir: directory, from which the returned task reads.
+            log: receives one line if a fallback source replaces a Hub dataset.
 
         Returns:
-            The task, which reads from the directory.
+            The task.
 
         Raises:
             ValueError: the text cannot be read or is too short, or the directory holds a text of another recipe.
         """
         task = replace(self, cache_dir=str(cache_dir))
         if not corpora.has_saved_corpus(cache_dir):
-            tokenized = _tokenize_source(self)
-            tokenized.check_length(self.length)
-            corpora.save_corpus(cache_dir, tokenized.corpus, tokenized.tokenizer.to_str(), self.source_recipe)
-            _load_tokenized.cache_clear()  # a text loaded from this folder before is outdated
+            self._save_text(cache_dir)
         task._tokenized_text.check_length(self.length)
         if notice := task.corpus.fallback_notice:
             log(notice)
         return task
+
+    def _save_text(self, cache_dir: Path) -> None:
+        tokenized = _tokenize_source(self)
+        tokenized.check_length(self.length)
+        corpora.save_corpus(cache_dir, tokenized.corpus, tokenized.tokenizer.to_str(), self.source_recipe)
+        _load_tokenized.cache_clear()  # a text loaded from this folder before is outdated
 
     @property
     def corpus(self) -> Corpus:
@@ -215,193 +209,30 @@ class TextTask(Task):
         return opened.split_streams[self.split]
 
     @property
-    def _tokenized_text(self) -> "_TokenizedCorpus":
+    def _tokenized_text(self) -> "TokenizedCorpus":
         """The tokenized text, shared by tasks of all lengths and splits."""
         return _load_tokenized(replace(self, length=2, split="train", cache_dir=""), self.cache_dir)
 
 
-@dataclass(frozen=True, eq=False)
-class TokenStream:
-    """A sequence of tokens from consecutive documents.
-
-    Attributes:
-        tokens: int32.
-        document: index, in the whole corpus, of the document of each token; int32.
-    """
-
-    tokens: Int[Tensor, " token"]
-    document: Int[Tensor, " token"]
-
-
-def train_byte_pair_tokenizer(documents: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Train a byte-level BPE tokenizer.
-
-    Every text is encoded without loss, and training is deterministic.
-
-    Args:
-        documents: the training text.
-        vocab_size: maximum number of tokens; fewer if the documents have no further pairs.
-
-    Returns:
-        The tokenizer, whose vocabulary contains all bytes.
-    """
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(documents, trainer)
-    return tokenizer
-
-
-@dataclass(frozen=True, eq=False)
-class _TokenizedCorpus:
-    """A corpus with its tokenizer."""
-
-    corpus: Corpus
-    tokenizer: Tokenizer
-    task: TextTask
-
-    @cached_property
-    def split_streams(self) -> dict[Split, TokenStream]:
-        """The tokens of each split; every document is encoded separately."""
-        held_out = _select_held_out(self.corpus.documents, self.task.held_out)
-        numbers = range(len(self.corpus.documents))
-        return {
-            "train": self._encode_documents([number for number in numbers if number not in held_out]),
-            "validation": self._encode_documents(sorted(held_out)),
-        }
-
-    @cached_property
-    def digest(self) -> str:
-        """A hash of the documents and the tokenizer."""
-        return corpora.corpus_digest(self.corpus, self.tokenizer.to_str())
-
-    @cached_property
-    def ngram_counts(self) -> "_NgramCounts":
-        """The n-gram counts of the training split."""
-        return _count_ngrams(self.split_streams["train"].tokens.long(), self.task.vocab_size)
-
-    def check_length(self, length: int) -> None:
-        """Raise ValueError if a split is too short for two different windows."""
-        for name, stream in self.split_streams.items():
-            if len(stream.tokens) < length + 2:
-                raise ValueError(
-                    f"the {name} split must have at least {length + 2} tokens for length={length}, but "
-                    f"{self.corpus.source_description} has {len(stream.tokens)}; give more text, or a smaller length"
-                )
-
-    def _encode_documents(self, indices: list[int]) -> TokenStream:
-        texts = [self.corpus.documents[number] + DOCUMENT_END for number in indices]
-        ids = [found.ids for found in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-        document = torch.tensor(indices, dtype=torch.int32)
-        return TokenStream(
-            tokens=torch.cat([torch.tensor(each, dtype=torch.int32) for each in ids]),
-            document=document.repeat_interleave(torch.tensor([len(each) for each in ids])),
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class _NgramCounts:
-    """Token and token-pair counts.
-
-    Attributes:
-        unigram: probability of each token.
-        first: first token of each distinct pair, sorted.
-        second: second token of each distinct pair.
-        count: count of each distinct pair.
-    """
-
-    unigram: Float[Tensor, " token"]
-    first: Int[Tensor, " pair"]
-    second: Int[Tensor, " pair"]
-    count: Float[Tensor, " pair"]
-
-    def bigram_log_probabilities(self, inputs: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_out"]:
-        """Return log-probabilities of the next token; only rows of tokens in ``inputs`` are computed."""
-        tokens, row = inputs.unique(return_inverse=True)
-        selected = torch.isin(self.first, tokens)
-        cells = torch.searchsorted(tokens, self.first[selected]), self.second[selected]
-        table = torch.zeros(len(tokens), len(self.unigram)).index_put(cells, self.count[selected])
-        total = table.sum(1, keepdim=True)
-        discounted = _DISCOUNT * (table > 0).sum(1, keepdim=True)
-        conditional = ((table - _DISCOUNT).clamp_min(0) + discounted * self.unigram) / total.clamp_min(1)
-        return torch.where(total > 0, conditional, self.unigram).log()[row]
-
-
 @lru_cache(maxsize=4)
-def _load_tokenized(task: TextTask, cache_dir: str) -> _TokenizedCorpus:
+def _load_tokenized(task: TextTask, cache_dir: str) -> TokenizedCorpus:
     """Load the text from its folder, or build it in memory."""
     if cache_dir:  # a separate argument of the cache, because the task's comparison ignores it
         corpus, tokenizer = corpora.load_saved_corpus(Path(cache_dir), task.source_recipe)
-        return _TokenizedCorpus(corpus, Tokenizer.from_str(tokenizer), task)
+        return TokenizedCorpus(corpus, Tokenizer.from_str(tokenizer), task.held_out, task.vocab_size)
     opened = _tokenize_source(task)
     if opened.corpus.fallback_notice:
         warnings.warn(opened.corpus.fallback_notice, stacklevel=2)
     return opened
 
 
-def _tokenize_source(task: TextTask) -> _TokenizedCorpus:
+def _tokenize_source(task: TextTask) -> TokenizedCorpus:
     """Read the source, and load or train the tokenizer."""
     corpus = corpora.load_corpus(task.source, task.max_characters, task.fallback)
-    held_out = _select_held_out(corpus.documents, task.held_out)
+    held_out = select_held_out(corpus.documents, task.held_out)
     if task.tokenizer:
-        return _TokenizedCorpus(corpus, _load_tokenizer(task.tokenizer, task.vocab_size), task)
-    training_texts = [text + DOCUMENT_END for number, text in enumerate(corpus.documents) if number not in held_out]
-    return _TokenizedCorpus(corpus, train_byte_pair_tokenizer(training_texts, task.vocab_size), task)
-
-
-def _select_held_out(documents: Sequence[str], fraction: float) -> set[int]:
-    """Select the indices of the held-out documents, by document hash."""
-    if len(documents) < 2:
-        raise ValueError(
-            "a text must have at least two documents, one of them held out, but has 1; give more text, or a file "
-            "instead of a folder, because files are split into pieces"
-        )
-    # By hash rather than by a random permutation, so that no library version changes the split.
-    order = sorted(range(len(documents)), key=lambda number: sha256(documents[number].encode()).digest())
-    return set(order[: min(max(round(fraction * len(order)), 1), len(order) - 1)])
-
-
-def _load_tokenizer(name: str, vocab_size: int) -> Tokenizer:
-    path = Path(name).expanduser()
-    try:
-        tokenizer = (
-            Tokenizer.from_file(str(path))
-            if path.is_file()
-            else _load_pretrained_tokenizer(str(path) if path.exists() else name)
-        )
-    except Exception as error:  # tokenizers raises plain Exception
-        raise ValueError(
-            f"a tokenizer must be a folder, a tokenizer.json or a name on the Hub, but {name} cannot be opened: "
-            f"{corpora.first_error_line(error)}; check the name and the network"
-        ) from error
-    size = 1 + max(tokenizer.get_vocab().values())
-    if size > vocab_size:
-        raise ValueError(
-            f"vocab_size must be at least {size}, the tokens of {name}, but is {vocab_size}; set vocab_size={size}"
-        )
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def _load_pretrained_tokenizer(name_or_path: str) -> Tokenizer:
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # imported here, because it takes seconds
-
-    with corpora.silence_hub_logs():
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise ValueError(f"it is a {type(tokenizer).__name__}, which has no tokenizer.json")
-    return Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-
-
-def _count_ngrams(tokens: Int[Tensor, " token"], vocab_size: int) -> _NgramCounts:
-    single = torch.bincount(tokens, minlength=vocab_size).double() + _PSEUDOCOUNT
-    pairs, count = (tokens[:-1] * vocab_size + tokens[1:]).unique(return_counts=True)
-    return _NgramCounts(
-        unigram=(single / single.sum()).float(),
-        first=pairs // vocab_size,
-        second=pairs % vocab_size,
-        count=count.float(),
-    )
+        tokenizer = load_tokenizer(task.tokenizer, task.vocab_size)
+    else:
+        training = [text + DOCUMENT_END for number, text in enumerate(corpus.documents) if number not in held_out]
+        tokenizer = train_byte_pair_tokenizer(training, task.vocab_size)
+    return TokenizedCorpus(corpus, tokenizer, task.held_out, task.vocab_size)

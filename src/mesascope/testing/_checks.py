@@ -39,11 +39,15 @@ def check_task(task: Task) -> None:
     )
     require(bool(batch.inputs.isfinite().all()), "inputs must be finite numbers")
     if batch.targets.is_floating_point():
-        loss = task.loss(batch.targets, batch)
-        require(loss.shape == batch.weight.shape, f"the loss must have one number per position, but has {loss.shape}")
-        require(float(loss.abs().max()) < 1e-6, "the loss of the targets themselves must be 0")
-        require(float(training_loss(task, batch.targets + 1, batch)) > 0, "a wrong prediction must have a loss above 0")
+        _check_loss(task, batch)
     _check_baselines(task, batch)
+
+
+def _check_loss(task: Task, batch: Batch) -> None:
+    loss = task.loss(batch.targets, batch)
+    require(loss.shape == batch.weight.shape, f"the loss must have one number per position, but has {loss.shape}")
+    require(float(loss.abs().max()) < 1e-6, "the loss of the targets themselves must be 0")
+    require(float(training_loss(task, batch.targets + 1, batch)) > 0, "a wrong prediction must have a loss above 0")
 
 
 def check_analysis(analysis: Analysis, model: torch.nn.Module, batch: Batch) -> xr.Dataset:
@@ -105,23 +109,21 @@ def check_study(study: Study, results: dict[str, xr.Dataset]) -> None:
     for condition in study.conditions:
         check_task(condition.task)
         batch = _sample_batch(condition.task, 0)
-        prediction = Decoder(condition.model)(batch.inputs).logits
-        loss = condition.task.loss(prediction, batch)
-        require(
-            loss.shape == batch.weight.shape, f"{study.name} {condition.name}: the model must predict at every position"
-        )
+        loss = condition.task.loss(Decoder(condition.model)(batch.inputs).logits, batch)
+        complete = loss.shape == batch.weight.shape
+        require(complete, f"{study.name} {condition.name}: the model must predict at every position")
     minutes = [study.minutes[name] for name in SCALES]
     require(minutes == sorted(minutes), f"{study.name}: smoke must be the shortest scale and paper the longest")
     missing = set(study.results) - set(results)
     require(not missing, f"{study.name}: results must include every analysis, but lack {sorted(missing)}")
     for claim in study.claims:
-        verdict = judge(claim, results, "laptop")
-        seeds = results[study.main.analyses[0].name].sizes["seed"]
-        require(
-            len(verdict.per_seed) == seeds,
-            f"{claim.name} must have one number per seed, but has {len(verdict.per_seed)} for {seeds} seeds",
-        )
-        require(_can_fail(claim, results), f"{claim.name} must not stay supported if statistic and control are swapped")
+        _check_claim(claim, results, results[study.main.analyses[0].name].sizes["seed"])
+
+
+def _check_claim(claim: Claim, results: dict[str, xr.Dataset], seeds: int) -> None:
+    found = len(judge(claim, results, "laptop").per_seed)
+    require(found == seeds, f"{claim.name} must have one number per seed, but has {found} for {seeds} seeds")
+    require(_can_fail(claim, results), f"{claim.name} must not stay supported if statistic and control are swapped")
 
 
 def _check_labels(owner: str, dataset: xr.Dataset) -> None:

@@ -1,13 +1,9 @@
 """Training: fresh data at every step, atomic checkpoints, and bitwise identical weights after a resume."""
 
-from mesascope.train._loop import (
-    TrainingConfig,
-    TrainingDiverged,
-    limit_threads,
-    log_spaced_steps,
-    sample_batches,
-    train_model,
-)
+from mesascope.train._batches import sample_batches
+from mesascope.train._config import TrainingConfig, log_spaced_steps
+from mesascope.train._loop import limit_threads, train_model
+from mesascope.train._step import TrainingDiverged
 from mesascope.train.optim import (
     SGD,
     AdaFactor,

@@ -63,13 +63,7 @@ class HistoryRecorder:
         Raises:
             RunError: If the file system refuses, or the folder holds another history.
         """
-        recorded = {f"{name}.in": x.detach() for name, x in self._inputs.items()}
-        recorded |= {f"{name}.error": self._errors[name] for name in self._modules}
-        rows = {name: value.flatten(0, -2).cpu().numpy() for name, value in recorded.items()}
-        if batch.categorical_latents:
-            rows[LABEL_COLUMN] = (
-                torch.stack(list(batch.categorical_latents.values()), -1).flatten(0, 1).int().cpu().numpy()
-            )
+        rows = self._collect_rows(batch.categorical_latents)
         rows[STEP_COLUMN] = np.array([[rate, gradient_scale]])
         if self._writer is None:
             columns = {n: HistoryColumn(rows=r.shape[0], width=r.shape[1], dtype=str(r.dtype)) for n, r in rows.items()}
@@ -104,6 +98,15 @@ class HistoryRecorder:
                 hook.remove()
             if self._writer is not None:
                 self._writer.close()
+
+    def _collect_rows(self, labels: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        """Return the inputs, output gradients and latent labels of the last step, one row per position."""
+        recorded = {f"{name}.in": x.detach() for name, x in self._inputs.items()}
+        recorded |= {f"{name}.error": self._errors[name] for name in self._modules}
+        rows = {name: value.flatten(0, -2).cpu().numpy() for name, value in recorded.items()}
+        if labels:
+            rows[LABEL_COLUMN] = torch.stack(list(labels.values()), -1).flatten(0, 1).int().cpu().numpy()
+        return rows
 
     def _describe_modules(self, labels: list[str]) -> dict[str, Any]:
         heads = {

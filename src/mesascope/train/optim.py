@@ -1,12 +1,11 @@
-"""Optimizers and learning-rate schedules as configuration values, and optimizer state as plain tensors."""
+"""Optimizers and learning-rate schedules as configuration values."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Shaped
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -69,9 +68,6 @@ class AdamW:
 
         Args:
             model: The model to optimize.
-
-        Returns:
-            The optimizer.
         """
         groups = _parameter_groups(model, self.weight_decay)
         return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
@@ -96,13 +92,9 @@ class SGD:
 
         Args:
             model: The model to optimize.
-
-        Returns:
-            The optimizer.
         """
-        return torch.optim.SGD(
-            _parameter_groups(model, self.weight_decay), lr=self.lr, momentum=self.momentum, fused=True
-        )
+        groups = _parameter_groups(model, self.weight_decay)
+        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, fused=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,17 +125,9 @@ class AdaFactor:
 
         Args:
             model: The model to optimize.
-
-        Returns:
-            The optimizer.
         """
-        return torch.optim.Adafactor(
-            _parameter_groups(model, self.weight_decay),
-            lr=self.lr,
-            beta2_decay=self.beta2_decay,
-            eps=(None, self.min_rms),
-            d=self.clip,
-        )
+        groups, eps = _parameter_groups(model, self.weight_decay), (None, self.min_rms)
+        return torch.optim.Adafactor(groups, lr=self.lr, beta2_decay=self.beta2_decay, eps=eps, d=self.clip)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,9 +139,6 @@ class ConstantSchedule:
 
         Args:
             progress: The fraction of training done since warm-up; unused.
-
-        Returns:
-            1.0.
         """
         return 1.0
 
@@ -260,48 +241,6 @@ def scheduled_learning_rate(
     if step < warmup:
         return peak * (step + 1) / warmup
     return peak * schedule.rate_factor((step - warmup) / (steps - warmup))
-
-
-def state_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """Return all tensors of an optimizer's state.
-
-    Args:
-        optimizer: The optimizer.
-        model: The model that it optimizes; it names the parameters.
-
-    Returns:
-        Tensors on the CPU, by ``PARAMETER/KEY``.
-    """
-    return {
-        f"{name}/{key}": value.detach().cpu().contiguous()
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-        if isinstance(value, Tensor)
-    }
-
-
-def restore_state(
-    optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Shaped[Tensor, "..."]]
-) -> None:
-    """Load the tensors of :func:`state_tensors` into an optimizer, bitwise.
-
-    Args:
-        optimizer: The optimizer; its state is replaced.
-        model: The model that it optimizes.
-        tensors: State tensors, by ``PARAMETER/KEY``.
-
-    Raises:
-        ValueError: If a tensor belongs to no parameter of the model.
-    """
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
-    for path, tensor in tensors.items():
-        name, key = path.rsplit("/", 1)
-        if name not in order:
-            raise ValueError(f"optimizer state must belong to the model, but it has no parameter {name}")
-        state.setdefault(order.index(name), {})[key] = tensor.clone()
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _parameter_groups(model: PreTrainedModel, weight_decay: float) -> list[dict]:

@@ -93,9 +93,6 @@ def to_additive_mask(
         query: queries, which give shape and precision.
         key: keys, which give the number of positions.
         causal: apply the causal mask if the mask is ``None`` or 2-D.
-
-    Returns:
-        A tensor that broadcasts to (batch, head, query, key).
     """
     queries, keys = query.shape[2], key.shape[2]
     if mask is not None and mask.ndim == 4 and mask.is_floating_point():

@@ -17,10 +17,10 @@ from transformers import PreTrainedModel
 
 from mesascope.activations._layer_spec import LayerSpec, ResidualUpdate
 from mesascope.activations.hooks._attention_call import BufferAllocator, HookPointSet, SiteHook, run_hooked_attention
+from mesascope.activations.hooks._query_recomputation import offer_query_recomputation, replace_argument
 from mesascope.activations.hooks.attention_interface import AttentionCall, route_attention
 from mesascope.activations.sites import GRADIENT_SUFFIX, UnsupportedModel, strip_gradient_suffix
 
-ORIGINAL_FORWARD = "mesascope_original"  # attribute of a wrapped forward that stores the original
 LayerStartHook = Callable[[int, Callable[[Tensor], Tensor]], None]
 
 
@@ -68,7 +68,7 @@ def attach_hooks(
                 hooks.callback(handle.remove)
             if on_layer_start is not None:
                 block = model.get_submodule(layer.block)
-                note = partial(_offer_query_recomputation, model, layer, partial(on_layer_start, number))
+                note = partial(offer_query_recomputation, model, layer, partial(on_layer_start, number))
                 hooks.callback(block.register_forward_pre_hook(note, with_kwargs=True).remove)
         yield
 
@@ -123,42 +123,6 @@ def first_tensor(output: Any) -> Tensor | None:
     return output if isinstance(output, Tensor) else None
 
 
-class _QueryReachedError(Exception):
-    """A layer has called its attention function; the rest of its forward pass is skipped."""
-
-    def __init__(self, query: Tensor) -> None:
-        super().__init__()
-        self.query = query
-
-
-def _offer_query_recomputation(
-    model: PreTrainedModel,
-    layer: LayerSpec,
-    on_layer_start: Callable[[Callable[[Tensor], Tensor]], None],
-    module: nn.Module,
-    args: tuple,
-    kwargs: dict,
-) -> None:
-    """Offer, before a layer runs, to recompute its queries from another residual stream."""
-
-    def stop_at_query(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
-        raise _QueryReachedError(call.query)
-
-    def recompute_query(stream: Tensor) -> Tensor:
-        given, named = _replace_argument(layer.stream_argument, stream, args, kwargs)
-        forward = getattr(module.forward, ORIGINAL_FORWARD, module.forward)
-        with route_attention(model, stop_at_query):
-            try:
-                forward(*given, **named)
-            except _QueryReachedError as reached:
-                return reached.query
-        raise UnsupportedModel(
-            f"{layer.block} must call its attention function to recompute queries, but did not; omit the layer"
-        )
-
-    on_layer_start(recompute_query)
-
-
 def _hook_modules(
     model: PreTrainedModel, layer: LayerSpec, layer_index: int, hook_points: HookPointSet, hook_fn: SiteHook
 ) -> Iterator[Any]:
@@ -201,21 +165,13 @@ def _hook_argument(
     old = args[argument] if isinstance(argument, int) else kwargs[argument]
     shape[:] = old.shape
     new = call_hook(old)
-    return None if new is old else _replace_argument(argument, new, args, kwargs)
-
-
-def _replace_argument(
-    argument: int | str, new: Tensor, args: tuple, kwargs: dict[str, Any]
-) -> tuple[tuple, dict[str, Any]]:
-    if isinstance(argument, int):
-        return (*args[:argument], new, *args[argument + 1 :]), kwargs
-    return args, kwargs | {argument: new}
+    return None if new is old else replace_argument(argument, new, args, kwargs)
 
 
 def _start_graph(argument: int | str, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict[str, Any]]:
     """Pre-forward hook: make an argument a leaf that requires a gradient."""
     stream = args[argument] if isinstance(argument, int) else kwargs[argument]
-    return _replace_argument(argument, stream.detach().requires_grad_(), args, kwargs)
+    return replace_argument(argument, stream.detach().requires_grad_(), args, kwargs)
 
 
 def _hook_argument_gradient(

@@ -169,9 +169,6 @@ def find_attention_function(module: nn.Module, implementation: str) -> Attention
         module: the attention module.
         implementation: the attention implementation, such as ``sdpa``.
 
-    Returns:
-        The function.
-
     Raises:
         UnsupportedModel: there is none.
     """

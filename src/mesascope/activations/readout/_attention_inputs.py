@@ -14,14 +14,17 @@ from transformers import PreTrainedModel
 from mesascope.activations.forward import eval_no_grad, run_model
 from mesascope.activations.hooks.attention_interface import AttentionCall, route_attention
 from mesascope.activations.readout._output_head import Norm, identify_norm
+from mesascope.activations.readout._value_projection import (
+    BatchedStream,
+    BatchedValues,
+    ValueProjection,
+    build_value_projection,
+    validate_linear,
+)
 from mesascope.activations.sites import UnsupportedModel
 from mesascope.activations.tolerances import allclose, relative_difference
 
 UNIT_VECTOR_BATCH_SIZE = 32  # per forward pass, when values are computed for unit vectors
-
-BatchedStream = Float[Tensor, "batch pos d_model"]
-BatchedValues = Float[Tensor, "batch kv_head pos d_head"]
-ValueProjection = tuple[Float[Tensor, "kv_head d_model d_head"], Float[Tensor, "kv_head d_head"]]
 
 
 class _StopForward(Exception):  # noqa: N818  not an error: all that is needed has been recorded
@@ -133,12 +136,12 @@ class AttentionInputs:
         for part in unit_sequences.split(UNIT_VECTOR_BATCH_SIZE):
             for each, value in zip(layer_values, self._compute_values([part] * len(layer_inputs)), strict=True):
                 each.append(value.transpose(1, 2).flatten(0, 1))
-        projections = [_build_value_projection(torch.cat(each)[: d_model + 1]) for each in layer_values]
+        projections = [build_value_projection(torch.cat(each)[: d_model + 1]) for each in layer_values]
         rescaled_values = self._compute_values([-2 * read.normed for read in layer_inputs])
         for layer, (read, value_map, rescaled_value) in enumerate(
             zip(layer_inputs, projections, rescaled_values, strict=True)
         ):
-            _validate_linear(layer, value_map, ((read.normed, read.value), (-2 * read.normed, rescaled_value)))
+            validate_linear(layer, value_map, ((read.normed, read.value), (-2 * read.normed, rescaled_value)))
         return tuple(projections)
 
     def embed_tokens(self, tokens: Int[Tensor, " token"]) -> Float[Tensor, "token d_model"]:
@@ -259,23 +262,3 @@ def _replace_argument(
     if isinstance(argument, int):
         return (*args[:argument], value, *args[argument + 1 :]), kwargs
     return args, kwargs | {argument: value}
-
-
-def _build_value_projection(values: Float[Tensor, "unit kv_head d_head"]) -> ValueProjection:
-    """Return the map and its bias, from the values for zero and for each unit vector."""
-    bias = values[0]
-    return (values[1:] - bias).transpose(0, 1).contiguous(), bias
-
-
-def _validate_linear(
-    layer: int, value_map: ValueProjection, pairs: Sequence[tuple[BatchedStream, BatchedValues]]
-) -> None:
-    """Check that the map reproduces the model's values, on the trace input and far from it."""
-    matrix, bias = value_map
-    for normed, value in pairs:
-        predicted = torch.einsum("bpm,kmd->bkpd", normed, matrix) + bias[:, None]
-        if predicted.shape != value.shape or not allclose(predicted, value):
-            raise UnsupportedModel(
-                f"values must be a linear function of the attention input, but in recorded layer {layer} they differ "
-                f"from one by {relative_difference(predicted, value):.1e}; a norm may follow the value projection"
-            )

@@ -179,9 +179,6 @@ def identify_norm(module: nn.Module, x: Float[Tensor, "row d_model"], descriptio
         x: real inputs of the module.
         description: the name of the norm in error messages.
 
-    Returns:
-        The norm as gain, bias and centring.
-
     Raises:
         UnsupportedModel: If it is neither an RMSNorm nor a LayerNorm.
     """

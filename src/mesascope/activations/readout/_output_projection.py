@@ -48,15 +48,12 @@ class OutputProjection:
 
 
 def find_output_projection(model: PreTrainedModel, layer: LayerSpec, trace: Trace) -> OutputProjection | str:
-    """Find the output projection of one layer, and check it on the trace input.
+    """Find the output projection of one layer, and check it on the trace input; or return why there is none.
 
     Args:
         model: the traced model.
         layer: specification of the layer.
         trace: traced forward pass.
-
-    Returns:
-        The projection, or the reason why there is none.
     """
     if layer.projection is None or layer.attn_out is None:
         return layer.missing.get("projection", "attn_out is not available")

@@ -5,39 +5,33 @@ from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from mesascope.activations.readout._attention_inputs import AttentionInputs
-from mesascope.activations.readout._output_head import Norm, OutputHead
+from mesascope.activations.readout._output_head import Norm
 from mesascope.activations.readout._output_projection import OutputProjection
-from mesascope.activations.readout._unembedding import Unembedding
+from mesascope.activations.readout._output_readout import OutputReadout
 from mesascope.activations.sites import UnsupportedModel
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Readout:
+class Readout(OutputReadout):
     """Projections, norms, embeddings and output head of the model that was recorded.
+
+    The output head is described in `OutputReadout`.
 
     Attributes:
         num_heads, num_kv_heads: heads per layer with attention, taken from the first such layer.
         rows_sum_to_one: per recorded layer, True if every row of its attention weights sums to 1 on the trace input.
         projection_modules: per recorded layer, its output projection, or the reason why there is none.
-        output_head: final norm, unembedding and soft cap, or the reason why there is none.
-        final_norm: the final norm in closed form, ``None`` without one, or the reason why it is not known.
-        non_additive_reason: why the output is not a sum of residual updates; empty where it is.
         attention_inputs: inputs of attention and embeddings, computed on first use.
-        parameter_versions: version counter of each parameter, by which later training is detected.
     """
 
     num_heads: int
     num_kv_heads: int
     rows_sum_to_one: tuple[bool, ...]
     projection_modules: tuple[OutputProjection | str, ...]
-    output_head: OutputHead | str
-    final_norm: Norm | str | None
-    non_additive_reason: str
     attention_inputs: AttentionInputs
-    parameter_versions: tuple[tuple[nn.Parameter, int], ...]
 
     @property
     def num_layers(self) -> int:
@@ -136,181 +130,6 @@ class Readout:
         d_out = self._unembedding(self._make_zero_stream()[None]).shape[-1]
         return min(self.attention_inputs.vocab_size, d_out)
 
-    def get_unembedding_rows(self, tokens: Int[Tensor, " token"]) -> Float[Tensor, "token d_model"]:
-        """Return the rows of the unembedding for some tokens, scales included, before any soft cap.
-
-        Args:
-            tokens: token ids.
-
-        Returns:
-            The direction after the final norm along which each token's logit is read.
-
-        Raises:
-            UnsupportedModel: If the output is not a linear function of the final norm's output.
-        """
-        return self._unembedding.get_rows(tokens)
-
-    @property
-    def unembedding_mean(self) -> Float[Tensor, " d_model"]:
-        """The mean row of the unembedding over all tokens, on which no probability depends.
-
-        Raises:
-            UnsupportedModel: If the output is not a linear function of the final norm's output.
-        """
-        return self._unembedding.compute_mean_row()
-
-    def compute_output(self, resid: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_out"]:
-        """Compute the output from a residual stream (logit lens): final norm, unembedding, scale and soft cap.
-
-        Args:
-            resid: residual stream of any layer.
-
-        Returns:
-            Logits, or predicted vectors.
-
-        Raises:
-            UnsupportedModel: If the output is not computed from the last layer by a chain of modules.
-        """
-        return self._require_output_head().apply_softcap(self.compute_uncapped_output(resid))
-
-    def compute_uncapped_output(self, resid: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_out"]:
-        """Compute the output from a residual stream before the soft cap.
-
-        Args:
-            resid: residual stream of any layer.
-
-        Returns:
-            Logits, or predicted vectors, before the soft cap.
-
-        Raises:
-            UnsupportedModel: If the output is not computed from the last layer by a chain of modules.
-        """
-        return self._require_output_head()(resid)
-
-    def attribute_logits(
-        self, update: Float[Tensor, "*parts batch pos d_model"], resid_final: Float[Tensor, "batch pos d_model"]
-    ) -> Float[Tensor, "*parts batch pos d_out"]:
-        """Compute the direct contribution of residual updates to the output (direct logit attribution).
-
-        The final norm is frozen at ``resid_final``, so that the map is linear: the contributions of the embedding
-        (``resid_pre[0]``) and of all updates, plus `readout_bias`, sum to the output before the soft cap.
-
-        Args:
-            update: parts of the final residual stream.
-            resid_final: residual stream after the last layer.
-
-        Returns:
-            The contribution of each part to the output.
-
-        Raises:
-            UnsupportedModel: If the identity does not hold in this model.
-        """
-        return self._unembedding(self.apply_frozen_norm(update, resid_final))
-
-    def apply_frozen_norm(
-        self, update: Float[Tensor, "*parts batch pos d_model"], resid_final: Float[Tensor, "batch pos d_model"]
-    ) -> Float[Tensor, "*parts batch pos d_model"]:
-        """Apply the final norm, frozen at ``resid_final``, to residual updates.
-
-        Args:
-            update: parts of the final residual stream.
-            resid_final: residual stream after the last layer.
-
-        Returns:
-            The parts after the norm, before the unembedding.
-
-        Raises:
-            UnsupportedModel: If the output of this model is not a sum of residual updates.
-        """
-        output_head, norm = self._require_additive()
-        if norm is None:
-            return update
-        scaled = resid_final * output_head.scales[0]
-        with torch.no_grad():
-            scale = norm.scale(scaled, output_head.modules[0](scaled))
-        return norm.linear_part(update * output_head.scales[0]) / scale
-
-    def logit_directions(
-        self, rows: Float[Tensor, "place d_model"], resid_final: Float[Tensor, "place d_model"]
-    ) -> Float[Tensor, "place d_model"]:
-        """Compute directions of the residual stream whose dot product with an update is its logit contribution.
-
-        The transpose of `attribute_logits`: for few logits at few positions, it needs no tensor of vocabulary size.
-
-        Args:
-            rows: rows of the unembedding, one per position, as `get_unembedding_rows` returns them.
-            resid_final: residual stream after the last layer, at these positions.
-
-        Returns:
-            One direction per position.
-
-        Raises:
-            UnsupportedModel: If the output of this model is not a sum of residual updates.
-        """
-        output_head, norm = self._require_additive()
-        if norm is None:
-            return rows
-        scaled = resid_final * output_head.scales[0]
-        with torch.no_grad():
-            scale = norm.scale(scaled, output_head.modules[0](scaled))
-        return self.fold_norm(rows) / scale
-
-    def fold_norm(self, rows: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_model"]:
-        """Fold the linear part of the final norm into rows of the unembedding.
-
-        Args:
-            rows: rows of the unembedding.
-
-        Returns:
-            Directions before the final norm, without the division by its scale.
-
-        Raises:
-            UnsupportedModel: If the final norm is of an unknown kind.
-        """
-        output_head = self._require_output_head()
-        if isinstance(self.final_norm, str):
-            raise UnsupportedModel(self.final_norm)
-        return rows if self.final_norm is None else self.final_norm.apply_transposed(rows) * output_head.scales[0]
-
-    @cached_property
-    def readout_bias(self) -> Float[Tensor, " d_out"]:
-        """The output before the soft cap that no part of the residual stream contributes.
-
-        Raises:
-            UnsupportedModel: If the output of this model is not a sum of residual updates.
-        """
-        output_head, norm = self._require_additive()
-        zeros = self._make_zero_stream()
-        if norm is None:
-            return output_head(zeros[None, None])[0, 0]
-        return output_head(norm.bias[None, None], 1)[0, 0]
-
-    @cached_property
-    def _unembedding(self) -> Unembedding:
-        """The map after the final norm, if it is linear."""
-        output_head, norm = self._require_output_head(), self.final_norm
-        if isinstance(norm, str):
-            raise UnsupportedModel(norm)
-        return Unembedding(output_head, 0 if norm is None else 1, len(self._make_zero_stream()))
-
-    def _make_zero_stream(self) -> Float[Tensor, " d_model"]:
-        output_head = self._require_output_head()
-        reference = next(p for module in output_head.modules for p in module.parameters())
-        return reference.new_zeros(reference.shape[-1])
-
-    def _require_output_head(self) -> OutputHead:
-        if isinstance(self.output_head, str):
-            raise UnsupportedModel(self.output_head)
-        self._check_unmodified()
-        return self.output_head
-
-    def _require_additive(self) -> tuple[OutputHead, Norm | None]:
-        """Return output head and final norm, if the output is a sum of residual updates."""
-        output_head = self._require_output_head()
-        if self.non_additive_reason or isinstance(self.final_norm, str):
-            raise UnsupportedModel(self.non_additive_reason or str(self.final_norm))
-        return output_head, self.final_norm
-
     @cached_property
     def _output_weights(self) -> tuple[Float[Tensor, "layer head d_head d_model"], Float[Tensor, "layer d_model"]]:
         """The output projections and their biases."""
@@ -340,9 +159,3 @@ class Readout:
                 "value projections must have one shape, but layers differ; pass layers= that have the same shape"
             )
         return torch.stack([matrix for matrix, _ in projections]), torch.stack([bias for _, bias in projections])
-
-    def _check_unmodified(self) -> None:
-        if any(p._version != version for p, version in self.parameter_versions):
-            raise RuntimeError(
-                "a readout needs unchanged parameters, but they were modified after the capture; capture again"
-            )

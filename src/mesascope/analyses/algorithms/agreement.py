@@ -160,7 +160,7 @@ def run_predictor(model: PreTrainedModel | Predictor, inputs: Tensor) -> Tensor:
 
 
 def read_answers_by_depth(model: PreTrainedModel, task: InContextTask, batch: Batch) -> dict[tuple[str, str], Answers]:
-    """Read answers at the queries from the residual stream at every depth.
+    """Read answers at the queries from the residual stream, by lens and depth.
 
     ``affine lens`` is a linear probe, fitted to the answers on the first half of the sequences by ridge regression;
     ``own read-out`` is the logit lens, the model's final norm and unembedding.
@@ -169,9 +169,6 @@ def read_answers_by_depth(model: PreTrainedModel, task: InContextTask, batch: Ba
         model: a model that capture supports.
         task: task of the sequences.
         batch: the sequences.
-
-    Returns:
-        answers by lens and depth.
     """
     acts = capture(model, batch, ["resid_pre", "resid_post"])
     positions, cut = list(task.extract_examples(batch.inputs).positions), len(batch) // 2

@@ -6,18 +6,17 @@ from dataclasses import replace
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mesascope.analyses.algorithms._by_depth import NO_ALGORITHM, compare_by_depth
+from mesascope.analyses.algorithms._by_distribution import compare_by_distribution
 from mesascope.analyses.algorithms.agreement import (
     PredictionsAtQueries,
     Predictor,
-    compare_context_weights,
-    compute_input_gradients,
     predict_at_queries,
     read_answers_by_depth,
-    run_predictor,
 )
 from mesascope.analyses.algorithms.fit import Answers, FittedAlgorithm, fit_hyperparameters, fit_iterations
 from mesascope.analyses.base import analysis
@@ -28,12 +27,11 @@ from mesascope.tasks.algorithms import Algorithm
 from mesascope.tasks.base import Batch, Task
 from mesascope.tasks.icl.base import InContextTask
 
+TRAINING_DISTRIBUTION = "as in training"
 BOOTSTRAP_DRAWS = 1000  # of the bootstrap over sequences
 INTERVAL_QUANTILES = (0.025, 0.975)
 RESOLUTION = 1e-3  # of similarity: smaller differences are not resolved, since hyperparameters are fitted no finer
 MAX_RELATIVE_DISTANCE = 1e9  # times the variance: cap on the distance of diverging predictions, which may be infinite
-NO_ALGORITHM = "none of these"
-TRAINING_DISTRIBUTION = "as in training"
 
 
 @analysis(
@@ -95,23 +93,28 @@ def which_algorithm(
     first, second = (batch[rows] for rows in split_halves(len(batch)))
     fitting, scoring = predict_at_queries(model, task, first), predict_at_queries(model, task, second)
     answers = read_answers_by_depth(model, task, batch) if layers and isinstance(model, PreTrainedModel) else {}
-    cut, fitted_algorithms, by_layer = len(first), {}, {}
+    first_answers = {position: values[: len(first)] for position, values in answers.items()}
+    fitted, by_layer = _fit_algorithms(task, fitting, first_answers, iterations)
+    named, null = _identify_algorithm(scoring, fitted, seed)
+    compared = _compare_shifts(model, task, scoring, fitted, task.distribution_shifts() if shifted else {}, seed, null)
+    second_answers = {position: values[len(first) :] for position, values in answers.items()}
+    return xr.Dataset(compared | named | compare_by_depth(scoring, second_answers, by_layer))
+
+
+def _fit_algorithms(
+    task: InContextTask,
+    fitting: PredictionsAtQueries,
+    answers: Mapping[tuple[str, str], Answers],
+    iterations: int | None,
+) -> tuple[dict[str, FittedAlgorithm], dict[str, dict[tuple[str, str], FittedAlgorithm]]]:
+    """Fit every algorithm to the model's predictions, and to the readout at every depth; both by its name."""
+    by_name, by_layer = {}, {}
     for algorithm in (_limit_iterations(each, iterations) for each in task.candidate_algorithms()):
-        fitted_algorithm = fitted_algorithms[algorithm.name] = fit_hyperparameters(
-            algorithm, fitting.context, fitting.prediction, fitting.weight
-        )
-        fitted = fit_iterations(
-            fitted_algorithm, fitting.context, [values[:cut] for values in answers.values()], fitting.weight
-        )
-        by_layer[algorithm.name] = dict(zip(answers, fitted, strict=True))
-    named, null = _identify_algorithm(scoring, fitted_algorithms, seed)
-    return xr.Dataset(
-        _compare_by_distribution(
-            model, task, scoring, fitted_algorithms, task.distribution_shifts() if shifted else {}, seed, null
-        )
-        | named
-        | _compare_by_depth(scoring, {position: values[cut:] for position, values in answers.items()}, by_layer)
-    )
+        fitted = fit_hyperparameters(algorithm, fitting.context, fitting.prediction, fitting.weight)
+        by_name[algorithm.name] = fitted
+        depths = fit_iterations(fitted, fitting.context, list(answers.values()), fitting.weight)
+        by_layer[algorithm.name] = dict(zip(answers, depths, strict=True))
+    return by_name, by_layer
 
 
 def _limit_iterations(algorithm: Algorithm, iterations: int | None) -> Algorithm:
@@ -120,7 +123,7 @@ def _limit_iterations(algorithm: Algorithm, iterations: int | None) -> Algorithm
     return replace(algorithm, iteration_grid=(iterations,))
 
 
-def _compare_by_distribution(
+def _compare_shifts(
     model: PreTrainedModel | Predictor,
     task: InContextTask,
     scoring: PredictionsAtQueries,
@@ -129,6 +132,7 @@ def _compare_by_distribution(
     seed: int,
     null: Null,
 ) -> dict[str, xr.DataArray]:
+    """Compare algorithms on the training distribution and on all others on which the model runs."""
     distributions, left_out = {TRAINING_DISTRIBUTION: scoring}, {}
     for name, shifted in shifts.items():
         batch = shifted.sample(len(scoring.batch), torch.Generator().manual_seed(seed)).to(scoring.batch.inputs.device)
@@ -137,63 +141,10 @@ def _compare_by_distribution(
         except torch.OutOfMemoryError:
             raise
         except (ValueError, IndexError, RuntimeError) as error:  # for example of a sequence longer than the context
-            left_out[name] = " ".join(str(error).split())
-    stats = ["predictions", "errors", *(f"weights: {group}" for group in task.gradient_masks(scoring.batch.inputs))]
-    similarities = [_compute_similarities(model, task, each, list(fitted.values())) for each in distributions.values()]
-    errors = [
-        [each.mean_squared_error(one(each.context)) for one in fitted.values()] for each in distributions.values()
-    ]
-    losses = [each.mean_squared_error(each.prediction) for each in distributions.values()]
-    names, distribution_coords = {"predictor": list(fitted)}, {"distribution": list(distributions)}
-    unit = "squared units of the answers"
-    similarity = to_data_array(
-        np.array(similarities),
-        "distribution",
-        "predictor",
-        "stat",
-        units="1",
-        description="similarity of the algorithm to the model",
-        coords=distribution_coords | names | {"stat": stats},
-    )
-    similarity = similarity.assign_attrs(
-        {f"left out: {name}": why for name, why in left_out.items()},
-        headline=1,
-        view="ranking",
-        first=TRAINING_DISTRIBUTION,
-    )
-    return {
-        **with_null("similarity", similarity, null),
-        "error": to_data_array(
-            np.array(errors),
-            "distribution",
-            "predictor",
-            units=unit,
-            description="error of the algorithm",
-            coords=distribution_coords | names,
-        ).assign_attrs(scale="log"),
-        "model_error": to_data_array(
-            np.array(losses), "distribution", units=unit, description="error of the model", coords=distribution_coords
-        ).assign_attrs(scale="log"),
-    }
-
-
-def _compute_similarities(
-    model: PreTrainedModel | Predictor,
-    task: InContextTask,
-    queries: PredictionsAtQueries,
-    fitted: Sequence[FittedAlgorithm],
-) -> list[list[float]]:
-    inputs, position, weights = queries.batch.inputs, queries.context.positions[-1], [[] for _ in fitted]
-    if task.gradient_masks(inputs):
-        model_gradients = compute_input_gradients(
-            lambda x: task.convert_predictions(run_predictor(model, x)[:, [position]])[:, 0], inputs
-        )
-        weights = [compare_context_weights(model_gradients, task, inputs, one) for one in fitted]
-    predictions = [one(queries.context) for one in fitted]
-    return [
-        [queries.similarity(answers), queries.error_cosine(answers), *cosines]
-        for answers, cosines in zip(predictions, weights, strict=True)
-    ]
+            left_out[f"left out: {name}"] = " ".join(str(error).split())
+    similarity, errors = compare_by_distribution(model, task, distributions, fitted)
+    display_attrs = {"headline": 1, "view": "ranking", "first": TRAINING_DISTRIBUTION}
+    return with_null("similarity", similarity.assign_attrs(left_out | display_attrs), null) | errors
 
 
 def _identify_algorithm(
@@ -213,42 +164,38 @@ def _identify_algorithm(
     above_null = bool(variance.sum() > 0) and bool(null_margin[nearest].quantile(INTERVAL_QUANTILES[0]) > 0)
     candidates = [n for n in range(len(fitted)) if not distinguishable[n]]
     chosen = min(candidates, key=lambda n: (fitted[n].num_fitted, float(error[n].sum())))
-    hyperparameters = ["; ".join(f"{key} {value:.3g}" for key, value in one.hyperparameters.items()) for one in fitted]
+    name = np.array(fitted[chosen].name if above_null else NO_ALGORITHM)
+    named = {"named": to_data_array(name, units="text", description="algorithm with which the model is identified")}
+    about = "the same with the context of another sequence, or 0 if that is more"
+    control = _label_algorithms(by_name, 1 - null.sum(1) / variance.sum(), "1", about)
+    return named | _describe_fits(by_name, similarity, distinguishable), Null(name="context shuffled", value=control)
 
-    def label_algorithms(values: Tensor | Sequence, units: str, about: str) -> xr.DataArray:
-        return to_data_array(values, "predictor", units=units, description=about, coords={"predictor": list(by_name)})
 
-    control = label_algorithms(
-        1 - null.sum(1) / variance.sum(), "1", "the same with the context of another sequence, or 0 if that is more"
-    )
-    return {
-        "named": to_data_array(
-            np.array(fitted[chosen].name if above_null else NO_ALGORITHM),
-            units="text",
-            description="algorithm with which the model is identified",
-        ),
-        "low": label_algorithms(
-            similarity.quantile(INTERVAL_QUANTILES[0], dim=1),
-            "1",
-            "similarity of predictions, lower end of its interval",
-        ),
-        "high": label_algorithms(
-            similarity.quantile(INTERVAL_QUANTILES[1], dim=1),
-            "1",
-            "similarity of predictions, upper end of its interval",
-        ),
-        "distinguishable": label_algorithms(
-            distinguishable.int(), "1", "1 if it is distinguishable from the most similar algorithm"
-        ),
-        "display_name": label_algorithms([one.name for one in fitted], "text", "name with its iterations"),
-        "iterations": label_algorithms([one.iteration for one in fitted], "1", "iterations, as fitted"),
-        "fitted": label_algorithms(
-            [next(iter(one.hyperparameters.values()), float("nan")) for one in fitted],
-            "1",
-            "the first other hyperparameter, as fitted",
-        ),
-        "hyperparameters": label_algorithms(hyperparameters, "text", "all other hyperparameters, as fitted"),
-    }, Null(name="context shuffled", value=control)
+def _describe_fits(
+    by_name: Mapping[str, FittedAlgorithm],
+    similarity: Float[Tensor, "algorithm draw"],
+    distinguishable: Bool[Tensor, " algorithm"],
+) -> dict[str, xr.DataArray]:
+    fitted = list(by_name.values())
+    low, high = (similarity.quantile(quantile, dim=1) for quantile in INTERVAL_QUANTILES)
+    first = [next(iter(one.hyperparameters.values()), float("nan")) for one in fitted]
+    others = ["; ".join(f"{key} {value:.3g}" for key, value in one.hyperparameters.items()) for one in fitted]
+    rows: dict[str, tuple[Tensor | Sequence, str, str]] = {
+        "low": (low, "1", "similarity of predictions, lower end of its interval"),
+        "high": (high, "1", "similarity of predictions, upper end of its interval"),
+        "distinguishable": (distinguishable.int(), "1", "1 if it is distinguishable from the most similar algorithm"),
+        "display_name": ([one.name for one in fitted], "text", "name with its iterations"),
+        "iterations": ([one.iteration for one in fitted], "1", "iterations, as fitted"),
+        "fitted": (first, "1", "the first other hyperparameter, as fitted"),
+        "hyperparameters": (others, "text", "all other hyperparameters, as fitted"),
+    }
+    return {name: _label_algorithms(by_name, *row) for name, row in rows.items()}
+
+
+def _label_algorithms(
+    by_name: Mapping[str, FittedAlgorithm], values: Tensor | Sequence, units: str, about: str
+) -> xr.DataArray:
+    return to_data_array(values, "predictor", units=units, description=about, coords={"predictor": list(by_name)})
 
 
 def _null_distance(
@@ -260,52 +207,3 @@ def _null_distance(
     shuffled = fitted(scoring.context.with_shuffled_context(partners))
     error = scoring.squared_error(shuffled)
     return variance if torch.equal(answers, shuffled) or float(error.sum()) > float(variance.sum()) else error
-
-
-def _compare_by_depth(
-    scoring: PredictionsAtQueries,
-    answers: Mapping[tuple[str, str], Answers],
-    by_layer: Mapping[str, Mapping[tuple[str, str], FittedAlgorithm]],
-) -> dict[str, xr.DataArray]:
-    if not answers:
-        return {}
-    lenses, names = list(dict.fromkeys(lens for lens, _ in answers)), list(dict.fromkeys(depth for _, depth in answers))
-    similarities = np.array(
-        [
-            [
-                [
-                    scoring.with_prediction(answers[lens, depth]).similarity(one[lens, depth](scoring.context))
-                    for one in by_layer.values()
-                ]
-                for lens in lenses
-            ]
-            for depth in names
-        ]
-    )
-    iterations = np.array(
-        [[[one[lens, depth].iteration for one in by_layer.values()] for lens in lenses] for depth in names]
-    )
-    coords = {"layer": names, "lens": lenses, "predictor": list(by_layer)}
-    ordered = np.nan_to_num(similarities[:, 0], nan=-np.inf)
-    nearest = [
-        list(by_layer.values())[column][lenses[0], names[n]].name if ordered[n, column] > 0 else NO_ALGORITHM
-        for n, column in enumerate(ordered.argmax(1))
-    ]
-    about = "similarity of predictions to the readout at this depth"
-
-    def label_depths(values: np.ndarray, about: str) -> xr.DataArray:
-        return to_data_array(values, "layer", "lens", "predictor", units="1", description=about, coords=coords)
-
-    return {
-        "layer_similarity": label_depths(similarities, about),
-        "layer_iterations": label_depths(
-            iterations, "most similar number of iterations, with all other hyperparameters as fitted to the model"
-        ),
-        "layer_nearest": to_data_array(
-            np.array(nearest),
-            "layer",
-            units="text",
-            description="algorithm that is most similar to the affine lens",
-            coords={"layer": names},
-        ),
-    }

@@ -4,6 +4,7 @@ from dataclasses import replace
 from itertools import combinations
 
 import xarray as xr
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from mesascope.activations import capture
@@ -69,31 +70,31 @@ def head_ablation(
     ]
     intact, loss_increase = measure_edit_effects(model, batch, edits, task_loss(task, batch, first))
     mean_increase = loss_increase.mean(1).float().reshape(layers, len(named), len(kinds))
-    unit, stats = "units of the loss", {"stat": list(kinds)}
-    by_head = to_data_array(
-        mean_increase[:, :heads],
-        "layer",
-        "head",
-        "stat",
-        units=unit,
-        description="increase of the loss when this head is ablated",
-        coords=stats,
+    about, loss = "loss of the intact model", float(intact.mean())
+    return xr.Dataset(
+        {
+            "cost": _label_heads(mean_increase[:, :heads], list(kinds)).assign_attrs(headline=1),
+            "group_cost": _label_groups(mean_increase, list(kinds), list(named)).assign_attrs(view="table"),
+            "loss": to_data_array(loss, units="units of the loss", description=about),
+        }
     )
-    by_group = to_data_array(
-        mean_increase,
+
+
+def _label_heads(increase: Tensor, kinds: list[str]) -> xr.DataArray:
+    about, coords = "increase of the loss when this head is ablated", {"stat": kinds}
+    return to_data_array(increase, "layer", "head", "stat", units="units of the loss", description=about, coords=coords)
+
+
+def _label_groups(increase: Tensor, kinds: list[str], groups: list[str]) -> xr.DataArray:
+    about, coords = "increase of the loss when these heads of one layer are ablated", {"stat": kinds}
+    return to_data_array(
+        increase,
         "layer",
         "component",
         "stat",
-        units=unit,
-        description="increase of the loss when these heads of one layer are ablated",
-        coords={**stats, "component": list(named)},
-    )
-    return xr.Dataset(
-        {
-            "cost": by_head.assign_attrs(headline=1),
-            "group_cost": by_group.assign_attrs(view="table"),
-            "loss": to_data_array(float(intact.mean()), units=unit, description="loss of the intact model"),
-        }
+        units="units of the loss",
+        description=about,
+        coords={**coords, "component": groups},
     )
 
 

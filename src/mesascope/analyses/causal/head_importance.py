@@ -160,9 +160,6 @@ def mark_ineffective_roles(roles: np.ndarray, has_effect: np.ndarray) -> list[li
         roles: roles by layer and head, empty where there is none.
         has_effect: mask of the heads with an ablation effect.
 
-    Returns:
-        labels by layer and head.
-
     >>> mark_ineffective_roles(np.array([["copying", "copying", "", ""]]), np.array([[True, False, True, False]]))
     [['copying', 'copying, no effect', 'no role', 'neither']]
     """

@@ -70,36 +70,31 @@ def pruning(model: PreTrainedModel, task: Task, batch: Batch, first: int = 0, se
     kinds = {"mean": mean("z", acts), "zero": zero("z")}
     loss = task_loss(task, batch, first)
     intact, effects = _ablate_each_head(model, batch, list(kinds.values()), loss, layers, heads)
-    unit, stats = "units of the loss", {"stat": list(PRUNING_KINDS)}
-    variables = {
-        "ablation_effect": to_data_array(
-            torch.stack(effects, -1),
-            "layer",
-            "head",
-            "stat",
-            units=unit,
-            description="increase of the loss when this head is ablated",
-            coords=stats,
-        ),
-        "entropy": to_data_array(
-            torch.stack([normalized_entropy(each) for each in effects], -1),
-            "layer",
-            "stat",
-            units="1",
-            description="entropy of the ablation effects of a layer's heads, over that of equal effects",
-            coords=stats,
-        ).assign_attrs(headline=1),
-    }
+    variables = _label_effects(effects)
     for (name, kind), each in zip(kinds.items(), effects, strict=True):
         losses = [_loss_without_heads(model, batch, kind, dropped, loss) for dropped in heads_to_ablate(each).values()]
-        variables[f"pruned_loss_{name}"] = to_data_array(
-            torch.tensor([intact, *losses], dtype=torch.float64),
-            "component",
-            units=unit,
-            description=f"loss when only these heads are kept and the others are {name}-ablated",
-            coords={"component": list(HEAD_SETS)},
-        ).assign_attrs(view="bars", title=f"loss with pruned heads, {name} ablation")
+        variables[f"pruned_loss_{name}"] = _label_losses([intact, *losses], name)
     return xr.Dataset(variables)
+
+
+def _label_effects(effects: Sequence[AblationEffect]) -> dict[str, xr.DataArray]:
+    values, stats = torch.stack(list(effects), -1), {"stat": list(PRUNING_KINDS)}
+    about = "increase of the loss when this head is ablated"
+    effect = to_data_array(values, "layer", "head", "stat", units="units of the loss", description=about, coords=stats)
+    values = torch.stack([normalized_entropy(each) for each in effects], -1)
+    about = "entropy of the ablation effects of a layer's heads, over that of equal effects"
+    entropy = to_data_array(values, "layer", "stat", units="1", description=about, coords=stats)
+    return {"ablation_effect": effect, "entropy": entropy.assign_attrs(headline=1)}
+
+
+def _label_losses(losses: Sequence[float], name: str) -> xr.DataArray:
+    return to_data_array(
+        torch.tensor(losses, dtype=torch.float64),
+        "component",
+        units="units of the loss",
+        description=f"loss when only these heads are kept and the others are {name}-ablated",
+        coords={"component": list(HEAD_SETS)},
+    ).assign_attrs(view="bars", title=f"loss with pruned heads, {name} ablation")
 
 
 def normalized_entropy(effect: AblationEffect) -> Float[Tensor, " layer"]:

@@ -5,70 +5,28 @@ representation. For every layer and sublayer it is evaluated before and after th
 compared with the negative gradient, which is computed by autograd.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 
 import torch
-import xarray as xr
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from mesascope.activations import SUBLAYER_OUTPUTS, SUBLAYERS, Capture, LayerReduction, LayerView
+from mesascope.activations import SUBLAYER_OUTPUTS, SUBLAYERS, LayerReduction, LayerView
 from mesascope.analyses.base import Analysis
+from mesascope.analyses.inner_objectives._objective import Objective
+from mesascope.analyses.inner_objectives._summary import (
+    per_token_quantities,
+    result_name,
+    summarize_quantities,
+)
 from mesascope.analyses.inner_objectives.sublayer import Sublayer
-from mesascope.analyses.nulls import Null, control_attrs, with_null
-from mesascope.analyses.stream.norms import find_sinks, norms, norms_by_depth
-from mesascope.axes import to_data_array
+from mesascope.analyses.stream.norms import norms
 from mesascope.statistics import evenly_spaced_indices
 
 NUM_SHUFFLES = 2  # key orders of the control
 SHUFFLE_SITES = {"pattern", "value"}  # sites from which the control is computed
 PerToken = Float[Tensor, "batch query"]
-
-QUANTITIES: Mapping[str, tuple[str, str]] = {
-    "before": ("objective's own", "objective at the representation that the sublayer reads"),
-    "after": ("objective's own", "objective after the update"),
-    "descends": ("1", "fraction of tokens at which the update lowers the objective"),
-    "cosine": ("1", "cosine between the update and the negative gradient of the objective"),
-    "step_size": ("1", "step size at which the negative gradient is nearest to the update, median over tokens"),
-    "unexplained": ("1", "fraction of the squared update that remains after the best step"),
-    "cosine_null_other_positions": ("1", "cosine between the update half a sequence away and the negative gradient"),
-    "opposition": ("1", "minus the cosine between the representation and the update"),
-}
-NULL_QUANTITY_ATTRS = {
-    "cosine_null_other_positions": control_attrs("cosine", "other positions")
-}  # quantities that are nulls
-
-
-@dataclass(frozen=True, kw_only=True)
-class Objective:
-    """A function of the representation that residual updates may descend.
-
-    Attributes:
-        name: the name of the objective; its results are called ``inner_<name>``.
-        title: heading of its section on a page.
-        description: its formula with its source; printed above its figures.
-        compute_quantities: function from a sublayer to one number per token (batch, query) for each of its quantities,
-            except ``descends``, which follows from ``before`` and ``after``.
-        value_fn: the objective as a function of the representation and the sublayer, if it is one.
-        quantities: names from :data:`QUANTITIES`.
-        sites: sites of the layer that it needs besides the residual stream and the residual updates.
-        sublayers: the sublayers whose updates are compared with it.
-        tautology: the reason why its descent is an identity, if it is; such results are marked and support no claim.
-        max_tokens: maximum number of tokens per sequence, evenly subsampled; ``None`` for all.
-    """
-
-    name: str
-    title: str
-    description: str
-    compute_quantities: Callable[[Sublayer], Mapping[str, Tensor]]
-    value_fn: Callable[[Tensor, Sublayer], Tensor] | None = None
-    quantities: tuple[str, ...] = ("before", "after", "descends", "cosine", "step_size", "unexplained")
-    sites: tuple[str, ...] = ()
-    sublayers: tuple[str, ...] = SUBLAYERS
-    tautology: str = ""
-    max_tokens: int | None = None
 
 
 def objective(
@@ -186,8 +144,8 @@ def inner(inner_objective: Objective, seed: int = 0) -> Analysis:
     optional = ("mlp_out",) if "mlp" in inner_objective.sublayers else ()
     has_shuffled_control = "attention" in inner_objective.sublayers and required_sites >= SHUFFLE_SITES
     result_axes = ("batch", "query", "sublayer", "stat")
-    axes = {_result_name(inner_objective, "real"): result_axes} | (
-        {_result_name(inner_objective, "shuffled"): (*result_axes, "draw")} if has_shuffled_control else {}
+    axes = {result_name(inner_objective, "real"): result_axes} | (
+        {result_name(inner_objective, "shuffled"): (*result_axes, "draw")} if has_shuffled_control else {}
     )
     reduction = LayerReduction(
         sites=tuple(sorted(required_sites)),
@@ -199,116 +157,38 @@ def inner(inner_objective: Objective, seed: int = 0) -> Analysis:
         name=f"inner_{inner_objective.name}",
         title=f"Inner objective: {inner_objective.title}",
         description=inner_objective.description,
-        compute=partial(_summarize_quantities, inner_objective),
+        compute=partial(summarize_quantities, inner_objective),
         sites=(),
         reductions={f"inner_{inner_objective.name}": reduction, **norms.reductions},
     )
-
-
-def _result_name(inner_objective: Objective, kind: str) -> str:
-    return f"inner_{inner_objective.name}_{kind}"
-
-
-def _per_token_quantities(inner_objective: Objective) -> list[str]:
-    return [name for name in inner_objective.quantities if name != "descends"]
 
 
 def _reduce_layer(
     inner_objective: Objective, has_shuffled_control: bool, seed: int, view: LayerView
 ) -> dict[str, Tensor]:
     """Compute all quantities of one layer for every query; NaN at queries that the objective leaves out."""
-    count = len(view.queries)
+    count, num_quantities = len(view.queries), len(per_token_quantities(inner_objective))
     token_indices = evenly_spaced_indices(count, inner_objective.max_tokens or count)
     view = view.select_queries(token_indices)
-    missing = torch.full(
-        (len(view.inputs), count, len(_per_token_quantities(inner_objective))), torch.nan, dtype=torch.float64
-    )
-    sublayers = {
-        name: Sublayer(view=view, name=name) for name in inner_objective.sublayers if SUBLAYER_OUTPUTS[name] in view
-    }
-    observed = [
-        missing.index_copy(1, token_indices, _stack_quantities(inner_objective, sublayers[name]))
-        if name in sublayers
-        else missing
-        for name in SUBLAYERS
-    ]
-    results = {_result_name(inner_objective, "real"): torch.stack(observed, dim=2)}
+    missing = torch.full((len(view.inputs), count, num_quantities), torch.nan, dtype=torch.float64)
+    names = [name for name in inner_objective.sublayers if SUBLAYER_OUTPUTS[name] in view]
+    sublayers = {name: Sublayer(view=view, name=name) for name in names}
+
+    def compute_rows(sublayer: Sublayer) -> Tensor:
+        return missing.index_copy(1, token_indices, _stack_quantities(inner_objective, sublayer))
+
+    observed = [compute_rows(sublayers[name]) if name in sublayers else missing for name in SUBLAYERS]
+    results = {result_name(inner_objective, "real"): torch.stack(observed, dim=2)}
     if has_shuffled_control:
-        shuffled_quantities = [
-            _stack_quantities(inner_objective, other)
-            for other in sublayers["attention"].with_shuffled_keys(NUM_SHUFFLES, seed)
-        ]
-        draws = torch.stack([missing.index_copy(1, token_indices, each) for each in shuffled_quantities], -1)
-        results[_result_name(inner_objective, "shuffled")] = torch.stack(
-            [draws, missing[..., None].expand_as(draws)], dim=2
-        )
+        shuffled = sublayers["attention"].with_shuffled_keys(NUM_SHUFFLES, seed)
+        draws = torch.stack([compute_rows(each) for each in shuffled], -1)
+        both = torch.stack([draws, missing[..., None].expand_as(draws)], dim=2)
+        results[result_name(inner_objective, "shuffled")] = both
     return results
 
 
 def _stack_quantities(inner_objective: Objective, sublayer: Sublayer) -> Float[Tensor, "batch query stat"]:
     quantities = inner_objective.compute_quantities(sublayer)
     return torch.stack(
-        [quantities[name].detach().double().cpu() for name in _per_token_quantities(inner_objective)], dim=-1
+        [quantities[name].detach().double().cpu() for name in per_token_quantities(inner_objective)], dim=-1
     )
-
-
-def _summarize_quantities(inner_objective: Objective, acts: Capture) -> xr.Dataset:
-    observed = acts[_result_name(inner_objective, "real")]
-    shuffled = (
-        acts[_result_name(inner_objective, "shuffled")].unbind(-1)
-        if _result_name(inner_objective, "shuffled") in acts
-        else ()
-    )
-    is_sink = find_sinks(norms_by_depth(acts))[:, list(acts.queries)].cpu()
-    coords = {"layer": list(acts.layers), "sublayer": list(SUBLAYERS)}
-    variables: dict[str, xr.DataArray] = {}
-    for name in inner_objective.quantities:
-        units, about = QUANTITIES[name]
-        display_attrs = {"headline": 1, "over_training": 1} if name in ("before", "cosine", "descends") else {}
-        display_attrs |= NULL_QUANTITY_ATTRS.get(name, {})
-        display_attrs |= (
-            {"tautology": inner_objective.tautology} if inner_objective.tautology and name != "opposition" else {}
-        )
-        variables[name] = to_data_array(
-            _average_quantity(inner_objective, name, observed, ~is_sink),
-            "layer",
-            "sublayer",
-            units=units,
-            description=about,
-            coords=coords,
-        ).assign_attrs(display_attrs)
-        if shuffled:
-            draws = torch.stack([_average_quantity(inner_objective, name, each, ~is_sink) for each in shuffled])
-            value = to_data_array(draws, "draw", "layer", "sublayer", units=units, description=about, coords=coords)
-            variables |= with_null(name, variables[name], Null(name="keys shuffled", value=value))
-        variables[f"{name}_at_sinks"] = to_data_array(
-            _average_quantity(inner_objective, name, observed, is_sink),
-            "layer",
-            "sublayer",
-            units=units,
-            description=f"at sinks: {about}",
-            coords=coords,
-        )
-    tokens = {"tokens": int((~is_sink).sum()), "sinks": int(is_sink.sum())}
-    return xr.Dataset(
-        variables, attrs=tokens | ({"tautology": inner_objective.tautology} if inner_objective.tautology else {})
-    )
-
-
-def _average_quantity(
-    inner_objective: Objective,
-    name: str,
-    quantities: Float[Tensor, "layer batch query sublayer stat"],
-    token_mask: Bool[Tensor, "..."],
-) -> Float[Tensor, "layer sublayer"]:
-    """Average a quantity over the selected tokens that have it; the median for ``step_size``."""
-    index_of = _per_token_quantities(inner_objective).index
-    if name == "descends":
-        before, after = quantities[..., index_of("before")], quantities[..., index_of("after")]
-        values = torch.where((before + after).isnan(), torch.nan, (after < before).double())
-    else:
-        values = quantities[..., index_of(name)]
-    if not token_mask.any():
-        return values.new_full((len(values), len(SUBLAYERS)), torch.nan)
-    selected = values[:, token_mask]
-    return selected.nanmedian(1).values if name == "step_size" else selected.nanmean(1)

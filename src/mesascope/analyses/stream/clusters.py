@@ -5,13 +5,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from threadpoolctl import threadpool_limits
 from torch import Tensor, cat
 
 from mesascope.activations import Capture, Reduction
 from mesascope.analyses.base import analysis
 from mesascope.analyses.nulls import Null, with_null
+from mesascope.analyses.stream.clustering_scores import Partition, score_clustering
 from mesascope.analyses.stream.probes import depth_names
 from mesascope.axes import to_data_array
 
@@ -34,8 +35,6 @@ SCORE_TITLES = {
     "adjusted_rand_index": "adjusted Rand index",
 }  # the others are titled by their names
 HEADLINE_SCORES = ("pairwise_f1", "adjusted_rand_index")
-
-Partition = Int[np.ndarray, " batch"]
 
 
 def take_last_positions(stream: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch last d_model"]:
@@ -113,44 +112,6 @@ def clusters(
     return _label_scores(acts, observed, permuted, num_clusters)
 
 
-def score_clustering(labels_true: Partition, labels_pred: Partition) -> dict[str, float]:
-    """Compare clusters with labels by six scores; all are 1 if the two partitions are equal.
-
-    With n_ij members of label i in cluster j, a_i of label i, b_j of cluster j, and C(n) = n (n - 1) / 2 pairs of n:
-    pairwise F1 is 2 sum C(n_ij) / (sum C(a_i) + sum C(b_j)), and 1 if no pair is together in either; B-cubed
-    precision and recall are the sums of n_ij² / b_j and of n_ij² / a_i over n, and purity is the sum of max_i n_ij
-    over n.
-
-    Args:
-        labels_true: the label of each member.
-        labels_pred: the cluster of each member.
-
-    Returns:
-        the scores by name.
-
-    >>> score_clustering(np.array([0, 0, 1, 1]), np.array([7, 7, 7, 3]))["purity"]
-    0.75
-    """
-    # imported here because it takes a second
-    from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, v_measure_score
-
-    table = _contingency_table(labels_true, labels_pred)
-    of_label, of_cluster = table.sum(1), table.sum(0)
-    pairs_in_both, pairs_in_either = _count_pairs(table), _count_pairs(of_label) + _count_pairs(of_cluster)
-    precision, recall = (
-        (table**2 / of_cluster).sum() / len(labels_true),
-        (table**2 / of_label[:, None]).sum() / len(labels_true),
-    )
-    return {
-        "pairwise_f1": 2 * pairs_in_both / pairs_in_either if pairs_in_either else 1.0,
-        "bcubed_f1": float(2 * precision * recall / (precision + recall)),
-        "v_measure": float(v_measure_score(labels_true, labels_pred)),
-        "adjusted_mutual_information": float(adjusted_mutual_info_score(labels_true, labels_pred)),
-        "adjusted_rand_index": float(adjusted_rand_score(labels_true, labels_pred)),
-        "purity": float(table.max(0).sum() / len(labels_true)),
-    }
-
-
 def k_means(vectors: Float[np.ndarray, "batch d_model"], k: int, starts: int = 4, seed: int = 0) -> Partition:
     """Assign each vector to a cluster by Lloyd's algorithm, with the best of several k-means++ initialisations.
 
@@ -180,9 +141,6 @@ def stream_at_position(acts: Capture, position: int) -> Float[Tensor, "depth bat
     Args:
         acts: a capture of the reductions of :data:`clusters`, or of ``resid_pre`` and ``resid_post``.
         position: the position, counted from the end if negative.
-
-    Returns:
-        vectors (depth, batch, d_model).
 
     Raises:
         ValueError: there is no such position, or only the last two were captured.
@@ -250,42 +208,25 @@ def _score_row(labels_true: Partition, labels_pred: Partition) -> list[float]:
     return [by_name[name] for name in SCORE_DESCRIPTIONS]
 
 
-def _contingency_table(labels_true: Partition, labels_pred: Partition) -> Int[np.ndarray, "label cluster"]:
-    (labels, row), (names, column) = (np.unique(one, return_inverse=True) for one in (labels_true, labels_pred))
-    return np.bincount(row * len(names) + column, minlength=len(labels) * len(names)).reshape(len(labels), len(names))
-
-
-def _count_pairs(sizes: Int[np.ndarray, "..."]) -> int:
-    return int((sizes * (sizes - 1)).sum()) // 2
-
-
 def _label_scores(
     acts: Capture,
     observed: Float[np.ndarray, "layer stat score"],
     permuted: Float[np.ndarray, "draw layer stat score"],
     num_clusters: dict[str, int],
 ) -> xr.Dataset:
-    stats = {"stat": list(num_clusters)}
-    coords = {"layer": depth_names(acts.layers), **stats}
+    coords = {"layer": depth_names(acts.layers), "stat": list(num_clusters)}
+
+    def label_score(values: np.ndarray, *dims: str, about: str) -> xr.DataArray:
+        return to_data_array(values, *dims, units="1", description=about, coords=coords)
+
     data: dict[str, xr.DataArray] = {}
     for k, (name, about) in enumerate(SCORE_DESCRIPTIONS.items()):
         display_attrs = {"headline": int(name in HEADLINE_SCORES), "over_training": int(name in HEADLINE_SCORES[:1])}
         display_attrs = {"title": SCORE_TITLES.get(name, name.replace("_", " ")), **display_attrs}
-        score = to_data_array(
-            observed[..., k], "layer", "stat", units="1", description=about, coords=coords
-        ).assign_attrs(display_attrs)
-        null = to_data_array(
-            permuted[..., k],
-            "draw",
-            "layer",
-            "stat",
-            units="1",
-            description=f"{about}, with labels permuted",
-            coords=coords,
-        )
+        score = label_score(observed[..., k], "layer", "stat", about=about).assign_attrs(display_attrs)
+        null = label_score(permuted[..., k], "draw", "layer", "stat", about=f"{about}, with labels permuted")
         data |= with_null(name, score, Null(name="labels permuted", value=null))
-    about = "number of clusters, which is the number of distinct labels"
-    data["clusters"] = to_data_array(
-        list(num_clusters.values()), "stat", units="clusters", description=about, coords=stats
-    )
+    counts, about = list(num_clusters.values()), "number of clusters, which is the number of distinct labels"
+    stats = {"stat": list(num_clusters)}
+    data["clusters"] = to_data_array(counts, "stat", units="clusters", description=about, coords=stats)
     return xr.Dataset(data)

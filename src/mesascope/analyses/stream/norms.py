@@ -1,5 +1,8 @@
 """Norms of the residual stream, and attention sinks."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import xarray as xr
 from jaxtyping import Bool, Float, Shaped
@@ -56,48 +59,36 @@ def norms(acts: Capture) -> xr.Dataset:
     norm_without_sinks = norm.masked_fill(is_later_sink | first, torch.nan)
     mean = norm_without_sinks.flatten(1).nanmean(1)
     std = (norm_without_sinks - mean[:, None, None]).square().flatten(1).nanmean(1).sqrt()
-    depth = {"layer": depth_names(acts.layers)}
-    variables = {
-        "mean": to_data_array(
-            mean,
-            "layer",
-            units="1",
-            description="mean norm of a token's vector, excluding attention sinks",
-            coords=depth,
-        ).assign_attrs(scale="log", headline=1),
-        "variation": to_data_array(
-            std / mean,
-            "layer",
-            units="1",
-            description="coefficient of variation of the norm over tokens, excluding attention sinks",
-            coords=depth,
-        ).assign_attrs(headline=1),
-        "first_token": to_data_array(
-            norm[:, first].mean(1), "layer", units="1", description="mean norm of the first token", coords=depth
-        ).assign_attrs(scale="log"),
-        "sinks": to_data_array(
-            is_later_sink.flatten(1).sum(1),
-            "layer",
-            units="tokens",
-            description="number of attention sinks after the first token",
-            coords=depth,
-        ),
-        "norm": to_data_array(
-            norm.float(), "layer", "batch", "pos", units="1", description="norm of each token's vector", coords=depth
-        ).assign_attrs(scale="log"),
-        "standing": to_data_array(
-            _clipped_deviation(norm_without_sinks).float(),
-            "layer",
-            "batch",
-            "pos",
-            units="median absolute deviations",
-            description=(
-                f"deviation of each norm from the median of its depth, clipped at ±{MAX_DEVIATION:g}, without sinks"
-            ),
-            coords=depth,
-        ).assign_attrs(center=0, headline=1),
+    deviation, num_sinks = _clipped_deviation(norm_without_sinks).float(), is_later_sink.flatten(1).sum(1)
+    values = {
+        "mean": mean,
+        "variation": std / mean,
+        "first_token": norm[:, first].mean(1),
+        "sinks": num_sinks,
+        "norm": norm.float(),
+        "standing": deviation,
     }
-    return xr.Dataset(variables)
+    return xr.Dataset({name: _label_variable(name, value, acts) for name, value in values.items()})
+
+
+VARIABLES: Mapping[str, tuple[str, str, dict[str, Any]]] = {  # units, description and display attributes
+    "mean": ("1", "mean norm of a token's vector, excluding attention sinks", {"scale": "log", "headline": 1}),
+    "variation": ("1", "coefficient of variation of the norm over tokens, excluding attention sinks", {"headline": 1}),
+    "first_token": ("1", "mean norm of the first token", {"scale": "log"}),
+    "sinks": ("tokens", "number of attention sinks after the first token", {}),
+    "norm": ("1", "norm of each token's vector", {"scale": "log"}),
+    "standing": (
+        "median absolute deviations",
+        f"deviation of each norm from the median of its depth, clipped at ±{MAX_DEVIATION:g}, without sinks",
+        {"center": 0, "headline": 1},
+    ),
+}
+
+
+def _label_variable(name: str, values: Tensor, acts: Capture) -> xr.DataArray:
+    (units, about, display_attrs), coords = VARIABLES[name], {"layer": depth_names(acts.layers)}
+    dims = ("layer", "batch", "pos")[: values.ndim]
+    return to_data_array(values, *dims, units=units, description=about, coords=coords).assign_attrs(display_attrs)
 
 
 def norms_by_depth(acts: Capture) -> Norms:

@@ -36,13 +36,12 @@ def probe_and_logit_lens(acts: Capture, first: int = 0) -> xr.Dataset:
         ValueError: the capture has no batch with vector targets.
     """
     batch = _require_vector_batch(acts, "probe_and_logit_lens")
-    stream = stream_by_depth(acts)
     fitted, scored = split_halves(len(batch))
     positions = [
         position for position in range(first, batch.weight.shape[1]) if bool((batch.weight[:, position] > 0).any())
     ]
     probe_errors, lens_errors, explained = [], [], []
-    for resid in stream:
+    for resid in stream_by_depth(acts):
         weight, constant = fit_affine(
             resid[fitted][:, positions].flatten(0, 1), batch.targets[fitted][:, positions].flatten(0, 1)
         )
@@ -53,42 +52,32 @@ def probe_and_logit_lens(acts: Capture, first: int = 0) -> xr.Dataset:
             r_squared(prediction[:, positions].flatten(0, 1), batch.targets[scored][:, positions].flatten(0, 1))
         )
     probe_error, lens_error = torch.stack(probe_errors), torch.stack(lens_errors)
-    depth = {"layer": depth_names(acts.layers)}
-    units = "squared units of the terms"
     where = f"positions {first} and later" if first else "all scored positions"
-    log = {"scale": "log"}
+    about = f"error of the linear probe on held-out sequences, {where}"
+    affine_error = _label_error(acts, probe_error[:, positions].mean(1), about).assign_attrs(headline=1)
+    variance = to_data_array(
+        torch.tensor(explained),
+        "layer",
+        units="1",
+        description=f"R² of the linear probe on held-out sequences, {where}",
+        coords={"layer": depth_names(acts.layers)},
+    )
     return xr.Dataset(
         {
-            "affine_error": to_data_array(
-                probe_error[:, positions].mean(1),
-                "layer",
-                units=units,
-                description=f"error of the linear probe on held-out sequences, {where}",
-                coords=depth,
-            ).assign_attrs(log, headline=1),
-            "logit_lens_error": to_data_array(
-                lens_error[:, positions].mean(1),
-                "layer",
-                units=units,
-                description=f"error of the logit lens, {where}",
-                coords=depth,
-            ).assign_attrs(log),
-            "affine_error_at": to_data_array(
-                probe_error,
-                "layer",
-                "pos",
-                units=units,
-                description="error of the linear probe at each position",
-                coords=depth,
-            ).assign_attrs(log),
-            "explained": to_data_array(
-                torch.tensor(explained),
-                "layer",
-                units="1",
-                description=f"R² of the linear probe on held-out sequences, {where}",
-                coords=depth,
+            "affine_error": affine_error,
+            "logit_lens_error": _label_error(
+                acts, lens_error[:, positions].mean(1), f"error of the logit lens, {where}"
             ),
+            "affine_error_at": _label_error(acts, probe_error, "error of the linear probe at each position"),
+            "explained": variance,
         }
+    )
+
+
+def _label_error(acts: Capture, values: Float[Tensor, "layer *pos"], about: str) -> xr.DataArray:
+    dims, units, coords = ("layer", "pos")[: values.ndim], "squared units of the terms", depth_names(acts.layers)
+    return to_data_array(values, *dims, units=units, description=about, coords={"layer": coords}).assign_attrs(
+        scale="log"
     )
 
 

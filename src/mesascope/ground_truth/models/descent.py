@@ -81,7 +81,30 @@ def build_empty_pair_model(
         The model, in training mode.
     """
     half_width = max(2, dim + 1)
-    config = DecoderConfig(
+    model = Decoder(_configure_pair_model(dim, layers, half_width, attention, max_positions))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        set_pair_embeddings(model, dim)
+        for layer in range(layers):
+            _set_nuisance_head(model, layer, half_width, nuisance, generator)
+    return model
+
+
+def set_pair_embeddings(model: nn.Module, dim: int) -> None:
+    """Set all weights to zero but embedding and readout, so that the prediction is minus the y of the query.
+
+    Args:
+        model: model whose weights are edited in place.
+        dim: input dimensions.
+    """
+    for parameter in model.parameters():
+        parameter.zero_()
+    model.get_parameter("embed.weight")[: dim + 1] = torch.eye(dim + 1)
+    model.get_parameter("readout.weight")[0, dim] = -1.0
+
+
+def _configure_pair_model(dim: int, layers: int, half_width: int, attention: str, max_positions: int) -> DecoderConfig:
+    return DecoderConfig(
         d_in=dim + 1,
         d_out=1,
         num_hidden_layers=layers,
@@ -93,18 +116,14 @@ def build_empty_pair_model(
         positions="none" if attention == "linear" else "learned",
         max_position_embeddings=max_positions,
     )
-    model = Decoder(config)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()
-        model.get_parameter("embed.weight")[: dim + 1] = torch.eye(dim + 1)
-        model.get_parameter("readout.weight")[0, dim] = -1.0
-        for layer in range(layers):
-            query, key, value, output = attention_parameters(model, layer)
-            for weight in (query[half_width:], key[half_width:], value[half_width:], output[half_width:, half_width:]):
-                weight.copy_(nuisance * torch.randn(weight.shape, generator=generator))
-    return model
+
+
+def _set_nuisance_head(
+    model: nn.Module, layer: int, half_width: int, nuisance: float, generator: torch.Generator
+) -> None:
+    query, key, value, output = attention_parameters(model, layer)
+    for weight in (query[half_width:], key[half_width:], value[half_width:], output[half_width:, half_width:]):
+        weight.copy_(nuisance * torch.randn(weight.shape, generator=generator))
 
 
 def set_descent_head(model: nn.Module, layer: int, dim: int, rate: float) -> None:

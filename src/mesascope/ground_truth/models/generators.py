@@ -39,6 +39,17 @@ READ_POSITIONS: dict[PlantedLatent, int | None] = {
 }
 
 
+_CONFIG = DecoderConfig(
+    vocab_size=VOCABULARY,
+    num_hidden_layers=LAYERS,
+    hidden_size=HEADS * D_HEAD,
+    num_attention_heads=HEADS,
+    norm="none",
+    positions="learned",
+    max_position_embeddings=LENGTH,
+)
+
+
 def build_generator_model(layer: int, latent: PlantedLatent = "generator") -> Decoder:
     """Build the model that encodes a latent variable after one layer.
 
@@ -54,27 +65,20 @@ def build_generator_model(layer: int, latent: PlantedLatent = "generator") -> De
     """
     if layer not in range(LAYERS):
         raise ValueError(f"layer must be from 0 to {LAYERS - 1}, but got {layer}")
-    positions = list(IDLE_POSITIONS)
-    read = READ_POSITIONS[latent]
+    positions, read = list(IDLE_POSITIONS), READ_POSITIONS[latent]
     positions[layer] = IDLE_POSITIONS[layer] if read is None else read
-    model = Decoder(
-        DecoderConfig(
-            vocab_size=VOCABULARY,
-            num_hidden_layers=LAYERS,
-            hidden_size=HEADS * D_HEAD,
-            num_attention_heads=HEADS,
-            norm="none",
-            positions="learned",
-            max_position_embeddings=LENGTH,
-        )
-    )
+    model = Decoder(_CONFIG)
     with torch.no_grad():
         _set_embeddings(model)
-        for index, position in enumerate(positions):
-            _set_reading_head(model, index, 0, position, layer_subspace(index), WRITE_NORM)
-            if index:
-                _set_reading_head(model, index, 1, positions[index - 1], layer_subspace(index - 1), -WRITE_NORM)
+        _set_heads(model, positions)
     return model.eval()
+
+
+def _set_heads(model: Decoder, positions: list[int]) -> None:
+    for index, position in enumerate(positions):
+        _set_reading_head(model, index, 0, position, layer_subspace(index), WRITE_NORM)
+        if index:
+            _set_reading_head(model, index, 1, positions[index - 1], layer_subspace(index - 1), -WRITE_NORM)
 
 
 def layer_subspace(layer: int) -> slice:
@@ -95,28 +99,32 @@ def layer_subspace(layer: int) -> slice:
 def sample_labelled_sequences(n: int, generator: torch.Generator) -> dict[str, Any]:
     """Sample sequences of random tokens, labelled by their generator.
 
-    The first token identifies the generator. The token after the last one repeats the second one. The latents, given at
-    every position, are ``generator``, ``next token`` and ``generator and next token``.
+    The first token identifies the generator. The token after the last one repeats the second one.
 
     Args:
         n: number of sequences.
         generator: source of randomness.
 
     Returns:
-        The fields of a :class:`~mesascope.tasks.base.Batch`.
+        The fields of a :class:`~mesascope.tasks.base.Batch`, with the latents ``generator``, ``next token`` and
+        ``generator and next token`` at every position.
 
     >>> sorted(sample_labelled_sequences(2, torch.Generator()))
     ['inputs', 'latents', 'targets', 'weight']
     """
     tokens = torch.randint(0, VOCABULARY, (n, LENGTH), generator=generator)
     next_tokens = torch.cat([tokens[:, 1:], tokens[:, NEXT_TOKEN_POSITION, None]], dim=1)
-    generator_tokens = tokens[:, GENERATOR_POSITION, None].expand(n, LENGTH)
-    latents = {
+    latents = _label_tokens(tokens[:, GENERATOR_POSITION, None].expand(n, LENGTH), next_tokens)
+    return {"inputs": tokens, "targets": next_tokens, "weight": torch.ones(n, LENGTH), "latents": latents}
+
+
+def _label_tokens(generator_tokens: Tensor, next_tokens: Tensor) -> dict[str, Tensor]:
+    """Return the latents at every position."""
+    return {
         "generator": generator_tokens,
         "next token": next_tokens,
         "generator and next token": generator_tokens * VOCABULARY + next_tokens,
     }
-    return {"inputs": tokens, "targets": next_tokens, "weight": torch.ones(n, LENGTH), "latents": latents}
 
 
 def _set_embeddings(model: Decoder) -> None:

@@ -36,10 +36,8 @@ def build_pair_decoy(
     Raises:
         ValueError: ``name`` is not a decoy.
 
-    >>> x = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
-    >>> x[:, -1, -1] = 0
-    >>> prediction = build_pair_decoy("averages the targets", 3, 4)(x).logits[:, -1]
-    >>> torch.allclose(prediction, x[:, :, 3:].mean(1))
+    >>> x = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0)); x[:, -1, -1] = 0
+    >>> torch.allclose(build_pair_decoy("averages the targets", 3, 4)(x).logits[:, -1], x[:, :, 3:].mean(1))
     True
     """
     if name not in PAIR_DECOYS:

@@ -9,7 +9,7 @@ these products, as in :mod:`mesascope.ground_truth.models.descent`; the other he
 
 import torch
 
-from mesascope.ground_truth.models.descent import attention_parameters
+from mesascope.ground_truth.models.descent import attention_parameters, set_pair_embeddings
 from mesascope.models.config import DecoderConfig
 from mesascope.models.transformer import Decoder
 
@@ -26,10 +26,18 @@ def build_preprocessing_model(dim: int, examples: int, steps: int = 1, step: flo
     Returns:
         The model, in evaluation mode.
     """
-    head_dim = max(
-        dim, 3
-    )  # head dimensions: later heads multiply all coordinates, and the residual stream needs 2 dim + 1
-    config = DecoderConfig(
+    head_dim = max(dim, 3)  # later heads multiply all coordinates, and the residual stream needs 2 dim + 1
+    model = Decoder(_configure_model(dim, head_dim, steps))
+    with torch.no_grad():
+        set_pair_embeddings(model, dim)
+        _set_preprocessing_heads(model, dim, head_dim, examples)
+        for layer in range(1, 1 + steps):
+            _set_step_head(model, layer, dim, step / examples)
+    return model.eval()
+
+
+def _configure_model(dim: int, head_dim: int, steps: int) -> DecoderConfig:
+    return DecoderConfig(
         d_in=dim + 1,
         d_out=1,
         num_hidden_layers=1 + steps,
@@ -41,20 +49,19 @@ def build_preprocessing_model(dim: int, examples: int, steps: int = 1, step: flo
         positions="none",
         max_position_embeddings=4096,
     )
-    model = Decoder(config)
-    target_dim, product_dims = dim, slice(dim + 1, 2 * dim + 1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()
-        model.get_parameter("embed.weight")[: dim + 1] = torch.eye(dim + 1)
-        model.get_parameter("readout.weight")[0, target_dim] = -1.0
-        query, key, value, output = attention_parameters(model, 0)
-        for coordinate in range(dim):
-            row = coordinate * head_dim
-            query[row, coordinate] = key[row, coordinate] = value[row, target_dim] = 1.0
-            output[product_dims.start + coordinate, row] = 1 / examples
-        for layer in range(1, 1 + steps):
-            query, key, value, output = attention_parameters(model, layer)
-            query[:dim, product_dims] = key[:dim, product_dims] = torch.eye(dim)
-            value[0, target_dim], output[target_dim, 0] = 1.0, -step / examples
-    return model.eval()
+
+
+def _set_preprocessing_heads(model: Decoder, dim: int, head_dim: int, examples: int) -> None:
+    query, key, value, output = attention_parameters(model, 0)
+    for coordinate in range(dim):
+        row = coordinate * head_dim
+        query[row, coordinate] = key[row, coordinate] = value[row, dim] = 1.0
+        output[dim + 1 + coordinate, row] = 1 / examples
+
+
+def _set_step_head(model: Decoder, layer: int, dim: int, rate: float) -> None:
+    """Set head 0 to take one step of gradient descent on the products, which follow the pair in the stream."""
+    query, key, value, output = attention_parameters(model, layer)
+    product_dims = slice(dim + 1, 2 * dim + 1)
+    query[:dim, product_dims] = key[:dim, product_dims] = torch.eye(dim)
+    value[0, dim], output[dim, 0] = 1.0, -rate

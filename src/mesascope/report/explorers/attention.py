@@ -26,14 +26,19 @@ def build_attention_browser(variable: PlotVariable) -> Panel:
     """
     array = variable.select_step()
     missing = [d for d in PATTERN_DIMS if d not in array.dims]
-    full = array.expand_dims(missing).transpose(*PATTERN_DIMS)
-    limited, left_out = _limit_size(full)
+    limited, left_out = _limit_size(array.expand_dims(missing).transpose(*PATTERN_DIMS))
+    caption = variable.build_caption(*_describe_browser(variable, left_out))
+    data = _encode_patterns(variable, limited, missing)
+    return Panel(kind="attention", title=variable.title, caption=caption, data=data)
+
+
+def _encode_patterns(variable: PlotVariable, limited: xr.DataArray, missing: list[str]) -> dict[str, Any]:
     values = limited.values
     finite = values[np.isfinite(values)]
     top = float(np.abs(finite).max()) if finite.size else 1.0
     signed = bool(finite.size and finite.min() < 0)
     top = 1.0 if not signed and 0.5 < top <= 1.0 else top or 1.0
-    data = {
+    return {
         "shape": list(values.shape),
         "values": _encode_thousandths(values, top),
         "top": top,
@@ -43,12 +48,6 @@ def build_attention_browser(variable: PlotVariable) -> Panel:
         "labels": [_label_sides(variable, limited, k) for k in range(limited.sizes["batch"])],
         "units": "" if variable.units == "1" else variable.units,
     }
-    return Panel(
-        kind="attention",
-        title=variable.title,
-        caption=variable.build_caption(*_describe_browser(variable, left_out)),
-        data=data,
-    )
 
 
 def _limit_size(full: xr.DataArray) -> tuple[xr.DataArray, list[str]]:

@@ -31,22 +31,20 @@ def encode_attention_excerpt(array: xr.DataArray, variable: PlotVariable) -> dic
     array = array.mean("seed") if "seed" in array.dims else array
     array = array if "batch" in array.dims else array.expand_dims("batch")
     limited, left_out = _limit_size(array.transpose("batch", "layer", "head", "query", "key"))
-    values = limited.values
+    labels = [_label_sides(variable, limited, k) for k in range(limited.sizes["batch"])]
+    notes = {"labels": labels, "colours": list(SEQUENTIAL_COLOURS), "left_out": left_out}
+    return _encode_cells(limited.values) | notes
+
+
+def _encode_cells(values: np.ndarray) -> dict[str, Any]:
     queries, keys = values.shape[-2:]
     later = np.triu(np.ones((queries, keys), bool), 1)
     causal = queries == keys and not np.nan_to_num(values[..., later]).any()
     cells = values[..., ~later] if causal else values
     top = max(float(np.nan_to_num(cells).max()), 0.0) or 1.0
     top = 1.0 if 0.5 < top <= 1.0 else top
-    return {
-        "bytes": b64encode(_encode_weights(cells, top).tobytes()).decode("ascii"),
-        "shape": list(values.shape),
-        "causal": causal,
-        "top": top,
-        "labels": [_label_sides(variable, limited, k) for k in range(len(values))],
-        "colours": list(SEQUENTIAL_COLOURS),
-        "left_out": left_out,
-    }
+    codes = b64encode(_encode_weights(cells, top).tobytes()).decode("ascii")
+    return {"bytes": codes, "shape": list(values.shape), "causal": causal, "top": top}
 
 
 def _encode_weights(cells: np.ndarray, top: float) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Text with tokens coloured by a quantity, with a slider over layers."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -27,17 +28,32 @@ def build_coloured_text(variable: PlotVariable) -> Panel:
         ValueError: if the file has no tokens or the variable no axis ``pos``.
     """
     _require_tokens(variable)
-    slider_dim = next((d for d in variable.plot_dims if d not in ("batch", "pos")), None)
+    values, rows = _select_values(variable)
+    caption = variable.build_caption(*_describe_colours(variable, rows))
+    return Panel(kind="tokens", title=variable.title, caption=caption, data=_encode_values(variable, values, rows))
+
+
+def _find_slider_dim(variable: PlotVariable) -> str | None:
+    return next((d for d in variable.plot_dims if d not in ("batch", "pos")), None)
+
+
+def _select_values(variable: PlotVariable) -> tuple[np.ndarray, list[list[str]]]:
+    """Return the values, axes (layer, batch, pos), and the tokens, as many as fit into a panel."""
+    slider_dim = _find_slider_dim(variable)
     array = variable.select_step().mean("seed")
     array = array if "batch" in array.dims else array.expand_dims("batch")
     array = array.transpose(*([slider_dim] if slider_dim else []), "batch", "pos")
     values = array.values if slider_dim else array.values[None]
     rows = _read_tokens(variable, values.shape[1])[: max(1, MAX_TOKENS // values.shape[2])]
     rows = [row[:MAX_TOKENS] for row in rows]
-    values = values[:, : len(rows), : len(rows[0])]
+    return values[:, : len(rows), : len(rows[0])], rows
+
+
+def _encode_values(variable: PlotVariable, values: np.ndarray, rows: list[list[str]]) -> dict[str, Any]:
+    slider_dim = _find_slider_dim(variable)
     low, high, colours = _choose_colour_range(variable, values)
     ends = [10**v if variable.is_log else v for v in (low, high)]
-    data = {
+    return {
         "rows": rows,
         "values": [[round_significant(row, 3) for row in layer] for layer in values],
         "low": low,
@@ -49,12 +65,6 @@ def build_coloured_text(variable: PlotVariable) -> Panel:
         "options": variable.list_labels(slider_dim) if slider_dim else [],
         "units": "" if variable.units == "1" else variable.units,
     }
-    return Panel(
-        kind="tokens",
-        title=variable.title,
-        caption=variable.build_caption(*_describe_colours(variable, rows)),
-        data=data,
-    )
 
 
 def _read_tokens(variable: PlotVariable, examples: int) -> list[list[str]]:

@@ -29,22 +29,32 @@ def build_head_explorer(results: Sequence[ResultFile]) -> CombinedPanel | None:
     Returns:
         The panel, or None if no file has results for single heads.
     """
-    patterns, tops, roles = (
-        _find_variables(results, _is_pattern),
-        _find_top_tokens(results),
-        _find_variables(results, _is_role),
-    )
+    patterns, tops = _find_variables(results, _is_pattern), _find_top_tokens(results)
+    roles = _find_variables(results, _is_role)
     found_quantities = list(find_quantities(results, _is_per_head, controls=False))
     grid = _choose_grid([*(one.array for one in found_quantities), *(variable.array for _, variable in patterns)])
     found_quantities = [one for one in found_quantities if grid and _fits_grid(one.array, grid)]
     patterns = [one for one in patterns if grid and _fits_grid(one[1].array, grid)]
     if grid is None or not (found_quantities or patterns):
         return None
-    layers, heads = grid
     used = [(file, variable.name) for file, variable in (*patterns[:1], *tops, *roles[:1])]
-    data = {
-        "layers": layers,
-        "heads": heads,
+    used += [(patterns[0][0], "token")] if patterns else []  # its tokens label positions and need no panel
+    files = dict.fromkeys([*(one.file for one in found_quantities), *(file for file, _ in used)])
+    data = _encode_results(grid, found_quantities, patterns, tops, roles)
+    panel = Panel(kind="explorer", title="", caption=_build_caption(data), data=data)
+    return CombinedPanel(panel=panel, used_variables=group_by_file(used), files=list(files))
+
+
+def _encode_results(
+    grid: HeadGrid,
+    found_quantities: Sequence[PanelQuantity],
+    patterns: Sequence[tuple[str, PlotVariable]],
+    tops: Sequence[tuple[str, PlotVariable]],
+    roles: Sequence[tuple[str, PlotVariable]],
+) -> dict[str, Any]:
+    return {
+        "layers": grid[0],
+        "heads": grid[1],
         "quantities": [_encode_quantity(one, grid) for one in found_quantities],
         "selected": next((k for k, one in enumerate(found_quantities) if one.variable.array.attrs.get("headline")), 0),
         "patterns": encode_attention_excerpt(align_to_grid(patterns[0][1].array, grid), patterns[0][1])
@@ -53,11 +63,6 @@ def build_head_explorer(results: Sequence[ResultFile]) -> CombinedPanel | None:
         "tops": _encode_top_tokens({variable.name: variable for _, variable in tops}, grid),
         "roles": _flatten_text(align_to_grid(_drop_seeds(roles[0][1]), grid)) if roles else [],
     }
-    if patterns:  # its tokens label positions and need no panel
-        used.append((patterns[0][0], "token"))
-    files = dict.fromkeys([*(one.file for one in found_quantities), *(file for file, _ in used)])
-    panel = Panel(kind="explorer", title="", caption=_build_caption(data), data=data)
-    return CombinedPanel(panel=panel, used_variables=group_by_file(used), files=list(files))
 
 
 def align_to_grid(array: xr.DataArray, grid: HeadGrid) -> xr.DataArray:

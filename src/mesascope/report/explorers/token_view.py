@@ -9,7 +9,7 @@ from mesascope.report.explorers.colored_text import DIVERGING_TINTS, SEQUENTIAL_
 from mesascope.report.explorers.combined import CombinedPanel, PanelQuantity, find_quantities, group_by_file
 from mesascope.report.load_run import ResultFile
 from mesascope.report.plotting.figure import Panel
-from mesascope.report.plotting.quantize import quantize_array
+from mesascope.report.plotting.quantize import QuantizedArray, quantize_array
 from mesascope.report.plotting.variable import is_numeric, read_labels
 from mesascope.report.text import format_count
 
@@ -34,17 +34,23 @@ def build_token_view(results: Sequence[ResultFile]) -> CombinedPanel | None:
     if not found_quantities:
         return None
     rows, positions = _fit_to_page(found_quantities, sizes)
-    data = {
+    used = group_by_file([(TEXT_FILE, "token"), *((one.file, one.variable.name) for one in found_quantities)])
+    # variables named `token` in the same files repeat the text
+    used = {file: names_ | {"token"} for file, names_ in used.items()}
+    data = _encode_tokens(tokens, found_quantities, rows, positions)
+    panel = Panel(kind="reader", title="", caption=_build_caption(rows, positions, sizes), data=data)
+    return CombinedPanel(panel=panel, used_variables=used, files=list(used))
+
+
+def _encode_tokens(
+    tokens: xr.DataArray, found_quantities: Sequence[PanelQuantity], rows: int, positions: int
+) -> dict[str, Any]:
+    return {
         "tokens": [[str(t) for t in row] for row in tokens.values[:rows, :positions].tolist()],
         "sequences": read_labels(tokens, "batch")[:rows],
         "quantities": [_encode_quantity(one, rows, positions) for one in found_quantities],
         "selected": next((k for k, one in enumerate(found_quantities) if one.variable.array.attrs.get("headline")), 0),
     }
-    used = group_by_file([(TEXT_FILE, "token"), *((one.file, one.variable.name) for one in found_quantities)])
-    # variables named `token` in the same files repeat the text
-    used = {file: names_ | {"token"} for file, names_ in used.items()}
-    panel = Panel(kind="reader", title="", caption=_build_caption(rows, positions, sizes), data=data)
-    return CombinedPanel(panel=panel, used_variables=used, files=list(used))
 
 
 def _find_tokens(results: Sequence[ResultFile]) -> xr.DataArray | None:
@@ -75,18 +81,27 @@ def _encode_quantity(quantity: PanelQuantity, rows: int, positions: int) -> dict
     values = array.transpose("layer", "batch", "pos").values[:, :rows, :positions]
     log = quantity.variable.is_log and not (values < 0).any()
     quantized = quantize_array(values, log)
-    low, high, center = *quantized.colour_range, quantity.variable.center
-    if center is not None and not log:
-        reach = max(high - center, center - low) or 1.0
-        low, high = center - reach, center + reach
-    high = high if high > low else low + (abs(low) or 1.0)
-    return quantized.to_json() | {
+    return quantized.to_json() | _describe_quantity(quantity) | _choose_scale(quantized, quantity.variable.center, log)
+
+
+def _describe_quantity(quantity: PanelQuantity) -> dict[str, Any]:
+    return {
         "group": quantity.group,
         "name": quantity.name,
         "description": quantity.variable.build_caption(quantity.variable.describe_step()),
         "tautology": quantity.variable.tautology,
         "units": "" if quantity.variable.units == "1" else quantity.variable.units,
         "layers": read_labels(quantity.array, "layer") if "layer" in quantity.array.dims else [],
+    }
+
+
+def _choose_scale(quantized: QuantizedArray, center: float | None, log: bool) -> dict[str, Any]:
+    low, high = quantized.colour_range
+    if center is not None and not log:
+        reach = max(high - center, center - low) or 1.0
+        low, high = center - reach, center + reach
+    high = high if high > low else low + (abs(low) or 1.0)
+    return {
         "log": log,
         "center": None if log else center,
         "low": low,

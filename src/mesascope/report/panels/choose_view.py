@@ -10,6 +10,7 @@ from mesascope.report.explorers.attention import build_attention_browser
 from mesascope.report.explorers.colored_text import build_coloured_text
 from mesascope.report.panels.algorithm_ranking import plot_algorithm_ranking
 from mesascope.report.panels.head_importance import plot_head_importance
+from mesascope.report.plotting.aux_variables import attach_aux_variables, list_aux_variables
 from mesascope.report.plotting.bars import plot_bars
 from mesascope.report.plotting.curves import plot_over_axis, plot_over_steps
 from mesascope.report.plotting.figure import Panel
@@ -20,9 +21,7 @@ from mesascope.report.plotting.variable import (
     CATEGORICAL_DIMS,
     LABEL_VARIABLES,
     PlotVariable,
-    attach_aux_variables,
     is_numeric,
-    list_aux_variables,
     prepare_variable,
 )
 
@@ -64,29 +63,34 @@ def build_panels(data: xr.Dataset, excluded: Collection[str] = ()) -> list[Panel
     Returns:
         The panels in the order of the variables.
     """
-    panel_list, skipped = (
-        [],
-        {*_list_label_variables(data), *list_colour_labels(data), *list_aux_variables(data), *excluded},
-    )
+    skipped = {*_list_label_variables(data), *list_colour_labels(data), *list_aux_variables(data), *excluded}
+    panel_list: list[Panel] = []
     for name in map(str, data.data_vars):
         owner = data[name].attrs.get("control_of")
         if name in skipped or (owner in data.data_vars and owner not in excluded):
             continue
-        variable = thin_spectrum(prepare_variable(data, name))
-        view = choose_view(variable)
-        variable = (
-            attach_colour_labels(data, variable)
-            if view is plot_scatter
-            else attach_aux_variables(data, variable)
-            if view in (plot_head_importance, plot_algorithm_ranking)
-            else variable
-        )
-        panel_list.append(_draw_panel(view, variable))
-        if view is plot_over_axis and _has_layer_history(variable):
-            panel_list.append(_draw_panel(plot_layers_over_steps, variable))
-        if view not in VIEWS_WITH_CONTROLS:
-            panel_list += [_draw_panel(choose_view(control), control) for control in _separate_controls(data, variable)]
+        panel_list += _build_variable_panels(data, name)
     return panel_list
+
+
+def _build_variable_panels(data: xr.Dataset, name: str) -> list[Panel]:
+    variable = thin_spectrum(prepare_variable(data, name))
+    view = choose_view(variable)
+    variable = _attach_variables(data, variable, view)
+    panel_list = [_draw_panel(view, variable)]
+    if view is plot_over_axis and _has_layer_history(variable):
+        panel_list.append(_draw_panel(plot_layers_over_steps, variable))
+    if view not in VIEWS_WITH_CONTROLS:
+        panel_list += [_draw_panel(choose_view(control), control) for control in _separate_controls(data, variable)]
+    return panel_list
+
+
+def _attach_variables(data: xr.Dataset, variable: PlotVariable, view: PanelView) -> PlotVariable:
+    """Attach the other variables of the file that a view draws."""
+    if view is plot_scatter:
+        return attach_colour_labels(data, variable)
+    needs_aux = view in (plot_head_importance, plot_algorithm_ranking)
+    return attach_aux_variables(data, variable) if needs_aux else variable
 
 
 def choose_view(variable: PlotVariable) -> PanelView:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from mesascope.report.plotting.axes import build_axis
 from mesascope.report.plotting.controls import control_name
 from mesascope.report.plotting.figure import (
     DIVERGING_COLOURS,
@@ -15,7 +16,6 @@ from mesascope.report.plotting.figure import (
     SEQUENTIAL_COLOURS,
     TEXT_COLOUR,
     Panel,
-    build_axis,
     build_layout,
 )
 from mesascope.report.plotting.variable import PlotVariable, read_labels
@@ -57,6 +57,28 @@ def plot_head_importance(variable: PlotVariable) -> Panel:
     choices = [d for d in ("step", "stat") if array.sizes.get(d, 1) > 1]
     choices = (["seed"] if variable.num_seeds > MAX_STACKED_SEEDS else []) + choices
     seed_indices = [] if "seed" in choices else list(range(variable.num_seeds))
+    data = {
+        "plots": _build_plots(variable, array, seed_indices),
+        "variants": _build_variants(variable, array, choices, seed_indices),
+        "choices": [_build_choice(array, dim) for dim in choices],
+        "min_width": 330,
+    }
+    caption = variable.build_caption(*_describe_maps(variable, choices))
+    return Panel(kind="figure", title="Ablation effect and role of each head", caption=caption, data=data)
+
+
+def _build_plots(variable: PlotVariable, array: xr.DataArray, seed_indices: list[int]) -> list[dict[str, Any]]:
+    """Return title, trace and layout of both maps of each seed."""
+    headings = [f"seed {name}, " if variable.has_seeds else "" for name in read_labels(array, "seed")]
+    specs = _build_map_specs(array)
+    headings = headings if seed_indices else [""]
+    return [{"title": f"{head}{title}", **look} for head in headings for title, look in specs.items()]
+
+
+def _build_variants(
+    variable: PlotVariable, array: xr.DataArray, choices: list[str], seed_indices: list[int]
+) -> list[list[dict[str, Any]]]:
+    """Return the cells of all maps for every combination of choices."""
     variants = []
     for indices in itertools.product(*(range(array.sizes[d]) for d in choices)):
         chosen = array.isel(dict(zip(choices, indices, strict=True)))
@@ -64,23 +86,7 @@ def plot_head_importance(variable: PlotVariable) -> Panel:
         variants.append(
             [cells for one in seeds for cells in (_build_effect_cells(variable, one), _build_role_cells(one))]
         )
-    specs = _build_map_specs(array)
-    headings = (
-        [f"seed {name}, " if variable.has_seeds else "" for name in read_labels(array, "seed")]
-        if seed_indices
-        else [""]
-    )
-    return Panel(
-        kind="figure",
-        title="Ablation effect and role of each head",
-        caption=variable.build_caption(*_describe_maps(variable, choices)),
-        data={
-            "plots": [{"title": f"{head}{title}", **look} for head in headings for title, look in specs.items()],
-            "variants": variants,
-            "choices": [_build_choice(array, dim) for dim in choices],
-            "min_width": 330,
-        },
-    )
+    return variants
 
 
 def _build_effect_cells(variable: PlotVariable, array: xr.DataArray) -> dict[str, Any]:

@@ -5,16 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from mesascope.report.plotting.figure import (
-    SERIES_COLOURS,
-    Panel,
-    build_axis,
-    build_layout,
-    build_line,
-    build_log_axis,
-    build_seed_line,
-    build_step_axis,
-)
+from mesascope.report.plotting.axes import build_axis, build_log_axis, build_step_axis
+from mesascope.report.plotting.figure import SERIES_COLOURS, Panel, build_layout
+from mesascope.report.plotting.traces import build_line, build_seed_line
 from mesascope.report.text import format_count
 
 MAX_POINTS = 400

@@ -73,10 +73,7 @@ def build_strip(verdict: Mapping[str, Any]) -> dict[str, Any] | None:
     Returns:
         Positions in percent of the width, tick labels and a text description; None if there are no numbers.
     """
-    seeds, controls = (
-        _keep_finite_numbers(verdict.get("per_seed")),
-        _keep_finite_numbers(verdict.get("control_per_seed")),
-    )
+    seeds, controls = (_keep_finite_numbers(verdict.get(k)) for k in ("per_seed", "control_per_seed"))
     control, value, threshold = (_keep_finite_numbers([verdict.get(k)]) for k in ("control", "value", "threshold"))
     ends = _keep_finite_numbers(verdict.get("interval"))
     all_values = [*seeds, *controls, *control, *value, *threshold, *ends]

@@ -1,23 +1,22 @@
 """Bar plots: one number per component, predictor or named quantity."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from mesascope.report.plotting.axes import append_units, build_axis, build_log_axis
 from mesascope.report.plotting.controls import control_colour, control_name
 from mesascope.report.plotting.figure import (
     FONT_FAMILY,
     MODEL_COLOUR,
     TEXT_COLOUR,
     Panel,
-    append_units,
-    build_axis,
     build_layout,
     build_legend_entry,
-    build_log_axis,
-    finite_mean,
 )
+from mesascope.report.plotting.traces import finite_mean
 from mesascope.report.plotting.variable import PlotVariable, read_labels
 from mesascope.report.text import escape_plotly, format_dim, round_significant, truncate_label
 
@@ -34,32 +33,30 @@ def plot_bars(variable: PlotVariable) -> Panel:
     dim = variable.plot_dims[0]
     labels = [truncate_label(name) for name in variable.list_labels(dim)]
     rows = variable.select_step().transpose("seed", dim).values
-    traces, legend = (
-        [_plot_means(variable, rows, labels)],
-        [build_legend_entry("mean", MODEL_COLOUR, [0], kind="tick" if variable.is_log else "bar")],
-    )
+    legend = [build_legend_entry("mean", MODEL_COLOUR, [0], kind="tick" if variable.is_log else "bar")]
+    traces = [_plot_means(variable, rows, labels)]
+    for name, colour, values, symbol, kind in _list_markers(variable, rows, dim):
+        _add_series(traces, legend, name, colour, _plot_markers(values, labels, colour, symbol), kind)
+    height = 26 * len(labels) + 80
+    plot = {"title": "", "data": traces, "layout": _build_bar_layout(variable, dim, labels), "height": height}
+    data = {"plots": [plot], "legend": legend if len(legend) > 1 else []}
+    caption = variable.build_caption(*_describe_marks(variable))
+    return Panel(kind="figure", title=variable.title, caption=caption, data=data)
+
+
+def _list_markers(
+    variable: PlotVariable, rows: np.ndarray, dim: str
+) -> Iterator[tuple[str, str, np.ndarray, str, str]]:
+    """Yield name, colour, values, symbol and kind of legend entry of the seeds, the first step and each control."""
     if variable.num_seeds > 1:
-        _add_series(
-            traces, legend, "seeds", TEXT_COLOUR, _plot_markers(rows, labels, TEXT_COLOUR, "circle-open"), "ring"
-        )
+        yield "seeds", TEXT_COLOUR, rows, "circle-open", "ring"
     if variable.array.sizes.get("step", 1) > 1:
         first = variable.select_step(0).transpose("seed", dim).values.mean(0, keepdims=True)
         if not np.allclose(first, rows.mean(0), equal_nan=True):
-            _add_series(
-                traces, legend, "untrained", "#c8641b", _plot_markers(first, labels, "#c8641b", "diamond"), "diamond"
-            )
+            yield "untrained", "#c8641b", first, "diamond", "diamond"
     for control in variable.controls:
-        if (values := _align_control(control, dim, len(labels))) is not None:
-            name, colour = control_name(control), control_colour(control)
-            _add_series(traces, legend, name, colour, _plot_markers(values, labels, colour, "line-ns-open"), "tick")
-    height = 26 * len(labels) + 80
-    plot = {"title": "", "data": traces, "layout": _build_bar_layout(variable, dim, labels), "height": height}
-    return Panel(
-        kind="figure",
-        title=variable.title,
-        caption=variable.build_caption(*_describe_marks(variable)),
-        data={"plots": [plot], "legend": legend if len(legend) > 1 else []},
-    )
+        if (values := _align_control(control, dim, rows.shape[1])) is not None:
+            yield control_name(control), control_colour(control), values, "line-ns-open", "tick"
 
 
 def _plot_means(variable: PlotVariable, rows: np.ndarray, labels: list[str]) -> dict[str, Any]:

@@ -6,6 +6,13 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from mesascope.report.plotting._curve_axes import (
+    build_x_axis,
+    differ_in_size,
+    find_floor,
+    style_y_axis,
+)
+from mesascope.report.plotting.axes import append_units, build_axis
 from mesascope.report.plotting.controls import control_colour, control_name, has_kind
 from mesascope.report.plotting.figure import (
     BASELINE_COLOURS,
@@ -15,23 +22,14 @@ from mesascope.report.plotting.figure import (
     SERIES_COLOURS,
     Panel,
     PlotBuilder,
-    append_units,
-    build_axis,
     build_layout,
-    build_line,
-    build_log_axis,
-    build_range_band,
-    build_seed_line,
-    build_step_axis,
-    build_ticks,
-    finite_mean,
     merge_legends,
 )
-from mesascope.report.plotting.variable import CATEGORICAL_DIMS, PlotVariable, label_positions
-from mesascope.report.text import format_count, format_dim, format_number, join_words
+from mesascope.report.plotting.traces import build_line, build_range_band, build_seed_line, finite_mean
+from mesascope.report.plotting.variable import CATEGORICAL_DIMS, PlotVariable
+from mesascope.report.text import format_count, format_number, join_words
 
 MAX_SEED_LINES = 5  # up to this many seeds are drawn as lines, more as a band
-MAX_SIZE_RATIO = 30.0  # quantities whose sizes differ by a larger factor get separate plots
 
 
 def plot_over_steps(variable: PlotVariable) -> Panel:
@@ -64,7 +62,7 @@ def _build_curve_panel(variable: PlotVariable, along: str, note: str) -> Panel:
     series = next((d for d in variable.plot_dims if d != along), None)
     labels = variable.list_labels(series) if series else [variable.title]
     separate, single = (
-        bool(series) and _differ_in_size(variable, series),
+        bool(series) and differ_in_size(variable, series),
         bool(series) and _has_own_controls(variable, series),
     )
     drawn = [k for k in range(len(labels)) if not single or _has_values(variable, series, k)] or [0]
@@ -72,10 +70,10 @@ def _build_curve_panel(variable: PlotVariable, along: str, note: str) -> Panel:
     plots, legends, floors = [], [], []
     for group in groups:
         builder = _build_plot(variable, along, series, [labels[k] for k in group], group, single)
-        floor = _find_floor(variable, builder.traces, along)
+        floor = find_floor(variable, builder.traces)
         name = labels[group[0]] if separate and len(groups) > 1 else variable.title
-        y = build_axis(append_units(name, variable.units), **_style_y_axis(variable, builder.traces, floor))
-        x = _build_x_axis(variable, along)[1]
+        y = build_axis(append_units(name, variable.units), **style_y_axis(variable, builder.traces, floor))
+        x = build_x_axis(variable, along)[1]
         height = 380 if len(groups) == 1 else 260
         title = labels[group[0]] if len(groups) > 1 or single else ""
         legends.append(builder.legend)
@@ -83,11 +81,8 @@ def _build_curve_panel(variable: PlotVariable, along: str, note: str) -> Panel:
         plot = {"title": title, "data": builder.traces, "layout": build_layout(x, y), "height": height}
         plots.append(plot | ({"thin": variable.array.sizes[along]} if "ticktext" in x and along != "step" else {}))
     absent = [label for k, label in enumerate(labels) if k not in drawn]
-    notes = [
-        note,
-        *_describe_lines(variable, along, series, floors),
-        _describe_dashes(variable, along, separate and not single),
-    ]
+    notes = [note, *_describe_lines(variable, along, series, floors)]
+    notes += [_describe_dashes(variable, along, separate and not single)]
     notes += [f"Not measured: {join_words(absent)}"] if absent else []
     legend = legends[0] if len(groups) == 1 else merge_legends(legends) if single else []
     data = {"plots": plots, "legend": legend if len(legend) > 1 else []}
@@ -112,7 +107,7 @@ def _build_plot(
     single: bool = False,
 ) -> PlotBuilder:
     """Collect the lines of one plot: controls behind, then baselines, the model in front."""
-    builder, x = PlotBuilder(), _build_x_axis(variable, along)[0]
+    builder, x = PlotBuilder(), build_x_axis(variable, along)[0]
     for control in variable.controls:
         _add_control(builder, variable, control, along, series, group)
     order = sorted(zip(group, labels, strict=True), key=lambda one: one[1] == "model")
@@ -122,11 +117,8 @@ def _build_plot(
         if has_baselines and label != "model":
             builder.add_series(label, *_plot_baseline(x, rows, label, k), dash=DASH_STYLES[k % len(DASH_STYLES)])
             continue
-        colour = (
-            MODEL_COLOUR
-            if has_baselines or series is None or len(group) < len(variable.list_labels(series))
-            else SERIES_COLOURS[k % len(SERIES_COLOURS)]
-        )
+        one_colour = has_baselines or series is None or len(group) < len(variable.list_labels(series))
+        colour = MODEL_COLOUR if one_colour else SERIES_COLOURS[k % len(SERIES_COLOURS)]
         unlabelled = single or series is None
         _add_model(builder, variable, x, rows, _format_trained_label(variable, along) if unlabelled else label, colour)
         before = _format_untrained_label(variable)
@@ -163,7 +155,7 @@ def _add_untrained(
     first, last = (_select_rows(variable.select_step(step), along, series, k) for step in (0, -1))
     if np.allclose(first, last, equal_nan=True):
         return
-    x = _build_x_axis(variable, along)[0]
+    x = build_x_axis(variable, along)[0]
     builder.add_series(
         label, colour, [build_line(x, finite_mean(first), label, colour, width=1.6, dash="dash")], dash="dash"
     )
@@ -181,20 +173,14 @@ def _add_control(
     values = control.isel(step=-1) if along != "step" and "step" in control.dims else control
     if along not in values.dims:
         values = values.expand_dims({along: variable.array.sizes[along]}, axis=-1)
-    x = _build_x_axis(variable, along)[0]
+    x = build_x_axis(variable, along)[0]
     for k in group if series in values.dims else [None]:
         rows = _select_rows(values, along, series, k)
         if rows.shape[-1] != len(x) or not np.isfinite(rows).any():
             continue
         name, colour = control_name(control), control_colour(control)
-        range_ = [build_range_band(x, rows, colour, 0.22)]
-        builder.add_series(
-            name,
-            colour,
-            [*range_, build_line(x, finite_mean(rows), name, colour, width=1.6, dash="dot")],
-            "dot",
-            "band",
-        )
+        mean = build_line(x, finite_mean(rows), name, colour, width=1.6, dash="dot")
+        builder.add_series(name, colour, [build_range_band(x, rows, colour, 0.22), mean], "dot", "band")
 
 
 def _select_rows(array: xr.DataArray, along: str, series: str | None, k: int | None) -> np.ndarray:
@@ -204,60 +190,6 @@ def _select_rows(array: xr.DataArray, along: str, series: str | None, k: int | N
         numbers = numbers.isel({series: k})
     extra = [d for d in numbers.dims if d not in ("seed", along)]
     return (numbers.mean(extra) if extra else numbers).transpose("seed", along).values
-
-
-def _build_x_axis(variable: PlotVariable, along: str) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return coordinates and the axis: logarithmic for steps unless set otherwise, else with the labels of the axis."""
-    size = variable.array.sizes[along]
-    if along == "step":
-        steps = np.asarray(variable.array["step"].values, dtype=float)
-        even = variable.array.attrs.get("steps") == "even"
-        return (steps, build_axis("training step")) if even else build_step_axis(steps.tolist())
-    labels = label_positions(variable, along)
-    whole = labels == [str(k) for k in range(size)]
-    few = {"dtick": 1} if size <= 12 else {"nticks": 10}
-    look = {**few, "tickformat": "d"} if whole else build_ticks(labels, 14)
-    return np.arange(size, dtype=float), build_axis(format_dim(along), **look)
-
-
-def _find_floor(variable: PlotVariable, traces: Sequence[dict[str, Any]], along: str) -> float | None:
-    """Return where to cut a logarithmic axis if rounding errors of an exact baseline would flatten other curves."""
-    if not _is_logarithmic(variable):
-        return None
-    values = np.array([v for t in traces for v in t["y"] if v is not None and v > 0])
-    bold = [v for t in traces if t["line"]["width"] > 2 for v in t["y"] if v is not None and v > 0]
-    if not len(values) or not bold or values.min() >= min(bold):
-        return None
-    cut = max(min(bold) / 30, max(values) * 1e-12)
-    return float(cut) if values.min() < cut else None
-
-
-def _style_y_axis(variable: PlotVariable, traces: Sequence[dict[str, Any]], floor: float | None) -> dict[str, Any]:
-    if not _is_logarithmic(variable):
-        return {"zeroline": True, "zerolinecolor": "#cfcbc0", "tickformat": "~g"}
-    values = [v for t in traces for v in t["y"] if v is not None and v > 0] or [1.0]
-    look = build_log_axis(floor or min(values), max(values))
-    if floor:
-        look["range"] = [float(np.log10(floor)), float(np.log10(max(values))) + 0.1]
-    return look
-
-
-def _is_logarithmic(variable: PlotVariable) -> bool:
-    """Return whether the y axis is logarithmic: as requested, or if errors with baselines span a factor of 30."""
-    if variable.is_log or "scale" in variable.array.attrs or set(variable.plot_dims) != {"pos", "predictor"}:
-        return variable.is_log
-    positive = variable.array.where(variable.array > 0)
-    return bool((variable.array >= 0).all() and positive.max() > 30 * positive.min())
-
-
-def _differ_in_size(variable: PlotVariable, series: str) -> bool:
-    """Return whether the quantities along ``stat`` differ too much in size to share a linear axis."""
-    if series != "stat" or variable.is_log:
-        return False
-    values = np.abs(variable.array.transpose("stat", ...).values).reshape(variable.array.sizes["stat"], -1)
-    sizes = np.where(np.isfinite(values), values, 0.0).max(1)
-    sizes = sizes[sizes > 0]
-    return len(sizes) > 1 and bool(sizes.max() > MAX_SIZE_RATIO * sizes.min())
 
 
 def _format_trained_label(variable: PlotVariable, along: str) -> str:

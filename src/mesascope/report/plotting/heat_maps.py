@@ -9,20 +9,18 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from mesascope.report.plotting.controls import control_name, describe_control, has_kind
-from mesascope.report.plotting.figure import (
-    DIVERGING_COLOURS,
-    SEQUENTIAL_COLOURS,
-    Panel,
-    build_axis,
-    build_layout,
-    build_ticks,
+from mesascope.report.plotting._map_layout import (
+    MAX_PRINTED_CELLS,
+    build_colour_scale,
+    build_map_spec,
+    choose_colour_range,
 )
-from mesascope.report.plotting.variable import PlotVariable, escape_labels, label_positions, read_labels
-from mesascope.report.text import escape_plotly, format_dim, format_number, join_words, round_significant
+from mesascope.report.plotting.controls import control_name, describe_control, has_kind
+from mesascope.report.plotting.figure import Panel
+from mesascope.report.plotting.variable import PlotVariable, read_labels
+from mesascope.report.text import format_dim, format_number, join_words, round_significant
 
 MAX_SEED_PLOTS = 4  # with more seeds, one is selected
-MAX_PRINTED_CELLS = 60  # up to this many cells carry their number
 MAX_CELLS = 200_000  # cells in one figure
 MAX_CELLS_WITH_STEPS = 60_000  # with more cells, only the last step is drawn
 ROW_PRIORITY = ("layer", "query", "batch", "component", "predictor", "stat", "head", "kv_head", "pos")
@@ -55,10 +53,8 @@ def thin_spectrum(variable: PlotVariable) -> PlotVariable:
         return variable
     long = variable.array.sizes["eigen"]
     ranks = np.unique(np.geomspace(1, long, max(8, MAX_CELLS // (size // long))).round().astype(int)) - 1
-    description = (
-        f"{variable.array.attrs.get('description', '')} (subsampled: {len(ranks)} of {long:,} ranks, "
-        "logarithmically spaced)"
-    )
+    note = f" (subsampled: {len(ranks)} of {long:,} ranks, logarithmically spaced)"
+    description = f"{variable.array.attrs.get('description', '')}{note}"
     numbered = variable.array.assign_coords(eigen=variable.array["eigen"])
     return replace(
         variable,
@@ -105,14 +101,14 @@ def _build_map_panel(variable: PlotVariable, array: xr.DataArray, rows: str, col
     if variable.num_seeds > MAX_SEED_PLOTS:
         choices = ["seed", *choices]
     plots, combos = _build_plots(variable, array, rows, columns, choices)
-    low, high, colours = _choose_colour_range(variable, array)
-    look = _build_map_spec(variable, array, rows, columns, low, high, colours)
+    low, high, colours = choose_colour_range(variable, array)
+    look = build_map_spec(variable, array, rows, columns, low, high, colours)
     notes = _describe_plots(variable, array, choices, rows, columns)
     data = {
         "plots": [{"title": title, "log": variable.is_log, **look} for title in plots],
         "variants": combos,
         "choices": [_build_choice(array, d) for d in choices],
-        "scale": _build_colour_scale(variable, low, high, colours),
+        "scale": build_colour_scale(variable, low, high, colours),
         "min_width": _choose_min_width(variable, array, rows, columns, len(plots)),
     }
     return Panel(kind="figure", title=variable.title, caption=variable.build_caption(*notes), data=data)
@@ -200,74 +196,6 @@ def _select_control(control: xr.DataArray, selection: dict[str, int], rows: str,
     return selected.mean([d for d in selected.dims if d not in (rows, columns)])
 
 
-def _choose_colour_range(variable: PlotVariable, array: xr.DataArray) -> tuple[float, float, tuple[str, ...]]:
-    """Return both ends of the colour scale over all cells, controls included, and its colours."""
-    values = np.concatenate([one.values.ravel() for one in (array, *variable.controls)])
-    values = values[np.isfinite(values)]
-    if variable.is_log:
-        values = np.log10(values[values > 0])
-    low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
-    if (center := variable.center) is not None and not variable.is_log:
-        reach = max(high - center, center - low) or 1.0
-        return center - reach, center + reach, DIVERGING_COLOURS
-    return low, high if high > low else low + 1.0, SEQUENTIAL_COLOURS
-
-
-def _build_map_spec(
-    variable: PlotVariable,
-    array: xr.DataArray,
-    rows: str,
-    columns: str,
-    low: float,
-    high: float,
-    colours: Sequence[str],
-) -> dict[str, Any]:
-    """Return trace, layout and cell labels that all plots share; the cells themselves depend on the choice."""
-    height, width = array.sizes[rows], array.sizes[columns]
-    printed = height * width <= MAX_PRINTED_CELLS
-    steps = [[k / (len(colours) - 1), colour] for k, colour in enumerate(colours)]
-    value = "%{text}" if printed or variable.is_log else "%{z:.3~g}"
-    down_word, across_word = escape_plotly(format_dim(rows)), escape_plotly(format_dim(columns))
-    hover = f"{down_word} %{{customdata[0]}}, {across_word} %{{customdata[1]}}: <b>{value}</b><extra></extra>"
-    down, across = (escape_labels(_label_cells(variable, array, d)) for d in (rows, columns))
-    trace = {
-        "type": "heatmap",
-        "zmin": low,
-        "zmax": high,
-        "colorscale": steps,
-        "showscale": False,
-        "xgap": 1,
-        "ygap": 1,
-    }
-    trace |= {"hovertemplate": hover, "hoverongaps": False}
-    trace |= {"texttemplate": "%{text}", "textfont": {"size": 12}} if printed else {}
-    x = build_axis(format_dim(columns), **_choose_ticks(variable, array, columns), showgrid=False)
-    y = build_axis(format_dim(rows), **_choose_ticks(variable, array, rows), showgrid=False, autorange="reversed")
-    row_height = 34 if printed else 20 if height <= 16 else 12
-    longest = max(map(len, x.get("ticktext", [""])))  # plotly rotates long labels, which need room below
-    tall = min(max(height * row_height, 90), 460) + 70 + (6 * min(longest, 26) if longest > 4 else 0)
-    return {
-        "data": [trace],
-        "layout": build_layout(x, y, hovermode="closest"),
-        "height": tall,
-        "labels": [down, across],
-    }
-
-
-def _label_cells(variable: PlotVariable, array: xr.DataArray, dim: str) -> list[str]:
-    """Return labels for the hover text; positions include their token."""
-    labels, tokens = read_labels(array, dim), label_positions(variable, dim)
-    return labels if labels == tokens else [f"{p} “{t}”" for p, t in zip(labels, tokens, strict=True)]
-
-
-def _choose_ticks(variable: PlotVariable, array: xr.DataArray, dim: str) -> dict[str, Any]:
-    """Return tick labels; tokens if there are few enough to read."""
-    labels = label_positions(variable, dim) if array.sizes[dim] <= 32 else read_labels(array, dim)
-    tokens = labels != read_labels(array, dim)
-    whole = labels == [str(k) for k in range(len(labels))]
-    return {"nticks": 8, "tickformat": "d"} if whole and len(labels) > 12 else build_ticks(labels, 32 if tokens else 16)
-
-
 def _build_choice(array: xr.DataArray, dim: str) -> dict[str, Any]:
     """Return an input: a slider over steps, layers, examples and positions, else a list."""
     slider = dim in ("step", "layer", "batch", "pos")
@@ -278,15 +206,6 @@ def _build_choice(array: xr.DataArray, dim: str) -> dict[str, Any]:
         "slider": slider,
         "selected": len(options) - 1 if dim == "step" else 0,
     }
-
-
-def _build_colour_scale(variable: PlotVariable, low: float, high: float, colours: Sequence[str]) -> dict[str, Any]:
-    ends = [10**v if variable.is_log else v for v in (low, (low + high) / 2, high)]
-    words = [
-        "0" if abs(v) < 1e-3 * max(map(abs, ends)) and not variable.is_log else format_number(float(f"{v:.3g}"))
-        for v in ends
-    ]
-    return {"colours": list(colours), "ends": words, "units": "" if variable.units == "1" else variable.units}
 
 
 def _describe_plots(

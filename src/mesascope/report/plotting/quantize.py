@@ -43,8 +43,7 @@ class QuantizedArray:
 def quantize_array(values: np.ndarray, log: bool = False) -> QuantizedArray:
     """Quantize numbers to one byte each.
 
-    Up to 255 distinct numbers are stored exactly. Otherwise levels are evenly spaced: on a linear scale, on a
-    logarithmic scale, or, if a few outliers would dominate the range, in the inverse hyperbolic sine about the median.
+    Up to 255 distinct numbers are stored exactly. Otherwise levels are evenly spaced, on the scale of `_choose_levels`.
 
     Args:
         values: numbers of any shape; non-finite values count as missing.
@@ -53,23 +52,23 @@ def quantize_array(values: np.ndarray, log: bool = False) -> QuantizedArray:
     Returns:
         The quantized numbers.
     """
-    values = np.asarray(values, dtype=np.float64)
-    finite = np.isfinite(values)
+    finite = np.isfinite(values := np.asarray(values, dtype=np.float64))
     present = values[finite]
+    codes = np.zeros(values.shape, np.uint8)
     if not present.size:
-        return QuantizedArray(
-            codes=np.zeros(values.shape, np.uint8), levels=np.zeros(1), exact=True, colour_range=(0.0, 1.0)
-        )
+        return QuantizedArray(codes=codes, levels=np.zeros(1), exact=True, colour_range=(0.0, 1.0))
     distinct = np.unique(present)
     exact = len(distinct) <= MAX_LEVELS
     levels = distinct if exact else _choose_levels(present, log)
     between = (levels[1:] + levels[:-1]) / 2
-    codes = np.zeros(values.shape, np.uint8)
     codes[finite] = np.searchsorted(between, present) + 1
     return QuantizedArray(codes=codes, levels=levels, exact=exact, colour_range=_find_colour_range(present, log))
 
 
 def _choose_levels(values: np.ndarray, log: bool) -> np.ndarray:
+    """Space levels evenly: on a linear or logarithmic scale, or, if a few outliers would dominate the range, in the
+    inverse hyperbolic sine about the median.
+    """
     low, high = float(values.min()), float(values.max())
     if log:
         positive = float(values[values > 0].min())

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from mesascope.report.plotting.figure import GREY, TEXT_COLOUR, Panel, build_axis, build_layout
+from mesascope.report.plotting.axes import build_axis
+from mesascope.report.plotting.figure import GREY, TEXT_COLOUR, Panel, build_layout
 from mesascope.report.plotting.variable import PlotVariable, make_visible, read_labels
 from mesascope.report.text import escape_plotly, format_count, format_dim, join_words, round_significant
 

@@ -32,14 +32,9 @@ def build_table(variable: PlotVariable) -> Panel:
     labels = variable.list_labels(dim) if dim else ["all"]
     rows = [[label, *_format_statistics(part.values)] for label, part in zip(labels, parts, strict=True)]
     head = [format_dim(dim) if dim else "", *COLUMN_HEADERS]
-    return Panel(
-        kind="table",
-        title=variable.title,
-        caption=variable.build_caption(
-            _describe_shape(variable), variable.describe_step(), _describe_controls(variable)
-        ),
-        data={"head": head, "rows": rows, "units": "" if variable.units == "1" else variable.units},
-    )
+    data = {"head": head, "rows": rows, "units": "" if variable.units == "1" else variable.units}
+    notes = _describe_shape(variable), variable.describe_step(), _describe_controls(variable)
+    return Panel(kind="table", title=variable.title, caption=variable.build_caption(*notes), data=data)
 
 
 def _format_statistics(values: np.ndarray) -> list[str]:

@@ -1,10 +1,9 @@
 """A variable prepared for plotting, with its controls, position labels and auxiliary variables."""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -237,64 +236,3 @@ def _move_seeds_first(array: xr.DataArray) -> xr.DataArray:
     array = array.astype(float) if is_numeric(array) else array
     array = array if "seed" in array.dims else array.expand_dims("seed")
     return array.transpose("seed", ...).assign_attrs(attrs)
-
-
-AUX_VARIABLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "head_importance": ("role", "label", "low", "high", "caused"),
-        "ranking": (
-            "named",
-            "low",
-            "high",
-            "similarity_null",
-            "distinguishable",
-            "display_name",
-            "iterations",
-            "fitted",
-            "hyperparameters",
-        ),
-    }
-)
-REQUIRED_AUX_VARIABLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "head_importance": ("role", "caused"),
-        "ranking": ("named", "similarity_null", "distinguishable", "display_name", "iterations", "hyperparameters"),
-    }
-)
-
-
-def list_aux_variables(data: xr.Dataset) -> list[str]:
-    """List the auxiliary variables of the views that the variables of a file request.
-
-    Args:
-        data: the variables of the file.
-
-    Returns:
-        Their names; those of a view are left out if one that it requires is missing.
-    """
-    requested = {str(data[name].attrs.get("view")) for name in data.data_vars}
-    complete = [
-        view
-        for view in AUX_VARIABLES
-        if view in requested and {*REQUIRED_AUX_VARIABLES[view]} <= {*map(str, data.data_vars)}
-    ]
-    return [name for view in complete for name in AUX_VARIABLES[view] if name in data.data_vars]
-
-
-def attach_aux_variables(data: xr.Dataset, variable: PlotVariable) -> PlotVariable:
-    """Attach auxiliary variables to a variable as coordinates, all with the axis ``seed``.
-
-    Args:
-        data: the variables of the same file.
-        variable: the variable to plot.
-
-    Returns:
-        The variable with coordinates.
-    """
-    array = variable.array
-    available = [data[name] for name in list_aux_variables(data) if {*data[name].dims} <= {*array.dims}]
-    coords = {
-        one.name: (one if "seed" in one.dims else one.expand_dims(seed=array.sizes["seed"])).variable
-        for one in available
-    }
-    return replace(variable, array=array.assign_coords(coords))

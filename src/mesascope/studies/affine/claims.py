@@ -59,15 +59,11 @@ def affine_claims(*, first: int, layers: int, scales: tuple[str, ...] = ("laptop
     top = layers - 1
     claims = (
         _context_claim(first),
-        *_copying_claims(),
-        refinement_claim(
-            name="the estimate is refined layer by layer",
-            statement="The error of a linear probe for the next term falls at every layer.",
-            source=f"{PAPER}, in our words",
-        ),
+        *_COPYING_CLAIMS,
+        _REFINEMENT_CLAIM,
         *negative_similarity_claims(top),
         *negative_head_ablation_claims(top),
-        *_algorithm_claims(),
+        *_ALGORITHM_CLAIMS,
         copying_head_claim(0),
         *head_importance_claims(),
     )
@@ -92,95 +88,6 @@ def _context_claim(first: int) -> Claim:
     )
 
 
-def _copying_claims() -> tuple[Claim, ...]:
-    return (
-        Claim(
-            name="layer 0 copies the last term: R²",
-            statement="The attention output of layer 0 contains the last term, a first estimate of the next one.",
-            source=f"{PAPER}; measured by plain R², which is high for every term of a converging sequence",
-            value=Quantity(
-                description="R² of the last term, linear probe on layer 0's attention output",
-                read=lambda results: select_last_step(_select_probe(results, "explained", "last term")),
-            ),
-            control=Quantity(
-                description="the same R² in the untrained model",
-                read=lambda results: select_untrained(_select_probe(results, "explained", "last term")),
-            ),
-            direction="above",
-            threshold=MIN_COPY_R2,
-        ),
-        Claim(
-            name="layer 0 copies the last term: R² relative to the step",
-            statement="Training improves the probe for the last term on layer 0's output, relative to the step.",
-            source=f"{PAPER}, measured such that convergence of the sequence does not raise the score",
-            value=COPY_STEP_R2,
-            control=Quantity(
-                description="the same R² in the untrained model",
-                read=lambda results: select_untrained(_select_probe(results, "step_explained", "last term")),
-            ),
-            direction="above",
-        ),
-        Claim(
-            name="layer 0 does not predict the next term",
-            statement="The attention output of layer 0 predicts the last term better than the next one.",
-            source=f"{OURS}: a first estimate differs from the target",
-            value=COPY_STEP_R2,
-            control=Quantity(
-                description="the same R² for the next term",
-                read=lambda results: select_last_step(_select_probe(results, "step_explained", "next term")),
-            ),
-            direction="above",
-        ),
-    )
-
-
-def _algorithm_claims() -> tuple[Claim, ...]:
-    return (
-        Claim(
-            name="after layer 0: copying",
-            statement="After layer 0, the affine lens agrees more with copying than with least squares.",
-            source=f"{PAPER}, restated for algorithms after a run had been seen",
-            value=Quantity(
-                description="fraction of the variance of the affine lens after layer 0 that copying explains",
-                read=lambda results: _select_layer_similarity(results, "after 0", "copying"),
-            ),
-            control=Quantity(
-                description="the same fraction for least squares on earlier pairs",
-                read=lambda results: _select_layer_similarity(results, "after 0", "least squares"),
-            ),
-            direction="above",
-        ),
-        Claim(
-            name="predictions: least squares",
-            statement="The model's predictions agree more with least squares than with copying.",
-            source=f"{PAPER}, restated for algorithms after a run had been seen",
-            value=Quantity(
-                description="fraction of the variance of the predictions that least squares on earlier pairs explains",
-                read=lambda results: select_last_step(select_similarity(results, "least squares")),
-            ),
-            control=Quantity(
-                description="the same fraction for copying",
-                read=lambda results: select_last_step(select_similarity(results, "copying")),
-            ),
-            direction="above",
-        ),
-        Claim(
-            name="out of distribution: least squares",
-            statement="Out of distribution, too, the predictions agree more with least squares than with copying.",
-            source=f"{OURS}: an algorithm applies to every distribution; written after a run had been seen",
-            value=Quantity(
-                description="fraction of the variance that least squares explains, lowest over shifted distributions",
-                read=lambda results: select_shifted_similarity(results, "least squares"),
-            ),
-            control=Quantity(
-                description="the same fraction for copying",
-                read=lambda results: select_shifted_similarity(results, "copying"),
-            ),
-            direction="above",
-        ),
-    )
-
-
 def _compute_copy_ratio(results: Results, positions: slice) -> xr.DataArray:
     error = select_last_step(results["loss_vs_baselines"]["error"]).isel(pos=positions).sum("pos")
     return error.sel(predictor="model", drop=True) / error.sel(predictor="copy", drop=True)
@@ -193,3 +100,95 @@ def _select_probe(results: Results, variable: str, term: str) -> xr.DataArray:
 def _select_layer_similarity(results: Results, depth: str, predictor: str) -> xr.DataArray:
     similarity = select_last_step(results["which_algorithm"]["layer_similarity"])
     return similarity.sel(layer=depth, lens="affine lens", predictor=predictor, drop=True)
+
+
+_COPYING_CLAIMS = (
+    Claim(
+        name="layer 0 copies the last term: R²",
+        statement="The attention output of layer 0 contains the last term, a first estimate of the next one.",
+        source=f"{PAPER}; measured by plain R², which is high for every term of a converging sequence",
+        value=Quantity(
+            description="R² of the last term, linear probe on layer 0's attention output",
+            read=lambda results: select_last_step(_select_probe(results, "explained", "last term")),
+        ),
+        control=Quantity(
+            description="the same R² in the untrained model",
+            read=lambda results: select_untrained(_select_probe(results, "explained", "last term")),
+        ),
+        direction="above",
+        threshold=MIN_COPY_R2,
+    ),
+    Claim(
+        name="layer 0 copies the last term: R² relative to the step",
+        statement="Training improves the probe for the last term on layer 0's output, relative to the step.",
+        source=f"{PAPER}, measured such that convergence of the sequence does not raise the score",
+        value=COPY_STEP_R2,
+        control=Quantity(
+            description="the same R² in the untrained model",
+            read=lambda results: select_untrained(_select_probe(results, "step_explained", "last term")),
+        ),
+        direction="above",
+    ),
+    Claim(
+        name="layer 0 does not predict the next term",
+        statement="The attention output of layer 0 predicts the last term better than the next one.",
+        source=f"{OURS}: a first estimate differs from the target",
+        value=COPY_STEP_R2,
+        control=Quantity(
+            description="the same R² for the next term",
+            read=lambda results: select_last_step(_select_probe(results, "step_explained", "next term")),
+        ),
+        direction="above",
+    ),
+)
+
+_ALGORITHM_CLAIMS = (
+    Claim(
+        name="after layer 0: copying",
+        statement="After layer 0, the affine lens agrees more with copying than with least squares.",
+        source=f"{PAPER}, restated for algorithms after a run had been seen",
+        value=Quantity(
+            description="fraction of the variance of the affine lens after layer 0 that copying explains",
+            read=lambda results: _select_layer_similarity(results, "after 0", "copying"),
+        ),
+        control=Quantity(
+            description="the same fraction for least squares on earlier pairs",
+            read=lambda results: _select_layer_similarity(results, "after 0", "least squares"),
+        ),
+        direction="above",
+    ),
+    Claim(
+        name="predictions: least squares",
+        statement="The model's predictions agree more with least squares than with copying.",
+        source=f"{PAPER}, restated for algorithms after a run had been seen",
+        value=Quantity(
+            description="fraction of the variance of the predictions that least squares on earlier pairs explains",
+            read=lambda results: select_last_step(select_similarity(results, "least squares")),
+        ),
+        control=Quantity(
+            description="the same fraction for copying",
+            read=lambda results: select_last_step(select_similarity(results, "copying")),
+        ),
+        direction="above",
+    ),
+    Claim(
+        name="out of distribution: least squares",
+        statement="Out of distribution, too, the predictions agree more with least squares than with copying.",
+        source=f"{OURS}: an algorithm applies to every distribution; written after a run had been seen",
+        value=Quantity(
+            description="fraction of the variance that least squares explains, lowest over shifted distributions",
+            read=lambda results: select_shifted_similarity(results, "least squares"),
+        ),
+        control=Quantity(
+            description="the same fraction for copying",
+            read=lambda results: select_shifted_similarity(results, "copying"),
+        ),
+        direction="above",
+    ),
+)
+
+_REFINEMENT_CLAIM = refinement_claim(
+    name="the estimate is refined layer by layer",
+    statement="The error of a linear probe for the next term falls at every layer.",
+    source=f"{PAPER}, in our words",
+)

@@ -16,62 +16,74 @@ def negative_similarity_claims(top: int) -> tuple[Claim, ...]:
     Args:
         top: index of the last layer.
     """
-    lowest_interaction = Quantity(
-        description=f"lowest correlation of score and similarity of a head in layer {top}, main effects removed",
-        read=lambda results: _find_lowest(results, "interaction", slice(top, top)),
-    )
     return (
-        Claim(
-            name="negative similarity: attention score",
-            statement=f"Layer {top} has heads whose attention score falls with the similarity of query and key.",
-            source=f"{PAPER}, first reading",
-            value=lowest_interaction,
-            control=Quantity(
-                description="lower edge of the null band with shuffled partners",
-                read=lambda results: _find_lowest(results, "interaction_null_low", slice(top, top)),
-            ),
-            direction="below",
+        _score_claim(top),
+        _main_effects_claim(top),
+        _gain_claim(top),
+        _strongest_layer_claim(top),
+    )
+
+
+def _score_claim(top: int) -> Claim:
+    return Claim(
+        name="negative similarity: attention score",
+        statement=f"Layer {top} has heads whose attention score falls with the similarity of query and key.",
+        source=f"{PAPER}, first reading",
+        value=_lowest_interaction(top),
+        control=Quantity(
+            description="lower edge of the null band with shuffled partners",
+            read=lambda results: _find_lowest(results, "interaction_null_low", slice(top, top)),
         ),
-        Claim(
-            name="negative similarity: attention score with main effects",
-            statement=f"Layer {top} has heads whose attention score falls with the similarity of query and key; "
-            "preferences for certain queries or keys count.",
-            source=f"{PAPER}, first reading, without removing the main effects of query and key",
-            value=Quantity(
-                description=f"lowest correlation of score and similarity of a head in layer {top}, position fixed",
-                read=lambda results: _find_lowest(results, "fixed_position", slice(top, top)),
-            ),
-            control=Quantity(
-                description="lower edge of the null band with shuffled partners",
-                read=lambda results: _find_lowest(results, "fixed_position_null_low", slice(top, top)),
-            ),
-            direction="below",
+        direction="below",
+    )
+
+
+def _main_effects_claim(top: int) -> Claim:
+    return Claim(
+        name="negative similarity: attention score with main effects",
+        statement=f"Layer {top} has heads whose attention score falls with the similarity of query and key; "
+        "preferences for certain queries or keys count.",
+        source=f"{PAPER}, first reading, without removing the main effects of query and key",
+        value=Quantity(
+            description=f"lowest correlation of score and similarity of a head in layer {top}, position fixed",
+            read=lambda results: _find_lowest(results, "fixed_position", slice(top, top)),
         ),
-        Claim(
-            name="negative similarity: gain",
-            statement=f"Layer {top} has heads that attend to terms similar to the query and subtract them.",
-            source=f"{PAPER}, second reading",
-            value=Quantity(
-                description="lowest gain among heads whose score rises with similarity; 0 without such heads",
-                read=lambda results: _find_lowest_gain(results, "gain", top),
-            ),
-            control=Quantity(
-                description="the same gain with shuffled keys",
-                read=lambda results: _find_lowest_gain(results, "gain_null", top),
-            ),
-            direction="below",
+        control=Quantity(
+            description="lower edge of the null band with shuffled partners",
+            read=lambda results: _find_lowest(results, "fixed_position_null_low", slice(top, top)),
         ),
-        Claim(
-            name=f"negative similarity is strongest in layer {top}",
-            statement=f"Negative similarity is stronger in layer {top} than in the earlier layers.",
-            source=f"{PAPER}, in our words",
-            value=lowest_interaction,
-            control=Quantity(
-                description="the lowest correlation in earlier layers",
-                read=lambda results: _find_lowest(results, "interaction", slice(0, top - 1)),
-            ),
-            direction="below",
+        direction="below",
+    )
+
+
+def _gain_claim(top: int) -> Claim:
+    return Claim(
+        name="negative similarity: gain",
+        statement=f"Layer {top} has heads that attend to terms similar to the query and subtract them.",
+        source=f"{PAPER}, second reading",
+        value=Quantity(
+            description="lowest gain among heads whose score rises with similarity; 0 without such heads",
+            read=lambda results: _find_lowest_gain(results, "gain", top),
         ),
+        control=Quantity(
+            description="the same gain with shuffled keys",
+            read=lambda results: _find_lowest_gain(results, "gain_null", top),
+        ),
+        direction="below",
+    )
+
+
+def _strongest_layer_claim(top: int) -> Claim:
+    return Claim(
+        name=f"negative similarity is strongest in layer {top}",
+        statement=f"Negative similarity is stronger in layer {top} than in the earlier layers.",
+        source=f"{PAPER}, in our words",
+        value=_lowest_interaction(top),
+        control=Quantity(
+            description="the lowest correlation in earlier layers",
+            read=lambda results: _find_lowest(results, "interaction", slice(0, top - 1)),
+        ),
+        direction="below",
     )
 
 
@@ -82,36 +94,51 @@ def negative_head_ablation_claims(top: int) -> tuple[Claim, ...]:
         top: index of the last layer.
     """
     return (
-        Claim(
-            name="negative-similarity heads have larger effects",
-            statement=f"In layer {top}, ablating negative-similarity heads raises the loss more than ablating others.",
-            source=f"{OURS}: a causal test of the abstract's word 'refined'",
-            value=Quantity(
-                description="increase of the loss when they are mean-ablated; NaN if there are none, or no others",
-                read=lambda results: _compare_negative_heads(results, top)[0],
-                unit="units of the loss",
-            ),
-            control=Quantity(
-                description="the same increase, mean over all groups of as many other heads of the layer",
-                read=lambda results: _compare_negative_heads(results, top)[1],
-                unit="units of the loss",
-            ),
-            direction="above",
+        _negative_heads_claim(top),
+        _most_important_claim(top),
+    )
+
+
+def _negative_heads_claim(top: int) -> Claim:
+    return Claim(
+        name="negative-similarity heads have larger effects",
+        statement=f"In layer {top}, ablating negative-similarity heads raises the loss more than ablating others.",
+        source=f"{OURS}: a causal test of the abstract's word 'refined'",
+        value=Quantity(
+            description="increase of the loss when they are mean-ablated; NaN if there are none, or no others",
+            read=lambda results: _compare_negative_heads(results, top)[0],
+            unit="units of the loss",
         ),
-        Claim(
-            name="the most important head has negative similarity",
-            statement=f"The head with the largest ablation effect in layer {top} is a negative-similarity head.",
-            source=f"{OURS}: a causal test of the abstract's word 'refined'",
-            value=Quantity(
-                description="correlation of score and similarity of that head, main effects removed",
-                read=lambda results: _select_most_important(results, "interaction", top),
-            ),
-            control=Quantity(
-                description="lower edge of the head's null band with shuffled partners",
-                read=lambda results: _select_most_important(results, "interaction_null_low", top),
-            ),
-            direction="below",
+        control=Quantity(
+            description="the same increase, mean over all groups of as many other heads of the layer",
+            read=lambda results: _compare_negative_heads(results, top)[1],
+            unit="units of the loss",
         ),
+        direction="above",
+    )
+
+
+def _most_important_claim(top: int) -> Claim:
+    return Claim(
+        name="the most important head has negative similarity",
+        statement=f"The head with the largest ablation effect in layer {top} is a negative-similarity head.",
+        source=f"{OURS}: a causal test of the abstract's word 'refined'",
+        value=Quantity(
+            description="correlation of score and similarity of that head, main effects removed",
+            read=lambda results: _select_most_important(results, "interaction", top),
+        ),
+        control=Quantity(
+            description="lower edge of the head's null band with shuffled partners",
+            read=lambda results: _select_most_important(results, "interaction_null_low", top),
+        ),
+        direction="below",
+    )
+
+
+def _lowest_interaction(top: int) -> Quantity:
+    return Quantity(
+        description=f"lowest correlation of score and similarity of a head in layer {top}, main effects removed",
+        read=lambda results: _find_lowest(results, "interaction", slice(top, top)),
     )
 
 

@@ -21,9 +21,9 @@ MAX_ERROR_RATIO = 1.2  # ours: over the error of the learner
 def function_class_claims() -> tuple[Claim, ...]:
     """Return the claims on linear functions, sparse functions, networks and trees."""
     return (
-        *_linear_claims(),
-        *_sparse_claims(),
-        *_network_claims(),
+        *_LINEAR_CLAIMS,
+        *_SPARSE_CLAIMS,
+        *_NETWORK_CLAIMS,
         _tree_claim("greedy trees", "a tree that is fitted greedily to the context", "greedy tree"),
         _tree_claim(
             "greedy trees of signs", "a greedy tree that is fitted to the inputs' signs", "greedy tree of signs"
@@ -33,118 +33,6 @@ def function_class_claims() -> tuple[Claim, ...]:
             "boosted trees that are fitted to the context",
             "boosted trees",
             f"{PAPER}, of XGBoost; here scikit-learn's gradient boosting",
-        ),
-    )
-
-
-def _linear_claims() -> tuple[Claim, ...]:
-    return (
-        least_squares_claim(
-            "linear: least squares",
-            "Trained on linear functions, the model predicts as least squares does.",
-            PAPER,
-        ),
-        Claim(
-            name="linear: error after the context",
-            statement="After twice as many pairs as dimensions, the error is at most 10 % of that of predicting 0.",
-            source=f"{PAPER}; the threshold is ours",
-            value=Quantity(
-                description="squared error at the last position over that of predicting 0",
-                read=lambda results: _compute_final_error(results, "model"),
-            ),
-            control=Quantity(
-                description="the same ratio for averaging input times target",
-                read=lambda results: _compute_final_error(results, "averaging"),
-            ),
-            direction="below",
-            threshold=MAX_FINAL_ERROR,
-        ),
-        Claim(
-            name="linear: out of distribution",
-            statement="The model predicts as least squares does on correlated and on larger inputs.",
-            source=f"{PAPER}, which reports robustness to most shifts; the threshold is ours",
-            value=Quantity(
-                description="fraction of the variance that least squares explains, lower of the two distributions",
-                read=lambda results: select_shifted_similarity(results, "least squares", SHIFTED_DISTRIBUTIONS),
-            ),
-            control=Quantity(
-                description="the same fraction for the nearest neighbours",
-                read=lambda results: select_shifted_similarity(results, "nearest neighbours", SHIFTED_DISTRIBUTIONS),
-            ),
-            direction="above",
-            threshold=MIN_SIMILARITY,
-        ),
-    )
-
-
-def _sparse_claims() -> tuple[Claim, ...]:
-    return (
-        Claim(
-            name="sparse: better than least squares",
-            statement="Trained on sparse functions, the model has a lower error than least squares.",
-            source=PAPER,
-            value=Quantity(
-                description="error over that of least squares, all positions",
-                read=lambda results: _compute_error_ratio(results, "sparse_loss_vs_baselines"),
-            ),
-            control=Quantity(
-                description="the same ratio on dense functions, where least squares is optimal",
-                read=lambda results: _compute_error_ratio(results, "loss_vs_baselines"),
-            ),
-            direction="below",
-            threshold=1.0,
-        ),
-        Claim(
-            name="sparse: lasso",
-            statement="Trained on sparse functions, the model agrees more with the lasso than with least squares.",
-            source=f"{PAPER}, of errors",
-            value=Quantity(
-                description="fraction of the variance of the predictions that the fitted lasso explains",
-                read=_select_trained_similarity("lasso", result="sparse_which_algorithm"),
-            ),
-            control=Quantity(
-                description="the same fraction for least squares",
-                read=_select_trained_similarity("least squares", result="sparse_which_algorithm"),
-            ),
-            direction="above",
-        ),
-    )
-
-
-def _network_claims() -> tuple[Claim, ...]:
-    on_linear_functions = {"distribution": "linear functions", "result": "network_linear_algorithms"}
-    return (
-        Claim(
-            name="networks: trained network",
-            statement="The model's error is at most 20 % above that of a network that is trained on the context.",
-            source=f"{PAPER}; the threshold is ours",
-            value=Quantity(
-                description="error over that of the trained network, last four positions",
-                read=lambda results: _compute_late_ratio(results, "network", "trained network"),
-            ),
-            control=Quantity(
-                description="the same ratio for the mean of 3 nearest neighbours",
-                read=lambda results: _compute_late_ratio(
-                    results, "network", "trained network", predictor="3 nearest neighbours"
-                ),
-            ),
-            direction="below",
-            threshold=MAX_ERROR_RATIO,
-        ),
-        Claim(
-            name="networks: linear functions",
-            statement="Trained on networks, the model predicts as least squares does on linear functions.",
-            source=f"{PAPER}, of errors; the threshold is ours",
-            value=Quantity(
-                description="fraction of the variance of predictions on linear functions that least squares explains",
-                read=_select_trained_similarity("least squares", **on_linear_functions),
-            ),
-            control=Quantity(
-                description="the same fraction for the nearest neighbours",
-                read=_select_trained_similarity("nearest neighbours", **on_linear_functions),
-            ),
-            direction="above",
-            threshold=MIN_SIMILARITY,
         ),
     )
 
@@ -191,3 +79,110 @@ def _compute_late_ratio(
 def _compute_final_error(results: Results, predictor: str) -> xr.DataArray:
     error = select_last_step(results["loss_vs_baselines"]["error"]).isel(pos=-1, drop=True)
     return error.sel(predictor=predictor, drop=True) / error.sel(predictor="zero", drop=True)
+
+
+_LINEAR_CLAIMS = (
+    least_squares_claim(
+        "linear: least squares",
+        "Trained on linear functions, the model predicts as least squares does.",
+        PAPER,
+    ),
+    Claim(
+        name="linear: error after the context",
+        statement="After twice as many pairs as dimensions, the error is at most 10 % of that of predicting 0.",
+        source=f"{PAPER}; the threshold is ours",
+        value=Quantity(
+            description="squared error at the last position over that of predicting 0",
+            read=lambda results: _compute_final_error(results, "model"),
+        ),
+        control=Quantity(
+            description="the same ratio for averaging input times target",
+            read=lambda results: _compute_final_error(results, "averaging"),
+        ),
+        direction="below",
+        threshold=MAX_FINAL_ERROR,
+    ),
+    Claim(
+        name="linear: out of distribution",
+        statement="The model predicts as least squares does on correlated and on larger inputs.",
+        source=f"{PAPER}, which reports robustness to most shifts; the threshold is ours",
+        value=Quantity(
+            description="fraction of the variance that least squares explains, lower of the two distributions",
+            read=lambda results: select_shifted_similarity(results, "least squares", SHIFTED_DISTRIBUTIONS),
+        ),
+        control=Quantity(
+            description="the same fraction for the nearest neighbours",
+            read=lambda results: select_shifted_similarity(results, "nearest neighbours", SHIFTED_DISTRIBUTIONS),
+        ),
+        direction="above",
+        threshold=MIN_SIMILARITY,
+    ),
+)
+
+_SPARSE_CLAIMS = (
+    Claim(
+        name="sparse: better than least squares",
+        statement="Trained on sparse functions, the model has a lower error than least squares.",
+        source=PAPER,
+        value=Quantity(
+            description="error over that of least squares, all positions",
+            read=lambda results: _compute_error_ratio(results, "sparse_loss_vs_baselines"),
+        ),
+        control=Quantity(
+            description="the same ratio on dense functions, where least squares is optimal",
+            read=lambda results: _compute_error_ratio(results, "loss_vs_baselines"),
+        ),
+        direction="below",
+        threshold=1.0,
+    ),
+    Claim(
+        name="sparse: lasso",
+        statement="Trained on sparse functions, the model agrees more with the lasso than with least squares.",
+        source=f"{PAPER}, of errors",
+        value=Quantity(
+            description="fraction of the variance of the predictions that the fitted lasso explains",
+            read=_select_trained_similarity("lasso", result="sparse_which_algorithm"),
+        ),
+        control=Quantity(
+            description="the same fraction for least squares",
+            read=_select_trained_similarity("least squares", result="sparse_which_algorithm"),
+        ),
+        direction="above",
+    ),
+)
+
+_ON_LINEAR_FUNCTIONS = {"distribution": "linear functions", "result": "network_linear_algorithms"}
+_NETWORK_CLAIMS = (
+    Claim(
+        name="networks: trained network",
+        statement="The model's error is at most 20 % above that of a network that is trained on the context.",
+        source=f"{PAPER}; the threshold is ours",
+        value=Quantity(
+            description="error over that of the trained network, last four positions",
+            read=lambda results: _compute_late_ratio(results, "network", "trained network"),
+        ),
+        control=Quantity(
+            description="the same ratio for the mean of 3 nearest neighbours",
+            read=lambda results: _compute_late_ratio(
+                results, "network", "trained network", predictor="3 nearest neighbours"
+            ),
+        ),
+        direction="below",
+        threshold=MAX_ERROR_RATIO,
+    ),
+    Claim(
+        name="networks: linear functions",
+        statement="Trained on networks, the model predicts as least squares does on linear functions.",
+        source=f"{PAPER}, of errors; the threshold is ours",
+        value=Quantity(
+            description="fraction of the variance of predictions on linear functions that least squares explains",
+            read=_select_trained_similarity("least squares", **_ON_LINEAR_FUNCTIONS),
+        ),
+        control=Quantity(
+            description="the same fraction for the nearest neighbours",
+            read=_select_trained_similarity("nearest neighbours", **_ON_LINEAR_FUNCTIONS),
+        ),
+        direction="above",
+        threshold=MIN_SIMILARITY,
+    ),
+)

@@ -7,7 +7,8 @@ import numpy as np
 import xarray as xr
 
 from mesascope.studies.base import Claim, Quantity, Results, select_last_step, select_untrained
-from mesascope.studies.in_context_convergence.toy_model import DOMINANT, FIRST_FEATURE, OTHER_FEATURES, UNIFORM
+from mesascope.studies.in_context_convergence.half_times import DOMINANT, UNIFORM
+from mesascope.studies.in_context_convergence.toy_model import FIRST_FEATURE, OTHER_FEATURES
 from mesascope.studies.shared.head_claims import head_importance_claims
 from mesascope.studies.shared.selectors import select_similarity
 
@@ -26,118 +27,7 @@ MIN_HEAD_ATTENTION = 0.5  # ours
 
 def convergence_claims() -> tuple[Claim, ...]:
     """Return all claims of the study, in the order of the page."""
-    return (*_toy_model_claims(), *_decoder_claims(), *head_importance_claims())
-
-
-def _toy_model_claims() -> tuple[Claim, ...]:
-    return (
-        Claim(
-            name="attention converges to the query feature",
-            statement="With uniform frequencies, attention converges to the examples of the query feature.",
-            source=f"{PAPER}; the threshold is ours",
-            value=Quantity(
-                description="attention to examples of the query feature, toy model",
-                read=lambda results: select_last_step(_select_others(results, "balanced", "attention")),
-            ),
-            control=Quantity(
-                description="attention to examples of the query feature before training",
-                read=lambda results: select_untrained(_select_others(results, "balanced", "attention")),
-            ),
-            direction="above",
-            threshold=MIN_ATTENTION,
-        ),
-        Claim(
-            name="own scores grow",
-            statement="Attention is learned through the score of a feature with itself; other scores stay small.",
-            source=PAPER,
-            value=Quantity(
-                description="score of a feature with itself, toy model",
-                read=lambda results: select_last_step(_select_others(results, "balanced", "own_score")),
-            ),
-            control=Quantity(
-                description="five times the absolute score between different features",
-                read=lambda results: SCORE_RATIO * abs(select_last_step(results["balanced"]["other_score"])),
-            ),
-            direction="above",
-        ),
-        Claim(
-            name="half-time is quadratic",
-            statement="The time until the attention to wrong features is halved grows as the square of the number of "
-            "features.",
-            source=f"{PAPER}: quadratic up to a logarithm; the tolerance is ours",
-            value=_exponent_distance(UNIFORM, "toy model with uniform frequencies"),
-            control=_exponent_distance(DOMINANT, "toy model with a dominant feature in half of all inputs"),
-            direction="below",
-            threshold=EXPONENT_TOLERANCE,
-        ),
-        Claim(
-            name="rare features are learned later",
-            statement="With a dominant feature, attention converges for it long before it does for the other features.",
-            source=f"{PAPER}; the threshold is ours",
-            value=_attention_delay("imbalanced", "toy model with a dominant feature"),
-            control=_attention_delay("balanced", "toy model with uniform frequencies"),
-            direction="above",
-            threshold=MIN_LOG_DELAY,
-        ),
-        Claim(
-            name="the dominant feature is suppressed first",
-            statement="For a rare query feature, attention to the dominant feature decreases before attention to the "
-            "query feature increases.",
-            source=PAPER,
-            value=_early_suppression("imbalanced", "toy model with a dominant feature"),
-            control=_early_suppression("balanced", "toy model with uniform frequencies"),
-            direction="above",
-            threshold=0.0,
-        ),
-        Claim(
-            name="rare features converge if present",
-            statement="At the end of training, rare features are answered correctly in prompts that contain them.",
-            source=f"{PAPER}; the attribution of the remaining error to prompts without the feature is {OURS}",
-            value=_remaining_error("error_present", "prompts that contain the query feature"),
-            control=_remaining_error("error", "all prompts, some of which lack the query feature"),
-            direction="below",
-            threshold=MAX_ERROR_RATIO,
-        ),
-    )
-
-
-def _decoder_claims() -> tuple[Claim, ...]:
-    return (
-        Claim(
-            name="decoder: a head attends to the query feature",
-            statement="A trained decoder has a head that attends to examples of the query feature.",
-            source=TRANSFER,
-            value=_head_attention("attention", "examples of the query feature"),
-            control=_head_attention(
-                "attention_null", "examples of the query feature, with the features of another prompt"
-            ),
-            direction="above",
-            threshold=MIN_HEAD_ATTENTION,
-        ),
-        Claim(
-            name="decoder: rare features are learned later",
-            statement="A decoder learns to answer the dominant feature before the other features.",
-            source=TRANSFER,
-            value=_decoder_delay("error_by_label", "a dominant feature"),
-            control=_decoder_delay("uniform_error_by_label", "uniform frequencies"),
-            direction="above",
-            threshold=0.0,
-        ),
-        Claim(
-            name="decoder: least squares",
-            statement="The decoder's prediction is the answer given for the query feature, as in least squares.",
-            source=f"{OURS}; least squares on unit vectors is the mean answer of the feature",
-            value=Quantity(
-                description="fraction of the variance of the predictions explained by least squares",
-                read=lambda results: select_last_step(select_similarity(results, "least squares")),
-            ),
-            control=Quantity(
-                description="fraction explained by averaging all answers, weighted by the similarity of their inputs",
-                read=lambda results: select_last_step(select_similarity(results, "averaging")),
-            ),
-            direction="above",
-        ),
-    )
+    return (*_TOY_MODEL_CLAIMS, *_DECODER_CLAIMS, *head_importance_claims())
 
 
 def _exponent_distance(distribution: str, label: str) -> Quantity:
@@ -232,3 +122,109 @@ def _interpolate_crossing(steps: np.ndarray, values: np.ndarray) -> float:
     k = above[0]
     fraction = -values[k - 1] / (values[k] - values[k - 1])
     return float(np.log(steps[k - 1] + fraction * (steps[k] - steps[k - 1])))
+
+
+_TOY_MODEL_CLAIMS = (
+    Claim(
+        name="attention converges to the query feature",
+        statement="With uniform frequencies, attention converges to the examples of the query feature.",
+        source=f"{PAPER}; the threshold is ours",
+        value=Quantity(
+            description="attention to examples of the query feature, toy model",
+            read=lambda results: select_last_step(_select_others(results, "balanced", "attention")),
+        ),
+        control=Quantity(
+            description="attention to examples of the query feature before training",
+            read=lambda results: select_untrained(_select_others(results, "balanced", "attention")),
+        ),
+        direction="above",
+        threshold=MIN_ATTENTION,
+    ),
+    Claim(
+        name="own scores grow",
+        statement="Attention is learned through the score of a feature with itself; other scores stay small.",
+        source=PAPER,
+        value=Quantity(
+            description="score of a feature with itself, toy model",
+            read=lambda results: select_last_step(_select_others(results, "balanced", "own_score")),
+        ),
+        control=Quantity(
+            description="five times the absolute score between different features",
+            read=lambda results: SCORE_RATIO * abs(select_last_step(results["balanced"]["other_score"])),
+        ),
+        direction="above",
+    ),
+    Claim(
+        name="half-time is quadratic",
+        statement="The time until the attention to wrong features is halved grows as the square of the number of "
+        "features.",
+        source=f"{PAPER}: quadratic up to a logarithm; the tolerance is ours",
+        value=_exponent_distance(UNIFORM, "toy model with uniform frequencies"),
+        control=_exponent_distance(DOMINANT, "toy model with a dominant feature in half of all inputs"),
+        direction="below",
+        threshold=EXPONENT_TOLERANCE,
+    ),
+    Claim(
+        name="rare features are learned later",
+        statement="With a dominant feature, attention converges for it long before it does for the other features.",
+        source=f"{PAPER}; the threshold is ours",
+        value=_attention_delay("imbalanced", "toy model with a dominant feature"),
+        control=_attention_delay("balanced", "toy model with uniform frequencies"),
+        direction="above",
+        threshold=MIN_LOG_DELAY,
+    ),
+    Claim(
+        name="the dominant feature is suppressed first",
+        statement="For a rare query feature, attention to the dominant feature decreases before attention to the "
+        "query feature increases.",
+        source=PAPER,
+        value=_early_suppression("imbalanced", "toy model with a dominant feature"),
+        control=_early_suppression("balanced", "toy model with uniform frequencies"),
+        direction="above",
+        threshold=0.0,
+    ),
+    Claim(
+        name="rare features converge if present",
+        statement="At the end of training, rare features are answered correctly in prompts that contain them.",
+        source=f"{PAPER}; the attribution of the remaining error to prompts without the feature is {OURS}",
+        value=_remaining_error("error_present", "prompts that contain the query feature"),
+        control=_remaining_error("error", "all prompts, some of which lack the query feature"),
+        direction="below",
+        threshold=MAX_ERROR_RATIO,
+    ),
+)
+
+_DECODER_CLAIMS = (
+    Claim(
+        name="decoder: a head attends to the query feature",
+        statement="A trained decoder has a head that attends to examples of the query feature.",
+        source=TRANSFER,
+        value=_head_attention("attention", "examples of the query feature"),
+        control=_head_attention("attention_null", "examples of the query feature, with the features of another prompt"),
+        direction="above",
+        threshold=MIN_HEAD_ATTENTION,
+    ),
+    Claim(
+        name="decoder: rare features are learned later",
+        statement="A decoder learns to answer the dominant feature before the other features.",
+        source=TRANSFER,
+        value=_decoder_delay("error_by_label", "a dominant feature"),
+        control=_decoder_delay("uniform_error_by_label", "uniform frequencies"),
+        direction="above",
+        threshold=0.0,
+    ),
+    Claim(
+        name="decoder: least squares",
+        statement="The decoder's prediction is the answer given for the query feature, as in least squares.",
+        source=f"{OURS}; least squares on unit vectors is the mean answer of the feature",
+        value=Quantity(
+            description="fraction of the variance of the predictions explained by least squares",
+            read=lambda results: select_last_step(select_similarity(results, "least squares")),
+        ),
+        control=Quantity(
+            description="fraction explained by averaging all answers, weighted by the similarity of their inputs",
+            read=lambda results: select_last_step(select_similarity(results, "averaging")),
+        ),
+        direction="above",
+    ),
+)

@@ -14,7 +14,8 @@ from mesascope.analyses.inner_objectives import objectives
 from mesascope.analyses.inner_objectives.measure import inner
 from mesascope.studies.base import Citation, Condition, ScaleConfig, Simulation, Study
 from mesascope.studies.in_context_convergence.claims import convergence_claims
-from mesascope.studies.in_context_convergence.toy_model import FeatureAttention, HalfTimes
+from mesascope.studies.in_context_convergence.half_times import HalfTimes
+from mesascope.studies.in_context_convergence.toy_model import FeatureAttention
 from mesascope.studies.shared.icl import make_icl_training, make_two_layer_decoder
 from mesascope.tasks.functions import LinearFunctions
 from mesascope.tasks.regression import OneHotInputs, Regression

@@ -19,7 +19,7 @@ from torch import Tensor
 from mesascope.axes import to_data_array
 from mesascope.statistics import evenly_spaced_steps
 from mesascope.store import do_nothing
-from mesascope.studies.toy_model import Progress, ToyModel, count_steps, fit_exponent, simulation_generator
+from mesascope.studies.toy_model import Progress, ToyModel, count_steps, simulation_generator
 from mesascope.tasks.regression import OneHotInputs
 
 FeatureCounts = Float[Tensor, "prompt feature"]
@@ -27,7 +27,6 @@ FeatureScores = Float[Tensor, "feature query"]
 AttentionByFeature = Float[Tensor, "prompt feature query"]
 
 FIRST_FEATURE, OTHER_FEATURES = "first feature", "other features"
-UNIFORM, DOMINANT = "uniform frequencies", "one dominant feature"  # distributions of features
 
 
 def attend_to_features(scores: FeatureScores, counts: FeatureCounts) -> AttentionByFeature:
@@ -137,14 +136,7 @@ class FeatureAttention(ToyModel):
             if step in recorded_steps:
                 records.append(_record_state(scores, attention, counts))
             scores = scores - self.learning_rate * compute_score_gradient(attention, frequency)
-        curves = {name: np.stack([record[name] for record in records]) for name in records[0]}
-        labels = {"step": sorted(recorded_steps), "stat": [FIRST_FEATURE, OTHER_FEATURES]}
-        variables = {}
-        for name, (units, description) in _DESCRIPTIONS.items():
-            dims = ("step", "stat")[: curves[name].ndim]
-            coords = {dim: labels[dim] for dim in dims}
-            variables[name] = to_data_array(curves[name], *dims, units=units, description=description, coords=coords)
-        return xr.Dataset(variables)
+        return xr.Dataset(_describe_curves(records, sorted(recorded_steps)))
 
 
 _DESCRIPTIONS = {
@@ -179,83 +171,12 @@ def _record_state(scores: FeatureScores, attention: AttentionByFeature, counts: 
     }
 
 
-@final
-@dataclass(frozen=True, kw_only=True)
-class HalfTimes(ToyModel):
-    """Time until the attention to wrong features is halved, as a function of the number of features.
-
-    It is measured for a feature under uniform frequencies, and for a dominant feature whose frequency does not depend
-    on the number of the others. Gradients of a rare feature are small, so its learning rate is larger by the squared
-    inverse frequency; the time is the number of steps times the learning rate.
-
-    Attributes:
-        features: numbers of features K, in ascending order.
-        dominant: frequency of the dominant feature.
-        examples_per_feature: examples of a prompt, divided by K.
-        learning_rate: for a feature of frequency 1; it is divided by the squared frequency.
-        prompts: number of prompts in the sample.
-        max_steps: steps after which the half-time is NaN.
-    """
-
-    features: tuple[int, ...] = (6, 8, 12, 16, 24, 32)
-    dominant: float = 0.5
-    examples_per_feature: int = 8
-    learning_rate: float = 1 / 128
-    prompts: int = 100
-    max_steps: int = 6_000
-
-    def __post_init__(self) -> None:
-        """Validate the numbers of features."""
-        if len(self.features) < 4 or min(self.features) < 3:
-            raise ValueError(f"features must be four numbers or more, each at least 3, but got {self.features}")
-
-    def simulate(self, seed: int, progress: Progress = do_nothing) -> xr.Dataset:
-        """Measure the half-times and fit their exponents.
-
-        Args:
-            seed: of the prompts.
-            progress: receives (half-times done, half-times in total, NaN).
-
-        Returns:
-            ``half_time`` by distribution and number of features, and ``exponent``, the slope of log(half-time) over
-            log(number of features).
-        """
-        times = np.full((2, len(self.features)), np.nan)
-        for row, dominant in enumerate((None, self.dominant)):
-            for column, features in enumerate(self.features):
-                progress(row * len(self.features) + column, times.size, float("nan"))
-                times[row, column] = self._measure_half_time(features, dominant, simulation_generator(seed, column))
-        exponents = [fit_exponent(np.array(self.features), half_times) for half_times in times]
-        distributions = {"stat": [UNIFORM, DOMINANT]}
-        half_time = to_data_array(
-            times,
-            "stat",
-            "_features",
-            units="steps times learning rate",
-            description="time until the attention to wrong features is halved",
-            coords={**distributions, "_features": list(self.features)},
-        )
-        exponent = to_data_array(
-            np.array(exponents),
-            "stat",
-            units="1",
-            description="exponent of the half-time in the number of features",
-            coords=distributions,
-        )
-        return xr.Dataset({"half_time": half_time.assign_attrs(scale="log", view="curves"), "exponent": exponent})
-
-    def _measure_half_time(self, features: int, dominant: float | None, generator: torch.Generator) -> float:
-        """Return the half-time of the first feature, interpolated between two steps; NaN after the maximum of steps."""
-        frequency = OneHotInputs(dominant=dominant).index_probabilities(features)
-        counts = sample_feature_counts(frequency, self.examples_per_feature * features, self.prompts, generator)
-        scores = torch.zeros(features, features, dtype=torch.float64)
-        learning_rate = self.learning_rate / float(frequency[0]) ** 2
-        wrong: list[float] = []
-        for step in range(self.max_steps):
-            attention = attend_to_features(scores, counts)
-            wrong.append(1 - float(attention[:, 0, 0].mean()))
-            half = wrong[0] / 2
-            if wrong[-1] <= half:
-                return learning_rate * (step - (half - wrong[-1]) / (wrong[-2] - wrong[-1]))
-            scores = scores - learning_rate * compute_score_gradient(attention, frequency)
-        return float("nan")
+def _describe_curves(records: list[dict[str, np.ndarray]], steps: list[int]) -> dict[str, xr.DataArray]:
+    labels = {"step": steps, "stat": [FIRST_FEATURE, OTHER_FEATURES]}
+    variables = {}
+    for name, (units, description) in _DESCRIPTIONS.items():
+        values = np.stack([record[name] for record in records])
+        dims = ("step", "stat")[: values.ndim]
+        coords = {dim: labels[dim] for dim in dims}
+        variables[name] = to_data_array(values, *dims, units=units, description=description, coords=coords)
+    return variables

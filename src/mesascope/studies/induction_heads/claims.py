@@ -3,16 +3,15 @@
 import xarray as xr
 
 from mesascope.studies.base import Claim, Quantity, Results, select_last_step, select_untrained
-from mesascope.studies.induction_heads.task import Grams
-from mesascope.studies.induction_heads.toy_model import (
+from mesascope.studies.induction_heads.plateaus import (
     ALPHA_EXPONENT,
-    BIGRAM,
     EMERGED_FRACTION,
-    GRAM,
     LEARNED_FRACTION,
     LENGTH_EXPONENT,
     LOG_SIZE_R2,
 )
+from mesascope.studies.induction_heads.task import Grams
+from mesascope.studies.induction_heads.toy_model import BIGRAM, GRAM
 from mesascope.studies.shared.head_claims import head_importance_claims
 
 PAPER = "Wang et al. 2024"
@@ -31,7 +30,7 @@ def induction_claims(task: Grams) -> tuple[Claim, ...]:
     Args:
         task: gives the score and the scale that the induction head should learn.
     """
-    return (*_toy_model_claims(task), *_decoder_claims(), *head_importance_claims())
+    return (*_toy_model_claims(task), *_DECODER_CLAIMS, *head_importance_claims())
 
 
 def _learning_steps(part: str) -> Quantity:
@@ -82,105 +81,93 @@ def _parameter_error(task: Grams, label: str, *, trained: bool) -> Quantity:
 
 def _toy_model_claims(task: Grams) -> tuple[Claim, ...]:
     return (
-        Claim(
-            name="the 4-gram is learned first",
-            statement="The 4-gram is learned long before the induction head emerges.",
-            source=f"{PAPER}; comparison with an unweighted average is {OURS}",
-            value=_learning_steps(GRAM),
-            control=_learning_steps(BIGRAM),
-            direction="below",
-        ),
-        Claim(
-            name="plateau: initial size",
-            statement="The length of the plateau is linear in the logarithm of the inverse initial size.",
-            source=f"{PAPER}; the threshold is ours",
-            value=_plateau_law(LOG_SIZE_R2),
-            control=Quantity(
-                description="R² of a plateau that does not depend on the initial size",
-                read=lambda results: xr.zeros_like(_select_law(results, LOG_SIZE_R2)),
-            ),
-            direction="above",
-            threshold=MIN_R2,
-        ),
-        Claim(
-            name="plateau: sequence length",
-            statement="The length of the plateau is proportional to the sequence length.",
-            source=f"{PAPER}; the tolerance is ours",
-            value=_exponent_distance(LENGTH_EXPONENT, LENGTH_BAND),
-            control=Quantity(
-                description="distance of the exponent of a plateau that does not depend on the sequence length",
-                read=lambda results: xr.full_like(_select_law(results, LENGTH_EXPONENT), _band_center(LENGTH_BAND)),
-            ),
-            direction="below",
-            threshold=(LENGTH_BAND[1] - LENGTH_BAND[0]) / 2,
-        ),
-        Claim(
-            name="plateau: weight of the 4-gram",
-            statement="The length of the plateau grows as the square of one plus the weight of the 4-gram.",
-            source=f"{PAPER}; the tolerance is ours",
-            value=_exponent_distance(ALPHA_EXPONENT, ALPHA_BAND),
-            control=Quantity(
-                description="distance of the exponent of a plateau proportional to one plus the weight",
-                read=lambda results: (
-                    abs(1 - _band_center(ALPHA_BAND)) + xr.zeros_like(_select_law(results, ALPHA_EXPONENT))
-                ),
-            ),
-            direction="below",
-            threshold=(ALPHA_BAND[1] - ALPHA_BAND[0]) / 2,
-        ),
-        Claim(
-            name="the target is learned exactly",
-            statement="At the end of training, the induction head has the scale and the score of the target.",
-            source=f"{PAPER}; the threshold is ours",
-            value=_parameter_error(task, "toy model", trained=True),
-            control=_parameter_error(task, "before training", trained=False),
-            direction="below",
-            threshold=MAX_PARAMETER_ERROR,
-        ),
-        Claim(
-            name="the order depends on the squared score",
-            statement="If the decay rate of the 4-gram's head enters squared as well, the 4-gram's lead shrinks.",
-            source=f"a reviewer of {PAPER}: the order may come from the form of the model",
-            value=_step_ratio("squared", "decay rate squared"),
-            control=_step_ratio("toy_model", "decay rate unchanged"),
-            direction="below",
-        ),
+        _gram_first_claim(),
+        _initial_size_claim(),
+        _length_claim(),
+        _gram_weight_claim(),
+        _exact_target_claim(task),
+        _squared_score_claim(),
     )
 
 
-def _decoder_claims() -> tuple[Claim, ...]:
-    return (
-        Claim(
-            name="decoder: better than an unweighted average",
-            statement="A decoder predicts the in-context 2-gram better than an unweighted average of the terms.",
-            source=TRANSFER,
-            value=Quantity(
-                description="error of the 2-gram divided by that of the best multiple of an unweighted average",
-                read=lambda results: select_last_step(_relative_bigram_error(results)),
-            ),
-            control=Quantity(
-                description="the same ratio in the untrained model",
-                read=lambda results: select_untrained(_relative_bigram_error(results)),
-            ),
-            direction="below",
-            threshold=EMERGED_FRACTION,
+def _gram_first_claim() -> Claim:
+    return Claim(
+        name="the 4-gram is learned first",
+        statement="The 4-gram is learned long before the induction head emerges.",
+        source=f"{PAPER}; comparison with an unweighted average is {OURS}",
+        value=_learning_steps(GRAM),
+        control=_learning_steps(BIGRAM),
+        direction="below",
+    )
+
+
+def _initial_size_claim() -> Claim:
+    return Claim(
+        name="plateau: initial size",
+        statement="The length of the plateau is linear in the logarithm of the inverse initial size.",
+        source=f"{PAPER}; the threshold is ours",
+        value=_plateau_law(LOG_SIZE_R2),
+        control=Quantity(
+            description="R² of a plateau that does not depend on the initial size",
+            read=lambda results: xr.zeros_like(_select_law(results, LOG_SIZE_R2)),
         ),
-        Claim(
-            name="decoder: the 4-gram is learned first",
-            statement="A decoder learns the 4-gram before the induction head emerges.",
-            source=TRANSFER,
-            value=Quantity(
-                description="first checkpoint at which the error of the 4-gram is halved",
-                read=_decoder_gram_step,
-                unit="step",
-            ),
-            control=Quantity(
-                description="first checkpoint at which the error of the 2-gram is half that of an unweighted average",
-                read=_decoder_bigram_step,
-                unit="step",
-            ),
-            direction="below",
+        direction="above",
+        threshold=MIN_R2,
+    )
+
+
+def _length_claim() -> Claim:
+    return Claim(
+        name="plateau: sequence length",
+        statement="The length of the plateau is proportional to the sequence length.",
+        source=f"{PAPER}; the tolerance is ours",
+        value=_exponent_distance(LENGTH_EXPONENT, LENGTH_BAND),
+        control=Quantity(
+            description="distance of the exponent of a plateau that does not depend on the sequence length",
+            read=lambda results: xr.full_like(_select_law(results, LENGTH_EXPONENT), _band_center(LENGTH_BAND)),
         ),
+        direction="below",
+        threshold=(LENGTH_BAND[1] - LENGTH_BAND[0]) / 2,
+    )
+
+
+def _gram_weight_claim() -> Claim:
+    return Claim(
+        name="plateau: weight of the 4-gram",
+        statement="The length of the plateau grows as the square of one plus the weight of the 4-gram.",
+        source=f"{PAPER}; the tolerance is ours",
+        value=_exponent_distance(ALPHA_EXPONENT, ALPHA_BAND),
+        control=Quantity(
+            description="distance of the exponent of a plateau proportional to one plus the weight",
+            read=lambda results: (
+                abs(1 - _band_center(ALPHA_BAND)) + xr.zeros_like(_select_law(results, ALPHA_EXPONENT))
+            ),
+        ),
+        direction="below",
+        threshold=(ALPHA_BAND[1] - ALPHA_BAND[0]) / 2,
+    )
+
+
+def _exact_target_claim(task: Grams) -> Claim:
+    return Claim(
+        name="the target is learned exactly",
+        statement="At the end of training, the induction head has the scale and the score of the target.",
+        source=f"{PAPER}; the threshold is ours",
+        value=_parameter_error(task, "toy model", trained=True),
+        control=_parameter_error(task, "before training", trained=False),
+        direction="below",
+        threshold=MAX_PARAMETER_ERROR,
+    )
+
+
+def _squared_score_claim() -> Claim:
+    return Claim(
+        name="the order depends on the squared score",
+        statement="If the decay rate of the 4-gram's head enters squared as well, the 4-gram's lead shrinks.",
+        source=f"a reviewer of {PAPER}: the order may come from the form of the model",
+        value=_step_ratio("squared", "decay rate squared"),
+        control=_step_ratio("toy_model", "decay rate unchanged"),
+        direction="below",
     )
 
 
@@ -220,3 +207,38 @@ def _decoder_gram_step(results: Results) -> xr.DataArray:
 
 def _decoder_bigram_step(results: Results) -> xr.DataArray:
     return _first_step(_decoder_error(results, 1) <= EMERGED_FRACTION * _decoder_error(results, 1, AVERAGE))
+
+
+_DECODER_CLAIMS = (
+    Claim(
+        name="decoder: better than an unweighted average",
+        statement="A decoder predicts the in-context 2-gram better than an unweighted average of the terms.",
+        source=TRANSFER,
+        value=Quantity(
+            description="error of the 2-gram divided by that of the best multiple of an unweighted average",
+            read=lambda results: select_last_step(_relative_bigram_error(results)),
+        ),
+        control=Quantity(
+            description="the same ratio in the untrained model",
+            read=lambda results: select_untrained(_relative_bigram_error(results)),
+        ),
+        direction="below",
+        threshold=EMERGED_FRACTION,
+    ),
+    Claim(
+        name="decoder: the 4-gram is learned first",
+        statement="A decoder learns the 4-gram before the induction head emerges.",
+        source=TRANSFER,
+        value=Quantity(
+            description="first checkpoint at which the error of the 4-gram is halved",
+            read=_decoder_gram_step,
+            unit="step",
+        ),
+        control=Quantity(
+            description="first checkpoint at which the error of the 2-gram is half that of an unweighted average",
+            read=_decoder_bigram_step,
+            unit="step",
+        ),
+        direction="below",
+    ),
+)

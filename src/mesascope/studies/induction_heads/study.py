@@ -15,8 +15,9 @@ from mesascope.analyses.inner_objectives import objectives
 from mesascope.analyses.inner_objectives.measure import inner
 from mesascope.studies.base import Citation, Condition, ScaleConfig, Simulation, Study
 from mesascope.studies.induction_heads.claims import induction_claims
+from mesascope.studies.induction_heads.plateaus import Plateaus
 from mesascope.studies.induction_heads.task import FIRST_GRAM_POSITION, Grams
-from mesascope.studies.induction_heads.toy_model import InductionHead, Plateaus
+from mesascope.studies.induction_heads.toy_model import InductionHead
 from mesascope.studies.shared.icl import make_icl_training, make_two_layer_decoder
 
 TASK = Grams(length=20, score=0.7, alpha=1.0)  # ours

@@ -8,7 +8,7 @@ one such head as well, and one that compares x_L with the output of the first la
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import final
 
@@ -21,63 +21,15 @@ from torch import Tensor
 from mesascope.axes import to_data_array
 from mesascope.statistics import evenly_spaced_steps
 from mesascope.store import do_nothing
-from mesascope.studies.toy_model import Progress, ToyModel, count_steps, fit_exponent, fit_line, simulation_generator
+from mesascope.studies.induction_heads.first_layer import (
+    LagWeights,
+    compute_first_layer_outputs,
+    compute_lag_weights,
+)
+from mesascope.studies.toy_model import Progress, ToyModel, count_steps, simulation_generator
 
 GRAM, BIGRAM = TARGET_PARTS = ["4-gram", "in-context 2-gram"]
-LOG_SIZE_R2 = "R² of a line in the logarithm of the initial size"
-LENGTH_EXPONENT, ALPHA_EXPONENT = "exponent of the length", "exponent of 1 + alpha"
 SQUARED_UNITS = "squared value"
-LagWeights = Float[Tensor, " lag"]
-FIRST_LAYER_STEPS = 2_000  # steps after which the first layer outputs the preceding term to 3 digits
-LEARNED_FRACTION = 0.01  # of the initial error: the 4-gram is learned; ours, as in the pilot
-EMERGED_FRACTION = 0.5  # of the lowest error of an unweighted average: the induction head has emerged; ours
-
-
-def compute_lag_weights(rate: float | Tensor, lags: int) -> LagWeights:
-    """Return attention weights of the terms 1, 2, ... positions back, which decay by a factor e^rate per position.
-
-    Args:
-        rate: decay rate.
-        lags: number of earlier terms.
-
-    Returns:
-        Weights that sum to 1.
-
-    >>> compute_lag_weights(0.0, 4).tolist()
-    [0.25, 0.25, 0.25, 0.25]
-    """
-    return (-rate * torch.arange(lags, dtype=torch.float64)).softmax(0)
-
-
-def train_first_layer(initial_size: float, learning_rate: float, lags: int) -> tuple[float, float]:
-    """Train the first layer to output the preceding term, on the expected error over all sequences.
-
-    Args:
-        initial_size: of scale and decay rate.
-        learning_rate: of gradient descent.
-        lags: number of earlier terms.
-
-    Returns:
-        Scale and decay rate after training.
-    """
-    scale, decay, distance = initial_size, initial_size, np.arange(lags)
-    for _ in range(FIRST_LAYER_STEPS):
-        weight = np.exp(-decay * distance)
-        weight /= weight.sum()
-        residual = scale * weight - (distance == 0)
-        slope = -weight * (distance - weight @ distance)  # derivative of the weights by the decay rate
-        scale, decay = (
-            scale - learning_rate * (residual @ weight),
-            decay - learning_rate * scale * (residual @ slope),
-        )
-    return float(scale), float(decay)
-
-
-def _expand_lag_weights(rate: float, earlier: int, length: int) -> LagWeights:
-    """Return the weight of each of x_1 .. x_{L-1} at a position with so many earlier terms."""
-    weights = torch.zeros(length - 1, dtype=torch.float64)
-    weights[:earlier] = compute_lag_weights(rate, earlier).flip(0)
-    return weights
 
 
 @final
@@ -134,33 +86,7 @@ class InductionHead(ToyModel):
         states = {
             step: state for step, state in enumerate(self.iterate_states(seed, progress)) if step in recorded_steps
         }
-        coords = {"step": sorted(states)}
-        error = to_data_array(
-            np.array([[state.gram_error, state.bigram_error] for state in states.values()]),
-            "step",
-            "stat",
-            units=SQUARED_UNITS,
-            description="half the mean squared error of each part of the target",
-            coords=coords | {"stat": TARGET_PARTS},
-        )
-        average_error = to_data_array(
-            np.array([state.average_error for state in states.values()]),
-            "step",
-            units=SQUARED_UNITS,
-            description="lowest error of the 2-gram for a multiple of the unweighted average of all terms",
-            coords=coords,
-        )
-        parameter = to_data_array(
-            np.array([state.parameters for state in states.values()]),
-            "step",
-            "component",
-            units="1",
-            description="scale a and decay rate p of the 4-gram's head, scale b and score c of the induction head",
-            coords=coords | {"component": list("apbc")},
-        )
-        return xr.Dataset(
-            {"error": error.assign_attrs(scale="log"), "average_error": average_error, "parameter": parameter}
-        )
+        return xr.Dataset(_describe_errors(states) | _describe_parameters(states))
 
     def iterate_states(self, seed: int, progress: Progress = do_nothing) -> Iterator["TrainingState"]:
         """Iterate over the states before each update and after the last.
@@ -169,15 +95,12 @@ class InductionHead(ToyModel):
             seed: of the sequences.
             progress: receives (steps done, total steps, NaN).
         """
-        scale, decay = train_first_layer(self.initial_size, self.learning_rate, self.length - 1)
-        outputs = scale * torch.stack([_expand_lag_weights(decay, k, self.length) for k in range(1, self.length)])
+        outputs = compute_first_layer_outputs(self.initial_size, self.learning_rate, self.length)
         sample = SequenceSample.sample(self, outputs, simulation_generator(seed))
         outputs_by_lag = outputs[:-1].flip(0, 1)  # row 1, 2, ...: the first layer's output 1, 2, ... terms back
-        target = torch.zeros(self.length - 1, dtype=torch.float64)
-        target[1] = self.alpha / (1 + self.alpha)
         parameters = torch.full((4,), self.initial_size, dtype=torch.float64)
         for _ in count_steps(self.steps, progress):
-            gram_error, gram_slopes = self._compute_gram_error(parameters, outputs_by_lag, target)
+            gram_error, gram_slopes = self._compute_gram_error(parameters, outputs_by_lag, self._gram_target())
             bigram_error, bigram_slopes = sample.compute_error(parameters[2], parameters[3])
             yield TrainingState(
                 gram_error=gram_error,
@@ -186,6 +109,11 @@ class InductionHead(ToyModel):
                 parameters=tuple(parameters.tolist()),
             )
             parameters = parameters - self.learning_rate * torch.stack([*gram_slopes, *bigram_slopes])
+
+    def _gram_target(self) -> LagWeights:
+        target = torch.zeros(self.length - 1, dtype=torch.float64)
+        target[1] = self.alpha / (1 + self.alpha)
+        return target
 
     def _compute_gram_error(
         self, parameters: Float[Tensor, "4"], outputs: Float[Tensor, "lag term"], target: Float[Tensor, " term"]
@@ -276,97 +204,33 @@ class SequenceSample:
         )
 
 
-@final
-@dataclass(frozen=True, kw_only=True)
-class Plateaus(ToyModel):
-    """Steps until each part of the target is learned, by initial size, length, alpha and w, varied one at a time.
-
-    The 4-gram is learned when its error is 1% of its initial value. The induction head has emerged when its error is
-    half of the lowest error of an unweighted average: before that, its error falls because it learns the average.
-
-    Attributes:
-        base: the model that is varied.
-        initial_sizes, lengths, alphas, scores: the values of each variation.
-        max_steps: steps after which a time is NaN.
-    """
-
-    base: InductionHead = InductionHead()
-    initial_sizes: tuple[float, ...] = (1e-1, 1e-2, 1e-3, 1e-4)
-    lengths: tuple[int, ...] = (20, 30, 40, 60, 80)
-    alphas: tuple[float, ...] = (0.5, 1.0, 2.0, 3.0)
-    scores: tuple[float, ...] = (0.5, 0.6, 0.7)
-    max_steps: int = 10_000
-
-    def simulate(self, seed: int, progress: Progress = do_nothing) -> xr.Dataset:
-        """Measure both times for every variation and fit their scaling laws.
-
-        Args:
-            seed: of the sequences.
-            progress: receives (models done, models in total, NaN).
-
-        Returns:
-            The times by each varied field, and ``law``, the fits to the time at which the induction head emerges.
-        """
-        grids = {name: np.array(getattr(self, f"{name}s")) for name in ("initial_size", "length", "alpha", "score")}
-        count, times = sum(map(len, grids.values())), {name: [] for name in grids}
-        for name, values in grids.items():
-            for value in values.tolist():
-                progress(sum(map(len, times.values())), count, float("nan"))
-                times[name].append(
-                    measure_learning_steps(replace(self.base, steps=self.max_steps, **{name: value}), seed)
-                )
-        steps = {name: np.array(pairs).T for name, pairs in times.items()}
-        variables = {
-            f"steps_by_{name}": to_data_array(
-                values,
-                "stat",
-                f"_{name}",
-                units="step",
-                description=f"steps until each part of the target is learned, by {name.replace('_', ' ')}",
-                coords={"stat": TARGET_PARTS, f"_{name}": grids[name]},
-            ).assign_attrs(scale="log", view="curves")
-            for name, values in steps.items()
-        }
-        laws = _fit_laws(grids, {name: values[1] for name, values in steps.items()})
-        law = to_data_array(
-            np.array(list(laws.values())),
-            "_law",
-            units="1",
-            description="fits to the steps until the induction head emerges",
-            coords={"_law": list(laws)},
-        )
-        return xr.Dataset({**variables, "law": law})
+def _describe_errors(states: dict[int, TrainingState]) -> dict[str, xr.DataArray]:
+    coords = {"step": sorted(states)}
+    error = to_data_array(
+        np.array([[state.gram_error, state.bigram_error] for state in states.values()]),
+        "step",
+        "stat",
+        units=SQUARED_UNITS,
+        description="half the mean squared error of each part of the target",
+        coords=coords | {"stat": TARGET_PARTS},
+    )
+    average_error = to_data_array(
+        np.array([state.average_error for state in states.values()]),
+        "step",
+        units=SQUARED_UNITS,
+        description="lowest error of the 2-gram for a multiple of the unweighted average of all terms",
+        coords=coords,
+    )
+    return {"error": error.assign_attrs(scale="log"), "average_error": average_error}
 
 
-def _fit_laws(grids: dict[str, np.ndarray], steps: dict[str, np.ndarray]) -> dict[str, float]:
-    slope, r2 = fit_line(-np.log(grids["initial_size"]), steps["initial_size"])
-    return {
-        LOG_SIZE_R2: r2,
-        "steps per factor e of the initial size": slope,
-        LENGTH_EXPONENT: fit_exponent(grids["length"], steps["length"]),
-        ALPHA_EXPONENT: fit_exponent(1 + grids["alpha"], steps["alpha"]),
-        "exponent of w": fit_exponent(grids["score"], steps["score"]),
-    }
-
-
-def measure_learning_steps(model: InductionHead, seed: int) -> tuple[float, float]:
-    """Measure the steps until the 4-gram is learned and until the induction head has emerged.
-
-    Args:
-        model: the toy model.
-        seed: of the sequences.
-
-    Returns:
-        Both numbers of steps; NaN if the model's steps are too few.
-    """
-    initial_error, times = float("nan"), [float("nan"), float("nan")]
-    for step, state in enumerate(model.iterate_states(seed)):
-        initial_error = state.gram_error if step == 0 else initial_error
-        learned = state.gram_error <= LEARNED_FRACTION * initial_error
-        emerged = state.bigram_error <= EMERGED_FRACTION * state.average_error
-        for part, reached in enumerate((learned, emerged)):
-            if reached and np.isnan(times[part]):
-                times[part] = float(step)
-        if not np.isnan(times).any():
-            break
-    return times[0], times[1]
+def _describe_parameters(states: dict[int, TrainingState]) -> dict[str, xr.DataArray]:
+    parameter = to_data_array(
+        np.array([state.parameters for state in states.values()]),
+        "step",
+        "component",
+        units="1",
+        description="scale a and decay rate p of the 4-gram's head, scale b and score c of the induction head",
+        coords={"step": sorted(states), "component": list("apbc")},
+    )
+    return {"parameter": parameter}

@@ -3,15 +3,11 @@
 import xarray as xr
 
 from mesascope.studies.base import Claim, Quantity, Results, select_last_step
-from mesascope.studies.meta_learning.optimisation_claims import (
-    dual_form_claims,
-    history_attention_claims,
-    inner_objective_claims,
-    outer_gradient_claims,
-)
+from mesascope.studies.meta_learning.cluster_claims import cluster_claims
+from mesascope.studies.meta_learning.history_claims import dual_form_claims, history_attention_claims
+from mesascope.studies.meta_learning.optimisation_claims import inner_objective_claims, outer_gradient_claims
 from mesascope.studies.meta_learning.representation_claims import (
     OURS,
-    cluster_claims,
     lens_claim,
     norm_claims,
     spectrum_claims,
@@ -22,6 +18,10 @@ LABELS = ("generator", "next token", "generator and next token")
 TESTED_OBJECTIVES = ("quadratic", "hopfield", "fast_weight")  # attention lowers the linear one by construction
 TEXT_CONDITION = ("text_", "on real text: ")  # prefix of the results, prefix of names and statements
 CONDITIONS = (("", ""), TEXT_CONDITION)
+BASELINES = {
+    "Bayes": "the Bayes predictor, which infers the generator",
+    "generator known": "a predictor that is given the generator",
+}
 MAX_LOSS_RATIO = 1.1  # ours: model loss over that of predictors that know the generators
 
 
@@ -43,10 +43,6 @@ def meta_learning_claims() -> tuple[Claim, ...]:
 
 
 def _outer_loss_claims() -> tuple[Claim, ...]:
-    baselines = {
-        "Bayes": "the Bayes predictor, which infers the generator",
-        "generator known": "a predictor that is given the generator",
-    }
     return tuple(
         Claim(
             name=f"the outer loss is low: {baseline}",
@@ -63,7 +59,7 @@ def _outer_loss_claims() -> tuple[Claim, ...]:
             direction="below",
             threshold=MAX_LOSS_RATIO,
         )
-        for baseline, words in baselines.items()
+        for baseline, words in BASELINES.items()
     )
 
 

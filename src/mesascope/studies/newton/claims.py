@@ -21,35 +21,8 @@ def newton_claims() -> tuple[Claim, ...]:
         least_squares_claim(
             "predictions: least squares", "The model's predictions agree with those of least squares.", PAPER
         ),
-        Claim(
-            name="Newton iterations are linear in depth",
-            statement="The number of Newton iterations nearest to each layer grows linearly with depth.",
-            source=PAPER,
-            value=Quantity(
-                description="R² of a linear fit of Newton iterations against depth, over depths that agree with both",
-                read=lambda results: _fit_against_depth(results, NEWTON),
-            ),
-            control=Quantity(
-                description="the same R² for the steps of gradient descent",
-                read=lambda results: _fit_against_depth(results, DESCENT),
-            ),
-            direction="above",
-            threshold=MIN_SIMILARITY,
-        ),
-        Claim(
-            name="gradient descent steps are exponential in Newton iterations",
-            statement="Each Newton iteration is worth exponentially many steps of gradient descent.",
-            source=PAPER,
-            value=Quantity(
-                description="R² of a linear fit of the logarithm of gradient descent steps against Newton iterations",
-                read=lambda results: _fit_against_newton(results, np.log),
-            ),
-            control=Quantity(
-                description="the same R² for the steps instead of their logarithm",
-                read=lambda results: _fit_against_newton(results, lambda steps: steps),
-            ),
-            direction="above",
-        ),
+        _LINEAR_DEPTH_CLAIM,
+        _EXPONENTIAL_STEPS_CLAIM,
         refinement_claim(
             name="predictions are refined layer by layer",
             statement="The error of a linear probe for the target falls at every layer.",
@@ -83,3 +56,35 @@ def _select_by_depth(results: Results, variable: str, predictor: str) -> np.ndar
     values = select_last_step(results["which_algorithm"][variable])
     values = values.sel(lens="affine lens", predictor=predictor, drop=True)
     return values.transpose("seed", "layer").values.astype(float)
+
+
+_LINEAR_DEPTH_CLAIM = Claim(
+    name="Newton iterations are linear in depth",
+    statement="The number of Newton iterations nearest to each layer grows linearly with depth.",
+    source=PAPER,
+    value=Quantity(
+        description="R² of a linear fit of Newton iterations against depth, over depths that agree with both",
+        read=lambda results: _fit_against_depth(results, NEWTON),
+    ),
+    control=Quantity(
+        description="the same R² for the steps of gradient descent",
+        read=lambda results: _fit_against_depth(results, DESCENT),
+    ),
+    direction="above",
+    threshold=MIN_SIMILARITY,
+)
+
+_EXPONENTIAL_STEPS_CLAIM = Claim(
+    name="gradient descent steps are exponential in Newton iterations",
+    statement="Each Newton iteration is worth exponentially many steps of gradient descent.",
+    source=PAPER,
+    value=Quantity(
+        description="R² of a linear fit of the logarithm of gradient descent steps against Newton iterations",
+        read=lambda results: _fit_against_newton(results, np.log),
+    ),
+    control=Quantity(
+        description="the same R² for the steps instead of their logarithm",
+        read=lambda results: _fit_against_newton(results, lambda steps: steps),
+    ),
+    direction="above",
+)

@@ -14,7 +14,8 @@ from mesascope.analyses.causal.mask_future import lookahead_ablation
 from mesascope.analyses.causal.saturation import saturation
 from mesascope.models.config import DecoderConfig
 from mesascope.studies.base import Citation, Condition, ScaleConfig, Simulation, Study
-from mesascope.studies.norm_growth import claims
+from mesascope.studies.norm_growth import conditions
+from mesascope.studies.norm_growth.claims import CLAIMS
 from mesascope.studies.norm_growth.task import ShuffledTargets
 from mesascope.studies.norm_growth.toy_model import NormGrowth
 from mesascope.tasks.text import TextTask
@@ -131,21 +132,21 @@ def _make_shuffled_condition(name: str, title: str, optimizer: Optimizer) -> Con
 
 
 CONDITIONS = (
-    _make_condition(claims.MAIN, ""),
-    _make_condition(claims.INVERSE_SQRT, "1/√t learning rate", schedule=INVERSE_SQRT_RATE),
-    _make_condition(claims.ADAFACTOR, "AdaFactor, 1/√t learning rate", ADAFACTOR, INVERSE_SQRT_RATE),
-    _make_condition(claims.LINEAR_DECAY, "linear decay to zero", schedule=LinearSchedule()),
-    _make_condition(claims.LARGE_DECAY, "weight decay 1", replace(ADAMW, weight_decay=1.0)),
-    _make_condition(claims.OUTPUT_NORM, "x + norm(f(x))", norm_position="output"),
-    _make_condition(claims.MULTIPLICATIVE, "multiplicative mask", mask="multiplicative"),
+    _make_condition(conditions.MAIN, ""),
+    _make_condition(conditions.INVERSE_SQRT, "1/√t learning rate", schedule=INVERSE_SQRT_RATE),
+    _make_condition(conditions.ADAFACTOR, "AdaFactor, 1/√t learning rate", ADAFACTOR, INVERSE_SQRT_RATE),
+    _make_condition(conditions.LINEAR_DECAY, "linear decay to zero", schedule=LinearSchedule()),
+    _make_condition(conditions.LARGE_DECAY, "weight decay 1", replace(ADAMW, weight_decay=1.0)),
+    _make_condition(conditions.OUTPUT_NORM, "x + norm(f(x))", norm_position="output"),
+    _make_condition(conditions.MULTIPLICATIVE, "multiplicative mask", mask="multiplicative"),
     _make_condition(
-        claims.OUTPUT_NORM_MULTIPLICATIVE,
+        conditions.OUTPUT_NORM_MULTIPLICATIVE,
         "x + norm(f(x)), multiplicative mask",
         norm_position="output",
         mask="multiplicative",
     ),
-    _make_shuffled_condition(claims.SGD_SHUFFLED, "SGD, shuffled targets", PLAIN_SGD),
-    _make_shuffled_condition(claims.ADAMW_SHUFFLED, "shuffled targets", ADAMW),
+    _make_shuffled_condition(conditions.SGD_SHUFFLED, "SGD, shuffled targets", PLAIN_SGD),
+    _make_shuffled_condition(conditions.ADAMW_SHUFFLED, "shuffled targets", ADAMW),
 )
 
 STUDY = Study(
@@ -182,7 +183,7 @@ STUDY = Study(
             },
         ),
     ),
-    claims=claims.CLAIMS,
+    claims=CLAIMS,
     seeds={"smoke": 2, "laptop": 3, "paper": 3},
     minutes={"smoke": 0.7, "laptop": 5.0, "paper": 6000.0},
 )

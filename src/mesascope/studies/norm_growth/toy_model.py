@@ -7,7 +7,7 @@ and their size is proportional to the norm and to a learning rate of 1 / sqrt(t)
 t^(c / 2). This is the square root for c = 1 only, and the exponent depends on the schedule.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import xarray as xr
 from jaxtyping import Float
+from torch import Tensor
 
 from mesascope.axes import to_data_array
 from mesascope.store import do_nothing
@@ -89,11 +90,7 @@ class NormGrowth(ToyModel):
             ``norm_by_*`` (step, rule) and ``exponent_by_*`` (rule), by constant c, by schedule and by size of the
             updates; ``norm_aligned`` (step), the exponential of the summed learning rates; and ``fit_r2``.
         """
-        groups: dict[str, dict[str | float, UpdateRule]] = {
-            "constant": {c: UpdateRule(c=c) for c in self.constants},
-            "schedule": {name: UpdateRule(schedule=name) for name in SCHEDULES},
-            "size": {kind: UpdateRule(kind=kind) for kind in (PROPORTIONAL, CONSTANT_SIZE)},
-        }
+        groups = self._group_rules()
         rules = [*(rule for group in groups.values() for rule in group.values()), UpdateRule(kind=ALIGNED)]
         steps = sorted({0, *(round(float(step)) for step in np.geomspace(1, self.steps, self.num_points))})
         norms = self.simulate_norms(rules, steps, simulation_generator(seed), progress)
@@ -101,15 +98,15 @@ class NormGrowth(ToyModel):
         for name, group in groups.items():
             curves, norms = norms[:, : len(group)], norms[:, len(group) :]
             variables |= _label_group(name, list(group), steps, curves)
-        variables["norm_aligned"] = to_data_array(
-            norms[:, 0],
-            "step",
-            units="1",
-            description="norm over the initial norm of a vector with updates along itself",
-            coords={"step": steps},
-        ).assign_attrs(scale="log")
-        variables["fit_r2"] = _fit_schedules(steps, variables["norm_by_schedule"])
-        return xr.Dataset(variables)
+        variables["norm_aligned"] = _label_aligned(steps, norms[:, 0])
+        return xr.Dataset(variables | {"fit_r2": _fit_schedules(steps, variables["norm_by_schedule"])})
+
+    def _group_rules(self) -> dict[str, dict[str | float, UpdateRule]]:
+        return {
+            "constant": {c: UpdateRule(c=c) for c in self.constants},
+            "schedule": {name: UpdateRule(schedule=name) for name in SCHEDULES},
+            "size": {kind: UpdateRule(kind=kind) for kind in (PROPORTIONAL, CONSTANT_SIZE)},
+        }
 
     def simulate_norms(
         self,
@@ -118,27 +115,32 @@ class NormGrowth(ToyModel):
         generator: torch.Generator,
         progress: Progress = do_nothing,
     ) -> Float[np.ndarray, "step rule"]:
-        """Simulate one vector per update rule and return its norm over the initial norm.
+        """Simulate one vector per update rule and return its norm over the initial norm, (step, rule).
 
         Args:
             rules: update rules.
             recorded_steps: numbers of updates after which the norm is recorded.
             generator: source of the random directions.
             progress: receives (steps done, total steps, NaN).
-
-        Returns:
-            the norms, (step, rule).
         """
+        recorded, norms = set(recorded_steps), []
+        for step, theta in enumerate(self._iterate_vectors(rules, generator, progress)):
+            if step in recorded:
+                norms.append(theta.norm(dim=1).numpy())
+        return np.stack(norms)
+
+    def _iterate_vectors(
+        self, rules: Sequence[UpdateRule], generator: torch.Generator, progress: Progress
+    ) -> Iterator[Float[Tensor, "rule dimension"]]:
+        """Iterate over the vectors before each update and after the last."""
         is_aligned = torch.tensor([rule.kind == ALIGNED for rule in rules])[:, None]
         has_constant_size = torch.tensor([rule.kind == CONSTANT_SIZE for rule in rules])[:, None]
         scales = [rule.c**0.5 * learning_rates(rule.schedule, self.steps) for rule in rules]
         rates = torch.from_numpy(np.stack(scales, 1))
         theta = torch.randn(len(rules), self.dimensions, generator=generator, dtype=torch.float64)
         theta = initial = theta / theta.norm(dim=1, keepdim=True)
-        recorded, norms = set(recorded_steps), []
         for step in count_steps(self.steps, progress):
-            if step in recorded:
-                norms.append(theta.norm(dim=1).numpy())
+            yield theta
             if step == self.steps:
                 break
             drawn = torch.randn(theta.shape, generator=generator, dtype=theta.dtype)
@@ -146,7 +148,6 @@ class NormGrowth(ToyModel):
             direction = torch.where(is_aligned, theta / norm, drawn / drawn.norm(dim=1, keepdim=True))
             size = torch.where(has_constant_size, initial.norm(dim=1, keepdim=True), norm)
             theta = theta + rates[step][:, None] * size * direction
-        return np.stack(norms)
 
 
 def learning_rates(schedule: str, steps: int) -> Float[np.ndarray, " step"]:
@@ -186,6 +187,16 @@ def _label_group(
         coords=coords,
     )
     return {f"norm_by_{name}": curves.assign_attrs(scale="log", view="training"), f"exponent_by_{name}": exponents}
+
+
+def _label_aligned(steps: list[int], norm: Float[np.ndarray, " step"]) -> xr.DataArray:
+    return to_data_array(
+        norm,
+        "step",
+        units="1",
+        description="norm over the initial norm of a vector with updates along itself",
+        coords={"step": steps},
+    ).assign_attrs(scale="log")
 
 
 def _fit_schedules(steps: list[int], norms: xr.DataArray) -> xr.DataArray:

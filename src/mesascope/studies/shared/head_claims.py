@@ -15,43 +15,46 @@ def head_importance_claims(prefix: str = "", name_prefix: str = "") -> tuple[Cla
         name_prefix: the condition in words, prepended to names and statements, such as ``on real text: ``.
     """
     result = f"{prefix}head_importance"
-    return (
-        Claim(
-            name=f"{name_prefix}head outputs have specific effects",
-            statement=prefix_statement(
-                name_prefix, "Mean-ablating a head raises the loss more than a norm-matched random perturbation."
-            ),
-            source=f"{OURS}: if any perturbation of this norm costs as much, the effect does not depend on the content",
-            value=Quantity(
-                description="increase of the loss under mean ablation of a head, mean over heads",
-                read=lambda results: _select_effect(results, result).mean(("layer", "head")),
-                unit="units of the loss",
-            ),
-            control=Quantity(
-                description="the same increase when the change of the residual stream is randomly rotated",
-                read=lambda results: select_last_step(results[result]["effect_null"]).mean(("layer", "head")),
-                unit="units of the loss",
-            ),
-            direction="above",
+    return (_specific_effect_claim(result, name_prefix), _role_effect_claim(result, name_prefix))
+
+
+def _specific_effect_claim(result: str, name_prefix: str) -> Claim:
+    return Claim(
+        name=f"{name_prefix}head outputs have specific effects",
+        statement=prefix_statement(
+            name_prefix, "Mean-ablating a head raises the loss more than a norm-matched random perturbation."
         ),
-        Claim(
-            name=f"{name_prefix}heads with a role have larger effects",
-            statement=prefix_statement(
-                name_prefix, "Mean-ablating heads with a role raises the loss more than others."
-            ),
-            source=f"{OURS}: a role without an ablation effect is only a correlation",
-            value=Quantity(
-                description="increase of the loss under mean ablation, mean over heads with a role; NaN without any",
-                read=lambda results: _average_by_role(results, result, with_role=True),
-                unit="units of the loss",
-            ),
-            control=Quantity(
-                description="the same increase, mean over heads without a role",
-                read=lambda results: _average_by_role(results, result, with_role=False),
-                unit="units of the loss",
-            ),
-            direction="above",
+        source=f"{OURS}: if any perturbation of this norm costs as much, the effect does not depend on the content",
+        value=Quantity(
+            description="increase of the loss under mean ablation of a head, mean over heads",
+            read=lambda results: _select_effect(results, result).mean(("layer", "head")),
+            unit="units of the loss",
         ),
+        control=Quantity(
+            description="the same increase when the change of the residual stream is randomly rotated",
+            read=lambda results: select_last_step(results[result]["effect_null"]).mean(("layer", "head")),
+            unit="units of the loss",
+        ),
+        direction="above",
+    )
+
+
+def _role_effect_claim(result: str, name_prefix: str) -> Claim:
+    return Claim(
+        name=f"{name_prefix}heads with a role have larger effects",
+        statement=prefix_statement(name_prefix, "Mean-ablating heads with a role raises the loss more than others."),
+        source=f"{OURS}: a role without an ablation effect is only a correlation",
+        value=Quantity(
+            description="increase of the loss under mean ablation, mean over heads with a role; NaN without any",
+            read=lambda results: _average_by_role(results, result, with_role=True),
+            unit="units of the loss",
+        ),
+        control=Quantity(
+            description="the same increase, mean over heads without a role",
+            read=lambda results: _average_by_role(results, result, with_role=False),
+            unit="units of the loss",
+        ),
+        direction="above",
     )
 
 

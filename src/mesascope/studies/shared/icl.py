@@ -7,6 +7,7 @@ from mesascope.tasks.regression import Regression
 from mesascope.train import AdamW, CosineSchedule, TrainingConfig
 
 MIN_SIMILARITY = 0.9  # ours: fraction of the variance of the predictions that an algorithm must explain
+SMALL_DECODER = {"hidden_size": 64, "num_attention_heads": 4, "norm": "layer", "positions": "learned"}  # ours
 
 
 def make_icl_training(steps: int, checkpoints: int = 6, warmup: int = 500) -> TrainingConfig:
@@ -45,12 +46,9 @@ def make_regression_decoder(task: Regression, layers: int) -> DecoderConfig:
         d_in=task.input_dim,
         d_out=1,
         num_hidden_layers=layers,
-        hidden_size=64,
-        num_attention_heads=4,
         intermediate_size=256,
-        norm="layer",
-        positions="learned",
         max_position_embeddings=task.length,
+        **SMALL_DECODER,
     )
 
 
@@ -72,12 +70,9 @@ def make_two_layer_decoder(
         d_in=d_in,
         d_out=d_out,
         num_hidden_layers=2,
-        num_attention_heads=4,
-        hidden_size=64,
         intermediate_size=128,
-        norm="layer",
-        positions="learned",
         max_position_embeddings=positions,
+        **SMALL_DECODER,
     )
 
 
@@ -85,8 +80,7 @@ def least_squares_claim(name: str, statement: str, paper: str) -> Claim:
     """Return the claim that a model predicts as least squares does.
 
     Args:
-        name: of the claim.
-        statement: of the claim.
+        name, statement: of the claim.
         paper: authors and year.
     """
     return Claim(

@@ -66,26 +66,28 @@ def refinement_claim(name: str, statement: str, source: str) -> Claim:
     """Return the claim that the error of the linear probe falls at every depth.
 
     Args:
-        name: of the claim.
-        statement: of the claim.
-        source: of the claim.
+        name, statement, source: of the claim.
     """
-
-    def largest_change(error: xr.DataArray) -> xr.DataArray:
-        return compute_log_error_changes(error).max("layer")
-
     return Claim(
         name=name,
         statement=statement,
         source=source,
         value=Quantity(
             description="largest change of the log10 error of the linear probe from one depth to the next",
-            read=lambda results: largest_change(select_last_step(results["probe_and_logit_lens"]["affine_error"])),
+            read=lambda results: _largest_change(select_last_step(_select_probe_error(results))),
         ),
         control=Quantity(
             description="the same change in the untrained model",
-            read=lambda results: largest_change(select_untrained(results["probe_and_logit_lens"]["affine_error"])),
+            read=lambda results: _largest_change(select_untrained(_select_probe_error(results))),
         ),
         direction="below",
         threshold=0.0,
     )
+
+
+def _select_probe_error(results: Results) -> xr.DataArray:
+    return results["probe_and_logit_lens"]["affine_error"]
+
+
+def _largest_change(error: xr.DataArray) -> xr.DataArray:
+    return compute_log_error_changes(error).max("layer")

@@ -12,57 +12,25 @@ from mesascope.analyses.causal.pruning import (
 )
 from mesascope.studies.base import Claim, Quantity, Results, select_last_step, select_untrained
 from mesascope.studies.shared.selectors import select_similarity
-from mesascope.studies.sparse_regression_heads.toy_model import METHODS, PROBLEM_SETTINGS
+from mesascope.studies.sparse_regression_heads.algorithm_claims import (
+    ALGORITHM_CLAIMS,
+    OURS,
+    PAPER,
+    PLAIN,
+    PREPROCESSED,
+)
 
 # Names of the conditions
 MAIN, SINGLE_HEAD, DENSE, DENSE_SINGLE_HEAD = "", "single", "dense", "dense_single"
 
-PAPER, OURS = "Chen et al. 2024", "ours"
 OUR_WORDING = f"{PAPER}, in our words"
 OUR_THRESHOLD = f"{PAPER}; the threshold is ours"
 
 NOISE = 0.075  # ours: standard deviation of the noise of the targets, a quarter of that of the targets
 
-PLAIN, PREPROCESSED, RIDGE, LASSO = METHODS
-REVERSED = next(
-    setting.name for setting in PROBLEM_SETTINGS if setting.examples > setting.features and not setting.noise
-)
-IMPROVED = [setting.name for setting in PROBLEM_SETTINGS if setting.name != REVERSED]
-OVERDETERMINED = [
-    setting.name for setting in PROBLEM_SETTINGS if setting.examples >= setting.features and setting.noise
-]
-FIRST_STEPS = slice(1, 6)  # the first five steps
-
 MAX_HEAD_RISK_RATIO = 0.8  # ours
-MAX_LASSO_RISK_RATIO = 2.0  # ours: the paper's bound holds up to logarithms
 MAX_PRUNING_COST = 0.1  # ours
 MIN_PREPROCESSED_R2 = 0.5  # ours
-
-
-def _risk_ratio(method: str, baseline: str, settings: list[str], label: str, *, smallest: bool = False) -> Quantity:
-    def read_ratio(results: Results) -> xr.DataArray:
-        best = results["preprocess_then_optimise"]["best_risk"].sel(distribution=settings)
-        risk, baseline_risk = (best.sel(predictor=name, drop=True) for name in (method, baseline))
-        return (
-            1 / (baseline_risk / risk).max("distribution") if smallest else (risk / baseline_risk).max("distribution")
-        )
-
-    return Quantity(
-        description=f"{'smallest' if smallest else 'largest'} ratio of the best excess risk of {method} to that of "
-        f"{baseline}, {label}",
-        read=read_ratio,
-    )
-
-
-def _descent_risk_ratio(steps: slice | int, label: str) -> Quantity:
-    def read_ratio(results: Results) -> xr.DataArray:
-        ratio = results["preprocess_then_optimise"]["risk_ratio"].isel(_steps=steps, drop=True).max("distribution")
-        return ratio.max("_steps") if "_steps" in ratio.dims else ratio
-
-    return Quantity(
-        description=f"largest ratio over settings of the excess risk of {PREPROCESSED} to that of {PLAIN}, {label}",
-        read=read_ratio,
-    )
 
 
 def _excess_risk(results: Results, condition: str) -> xr.DataArray:
@@ -106,6 +74,10 @@ def _pruning_cost(kind: str, remaining_heads: str, label: str) -> Quantity:
     )
 
 
+def _first_layer_cost(kind: str) -> Quantity:
+    return _pruning_cost(kind, ALL_IN_FIRST_LAYER, "all heads of the first layer and one per later layer")
+
+
 def _preprocessed_r2(depth: str, label: str, *, trained: bool = True) -> Quantity:
     select_step = select_last_step if trained else select_untrained
     return Quantity(
@@ -122,104 +94,70 @@ def _prediction_similarity(predictor: str) -> Quantity:
 
 
 def _pruning_claims(kind: str) -> tuple[Claim, ...]:
-    entropy_difference = _entropy_difference(kind, MAIN, "sparse functions")
-    first_layer_cost = _pruning_cost(kind, ALL_IN_FIRST_LAYER, "all heads of the first layer and one per later layer")
     return (
-        Claim(
-            name=f"importance is even in the first layer, concentrated in later ones: {kind} ablation",
-            statement=f"All heads of the first layer matter, but few heads of each later layer ({kind} ablation).",
-            source=f"{PAPER}, which masks heads; {kind} ablation is {OURS}",
-            value=entropy_difference,
-            control=_entropy_difference(kind, MAIN, "untrained", trained=False),
-            direction="above",
-            threshold=0.0,
-        ),
-        Claim(
-            name=f"importance is more even in the first layer for sparse functions: {kind} ablation",
-            statement="The entropy of importance in the first layer, relative to later layers, is larger for sparse "
-            f"than for dense functions ({kind} ablation).",
-            source=f"{OURS}: dense functions need no preprocessing",
-            value=entropy_difference,
-            control=_entropy_difference(kind, DENSE, "dense functions"),
-            direction="above",
-        ),
-        Claim(
-            name=f"later layers need one head: {kind} ablation",
-            statement="All heads of the first layer and one head per later layer suffice for nearly the full "
-            f"performance ({kind} ablation).",
-            source=OUR_THRESHOLD,
-            value=first_layer_cost,
-            control=_pruning_cost(
-                kind, REVERSED_SAME_NUMBER, "one head in the first layer and the same total number of heads"
-            ),
-            direction="below",
-            threshold=MAX_PRUNING_COST,
-        ),
-        Claim(
-            name=f"heads of the first layer matter more than those of later layers: {kind} ablation",
-            statement="Keeping all heads of the first layer gives a lower loss than keeping all heads of later layers "
-            f"({kind} ablation).",
-            source=OUR_WORDING,
-            value=first_layer_cost,
-            control=_pruning_cost(
-                kind, ALL_IN_LATER_LAYERS, "one head in the first layer and all in later layers (more heads in total)"
-            ),
-            direction="below",
-        ),
+        _even_importance_claim(kind),
+        _sparse_importance_claim(kind),
+        _later_layers_claim(kind),
+        _first_layer_claim(kind),
     )
 
 
-PREPROCESSING_RATIO = _risk_ratio(PREPROCESSED, PLAIN, IMPROVED, "four settings")
+def _even_importance_claim(kind: str) -> Claim:
+    return Claim(
+        name=f"importance is even in the first layer, concentrated in later ones: {kind} ablation",
+        statement=f"All heads of the first layer matter, but few heads of each later layer ({kind} ablation).",
+        source=f"{PAPER}, which masks heads; {kind} ablation is {OURS}",
+        value=_entropy_difference(kind, MAIN, "sparse functions"),
+        control=_entropy_difference(kind, MAIN, "untrained", trained=False),
+        direction="above",
+        threshold=0.0,
+    )
+
+
+def _sparse_importance_claim(kind: str) -> Claim:
+    return Claim(
+        name=f"importance is more even in the first layer for sparse functions: {kind} ablation",
+        statement="The entropy of importance in the first layer, relative to later layers, is larger for sparse "
+        f"than for dense functions ({kind} ablation).",
+        source=f"{OURS}: dense functions need no preprocessing",
+        value=_entropy_difference(kind, MAIN, "sparse functions"),
+        control=_entropy_difference(kind, DENSE, "dense functions"),
+        direction="above",
+    )
+
+
+def _later_layers_claim(kind: str) -> Claim:
+    return Claim(
+        name=f"later layers need one head: {kind} ablation",
+        statement="All heads of the first layer and one head per later layer suffice for nearly the full "
+        f"performance ({kind} ablation).",
+        source=OUR_THRESHOLD,
+        value=_first_layer_cost(kind),
+        control=_pruning_cost(
+            kind, REVERSED_SAME_NUMBER, "one head in the first layer and the same total number of heads"
+        ),
+        direction="below",
+        threshold=MAX_PRUNING_COST,
+    )
+
+
+def _first_layer_claim(kind: str) -> Claim:
+    return Claim(
+        name=f"heads of the first layer matter more than those of later layers: {kind} ablation",
+        statement="Keeping all heads of the first layer gives a lower loss than keeping all heads of later layers "
+        f"({kind} ablation).",
+        source=OUR_WORDING,
+        value=_first_layer_cost(kind),
+        control=_pruning_cost(
+            kind, ALL_IN_LATER_LAYERS, "one head in the first layer and all in later layers (more heads in total)"
+        ),
+        direction="below",
+    )
+
+
 HEAD_RATIO = _head_risk_ratio(MAIN, SINGLE_HEAD, "sparse functions")
 FIRST_LAYER_R2 = _preprocessed_r2("after 0", "after the first layer")
 
-ALGORITHM_CLAIMS = (
-    Claim(
-        name="algorithm: preprocessing lowers the risk",
-        statement="With noise, or with fewer examples than features, preprocessing lowers the risk of descent.",
-        source=f"{PAPER}; the four settings are ours",
-        value=PREPROCESSING_RATIO,
-        control=_risk_ratio(PREPROCESSED, PLAIN, [REVERSED], "without noise, more examples than features"),
-        direction="below",
-        threshold=1.0,
-    ),
-    Claim(
-        name="algorithm: lower risk than ridge regression",
-        statement="With noise, or with fewer examples than features, its risk is lower than that of ridge regression.",
-        source=PAPER,
-        value=_risk_ratio(PREPROCESSED, RIDGE, IMPROVED, "four settings"),
-        control=_risk_ratio(PLAIN, RIDGE, IMPROVED, "four settings"),
-        direction="below",
-        threshold=1.0,
-    ),
-    Claim(
-        name="algorithm: preprocessing raises the risk without noise",
-        statement="Without noise, and with more examples than features, preprocessing raises the risk.",
-        source=f"{OURS}: plain descent converges to the true coefficients, so nothing can be gained",
-        value=_risk_ratio(PREPROCESSED, PLAIN, [REVERSED], "without noise, more examples than features", smallest=True),
-        control=PREPROCESSING_RATIO,
-        direction="above",
-        threshold=1.0,
-    ),
-    Claim(
-        name="algorithm: lower risk in the first steps in all settings",
-        statement="After the same number of steps, up to five, preprocessing lowers the risk in all settings.",
-        source=f"{OURS}: the gain available to a model of few layers",
-        value=_descent_risk_ratio(FIRST_STEPS, "first five steps"),
-        control=_descent_risk_ratio(-1, "last step"),
-        direction="below",
-        threshold=1.0,
-    ),
-    Claim(
-        name="algorithm: comparable to the lasso",
-        statement="With noise, and no fewer examples than features, its risk is comparable to that of the lasso.",
-        source=f"{PAPER}, up to logarithms; the threshold is ours",
-        value=_risk_ratio(PREPROCESSED, LASSO, OVERDETERMINED, "two settings"),
-        control=_risk_ratio(PLAIN, LASSO, OVERDETERMINED, "two settings"),
-        direction="below",
-        threshold=MAX_LASSO_RISK_RATIO,
-    ),
-)
 
 HEAD_CLAIMS = (
     Claim(

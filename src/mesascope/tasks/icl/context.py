@@ -117,10 +117,9 @@ def build_context(
     query = torch.tensor(range(count) if queries is None else queries, device=features.device)
     pair = torch.arange(max(count - 1, 1), device=features.device)
     mask = (pair[None, :] < query[:, None])[None, :, :, None].to(torch.float64)
-    context_x, context_y = features[:, : len(pair)].double(), targets[:, : len(pair)].double()
     return ContextExamples(
-        context_x=context_x[:, None] * mask,
-        context_y=context_y[:, None] * mask,
+        context_x=features[:, : len(pair)].double()[:, None] * mask,
+        context_y=targets[:, : len(pair)].double()[:, None] * mask,
         query_x=features[:, query].double(),
         num_context=query,
         positions=positions,

@@ -2,18 +2,16 @@
 
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from mesascope.activations._layer_view import LayerReduction, LayerView, check_reduction_shape
 from mesascope.activations._memory import allocate_tensor
 from mesascope.activations.edits import Edit, EditHadNoEffect, apply_edit
-from mesascope.activations.readout._readout import Readout
-from mesascope.activations.sites import OUTPUT_SITES, get_site, strip_gradient_suffix
-from mesascope.tasks.base import Batch
+from mesascope.activations.recording._micro_batch import MicroBatch, Reduction
+from mesascope.activations.sites import OUTPUT_SITES, strip_gradient_suffix
 
 LAST_FORWARD_SITE, LAST_BACKWARD_SITE = (
     "resid_post",
@@ -21,73 +19,6 @@ LAST_FORWARD_SITE, LAST_BACKWARD_SITE = (
 )  # last sites of a layer in the forward and the backward pass
 
 COMPUTED_SITES = ("attn_scores", "pattern")  # computed by the hooks, so that the model cannot overwrite them
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reduction:
-    """A reduction of a site to a smaller tensor, computed during the run so that the site is not stored.
-
-    Attributes:
-        site: the site to reduce.
-        fn: function from the site in one layer for one micro-batch to a tensor whose first axis is ``batch``.
-        axes: the axes of the result, ``batch`` first; results of all layers are stacked along a leading ``layer`` axis.
-
-    Raises:
-        ValueError: the site does not exist, or the first axis is not ``batch``.
-    """
-
-    site: str
-    fn: Callable[[Tensor], Tensor]
-    axes: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        """Validate the site and the axes of the result."""
-        get_site(self.site)
-        if not self.axes or self.axes[0] != "batch":
-            raise ValueError(f"the first axis of a reduction must be batch, but got {self.axes}")
-
-    @property
-    def stacked_axes(self) -> tuple[str, ...]:
-        """The axes of the result over all layers."""
-        return ("layer", *self.axes) if "layer" in get_site(self.site).axes else self.axes
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class BatchContext:
-    """Values of one micro-batch that the views of all its layers share.
-
-    Attributes:
-        inputs: the model inputs of these sequences.
-        mask: 1 where an input is not padding; ``None`` without padding.
-        queries: the query positions of the rows of ``attn_scores`` and ``pattern``.
-        batch: the sequences with their targets, if a batch of a task was captured.
-        readout: the readout of the model.
-        parallel: by layer: the MLP reads the residual stream before attention has written to it.
-    """
-
-    inputs: Shaped[Tensor, "batch pos *d_in"]
-    mask: Int[Tensor, "batch pos"] | None
-    queries: Int[Tensor, " query"]
-    batch: Batch | None
-    readout: Readout
-    parallel: tuple[bool, ...]
-
-
-@dataclass(kw_only=True)
-class MicroBatch:
-    """The state of the micro-batch that is being run.
-
-    Attributes:
-        rows: the indices of its sequences in the whole batch.
-        context: the values that the views of all layers share.
-        pending: by layer, activations that reductions of several sites still need.
-        recompute_fns: by layer, a function from a residual stream to the queries that the layer would compute.
-    """
-
-    rows: range
-    context: BatchContext
-    pending: dict[int, dict[str, Tensor]] = field(default_factory=dict)
-    recompute_fns: dict[int, Callable[[Tensor], Tensor]] = field(default_factory=dict)
 
 
 class Recorder:
@@ -121,14 +52,15 @@ class Recorder:
         several = [how for how in reduce.values() if isinstance(how, LayerReduction)]
         self._backward_reductions = [how for how in several if any(map(strip_gradient_suffix, how.sites))]
         self._forward_reductions = [how for how in several if how not in self._backward_reductions]
-        self._requested_sites = {
-            *sites,
-            *(how.site for how in self._site_reductions.values()),
-        }  # recorded or reduced
         self._layers_without_site = layers_without_site or {}
         self._recorded_indices = {layer: slot for slot, layer in enumerate(layers)}
         self._edited_layers = [edit.edited_layers(num_layers) for edit in edits]
         self._had_effect = [False] * len(edits)
+
+    @property
+    def _requested_sites(self) -> set[str]:
+        """The sites that are recorded or reduced on their own."""
+        return {*self._stored_sites, *(how.site for how in self._site_reductions.values())}
 
     @property
     def layers_by_site(self) -> dict[str, tuple[int, ...]]:

@@ -1,8 +1,4 @@
-"""Executors: run jobs in this process, in processes of this machine, or on a Ray cluster.
-
-Each executor has one method, ``map_jobs``: it calls ``fn(job, progress, log)`` for every job and returns the results in
-the order of the jobs. ``fn`` and the jobs must be picklable: a module-level function, and plain values.
-"""
+"""Jobs in processes of this machine."""
 
 import os
 import pickle
@@ -10,71 +6,19 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from multiprocessing import connection, get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from mesascope.executors._jobs import ExecutorError, JobFn, JobLogFn, JobProgressFn
 from mesascope.store import do_nothing
 
-_JobFn = Callable[..., Any]
-_JobProgress = Callable[[int, int, int, float], None]
-_JobLog = Callable[[str], None]
-
 _USE_FORKSERVER = sys.platform == "linux"  # on other systems, libraries are not safe to fork
-
-
-class ExecutorError(RuntimeError):
-    """Raised when jobs cannot be run, or a process is lost; the message says why and what to do."""
-
-
-def create_executor(name: str) -> "SerialExecutor | ProcessExecutor | RayExecutor":
-    """Create an executor from its name.
-
-    Args:
-        name: ``serial``, ``processes`` or ``ray[:ADDRESS]``.
-
-    Returns:
-        The executor.
-
-    Raises:
-        ValueError: If there is no executor of this name.
-
-    >>> create_executor("ray:10.0.0.1:6379")
-    RayExecutor(address='10.0.0.1:6379')
-    """
-    kind, _, address = name.partition(":")
-    if kind == "ray":
-        return RayExecutor(address=address or None)
-    if name not in ("serial", "processes"):
-        raise ValueError(f"an executor must be serial, processes or ray[:ADDRESS], but got {name!r}")
-    return SerialExecutor() if name == "serial" else ProcessExecutor()
-
-
-@dataclass(frozen=True)
-class SerialExecutor:
-    """Runs jobs one after another, in this process."""
-
-    def map_jobs(
-        self, fn: _JobFn, jobs: Sequence[Any], progress: _JobProgress = do_nothing, log: _JobLog = do_nothing
-    ) -> list[Any]:
-        """Apply ``fn`` to every job.
-
-        Args:
-            fn: Called as ``fn(job, progress, log)``.
-            jobs: The jobs.
-            progress: Receives (job index, done, total, loss).
-            log: Receives lines of text.
-
-        Returns:
-            The results, in the order of the jobs.
-        """
-        return [fn(job, partial(progress, index), log) for index, job in enumerate(jobs)]
 
 
 @dataclass(frozen=True)
@@ -91,7 +35,7 @@ class ProcessExecutor:
     max_workers: int | None = None
 
     def map_jobs(
-        self, fn: _JobFn, jobs: Sequence[Any], progress: _JobProgress = do_nothing, log: _JobLog = do_nothing
+        self, fn: JobFn, jobs: Sequence[Any], progress: JobProgressFn = do_nothing, log: JobLogFn = do_nothing
     ) -> list[Any]:
         """Apply ``fn`` to every job; the first error stops all other jobs and is raised here with its type and message.
 
@@ -127,59 +71,6 @@ class ProcessExecutor:
         return [results[index] for index in range(len(jobs))]
 
 
-@dataclass(frozen=True)
-class RayExecutor:
-    """Runs jobs as tasks of a Ray cluster, one CPU each; all machines must share the run's directory.
-
-    Attributes:
-        address: The address of a running cluster; ``None`` joins the one in ``RAY_ADDRESS``, or starts a local one.
-    """
-
-    address: str | None = None
-
-    def map_jobs(
-        self, fn: _JobFn, jobs: Sequence[Any], progress: _JobProgress = do_nothing, log: _JobLog = do_nothing
-    ) -> list[Any]:
-        """Apply ``fn`` to every job.
-
-        Args:
-            fn: Called as ``fn(job, progress, log)``.
-            jobs: The jobs.
-            progress: Receives (job index, done, total, loss).
-            log: Receives lines of text.
-
-        Returns:
-            The results, in the order of the jobs.
-
-        Raises:
-            ExecutorError: If Ray is not installed.
-        """
-        try:
-            ray = import_module("ray")
-            queues = import_module("ray.util.queue")
-        except ImportError as error:
-            raise ExecutorError(
-                "running on Ray needs the ray package, but it is not installed; pip install 'mesascope[ray]'"
-            ) from error
-        ray.init(address=self.address, ignore_reinit_error=True, log_to_driver=False)
-        messages = queues.Queue()
-        task = ray.remote(max_retries=0)(_run_ray_job)
-        tasks = [task.remote(fn, index, job, messages) for index, job in enumerate(jobs)]
-        unfinished = tasks
-        try:
-            while unfinished:
-                finished, unfinished = ray.wait(unfinished, timeout=0.2)
-                _forward_messages(messages, progress, log)
-                ray.get(finished)  # raises the error of a job immediately
-            return ray.get(tasks)
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from None
-        finally:
-            for task_ref in unfinished:
-                ray.cancel(task_ref, force=True)
-            messages.shutdown(force=True)
-
-
 class _Worker:
     """The parent's handle of one worker process."""
 
@@ -205,7 +96,7 @@ class _Worker:
 
 
 @contextmanager
-def _start_workers(fn: _JobFn, count: int) -> Iterator[list[_Worker]]:
+def _start_workers(fn: JobFn, count: int) -> Iterator[list[_Worker]]:
     """Start worker processes that wait for jobs, and kill them on exit."""
     context = get_context("forkserver") if _USE_FORKSERVER else get_context("spawn")
     if _USE_FORKSERVER:
@@ -214,11 +105,7 @@ def _start_workers(fn: _JobFn, count: int) -> Iterator[list[_Worker]]:
     try:
         with _block_interrupts():
             for _ in range(count):
-                parent_end, child_end = context.Pipe()
-                process = context.Process(target=_run_worker, args=(child_end,), daemon=True)
-                process.start()
-                child_end.close()
-                workers.append(_Worker(process, parent_end))
+                workers.append(_start_worker(context))
         for worker in workers:
             worker.send_message(fn)
         yield workers
@@ -228,6 +115,14 @@ def _start_workers(fn: _JobFn, count: int) -> Iterator[list[_Worker]]:
         for worker in workers:
             worker.process.join()
             worker.pipe.close()
+
+
+def _start_worker(context: Any) -> _Worker:
+    parent_end, child_end = context.Pipe()
+    process = context.Process(target=_run_worker, args=(child_end,), daemon=True)
+    process.start()
+    child_end.close()
+    return _Worker(process, parent_end)
 
 
 @contextmanager
@@ -289,14 +184,3 @@ def _exit_with_parent() -> None:
     assert parent is not None
     connection.wait([parent.sentinel])
     os._exit(1)
-
-
-def _run_ray_job(fn: _JobFn, index: int, job: Any, messages: Any) -> Any:
-    return fn(
-        job, lambda *numbers: messages.put(("progress", index, *numbers)), lambda text: messages.put(("log", text))
-    )
-
-
-def _forward_messages(messages: Any, progress: _JobProgress, log: _JobLog) -> None:
-    for kind, *message in messages.get_nowait_batch(messages.qsize()):
-        (progress if kind == "progress" else log)(*message)

@@ -1,0 +1,108 @@
+"""The recorded activations of one run."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+
+import torch
+import xarray as xr
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mesascope.activations._memory import allocate_tensor
+from mesascope.activations.readout._readout import Readout
+from mesascope.activations.sites import SITES
+from mesascope.axes import to_data_array
+from mesascope.tasks.base import Batch
+
+
+class NotRecorded(KeyError):  # noqa: N818  a KeyError by its base, which is no part of the name
+    """A capture does not contain the requested site or reduction."""
+
+    def __str__(self) -> str:
+        """Return the message without the quotes that KeyError adds."""
+        return str(self.args[0])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Capture:
+    """Recorded activations of one run of a model.
+
+    Attributes:
+        sites: every recorded site and reduction, by name; axes as in :data:`SITES` and in ``axes``.
+        axes: the axis names of each of them.
+        inputs: the model inputs.
+        batch: the batch of a task that was captured, if any.
+        baselines: outputs of baselines on the same inputs, as passed to `capture`.
+        attention_mask: 1 where an input is not padding; ``None`` without padding.
+        layers: the recorded layers of the model, in order.
+        queries: the query positions of the rows of ``attn_scores`` and ``pattern``.
+        readout: the readout: output projections, unembedding and head counts.
+        attn_implementation: the attention implementation that ran, such as ``sdpa``.
+        model: the model; the readout needs it alive.
+    """
+
+    sites: Mapping[str, Tensor]
+    axes: Mapping[str, tuple[str, ...]]
+    inputs: Shaped[Tensor, "batch pos *d_in"]
+    batch: Batch | None
+    baselines: Mapping[str, Tensor] = field(default_factory=dict)
+    attention_mask: Int[Tensor, "batch pos"] | None
+    layers: tuple[int, ...]
+    queries: tuple[int, ...]
+    readout: Readout
+    attn_implementation: str
+    model: PreTrainedModel
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return a recorded site or reduction.
+
+        Raises:
+            NotRecorded: it was not recorded.
+        """
+        if name not in self.sites:
+            raise NotRecorded(f"{name!r} was not recorded; recorded are {', '.join(self.sites)}; pass it to capture")
+        return self.sites[name]
+
+    def __contains__(self, name: object) -> bool:
+        """Return whether a site or reduction was recorded."""
+        return name in self.sites
+
+    def head_out(self) -> Float[Tensor, "layer batch head pos d_model"]:
+        """Return what each head writes to the residual stream after its output projection: ``z`` @ W_O, head by head.
+
+        Summed over heads, plus `Readout.output_bias`, it equals ``attn_out``.
+
+        Returns:
+            The output of every head of every recorded layer, (layer, batch, head, pos, d_model).
+
+        Raises:
+            NotRecorded: ``z`` was not recorded.
+            UnsupportedModel: ``z`` does not reach the residual stream through a linear map.
+        """
+        heads, projection = self["z"], self.readout.output_projection
+        layers, batch, length, num_heads, _ = heads.shape
+        outputs = allocate_tensor((layers, batch, num_heads, length, projection.shape[-1]), heads.dtype, heads.device)
+        for layer, row in product(range(layers), range(batch)):
+            torch.bmm(heads[layer, row].transpose(0, 1), projection[layer], out=outputs[layer, row])
+        return outputs
+
+    def to_xarray(self, name: str) -> xr.DataArray:
+        """Return a recorded site or reduction as a labelled array; layers are numbered as in the model.
+
+        Args:
+            name: a recorded site or reduction.
+
+        Returns:
+            The array, on the CPU.
+
+        Raises:
+            NotRecorded: it was not recorded.
+        """
+        values, axes = self[name], self.axes[name]
+        about = SITES[name].description if name in SITES else f"{name}, reduced during the forward pass"
+        values = values.float() if values.dtype == torch.bfloat16 else values
+        coords: dict[Hashable, Sequence[int]] = {"layer": list(self.layers)} if "layer" in axes else {}
+        coords |= {"query": list(self.queries)} if "query" in axes else {}
+        return to_data_array(values, *axes, units="1", description=about, coords=coords)

@@ -1,0 +1,80 @@
+"""Runs of all sequences in micro-batches."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+from jaxtyping import Int, Shaped
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mesascope.activations._layer_spec import LayerSpec
+from mesascope.activations.forward import run_model
+from mesascope.activations.gradients import ObjectiveFn, backpropagate_loss, enable_activation_gradients
+from mesascope.activations.hooks._module_hooks import attach_hooks
+from mesascope.activations.readout._readout import Readout
+from mesascope.activations.recording._micro_batch import BatchContext, MicroBatch
+from mesascope.activations.recording._recorder import Recorder
+from mesascope.tasks.base import Batch
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RunInputs:
+    """Values that all micro-batches of a run share."""
+
+    x: Shaped[Tensor, "batch pos *d_in"]
+    mask: Int[Tensor, "batch pos"] | None
+    batch: Batch | None
+    queries: Int[Tensor, " query"]
+    readout: Readout
+    objective: ObjectiveFn | None
+
+
+def run_micro_batches(
+    model: PreTrainedModel, layer_specs: Sequence[LayerSpec], recorder: Recorder, run: RunInputs, batch_size: int
+) -> None:
+    """Run all sequences in micro-batches, each with a backward pass if a gradient is recorded.
+
+    Args:
+        model: the model.
+        layer_specs: the specification of every layer.
+        recorder: the hook function; it stores what is recorded.
+        run: values that all micro-batches share.
+        batch_size: sequences per micro-batch.
+    """
+    for start in range(0, len(run.x), batch_size):
+        rows = range(start, min(start + batch_size, len(run.x)))
+        _run_micro_batch(model, layer_specs, recorder, run, rows)
+
+
+def _run_micro_batch(
+    model: PreTrainedModel, layer_specs: Sequence[LayerSpec], recorder: Recorder, run: RunInputs, rows: range
+) -> None:
+    context = _slice_context(run, slice(rows.start, rows.stop), tuple(layer.parallel for layer in layer_specs))
+    recorder.micro_batch = MicroBatch(rows=rows, context=context)
+    x, mask, needs_gradients = context.inputs, context.mask, recorder.needs_gradients
+    with enable_activation_gradients(model, layer_specs) if needs_gradients else nullcontext():
+        with attach_hooks(
+            model,
+            layer_specs,
+            recorder.layers_by_site,
+            recorder,
+            queries=run.queries if len(run.queries) < run.x.shape[1] else None,
+            on_layer_start=recorder.on_layer_start,
+            allocate=recorder.get_buffer,
+        ):
+            output = run_model(model, x, mask, all_positions=recorder.needs_output)
+        recorder.record_output(output)
+        if needs_gradients:
+            backpropagate_loss(output, x, mask, context.batch, run.objective)
+
+
+def _slice_context(run: RunInputs, rows: slice, parallel: tuple[bool, ...]) -> BatchContext:
+    return BatchContext(
+        inputs=run.x[rows],
+        mask=None if run.mask is None else run.mask[rows],
+        queries=run.queries,
+        batch=None if run.batch is None else run.batch[rows],
+        readout=run.readout,
+        parallel=parallel,
+    )

@@ -1,0 +1,115 @@
+"""The unedited pass of a model, from which edited passes branch off."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mesascope.activations._checks import check_sites_available
+from mesascope.activations._memory import check_memory, site_bytes
+from mesascope.activations.edits import Edit, apply_edit
+from mesascope.activations.forward import eval_no_grad, run_model
+from mesascope.activations.hooks._branch_hooks import (
+    UneditedHook,
+    record_output_types,
+)
+from mesascope.activations.hooks._module_hooks import attach_hooks
+from mesascope.activations.structure._traced_model import TracedModel
+from mesascope.tasks.base import Batch
+
+
+class UneditedPass(TracedModel):
+    """The unedited pass of a model, run when it is first needed.
+
+    Args:
+        model: any model that `capture` supports.
+        inputs: tokens, vectors or a batch of a task; all sequences have the same length.
+        site: the site to edit; it and the residual stream are recorded.
+        all_positions: compute outputs at every position; otherwise at the last position only, if the model class can.
+
+    Raises:
+        UnsupportedModel: the model cannot be captured.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Tensor | Batch, site: str, *, all_positions: bool = True) -> None:
+        super().__init__(model, inputs)
+        self._all_positions = all_positions
+        self._edited_site, self._requested = site, dict[str, set[int]]()
+
+    @cached_property
+    def unedited_output(self) -> Float[Tensor, "batch predicted d_out"]:
+        """The output of the unedited pass, which is run on first access."""
+        return self._unedited_run[0]
+
+    def request_sites(self, layers_by_site: Mapping[str, Sequence[int]]) -> None:
+        """Record more sites in the unedited pass than the residual stream and the edited site; call it before any run.
+
+        Args:
+            layers_by_site: layers by site.
+
+        Raises:
+            UnsupportedModel: a layer lacks the site.
+        """
+        check_sites_available(type(self.model).__name__, self._layer_specs, layers_by_site)
+        for site, layers in layers_by_site.items():
+            self._requested.setdefault(site, set()).update(layers)
+
+    def unedited_activation(self, site: str, layer: int) -> Float[Tensor, "batch *rest"]:
+        """Return a recorded activation of the unedited pass.
+
+        Args:
+            site: the name of the site.
+            layer: the layer, counted from 0.
+
+        Returns:
+            The activation, in the axes of the site without ``layer``.
+        """
+        return self._unedited_run[1].activations[site, layer]
+
+    @cached_property
+    def _unedited_run(self) -> tuple[Tensor, "UneditedHook"]:
+        """The output and the recorded activations of the unedited pass."""
+        self.request_sites({"resid_pre": range(self.num_layers)})
+        self.request_sites({self._edited_site: self.layers_with_site(self._edited_site)})
+        layers_by_site = {site: sorted(layers) for site, layers in self._requested.items()}
+        check_memory(
+            site_bytes(self._trace, self._layer_specs, layers_by_site, *self.inputs.shape[:2]), self.inputs.device
+        )
+        hook = UneditedHook()
+        with (
+            eval_no_grad(self.model),
+            attach_hooks(self.model, self._layer_specs, layers_by_site, hook),
+            record_output_types(self.model, self._layer_specs, hook),
+        ):
+            return run_model(self.model, self.inputs, all_positions=self._all_positions), hook
+
+    @cached_property
+    def _block_output_types(self) -> list[type | None]:
+        """The output type of every block, by layer; ``None`` for a block that returns more than the residual stream."""
+        return [self._unedited_run[1].output_types.get(number) for number in range(self.num_layers)]
+
+    def zeros_like_output(self) -> Float[Tensor, "batch predicted d_out"]:
+        """Return zeros in the shape of the model's output, to try a metric on.
+
+        Returns:
+            Zeros (batch, predicted, d_out).
+        """
+        length = self.inputs.shape[1] if self._all_positions else 1
+        return self._trace.logits.new_zeros(len(self.inputs), length, self._trace.logits.shape[-1])
+
+    def has_effect(self, edit: Edit) -> bool:
+        """Return whether an edit changes any bit of the unedited activation.
+
+        Args:
+            edit: an edit of the site.
+
+        Returns:
+            ``False`` if the edited pass would be identical to the unedited one.
+        """
+        rows = len(self.inputs)
+        layers = edit.edited_layers(self.num_layers)
+        return any(
+            apply_edit(edit, self._unedited_run[1].activations[edit.site, n], n, range(rows), rows) is not None
+            for n in layers
+        )

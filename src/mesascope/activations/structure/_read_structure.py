@@ -1,0 +1,57 @@
+"""The trace and the layers of a model, read once and cached."""
+
+from jaxtyping import Int, Shaped
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mesascope.activations._cache import cache_structure, cached_structure
+from mesascope.activations._checks import (
+    check_output_unchanged,
+)
+from mesascope.activations._layer_spec import LayerSpec
+from mesascope.activations.forward import first_position_id, run_model
+from mesascope.activations.sites import UnsupportedModel
+from mesascope.activations.structure._find_layers import find_layers
+from mesascope.activations.structure._trace import Trace, trace_forward
+
+TRACE_LENGTH = 8  # positions of the first sequence that are traced to find the model structure
+
+
+def read_structure(
+    model: PreTrainedModel, inputs: Shaped[Tensor, "batch pos *d_in"], mask: Int[Tensor, "batch pos"] | None = None
+) -> tuple[Trace, tuple[LayerSpec, ...]]:
+    """Trace a model on up to 8 inputs of the first sequence that are not padding, and find its layers.
+
+    Args:
+        model: the model.
+        inputs: tokens or vectors, on the model's device.
+        mask: 1 where an input is not padding.
+
+    Raises:
+        UnsupportedModel: the structure cannot be found, or tracing changes the output.
+        ValueError: the mask hides the whole first sequence.
+    """
+    row = inputs[0] if mask is None else inputs[0, mask[0].bool()]
+    trace_input = row[None, :TRACE_LENGTH]
+    if trace_input.shape[1] == 0:
+        raise ValueError("the first sequence must not be all padding, but the attention mask hides all of it")
+    if mask is not None:
+        first_position_id(model, row[0])
+    cached = cached_structure(model, trace_input)
+    return _find_structure(model, trace_input) if cached is None else cached
+
+
+def _find_structure(
+    model: PreTrainedModel, trace_input: Shaped[Tensor, "batch pos *d_in"]
+) -> tuple[Trace, tuple[LayerSpec, ...]]:
+    expected = run_model(model, trace_input)
+    try:
+        model_trace = trace_forward(model, lambda: run_model(model, trace_input))
+    except (RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise UnsupportedModel(
+            f"a model must run with its attention function wrapped, but {type(model).__name__} fails: {error}; its "
+            "modelling file may branch on the name of the attention implementation"
+        ) from error
+    layers = find_layers(model, model_trace)
+    check_output_unchanged(type(model).__name__, expected, model_trace.logits)
+    return cache_structure(model, trace_input, (model_trace, layers))

@@ -1,0 +1,108 @@
+"""A model with its inputs and its layers: the sites of each layer and their shapes."""
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from mesascope.activations._arguments import prepare_inputs, validate_model
+from mesascope.activations._checks import check_sites_available, validate_hook_points
+from mesascope.activations._memory import site_shape
+from mesascope.activations.edits import Edit, validate_edit
+from mesascope.activations.forward import eval_no_grad
+from mesascope.activations.structure._read_structure import read_structure
+from mesascope.tasks.base import Batch
+
+
+class TracedModel:
+    """A model, its inputs, and the layers found by tracing it.
+
+    Args:
+        model: any model that `capture` supports.
+        inputs: tokens, vectors or a batch of a task; all sequences have the same length.
+
+    Raises:
+        UnsupportedModel: the model cannot be captured.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Tensor | Batch) -> None:
+        self.model = validate_model(model)
+        self.inputs, _ = prepare_inputs(self.model, inputs, None)
+        with eval_no_grad(self.model):
+            self._trace, self._layer_specs = read_structure(self.model, self.inputs)
+
+    @property
+    def num_layers(self) -> int:
+        """The number of layers of the model."""
+        return len(self._layer_specs)
+
+    def layers_with_site(self, site: str) -> list[int]:
+        """Return the layers that have a site.
+
+        Args:
+            site: the name of the site.
+
+        Returns:
+            The indices of the layers, in order.
+        """
+        return [number for number, layer in enumerate(self._layer_specs) if site not in layer.missing]
+
+    def layers_without_site(self, site: str) -> dict[int, str]:
+        """Return the layers that lack a site, with the reasons.
+
+        Args:
+            site: the name of the site.
+
+        Returns:
+            The reason, by layer.
+        """
+        return {number: layer.missing[site] for number, layer in enumerate(self._layer_specs) if site in layer.missing}
+
+    def is_parallel(self, layer: int) -> bool:
+        """Return whether the MLP of a layer reads the residual stream before attention has written to it.
+
+        Args:
+            layer: the layer, counted from 0.
+
+        Returns:
+            ``True`` if attention and MLP run in parallel.
+        """
+        return self._layer_specs[layer].parallel
+
+    def site_shape(self, site: str, layer: int) -> list[int]:
+        """Return the shape of a site within one layer.
+
+        Args:
+            site: the name of the site.
+            layer: the layer, counted from 0.
+
+        Returns:
+            The sizes of the axes of the site without ``layer``.
+        """
+        return site_shape(self._trace, self._layer_specs[layer], site, *self.inputs.shape[:2])
+
+    def validate_edit(self, edit: Edit) -> None:
+        """Check that an edit can be applied, before the model runs.
+
+        Args:
+            edit: the edit.
+
+        Raises:
+            UnsupportedModel: a layer lacks the site.
+            ValueError: the source or the result of the edit has the wrong shape.
+            IndexError: an index is out of range.
+        """
+        layers = edit.edited_layers(self.num_layers)
+        check_sites_available(type(self.model).__name__, self._layer_specs, {edit.site: layers})
+        validate_edit(edit, {n: self.site_shape(edit.site, n) for n in layers}, len(self.inputs), self._trace.logits)
+
+    def validate_sites(self, layers_by_site: Mapping[str, Sequence[int]]) -> None:
+        """Validate hook points on the first sequence, as `capture` does.
+
+        Args:
+            layers_by_site: layers by site.
+
+        Raises:
+            UnsupportedModel: a check fails.
+        """
+        with eval_no_grad(self.model):
+            validate_hook_points(self.model, self._layer_specs, layers_by_site, self.inputs, None)

@@ -1,0 +1,21 @@
+"""The application, its consoles and the options that several commands share."""
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Identify the algorithm inside a transformer's forward pass, and how training produces it.",
+)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+EXIT_OK, EXIT_CONTRADICTED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+STATUS_COLOURS = {"supported": "green", "contradicted": "red", "inconclusive": "yellow"}
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]

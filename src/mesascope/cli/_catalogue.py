@@ -1,0 +1,97 @@
+"""Commands about studies: list, show, cite."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from mesascope.cli._app import STATUS_COLOURS, AsJson, app, out
+from mesascope.cli._output import format_last_verdicts, format_minutes
+
+
+@app.command("list")
+def list_command(
+    folder: Annotated[Path, typer.Argument(help="Folder of runs.")] = Path("runs"), as_json: AsJson = False
+) -> None:
+    """List all studies with paper, cost and latest verdicts, and all tasks."""
+    from mesascope.studies import published, registry
+
+    studies, tasks, last = registry.list_studies(), registry.list_tasks(), published.load_latest_verdicts(folder)
+    if as_json:
+        study_rows = [{"paper": e.paper, "minutes": dict(e.minutes), "last": last.get(e.name)} for e in studies]
+        rows = [{"kind": e.kind, "name": e.name, "title": e.title} for e in (*studies, *tasks)]
+        extended = [row | more for row, more in zip(rows, study_rows + [{}] * len(tasks), strict=True)]
+        print(json.dumps(extended, indent=2))
+        return
+    out.print("[bold]Studies[/bold] (mesascope run NAME; times on two CPU cores)")
+    for entry in studies:
+        _print_study(entry, last.get(entry.name))
+    width = max(len(entry.name) for entry in tasks)
+    out.print("[bold]Tasks[/bold] (mesascope.tasks)")
+    for entry in tasks:
+        out.print(f"  {entry.name:<{width}}  {escape(entry.title)}")
+
+
+def _print_study(entry: Any, last: dict[str, Any] | None) -> None:
+    costs = ", ".join(f"{scale} {format_minutes(minutes)}" for scale, minutes in entry.minutes.items())
+    out.print(f"  [bold]{entry.name}[/bold]  {escape(entry.title)}", soft_wrap=True)
+    out.print(f"      {escape(entry.paper)}; {costs}", soft_wrap=True)
+    out.print(f"      {format_last_verdicts(last)}", soft_wrap=True)
+
+
+@app.command("show")
+def show_command(study: str) -> None:
+    """Show the scales, conditions, analyses and claims of a study, with the published verdicts."""
+    from mesascope.studies.registry import load_study
+
+    study_value = load_study(study)
+    out.print(f"[bold]{escape(study_value.title)}[/bold]\n{escape(study_value.description)}\n")
+    out.print(
+        f"Paper: {escape(study_value.citation.authors)} ({study_value.citation.year}). "
+        f"{escape(study_value.citation.title)}."
+    )
+    out.print(f"       {study_value.citation.url}\n\n[bold]Scales[/bold]")
+    _print_scales(study_value)
+    for condition in study_value.conditions:
+        _print_analyses(condition)
+    _print_claims(study_value)
+
+
+def _print_scales(study_value: Any) -> None:
+    for name, config in study_value.main.scales.items():
+        steps = f"{config.training.steps:,} steps".replace(",", " ")
+        out.print(
+            f"  {name:<7} {study_value.seeds[name]} seeds, {steps}, about {study_value.minutes[name]:g} min on "
+            "two CPU cores"
+        )
+    for toy_model in study_value.simulations:
+        out.print(f"\n[bold]{escape(toy_model.title)}[/bold]\n  {escape(toy_model.description)}")
+
+
+def _print_analyses(condition: Any) -> None:
+    out.print(f"\n[bold]Analyses{escape(f': {condition.title}') if condition.title else ''}[/bold]")
+    width = max((len(analysis.name) for analysis in condition.analyses), default=0)
+    for analysis in condition.analyses:
+        out.print(f"  {analysis.name:<{width}}  {escape(analysis.title)}")
+
+
+def _print_claims(study_value: Any) -> None:
+    from mesascope.studies.published import load_published
+
+    results = load_published().get(study_value.name, {"scale": "", "verdicts": {}})
+    heading = f" and published verdicts at {results['scale']} scale" if results["verdicts"] else ""
+    out.print(f"\n[bold]Claims[/bold]{heading}")
+    for claim in study_value.claims:
+        status = results["verdicts"].get(claim.name)
+        verdict = f"[{STATUS_COLOURS.get(status, 'dim')}]{status}[/]: " if status else ""
+        out.print(f"  {verdict}{escape(claim.statement)}\n    [dim]{escape(claim.source)}[/dim]")
+
+
+@app.command("cite")
+def cite_command(study: str) -> None:
+    """Print the BibTeX entry of a study's paper."""
+    from mesascope.studies.registry import load_study
+
+    print(load_study(study).citation.bibtex)

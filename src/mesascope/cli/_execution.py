@@ -1,0 +1,114 @@
+"""Commands that compute: run, inspect, which-algorithm."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from mesascope.cli._app import EXIT_CONTRADICTED, EXIT_INTERRUPTED, AsJson, Device, app, err, out
+from mesascope.cli._output import print_ranking, print_verdict
+
+
+@app.command("run")
+def run_command(
+    study: Annotated[str, typer.Argument(help="Name of a study, or a .py file that defines STUDY.")],
+    scale: Annotated[str, typer.Option(help="smoke, laptop or paper.")] = "laptop",
+    seeds: Annotated[int | None, typer.Option(help="Number of training replicates.")] = None,
+    out_dir: Annotated[Path | None, typer.Option("--out", help="Directory of the run.")] = None,
+    device: Device = "auto",
+    on: Annotated[str | None, typer.Option(help="serial, processes or ray[:ADDRESS].")] = None,
+    strict: Annotated[bool, typer.Option(help="Exit with 1 if a claim is contradicted.")] = False,
+) -> None:
+    """Run a study: train, analyse, judge its claims and write a report. Run again to resume."""
+    from mesascope import api
+    from mesascope.progress import ProgressDisplay
+    from mesascope.runner import load_verdicts
+
+    with _handle_interrupt(), ProgressDisplay(err) as display:
+        finished_run = api.run(study, scale=scale, seeds=seeds, out=out_dir, device=device, on=on, progress=display)
+    verdicts = load_verdicts(finished_run)
+    for verdict in verdicts:
+        print_verdict(verdict)
+    out.print(f"\nReport: {finished_run.path / 'report.html'}", soft_wrap=True)
+    if strict and any(verdict.status == "contradicted" for verdict in verdicts):
+        raise typer.Exit(EXIT_CONTRADICTED)
+
+
+@app.command("inspect")
+def inspect_command(
+    model: Annotated[str, typer.Argument(help="Hub name, folder, or .gguf file.")],
+    text: Annotated[Path | None, typer.Option(help="UTF-8 file; by default Python's manual.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="Tokens per sequence; by default up to 512.")] = None,
+    sequences: Annotated[int, typer.Option(help="Maximum number of sequences.")] = 4,
+    out_dir: Annotated[Path | None, typer.Option("--out", help="Directory of the run.")] = None,
+    analyses: Annotated[str | None, typer.Option(help="Comma-separated names of analyses.")] = None,
+    steps: Annotated[str | None, typer.Option(help="Comma-separated revisions or checkpoint folders.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
+) -> None:
+    """Analyse a causal language model on a text and write a report. Run again to resume."""
+    from mesascope import api
+    from mesascope.progress import StageProgressBar
+
+    with _handle_interrupt(), StageProgressBar(err) as stages:
+        finished_run = api.inspect(
+            model,
+            text=text,
+            tokens=tokens,
+            sequences=sequences,
+            out=out_dir,
+            analyses=_split_names(analyses),
+            steps=_split_names(steps),
+            device=device,
+            dtype=dtype,
+            progress=stages,
+        )
+    for name, reason in finished_run.read_json("model")["skipped"].items():
+        out.print(f"{name} was skipped: {escape(reason)}", soft_wrap=True)
+    out.print(f"Report: {finished_run.path / 'report.html'}", soft_wrap=True)
+
+
+@app.command("which-algorithm")
+def which_algorithm_command(
+    subject: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="Run, folder, Hub name or .gguf file.")],
+    study: Annotated[str | None, typer.Option(help="Study that defines the task of a decoder folder.")] = None,
+    sequences: Annotated[int, typer.Option(help="Number of sequences to sample.")] = 128,
+    seed: Annotated[int, typer.Option(help="Seed of the sequences.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Rank in-context algorithms by the similarity of their predictions to those of a model."""
+    from mesascope import api
+    from mesascope.inspection.algorithm_table import summarise_report
+
+    def print_log_line(line: str) -> None:
+        err.print(escape(line), soft_wrap=True)
+
+    with _handle_interrupt():
+        reports = api.rank_algorithms(
+            subject, study=study, sequences=sequences, seed=seed, device=device, log=print_log_line
+        )
+    summaries = [summarise_report(answer) for answer in reports]
+    if as_json:
+        print(json.dumps(summaries, indent=2))
+        return
+    for summary_row in summaries:
+        print_ranking(summary_row)
+
+
+def _split_names(text: str | None) -> list[str] | None:
+    return [name.strip() for name in text.split(",") if name.strip()] if text else None
+
+
+@contextmanager
+def _handle_interrupt() -> Iterator[None]:
+    """Print how to resume after Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        err.print("interrupted; run the same command again to resume")
+        raise typer.Exit(EXIT_INTERRUPTED) from None

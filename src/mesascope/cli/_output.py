@@ -1,0 +1,136 @@
+"""Verdicts and rankings in the terminal."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+from mesascope.cli._app import STATUS_COLOURS, out
+
+RANKING_LEGEND = (
+    "[dim]1: equal to the model; 0: no better than the mean of its predictions. *: not distinguishable from the "
+    "nearest. shifted: lowest similarity of predictions on out-of-distribution sequences[/dim]"
+)
+
+
+def print_verdict(verdict: Any) -> None:
+    """Print a verdict with its numbers.
+
+    Args:
+        verdict: The verdict.
+    """
+    colour = STATUS_COLOURS.get(verdict.status, "dim")
+    out.print(f"\n[bold {colour}]{verdict.status.upper()}[/bold {colour}]  {escape(verdict.statement)}")
+    if verdict.value is not None:
+        low, high = verdict.interval
+        out.print(
+            f"  {escape(verdict.description)}: {verdict.value:.3g} [{low:.3g}, {high:.3g}]".replace("[", "\\[")
+            + f"; {escape(verdict.control_description)}: {verdict.control:.3g}"
+        )
+    out.print(f"  [dim]{escape(verdict.reason)}; {escape(verdict.source)}[/dim]")
+
+
+def print_verdict_table(path: Path) -> None:
+    """Print the verdicts of a run as a table, if it has any.
+
+    Args:
+        path: The directory of the run.
+    """
+    from rich.table import Table
+
+    if not (path / "verdicts.json").exists():
+        return
+    table = Table("verdict", "claim", "value", "control")
+    for row in read_verdict_rows(path):
+        colour = STATUS_COLOURS.get(row["status"], "dim")
+        value, control = (f"{row[key]:.3g}" if row[key] is not None else "-" for key in ("value", "control"))
+        table.add_row(f"[{colour}]{row['status']}[/{colour}]", escape(row["statement"]), value, control)
+    out.print(table)
+
+
+def print_ranking(report: dict[str, Any]) -> None:
+    """Print the ranking of algorithms for one model.
+
+    Args:
+        report: The report, as summarised by `summarise_report`.
+    """
+    heading = ", ".join(
+        str(part) for part in (report["condition"], f"seed {report['seed']}") if part and "None" not in part
+    )
+    out.print(f"\n[bold]{escape(report['named'])}[/bold]  {escape(heading or report['task'])}")
+    out.print(_ranking_table(report["ranking"]))
+    out.print(RANKING_LEGEND, soft_wrap=True)
+    for name, reason in report["skipped"].items():
+        out.print(f"[dim]skipped: {escape(name)}: {escape(reason)}[/dim]", soft_wrap=True)
+    for layer in report["layers"]:
+        out.print(
+            f"  {escape(layer['layer']):<10} {escape(layer['nearest'])} ({_format_similarity(layer['similarity'])})"
+        )
+
+
+def _ranking_table(ranking: list[dict[str, Any]]) -> Any:
+    from rich.table import Table
+
+    table = Table("algorithm (as fitted)", "predictions", "null", "errors", "weights", "shifted")
+    for row in ranking:
+        numbers = f" ({row['hyperparameters']})" if row["hyperparameters"] else ""
+        weights = ", ".join(_format_similarity(value) for value in row["weights"].values()) or "-"
+        marker = "" if row["distinguishable"] else " *"
+        table.add_row(
+            escape(row["label"] + numbers),
+            _format_similarity(row["predictions"]) + marker,
+            _format_similarity(row["null"]),
+            _format_similarity(row["errors"]),
+            weights,
+            _format_similarity(min(row["shifted"].values())) if row["shifted"] else "-",
+        )
+    return table
+
+
+def _format_similarity(value: float) -> str:
+    """Format a similarity, which can be far below 0."""
+    return "-" if value != value else "below -10" if value < -10 else f"{value:.3f}"
+
+
+def read_verdict_rows(path: Path) -> list[dict[str, Any]]:
+    """Read the verdicts of a run.
+
+    Args:
+        path: The directory of the run.
+    """
+    from mesascope.store import Run
+
+    return Run.open(path).read_json("verdicts")
+
+
+def format_verdict_cell(row: dict[str, Any] | None) -> str:
+    """Format a verdict and its value for a table.
+
+    Args:
+        row: The verdict; None if there is none.
+    """
+    if row is None:
+        return "-"
+    return row["status"] if row["value"] is None else f"{row['status']} ({row['value']:.3g})"
+
+
+def format_last_verdicts(last: dict[str, Any] | None) -> str:
+    """Format the counts of the latest verdicts of a study.
+
+    Args:
+        last: The run, scale and counts; None if there are none.
+    """
+    if last is None:
+        return "[dim]no verdicts yet[/dim]"
+    origin = escape(last["run"]) if last["run"] else f"published, {last['scale']} scale"
+    counts = (f"[{STATUS_COLOURS.get(word, 'dim')}]{n} {word}[/]" for word, n in last["verdicts"].items())
+    return f"{origin}: {', '.join(counts)}"
+
+
+def format_minutes(minutes: float) -> str:
+    """Format a duration, in minutes or hours.
+
+    Args:
+        minutes: The duration.
+    """
+    return f"{minutes:g} min" if minutes < 120 else f"{minutes / 60:.0f} h"

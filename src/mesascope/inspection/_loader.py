@@ -1,0 +1,72 @@
+"""Loading of the inspected checkpoints, one model at a time."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mesascope.inspection._checkpoints import ModelCheckpoint
+from mesascope.models.load import load_pretrained, make_untrained_factory
+
+
+@dataclass
+class CheckpointLoader:
+    """Loader of the checkpoints that keeps one model at a time in memory.
+
+    Attributes:
+        checkpoints: The checkpoints, in ascending order of steps.
+        device: The device of the models.
+        dtype: The data type of their weights.
+        loaded: The model in memory, if any, with its checkpoint and tokenizer.
+        build_untrained: The factory of untrained models, after the first use.
+        untrained_model: The untrained model in memory, if any, with its seed.
+    """
+
+    checkpoints: Sequence[ModelCheckpoint]
+    device: str
+    dtype: torch.dtype
+    loaded: tuple[ModelCheckpoint, PreTrainedModel, PreTrainedTokenizerBase | None] | None = None
+    build_untrained: Callable[[int], PreTrainedModel] | None = None
+    untrained_model: tuple[int, PreTrainedModel] | None = None
+
+    @property
+    def last_checkpoint(self) -> ModelCheckpoint:
+        """The last checkpoint, for which controls are computed."""
+        return self.checkpoints[-1]
+
+    def load_with_tokenizer(
+        self, checkpoint: ModelCheckpoint
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+        """Load a checkpoint and its tokenizer, unless it is in memory.
+
+        Args:
+            checkpoint: One of the checkpoints.
+        """
+        if self.loaded is None or self.loaded[0] != checkpoint:
+            self.loaded = None
+            model, tokenizer = load_pretrained(checkpoint.name, self.dtype, self.device, checkpoint.revision)
+            self.loaded = (checkpoint, model, tokenizer)
+        return self.loaded[1:]
+
+    def load_model(self, checkpoint: ModelCheckpoint) -> PreTrainedModel:
+        """Load a checkpoint, unless it is in memory.
+
+        Args:
+            checkpoint: One of the checkpoints.
+        """
+        return self.load_with_tokenizer(checkpoint)[0]
+
+    def load_untrained(self, seed: int) -> PreTrainedModel:
+        """Return the same architecture with random weights; the trained model is freed first.
+
+        Args:
+            seed: The seed of the weights.
+        """
+        if self.build_untrained is None:
+            self.build_untrained = make_untrained_factory(self.load_model(self.last_checkpoint))
+        self.loaded = None
+        if self.untrained_model is None or self.untrained_model[0] != seed:
+            self.untrained_model = None
+            self.untrained_model = (seed, self.build_untrained(seed))
+        return self.untrained_model[1]

@@ -1,0 +1,22 @@
+"""Execution of a study: train, load checkpoints, run analyses, apply interventions, judge the claims."""
+
+from mesascope.runner._callbacks import Executor, JobProgress, NullProgress, ProgressCallback
+from mesascope.runner._description import describe_run
+from mesascope.runner._jobs import EVALUATION_SEED, SimulationJob, TrainingJob, run_job, train_seed_group
+from mesascope.runner._study import POPULATION_DEVICES, load_verdicts, run_study
+
+__all__ = [
+    "EVALUATION_SEED",
+    "POPULATION_DEVICES",
+    "Executor",
+    "JobProgress",
+    "NullProgress",
+    "ProgressCallback",
+    "SimulationJob",
+    "TrainingJob",
+    "describe_run",
+    "load_verdicts",
+    "run_job",
+    "run_study",
+    "train_seed_group",
+]

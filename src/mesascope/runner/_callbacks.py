@@ -1,0 +1,73 @@
+"""Protocols of executors and of progress callbacks."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from mesascope.store import LogFn
+
+JobProgress = Callable[[int, int, int, float], None]
+
+
+@runtime_checkable
+class Executor(Protocol):
+    """Applies a function to jobs, in parallel or one after another."""
+
+    def map_jobs(self, fn: Callable[..., Any], jobs: Sequence[Any], progress: JobProgress, log: LogFn) -> list[Any]:
+        """Apply ``fn`` to every job.
+
+        Args:
+            fn: Called as ``fn(job, progress, log)``.
+            jobs: The jobs.
+            progress: Receives (job index, done, total, loss).
+            log: Receives lines of text.
+
+        Returns:
+            The results, in the order of the jobs.
+        """
+        ...
+
+
+@runtime_checkable
+class ProgressCallback(Protocol):
+    """Receives progress updates of a run."""
+
+    def start_stage(self, name: str, parts: Sequence[str]) -> None:
+        """Start a stage.
+
+        Args:
+            name: The name of the stage.
+            parts: The names of its parts, which run in parallel.
+        """
+        ...
+
+    def update_part(self, index: int, done: int, total: int, loss: float) -> None:
+        """Update the progress of one part of the current stage.
+
+        Args:
+            index: The index of the part.
+            done: Units of work done.
+            total: Units of work in total.
+            loss: The last training loss; not a number where there is none.
+        """
+        ...
+
+    def log_message(self, line: str) -> None:
+        """Receive a message for the user.
+
+        Args:
+            line: One line of text.
+        """
+        ...
+
+
+class NullProgress(ProgressCallback):
+    """Progress callback that ignores all updates."""
+
+    def start_stage(self, name: str, parts: Sequence[str]) -> None:
+        """Ignore the start of a stage."""
+
+    def update_part(self, index: int, done: int, total: int, loss: float) -> None:
+        """Ignore the progress of a part."""
+
+    def log_message(self, line: str) -> None:
+        """Ignore a message."""

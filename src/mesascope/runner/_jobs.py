@@ -1,0 +1,192 @@
+"""Jobs of a run: training and analysis of one seed, simulation of a toy model, joint training of several seeds."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import xarray as xr
+
+from mesascope.analyses import Analysis
+from mesascope.axes import with_decoded_tokens
+from mesascope.runner._checkpoints import SeedCheckpoints
+from mesascope.store import LogFn, Run, do_nothing
+from mesascope.studies.base import Condition, Study
+from mesascope.studies.registry import load_study
+from mesascope.tasks.base import Task
+from mesascope.train import limit_threads, train_model, train_population
+
+EVALUATION_SEED = 2**40 + 17  # seed of the analysed sequences; training derives its seeds with SeedSequence
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingJob:
+    """Training and analysis of one seed of one condition; picklable, so that any process can run it.
+
+    Attributes:
+        study: The name or file of the study.
+        scale: The name of the scale.
+        seed: The training replicate.
+        condition: The name of the condition; empty for the main condition.
+        path: The run's directory.
+        device: The device to train on.
+    """
+
+    study: str
+    scale: str
+    seed: int
+    condition: str
+    path: Path
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulationJob:
+    """Simulation of one seed of one toy model; picklable, so that any process can run it.
+
+    Attributes:
+        study: The name or file of the study.
+        scale: The name of the scale.
+        seed: The replicate.
+        simulation: The name of the simulation.
+        path: The run's directory.
+    """
+
+    study: str
+    scale: str
+    seed: int
+    simulation: str
+    path: Path
+
+
+def train_seed_group(
+    jobs: Sequence[TrainingJob], progress: Callable[[int, int, float], None] = do_nothing, log: LogFn = do_nothing
+) -> None:
+    """Train the seeds of one condition as one program; if memory is short, leave them to their own jobs.
+
+    Args:
+        jobs: The jobs of one condition.
+        progress: Called with (steps done, total steps, mean of the last losses).
+        log: Receives one line if the seeds do not fit in memory.
+    """
+    first = jobs[0]
+    study = load_study(first.study)
+    condition = study.condition(first.condition)
+    run, training = Run.open(first.path).for_condition(condition.name), condition.scales[first.scale].training
+    task, seeds = prepare_task_data(study, condition, first.scale, run, do_nothing), [job.seed for job in jobs]
+    model = condition.model_at(first.scale)
+    try:
+        train_population(task, model, training, seeds, run, device=first.device, progress=progress, log=log)
+    except torch.OutOfMemoryError:
+        log(f"{group_label(jobs)} do not fit on {first.device} together; each is trained separately")
+
+
+def run_job(
+    job: TrainingJob | SimulationJob, progress: Callable[[int, int, float], None] = do_nothing, log: LogFn = do_nothing
+) -> dict[str, xr.Dataset]:
+    """Run one job: train a seed and analyse its checkpoints, or simulate a toy model.
+
+    Args:
+        job: The job.
+        progress: Called with (done, total, loss).
+        log: Receives lines of text.
+
+    Returns:
+        The result of each analysis along the axis ``step``, or of the toy model, by result name.
+    """
+    if isinstance(job, SimulationJob):
+        return _simulate(job, progress)
+    study = load_study(job.study)
+    with limit_threads(study.condition(job.condition).scales[job.scale].training.threads):
+        return _train_and_analyse(study, job, progress, log)
+
+
+def _train_and_analyse(
+    study: Study, job: TrainingJob, progress: Callable[[int, int, float], None], log: LogFn
+) -> dict[str, xr.Dataset]:
+    condition = study.condition(job.condition)
+    run, config = Run.open(job.path).for_condition(condition.name), condition.scales[job.scale]
+    task = prepare_task_data(study, condition, job.scale, run, do_nothing)
+    model = condition.model_at(job.scale)
+    train_model(task, model, config.training, job.seed, run, device=job.device, progress=progress, log=log)
+    held_out = task.validation_task().sample(config.sequences, torch.Generator().manual_seed(EVALUATION_SEED))
+    checkpoints = SeedCheckpoints(
+        task=task,
+        training=config.training,
+        run=run,
+        seed=job.seed,
+        batch=held_out.to(job.device, config.training.weight_dtype),
+        device=job.device,
+    )
+    results = _analyse_steps(condition, checkpoints, progress)
+    results |= {one.name: one(checkpoints.series) for one in condition.analyses if one.input == "checkpoints"}
+    return {condition.result_name(one): _with_title(condition, one, results[one.name]) for one in condition.analyses}
+
+
+def _analyse_steps(
+    condition: Condition, checkpoints: SeedCheckpoints, progress: Callable[[int, int, float], None]
+) -> dict[str, xr.Dataset]:
+    """Run the analyses of single checkpoints at each of their steps; results have the axis ``step``."""
+    steps, decode_token = checkpoints.training.checkpoint_steps, checkpoints.task.decode_token
+    per_step = [one for one in condition.analyses if one.input != "checkpoints"]
+    by_analysis: dict[str, list[xr.Dataset]] = {one.name: [] for one in per_step}
+    for done, step in enumerate(steps, start=1):
+        due = [one for one in per_step if step in one.select_steps(steps)]
+        for name, dataset in checkpoints.analyse(step, due).items():
+            by_analysis[name].append(with_decoded_tokens(dataset, decode_token).expand_dims(step=[step]))
+        progress(done, len(steps), float("nan"))
+    return {name: xr.concat(parts, dim="step", combine_attrs="override") for name, parts in by_analysis.items()}
+
+
+def _simulate(job: SimulationJob, progress: Callable[[int, int, float], None]) -> dict[str, xr.Dataset]:
+    """Simulate one seed of a toy model, unless its result is stored already."""
+    simulation, run = load_study(job.study).simulation(job.simulation), Run.open(job.path)
+    name = f"{simulation.name}-seed={job.seed}"
+    dataset = run.load_partial(name)
+    if dataset is None:
+        with limit_threads(1):
+            dataset = simulation.scales[job.scale].simulate(job.seed, progress)
+        run.save_partial(name, dataset)
+    progress(1, 1, float("nan"))
+    return {simulation.name: dataset}
+
+
+def _with_title(condition: Condition, analysis: Analysis, dataset: xr.Dataset) -> xr.Dataset:
+    return dataset.assign_attrs(title=f"{analysis.title}: {condition.title}") if condition.title else dataset
+
+
+def job_label(job: TrainingJob | SimulationJob) -> str:
+    """Return the text by which a job is shown to the user.
+
+    Args:
+        job: The job.
+    """
+    name = job.simulation if isinstance(job, SimulationJob) else job.condition
+    return f"{name} seed {job.seed}".strip()
+
+
+def group_label(jobs: Sequence[TrainingJob]) -> str:
+    """Return the text by which jobs that are trained together are shown to the user.
+
+    Args:
+        jobs: The jobs of one condition.
+    """
+    return f"{jobs[0].condition} seeds {jobs[0].seed} to {jobs[-1].seed}".strip()
+
+
+def prepare_task_data(study: Study, condition: Condition, scale: str, run: Run, log: LogFn) -> Task:
+    """Prepare the task of a condition in the run's data folder; conditions with equal tasks share one folder.
+
+    Args:
+        study: The study.
+        condition: One of its conditions.
+        scale: The name of the scale.
+        run: The run.
+        log: Receives lines of text.
+
+    Returns:
+        The task, ready to sample.
+    """
+    task = condition.task_at(scale)
+    first = next(other for other in study.conditions if other.task_at(scale) == task)
+    return task.prepare(run.path / "data" / (first.name or "own"), log)

@@ -1,0 +1,124 @@
+"""Results of a run over all seeds: written with the stamp of their origin, and loaded again if it still holds."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import xarray as xr
+
+from mesascope.runner._jobs import SimulationJob, TrainingJob, prepare_task_data
+from mesascope.store import MANIFEST, LogFn, Run, do_nothing
+from mesascope.store.provenance import collect_provenance
+from mesascope.studies.base import Condition, Study
+
+
+def load_finished_results(
+    study: Study, scale: str, run: Run, seeds: Sequence[int], log: LogFn
+) -> dict[str, xr.Dataset] | None:
+    """Load all results if the checkpoints are valid and the same code version computed them from these weights.
+
+    Args:
+        study: The study.
+        scale: The name of the scale.
+        run: The run.
+        seeds: The training replicates.
+        log: Receives one line for each damaged checkpoint.
+
+    Returns:
+        The results by name, or None if the study must be run.
+    """
+    complete = all(_has_all_checkpoints(condition, scale, run, seeds, log) for condition in study.conditions)
+    if not complete or not set(study.results) <= set(run.result_names()):
+        return None
+    results = {name: run.read_results(name) for name in study.results}
+    stamps = _stamp_results(study, scale, run, seeds)
+    same = all(results[name].attrs.get(key) == value for name, stamp in stamps.items() for key, value in stamp.items())
+    return results if same else None
+
+
+def _stamp_results(study: Study, scale: str, run: Run, seeds: Sequence[int]) -> dict[str, dict[str, str]]:
+    """Return the stamp that each result must have, by result name."""
+    stamps = {simulation.name: _simulation_stamp(seeds) for simulation in study.simulations}
+    for condition in study.conditions:
+        names = map(condition.result_name, condition.analyses)
+        stamps |= dict.fromkeys(names, _condition_stamp(study, run, condition, scale, seeds))
+    return stamps
+
+
+def _has_all_checkpoints(condition: Condition, scale: str, run: Run, seeds: Sequence[int], log: LogFn) -> bool:
+    steps = list(condition.scales[scale].training.checkpoint_steps)
+    return all(run.for_condition(condition.name).list_checkpoints(seed, log) == steps for seed in seeds)
+
+
+def gather_conditions(
+    study: Study, scale: str, run: Run, jobs: Sequence[TrainingJob], outcomes: Sequence[Mapping[str, xr.Dataset]]
+) -> dict[str, xr.Dataset]:
+    """Concatenate the results of all seeds along the axis ``seed``, and write them.
+
+    Args:
+        study: The study.
+        scale: The name of the scale.
+        run: The run.
+        jobs: The jobs of all conditions and seeds.
+        outcomes: The result of each job.
+
+    Returns:
+        The results by name.
+    """
+    results = {}
+    for condition in study.conditions:
+        by_seed = {job.seed: one for job, one in zip(jobs, outcomes, strict=True) if job.condition == condition.name}
+        attrs: dict[str, Any] = {"sequences": condition.scales[scale].sequences}
+        attrs = _condition_stamp(study, run, condition, scale, list(by_seed)) | attrs
+        for name in map(condition.result_name, condition.analyses):
+            results[name] = _concat_seeds({seed: one[name] for seed, one in by_seed.items()}, attrs)
+            run.write_results(name, results[name])
+    return results
+
+
+def gather_simulations(
+    study: Study, run: Run, jobs: Sequence[SimulationJob], outcomes: Sequence[Mapping[str, xr.Dataset]]
+) -> dict[str, xr.Dataset]:
+    """Concatenate the results of the toy models along the axis ``seed``, and write them.
+
+    Args:
+        study: The study.
+        run: The run.
+        jobs: The jobs of all simulations and seeds.
+        outcomes: The result of each job.
+
+    Returns:
+        The results by name.
+    """
+    results = {}
+    for simulation in study.simulations:
+        name = simulation.name
+        by_seed = {job.seed: one[name] for job, one in zip(jobs, outcomes, strict=True) if job.simulation == name}
+        attrs = {"simulation": name, "title": simulation.title, "description": simulation.description}
+        results[name] = _concat_seeds(by_seed, attrs | _simulation_stamp(list(by_seed)))
+        run.write_results(name, results[name])
+    return results
+
+
+def _concat_seeds(by_seed: Mapping[int, xr.Dataset], attrs: Mapping[str, Any]) -> xr.Dataset:
+    joined = xr.concat(list(by_seed.values()), dim="seed", combine_attrs="override")
+    return joined.assign_coords(seed=list(by_seed)).assign_attrs(attrs)
+
+
+def _condition_stamp(study: Study, run: Run, condition: Condition, scale: str, seeds: Sequence[int]) -> dict[str, str]:
+    """Return what determines a result besides the run's description: weights, data and code version."""
+    digest = hashlib.sha256()
+    for seed in seeds:
+        for step in condition.scales[scale].training.checkpoint_steps:
+            digest.update((run.for_condition(condition.name).seed_path(seed) / f"step={step}" / MANIFEST).read_bytes())
+    data = prepare_task_data(study, condition, scale, run, do_nothing).token_digest
+    return {"weights": digest.hexdigest(), **({"data": data} if data else {}), **_code_version()}
+
+
+def _simulation_stamp(seeds: Sequence[int]) -> dict[str, str]:
+    return {"seeds simulated": ", ".join(map(str, seeds)), **_code_version()}
+
+
+def _code_version() -> dict[str, str]:
+    provenance = collect_provenance()
+    return {name: provenance[name] for name in ("mesascope", "revision", "torch")}

@@ -1,0 +1,1 @@
+"""Reading, tokenizing and counting of text."""

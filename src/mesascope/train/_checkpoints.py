@@ -1,0 +1,138 @@
+"""Start and checkpoints of a training, all that resuming needs."""
+
+import copy
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from mesascope.models.config import DecoderConfig
+from mesascope.models.load import load_checkpoint, silence_transformers
+from mesascope.models.transformer import Decoder
+from mesascope.store import Run, RunError, verify_checkpoint
+from mesascope.tasks.base import Task
+from mesascope.train._batches import INIT_STREAM, derive_seed
+from mesascope.train._config import TrainingConfig
+from mesascope.train._optimizer_state import restore_state, state_tensors
+
+
+def initialise_training(
+    config: DecoderConfig, training: TrainingConfig, seed: int, checkpoint: Path | None, device: str
+) -> tuple[Decoder, torch.optim.Optimizer, int]:
+    """Build the model and the optimizer, and load a checkpoint if there is one.
+
+    Args:
+        config: The decoder configuration.
+        training: The training configuration.
+        seed: The training replicate; it determines the initial weights.
+        checkpoint: The checkpoint to resume from, or None.
+        device: The device to train on.
+
+    Returns:
+        The model in training mode, its optimizer, and the number of updates taken.
+
+    Raises:
+        CheckpointDamaged: If the checkpoint does not match its manifest.
+    """
+    model = _build_decoder(config, training, seed, checkpoint)
+    torch.nn.Module.to(model, device)  # in place
+    optimizer = training.optimizer.build_optimizer(model)
+    return model, optimizer, 0 if checkpoint is None else _restore_optimizer(optimizer, model, checkpoint)
+
+
+def save_checkpoint(
+    run: Run, seed: int, model: Decoder, optimizer: torch.optim.Optimizer, step: int, *, rolling: bool = False
+) -> None:
+    """Save the weights and the optimizer state, all that resuming needs.
+
+    Args:
+        run: Stores the checkpoint.
+        seed: The training replicate.
+        model: The model.
+        optimizer: Its optimizer.
+        step: Updates taken.
+        rolling: Write the rolling checkpoint, which the next one overwrites.
+
+    Raises:
+        RunError: If the file system refuses.
+    """
+
+    def write_files(folder: Path) -> None:
+        with silence_transformers():
+            model.save_pretrained(folder)
+        save_file(state_tensors(optimizer, model), folder / "state.safetensors")
+
+    run.write_checkpoint(seed, step, write_files, rolling=rolling)
+
+
+def record_training_config(run: Run, task: Task, config: DecoderConfig, training: TrainingConfig, seed: int) -> None:
+    """Store the training configuration next to the checkpoints, or check that it matches the stored one.
+
+    Args:
+        run: The run.
+        task: The task.
+        config: The decoder configuration.
+        training: The training configuration.
+        seed: The training replicate.
+
+    Raises:
+        RunError: If the folder holds checkpoints of another configuration.
+    """
+    name = str(run.seed_path(seed).relative_to(run.path) / "training")
+    settings = _describe_training(task, config, training, seed)
+    if (run.path / f"{name}.json").exists():
+        _check_same_settings(run.seed_path(seed), run.read_json(name), settings)
+    else:
+        run.write_json(name, settings)
+
+
+def _build_decoder(config: DecoderConfig, training: TrainingConfig, seed: int, checkpoint: Path | None) -> Decoder:
+    """Build the decoder on the CPU, with the weights of the checkpoint or with initial ones."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, INIT_STREAM))
+        model = Decoder(copy.deepcopy(config)).train()
+    torch.nn.Module.to(model, dtype=training.weight_dtype)  # in place
+    if checkpoint is not None:
+        # copied, not used in place: memory-mapped weights can be aligned differently, which changes the order of sums
+        # in a matrix product, and so the last bit
+        model.load_state_dict(load_checkpoint(checkpoint).state_dict(), strict=True)
+    return model
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, model: Decoder, checkpoint: Path) -> int:
+    """Restore the optimizer's state, and return the number of updates taken."""
+    restore_state(optimizer, model, load_file(checkpoint / "state.safetensors"))
+    return verify_checkpoint(checkpoint)
+
+
+def _describe_training(task: Task, config: DecoderConfig, training: TrainingConfig, seed: int) -> dict[str, Any]:
+    return {
+        "task": _describe_value(task),
+        "model": {key: getattr(config, key) for key in _config_arguments(DecoderConfig)},
+        "training": _describe_value(training),
+        "seed": seed,
+        "torch seed": derive_seed(seed, INIT_STREAM),
+        **({"data": task.token_digest} if task.token_digest else {}),
+    }
+
+
+def _check_same_settings(folder: Path, stored: dict[str, Any], settings: dict[str, Any]) -> None:
+    differing = [key for key in settings if stored.get(key) != settings[key]]
+    if differing:
+        raise RunError(
+            f"{folder} must be trained with one configuration, but holds another "
+            f"{' and '.join(differing)}; choose another directory, or delete that folder"
+        )
+
+
+def _describe_value(value: object) -> str:
+    """Return the representation of a value without memory addresses."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def _config_arguments(config: type[DecoderConfig]) -> list[str]:
+    arguments = inspect.signature(config.__init__).parameters.values()
+    return [*(a.name for a in arguments if a.kind is a.KEYWORD_ONLY), "tie_word_embeddings"]
