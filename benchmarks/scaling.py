@@ -41,7 +41,7 @@ from mesascope.models.load import load_pretrained
 from mesascope.tasks.corpora import load_prose
 from mesascope.train import limit_threads as using
 
-ATTENDING = import_module("mesascope.activations.hooks._attention_call")  # whose package has a function of this name
+ATTENDING = import_module("mesascope.activations.hooks._attention_patterns")  # a function has this name too
 TOKENS, LENGTHS, ROUNDS, THREADS = 4096, (256, 512, 1024, 2048), 3, 2
 FEW, MANY, MEMORY_LENGTH = 4, 16, 512
 MOST_GROWTH, MOST_MEMORY, LARGE = 1.2, 1.1, 0.05

@@ -11,7 +11,7 @@ import small
 from mesascope.activations import NotRecorded, capture
 from mesascope.activations import _memory as memory
 
-attending = import_module("mesascope.activations.hooks._attention_call")  # the package gives a function of this name
+attending = import_module("mesascope.activations.hooks._attention_patterns")  # a function has this name too
 SITES = ("resid_pre", "pattern", "z", "output")
 
 

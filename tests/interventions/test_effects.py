@@ -7,7 +7,11 @@ from mesascope.activations import Edit, capture
 from mesascope.analyses.causal.ablation import head_ablation
 from mesascope.ground_truth.models.vectors import build_planted_model
 from mesascope.interventions import head_ablation_effects, mean, resample, task_loss
-from mesascope.interventions.head_effects import build_perturbation_edit, draw_signed_permutations, mask_significant
+from mesascope.interventions.head_ablation_effects import (
+    build_perturbation_edit,
+    draw_signed_permutations,
+    mask_significant,
+)
 from mesascope.models.transformer import Decoder, DecoderConfig
 from mesascope.statistics import bootstrap_interval
 from mesascope.tasks.affine import Affine

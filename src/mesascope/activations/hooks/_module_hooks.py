@@ -16,7 +16,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mesascope.activations._layer_spec import LayerSpec, ResidualUpdate
-from mesascope.activations.hooks._attention_call import BufferAllocator, HookPointSet, SiteHook, run_hooked_attention
+from mesascope.activations.hooks._attention_patterns import (
+    BufferAllocator,
+    HookPointSet,
+    SiteHook,
+    run_hooked_attention,
+)
 from mesascope.activations.hooks._query_recomputation import offer_query_recomputation, replace_argument
 from mesascope.activations.hooks.attention_interface import AttentionCall, route_attention
 from mesascope.activations.sites import GRADIENT_SUFFIX, UnsupportedModel, strip_gradient_suffix

@@ -11,7 +11,7 @@ from mesascope.activations import capture
 from mesascope.analyses.base import analysis
 from mesascope.axes import to_data_array
 from mesascope.interventions.edits import mean, resample
-from mesascope.interventions.head_effects import measure_edit_effects
+from mesascope.interventions.head_ablation_effects import measure_edit_effects
 from mesascope.interventions.metrics import task_loss
 from mesascope.tasks.base import Batch, Task
 

@@ -14,7 +14,7 @@ from mesascope.analyses.heads.similarity import similarity
 from mesascope.analyses.heads.token_similarity import FIRST_QUERY, token_similarity
 from mesascope.analyses.nulls import Null, with_null
 from mesascope.axes import to_data_array
-from mesascope.interventions.head_effects import ABLATION_KINDS, head_ablation_effects, mask_significant
+from mesascope.interventions.head_ablation_effects import ABLATION_KINDS, head_ablation_effects, mask_significant
 from mesascope.interventions.metrics import task_loss
 from mesascope.statistics import bootstrap_interval
 from mesascope.tasks.base import Batch, Task

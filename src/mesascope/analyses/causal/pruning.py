@@ -15,7 +15,7 @@ from mesascope.activations import Edit, EditHadNoEffect, capture
 from mesascope.analyses.base import analysis
 from mesascope.axes import to_data_array
 from mesascope.interventions.edits import mean, zero
-from mesascope.interventions.head_effects import measure_edit_effects
+from mesascope.interventions.head_ablation_effects import measure_edit_effects
 from mesascope.interventions.metrics import Metric, task_loss
 from mesascope.tasks.base import Batch, Task
 
