@@ -14,6 +14,7 @@ from mesascope.activations import attention_layers
 from mesascope.analyses import Analysis, inner, run_analyses, sample_repeated_tokens
 from mesascope.analyses.inner_objectives import objectives
 from mesascope.analyses.stream.input_spectra import input_spectra, sample_without_sinks, spectra_of_samples
+from mesascope.statistics import evenly_spaced_indices
 
 TOKENS_PER_BATCH = 2048  # tokens per forward pass
 MAX_LENS_TOKENS = 384  # tokens for the lenses, over all sequences
@@ -82,7 +83,10 @@ def _run_whole_text(model: PreTrainedModel, inputs: InspectionInputs, selected: 
     """Analyse the whole text."""
     count, length = inputs.token_ids.shape
     return _run_shared_capture(
-        model, inputs.token_ids, selected, _evenly_spaced_positions(length, max(2, MAX_LENS_TOKENS // count))
+        model,
+        inputs.token_ids,
+        selected,
+        evenly_spaced_indices(length - 1, max(2, MAX_LENS_TOKENS // count)).tolist(),
     )
 
 
@@ -92,7 +96,9 @@ def _run_inner_objectives(
     """Compute inner objectives, which need gradients, on the beginnings of some sequences."""
     ids = inputs.token_ids[:, :MAX_INNER_LENGTH]
     ids = ids[: max(1, MAX_INNER_TOKENS // ids.shape[1])]
-    return _run_shared_capture(model, ids, selected, _evenly_spaced_positions(ids.shape[1], MAX_INNER_QUERIES))
+    return _run_shared_capture(
+        model, ids, selected, evenly_spaced_indices(ids.shape[1] - 1, MAX_INNER_QUERIES).tolist()
+    )
 
 
 def _run_short_sequences(
@@ -157,11 +163,6 @@ def _run_shared_capture(
             model, ids, head_analyses, batch_size=batch_size, queries=queries, layers=attending_layers
         )
     return results
-
-
-def _evenly_spaced_positions(length: int, count: int) -> list[int]:
-    """Return evenly spaced positions, including the first one and the last one that has a next token."""
-    return sorted(set(torch.linspace(0, length - 2, min(count, length - 1)).round().long().tolist()))
 
 
 def _index_by_name(*analyses_to_index: Analysis) -> dict[str, Analysis]:

@@ -106,18 +106,6 @@ def to_additive_mask(
     return torch.zeros_like(allowed, dtype=query.dtype).masked_fill(~allowed, torch.finfo(query.dtype).min)
 
 
-def attending_queries(mask: AdditiveMask) -> Bool[Tensor, "#batch #head query"]:
-    """Return the queries that can attend to any key; those at padding may have none.
-
-    Args:
-        mask: the additive mask.
-
-    Returns:
-        ``True`` where a query can attend, broadcasts to (batch, head, query).
-    """
-    return ~_is_masked(mask).all(-1)
-
-
 def _is_masked(mask: AdditiveMask) -> Bool[Tensor, "#batch #head query key"]:
     """Return where a mask adds minus infinity, or a number nearly as low."""
     return mask <= torch.finfo(mask.dtype).min / 4

@@ -7,7 +7,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 QueryInputs = Float[Tensor, "batch query feature"]
-QueryTargets = Float[Tensor, "batch query out"]
 LinearRule = Float[Tensor, "batch query feature out"]
 
 
