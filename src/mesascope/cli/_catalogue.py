@@ -2,13 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
 from mesascope.cli._app import STATUS_COLOURS, AsJson, app, out
 from mesascope.cli._output import format_last_verdicts, format_minutes
+
+if TYPE_CHECKING:
+    from mesascope.studies.summary import ConditionSummary, StudySummary
 
 
 @app.command("list")
@@ -44,46 +47,41 @@ def _print_study(entry: Any, last: dict[str, Any] | None) -> None:
 @app.command("show")
 def show_command(study: str) -> None:
     """Show the scales, conditions, analyses and claims of a study, with the published verdicts."""
-    from mesascope.studies.registry import load_study
+    from mesascope.studies.registry import load_summary
 
-    study_value = load_study(study)
-    out.print(f"[bold]{escape(study_value.title)}[/bold]\n{escape(study_value.description)}\n")
-    out.print(
-        f"Paper: {escape(study_value.citation.authors)} ({study_value.citation.year}). "
-        f"{escape(study_value.citation.title)}."
-    )
-    out.print(f"       {study_value.citation.url}\n\n[bold]Scales[/bold]")
-    _print_scales(study_value)
-    for condition in study_value.conditions:
+    summary = load_summary(study)
+    paper = summary.citation
+    out.print(f"[bold]{escape(summary.title)}[/bold]\n{escape(summary.description)}\n")
+    out.print(f"Paper: {escape(paper.authors)} ({paper.year}). {escape(paper.title)}.")
+    out.print(f"       {paper.url}\n\n[bold]Scales[/bold]")
+    _print_scales(summary)
+    for condition in summary.conditions:
         _print_analyses(condition)
-    _print_claims(study_value)
+    _print_claims(study, summary)
 
 
-def _print_scales(study_value: Any) -> None:
-    for name, config in study_value.main.scales.items():
-        steps = f"{config.training.steps:,} steps".replace(",", " ")
-        out.print(
-            f"  {name:<7} {study_value.seeds[name]} seeds, {steps}, about {study_value.minutes[name]:g} min on "
-            "two CPU cores"
-        )
-    for toy_model in study_value.simulations:
-        out.print(f"\n[bold]{escape(toy_model.title)}[/bold]\n  {escape(toy_model.description)}")
+def _print_scales(summary: "StudySummary") -> None:
+    for scale in summary.scales:
+        steps = f"{scale.steps:,} steps".replace(",", " ")
+        out.print(f"  {scale.name:<7} {scale.seeds} seeds, {steps}, about {scale.minutes:g} min on two CPU cores")
+    for simulation in summary.simulations:
+        out.print(f"\n[bold]{escape(simulation.title)}[/bold]\n  {escape(simulation.description)}")
 
 
-def _print_analyses(condition: Any) -> None:
+def _print_analyses(condition: "ConditionSummary") -> None:
     out.print(f"\n[bold]Analyses{escape(f': {condition.title}') if condition.title else ''}[/bold]")
-    width = max((len(analysis.name) for analysis in condition.analyses), default=0)
-    for analysis in condition.analyses:
-        out.print(f"  {analysis.name:<{width}}  {escape(analysis.title)}")
+    width = max(map(len, condition.analyses), default=0)
+    for name, title in condition.analyses.items():
+        out.print(f"  {name:<{width}}  {escape(title)}")
 
 
-def _print_claims(study_value: Any) -> None:
+def _print_claims(study: str, summary: "StudySummary") -> None:
     from mesascope.studies.published import load_published
 
-    results = load_published().get(study_value.name, {"scale": "", "verdicts": {}})
+    results = load_published().get(study, {"scale": "", "verdicts": {}})
     heading = f" and published verdicts at {results['scale']} scale" if results["verdicts"] else ""
     out.print(f"\n[bold]Claims[/bold]{heading}")
-    for claim in study_value.claims:
+    for claim in summary.claims:
         status = results["verdicts"].get(claim.name)
         verdict = f"[{STATUS_COLOURS.get(status, 'dim')}]{status}[/]: " if status else ""
         out.print(f"  {verdict}{escape(claim.statement)}\n    [dim]{escape(claim.source)}[/dim]")
@@ -92,6 +90,6 @@ def _print_claims(study_value: Any) -> None:
 @app.command("cite")
 def cite_command(study: str) -> None:
     """Print the BibTeX entry of a study's paper."""
-    from mesascope.studies.registry import load_study
+    from mesascope.studies.registry import load_summary
 
-    print(load_study(study).citation.bibtex)
+    print(load_summary(study).citation.bibtex)

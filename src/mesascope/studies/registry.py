@@ -1,6 +1,6 @@
-"""The registry of studies and tasks. Listing reads a generated file, so that it needs no torch.
+"""The registry of studies and tasks. Names and summaries come from a generated file, so that they need no torch.
 
-``python -m mesascope.studies.registry`` writes the file anew (``make index``); a test holds it to the code.
+``python -m mesascope.studies.registry`` writes the file again (``make index``); a test compares it with the code.
 """
 
 import importlib
@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from mesascope.studies.summary import StudySummary, parse_summary, summarize_study
 
 if TYPE_CHECKING:
     from mesascope.studies.base import Study
@@ -36,6 +38,7 @@ class Entry:
         module: where it is defined.
         paper: authors and year of the paper that a study re-runs.
         minutes: what a study costs on two cores, by scale.
+        summary: of a study; none of a task.
     """
 
     kind: str
@@ -44,6 +47,7 @@ class Entry:
     module: str
     paper: str = ""
     minutes: Mapping[str, float] = field(default_factory=dict)
+    summary: StudySummary | None = None
 
 
 def list_studies() -> list[Entry]:
@@ -67,12 +71,23 @@ def load_study(name: str) -> "Study":
     """
     if name.endswith(".py"):
         return _load_file(name)
-    entries = {entry.name: entry for entry in list_studies()}
-    if name not in entries:
-        raise UnknownStudy(
-            f"a study must be one of {', '.join(entries)}, or a .py file that holds STUDY, but got {name!r}"
-        )
-    return importlib.import_module(entries[name].module).STUDY
+    return importlib.import_module(_find_entry(name).module).STUDY
+
+
+def load_summary(name: str) -> StudySummary:
+    """Return the summary of a study; for a study of the package this imports no torch.
+
+    Args:
+        name: of a study, or a ``.py`` file that holds ``STUDY``.
+
+    Returns:
+        the summary.
+
+    Raises:
+        UnknownStudy: there is no such study; the message lists those there are.
+    """
+    summary = None if name.endswith(".py") else _find_entry(name).summary
+    return summary or summarize_study(load_study(name))
 
 
 def build_index() -> list[Entry]:
@@ -84,13 +99,23 @@ def build_index() -> list[Entry]:
 
 
 def write_index() -> None:
-    """Write the index file anew."""
+    """Write the index file again."""
     rows = [asdict(entry) for entry in build_index()]
     INDEX.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _read_index() -> list[Entry]:
-    return [Entry(**row) for row in json.loads(INDEX.read_text(encoding="utf-8"))]
+    rows = json.loads(INDEX.read_text(encoding="utf-8"))
+    return [Entry(**{**row, "summary": row["summary"] and parse_summary(row["summary"])}) for row in rows]
+
+
+def _find_entry(name: str) -> Entry:
+    entries = {entry.name: entry for entry in list_studies()}
+    if name not in entries:
+        raise UnknownStudy(
+            f"a study must be one of {', '.join(entries)}, or a .py file that holds STUDY, but got {name!r}"
+        )
+    return entries[name]
 
 
 def _import_all(package: str) -> list[ModuleType]:
@@ -107,6 +132,7 @@ def _study_entry(study: "Study", module: str) -> Entry:
         module=module,
         paper=study.citation.short,
         minutes=dict(study.minutes),
+        summary=summarize_study(study),
     )
 
 
