@@ -84,7 +84,7 @@ def plain() -> Step:
 
 
 def lens(norm: str | None = "LN", fresh: int = 0) -> Step:
-    """TransformerLens 2: its blocks, final norm and read-out, on embedded vectors."""
+    """TransformerLens 2: its blocks, final norm and readout, on embedded vectors."""
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
     shape = {"n_layers": LAYERS, "n_heads": HEADS, "d_model": WIDTH, "d_head": WIDTH // HEADS, "n_ctx": LENGTH}

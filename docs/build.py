@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import xarray as xr
-from figures import pictures
+from figures import draw_figures
 
 from mesascope.studies import published, registry
 
 PAGES = Path(__file__).parent / "studies"
-PICTURES = PAGES / "figures"
+FIGURES = PAGES / "figures"
 
 
-def page(run: Path, record: dict, verdicts: list[dict]) -> str:
+def format_study_page(run: Path, record: dict, verdicts: list[dict]) -> str:
     """Return the page of a run as Markdown: description, verdicts and figures."""
-    made = record["provenance"]
+    provenance = record["provenance"]
     paper = record["citation"]
     lines = [
         f"# {record['title']}",
@@ -32,39 +32,40 @@ def page(run: Path, record: dict, verdicts: list[dict]) -> str:
         "",
         f"Run at {record['scale']} scale with {len(record['seeds'])} seeds: "
         f"`mesascope run {record['study']} --scale {record['scale']}` "
-        f"(torch {made['torch']}, transformers {made['transformers']}, {made['processors']} processors).",
+        f"(torch {provenance['torch']}, transformers {provenance['transformers']}, "
+        f"{provenance['processors']} processors).",
         "",
         "| verdict | claim | value [95 %] | control | per seed |",
         "|---|---|---|---|---|",
-        *(row(one) for one in verdicts),
+        *(format_verdict_row(verdict) for verdict in verdicts),
         "",
         *(
             f"- *{verdict['name']}*: {verdict['description']}. {verdict['source']}. {verdict['reason']}."
             for verdict in verdicts
         ),
-        *(line for one in drawn(run, record["study"]) for line in one),
+        *(line for section in format_figures(run, record["study"]) for line in section),
         "",
     ]
     return "\n".join(lines)
 
 
-def drawn(run: Path, study: str) -> Iterator[list[str]]:
+def format_figures(run: Path, study: str) -> Iterator[list[str]]:
     """Return the figures of a run as Markdown: all curves of toy models, and those that the report does not fold."""
     simulations = [simulation.name for simulation in registry.load_study(study).simulations]
-    for title, about, file in pictures(run, PICTURES, study, simulations):
+    for title, about, file in draw_figures(run, FIGURES, study, simulations):
         yield ["", f"## {title}", "", f"![{title}]({file.relative_to(PAGES)})", "", about]
 
 
-def publish(record: dict, verdicts: list[dict]) -> None:
+def publish_verdicts(record: dict, verdicts: list[dict]) -> None:
     """Write the verdicts of a run where `mesascope list` reads them."""
-    statuses = {one["name"]: one["status"] for one in verdicts}
+    statuses = {verdict["name"]: verdict["status"] for verdict in verdicts}
     studies = published.load_published()
     studies[record["study"]] = {"scale": record["scale"], "seeds": len(record["seeds"]), "verdicts": statuses}
     text = json.dumps(dict(sorted(studies.items())), indent=1, ensure_ascii=False)
     published.PUBLISHED.write_text(text + "\n", encoding="utf-8")
 
 
-def row(verdict: dict) -> str:
+def format_verdict_row(verdict: dict) -> str:
     """Return a verdict as a row of a table."""
     low, high = verdict["interval"] or (None, None)
     value = "-" if verdict["value"] is None else f"{verdict['value']:.3g} [{low:.3g}, {high:.3g}]"
@@ -73,10 +74,10 @@ def row(verdict: dict) -> str:
     return f"| **{verdict['status']}** | {verdict['statement']} | {value} | {control} | {seeds} |"
 
 
-def released(run: Path, record: dict) -> str:
+def format_released_page(run: Path, record: dict) -> str:
     """Return norms, lenses, spectra and inner objectives of a released model by depth, with controls, as Markdown."""
-    made, text = record["provenance"], record["text"]
-    norms, logit, affine = (found(run, name) for name in ("norms", "logit_lens", "affine_lens"))
+    provenance, text = record["provenance"], record["text"]
+    norms, logit, affine = (load_results(run, name) for name in ("norms", "logit_lens", "affine_lens"))
     columns = {
         "mean norm": norms["mean"],
         "variation of norms": norms["variation"],
@@ -88,25 +89,25 @@ def released(run: Path, record: dict) -> str:
     lines = [
         f"# The same analyses on a released model: {record['title'].removeprefix('Inside ')}",
         "",
-        f"{text['tokens']:,} tokens of {text['source']}, `mesascope inspect MODEL` (torch {made['torch']}, "
-        f"transformers {made['transformers']}). Attention sinks are excluded from means and variations; the first "
-        "token, the largest sink, has its own column. Random weights: the same architecture, untrained.",
+        f"{text['tokens']:,} tokens of {text['source']}, `mesascope inspect MODEL` (torch {provenance['torch']}, "
+        f"transformers {provenance['transformers']}). Attention sinks are excluded from means and variations; the "
+        "first token, the largest sink, has its own column. Random weights: the same architecture, untrained.",
         "",
-        *table("depth", norms["layer"].values.tolist(), columns),
+        *format_table("depth", norms["layer"].values.tolist(), columns),
         "",
         "By layer: gain of the linear modules, |W x|² of their inputs divided by that of randomly rotated inputs (mean "
         "over modules, with the upper edge of the null's band), and cosine of the updates of attention and MLP with "
         "the negative gradient of the loss (mean over both; controls: updates of other positions, random weights).",
         "",
-        *table("layer", found(run, "input_spectra")["layer"].values.tolist(), layers(run)),
+        *format_table("layer", load_results(run, "input_spectra")["layer"].values.tolist(), collect_layer_columns(run)),
         "",
     ]
     return "\n".join(lines)
 
 
-def layers(run: Path) -> dict[str, xr.DataArray]:
+def collect_layer_columns(run: Path) -> dict[str, xr.DataArray]:
     """Return gains of the linear modules and cosines of the updates, by layer."""
-    spectra, outer = found(run, "input_spectra"), found(run, "inner_outer")
+    spectra, outer = load_results(run, "input_spectra"), load_results(run, "inner_outer")
     return {
         "gain": spectra["gain"].mean("map"),
         "band": spectra["gain_null_high"].mean("map"),
@@ -116,21 +117,21 @@ def layers(run: Path) -> dict[str, xr.DataArray]:
     }
 
 
-def table(first: str, places: list, columns: dict[str, xr.DataArray]) -> list[str]:
+def format_table(first: str, labels: list, columns: dict[str, xr.DataArray]) -> list[str]:
     """Return a table with one row per layer or depth."""
     rows = [
-        f"| {place} | " + " | ".join(f"{float(column[k]):.3g}" for column in columns.values()) + " |"
-        for k, place in enumerate(places)
+        f"| {label} | " + " | ".join(f"{float(column[k]):.3g}" for column in columns.values()) + " |"
+        for k, label in enumerate(labels)
     ]
     return [f"| {first} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|", *rows]
 
 
-def found(run: Path, name: str) -> xr.Dataset:
+def load_results(run: Path, name: str) -> xr.Dataset:
     """Load the results of one analysis."""
     return xr.load_dataset(run / "results" / f"{name}.nc", engine="netcdf4")
 
 
-def read(file: Path) -> Any:
+def load_json(file: Path) -> Any:
     """Load a JSON file of a run."""
     return json.loads(file.read_text(encoding="utf-8"))
 
@@ -138,13 +139,13 @@ def read(file: Path) -> Any:
 def main() -> None:
     """Write a page for every run given on the command line."""
     for run in map(Path, sys.argv[1:]):
-        record = read(run / "run.json")
+        record = load_json(run / "run.json")
         if record["study"] == "inspect":
-            (PAGES / "released.md").write_text(released(run, record), encoding="utf-8")
+            (PAGES / "released.md").write_text(format_released_page(run, record), encoding="utf-8")
             continue
-        verdicts = read(run / "verdicts.json")
-        (PAGES / f"{record['study']}.md").write_text(page(run, record, verdicts), encoding="utf-8")
-        publish(record, verdicts)
+        verdicts = load_json(run / "verdicts.json")
+        (PAGES / f"{record['study']}.md").write_text(format_study_page(run, record, verdicts), encoding="utf-8")
+        publish_verdicts(record, verdicts)
 
 
 if __name__ == "__main__":

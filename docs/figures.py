@@ -1,4 +1,4 @@
-"""The curves of a run's report as pictures, for pages that cannot answer a pointer."""
+"""Static figures of the curves of a run's report, drawn by matplotlib from the report's plotly specifications."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from io import BytesIO
@@ -16,42 +16,42 @@ from mesascope.report.panels.choose_view import build_panels
 from mesascope.report.plotting.figure import Panel
 
 WIDTH, HEIGHT, DPI = 4.6, 2.9, 88  # of one plot, in inches; two stand side by side
-COLOURS = 64  # of a picture: a third of the size
-LONG = 70  # letters under an axis that still stand beside each other
-FEW = 6  # names that still stand among their curves
-MOST = 8  # plots in a picture: the report has them all
+COLOURS = 64  # of a figure: a third of the file size
+MAX_LABEL_LENGTH = 70  # characters of tick labels under an axis that fit without rotation
+MAX_INNER_LEGEND = 6  # names in a legend that fit inside the axes
+MAX_PLOTS = 8  # plots in a figure; the report has all
 DASHES = {"solid": "-", "dot": ":", "dash": "--", "longdash": (0, (8, 3)), "dashdot": "-."}
-LOOK = {"font.family": "DejaVu Sans", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+STYLE = {"font.family": "DejaVu Sans", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 
 
-def pictures(run: Path, folder: Path, name: str, whole: Collection[str]) -> Iterator[tuple[str, str, Path]]:
+def draw_figures(run: Path, folder: Path, name: str, unfolded: Collection[str]) -> Iterator[tuple[str, str, Path]]:
     """Draw the curves of a run.
 
     Args:
         run: a finished run.
-        folder: where pictures are written.
-        name: what their names begin with.
-        whole: results of which all curves are drawn; of others only those that are shown at once.
+        folder: folder of the image files.
+        name: prefix of their names.
+        unfolded: results of which all curves are drawn; of others, those that the report does not fold.
 
     Yields:
-        The heading of a result, what its curves are, in words, and the picture.
+        The heading of a result, a description of its curves, and the image file.
     """
     for result in load_run(run).results:
         key = Path(result.file).stem
-        drawn = list(_curves(result, key in whole))
+        drawn = list(_select_curves(result, key in unfolded))
         if drawn:
             file = folder / f"{name}-{key}.png"
-            _draw(drawn[:MOST], file)
-            yield result.title, " ".join(dict.fromkeys(_sentence(panel) for panel, _ in drawn[:MOST])), file
+            _draw_grid(drawn[:MAX_PLOTS], file)
+            yield result.title, " ".join(dict.fromkeys(_describe_panel(panel) for panel, _ in drawn[:MAX_PLOTS])), file
 
 
-def _curves(result: ResultFile, whole: bool) -> Iterator[tuple[Panel, Mapping[str, Any]]]:
+def _select_curves(result: ResultFile, unfolded: bool) -> Iterator[tuple[Panel, Mapping[str, Any]]]:
     """Yield the plots of a result that consist of lines."""
-    shown = build_panels(result.data) if result.data is not None else []
-    marked = any(panel.headline for panel in shown)  # otherwise the report folds nothing
-    for panel in shown:
+    panels = build_panels(result.data) if result.data is not None else []
+    has_headline = any(panel.headline for panel in panels)  # without headlines the report folds nothing
+    for panel in panels:
         plots = panel.data.get("plots", []) if panel.kind == "figure" else []
-        if whole or panel.headline or not marked:
+        if unfolded or panel.headline or not has_headline:
             yield from ((panel, plot) for plot in plots if _has_curves(plot["data"]))
 
 
@@ -61,58 +61,58 @@ def _has_curves(traces: Sequence[Mapping[str, Any]]) -> bool:
     return lines and any(len(trace["x"]) > 1 for trace in traces)
 
 
-def _sentence(panel: Panel) -> str:
+def _describe_panel(panel: Panel) -> str:
     """Return the title of a plot and the first sentence of its caption."""
     first = panel.caption.split(". ")[0].rstrip(".")
     return f"*{panel.title}*: {first[:1].lower()}{first[1:]}." if first else ""
 
 
-def _draw(plots: Sequence[tuple[Panel, Mapping[str, Any]]], file: Path) -> None:
+def _draw_grid(plots: Sequence[tuple[Panel, Mapping[str, Any]]], file: Path) -> None:
     """Draw all plots into one image, two per row."""
     columns = min(2, len(plots))
     rows = -(-len(plots) // columns)
-    with mpl.rc_context(LOOK):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH * columns, HEIGHT * rows), layout="constrained")
-        places = figure.subplots(rows, columns, squeeze=False).ravel()
-        for axes, (panel, plot) in zip(places, plots, strict=False):
-            _plot(axes, panel, plot)
-        for axes in places[len(plots) :]:
+        grid = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes, (panel, plot) in zip(grid, plots, strict=False):
+            _draw_plot(axes, panel, plot)
+        for axes in grid[len(plots) :]:
             axes.set_visible(False)
-        drawn = BytesIO()
-        figure.savefig(drawn, dpi=DPI)
+        buffer = BytesIO()
+        figure.savefig(buffer, dpi=DPI)
     file.parent.mkdir(parents=True, exist_ok=True)
-    Image.open(drawn).convert("RGB").quantize(COLOURS).save(file, optimize=True)
+    Image.open(buffer).convert("RGB").quantize(COLOURS).save(file, optimize=True)
 
 
-def _plot(axes: Axes, panel: Panel, plot: Mapping[str, Any]) -> None:
+def _draw_plot(axes: Axes, panel: Panel, plot: Mapping[str, Any]) -> None:
     """Draw one plot from its plotly specification."""
     for trace in plot["data"]:
-        _trace(axes, trace)
+        _draw_trace(axes, trace)
     axes.set_title(": ".join(dict.fromkeys(filter(None, (panel.title, plot["title"])))), fontsize=9, loc="left")
-    for axis, told in ((axes.xaxis, plot["layout"]["xaxis"]), (axes.yaxis, plot["layout"]["yaxis"])):
-        axis.set_label_text(told["title"]["text"])
-        if told.get("type") == "log":
+    for axis, layout in ((axes.xaxis, plot["layout"]["xaxis"]), (axes.yaxis, plot["layout"]["yaxis"])):
+        axis.set_label_text(layout["title"]["text"])
+        if layout.get("type") == "log":
             axis.set_major_locator(NullLocator())
             (axes.set_xscale if axis is axes.xaxis else axes.set_yscale)("log")
             axis.set_minor_locator(NullLocator())
-        if told.get("tickformat") == "d":
+        if layout.get("tickformat") == "d":
             axis.set_major_locator(MaxNLocator(integer=True))
-        if "tickvals" in told:
-            axis.set_ticks(told["tickvals"], told["ticktext"])
-            if sum(map(len, told["ticktext"])) > LONG and axis is axes.xaxis:
+        if "tickvals" in layout:
+            axis.set_ticks(layout["tickvals"], layout["ticktext"])
+            if sum(map(len, layout["ticktext"])) > MAX_LABEL_LENGTH and axis is axes.xaxis:
                 axes.tick_params("x", rotation=18, labelsize=7)
                 for text in axes.get_xticklabels():
                     text.set_horizontalalignment("right")
-        if "range" in told and told.get("type") == "log":
-            axes.set_ylim(*(10.0**edge for edge in told["range"]))
+        if "range" in layout and layout.get("type") == "log":
+            axes.set_ylim(*(10.0**edge for edge in layout["range"]))
     named = {text: handle for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
     if len(named) > 1:
-        beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if len(named) > FEW else {}
-        axes.legend(named.values(), named.keys(), fontsize=7, framealpha=0.85, edgecolor="none", borderpad=0, **beside)
+        outside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if len(named) > MAX_INNER_LEGEND else {}
+        axes.legend(named.values(), named.keys(), fontsize=7, framealpha=0.85, edgecolor="none", borderpad=0, **outside)
     axes.grid(color="#e9e6df", linewidth=0.6)
 
 
-def _trace(axes: Axes, trace: Mapping[str, Any]) -> None:
+def _draw_trace(axes: Axes, trace: Mapping[str, Any]) -> None:
     """Draw a curve, or the area between two curves."""
     x, y = ([float("nan") if v is None else v for v in trace[axis]] for axis in ("x", "y"))
     if trace.get("fill"):

@@ -146,6 +146,27 @@ def test_public_functions_document_arguments_and_errors():
     assert missing == []
 
 
+def returns_something(node: Function) -> bool:
+    """Context managers are excepted: their first line says what holds inside."""
+    manager = any(getattr(one, "id", "") == "contextmanager" for one in node.decorator_list)
+    return node.returns is not None and ast.unparse(node.returns) != "None" and not manager
+
+
+def test_public_functions_document_what_they_return():
+    """In a section, unless the first line says it ("Return the loss of every layer.")."""
+    missing, overridden = [], overridden_methods()
+    for file, tree in MODULES.items():
+        for name, node in functions_of(tree, public=True):
+            if documents_its_arguments_elsewhere(node) or name in overridden or not returns_something(node):
+                continue
+            docstring = ast.get_docstring(node) or ""
+            arguments = [one.arg for one in (*node.args.args, *node.args.kwonlyargs) if one.arg not in ("self", "cls")]
+            stated = re.search(r"\breturn\b", docstring.partition("\n")[0], re.IGNORECASE)
+            if arguments and not stated and not re.search(r"^(Returns|Yields):", docstring, re.MULTILINE):
+                missing.append(f"{file.relative_to(SRC)}: {name}")
+    assert missing == []
+
+
 def test_no_folder_has_too_many_modules():
     sizes = {folder: len(list(folder.glob("*.py"))) for folder in {file.parent for file in MODULES}}
     assert {str(folder): size for folder, size in sizes.items() if size > MAX_FOLDER_SIZE} == {}

@@ -173,7 +173,7 @@ TRAINING = TrainingConfig(steps=4, batch_size=4, checkpoints=3, spacing="even")
 
 @analysis(title="Readout", description="The norm of the readout at every checkpoint.", input="checkpoints")
 def readout(trail):
-    \"\"\"The norm of the read-out at every checkpoint.\"\"\"
+    \"\"\"The norm of the readout at every checkpoint.\"\"\"
     found = [trail.load(step).readout.weight.norm().item() for step in trail.steps]
     steps = {"step": list(trail.steps)}
     return xr.Dataset({"norm": to_data_array(found, "step", units="1", description="norm", coords=steps)})

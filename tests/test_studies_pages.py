@@ -26,7 +26,7 @@ def build(monkeypatch, tmp_path):
     import build as found
 
     monkeypatch.setattr(found, "PAGES", tmp_path / "pages")
-    monkeypatch.setattr(found, "PICTURES", tmp_path / "pages" / "figures")
+    monkeypatch.setattr(found, "FIGURES", tmp_path / "pages" / "figures")
     copy = tmp_path / "published.json"
     copy.write_text(published.PUBLISHED.read_text(encoding="utf-8"), encoding="utf-8")
     monkeypatch.setattr(published, "PUBLISHED", copy)
@@ -80,11 +80,11 @@ def test_every_verdict_stands_on_the_page_as_it_is(build, run, monkeypatch):
 def test_pictures_show_the_curves_of_the_report(build, run):
     import matplotlib.image
 
-    record, verdicts = (build.read(run / f"{name}.json") for name in ("run", "verdicts"))
-    text = build.page(run, record, verdicts)
+    record, verdicts = (build.load_json(run / f"{name}.json") for name in ("run", "verdicts"))
+    text = build.format_study_page(run, record, verdicts)
     assert "![Toy model](figures/next-token-convergence-toy_model.png)" in text
     assert "*excess loss*: cross-entropy minus its infimum." in text
-    pixels = matplotlib.image.imread(build.PICTURES / f"{STUDY}-toy_model.png")
+    pixels = matplotlib.image.imread(build.FIGURES / f"{STUDY}-toy_model.png")
     assert pixels.shape[0] > 400  # four plots in two rows
     assert len(np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0)) > 10
 
@@ -96,7 +96,7 @@ def test_pictures_show_the_curves_of_the_report(build, run):
 )
 def test_pictures_show_what_the_report_does_not_fold_away(build, run, tmp_path, marked, titles):
     """All curves where nothing is marked, and those that are marked where something is; a point alone is no curve."""
-    from figures import pictures
+    from figures import draw_figures
 
     place = tmp_path / "run"
     (place / "results").mkdir(parents=True)
@@ -106,7 +106,7 @@ def test_pictures_show_what_the_report_does_not_fold_away(build, run, tmp_path, 
     for name in data.data_vars:
         data[name].attrs["headline"] = int(name in marked)
     data.assign_attrs(title="Curves", description="", simulation="toy_model").to_netcdf(place / "results" / "curves.nc")
-    drawn = list(pictures(place, tmp_path, "page", ()))
+    drawn = list(draw_figures(place, tmp_path, "page", ()))
     assert [title for title, *_ in drawn] == ["Curves"]
     assert re.findall(r"\*([\w ]+)\*", drawn[0][1]) == titles
 

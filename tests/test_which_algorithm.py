@@ -49,16 +49,16 @@ def test_json_says_the_same_to_machines(descending, command):
     assert first["algorithm"] == "gradient descent"
     assert first["predictions"] == pytest.approx(1.0, abs=1e-4)
     assert all(row["predictions"] <= first["predictions"] for row in others)
-    assert set(first["shifted"]) >= {"inputs twice as large", "correlated inputs", "rules twice as large"}
+    assert set(first["shifted"]) >= {"inputs twice as large", "correlated inputs", "coefficients twice as large"}
     assert [layer["layer"] for layer in told["layers"]] == ["embedding", "after 0"]
 
 
 def test_a_language_model_is_held_against_counts_on_its_own_tokens(tmp_path):
     (answer,) = api.rank_algorithms(save_tiny(tmp_path), sequences=32)
     assert answer.task.startswith("Markov chains of ")
-    assert set(answer.results["predictor"].values) >= {"single symbols", "pairs", "triples"}
+    assert set(answer.results["predictor"].values) >= {"unigram", "bigram", "trigram"}
     assert (
-        answer.results["named"].item() == "the same again"
+        answer.results["named"].item() == "repeat current symbol"
     )  # random weights, but one table for words in and words out
 
 

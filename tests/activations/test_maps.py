@@ -31,8 +31,7 @@ def language_model() -> Decoder:
 
 def maps_of(model: PreTrainedModel, x: torch.Tensor) -> LinearModules:
     with eval_no_grad(model):
-        probe, known = read_structure(model, x)
-        return find_linear_modules(model, known, probe)
+        return find_linear_modules(model, read_structure(model, x))
 
 
 def all_of(x: torch.Tensor) -> torch.Tensor:

@@ -54,13 +54,13 @@ def test_planted_steps_of_gradient_descent_are_named_with_their_step(steps):
     here = found.sel(predictor="gradient descent")
     assert float(here["fitted"]) == pytest.approx(0.7, rel=0.002)
     assert float(here["similarity"].sel(distribution=TRAINING_DISTRIBUTION, stat="predictions")) > 0.99999
-    assert float(here["similarity"].sel(distribution=TRAINING_DISTRIBUTION, stat="weights: answers shown")) > 0.9999
+    assert float(here["similarity"].sel(distribution=TRAINING_DISTRIBUTION, stat="weights: context targets")) > 0.9999
     assert float(here["similarity_null"]) < 0.1
 
 
 def test_every_layer_of_it_is_one_step_more():
     found = found_of(4).sel(predictor="gradient descent")
-    own = found.sel(lens="own read-out")
+    own = found.sel(lens="logit lens")
     assert own["layer_iterations"].values[1:].tolist() == [1, 2, 3, 4]
     assert (own["layer_similarity"].values[1:] > 0.9999).all()
     fitted = found.sel(lens="affine lens")
@@ -147,11 +147,11 @@ def test_other_distributions_tell_apart_what_training_s_does_not():
 
 def test_markov_chains_name_what_counts_pairs_and_what_counts_symbols():
     task = MarkovChains(num_symbols=3, length=24)
-    for name in ("pairs", "single symbols", "triples"):
+    for name in ("bigram", "unigram", "trigram"):
         (algorithm,) = (each for each in task.candidate_algorithms() if each.name == name)
 
         def predict(inputs: Tensor, algorithm=algorithm) -> Tensor:
-            return algorithm.predict(task.extract_examples(inputs), (1,), added=0.5)[0].log()
+            return algorithm.predict(task.extract_examples(inputs), (1,), pseudocount=0.5)[0].log()
 
         found = which_algorithm(predict, task, drawn(task), shifted=False)
         assert found["named"].item() == name

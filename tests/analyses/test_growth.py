@@ -100,10 +100,10 @@ def test_planted_growth_is_found_with_its_power(power):
     found = parameter_norms(trail(aligned(lambda t: 1 + 0.3 * t**power)))
     assert float(found["exponent"]) == pytest.approx(power)
     best = {0.5: "√t", 1.0: "t", 0.25: "⁴√t"}
-    straight = found["straight"]
+    r_squared = found["r_squared"]
     for each, name in best.items():
-        assert (float(straight.sel(_curve=name)) > 1 - 1e-9) == (each == power)
-    assert float(found["spread"]) == pytest.approx(0, abs=1e-12)
+        assert (float(r_squared.sel(_curve=name)) > 1 - 1e-9) == (each == power)
+    assert float(found["log_growth_std"]) == pytest.approx(0, abs=1e-12)
     assert found["cosine"].values[1:] == pytest.approx(1)
     assert found["alignment"].values[1:] == pytest.approx(1)
 
@@ -113,9 +113,9 @@ def test_what_turns_does_not_grow():
     found = parameter_norms(trail(turning))
     assert found["update"].values[1:].min() > 0.05
     assert np.isnan(float(found["exponent"]))
-    assert np.isnan(found["straight"].values).all()
+    assert np.isnan(found["r_squared"].values).all()
     assert abs(found["alignment"].values[1:]).max() < 0.06
-    assert abs(found["rate"]).max() < 1e-12
+    assert abs(found["log_growth"]).max() < 1e-12
 
 
 def test_what_wanders_is_not_aligned_and_grows_as_it_must():
@@ -140,19 +140,19 @@ def test_growth_of_matrices_is_told_one_by_one():
     found = parameter_norms(
         trail(lambda t, first: first * (1 + t * (0.03 if names[id(first)] == faster else 0.01)), model)
     )
-    rate = found["rate"]
-    assert float(rate.sel(layer=1, map="mlp.up_proj")) == pytest.approx(np.log(1 + 90 * 0.03))
-    others = rate.where((rate["layer"] != 1) | (rate["map"] != "mlp.up_proj"))
+    log_growth = found["log_growth"]
+    assert float(log_growth.sel(layer=1, map="mlp.up_proj")) == pytest.approx(np.log(1 + 90 * 0.03))
+    others = log_growth.where((log_growth["layer"] != 1) | (log_growth["map"] != "mlp.up_proj"))
     assert float(others.max()) == pytest.approx(np.log(1.9)) == pytest.approx(float(others.min()))
-    assert float(found["spread"]) == pytest.approx(rate.values.std())
+    assert float(found["log_growth_std"]) == pytest.approx(log_growth.values.std())
 
 
 def test_fits_begin_where_they_are_told_to():
     """A curve that falls before step 30 and grows as the square root after it."""
     bent = trail(aligned(lambda t: 3 + 0.2 * max(t, 30) ** 0.5 + 0.05 * max(30 - t, 0)))
     assert float(parameter_norms(bent, early=1 / 3)["exponent"]) == pytest.approx(0.5)
-    assert float(parameter_norms(bent)["straight"].sel(_curve="√t")) < 0.9
-    assert float(parameter_norms(bent, early=1 / 3)["rate"].max()) == pytest.approx(
+    assert float(parameter_norms(bent)["r_squared"].sel(_curve="√t")) < 0.9
+    assert float(parameter_norms(bent, early=1 / 3)["log_growth"].max()) == pytest.approx(
         np.log((3 + 0.2 * 90**0.5) / (3 + 0.2 * 30**0.5))
     )
 

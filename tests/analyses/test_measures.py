@@ -94,7 +94,7 @@ def test_contributions_sum_to_the_output_and_shares_to_one(norm, mlp):
     assert ("mlp 0" in decompose_output(recorded)) == bool(mlp)
     assert torch.allclose(total.float(), recorded["output"], atol=2e-5)
     found = analyses.direct_attribution(recorded)
-    assert float(found["share"].sum()) == pytest.approx(1.0, abs=1e-4)
+    assert float(found["fraction"].sum()) == pytest.approx(1.0, abs=1e-4)
     assert float(found["gap"]) < 2e-5
 
 
@@ -103,7 +103,7 @@ def test_a_planted_head_has_the_whole_share():
     found = analyses.run_analyses(build_planted_model("copying", length=12), sequences, [analyses.direct_attribution])[
         "direct_attribution"
     ]
-    assert float(found["share"].sel(component="head 0.0")) == pytest.approx(1.0, abs=0.01)
+    assert float(found["fraction"].sel(component="head 0.0")) == pytest.approx(1.0, abs=0.01)
 
 
 def test_the_affine_lens_reads_what_is_there_and_not_what_is_not():
@@ -139,7 +139,7 @@ def test_the_logit_lens_at_the_end_is_the_models_loss():
     found = analyses.run_analyses(model, ids, [analyses.logit_lens])["logit_lens"]
     loss = model(ids, labels=ids).loss.detach()
     assert float(found["loss"][-1]) == pytest.approx(float(loss), rel=1e-5)
-    assert float(found["settled"][-1]) == 1.0
+    assert float(found["agrees_with_final"][-1]) == 1.0
 
 
 def test_position_scores_of_known_patterns():
@@ -170,11 +170,11 @@ def test_norms_are_norms_and_sinks_stand_apart():
     expected = recorded["resid_post"][-1].norm(dim=-1)
     assert np.allclose(found["norm"][-1], expected, rtol=1e-5)
     assert float(found["mean"][-1]) == pytest.approx(float(expected[:, 1:].mean()), rel=1e-5)
-    standing = found["standing"]
-    assert abs(float(standing[-1, :, 1:].median())) < 0.1
-    assert float(abs(standing[-1, :, 1:]).median()) == pytest.approx(1.0, abs=0.1)
-    assert bool(standing[:, :, 0].isnull().all())
-    assert float(abs(standing).max()) <= 5
+    z_score = found["robust_z_score"]
+    assert abs(float(z_score[-1, :, 1:].median())) < 0.1
+    assert float(abs(z_score[-1, :, 1:]).median()) == pytest.approx(1.0, abs=0.1)
+    assert bool(z_score[:, :, 0].isnull().all())
+    assert float(abs(z_score).max()) <= 5
     with torch.no_grad():
         model.model.embed_tokens.weight[int(ids[0, 5])] *= 1000
     sinks = analyses.norms(capture(model, ids, ["resid_pre", "resid_post"]))["sinks"]
@@ -207,7 +207,7 @@ def test_options_are_noted_and_used():
         "probe_and_logit_lens"
     ]
     assert found.attrs["option first"] == "6"
-    assert float(found["affine_error"][-1]) == pytest.approx(float(found["affine_error_at"][-1, 6:].mean()))
+    assert float(found["affine_error"][-1]) == pytest.approx(float(found["affine_error_by_position"][-1, 6:].mean()))
 
 
 def test_vectors_of_several_dimensions_pass_all_measures():
@@ -245,8 +245,8 @@ def test_the_affine_lens_is_held_against_what_the_model_itself_chooses():
     shape = {"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2, "max_position_embeddings": 20}
     model = Decoder(DecoderConfig(vocab_size=200, **shape)).eval()
     recorded = capture(model, torch.randint(0, 200, (2, 12)), [], reduce=analyses.affine_lens.reductions)
-    settled = analyses.affine_lens(recorded)["settled"]
-    assert float(settled[-1]) < 1.0  # twelve tokens do not fix a map of 64 dimensions, and it is not taken for one
+    agreement = analyses.affine_lens(recorded)["agrees_with_final"]
+    assert float(agreement[-1]) < 1.0  # twelve tokens do not fix a map of 64 dimensions, and it is not taken for one
 
 
 def test_places_that_are_not_scored_are_left_out():

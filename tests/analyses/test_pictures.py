@@ -72,29 +72,29 @@ def test_vectors_that_are_all_the_same_stand_in_one_place():
 
 def test_a_batch_with_labels():
     data = check_analysis(projections, model(), batch())
-    assert data["place"].dims == ("layer", "batch", "component")
-    assert data["place"].attrs["view"] == "scatter"
+    assert data["coordinates"].dims == ("layer", "batch", "component")
+    assert data["coordinates"].attrs["view"] == "scatter"
     assert data["component"].values.tolist() == ["first", "second"]
     assert data["label_next_token"].values.tolist() == batch().targets[:, -1].tolist()
     assert data["label_last_token"].attrs["title"] == "last token"
     held = recorded(batch())
     expected = principal_components(stream_at_position(held, -1)[2].double())
-    np.testing.assert_allclose(data["place"].sel(layer="after 1"), expected[0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(data["coordinates"].sel(layer="after 1"), expected[0], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(data["explained"].sel(layer="after 1"), expected[1], rtol=1e-4)
-    assert len(np.unique(data["place"].sel(layer="embedding").round(4), axis=0)) == 8  # one for each last token
+    assert len(np.unique(data["coordinates"].sel(layer="embedding").round(4), axis=0)) == 8  # one for each last token
 
 
 def test_points_without_labels():
     inputs = batch().inputs
     bare = projections(recorded(inputs))
     assert bare["label_next_token"].values.tolist() == inputs[:, -1].tolist()
-    assert "position 4" in bare["place"].attrs["description"]
+    assert "position 4" in bare["coordinates"].attrs["description"]
     assert "label_next_token" not in projections(recorded(inputs), position=-1)
     targets = projections(recorded(batch(labelled=False)))
     assert targets["label_next_token"].values.tolist() == batch().targets[:, -1].tolist()
     vectors = Affine(length=8).sample(20, torch.Generator().manual_seed(0))
     plain = projections(capture(model(d_in=1, d_out=1), vectors, [], reduce=LAST_POSITION_REDUCTIONS))
-    assert set(plain.data_vars) == {"place", "explained"}
+    assert set(plain.data_vars) == {"coordinates", "explained"}
 
 
 def test_no_more_points_than_asked_for():
@@ -123,10 +123,10 @@ def test_umap_is_given_vectors_and_a_seed(monkeypatch):
     stub.__dict__["UMAP"] = UMAP
     monkeypatch.setitem(sys.modules, "umap", stub)
     data = projections(recorded(batch()), method="umap", seed=7)
-    assert set(data.data_vars) == {"place", "label_next_token", "label_last_token"}
+    assert set(data.data_vars) == {"coordinates", "label_next_token", "label_last_token"}
     assert made == [{"n_components": 2, "n_neighbors": 15, "random_state": 7, "n_jobs": 1}] * 4
     expected = stream_at_position(recorded(batch()), -1)[..., :2] + 1
-    np.testing.assert_allclose(data["place"], expected, rtol=1e-5)
+    np.testing.assert_allclose(data["coordinates"], expected, rtol=1e-5)
     assert umap_layout(some(4)).shape == (4, 2)
     assert made[-1]["n_neighbors"] == 3
 
@@ -146,12 +146,12 @@ def test_what_cannot_be_drawn_is_refused():
 def test_tokens_are_points_without_sinks_and_with_what_comes_next():
     ids = batch(rows=3, length=9).inputs
     bare = token_projections(capture(model(), ids, [], reduce=token_projections.reductions))
-    assert bare["place"].sizes == {"layer": 4, "batch": 3 * 7, "component": 2}, "neither the first nor the last"
+    assert bare["coordinates"].sizes == {"layer": 4, "batch": 3 * 7, "component": 2}, "neither the first nor the last"
     assert bare["label_token"].values.tolist() == ids[:, 1:-1].flatten().tolist()
     assert bare["label_next_token"].values.tolist() == ids[:, 2:].flatten().tolist()
     kept = capture(model(), ids, ["resid_pre", "resid_post"])
     after = kept["resid_post"][1][:, 1:-1].flatten(0, 1).double()
-    torch.testing.assert_close(torch.from_numpy(bare["place"][2].values), principal_components(after)[0].float())
+    torch.testing.assert_close(torch.from_numpy(bare["coordinates"][2].values), principal_components(after)[0].float())
     scored = replace(batch(rows=3, length=9), weight=torch.tensor([0.0] * 4 + [1.0] * 5).repeat(3, 1))
     some = token_projections(capture(model(), scored, [], reduce=token_projections.reductions), max_points=6)
     assert some["label_next_token"].sizes == {"batch": 6}

@@ -94,11 +94,15 @@ def tokens() -> Tensor:
 def _hold(model: PreTrainedModel, outcome: Outcome) -> None:
     """Capture all that is offered, and hold it against the untouched model."""
     with eval_no_grad(model):
-        trace, layers = read_structure(model, tokens())
+        structure = read_structure(model, tokens())
+    layers = structure.layers
     attending = [number for number, layer in enumerate(layers) if layer.attention is not None]
     outcome.layers, outcome.count = tuple(attending), len(layers)
     outcome.missing |= _missing(layers, attending)
-    shapes = {each.name: (each.call.query.shape, each.call.key.shape, each.output.shape) for each in trace.attentions}
+    shapes = {
+        each.name: (each.call.query.shape, each.call.key.shape, each.output.shape)
+        for each in structure.trace.attentions
+    }
     for shape in dict.fromkeys(shapes.values()):
         alike = [number for number in attending if shapes[layers[number].attention or ""] == shape]
         recorded = _largest(model, alike, outcome)

@@ -63,10 +63,11 @@ def test_the_sweep_says_when_a_prediction_is_not_the_untouched_one(monkeypatch):
 def test_weights_that_are_scaled_after_mixing_are_found_by_unit_values():
     model = build("granite_swa", "eager")
     with eval_no_grad(model):
-        trace, layers = read_structure(model, tokens())
-    assert [layer.weights_method.kind for layer in layers] == ["unit"] * len(layers)
-    assert [layer.weights_method.rows_sum_to_one for layer in layers] == [False] * len(layers)
-    seen = trace.attentions[0]
+        structure = read_structure(model, tokens())
+    methods = [layer.weights_method for layer in structure.layers]
+    assert [method.kind for method in methods] == ["unit"] * len(methods)
+    assert [method.rows_sum_to_one for method in methods] == [False] * len(methods)
+    seen = structure.trace.attentions[0]
     assert not torch.allclose(attention_math.mix_values(seen.returned_weights, seen.call.value), seen.output, atol=1e-2)
     recorded = capture(model, tokens(), ["pattern", "value", "z"])
     for pattern, value, out in zip(*(recorded[site] for site in ("pattern", "value", "z")), strict=True):

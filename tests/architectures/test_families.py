@@ -149,5 +149,5 @@ def test_own_attention_is_refused_by_name(family):
 def test_blocks_whose_mlp_reads_beside_attention_are_told_from_the_others(family, parallel):
     model = make(family)
     with eval_no_grad(model):
-        _, layers = read_structure(model, tokens())
-    assert [layer.parallel for layer in layers] == [parallel] * 2
+        structure = read_structure(model, tokens())
+    assert [layer.parallel for layer in structure.layers] == [parallel] * 2

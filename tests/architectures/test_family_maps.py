@@ -58,7 +58,7 @@ def test_experts_are_named_with_the_reason():
     sampled = sample_linear_inputs(make("mixtral"), tokens())
     assert list(sampled.excluded) == [(0, "mlp.experts"), (1, "mlp.experts")]
     assert "not one weight matrix" in sampled.excluded[1, "mlp.experts"]
-    assert "layer 1, mlp.experts: it holds" in spectra_of_samples(sampled).attrs["left_out"]
+    assert "layer 1, mlp.experts: it holds" in spectra_of_samples(sampled).attrs["excluded_modules"]
 
 
 def test_a_layer_that_lacks_a_map_has_no_number_and_no_other_is_moved():

@@ -1,4 +1,4 @@
-"""What attention reads, the values it makes, embedding and read-out by rows: the same identities in every family."""
+"""What attention reads, the values it makes, embedding and readout by rows: the same identities in every family."""
 
 import pytest
 import torch

@@ -87,7 +87,7 @@ def test_the_top_tokens_of_a_head_are_its_largest_contributions():
     for rank, flat in enumerate(np.argsort(-logits, axis=None)[:3]):
         at, token = divmod(int(flat), 40)
         here = found.isel(layer=0, head=3, rank=rank)
-        assert (int(here["top_at"]), int(here["top_token_id"])) == (at, token)
+        assert (int(here["top_position"]), int(here["top_token_id"])) == (at, token)
         assert float(here["top_logit"]) == pytest.approx(float(logits[at, token]), rel=1e-5)
 
 

@@ -3,14 +3,17 @@
 import pytest
 import torch
 
-from mesascope.analyses.causal.head_importance import ablation_effects, head_importance, select_role_analyses
+from mesascope.analyses.causal.head_ablation import head_ablation
+from mesascope.analyses.causal.head_roles import select_role_analyses
 from mesascope.ground_truth.models.vectors import build_planted_model
 from mesascope.models.transformer import Decoder, DecoderConfig
 from mesascope.tasks.affine import Affine
 from mesascope.tasks.base import Batch
+from mesascope.tasks.regression import Regression
 from mesascope.tasks.seeded import SeededSequences
 
 TASK = Affine(length=10)
+SINGLE_HEADS = head_ablation.using(groups=False)
 
 
 def sample_independent(count: int = 64) -> Batch:
@@ -21,13 +24,13 @@ def sample_independent(count: int = 64) -> Batch:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_only_the_planted_head_has_an_effect(seed):
-    found = ablation_effects(build_planted_model("previous", length=10, seed=seed), TASK, sample_independent(), first=2)
-    assert found["caused"][0].any("stat").values.tolist() == [True, False, False, False]
+    found = SINGLE_HEADS(build_planted_model("previous", length=10, seed=seed), TASK, sample_independent(), first=2)
+    assert found["has_effect"][0].any("stat").values.tolist() == [True, False, False, False]
     assert float(found["effect"].sel(stat="mean")[0, 0]) > 10 * float(abs(found["effect_null"][0, 0]))
 
 
 def test_planted_head_gets_its_label():
-    found = head_importance(build_planted_model("previous", length=10), TASK, sample_independent(), first=2)
+    found = SINGLE_HEADS(build_planted_model("previous", length=10), TASK, sample_independent(), first=2)
     assert found["label"][0].values.tolist() == ["copying, previous", "neither", "neither", "neither"]
 
 
@@ -35,7 +38,7 @@ def test_head_with_zero_output_weights_has_no_effect():
     model = build_planted_model("previous", length=10)
     with torch.no_grad():
         model.get_parameter("layers.0.attention.o_proj.weight")[:, :8] = 0.0
-    found = head_importance(model, TASK, sample_independent(), first=2)
+    found = SINGLE_HEADS(model, TASK, sample_independent(), first=2)
     assert found["label"][0, 0].item() == "previous, no effect"
     assert (found["effect"][0, 0] == 0).all()
     assert float(found["effect_null"][0, 0]) == 0
@@ -50,8 +53,18 @@ def test_head_with_effect_but_no_role_is_labelled_so():
         for name in ("q_proj", "k_proj"):
             model.get_parameter(f"layers.0.attention.{name}.weight")[:8] = 0.0
         weight[0, 0] = 0.3
-    found = head_importance(model, TASK, sample_independent(), first=2)
+    found = SINGLE_HEADS(model, TASK, sample_independent(), first=2)
     assert found["label"][0].values.tolist() == ["no role", "neither", "neither", "neither"]
+
+
+def test_analyses_that_do_not_apply_to_linear_attention_are_left_out():
+    torch.manual_seed(0)
+    shape = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "attention": "linear"}
+    model, task = Decoder(DecoderConfig(d_in=3, d_out=1, **shape)).eval(), Regression(dim=2, layout="joined")
+    found = SINGLE_HEADS(model, task, task.sample(32, torch.Generator().manual_seed(0)))
+    assert (found["role"] == "").all()
+    assert found["role"].attrs["not_applicable"] == "similarity, positional_attention"
+    assert set(found["label"].values.ravel()) <= {"no role", "neither"}
 
 
 def test_tokens_have_their_own_analyses():
@@ -65,7 +78,7 @@ def test_tokens_have_their_own_analyses():
     ]
     torch.manual_seed(0)
     model = Decoder(DecoderConfig(vocab_size=7, num_hidden_layers=1, hidden_size=16, num_attention_heads=2)).eval()
-    found = head_importance(model, task, batch, first=task.prefix_length)
+    found = SINGLE_HEADS(model, task, batch, first=task.prefix_length)
     assert found["effect"].dims == ("layer", "head", "stat")
     assert found["low"].values.min() <= found["effect"].values.min()
     short = task.sample(32, torch.Generator().manual_seed(0))

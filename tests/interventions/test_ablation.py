@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mesascope.activations import Edit, capture
-from mesascope.analyses.causal.ablation import head_ablation
+from mesascope.analyses.causal.head_ablation import head_ablation
 from mesascope.ground_truth.models.vectors import build_planted_model
 from mesascope.models.transformer import Decoder, DecoderConfig
 from mesascope.tasks.affine import Affine
@@ -16,9 +16,9 @@ BATCH = TASK.sample(128, torch.Generator().manual_seed(0))
 
 def test_only_the_planted_head_costs_anything():
     found = head_ablation(build_planted_model("copying", length=12), TASK, BATCH, first=2)
-    cost = found["cost"][0].sel(stat="mean")
-    assert float(cost[0]) > 0.1
-    assert float(np.abs(cost[1:]).max()) < 1e-3 * float(cost[0])
+    effect = found["effect"][0].sel(stat="mean")
+    assert float(effect[0]) > 0.1
+    assert float(np.abs(effect[1:]).max()) < 1e-3 * float(effect[0])
 
 
 def test_a_mean_takes_away_exactly_the_heads_variance():
@@ -27,21 +27,21 @@ def test_a_mean_takes_away_exactly_the_heads_variance():
     found = head_ablation(model, TASK, BATCH, groups=False)
     mean = BATCH.inputs.mean(0, keepdim=True)
     loss = TASK.loss(mean.expand_as(BATCH.inputs), BATCH).mean()
-    assert float(found["cost"][0, 0].sel(stat="mean")) == pytest.approx(float(loss) - float(found["loss"]), rel=1e-4)
+    assert float(found["effect"][0, 0].sel(stat="mean")) == pytest.approx(float(loss) - float(found["loss"]), rel=1e-4)
 
 
 def test_resampling_costs_more_than_the_mean():
-    cost = head_ablation(build_planted_model("copying", length=12), TASK, BATCH)["cost"][0, 0]
-    assert float(cost.sel(stat="resample")) > 1.3 * float(cost.sel(stat="mean"))
+    effect = head_ablation(build_planted_model("copying", length=12), TASK, BATCH)["effect"][0, 0]
+    assert float(effect.sel(stat="resample")) > 1.3 * float(effect.sel(stat="mean"))
 
 
 def test_a_group_of_one_costs_what_the_head_costs_and_all_heads_cost_what_the_layer_does():
     torch.manual_seed(0)
     model = Decoder(DecoderConfig(d_in=1, d_out=1, num_hidden_layers=2, hidden_size=16)).eval()
     found = head_ablation(model, TASK, BATCH)
-    groups = found["group_cost"]
+    groups = found["group_effect"]
     assert len(groups["component"]) == 15
-    assert np.allclose(groups.sel(component=["0", "1", "2", "3"]).values, found["cost"].values)
+    assert (groups.sel(component=["0", "1", "2", "3"]).values == found["effect"].values).all()
     write = capture(model, BATCH, ["attn_out"])["attn_out"][0]
     edit = Edit(site="attn_out", where={"layer": 0}, fn=lambda old: write.mean(0, keepdim=True).expand_as(old))
     edited = capture(model, BATCH, ["output"], edits=[edit])["output"]
@@ -53,4 +53,13 @@ def test_too_many_heads_for_groups_are_refused_and_single_heads_are_not():
     model = Decoder(DecoderConfig(d_in=1, d_out=1, num_hidden_layers=1, hidden_size=16, num_attention_heads=8)).eval()
     with pytest.raises(ValueError, match="at most 6 heads in a layer, but got 8; use groups=False"):
         head_ablation(model, TASK, BATCH)
-    assert head_ablation(model, TASK, BATCH, groups=False)["cost"].sizes["head"] == 8
+    found = head_ablation(model, TASK, BATCH, groups=False)
+    assert found["effect"].sizes["head"] == 8
+    assert "group_effect" not in found
+
+
+def test_one_head_is_its_only_group():
+    model = Decoder(DecoderConfig(d_in=1, d_out=1, num_hidden_layers=1, hidden_size=16, num_attention_heads=1)).eval()
+    found = head_ablation(model, TASK, BATCH)
+    assert found["group_effect"]["component"].values.tolist() == ["0"]
+    assert (found["group_effect"].values == found["effect"].values).all()

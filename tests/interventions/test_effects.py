@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mesascope.activations import Edit, capture
-from mesascope.analyses.causal.ablation import head_ablation
+from mesascope.analyses.causal.head_ablation import head_ablation
 from mesascope.ground_truth.models.vectors import build_planted_model
 from mesascope.interventions import head_ablation_effects, mean, resample, task_loss
 from mesascope.interventions.head_ablation_effects import (
@@ -48,8 +48,8 @@ def test_an_effect_is_the_difference_of_two_runs(tokens):
 def test_the_mean_over_sequences_is_what_ablation_tells():
     model = decoder(d_in=1, d_out=1)
     found = head_ablation_effects(model, BATCH, task_loss(TASK, BATCH, first_position=3))
-    cost = torch.from_numpy(head_ablation(model, TASK, BATCH, first=3, groups=False)["cost"].values).double()
-    assert torch.allclose(found.effect.mean(-1), cost, atol=1e-6)
+    effect = torch.from_numpy(head_ablation(model, TASK, BATCH, first=3, groups=False)["effect"].values)
+    assert torch.allclose(found.effect.mean(-1), effect, atol=1e-6)
 
 
 def test_the_control_adds_as_much_in_another_direction():

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mesascope.activations import EditHadNoEffect, capture
-from mesascope.analyses.causal.ablation import head_ablation
+from mesascope.analyses.causal.head_ablation import head_ablation
 from mesascope.analyses.causal.pruning import (
     ALL_HEADS,
     ALL_IN_FIRST_LAYER,
@@ -51,12 +51,14 @@ def test_the_layer_that_needs_many_heads_is_found_and_decoys_are_passed_over():
 def test_the_damage_is_that_of_ablation_and_of_heads_set_to_nothing():
     model, drawn = trained_alike(), sample_batch(64)
     found = PRUNED(model, TASK, drawn)
-    cost = head_ablation(model, TASK, drawn, first=NUM_EXAMPLES, groups=False)
-    assert np.allclose(found["ablation_effect"].sel(stat="mean"), cost["cost"].sel(stat="mean"), rtol=1e-4, atol=1e-6)
+    ablated = head_ablation(model, TASK, drawn, first=NUM_EXAMPLES, groups=False)
+    assert np.allclose(
+        found["ablation_effect"].sel(stat="mean"), ablated["effect"].sel(stat="mean"), rtol=1e-4, atol=1e-6
+    )
     edited = capture(model, drawn, ["output"], edits=[zero("z", {"layer": 1, "head": 2})])["output"]
-    rise = float(TASK.loss(edited, drawn)[:, -1].mean()) - float(cost["loss"])
+    rise = float(TASK.loss(edited, drawn)[:, -1].mean()) - float(ablated["loss"])
     assert float(found["ablation_effect"].sel(stat="zero", layer=1, head=2)) == pytest.approx(rise, rel=1e-3, abs=1e-6)
-    assert float(found["pruned_loss_zero"].sel(component=ALL_HEADS)) == pytest.approx(float(cost["loss"]), rel=1e-6)
+    assert float(found["pruned_loss_zero"].sel(component=ALL_HEADS)) == pytest.approx(float(ablated["loss"]), rel=1e-6)
 
 
 def test_what_is_kept_is_what_the_arrangement_says():

@@ -83,9 +83,9 @@ def kinds(found: xr.Dataset) -> dict:
     """Heads that have nearly all of their attention on later positions; that have many positions, and none of those."""
     many = found["attended"] > 0.4 * LENGTH
     return {
-        FUTURE: heads_where(found["later"] > 0.85),  # all of it, but at the last position
-        ALIKE: heads_where(many & (found["later"] == 0)),
-        CHOOSES: heads_where(found["attended"] < 1.5) if bool((found["later"] == 0).all()) else set(),
+        FUTURE: heads_where(found["later_attention"] > 0.85),  # all of it, but at the last position
+        ALIKE: heads_where(many & (found["later_attention"] == 0)),
+        CHOOSES: heads_where(found["attended"] < 1.5) if bool((found["later_attention"] == 0).all()) else set(),
     }
 
 
@@ -110,7 +110,7 @@ def test_how_many_positions_a_head_has_does_not_tell_whether_they_are_later():
 def test_a_factor_of_1_changes_nothing(mask):
     found = saturation(decoder(mask=mask, num_hidden_layers=2), TASK, drawn(), factor=1.0)
     assert found["cosine"].values == pytest.approx(1.0, abs=1e-12)
-    assert (found["later"] == found["later_now"]).all()
+    assert (found["later_attention"] == found["later_attention_unscaled"]).all()
 
 
 @pytest.mark.parametrize("options", [{}, {"norm": "layer", "norm_position": "post", "intermediate_size": 8}], ids=str)
@@ -126,7 +126,7 @@ def test_numbers_are_those_of_the_model_with_larger_parameters(options):
     assert found["cosine"].values == pytest.approx(cosine.mean((1, 2)).numpy())
     seen = (scaled["pattern"] > 1e-5).sum(-1).double().mean((1, 3))
     assert found["attended"].values == pytest.approx(seen.numpy())
-    assert found["attended_in_order"].values == pytest.approx(sorted(seen.flatten().tolist(), reverse=True))
+    assert found["attended_sorted"].values == pytest.approx(sorted(seen.flatten().tolist(), reverse=True))
     assert all(map(torch.equal, model.parameters(), decoder(num_hidden_layers=2, **options).parameters()))
 
 
@@ -166,8 +166,8 @@ def test_other_models_are_made_large_too_and_stay_as_they_are():
     assert found["attended"].shape == (3, 4)
     assert (found["attended"] == 1).all()
     assert found["cosine"].max() < 1
-    assert (found["later"] == 0).all()
-    assert float(lookahead_ablation(model, task, batch)["rise"]) == 0.0
+    assert (found["later_attention"] == 0).all()
+    assert float(lookahead_ablation(model, task, batch)["loss_increase"]) == 0.0
 
 
 def test_a_factor_that_is_none_is_refused():
@@ -180,9 +180,9 @@ def test_the_loss_without_the_future_is_that_of_a_causal_model():
     causal.load_state_dict(model.state_dict())
     batch = drawn(20)
     found, plain = lookahead_ablation(model, TASK, batch), lookahead_ablation(causal, TASK, batch)
-    assert float(found["loss"].sel(stat="without the future")) == pytest.approx(float(plain["loss"][0]), abs=1e-6)
-    assert float(plain["rise"]) == 0.0
-    assert float(found["rise"]) == float(found["loss"][1]) - float(found["loss"][0]) != 0.0
+    assert float(found["loss"].sel(stat="causal mask")) == pytest.approx(float(plain["loss"][0]), abs=1e-6)
+    assert float(plain["loss_increase"]) == 0.0
+    assert float(found["loss_increase"]) == float(found["loss"][1]) - float(found["loss"][0]) != 0.0
 
 
 def answers(**options) -> Decoder:
@@ -209,8 +209,8 @@ def test_a_model_that_lives_by_the_future_loses_and_one_that_sees_it_idly_does_n
     planted_model, idle = answers(mask="multiplicative"), answers(mask="multiplicative")
     with torch.no_grad():
         idle.layers[0].attention.o_proj.weight.zero_()
-    assert abs(float(lookahead_ablation(planted_model, TASK, asked)["rise"])) > 0.1
-    assert float(lookahead_ablation(idle, TASK, asked)["rise"]) == 0.0
+    assert abs(float(lookahead_ablation(planted_model, TASK, asked)["loss_increase"])) > 0.1
+    assert float(lookahead_ablation(idle, TASK, asked)["loss_increase"]) == 0.0
 
 
 def test_rows_that_see_nothing_else_are_left_empty():

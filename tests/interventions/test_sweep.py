@@ -124,7 +124,7 @@ def test_of_a_planted_model_the_planted_head_alone_is_a_cause(seed):
     batch = task.sample(64, torch.Generator().manual_seed(seed))
     model = build_planted_model("previous", seed=seed)
     edit = mean("z", capture(model, batch, ["z"]))
-    found = sweep(model, batch, edit, ("layer", "head"), "distance")["effect"][0]
+    found = sweep(model, batch, edit, ("layer", "head"), "squared_distance")["effect"][0]
     assert (found > 0.1).values.tolist() == [True, False, False, False]
     assert float(found[0]) > 1000 * float(abs(found[1:]).max())
 
@@ -133,7 +133,7 @@ def test_a_head_that_looks_right_and_says_nothing_is_no_cause():
     batch = Affine().sample(64, torch.Generator().manual_seed(0))
     model = build_planted_model("constant")
     edit = mean("z", capture(model, batch, ["z"]))
-    found = sweep(model, batch, edit, ("layer", "head"), "distance")["effect"][0]
+    found = sweep(model, batch, edit, ("layer", "head"), "squared_distance")["effect"][0]
     assert float(abs(found).max()) < 1e-3
 
 
@@ -166,7 +166,7 @@ def test_metrics_by_name_and_by_function():
     expected = torch.nn.functional.cross_entropy(plain[:, :-1].flatten(0, 1), x[:, 1:].flatten())
     by_name = sweep(model, x, zero("mlp_out"), ("layer",), "loss")
     assert float(by_name["intact"]) == pytest.approx(float(expected), rel=1e-6)
-    moved = sweep(model, x, zero("mlp_out"), ("layer",), "divergence")
+    moved = sweep(model, x, zero("mlp_out"), ("layer",), "kl_divergence")
     assert float(moved["intact"]) == pytest.approx(0.0, abs=1e-9)
     assert (moved["effect"] > 0).all()
     own = sweep(model, x, zero("mlp_out"), ("layer",), lambda prediction: prediction[:, -1, 7])
@@ -190,7 +190,7 @@ def test_metrics_by_name_and_by_function():
         ),
         (lambda m: sweep(m, tokens(), zero("z"), ("layer", "batch")), "axes must name axes of z"),
         (lambda m: sweep(m, tokens(), zero("z"), ()), "axes must name axes of z"),
-        (lambda m: sweep(m, tokens(), zero("z"), metric="accuracy"), "a metric must be one of divergence, dist"),
+        (lambda m: sweep(m, tokens(), zero("z"), metric="accuracy"), "a metric must be one of kl_divergence, sq"),
         (
             lambda m: patch(m, tokens(), tokens(1, length=7), logit_difference(3, 4)),
             r"same length, but got shapes \(3, 8\) and \(3, 7\)",
@@ -270,7 +270,7 @@ def test_a_loss_weighs_positions_as_the_batch_does():
             "axes must name axes of res",
         ),
         (lambda m, x: patch(m, x, x.flip(1), logit_difference(3, 4), where={"pos": 40}), "must lie within 12 entries"),
-        (lambda m, x: patch(m, x, x.flip(1), "divergence"), "a metric that differs between the runs"),
+        (lambda m, x: patch(m, x, x.flip(1), "kl_divergence"), "a metric that differs between the runs"),
         (lambda m, x: attribution_patch(m, x, zero("z", {"head": 9})), "must lie within 4 entries, but got 9"),
     ],
 )
@@ -285,7 +285,7 @@ def test_it_is_refused_before_the_model_runs_on_the_sequences(call, line):
 def test_metrics_of_tokens_are_refused_for_vectors():
     batch = Affine().sample(4, torch.Generator().manual_seed(0))
     model = build_planted_model("previous")
-    for metric in ("divergence", logit_difference(0, 0), log_probability(0)):
+    for metric in ("kl_divergence", logit_difference(0, 0), log_probability(0)):
         with pytest.raises(ValueError, match="needs a model that predicts tokens, but this one predicts vectors"):
             sweep(model, batch, zero("z"), metric=metric)
     with pytest.raises(ValueError, match="pass vectors and sequences of one token as a Batch"):

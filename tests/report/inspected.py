@@ -91,14 +91,20 @@ def norms(draw, sequences: int, length: int) -> xr.Dataset:
     size = np.exp(np.linspace(1, 6, LAYERS + 1))[:, None, None]
     size = size * np.exp(0.2 * draw.standard_normal((LAYERS + 1, sequences, length)))
     size[4:, :, 0] *= 60
-    standing = np.log(size / np.median(size, axis=2, keepdims=True))
+    z_score = np.log(size / np.median(size, axis=2, keepdims=True))
     layer = {"layer": DEPTHS}
     return xr.Dataset(
         {
             "mean": named(size.mean((1, 2)), "layer", "mean norm", coords=layer, scale="log", headline=1),
             "norm": named(size, "layer batch pos", "norm of each token's vector", coords=layer, scale="log"),
-            "standing": named(
-                standing, "layer batch pos", "norm from the median of the text", coords=layer, center=0, headline=1
+            "robust_z_score": named(
+                z_score,
+                "layer batch pos",
+                "norm from the median of the text",
+                title="robust z-score",
+                coords=layer,
+                center=0,
+                headline=1,
             ),
         },
         attrs={
@@ -214,7 +220,7 @@ def tops(draw, words: list[str]) -> xr.Dataset:
         {
             "top_token": named(chosen, "layer head rank", "what is raised most", "text"),
             "top_logit": named(logit, "layer head rank", "by how much", "logit"),
-            "top_at": named(draw.integers(0, 64, shape), "layer head rank", "where", "position"),
+            "top_position": named(draw.integers(0, 64, shape), "layer head rank", "where", "position"),
         },
         attrs={"title": "Tokens that heads raise most", "analysis": "top_tokens"},
     )

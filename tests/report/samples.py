@@ -89,7 +89,7 @@ def verdicts() -> list[dict]:
             "value": 0.62,
             "interval": [0.31, 0.93],
             "control": 0.48,
-            "control_description": "the same read-out in an untrained model",
+            "control_description": "the same readout in an untrained model",
             "difference": [-0.12, 0.4],
             "threshold": None,
             "direction": "above",
@@ -206,7 +206,7 @@ def heads(draw: np.random.Generator, growth: np.ndarray) -> xr.Dataset:
             "worth": array(
                 stats,
                 "seed layer head stat",
-                "rise in error",
+                "increase of the error",
                 "squared value",
                 coords={"stat": ["mean ablation", "resample ablation"]},
             ),
@@ -246,14 +246,14 @@ def layers(draw: np.random.Generator, growth: np.ndarray) -> xr.Dataset:
     return xr.Dataset(
         {
             "readout": array(
-                lens, "seed step layer", "error of the read-out after each layer", "squared value", coords=names
+                lens, "seed step layer", "error of the readout after each layer", "squared value", coords=names
             ),
             "untrained_keys": array(
                 0.9 + 0.05 * draw.random((3, 4)), "seed layer", "keys shuffled", coords=names, control_of="readout"
             ),
             "moments": array(stats, "seed step layer stat", "mean and norm", coords=names | {"stat": ["mean", "norm"]}),
             "where": array(
-                draw.random((3, len(STEPS), 4, 20)), "seed step layer pos", "read-out at each place", coords=names
+                draw.random((3, len(STEPS), 4, 20)), "seed step layer pos", "readout at each position", coords=names
             ),
         },
         attrs={
@@ -266,16 +266,16 @@ def layers(draw: np.random.Generator, growth: np.ndarray) -> xr.Dataset:
 
 def attribution(draw: np.random.Generator) -> xr.Dataset:
     parts = ["embedding", *[f"layer {k}, head {h}" for k in range(3) for h in range(4)], "bias"]
-    share = draw.normal(0, 0.3, (3, 14))
+    fraction = draw.normal(0, 0.3, (3, 14))
     return xr.Dataset(
         {
-            "share": array(share, "seed component", "contribution to the output", coords={"component": parts}),
+            "fraction": array(fraction, "seed component", "contribution to the output", coords={"component": parts}),
             "none": array(
                 0.02 * draw.standard_normal((3, 14)),
                 "seed component",
                 "untrained",
                 coords={"component": parts},
-                control_of="share",
+                control_of="fraction",
             ),
             "final": array(draw.random((3, 8)) ** 6, "seed predictor", "error at the last position", scale="log"),
         },
@@ -301,7 +301,7 @@ def write_inspection(path: Path, tokens: list[str] | None = None) -> Path:
         "study": "inspect",
         "model": "HuggingFaceTB/SmolLM2-135M-Instruct",
         "title": "SmolLM2-135M-Instruct, opened",
-        "description": "Norms, attention and read-out of a released language model on a page of prose",
+        "description": "Norms, attention and readout of a released language model on a page of prose",
         "text": {"source": "the Zen of Python", "tokens": 48},
         "parameters": {"model": {"layers": 30, "heads": 9, "d_model": 576}},
         "versions": {"mesascope": "0.1.0"},
@@ -342,7 +342,7 @@ def inspection_results(draw: np.random.Generator, tokens: list[str]) -> dict[str
         "lens": xr.Dataset(
             {
                 "loss": array(
-                    np.linspace(10.5, 3.2, 31) + draw.random(31), "layer", "loss of the read-out", "nat", coords=layer
+                    np.linspace(10.5, 3.2, 31) + draw.random(31), "layer", "loss of the readout", "nat", coords=layer
                 )
             },
             attrs={"title": "Logit lens", "analysis": "probe_and_logit_lens"},

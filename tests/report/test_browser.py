@@ -198,7 +198,7 @@ def test_an_inspection_of_any_strings_runs_none_of_them(tmp_path, samples, inspe
     assert console == []
     body = re.sub(r"<script.*?</script>", "", dom, flags=re.S)
     assert "<img" not in body
-    assert body.count('data-place="') == 40
+    assert body.count('data-position="') == 40
     assert "&lt;img src=x" in body  # in the tables of the head that is open
     content, window, _ = measured(dom)
     assert content <= window

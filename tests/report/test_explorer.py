@@ -62,7 +62,7 @@ def test_patterns_roles_and_top_tokens_are_those_of_the_head(found, inspection):
     at = 7 * 9 + 4  # layer 7, head 4
     assert data["tops"]["token"][at] == tops["top_token"].values[7, 4].tolist()
     np.testing.assert_allclose(data["tops"]["logit"][at], tops["top_logit"].values[7, 4], rtol=1e-4)
-    assert data["tops"]["at"][at] == tops["top_at"].values[7, 4].tolist()
+    assert data["tops"]["position"][at] == tops["top_position"].values[7, 4].tolist()
     assert data["roles"][at] == files["heads.nc"]["role"].values[7, 4]
     assert data["patterns"]["labels"][0]["query"][1] == "␣first"
 

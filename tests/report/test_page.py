@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from mesascope.report import render_report, summarize_run
+from mesascope.report.run_info import get_page_title
 
 
 class _Elements(HTMLParser):
@@ -136,6 +137,20 @@ def test_an_inspection_says_what_was_opened(inspection):
         "text": "Python&#39;s reference manual",
     }
     assert summarize_run(inspection)["facts"]["model class"] == "LlamaForCausalLM"
+
+
+@pytest.mark.parametrize(
+    ("run", "title"),
+    [
+        ({"study": "affine", "title": "Affine recurrences"}, "Affine recurrences"),
+        ({"study": "affine"}, "affine"),
+        ({"study": "inspect", "model": "gpt2"}, "gpt2"),
+        ({"study": "inspect"}, "Run"),
+        ({}, "Run"),
+    ],
+)
+def test_the_page_has_a_title_whatever_is_known_of_the_run(run, title):
+    assert get_page_title(run) == title
 
 
 def test_an_identity_is_marked_where_it_is_drawn(inspection):

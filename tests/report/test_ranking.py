@@ -43,7 +43,7 @@ def found(seeds: int | None = 3, named=None) -> xr.Dataset:
             "hyperparameters": ([*dims, "predictor"], np.full((*sizes, 3), "step 0.5", dtype=object), words),
         },
         coords={
-            "distribution": ["as in training", "elsewhere"],
+            "distribution": ["training distribution", "elsewhere"],
             "predictor": WHO,
             "stat": ["predictions", "errors"],
             **({"seed": range(seeds), "step": [100]} if seeds else {}),

@@ -38,23 +38,23 @@ def test_numbers_stand_at_their_tokens(panel, inspection):
     data = panel.panel.data
     files = {one.file: one.data for one in load_run(inspection).results}
     by_name = {one["name"]: one for one in data["quantities"]}
-    assert list(by_name) == ["norm", "standing", "loss", "descent: attention", "descent: mlp"]
+    assert list(by_name) == ["norm", "robust z-score", "loss", "descent: attention", "descent: mlp"]
     norm = files["norms.nc"]["norm"].values
     np.testing.assert_allclose(decoded(by_name["norm"], data), norm, rtol=0.03)
     assert by_name["norm"]["log"]
     assert by_name["norm"]["layers"][:2] == ["embedding", "after 0"]
-    standing = files["norms.nc"]["standing"].values
-    np.testing.assert_allclose(decoded(by_name["standing"], data), standing, atol=0.05, rtol=0.05)
-    assert by_name["standing"]["low"] == -by_name["standing"]["high"]
+    z_score = files["norms.nc"]["robust_z_score"].values
+    np.testing.assert_allclose(decoded(by_name["robust z-score"], data), z_score, atol=0.05, rtol=0.05)
+    assert by_name["robust z-score"]["low"] == -by_name["robust z-score"]["high"]
     mlp = files["surprisal.nc"]["descent"].sel(stat="mlp").values
     np.testing.assert_allclose(decoded(by_name["descent: mlp"], data), mlp, atol=0.02)
     assert by_name["descent: mlp"]["missing"] == np.isnan(mlp).sum() > 0
     assert data["tokens"] == files["text.nc"]["token"].values.tolist()
-    assert data["quantities"][data["selected"]]["name"] == "standing"  # the first headline
+    assert data["quantities"][data["selected"]]["name"] == "robust z-score"  # the first headline
 
 
 def test_what_is_gathered_is_not_drawn_again(panel, inspection):
-    assert panel.used_variables["norms.nc"] >= {"norm", "standing"}
+    assert panel.used_variables["norms.nc"] >= {"norm", "robust_z_score"}
     assert "mean" not in panel.used_variables["norms.nc"]
     html = render_report(inspection)
     assert html.count("Norm from the median of the text.") == 1

@@ -43,13 +43,13 @@ def points(dims="seed step layer batch component", kinds=None, examples=20, **si
     places = random.standard_normal([sizes[d] for d in names])
     known = {"step": [0, 10, 2000], "component": ["first", "second"], "layer": ["embedding", *"abcdefgh"]}
     coords = {d: known[d][: sizes[d]] for d in names if d in known}
-    attrs = {"units": "1", "description": "places", "view": "scatter", "headline": 1}
+    attrs = {"units": "1", "description": "coordinates", "view": "scatter", "headline": 1}
     own = [d for d in ("seed", "step", "batch") if d in names]
     varying = random.integers(0, 30, [sizes[d] for d in own])
     kinds = np.arange(examples) % 5 if kinds is None else np.array(kinds)
     return xr.Dataset(
         {
-            "place": xr.DataArray(places, dims=names, coords=coords, attrs=attrs),
+            "coordinates": xr.DataArray(places, dims=names, coords=coords, attrs=attrs),
             "label_generator": ("batch", kinds, {"title": "hidden generator"}),
             "label_next_token": (own, varying),
             "explained": (("layer", "component"), np.ones((sizes["layer"], 2))),
@@ -63,9 +63,9 @@ def drawn(data: xr.Dataset):
 
 def test_a_variable_asks_for_it_and_labels_are_not_drawn_alone():
     data = points()
-    assert choose_view(prepare_variable(data, "place")) is plot_scatter
-    assert [panel.title for panel in build_panels(data)] == ["place", "explained"]
-    del data["place"].attrs["view"]
+    assert choose_view(prepare_variable(data, "coordinates")) is plot_scatter
+    assert [panel.title for panel in build_panels(data)] == ["coordinates", "explained"]
+    del data["coordinates"].attrs["view"]
     assert {panel.title for panel in build_panels(data)} >= {"hidden generator", "label next token"}
 
 
@@ -80,7 +80,7 @@ def test_every_choice_has_its_points_and_colours():
     for seed in range(2):
         for k, step in enumerate([0, 2000]):
             for layer in range(4):
-                place = data["place"].isel(seed=seed, layer=layer).sel(step=step)
+                place = data["coordinates"].isel(seed=seed, layer=layer).sel(step=step)
                 cells = panel.data["variants"][seed * 2 + k][layer]
                 np.testing.assert_allclose(cells["x"], place.isel(component=0), rtol=5e-3)
                 np.testing.assert_allclose(cells["y"], place.isel(component=1), rtol=5e-3)
@@ -103,7 +103,7 @@ def test_one_model_has_nothing_to_choose_but_colours():
     panel = drawn(data)
     assert [one["name"] for one in panel.data["choices"]] == ["colours"]
     assert "Select" not in panel.caption
-    alone = drawn(data[["place"]])
+    alone = drawn(data[["coordinates"]])
     assert alone.data["choices"] == []
     assert "marks" not in alone.data
     assert "customdata" not in alone.data["plots"][0]["data"][0]["hovertemplate"]
@@ -112,7 +112,7 @@ def test_one_model_has_nothing_to_choose_but_colours():
 def test_colours_come_again_where_there_are_many_labels():
     few, many = points("layer batch component"), points("layer batch component", kinds=range(20))
     assert f"Colours repeat after {len(PALETTE)} labels" in drawn(many).caption
-    assert "repeat" not in drawn(few[["place", "label_generator"]]).caption
+    assert "repeat" not in drawn(few[["coordinates", "label_generator"]]).caption
     assert len(set(PALETTE)) == len(PALETTE)
 
 
@@ -126,13 +126,13 @@ def test_a_page_has_room_for_it():
 
 def test_a_gap_stays_a_gap():
     data = points("layer batch component")
-    data["place"][0, 0, 0] = np.nan
+    data["coordinates"][0, 0, 0] = np.nan
     assert drawn(data).data["variants"][0][0]["x"][0] is None
     assert "NaN" not in encode_script_json(drawn(data).data)
 
 
 def test_other_dims_give_way_to_a_table():
-    (panel,) = build_panels(points("layer batch", component=1)[["place"]])
+    (panel,) = build_panels(points("layer batch", component=1)[["coordinates"]])
     assert panel.kind == "table"
     assert "No figure: a scatter plot needs layers, examples and two components" in panel.caption
 
@@ -164,7 +164,7 @@ def test_seed_step_and_colours_are_chosen(tmp_path):
     found = re.search(r'data-said="([^"]*)"', done.stdout)
     assert found, "the script that uses the page did not end"
     across, colour, words, then_across, then_colour, then_words = unescape(found[1]).split("|")
-    place = data["place"].isel(layer=1, batch=3, component=0)
+    place = data["coordinates"].isel(layer=1, batch=3, component=0)
     order = sorted(data["label_generator"].values)
     assert float(across) == pytest.approx(float(place[0, 2]), rel=5e-3)
     assert colour == PALETTE[order.index("<i>3</i>") % len(PALETTE)]

@@ -11,7 +11,7 @@ from mesascope.studies.verdicts import SUPPORTED, judge
 
 SEEDS, LAYERS = 3, 4
 DEPTHS = depth_names(range(LAYERS))
-READ_DEPTHS = ["0", "1", "2", "3", "read-out"]
+READ_DEPTHS = ["0", "1", "2", "3", "output head"]
 MAPS = ["attention.q_proj", "mlp.up_proj"]
 CLAIMS = {claim.name: claim for claim in meta_learning_claims()}
 
@@ -50,7 +50,7 @@ def build_objective(holds: bool) -> xr.Dataset:
 
 def build_results(holds: bool) -> dict[str, xr.Dataset]:
     """Build results in which every claim holds, or in which none does."""
-    who, stats = {"predictor": ["model", "bigram", "Bayes", "generator known"]}, {"stat": list(LABELS)}
+    who, stats = {"predictor": ["model", "bigram", "Bayes", "known generator"]}, {"stat": list(LABELS)}
     low, rising = fill_array(0.2, 5, 3), np.linspace(0.3, 0.9, 5)[:, None] * np.ones(3)
     permuted = fill_array(0.21, 2, 5, 3)
     scores = {
@@ -97,13 +97,13 @@ def build_results(holds: bool) -> dict[str, xr.Dataset]:
         ),
         **{f"inner_{name}": build_objective(holds) for name in (*TESTED_OBJECTIVES, "outer")},
         "text_inner_outer": build_objective(holds),
-        **{f"{prefix}head_importance": build_importance(holds) for prefix in ("", "text_")},
+        **{f"{prefix}head_ablation": build_ablation(holds) for prefix in ("", "text_")},
         **lenses,
     }
 
 
-def build_importance(holds: bool) -> xr.Dataset:
-    """Build the results of head importance: one head of each layer has a role, and an effect if `holds`."""
+def build_ablation(holds: bool) -> xr.Dataset:
+    """Build the results of head ablation: one head of each layer has a role, and an effect if `holds`."""
     head_effect = np.array([[0.9, 0.1] if holds else [0.1, 0.1]] * LAYERS)
     effect = stack_steps(
         *[np.stack([head_effect, head_effect], axis=-1)] * 2, "layer", "head", "stat", stat=["mean", "resample"]

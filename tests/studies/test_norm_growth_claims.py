@@ -40,7 +40,7 @@ def stack_seeds(values, *dims, **coords) -> xr.DataArray:
     return xr.DataArray(noisy, dims=("seed", *dims), coords={"seed": range(SEEDS)} | coords)
 
 
-def norm_results(norm, cosine=(0.9, 0.99), alignment=(0.14, 0.01), spread=0.02, rate=0.2) -> xr.Dataset:
+def norm_results(norm, cosine=(0.9, 0.99), alignment=(0.14, 0.01), log_growth_std=0.02, log_growth=0.2) -> xr.Dataset:
     """Make results of `parameter_norms` with these norms."""
     fits = fit_curves(T[1:], norm[1:])
     curves = [np.concatenate([[np.nan], np.linspace(*ends, len(STEPS) - 1)]) for ends in (cosine, alignment)]
@@ -49,12 +49,12 @@ def norm_results(norm, cosine=(0.9, 0.99), alignment=(0.14, 0.01), spread=0.02, 
             "norm": stack_seeds(
                 np.stack([2 * norm, norm], -1), "step", "stat", step=STEPS, stat=[ALL_PARAMETERS, WITHOUT_EMBEDDINGS]
             ),
-            "straight": stack_seeds(list(fits.values()), "_curve", _curve=list(fits)),
+            "r_squared": stack_seeds(list(fits.values()), "_curve", _curve=list(fits)),
             "exponent": stack_seeds(fit_norm_exponent(T[1:], norm[1:])),
             "cosine": stack_seeds(curves[0], "step", step=STEPS),
             "alignment": stack_seeds(curves[1], "step", step=STEPS),
-            "spread": stack_seeds(spread),
-            "rate": stack_seeds(np.full((4, 6), rate), "layer", "map"),
+            "log_growth_std": stack_seeds(log_growth_std),
+            "log_growth": stack_seeds(np.full((4, 6), log_growth), "layer", "map"),
         }
     )
 
@@ -66,19 +66,19 @@ def saturation_results(cosine, num_wide_heads=0, later=0.0) -> xr.Dataset:
     variables = {
         "cosine": stack_seeds([np.full(4, 0.2), np.full(4, cosine)], "step", "layer", **ends),
         "attended": stack_seeds([np.ones((4, 12)), attended], "step", "layer", "head", **ends),
-        "later": stack_seeds([np.zeros((4, 12)), on_later], "step", "layer", "head", **ends),
+        "later_attention": stack_seeds([np.zeros((4, 12)), on_later], "step", "layer", "head", **ends),
     }
     return xr.Dataset(variables)
 
 
-def loss_results(loss, rise) -> dict[str, xr.Dataset]:
+def loss_results(loss, loss_increase) -> dict[str, xr.Dataset]:
     """Make results of `loss_vs_baselines` and `lookahead_ablation`."""
     ends = {"step": [0, 400]}
     return {
         "loss_vs_baselines": xr.Dataset(
             {"scored": stack_seeds([[6.0], [loss]], "step", "predictor", predictor=["model"], **ends)}
         ),
-        "lookahead_ablation": xr.Dataset({"rise": stack_seeds([rise], "step", step=[400])}),
+        "lookahead_ablation": xr.Dataset({"loss_increase": stack_seeds([loss_increase], "step", step=[400])}),
     }
 
 
@@ -141,7 +141,7 @@ CONTRADICTING_RESULTS = {
     "parameter direction converges": {"parameter_norms": norm_results(50 + T, cosine=(0.99, 0.97))},
     "parameter direction converges after warm-up": {"parameter_norms": norm_results(50 + T, cosine=(0.99, 0.97))},
     "updates are nearly orthogonal to the parameters": {"parameter_norms": norm_results(50 + T, alignment=(0.5, 0.4))},
-    "all matrices grow by the same factor": {"parameter_norms": norm_results(50 + T, spread=0.3)},
+    "all matrices grow by the same factor": {"parameter_norms": norm_results(50 + T, log_growth_std=0.3)},
     "training increases saturation": {"saturation": saturation_results(0.1)},
     "training increases saturation, x + norm(f(x))": {f"{OUTPUT_NORM}_saturation": saturation_results(0.1)},
     "all layers of the trained network are saturated": {"saturation": saturation_results(0.6)},

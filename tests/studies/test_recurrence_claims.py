@@ -11,7 +11,7 @@ from mesascope.studies.verdicts import judge
 SEEDS, LAYERS, HEADS, POSITIONS = 3, 3, 4, 20
 NAMED = [("interaction", 0), ("fixed_position", 0), ("role", 0), ("score_std", 0)]
 COPIES, EFFECT = np.zeros((2, LAYERS, HEADS))
-COPIES[0, 1], EFFECT[0, 1], EFFECT[1] = 1.0, 0.9, 0.1
+COPIES[0, 1], EFFECT[0, 1], EFFECT[1], EFFECT[2] = 1.0, 0.9, 0.1, [0.9, 0.1, 0.2, 0.05]
 CLAIMS = {claim.name: claim for claim in affine_claims(first=3, layers=LAYERS)}
 
 
@@ -34,8 +34,6 @@ def build_results(**changes):
     role = np.sign(interaction)
     gain = np.zeros((LAYERS, HEADS))
     gain[2, 2] = -0.6
-    cost = np.zeros((LAYERS, HEADS, 2))
-    cost[2, :, 0] = [0.9, 0.1, 0.2, 0.05]
     arrays = {
         "error": (np.stack([copy, copy]), np.stack([model, copy])),
         "last": ([0.3] * 3, [0.98] * 3),
@@ -46,7 +44,6 @@ def build_results(**changes):
         "role": (role * 0, role),
         "score_std": (np.ones((LAYERS, HEADS)), np.ones((LAYERS, HEADS))),
         "gain": (gain * 0, gain),
-        "cost": (cost, cost),
         "copies": (role * 0, COPIES),
         "effect": (EFFECT, EFFECT),
         "null_effect": (EFFECT / 9, EFFECT / 9),
@@ -56,8 +53,7 @@ def build_results(**changes):
     } | changes
     estimate = np.stack([arrays["last"], arrays["next"]], axis=-1)
     terms = {"stat": ["last term", "next term"]}
-    named = {"stat": ["mean", "resample"]}
-    flat, who, groups = {"layer": range(LAYERS)}, {"predictor": ["model", "copy"]}, {"component": list("0123")}
+    flat, who = {"layer": range(LAYERS)}, {"predictor": ["model", "copy"]}
     return {
         "loss_vs_baselines": xr.Dataset({"error": stack_steps(*arrays["error"], "predictor", "pos", **who)}),
         "attn_out_probe": xr.Dataset(
@@ -82,14 +78,8 @@ def build_results(**changes):
                 "role": stack_steps(*arrays["copies"], "layer", "head", **flat),
             }
         ),
-        "head_ablation": xr.Dataset(
-            {
-                "cost": stack_steps(*arrays["cost"], "layer", "head", "stat", **named, **flat),
-                "group_cost": stack_steps(*arrays["cost"], "layer", "component", "stat", **groups, **named, **flat),
-            }
-        ),
         "which_algorithm": build_similarities(*(arrays[name] for name in ("lens", "predicted", "shifted"))),
-        "head_importance": build_importance(*arrays["effect"], *arrays["null_effect"], arrays.get("named", COPIES > 0)),
+        "head_ablation": build_ablation(*arrays["effect"], *arrays["null_effect"], arrays.get("named", COPIES > 0)),
     }
 
 
@@ -117,14 +107,15 @@ def build_similarities(lens, predicted, shifted):
     )
 
 
-def build_importance(before, after, null_before, null_after, named):
-    """Build the results of head importance: effects, null effects and roles."""
-    flat, words = {"layer": range(LAYERS)}, np.where(named, "copying", "")
+def build_ablation(before, after, null_before, null_after, named):
+    """Build the results of head ablation: effects of heads and of groups of one head, null effects and roles."""
+    flat, words = {"layer": range(LAYERS), "stat": ["mean", "resample"]}, np.where(named, "copying", "")
     effects = [np.stack([each, each * 2], axis=-1) for each in (before, after)]
     return xr.Dataset(
         {
-            "effect": stack_steps(*effects, "layer", "head", "stat", stat=["mean", "resample"], **flat),
-            "effect_null": stack_steps(null_before, null_after, "layer", "head", **flat),
+            "effect": stack_steps(*effects, "layer", "head", "stat", **flat),
+            "group_effect": stack_steps(*effects, "layer", "component", "stat", component=list("0123"), **flat),
+            "effect_null": stack_steps(null_before, null_after, "layer", "head", layer=range(LAYERS)),
             "role": (("seed", "step", "layer", "head"), np.broadcast_to(words, (SEEDS, 2, LAYERS, HEADS)).copy()),
         }
     )
@@ -142,8 +133,8 @@ def list_counterexamples():
     early, none, tall = base.copy(), base.copy(), base.copy()
     early[0, 1], early[2, 0] = -0.9, -0.5
     tall[2, 2] = 0.4
-    cheap = np.zeros((LAYERS, HEADS, 2))
-    cheap[2, :, 0] = [0.01, 0.5, 0.7, 0.6]
+    cheap = np.zeros((LAYERS, HEADS))
+    cheap[2] = [0.01, 0.5, 0.7, 0.6]
     copied = np.full((2, POSITIONS), 0.5)
     add = base.copy()
     add[2, 2] = 0.6
@@ -157,9 +148,9 @@ def list_counterexamples():
         "negative similarity: attention score with main effects": ({"fixed_position": (none, none)}, "contradicted"),
         "negative similarity: gain": ({"gain": (add, add)}, "inconclusive"),
         "negative similarity is strongest in layer 2": ({"interaction": (base, early)}, "contradicted"),
-        "negative-similarity heads have larger effects": ({"cost": (cheap, cheap)}, "contradicted"),
+        "negative-similarity heads have larger effects": ({"effect": (cheap, cheap)}, "contradicted"),
         "the most important head has negative similarity": (
-            {"interaction": (none, tall), "cost": (cheap, cheap)},
+            {"interaction": (none, tall), "effect": (cheap, cheap)},
             "contradicted",
         ),
         "after layer 0: copying": ({"lens": ([0.1, 0.1], [0.5, 0.9])}, "contradicted"),

@@ -15,7 +15,7 @@ from mesascope.studies.verdicts import judge
 
 SEEDS = 3
 PREDICTORS = ["least squares", "gradient descent", "GD++", "nearest neighbours"]
-STATS = ["predictions", "weights: answers shown"]
+STATS = ["predictions", "weights: context targets"]
 DISTRIBUTIONS = [TRAINING_DISTRIBUTION, *SHIFTED_DISTRIBUTIONS]
 DEPTHS = ["embedding", *(f"after {layer}" for layer in range(6))]
 
@@ -195,13 +195,13 @@ def build_classes(
     return {
         "loss_vs_baselines": build_errors(linear, {"averaging": 0.7, "least squares": 0.9 * linear}),
         "which_algorithm": build_similarities(
-            as_in_training=first, correlated_inputs=other, inputs_twice_as_large=other
+            training_distribution=first, correlated_inputs=other, inputs_twice_as_large=other
         ),
         "sparse_loss_vs_baselines": build_errors(sparse, {"least squares": 1.0}),
-        "sparse_which_algorithm": build_similarities(as_in_training={"lasso": lasso, "least squares": 0.8}),
+        "sparse_which_algorithm": build_similarities(training_distribution={"lasso": lasso, "least squares": 0.8}),
         "network_loss_vs_baselines": build_errors(network, {"trained network": 1.0}),
         "network_linear_algorithms": build_similarities(
-            as_in_training={"least squares": -9.0, "nearest neighbours": 0.5}, linear_functions=linear_functions
+            training_distribution={"least squares": -9.0, "nearest neighbours": 0.5}, linear_functions=linear_functions
         ),
         "tree_loss_vs_baselines": build_errors(tree, trees),
     }

@@ -44,11 +44,11 @@ def by_hand(row: list[int], place: int, span: int, added: float) -> list[float]:
     return [count / sum(counts) for count in counts]
 
 
-@pytest.mark.parametrize(("name", "span"), [("single symbols", 0), ("pairs", 1), ("triples", 2)])
+@pytest.mark.parametrize(("name", "span"), [("unigram", 0), ("bigram", 1), ("trigram", 2)])
 def test_counts_are_those_counted_by_hand(name, span):
     task = MarkovChains(num_symbols=3, length=24)
     batch = drawn(task, 4)
-    found = named(name).predict(task.extract_examples(batch.inputs), (1,), added=0.5)[0]
+    found = named(name).predict(task.extract_examples(batch.inputs), (1,), pseudocount=0.5)[0]
     for row, tokens in enumerate(batch.inputs.tolist()):
         for place in (5, 12, 23):
             wanted = by_hand(tokens, place, span, 0.5) if span else None
@@ -61,7 +61,7 @@ def test_counts_are_those_counted_by_hand(name, span):
 def test_the_last_match_is_what_followed_last():
     task = MarkovChains(num_symbols=3, length=8)
     tokens = torch.tensor([[0, 1, 0, 2, 1, 1, 0, 0]])
-    found = named("the last match").predict(task.extract_examples(tokens), (1,), sure=1.0)[0][0]
+    found = named("most recent match").predict(task.extract_examples(tokens), (1,), confidence=1.0)[0][0]
     assert found[6].tolist() == [0, 0, 1]  # the 0 before was followed by 2
     assert found[7].tolist() == [1, 0, 0]  # and the last one by 0
     assert found[1].tolist() == pytest.approx([1 / 3] * 3)

@@ -144,7 +144,7 @@ def test_bigram_and_unigram_are_what_counting_gives():
 
 def test_who_knows_more_loses_less():
     batch = drawn(TASK.validation_task(), n=2000)
-    loss = [float(training_loss(TASK, TASK.baselines(batch)[name], batch)) for name in ("generator known", "Bayes")]
+    loss = [float(training_loss(TASK, TASK.baselines(batch)[name], batch)) for name in ("known generator", "Bayes")]
     loss += [float(training_loss(TASK, TASK.baselines(batch)[name], batch)) for name in ("bigram", "unigram")]
     assert loss == sorted(loss)
     assert loss[2] > 1.5 * loss[1], "the token alone must not decide"

@@ -58,7 +58,7 @@ def test_the_dual_form_gives_every_output(tmp_path: Path, training: TrainingConf
         found = history_attention(past, model, batch)
         errors = found["dual_error"].values
         assert (errors[~torch.from_numpy(errors).isnan().numpy()] <= TOLERANCE[dtype]).all()
-        assert found["dual_error"].count() == 13, "six maps in each layer, and the read-out"
+        assert found["dual_error"].count() == 13, "six maps in each layer, and the output head"
     assert float(found["dual_error_half"].min()) > 0.1
     assert run.read_log(0)["loss"][-20:].mean() < 0.7 * run.read_log(0)["loss"][0], "it learned something"
 

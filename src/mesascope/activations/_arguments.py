@@ -46,6 +46,9 @@ def prepare_inputs(
         inputs: tokens (batch, pos), vectors (batch, pos, d_in), or a batch of a task.
         attention_mask: (batch, pos), 1 where an input is not padding.
 
+    Returns:
+        The inputs, and the mask or ``None``.
+
     Raises:
         ValueError: the inputs are empty, or a shape is wrong.
     """

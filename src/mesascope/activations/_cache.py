@@ -1,4 +1,4 @@
-"""A cache of model structures, readouts and validated hook points, valid until the model changes."""
+"""A cache of model structures and validated hook points, valid until the model changes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,73 +8,42 @@ from jaxtyping import Shaped
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mesascope.activations._layer_spec import LayerSpec
+from mesascope.activations._model_structure import ModelStructure
 from mesascope.activations.hooks.attention_interface import attn_implementation
-from mesascope.activations.readout._readout import Readout
-from mesascope.activations.structure._trace import Trace
 
-ModelStructure = tuple[Trace, tuple[LayerSpec, ...]]
 ModelState = tuple[object, ...]
 
 
 @dataclass
 class _CacheEntry:
-    """Cached results for one state of a model: structures by kind of input, readouts by layers, validated sites."""
+    """Cached results for one state of a model: structures by kind of input, and validated sites."""
 
     state: ModelState
     structures: dict[tuple[object, ...], ModelStructure] = field(default_factory=dict)
-    readouts: dict[tuple[object, ...], Readout] = field(default_factory=dict)
     validated: set[tuple[str, int]] = field(default_factory=set)
 
 
 _CACHE: WeakKeyDictionary[PreTrainedModel, _CacheEntry] = WeakKeyDictionary()
 
 
-def cached_structure(model: PreTrainedModel, trace_input: Shaped[Tensor, "batch pos *d_in"]) -> ModelStructure | None:
-    """Return the cached structure of a model.
-
-    Args:
-        model: the model.
-        trace_input: the trace input (batch, pos) or (batch, pos, d_in).
-
-    Returns:
-        The structure, or ``None`` if there is none for the model's present state and this kind of input.
-    """
-    return _cache_entry(model).structures.get(_input_kind(trace_input))
-
-
-def cache_structure(
-    model: PreTrainedModel, trace_input: Shaped[Tensor, "batch pos *d_in"], structure: ModelStructure
+def cached_structure(
+    model: PreTrainedModel, trace_input: Shaped[Tensor, "batch pos *d_in"], find_structure: Callable[[], ModelStructure]
 ) -> ModelStructure:
-    """Cache the structure of a model.
+    """Return the cached structure of a model, and find it if there is none.
 
     Args:
         model: the model.
         trace_input: the trace input (batch, pos) or (batch, pos, d_in).
-        structure: the trace and the layers.
+        find_structure: finds the structure.
 
     Returns:
-        The structure.
+        The structure for the model's present state and this kind of input.
     """
-    _cache_entry(model).structures[_input_kind(trace_input)] = structure
+    kind = _input_kind(trace_input)
+    structure = _cache_entry(model).structures.get(kind)
+    if structure is None:
+        structure = _cache_entry(model).structures[kind] = find_structure()
     return structure
-
-
-def cached_readout(model: PreTrainedModel, layers: Sequence[int], make_readout: Callable[[], Readout]) -> Readout:
-    """Return the cached readout for some layers of a model, and make it if there is none.
-
-    Args:
-        model: the model.
-        layers: the layers.
-        make_readout: makes the readout.
-
-    Returns:
-        The readout.
-    """
-    readouts = _cache_entry(model).readouts
-    if tuple(layers) not in readouts:
-        readouts[tuple(layers)] = make_readout()
-    return readouts[tuple(layers)]
 
 
 def is_validated(model: PreTrainedModel, layers_by_site: Mapping[str, Sequence[int]]) -> bool:

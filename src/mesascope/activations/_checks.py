@@ -158,7 +158,7 @@ class _IdentityChecker:
                 requested.setdefault(site, set()).update(available)
         self.layers_by_site = {site: tuple(sorted(chosen)) for site, chosen in requested.items()}
 
-    def __call__(self, site: str, layer: int, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    def __call__(self, site: str, layer: int, value: Float[Tensor, "..."]) -> None:
         self._call_counts[site, layer] = self._call_counts.get((site, layer), 0) + 1
         if layer != self._layer:
             self._activations.clear()
@@ -168,7 +168,6 @@ class _IdentityChecker:
             self._check_attention_weights(self._layers[layer])
         if site == "resid_post":
             self._check_residual_sum(self._layers[layer])
-        return value
 
     def count_calls(self, site: str, layer: int) -> int:
         return self._call_counts.get((site, layer), 0)

@@ -11,9 +11,8 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from mesascope.activations._layer_spec import LayerSpec
+from mesascope.activations._model_structure import ModelStructure
 from mesascope.activations.sites import SITES
-from mesascope.activations.structure._trace import Trace
 
 
 class NotEnoughMemory(MemoryError):  # noqa: N818  a MemoryError by its base
@@ -21,8 +20,7 @@ class NotEnoughMemory(MemoryError):  # noqa: N818  a MemoryError by its base
 
 
 def site_bytes(
-    trace: Trace,
-    layers: Sequence[LayerSpec],
+    structure: ModelStructure,
     layers_by_site: Mapping[str, Sequence[int]],
     batch_size: int,
     length: int,
@@ -31,16 +29,15 @@ def site_bytes(
     """Return the memory of the recorded sites in bytes.
 
     Args:
-        trace: a trace, whose shapes are scaled up.
-        layers: the specification of every layer.
+        structure: the structure of the model; the shapes in its trace are scaled up.
         layers_by_site: the layers to record, by site.
         batch_size: the number of sequences.
         length: the number of positions.
         queries: the number of rows of ``attn_scores`` and ``pattern``; ``length`` by default.
     """
-    recorded = [(name, layers[number]) for name, chosen in layers_by_site.items() for number in chosen]
-    sizes = [prod(site_shape(trace, layer, name, batch_size, length, queries)) for name, layer in recorded]
-    return sum(sizes) * trace.logits.dtype.itemsize
+    recorded = [(name, number) for name, chosen in layers_by_site.items() for number in chosen]
+    sizes = [prod(site_shape(structure, number, name, batch_size, length, queries)) for name, number in recorded]
+    return sum(sizes) * structure.trace.logits.dtype.itemsize
 
 
 def check_memory(num_bytes: int, device: torch.device) -> None:
@@ -62,18 +59,19 @@ def check_memory(num_bytes: int, device: torch.device) -> None:
 
 
 def site_shape(
-    trace: Trace, layer: LayerSpec, name: str, batch_size: int, length: int, queries: int | None = None
+    structure: ModelStructure, layer_index: int, name: str, batch_size: int, length: int, queries: int | None = None
 ) -> list[int]:
     """Return the shape of a site within one layer that has it, without ``layer``.
 
     Args:
-        trace: a trace, whose shapes are scaled up.
-        layer: the specification of the layer.
+        structure: the structure of the model; the shapes in its trace are scaled up.
+        layer_index: the index of the layer.
         name: the name of the site.
         batch_size: the number of sequences.
         length: the number of positions.
         queries: the number of rows of ``attn_scores`` and ``pattern``; ``length`` by default.
     """
+    layer, trace = structure.layers[layer_index], structure.trace
     stream = trace.calls_of(layer.block)[0].output_tensor
     width = {"d_model": stream.shape[-1], "d_out": trace.logits.shape[-1], "d_head": 0}
     for each in trace.attentions:
@@ -105,6 +103,9 @@ def allocate_tensor(shape: tuple[int, ...], dtype: torch.dtype, device: torch.de
         shape: the shape.
         dtype: the dtype.
         device: the device.
+
+    Returns:
+        The tensor; its values are undefined.
 
     >>> allocate_tensor((2, 3), torch.float32, torch.device("cpu")).shape
     torch.Size([2, 3])

@@ -180,10 +180,10 @@ class BatchedEdits(UneditedPass):
         with ExitStack() as contexts:
             contexts.enter_context(eval_no_grad(self.model))
             if enable_gradients:
-                graph = enable_activation_gradients(self.model, self._layer_specs, activation_checkpointing=False)
+                graph = enable_activation_gradients(self.model, self._structure.layers, activation_checkpointing=False)
                 contexts.enter_context(graph)
             contexts.enter_context(skip_layers)
-            contexts.enter_context(attach_hooks(self.model, self._layer_specs, hook_fn.layers_by_site, hook_fn))
+            contexts.enter_context(attach_hooks(self.model, self._structure.layers, hook_fn.layers_by_site, hook_fn))
             try:
                 return run_model(self.model, inputs, all_positions=self._all_positions)
             except TargetReachedError as reached:
@@ -191,7 +191,7 @@ class BatchedEdits(UneditedPass):
 
     def _skip_layers(self, first_layer: int) -> AbstractContextManager[None]:
         """Let the layers before the first one pass their input on."""
-        skipped = self._layer_specs[:first_layer]
+        skipped = self._structure.layers[:first_layer]
         forwards = [
             make_identity_forward(layer.stream_argument, self._block_output_types[number] is tuple)
             for number, layer in enumerate(skipped)

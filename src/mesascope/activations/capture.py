@@ -12,7 +12,6 @@ from mesascope.activations._arguments import (
     validate_model,
     validate_names,
 )
-from mesascope.activations._cache import cached_readout
 from mesascope.activations._checks import (
     check_sites_available,
     validate_hook_points,
@@ -24,7 +23,6 @@ from mesascope.activations.edits import Edit, validate_edit
 from mesascope.activations.forward import eval_no_grad
 from mesascope.activations.gradients import ObjectiveFn
 from mesascope.activations.hooks.attention_interface import attn_implementation
-from mesascope.activations.readout._build import build_readout
 from mesascope.activations.recording._captured import Capture
 from mesascope.activations.recording._micro_batch import Reduction
 from mesascope.activations.recording._recorder import Recorder
@@ -100,36 +98,32 @@ def capture(
         raise ValueError("an objective needs the whole batch, but batch_size splits it; omit objective or batch_size")
     query_positions = select_query_positions(queries, x.shape[1], edits)
     with eval_no_grad(model):
-        model_trace, layer_specs = read_structure(model, x, mask)
-        selected_layers = select_layers(layers, len(layer_specs))
+        structure = read_structure(model, x, mask)
+        num_layers = len(structure.layers)
+        selected_layers = select_layers(layers, num_layers)
         recorder = Recorder(
             sites=sites,
             reduce=reduce,
             edits=edits,
             layers=selected_layers,
-            num_layers=len(layer_specs),
+            num_layers=num_layers,
             batch_size=len(x),
-            layers_without_site=_layers_without_site(layer_specs),
+            layers_without_site=_layers_without_site(structure.layers),
         )
         _validate_gradients_unedited(recorder, edits)
         layers_by_site = {strip_gradient_suffix(name) or name: at for name, at in recorder.layers_by_site.items()}
-        check_sites_available(type(model).__name__, layer_specs, layers_by_site)
+        check_sites_available(type(model).__name__, structure.layers, layers_by_site)
         stored = stored_layers_by_site(sites, selected_layers)
-        check_memory(site_bytes(model_trace, layer_specs, stored, len(x), x.shape[1], len(query_positions)), x.device)
+        check_memory(site_bytes(structure, stored, len(x), x.shape[1], len(query_positions)), x.device)
         for edit in edits:
-            shapes = {
-                n: site_shape(model_trace, layer_specs[n], edit.site, *x.shape[:2])
-                for n in edit.edited_layers(len(layer_specs))
-            }
-            validate_edit(edit, shapes, min(batch_size or len(x), len(x)), model_trace.logits)
+            shapes = {n: site_shape(structure, n, edit.site, *x.shape[:2]) for n in edit.edited_layers(num_layers)}
+            validate_edit(edit, shapes, min(batch_size or len(x), len(x)), structure.trace.logits)
         if check:
-            validate_hook_points(model, layer_specs, layers_by_site, x, mask)
-        readout = cached_readout(
-            model, selected_layers, lambda: build_readout(model, layer_specs, selected_layers, model_trace)
-        )
+            validate_hook_points(model, structure.layers, layers_by_site, x, mask)
+        readout = structure.readout(model, selected_layers)
         run_micro_batches(
             model,
-            layer_specs,
+            structure.layers,
             recorder,
             RunInputs(x=x, mask=mask, batch=batch, queries=query_positions, readout=readout, objective=objective),
             batch_size or len(x),
@@ -169,10 +163,10 @@ def estimate_capture_bytes(
     x, mask = prepare_inputs(model, inputs, None)
     validate_names(sites, {}, x)
     with eval_no_grad(model):
-        model_trace, layer_specs = read_structure(model, x, mask)
-    selected_layers = select_layers(layers, len(layer_specs))
+        structure = read_structure(model, x, mask)
+    selected_layers = select_layers(layers, len(structure.layers))
     stored = stored_layers_by_site(sites, selected_layers)
-    return site_bytes(model_trace, layer_specs, stored, *x.shape[:2])
+    return site_bytes(structure, stored, *x.shape[:2])
 
 
 def attention_layers(model: nn.Module, inputs: Tensor | Batch) -> list[int]:
@@ -193,8 +187,8 @@ def attention_layers(model: nn.Module, inputs: Tensor | Batch) -> list[int]:
     model = validate_model(model)
     x, mask = prepare_inputs(model, inputs, None)
     with eval_no_grad(model):
-        _, layer_specs = read_structure(model, x, mask)
-    return [number for number, layer in enumerate(layer_specs) if layer.attention is not None]
+        structure = read_structure(model, x, mask)
+    return [number for number, layer in enumerate(structure.layers) if layer.attention is not None]
 
 
 def _layers_without_site(layer_specs: Sequence[LayerSpec]) -> dict[str, list[int]]:

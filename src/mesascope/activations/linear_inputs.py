@@ -46,6 +46,9 @@ def sample_tokens(
         max_tokens: the maximum number of tokens; all eligible ones if there are no more.
         generator: the random generator.
 
+    Returns:
+        The mask (batch, pos) of the sampled tokens.
+
     Raises:
         ValueError: no token is eligible.
     """
@@ -98,8 +101,8 @@ def sample_linear_inputs(
     not_padding = torch.ones(inputs.shape[:2], dtype=torch.bool) if mask is None else mask.bool().cpu()
     not_padding = not_padding if eligible is None else not_padding & eligible.cpu()
     with eval_no_grad(model):
-        model_trace, layer_specs = read_structure(model, inputs, mask)
-        linear_modules = find_linear_modules(model, layer_specs, model_trace, layers)
+        structure = read_structure(model, inputs, mask)
+        linear_modules = find_linear_modules(model, structure, layers)
         num_tokens = min(max_tokens, max_sampled_tokens(linear_modules, model.dtype))
         size = batch_size or len(inputs)
         with record_linear_inputs(

@@ -85,6 +85,9 @@ def error_by_output(acts: Capture) -> xr.Dataset:
     Args:
         acts: a capture of a batch whose targets are vectors, with ``output``.
 
+    Returns:
+        ``error`` by predictor and dimension of the output.
+
     Raises:
         ValueError: the capture has no targets, or they are not vectors.
     """

@@ -97,6 +97,9 @@ def read_verdict_rows(path: Path) -> list[dict[str, Any]]:
 
     Args:
         path: The directory of the run.
+
+    Returns:
+        One row per verdict.
     """
     from mesascope.store import Run
 
@@ -108,6 +111,9 @@ def format_verdict_cell(row: dict[str, Any] | None) -> str:
 
     Args:
         row: The verdict; None if there is none.
+
+    Returns:
+        The text of the cell.
     """
     if row is None:
         return "-"
@@ -119,6 +125,9 @@ def format_last_verdicts(last: dict[str, Any] | None) -> str:
 
     Args:
         last: The run, scale and counts; None if there are none.
+
+    Returns:
+        One line of text, with markup.
     """
     if last is None:
         return "[dim]no verdicts yet[/dim]"
@@ -132,5 +141,8 @@ def format_minutes(minutes: float) -> str:
 
     Args:
         minutes: The duration.
+
+    Returns:
+        The duration with its unit.
     """
     return f"{minutes:g} min" if minutes < 120 else f"{minutes / 60:.0f} h"

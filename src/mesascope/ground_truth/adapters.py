@@ -100,7 +100,10 @@ def target_agreement(batch: Batch) -> Metric:
         return (products * batch.weight).sum(1) / batch.weight.sum(1)
 
     return Metric(
-        name="agreement", units="product", description="inner product of predictions and targets", fn=compute_agreement
+        name="target_agreement",
+        units="product",
+        description="inner product of predictions and targets",
+        fn=compute_agreement,
     )
 
 

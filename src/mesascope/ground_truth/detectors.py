@@ -17,7 +17,7 @@ from mesascope.analyses import (
 )
 from mesascope.analyses.algorithms.identify import NO_ALGORITHM
 from mesascope.analyses.base import Analysis
-from mesascope.analyses.causal.ablation import head_ablation
+from mesascope.analyses.causal.head_ablation import head_ablation
 from mesascope.analyses.heads.repeated_tokens import ROLES
 from mesascope.ground_truth.adapters import (
     ATTRIBUTION_STEPS,
@@ -173,7 +173,7 @@ DETECTORS: Mapping[str, Detector] = {
     ),
     "head_ablation": Detector(
         analysis=head_ablation.using(groups=False, sequences=64),
-        detect=_detect_by_effect("cost", "loss"),
+        detect=_detect_by_effect("effect", "loss"),
         description=(
             f"mean ablation changes the loss by more than {MIN_LOSS_CHANGE} of its value and {MIN_RELATIVE_EFFECT} "
             "of the largest change"

@@ -42,6 +42,9 @@ class CheckpointLoader:
 
         Args:
             checkpoint: One of the checkpoints.
+
+        Returns:
+            The model, and its tokenizer or None.
         """
         if self.loaded is None or self.loaded[0] != checkpoint:
             self.loaded = None
@@ -54,6 +57,9 @@ class CheckpointLoader:
 
         Args:
             checkpoint: One of the checkpoints.
+
+        Returns:
+            The model.
         """
         return self.load_with_tokenizer(checkpoint)[0]
 

@@ -195,7 +195,7 @@ PASSES = (
         control_draws={RANDOM_WEIGHTS: 1},
     ),
     Pass(
-        name="parts of the output",
+        name="attribution and similarity",
         analyses=_index_by_name(analyses.token_attribution, analyses.token_similarity),
         run=_run_short_sequences,
         control_draws=BOTH_CONTROLS,

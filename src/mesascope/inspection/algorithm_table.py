@@ -74,8 +74,8 @@ def _layer_rows(results: xr.Dataset) -> list[dict[str, Any]]:
 
 
 def _skipped_algorithms(attrs: Mapping[Any, Any]) -> dict[str, str]:
-    """Return the reason for each algorithm that was not compared, by name."""
-    prefix = "left out: "
+    """Return the reason for each distribution on which the model was not compared, by name."""
+    prefix = "skipped: "
     return {key.removeprefix(prefix): str(why) for key, why in attrs.items() if str(key).startswith(prefix)}
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from mesascope.interventions.metrics import Metric, kl_divergence, loss, squared_distance
 from mesascope.tasks.base import Batch
 
-METRIC_NAMES = ("divergence", "distance", "loss")
+METRIC_NAMES = ("kl_divergence", "squared_distance", "loss")
 
 
 def resolve_directed_metric(metric: Metric | str | Callable[[Tensor], Tensor], inputs: Tensor | Batch) -> Metric:
@@ -56,12 +56,12 @@ def resolve_metric(
     if metric not in METRIC_NAMES:
         names = ", ".join(METRIC_NAMES)
         raise ValueError(f"a metric must be one of {names}, a Metric or a function, but got {metric!r}")
-    return {"divergence": kl_divergence, "distance": squared_distance}.get(metric) or loss(inputs)
+    return {"kl_divergence": kl_divergence, "squared_distance": squared_distance}.get(metric) or loss(inputs)
 
 
 def _validate_output_kind(metric: Metric | str | Callable[[Tensor], Tensor], inputs: Tensor | Batch) -> None:
     vectors = (inputs.targets if isinstance(inputs, Batch) else inputs).is_floating_point()
-    output_kind = metric.output_kind if isinstance(metric, Metric) else "tokens" if metric == "divergence" else ""
+    output_kind = metric.output_kind if isinstance(metric, Metric) else "tokens" if metric == "kl_divergence" else ""
     if output_kind and vectors == (output_kind == "tokens"):
         name, predicted = metric.name if isinstance(metric, Metric) else metric, "vectors" if vectors else "tokens"
         raise ValueError(f"{name} needs a model that predicts {output_kind}, but this one predicts {predicted}")

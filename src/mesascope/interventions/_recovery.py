@@ -36,6 +36,9 @@ def compute_target_metric(
         output: unedited output of the run that is patched.
         source_output: output of the run that is patched in.
 
+    Returns:
+        The mean metric of the source run.
+
     Raises:
         ValueError: If the metric is the same on both runs.
     """

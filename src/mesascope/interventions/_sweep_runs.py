@@ -92,6 +92,9 @@ def restrict_edit(edit: Edit, axes: Sequence[str], index: SweepIndex) -> Edit:
         edit: the edit.
         axes: swept axes.
         index: index along each.
+
+    Returns:
+        The restricted edit.
     """
     return with_other(edit, where={**edit.where, **dict(zip(axes, index, strict=True))})
 

@@ -50,7 +50,7 @@ def attribution_patch(
         inputs: as in `sweep`.
         edit: as in `sweep`, at resid_pre, attn_out, mlp_out or z.
         axes: as in `sweep`.
-        metric: as in `sweep`; ``divergence`` and ``distance`` have zero gradient at the unedited output.
+        metric: as in `sweep`; ``kl_divergence`` and ``squared_distance`` have zero gradient at the unedited output.
         steps: number of gradients that are averaged along the path, for each layer; with 0, the gradient is that of the
             unedited model.
         compare: also measure the effects with `sweep`, and report how well the estimates agree.
@@ -83,7 +83,7 @@ def attribution_patch(
         )
     if steps < 0:
         raise ValueError(f"steps must be 0 or more, but got {steps}")
-    if metric in ("divergence", "distance"):
+    if metric in ("kl_divergence", "squared_distance"):
         raise ValueError(
             f"{metric} must not be the metric, since its gradient is 0 at the unedited output, its minimum; use sweep"
         )

@@ -62,6 +62,9 @@ def steer(
         coefficient: factor on the direction.
         where: index by axis; the whole site by default.
 
+    Returns:
+        The edit.
+
     Raises:
         ValueError: As for `zero`; and when the edit is run, if the direction has the wrong size.
     """

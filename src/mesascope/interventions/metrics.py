@@ -62,6 +62,9 @@ def logit_difference(correct: AnswerTokens, incorrect: AnswerTokens) -> Metric:
     Args:
         correct: token id per sequence, or one for all.
         incorrect: token id per sequence, or one for all.
+
+    Returns:
+        The metric: one number per sequence.
     """
 
     def compute_difference(prediction: OutputValues) -> Tensor:
@@ -108,6 +111,9 @@ def loss(inputs: Tensor | Batch) -> Metric:
     Args:
         inputs: tokens, or a batch of a task; what the model is run on.
 
+    Returns:
+        The metric: one number per sequence.
+
     Raises:
         ValueError: If there are no targets, or a sequence has no position of nonzero weight.
     """
@@ -137,6 +143,9 @@ def task_loss(task: Task, batch: Batch, first_position: int = 0) -> Metric:
         task: task that defines the loss.
         batch: the sequences that the model is run on.
         first_position: earlier positions are excluded.
+
+    Returns:
+        The metric: one number per sequence.
 
     Raises:
         ValueError: If no position is left.
@@ -174,7 +183,7 @@ def kl_divergence(intact: OutputValues) -> Metric:
         return (unedited_log_probs.exp() * (unedited_log_probs - after)).sum(-1).mean(1)
 
     about = "KL divergence of the edited from the unedited output, mean over positions"
-    return Metric(name="divergence", units="nat", description=about, fn=compute_divergence, output_kind="tokens")
+    return Metric(name="kl_divergence", units="nat", description=about, fn=compute_divergence, output_kind="tokens")
 
 
 def squared_distance(intact: OutputValues) -> Metric:
@@ -191,7 +200,7 @@ def squared_distance(intact: OutputValues) -> Metric:
         return (prediction - intact.to(prediction)).square().sum(-1).mean(1)
 
     about = "squared distance of the edited from the unedited output, mean over positions"
-    return Metric(name="distance", units="squared value", description=about, fn=compute_distance)
+    return Metric(name="squared_distance", units="squared value", description=about, fn=compute_distance)
 
 
 def _select_answer(values: Float[Tensor, "batch d_out"], tokens: AnswerTokens) -> Float[Tensor, " batch"]:

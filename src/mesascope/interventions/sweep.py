@@ -34,7 +34,7 @@ def sweep(
         edit: the edit, such as ``zero("z")`` or ``mean("mlp_out", activations)``; its ``where`` limits the indices.
             Layers that lack its site are excluded unless it names them.
         axes: axes of the site whose indices are edited one at a time; along all other axes, the whole site is edited.
-        metric: ``loss``; ``divergence`` (tokens) or ``distance`` (vectors) from the unedited output; one of
+        metric: ``loss``; ``kl_divergence`` (tokens) or ``squared_distance`` (vectors) from the unedited output; one of
             `mesascope.interventions.metrics`; or a function from (batch, pos, d_out) to (batch).
         max_positions: maximum of sequences times length over all edits that run as one batch. One edit and an unedited
             copy always run together: pass fewer sequences if these do not fit in memory.
@@ -55,7 +55,7 @@ def sweep(
     >>> from mesascope.ground_truth.models.vectors import build_planted_model
     >>> from mesascope.tasks.affine import Affine
     >>> batch = Affine().sample(8, torch.Generator().manual_seed(0))
-    >>> found = sweep(build_planted_model("previous"), batch, zero("z"), metric="distance")
+    >>> found = sweep(build_planted_model("previous"), batch, zero("z"), metric="squared_distance")
     >>> found["effect"].dims, int(found["effect"].sel(layer=0).argmax("head"))
     (('layer', 'head'), 0)
     """

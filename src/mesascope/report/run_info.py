@@ -4,9 +4,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from mesascope.report.run_tables import (
-    format_value,
-)
+from mesascope.report.run_tables import format_value
 from mesascope.report.text import format_count
 
 MODEL_SUMMARY_LABELS = {  # facts of a model shown at the top of the page, with their labels
@@ -27,11 +25,9 @@ def get_page_title(run: Mapping[str, Any]) -> str:
         run: the contents of ``run.json``.
 
     Returns:
-        The title of the study, else the name of the model or study.
+        The title of the study, else the name of the model or study, else "Run".
     """
-    if run.get("title"):
-        return str(run["title"])
-    return str(run.get("model") if is_inspection(run) else run.get("study") or "Run")
+    return str(run.get("title") or run.get("model" if is_inspection(run) else "study") or "Run")
 
 
 def is_inspection(run: Mapping[str, Any]) -> bool:

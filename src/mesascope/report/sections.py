@@ -33,7 +33,6 @@ SECTION_ORDER = (  # names of analyses; simulations of toy models come first, un
     "value_copying",
     "ov_copying_score",
     "top_tokens",
-    "head_importance",
     "head_ablation",
     "pruning",
     "attention_patterns",
@@ -48,7 +47,7 @@ def section_rank(analysis: str, simulation: str) -> int:
         simulation: name of the simulation of a toy model; empty for other results.
 
     >>> section_rank("", "toy_model"), section_rank("inner_linear", ""), section_rank("mine", "")
-    (-1, 3, 36)
+    (-1, 3, 35)
     """
     if simulation:
         return -1

@@ -66,6 +66,9 @@ def load_study(name: str) -> "Study":
     Args:
         name: of a study, or a ``.py`` file that holds ``STUDY``.
 
+    Returns:
+        the study.
+
     Raises:
         UnknownStudy: there is no such study; the message lists those there are.
     """

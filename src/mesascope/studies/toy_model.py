@@ -71,6 +71,9 @@ def count_steps(steps: int, progress: Progress, every: int = 50) -> Iterator[int
         steps: the last step.
         progress: receives (steps done, total steps, NaN).
         every: number of steps between two reports.
+
+    Yields:
+        the steps.
     """
     for step in range(steps + 1):
         if step % every == 0:

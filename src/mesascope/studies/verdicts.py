@@ -89,6 +89,9 @@ def judge(claim: Claim, results: Results, scale: str) -> Verdict:
         results: Datasets of a run, by name.
         scale: at which the run was made.
 
+    Returns:
+        the verdict.
+
     Raises:
         KeyError: the results lack what the claim needs.
     """

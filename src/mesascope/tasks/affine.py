@@ -92,10 +92,10 @@ class Affine(Recurrence):
         return torch.cat([offset, matrix.mT], dim=1), self.start.sample((n, self.dim), generator)
 
     def distribution_shifts(self) -> Mapping[str, "Affine"]:
-        """Return tasks with growing terms, distant starts, large offsets and, above one dimension, other matrices."""
+        """Return tasks with growing terms, larger initial values or offsets and, if ``dim`` > 1, other matrices."""
         shifts = {
-            "terms that grow": replace(self, spectral_radius=Uniform(1.0, 1.1)),
-            "start far away": replace(self, start=Normal(3.0)),
+            "spectral radius above 1": replace(self, spectral_radius=Uniform(1.0, 1.1)),
+            "initial value three times as large": replace(self, start=Normal(3.0)),
             "offset three times as large": replace(self, offset=Normal(3.0)),
         }
         if self.dim > 1:
@@ -182,9 +182,9 @@ class Polynomial(Recurrence):
         return rule, Uniform(-1.0, 1.0).sample((n, 1), generator)
 
     def distribution_shifts(self) -> Mapping[str, "Polynomial"]:
-        """Return tasks with smaller coefficients, coefficients of full size, and the other degree."""
+        """Return tasks with small coefficients, coefficients of norm 1, and the other degree."""
         return {
-            "small rules": replace(self, coefficient_norm=Uniform(0.2, 0.5)),
-            "rules of full size": replace(self, coefficient_norm=Uniform(1.0, 1.0)),
+            "small coefficients": replace(self, coefficient_norm=Uniform(0.2, 0.5)),
+            "coefficients of norm 1": replace(self, coefficient_norm=Uniform(1.0, 1.0)),
             f"degree {5 - self.degree}": replace(self, degree=5 - self.degree),
         }

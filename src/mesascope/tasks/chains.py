@@ -148,15 +148,15 @@ class MarkovChains(InContextTask):
         return {}
 
     def candidate_algorithms(self) -> Sequence[Algorithm]:
-        """Return unigram, bigram and trigram counts, the last match, and repetition of the current symbol."""
+        """Return unigram, bigram and trigram counts, the most recent match, and repetition of the current symbol."""
         return counting.counting_algorithms(self.num_symbols)
 
     def distribution_shifts(self) -> Mapping[str, "MarkovChains"]:
         """Return tasks with more and less deterministic chains, and with longer sequences."""
         return {
-            "nearly certain": replace(self, concentration=self.concentration / 6),
-            "nearly alike": replace(self, concentration=self.concentration * 6),
-            "twice as long": replace(self, length=2 * self.length),
+            "low-entropy transitions": replace(self, concentration=self.concentration / 6),
+            "high-entropy transitions": replace(self, concentration=self.concentration * 6),
+            "sequences twice as long": replace(self, length=2 * self.length),
         }
 
     def baselines(self, batch: Batch) -> Mapping[str, Float[Tensor, "batch pos d_out"]]:
@@ -175,7 +175,7 @@ class MarkovChains(InContextTask):
         predictions["chance"] = uniform
         for algorithm in self.candidate_algorithms():
             if algorithm.name in counting.SMOOTHED_COUNTS:
-                predictions[algorithm.name] = algorithm.predict(context, (1,), added=1.0)[0]
+                predictions[algorithm.name] = algorithm.predict(context, (1,), pseudocount=1.0)[0]
         return {name: self._token_log_probabilities(chance) for name, chance in predictions.items()}
 
     def _symbol_tokens(self) -> Int[Tensor, " symbol"]:

@@ -161,7 +161,7 @@ class Regression(InContextTask):
             targets[:-1, -1] = True
         else:
             targets[1::2, 0] = True
-        return {"answers shown": targets, "input asked": query}
+        return {"context targets": targets, "query input": query}
 
     def candidate_algorithms(self) -> Sequence[Algorithm]:
         """Return exact and iterative solvers for linear rules, and nonparametric predictors."""
@@ -192,12 +192,12 @@ class Regression(InContextTask):
         shifts = {
             "inputs twice as large": replace(self, scale=2 * self.scale),
             **other,
-            "noisy answers": replace(self, noise=(self.noise**2 + 0.25) ** 0.5),
+            "noisy targets": replace(self, noise=(self.noise**2 + 0.25) ** 0.5),
             "twice as many examples": replace(self, num_examples=2 * self.num_examples),
         }
         if isinstance(self.functions, LinearFunctions):
             larger = replace(self.functions, scale=2 * self.functions.scale)
-            shifts["rules twice as large"] = replace(self, functions=larger)
+            shifts["coefficients twice as large"] = replace(self, functions=larger)
         else:
             shifts["linear functions"] = replace(self, functions=LinearFunctions())
         if self.layout == "joined":

@@ -212,7 +212,7 @@ class SeededSequences(Task):
 
         ``unigram`` uses the token frequencies, ``bigram`` the frequencies given the current token. ``Bayes`` knows all
         generators and infers from the prompt which one it is: no predictor that is given neither the generator nor the
-        held-out prefixes is better on average. ``generator known`` is given the generator.
+        held-out prefixes is better on average. ``known generator`` is given the generator.
         """
         device, batch = batch.inputs.device, batch.to("cpu")
         given_generator = self.transition_probabilities[batch.latents["generator"], batch.inputs]
@@ -223,7 +223,7 @@ class SeededSequences(Task):
             prediction[:, : self.prefix_length - 1] = 1 / self.num_symbols
         predictions = self._count_baselines(batch.inputs) | {
             "Bayes": posterior_mean,
-            "generator known": given_generator,
+            "known generator": given_generator,
         }
         return {name: value.clamp_min(MIN_PROBABILITY).log().float().to(device) for name, value in predictions.items()}
 

@@ -45,6 +45,9 @@ class DecoderPopulation:
             seeds: The training replicates.
             decoders: One decoder and optimizer per seed.
             device: The device to train on.
+
+        Returns:
+            The population.
         """
         model = copy.deepcopy(decoders[0][0])
         per_decoder = [decoder.parameters() for decoder, _ in decoders]

@@ -68,6 +68,9 @@ class AdamW:
 
         Args:
             model: The model to optimize.
+
+        Returns:
+            The optimizer.
         """
         groups = _parameter_groups(model, self.weight_decay)
         return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
@@ -92,6 +95,9 @@ class SGD:
 
         Args:
             model: The model to optimize.
+
+        Returns:
+            The optimizer.
         """
         groups = _parameter_groups(model, self.weight_decay)
         return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, fused=True)
@@ -125,6 +131,9 @@ class AdaFactor:
 
         Args:
             model: The model to optimize.
+
+        Returns:
+            The optimizer.
         """
         groups, eps = _parameter_groups(model, self.weight_decay), (None, self.min_rms)
         return torch.optim.Adafactor(groups, lr=self.lr, beta2_decay=self.beta2_decay, eps=eps, d=self.clip)

@@ -12,7 +12,9 @@ from mesascope.activations.hooks import _attention_math as attention_math
 from mesascope.activations.hooks.attention_interface import AttentionCall
 from mesascope.activations.sites import UnsupportedModel
 
-SiteHook = Callable[[str, int, Tensor], Tensor]
+# hook_fn(site, layer, value) returns a replacement, or None to leave the value unchanged, like PyTorch's forward hooks;
+# a replacement of a gradient is ignored
+SiteHook = Callable[[str, int, Tensor], Tensor | None]
 BufferAllocator = Callable[[str, int, Tensor], Tensor | None]
 HookPointSet = set[tuple[str, int]]
 MAX_CHUNK_SCORES = 2**19  # scores of one chunk, few enough to stay in the CPU cache until their softmax is computed
@@ -34,7 +36,7 @@ def run_hooked_attention(
         layer: the specification of its layer.
         layer_index: the index of the layer.
         hook_points: the (site, layer) pairs that have hooks.
-        hook_fn: the hook function ``hook_fn(site, layer, value)``, which returns ``value`` or its replacement.
+        hook_fn: the hook function ``hook_fn(site, layer, value)``, which returns a replacement or ``None`` (unchanged).
         queries: the only positions whose rows of ``attn_scores`` and ``pattern`` are computed; all if ``None``.
         allocate: returns a preallocated output buffer for a site.
 
@@ -42,10 +44,14 @@ def run_hooked_attention(
         What the attention function returns: ``z`` (batch, pos, head, d_head), and attention weights or ``None``.
     """
 
-    def call_hook(site: str, value: Tensor) -> Tensor:
-        return hook_fn(site, layer_index, value) if (site, layer_index) in hook_points else value
+    def call_hook(site: str, value: Tensor) -> Tensor | None:
+        return hook_fn(site, layer_index, value) if (site, layer_index) in hook_points else None
 
-    query, key, value = call_hook("query", call.query), call_hook("key", call.key), call_hook("value", call.value)
+    def apply_hook(site: str, value: Tensor) -> Tensor:
+        replacement = call_hook(site, value)
+        return value if replacement is None else replacement
+
+    query, key, value = apply_hook("query", call.query), apply_hook("key", call.key), apply_hook("value", call.value)
     out, returned = call.run_original(query, key, value)
     if queries is not None:
         with torch.no_grad():
@@ -59,14 +65,14 @@ def run_hooked_attention(
             )
         if pattern is not None:
             out = attention_math.mix_values(pattern, value)
-    return call_hook("z", out), returned
+    return apply_hook("z", out), returned
 
 
 def _hook_all_rows(
     call: AttentionCall,
     layer: LayerSpec,
     tensors: tuple[Tensor, Tensor, Tensor | None],
-    call_hook: Callable[[str, Tensor], Tensor],
+    call_hook: Callable[[str, Tensor], Tensor | None],
     hook_points: HookPointSet,
     layer_index: int,
     allocate: BufferAllocator | None,
@@ -78,13 +84,13 @@ def _hook_all_rows(
         if allocate is not None and ("pattern", layer_index) in hook_points
         else None
     )
-    pattern = original = compute_attention_weights(call, layer, query, key, returned, allocate_pattern)
+    pattern, edited = compute_attention_weights(call, layer, query, key, returned, allocate_pattern), None
     if ("attn_scores", layer_index) in hook_points:
         scores = attention_math.mask_scores(call.scaled_scores(query, key), call.additive_mask(query, key))
-        hooked = call_hook("attn_scores", scores)
-        pattern = pattern if hooked is scores else attention_math.scores_to_pattern(hooked)
-    pattern = call_hook("pattern", pattern)
-    return None if pattern is original else pattern
+        edited_scores = call_hook("attn_scores", scores)
+        edited = None if edited_scores is None else attention_math.scores_to_pattern(edited_scores)
+    replacement = call_hook("pattern", pattern if edited is None else edited)
+    return edited if replacement is None else replacement
 
 
 def _hook_query_rows(
@@ -92,7 +98,7 @@ def _hook_query_rows(
     layer: LayerSpec,
     tensors: tuple[Tensor, Tensor, Tensor | None],
     queries: Int[Tensor, " query"],
-    call_hook: Callable[[str, Tensor], Tensor],
+    call_hook: Callable[[str, Tensor], Tensor | None],
     hook_points: HookPointSet,
     layer_index: int,
 ) -> None:

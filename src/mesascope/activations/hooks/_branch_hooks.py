@@ -30,9 +30,8 @@ class UneditedHook:
         self.activations: dict[tuple[str, int], Tensor] = {}
         self.output_types: dict[int, type | None] = {}
 
-    def __call__(self, site: str, layer: int, value: Float[Tensor, "batch *rest"]) -> Float[Tensor, "batch *rest"]:
+    def __call__(self, site: str, layer: int, value: Float[Tensor, "batch *rest"]) -> None:
         self.activations[site, layer] = value.detach().clone()
-        return value
 
 
 class BranchHook:
@@ -66,20 +65,20 @@ class BranchHook:
         hook_points |= {self._target} if self._target is not None else set()
         return {site: sorted(layer for other, layer in hook_points if other == site) for site, _ in hook_points}
 
-    def __call__(self, site: str, layer: int, value: Float[Tensor, "rows *rest"]) -> Float[Tensor, "rows *rest"]:
+    def __call__(self, site: str, layer: int, value: Float[Tensor, "rows *rest"]) -> Float[Tensor, "rows *rest"] | None:
+        replacement = None
         if site == "resid_pre" and layer == self._first_layer and self._first_layer:
-            value = self._stream.repeat(self._num_branches, *[1] * (self._stream.ndim - 1))
-        copied = False
+            replacement = self._stream.repeat(self._num_branches, *[1] * (self._stream.ndim - 1))
         for number, edit in self._edits.get((site, layer), ()):
             branch_rows = slice(number * self._rows, (number + 1) * self._rows)
-            new = apply_edit(edit, value[branch_rows], layer, range(self._rows), self._rows)
+            old = (value if replacement is None else replacement)[branch_rows]
+            new = apply_edit(edit, old, layer, range(self._rows), self._rows)
             if new is not None:
-                value = value if copied else value.clone()
-                value[branch_rows] = new
-                copied = True
+                replacement = value.clone() if replacement is None else replacement
+                replacement[branch_rows] = new
         if (site, layer) == self._target:
-            raise TargetReachedError(value)
-        return value
+            raise TargetReachedError(value if replacement is None else replacement)
+        return replacement
 
 
 @contextmanager

@@ -40,7 +40,7 @@ def attach_hooks(
     on_layer_start: LayerStartHook | None = None,
     allocate: BufferAllocator | None = None,
 ) -> Iterator[None]:
-    """Call a hook function with activations during every forward pass of the context, and use what it returns.
+    """Call a hook function with activations during every forward pass of the context, and use its replacements.
 
     Hooks and the attention function are restored on exit, also after an error.
 
@@ -48,7 +48,7 @@ def attach_hooks(
         model: any model whose layers are known.
         layers: the specification of every layer.
         layers_by_site: layers by site.
-        hook_fn: the hook function ``hook_fn(site, layer, value)``; it returns ``value`` itself or its replacement.
+        hook_fn: the hook function ``hook_fn(site, layer, value)``; it returns a replacement, or ``None`` (unchanged).
         queries: the only positions whose rows of ``attn_scores`` and ``pattern`` are computed; their replacements are
             ignored then.
         on_layer_start: called as ``on_layer_start(layer, recompute_query)`` before a layer runs; ``recompute_query``
@@ -135,7 +135,7 @@ def _hook_modules(
     block = model.get_submodule(layer.block)
     shape: list[int] = []
     call_hook = (
-        partial(hook_fn, "resid_pre", layer_index) if ("resid_pre", layer_index) in hook_points else lambda value: value
+        partial(hook_fn, "resid_pre", layer_index) if ("resid_pre", layer_index) in hook_points else lambda value: None
     )
     yield block.register_forward_pre_hook(
         partial(_hook_argument, layer.stream_argument, call_hook, shape), with_kwargs=True
@@ -160,17 +160,17 @@ def _hook_modules(
 
 def _hook_argument(
     argument: int | str,
-    call_hook: Callable[[Tensor], Tensor],
+    call_hook: Callable[[Tensor], Tensor | None],
     shape: list[int],
     module: nn.Module,
     args: tuple,
     kwargs: dict,
 ) -> tuple[tuple, dict[str, Any]] | None:
-    """Pre-forward hook: note the shape of an argument, and replace it by what the hook function returns."""
+    """Pre-forward hook: note the shape of an argument, and replace it unless the hook function returns ``None``."""
     old = args[argument] if isinstance(argument, int) else kwargs[argument]
     shape[:] = old.shape
     new = call_hook(old)
-    return None if new is old else replace_argument(argument, new, args, kwargs)
+    return None if new is None else replace_argument(argument, new, args, kwargs)
 
 
 def _start_graph(argument: int | str, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict[str, Any]]:
@@ -180,7 +180,7 @@ def _start_graph(argument: int | str, module: nn.Module, args: tuple, kwargs: di
 
 
 def _hook_argument_gradient(
-    argument: int | str, call_hook: Callable[[Tensor], Tensor], module: nn.Module, args: tuple, kwargs: dict
+    argument: int | str, call_hook: Callable[[Tensor], Tensor | None], module: nn.Module, args: tuple, kwargs: dict
 ) -> None:
     """Pre-forward hook: register the hook function for the gradient of an argument."""
     stream = args[argument] if isinstance(argument, int) else kwargs[argument]
@@ -189,7 +189,7 @@ def _hook_argument_gradient(
 
 def _hook_output_gradient(
     update: ResidualUpdate,
-    call_hook: Callable[[Tensor], Tensor],
+    call_hook: Callable[[Tensor], Tensor | None],
     shape: list[int],
     module: nn.Module,
     args: tuple,
@@ -202,20 +202,20 @@ def _hook_output_gradient(
     tensor.register_hook(lambda gradient: _observe_gradient(call_hook, gradient.reshape(stream) / update.gain))
 
 
-def _observe_gradient(call_hook: Callable[[Tensor], Tensor], gradient: Tensor) -> None:
+def _observe_gradient(call_hook: Callable[[Tensor], Tensor | None], gradient: Tensor) -> None:
     """Call a hook function with a gradient and leave the gradient unchanged."""
     call_hook(gradient)
 
 
 def _hook_output(
     update: ResidualUpdate,
-    call_hook: Callable[[Tensor], Tensor],
+    call_hook: Callable[[Tensor], Tensor | None],
     shape: list[int],
     module: nn.Module,
     args: tuple,
     output: Any,
 ) -> Any:
-    """Forward hook: call the hook function with a residual update, gain and shape included; return its replacement."""
+    """Forward hook: call the hook function with a residual update, gain and shape included; return any replacement."""
     tensor = first_tensor(output)
     if tensor is None:
         raise UnsupportedModel(f"{update.module} must return a tensor, but returned {type(output).__name__}")
@@ -224,7 +224,7 @@ def _hook_output(
     old = tensor.reshape(shape) if update.flat else tensor
     old = old if update.gain == 1.0 else old * update.gain
     new = call_hook(old)
-    if new is old:
+    if new is None:
         return None
     new = (new if update.gain == 1.0 else new / update.gain).reshape(tensor.shape)
     if isinstance(output, Tensor):

@@ -179,6 +179,9 @@ def identify_norm(module: nn.Module, x: Float[Tensor, "row d_model"], descriptio
         x: real inputs of the module.
         description: the name of the norm in error messages.
 
+    Returns:
+        The closed form of the norm.
+
     Raises:
         UnsupportedModel: If it is neither an RMSNorm nor a LayerNorm.
     """

@@ -99,18 +99,22 @@ class Recorder:
         if layer in self._recorded_indices and (self._forward_reductions or self._backward_reductions):
             self.micro_batch.recompute_fns[layer] = recompute_query
 
-    def __call__(self, site_name: str, layer: int, value: Float[Tensor, "batch *rest"]) -> Float[Tensor, "batch *rest"]:
-        """Record the activation and return its (possibly edited) value; this is the hook function."""
+    def __call__(
+        self, site_name: str, layer: int, value: Float[Tensor, "batch *rest"]
+    ) -> Float[Tensor, "batch *rest"] | None:
+        """Record the activation after its edits, and return it if an edit had an effect; this is the hook function."""
+        replacement = None
         for number, edit in enumerate(self._edits):
             if edit.site == site_name and layer in self._edited_layers[number]:
                 changed = apply_edit(edit, value, layer, self.micro_batch.rows, self._batch_size)
-                self._had_effect[number] |= changed is not None
-                value = value if changed is None else changed
+                if changed is not None:
+                    value = replacement = changed
+                    self._had_effect[number] = True
         if layer in self._recorded_indices:
             with torch.no_grad():
                 self._store_and_reduce(site_name, value.detach(), self._recorded_indices[layer])
                 self._collect_for_reductions(site_name, layer, value.detach())
-        return value
+        return replacement
 
     def record_output(self, value: Float[Tensor, "batch pos d_out"]) -> None:
         """Record the model's output.

@@ -51,7 +51,7 @@ class UneditedPass(TracedModel):
         Raises:
             UnsupportedModel: a layer lacks the site.
         """
-        check_sites_available(type(self.model).__name__, self._layer_specs, layers_by_site)
+        check_sites_available(type(self.model).__name__, self._structure.layers, layers_by_site)
         for site, layers in layers_by_site.items():
             self._requested.setdefault(site, set()).update(layers)
 
@@ -73,14 +73,12 @@ class UneditedPass(TracedModel):
         self.request_sites({"resid_pre": range(self.num_layers)})
         self.request_sites({self._edited_site: self.layers_with_site(self._edited_site)})
         layers_by_site = {site: sorted(layers) for site, layers in self._requested.items()}
-        check_memory(
-            site_bytes(self._trace, self._layer_specs, layers_by_site, *self.inputs.shape[:2]), self.inputs.device
-        )
+        check_memory(site_bytes(self._structure, layers_by_site, *self.inputs.shape[:2]), self.inputs.device)
         hook = UneditedHook()
         with (
             eval_no_grad(self.model),
-            attach_hooks(self.model, self._layer_specs, layers_by_site, hook),
-            record_output_types(self.model, self._layer_specs, hook),
+            attach_hooks(self.model, self._structure.layers, layers_by_site, hook),
+            record_output_types(self.model, self._structure.layers, hook),
         ):
             return run_model(self.model, self.inputs, all_positions=self._all_positions), hook
 
@@ -96,7 +94,8 @@ class UneditedPass(TracedModel):
             Zeros (batch, predicted, d_out).
         """
         length = self.inputs.shape[1] if self._all_positions else 1
-        return self._trace.logits.new_zeros(len(self.inputs), length, self._trace.logits.shape[-1])
+        logits = self._structure.trace.logits
+        return logits.new_zeros(len(self.inputs), length, logits.shape[-1])
 
     def has_effect(self, edit: Edit) -> bool:
         """Return whether an edit changes any bit of the unedited activation.

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mesascope.activations._layer_spec import LayerSpec
+from mesascope.activations._model_structure import ModelStructure
 from mesascope.activations.structure._trace import ModuleCall, Trace
 from mesascope.activations.tolerances import bitwise_equal, relative_difference, rounding_tolerance
 
@@ -60,7 +60,7 @@ class LinearModules:
 
 
 def find_linear_modules(
-    model: PreTrainedModel, layers: Sequence[LayerSpec], trace: Trace, layer_indices: Sequence[int] | None = None
+    model: PreTrainedModel, structure: ModelStructure, layer_indices: Sequence[int] | None = None
 ) -> LinearModules:
     """Find the modules inside the blocks that apply one linear map to every token.
 
@@ -69,21 +69,19 @@ def find_linear_modules(
     the reason: an expert, for example, receives only the tokens that are routed to it.
 
     Args:
-        model: a model whose layers are known.
-        layers: specification of each layer.
-        trace: traced forward pass of the model.
+        model: the model.
+        structure: its structure.
         layer_indices: indices of the layers to search; all by default.
 
     Returns:
         The linear modules, and the reasons why other modules are excluded.
     """
-    searched = tuple(range(len(layers)) if layer_indices is None else layer_indices)
+    searched = tuple(range(len(structure.layers)) if layer_indices is None else layer_indices)
     modules: list[LinearModule] = []
     excluded: dict[tuple[int, str], str] = {}
     for number in searched:
-        block_modules, block_excluded = _search_block(
-            model.get_submodule(layers[number].block), number, layers[number].block, trace
-        )
+        path = structure.layers[number].block
+        block_modules, block_excluded = _search_block(model.get_submodule(path), number, path, structure.trace)
         modules += block_modules
         excluded |= {(number, name): why for name, why in block_excluded.items()}
     return LinearModules(modules=tuple(modules), layers=searched, excluded=excluded)

@@ -1,31 +1,36 @@
-"""The trace and the layers of a model, read once and cached."""
+"""The structure of a model, read once and cached."""
+
+from functools import partial
 
 from jaxtyping import Int, Shaped
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mesascope.activations._cache import cache_structure, cached_structure
+from mesascope.activations._cache import cached_structure
 from mesascope.activations._checks import (
     check_output_unchanged,
 )
-from mesascope.activations._layer_spec import LayerSpec
+from mesascope.activations._model_structure import ModelStructure
 from mesascope.activations.forward import first_position_id, run_model
 from mesascope.activations.sites import UnsupportedModel
 from mesascope.activations.structure._find_layers import find_layers
-from mesascope.activations.structure._trace import Trace, trace_forward
+from mesascope.activations.structure._trace import trace_forward
 
 TRACE_LENGTH = 8  # positions of the first sequence that are traced to find the model structure
 
 
 def read_structure(
     model: PreTrainedModel, inputs: Shaped[Tensor, "batch pos *d_in"], mask: Int[Tensor, "batch pos"] | None = None
-) -> tuple[Trace, tuple[LayerSpec, ...]]:
+) -> ModelStructure:
     """Trace a model on up to 8 inputs of the first sequence that are not padding, and find its layers.
 
     Args:
         model: the model.
         inputs: tokens or vectors, on the model's device.
         mask: 1 where an input is not padding.
+
+    Returns:
+        The structure.
 
     Raises:
         UnsupportedModel: the structure cannot be found, or tracing changes the output.
@@ -37,13 +42,10 @@ def read_structure(
         raise ValueError("the first sequence must not be all padding, but the attention mask hides all of it")
     if mask is not None:
         first_position_id(model, row[0])
-    cached = cached_structure(model, trace_input)
-    return _find_structure(model, trace_input) if cached is None else cached
+    return cached_structure(model, trace_input, partial(_find_structure, model, trace_input))
 
 
-def _find_structure(
-    model: PreTrainedModel, trace_input: Shaped[Tensor, "batch pos *d_in"]
-) -> tuple[Trace, tuple[LayerSpec, ...]]:
+def _find_structure(model: PreTrainedModel, trace_input: Shaped[Tensor, "batch pos *d_in"]) -> ModelStructure:
     expected = run_model(model, trace_input)
     try:
         model_trace = trace_forward(model, lambda: run_model(model, trace_input))
@@ -54,4 +56,4 @@ def _find_structure(
         ) from error
     layers = find_layers(model, model_trace)
     check_output_unchanged(type(model).__name__, expected, model_trace.logits)
-    return cache_structure(model, trace_input, (model_trace, layers))
+    return ModelStructure(layers=layers, trace=model_trace)

@@ -28,12 +28,12 @@ class TracedModel:
         self.model = validate_model(model)
         self.inputs, _ = prepare_inputs(self.model, inputs, None)
         with eval_no_grad(self.model):
-            self._trace, self._layer_specs = read_structure(self.model, self.inputs)
+            self._structure = read_structure(self.model, self.inputs)
 
     @property
     def num_layers(self) -> int:
         """The number of layers of the model."""
-        return len(self._layer_specs)
+        return len(self._structure.layers)
 
     def layers_with_site(self, site: str) -> list[int]:
         """Return the layers that have a site.
@@ -44,7 +44,7 @@ class TracedModel:
         Returns:
             The indices of the layers, in order.
         """
-        return [number for number, layer in enumerate(self._layer_specs) if site not in layer.missing]
+        return [number for number, layer in enumerate(self._structure.layers) if site not in layer.missing]
 
     def layers_without_site(self, site: str) -> dict[int, str]:
         """Return the layers that lack a site, with the reasons.
@@ -55,7 +55,9 @@ class TracedModel:
         Returns:
             The reason, by layer.
         """
-        return {number: layer.missing[site] for number, layer in enumerate(self._layer_specs) if site in layer.missing}
+        return {
+            number: layer.missing[site] for number, layer in enumerate(self._structure.layers) if site in layer.missing
+        }
 
     def is_parallel(self, layer: int) -> bool:
         """Return whether the MLP of a layer reads the residual stream before attention has written to it.
@@ -66,7 +68,7 @@ class TracedModel:
         Returns:
             ``True`` if attention and MLP run in parallel.
         """
-        return self._layer_specs[layer].parallel
+        return self._structure.layers[layer].parallel
 
     def site_shape(self, site: str, layer: int) -> list[int]:
         """Return the shape of a site within one layer.
@@ -78,7 +80,7 @@ class TracedModel:
         Returns:
             The sizes of the axes of the site without ``layer``.
         """
-        return site_shape(self._trace, self._layer_specs[layer], site, *self.inputs.shape[:2])
+        return site_shape(self._structure, layer, site, *self.inputs.shape[:2])
 
     def validate_edit(self, edit: Edit) -> None:
         """Check that an edit can be applied, before the model runs.
@@ -92,8 +94,10 @@ class TracedModel:
             IndexError: an index is out of range.
         """
         layers = edit.edited_layers(self.num_layers)
-        check_sites_available(type(self.model).__name__, self._layer_specs, {edit.site: layers})
-        validate_edit(edit, {n: self.site_shape(edit.site, n) for n in layers}, len(self.inputs), self._trace.logits)
+        check_sites_available(type(self.model).__name__, self._structure.layers, {edit.site: layers})
+        validate_edit(
+            edit, {n: self.site_shape(edit.site, n) for n in layers}, len(self.inputs), self._structure.trace.logits
+        )
 
     def validate_sites(self, layers_by_site: Mapping[str, Sequence[int]]) -> None:
         """Validate hook points on the first sequence, as `capture` does.
@@ -105,4 +109,4 @@ class TracedModel:
             UnsupportedModel: a check fails.
         """
         with eval_no_grad(self.model):
-            validate_hook_points(self.model, self._layer_specs, layers_by_site, self.inputs, None)
+            validate_hook_points(self.model, self._structure.layers, layers_by_site, self.inputs, None)

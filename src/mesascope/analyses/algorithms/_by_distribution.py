@@ -56,7 +56,7 @@ def compare_by_distribution(
 
 
 def _label_errors(values: Sequence, about: str, coords: Mapping[str, list[str]]) -> xr.DataArray:
-    units = "squared units of the answers"
+    units = "squared units of the targets"
     return to_data_array(np.array(values), *coords, units=units, description=about, coords=coords).assign_attrs(
         scale="log"
     )

@@ -163,12 +163,15 @@ def read_answers_by_depth(model: PreTrainedModel, task: InContextTask, batch: Ba
     """Read answers at the queries from the residual stream, by lens and depth.
 
     ``affine lens`` is a linear probe, fitted to the answers on the first half of the sequences by ridge regression;
-    ``own read-out`` is the logit lens, the model's final norm and unembedding.
+    ``logit lens`` is the model's final norm and unembedding.
 
     Args:
         model: a model that capture supports.
         task: task of the sequences.
         batch: the sequences.
+
+    Returns:
+        the answers by lens and depth.
     """
     acts = capture(model, batch, ["resid_pre", "resid_post"])
     positions, cut = list(task.extract_examples(batch.inputs).positions), len(batch) // 2
@@ -179,7 +182,7 @@ def read_answers_by_depth(model: PreTrainedModel, task: InContextTask, batch: Ba
         weight, constant, _ = fit_ridge(stream[:cut, positions][scored], targets)
         answers["affine lens", name] = stream[:, positions].double() @ weight + constant
         with torch.no_grad():
-            answers["own read-out", name] = task.convert_predictions(acts.readout.compute_output(stream[:, positions]))
+            answers["logit lens", name] = task.convert_predictions(acts.readout.compute_output(stream[:, positions]))
     return answers
 
 

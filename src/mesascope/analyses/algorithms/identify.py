@@ -27,7 +27,7 @@ from mesascope.tasks.algorithms import Algorithm
 from mesascope.tasks.base import Batch, Task
 from mesascope.tasks.icl.base import InContextTask
 
-TRAINING_DISTRIBUTION = "as in training"
+TRAINING_DISTRIBUTION = "training distribution"
 BOOTSTRAP_DRAWS = 1000  # of the bootstrap over sequences
 INTERVAL_QUANTILES = (0.025, 0.975)
 RESOLUTION = 1e-3  # of similarity: smaller differences are not resolved, since hyperparameters are fitted no finer
@@ -133,7 +133,7 @@ def _compare_shifts(
     null: Null,
 ) -> dict[str, xr.DataArray]:
     """Compare algorithms on the training distribution and on all others on which the model runs."""
-    distributions, left_out = {TRAINING_DISTRIBUTION: scoring}, {}
+    distributions, skipped = {TRAINING_DISTRIBUTION: scoring}, {}
     for name, shifted in shifts.items():
         batch = shifted.sample(len(scoring.batch), torch.Generator().manual_seed(seed)).to(scoring.batch.inputs.device)
         try:
@@ -141,10 +141,10 @@ def _compare_shifts(
         except torch.OutOfMemoryError:
             raise
         except (ValueError, IndexError, RuntimeError) as error:  # for example of a sequence longer than the context
-            left_out[f"left out: {name}"] = " ".join(str(error).split())
+            skipped[f"skipped: {name}"] = " ".join(str(error).split())
     similarity, errors = compare_by_distribution(model, task, distributions, fitted)
     display_attrs = {"headline": 1, "view": "ranking", "first": TRAINING_DISTRIBUTION}
-    return with_null("similarity", similarity.assign_attrs(left_out | display_attrs), null) | errors
+    return with_null("similarity", similarity.assign_attrs(skipped | display_attrs), null) | errors
 
 
 def _identify_algorithm(

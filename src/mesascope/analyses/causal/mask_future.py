@@ -14,13 +14,13 @@ from mesascope.axes import to_data_array
 from mesascope.interventions.metrics import task_loss
 from mesascope.tasks.base import Batch, Task
 
-MASKING_NAMES = ("as it is", "without the future")
+MASKING_NAMES = ("intact", "causal mask")
 
 
 @analysis(
     title="Ablation of attention to later positions",
     description="""
-        Loss of the model as it is, and when attention to later positions is set to zero in all heads and the rest of
+        Loss of the intact model, and when attention to later positions is set to zero in all heads and the rest of
         each row is renormalised to sum to 1. A causal model is unaffected. The loss of a model that attends to later
         positions is not comparable with that of a language model, because it may read the tokens that it predicts.
     """,
@@ -37,7 +37,7 @@ def lookahead_ablation(model: PreTrainedModel, task: Task, batch: Batch, sequenc
         sequences: maximum number of sequences of the batch that are used.
 
     Returns:
-        ``loss`` of both, and its increase ``rise``.
+        ``loss`` of both, and ``loss_increase``.
     """
     batch = batch[:sequences]
     loss = task_loss(task, batch)
@@ -52,7 +52,7 @@ def lookahead_ablation(model: PreTrainedModel, task: Task, batch: Batch, sequenc
             "loss": to_data_array(
                 losses, "stat", units=unit, description="mean loss", coords={"stat": list(MASKING_NAMES)}
             ),
-            "rise": to_data_array(
+            "loss_increase": to_data_array(
                 losses[1] - losses[0],
                 units=unit,
                 description="increase of the loss without attention to later positions",

@@ -21,10 +21,10 @@ from mesascope.tasks.base import Batch, Task
 
 PRUNING_KINDS = ("mean", "zero")
 ALL_HEADS = "all heads"
-ALL_IN_FIRST_LAYER = "all in the first layer, one in each later one"
-ALL_IN_LATER_LAYERS = "one in the first layer, all in later ones"
-REVERSED_SAME_NUMBER = "one in the first layer, as many in all as above"
-ONE_PER_LAYER = "one in each layer"
+ALL_IN_FIRST_LAYER = "all in first layer, one per later layer"
+ALL_IN_LATER_LAYERS = "one in first layer, all in later layers"
+REVERSED_SAME_NUMBER = "one in first layer, same total number"
+ONE_PER_LAYER = "one per layer"
 HEAD_SETS = (ALL_HEADS, ALL_IN_FIRST_LAYER, ALL_IN_LATER_LAYERS, REVERSED_SAME_NUMBER, ONE_PER_LAYER)
 
 AblationEffect = Float[Tensor, "layer head"]

@@ -45,9 +45,9 @@ def saturation(
         sequences: maximum number of sequences of the batch that are used.
 
     Returns:
-        ``cosine`` by layer; ``attended`` (number of positions), ``later`` (fraction of attention on later positions) of
-        the scaled model and ``later_now`` of the model as it is, by layer and head; and ``attended_in_order``, the
-        values of ``attended`` in descending order.
+        ``cosine`` by layer; by layer and head, ``attended`` (number of positions) and ``later_attention`` (fraction of
+        attention on later positions) of the scaled model, and ``later_attention_unscaled``; and ``attended_sorted``,
+        the values of ``attended`` in descending order.
 
     Raises:
         ValueError: the factor is not above 0.
@@ -58,8 +58,8 @@ def saturation(
     unscaled, scaled = (_capture_reduced(_scale_parameters(model, each), batch) for each in (1.0, factor))
     cosine = torch.nn.functional.cosine_similarity(unscaled["resid_post"], scaled["resid_post"], dim=-1)
     layers = {"layer": list(unscaled.layers)}
-    attended, later = scaled["attended"].mean(1), scaled["later"].mean(1)
-    later_unscaled = unscaled["later"].mean(1)
+    attended, later = scaled["attended"].mean(1), scaled["later_attention"].mean(1)
+    later_unscaled = unscaled["later_attention"].mean(1)
     description = "fraction of attention on later positions"
     variables = {
         "cosine": to_data_array(
@@ -77,17 +77,17 @@ def saturation(
                 f"number of positions with more than {ATTENDED_THRESHOLD:g} of a head's attention, scaled model"
             ),
         ),
-        "attended_in_order": to_data_array(
+        "attended_sorted": to_data_array(
             attended.flatten().sort(descending=True).values,
             "rank",
             units="positions",
-            description="the same of all heads, in descending order",
+            description="the numbers of all heads, in descending order",
         ).assign_attrs(view="curves", headline=1),
-        "later": to_data_array(
+        "later_attention": to_data_array(
             later, "layer", "head", units="1", description=f"{description}, scaled model"
         ).assign_attrs(headline=1),
-        "later_now": to_data_array(
-            later_unscaled, "layer", "head", units="1", description=f"{description}, model as it is"
+        "later_attention_unscaled": to_data_array(
+            later_unscaled, "layer", "head", units="1", description=f"{description}, unscaled model"
         ),
     }
     return xr.Dataset(
@@ -141,6 +141,6 @@ def _scale_parameters(model: PreTrainedModel, factor: float) -> PreTrainedModel:
 def _capture_reduced(model: PreTrainedModel, batch: Batch) -> Capture:
     reduce = {  # patterns are reduced at once, because they are large
         "attended": Reduction(site="pattern", fn=count_attended_positions, axes=("batch", "head")),
-        "later": Reduction(site="pattern", fn=fraction_on_later, axes=("batch", "head")),
+        "later_attention": Reduction(site="pattern", fn=fraction_on_later, axes=("batch", "head")),
     }
     return capture(model, batch, ["resid_post"], reduce=reduce)

@@ -15,8 +15,8 @@ from mesascope.analyses.stream.norms import find_sinks, norms_by_depth
 from mesascope.axes import to_data_array
 
 QUANTITIES: Mapping[str, tuple[str, str]] = {
-    "before": ("objective's own", "objective at the representation that the sublayer reads"),
-    "after": ("objective's own", "objective after the update"),
+    "before": ("units of the objective", "objective at the representation that the sublayer reads"),
+    "after": ("units of the objective", "objective after the update"),
     "descends": ("1", "fraction of tokens at which the update lowers the objective"),
     "cosine": ("1", "cosine between the update and the negative gradient of the objective"),
     "step_size": ("1", "step size at which the negative gradient is nearest to the update, median over tokens"),
@@ -54,6 +54,9 @@ def summarize_quantities(inner_objective: Objective, acts: Capture) -> xr.Datase
     Args:
         inner_objective: the objective.
         acts: a capture with the reductions of `mesascope.analyses.inner_objectives.measure.inner`.
+
+    Returns:
+        the mean of every quantity by layer, with its null, and over the attention sinks.
     """
     is_sink = find_sinks(norms_by_depth(acts))[:, list(acts.queries)].cpu()
     variables: dict[str, xr.DataArray] = {}

@@ -15,9 +15,9 @@ MLP_TOLERANCE = 1e-5  # relative size of the residual update without attn_out, b
 @analysis(
     title="Direct attribution of the output",
     description="""The output as the sum of the contributions of the embedding, each head, each MLP and the biases
-    through the frozen final norm. The share of a component is the covariance of its contribution with the output over
-    the variance of the output; the shares sum to 1 and can be negative. The largest difference between the sum and the
-    output is stored as gap.""",
+    through the frozen final norm. The fraction of a component is the covariance of its contribution with the output
+    over the variance of the output; the fractions sum to 1 and can be negative. The largest difference between the sum
+    and the output is stored as gap.""",
     sites=["resid_pre", "resid_post", "attn_out", "z", "output"],
     steps="ends",
 )
@@ -29,7 +29,7 @@ def direct_attribution(acts: Capture, first: int = 0) -> xr.Dataset:
         first: positions before this one are left out.
 
     Returns:
-        ``share`` and ``size`` (component), and ``gap``, the largest difference between the sum and the output.
+        ``fraction`` and ``size`` (component), and ``gap``, the largest difference between the sum and the output.
     """
     contributions = decompose_output(acts)
     output = acts["output"].double()
@@ -41,7 +41,7 @@ def direct_attribution(acts: Capture, first: int = 0) -> xr.Dataset:
     names = {"component": list(contributions)}
     return xr.Dataset(
         {
-            "share": to_data_array(
+            "fraction": to_data_array(
                 fraction, "component", units="1", description="fraction of the variance of the output", coords=names
             ).assign_attrs(center=0, headline=1, view="bars"),
             "size": to_data_array(

@@ -63,8 +63,8 @@ def spectra_of_samples(samples: LinearModuleSamples, bins: int = MAX_BINS) -> xr
     isotropic = Null(name="isotropic inputs", value=arrays["energy_null"])
     variables = with_null("gain", arrays["gain"], rotated) | with_null("energy", arrays["energy"], isotropic)
     variables |= {key: array for key, array in arrays.items() if key not in variables}
-    missing = "; ".join(f"layer {layer}, {name}: {why}" for (layer, name), why in samples.excluded.items())
-    return xr.Dataset(variables, attrs={"tokens": samples.num_tokens, "left_out": missing})
+    excluded = "; ".join(f"layer {layer}, {name}: {why}" for (layer, name), why in samples.excluded.items())
+    return xr.Dataset(variables, attrs={"tokens": samples.num_tokens, "excluded_modules": excluded})
 
 
 VARIABLES: Mapping[str, tuple[str, dict]] = {

@@ -52,21 +52,22 @@ def norms(acts: Capture) -> xr.Dataset:
         acts: a capture.
 
     Returns:
-        ``norm`` and ``standing`` (layer, batch, pos); ``mean``, ``variation``, ``first_token`` and ``sinks`` (layer).
+        ``norm`` and ``robust_z_score`` (layer, batch, pos); ``mean``, ``variation``, ``first_token`` and ``sinks``
+        (layer).
     """
     norm, first = norms_by_depth(acts), _first_positions(acts.inputs, acts.attention_mask)
     is_later_sink = _find_outliers(norm, acts.attention_mask) & ~first
     norm_without_sinks = norm.masked_fill(is_later_sink | first, torch.nan)
     mean = norm_without_sinks.flatten(1).nanmean(1)
     std = (norm_without_sinks - mean[:, None, None]).square().flatten(1).nanmean(1).sqrt()
-    deviation, num_sinks = _clipped_deviation(norm_without_sinks).float(), is_later_sink.flatten(1).sum(1)
+    robust_z_score, num_sinks = _robust_z_scores(norm_without_sinks).float(), is_later_sink.flatten(1).sum(1)
     values = {
         "mean": mean,
         "variation": std / mean,
         "first_token": norm[:, first].mean(1),
         "sinks": num_sinks,
         "norm": norm.float(),
-        "standing": deviation,
+        "robust_z_score": robust_z_score,
     }
     return xr.Dataset({name: _label_variable(name, value, acts) for name, value in values.items()})
 
@@ -77,10 +78,10 @@ VARIABLES: Mapping[str, tuple[str, str, dict[str, Any]]] = {  # units, descripti
     "first_token": ("1", "mean norm of the first token", {"scale": "log"}),
     "sinks": ("tokens", "number of attention sinks after the first token", {}),
     "norm": ("1", "norm of each token's vector", {"scale": "log"}),
-    "standing": (
+    "robust_z_score": (
         "median absolute deviations",
         f"deviation of each norm from the median of its depth, clipped at ±{MAX_DEVIATION:g}, without sinks",
-        {"center": 0, "headline": 1},
+        {"title": "robust z-score", "center": 0, "headline": 1},
     ),
 }
 
@@ -144,7 +145,7 @@ def _find_outliers(norm: Norms, mask: Shaped[Tensor, "batch pos"] | None) -> Boo
     return norm > SINK_RATIO * norm_without_first.flatten(1).nanmedian(1).values[:, None, None]
 
 
-def _clipped_deviation(norm: Norms) -> Norms:
+def _robust_z_scores(norm: Norms) -> Norms:
     """Return the deviation from the median of the depth in median absolute deviations, clipped."""
     deviation = norm - norm.flatten(1).nanmedian(1).values[:, None, None]
     return (deviation / deviation.abs().flatten(1).nanmedian(1).values[:, None, None]).clamp(

@@ -30,7 +30,7 @@ def probe_and_logit_lens(acts: Capture, first: int = 0) -> xr.Dataset:
         first: positions before this one are excluded from the fit and from the means over positions.
 
     Returns:
-        ``affine_error``, ``logit_lens_error`` and ``explained`` (layer), and ``affine_error_at`` (layer, pos).
+        ``affine_error``, ``logit_lens_error`` and ``explained`` (layer), and ``affine_error_by_position`` (layer, pos).
 
     Raises:
         ValueError: the capture has no batch with vector targets.
@@ -68,7 +68,7 @@ def probe_and_logit_lens(acts: Capture, first: int = 0) -> xr.Dataset:
             "logit_lens_error": _label_error(
                 acts, lens_error[:, positions].mean(1), f"error of the logit lens, {where}"
             ),
-            "affine_error_at": _label_error(acts, probe_error, "error of the linear probe at each position"),
+            "affine_error_by_position": _label_error(acts, probe_error, "error of the linear probe at each position"),
             "explained": variance,
         }
     )

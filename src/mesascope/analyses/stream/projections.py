@@ -52,7 +52,7 @@ def projections(
         seed: seed of UMAP.
 
     Returns:
-        ``place``, the coordinates (layer, batch, component); for PCA ``explained`` (layer, component); and the labels
+        ``coordinates`` (layer, batch, component); for PCA ``explained`` (layer, component); and the labels
         of the points.
 
     Raises:
@@ -147,7 +147,7 @@ def _project_depths(
     projected = [principal_components(each) if method == "pca" else (umap_layout(each, seed), None) for each in vectors]
     about = f"{point_description} in two dimensions ({axes})"
     variables = {
-        "place": to_data_array(
+        "coordinates": to_data_array(
             torch.stack([coordinates for coordinates, _ in projected]).float(),
             "layer",
             "batch",

@@ -163,7 +163,7 @@ def top_tokens(acts: Capture, k: int = 5) -> xr.Dataset:
         k: number of contributions per head.
 
     Returns:
-        ``top_logit``, ``top_token_id`` and ``top_at`` (layer, head, rank).
+        ``top_logit``, ``top_token_id`` and ``top_position`` (layer, head, rank).
 
     Raises:
         ValueError: the inputs are not one sequence of tokens.
@@ -187,7 +187,7 @@ def top_tokens(acts: Capture, k: int = 5) -> xr.Dataset:
             "top_token_id": to_data_array(
                 token, *dims, units="token", description="tokens of the largest contributions"
             ),
-            "top_at": to_data_array(
+            "top_position": to_data_array(
                 position, *dims, units="position", description="positions of the largest contributions"
             ),
         }

@@ -43,7 +43,7 @@ def logit_lens(acts: Capture) -> xr.Dataset:
         acts: a capture of tokens.
 
     Returns:
-        ``loss``, ``accuracy`` and ``settled`` (layer), and ``loss_at`` (layer, batch, pos).
+        ``loss``, ``accuracy`` and ``agrees_with_final`` (layer), and ``loss_by_position`` (layer, batch, pos).
 
     Raises:
         ValueError: the inputs are vectors, or not all layers were captured.
@@ -51,11 +51,11 @@ def logit_lens(acts: Capture) -> xr.Dataset:
     streams, targets, is_scored = next_tokens(acts)
     loss, top = zip(*(_apply_readout(acts, stream, targets) for stream in streams), strict=True)
     losses, tops = torch.stack(loss), torch.stack(top)
-    loss_at_positions = _scatter_to_positions(acts, losses.masked_fill(~is_scored, torch.nan))
+    loss_by_position = _scatter_to_positions(acts, losses.masked_fill(~is_scored, torch.nan))
     depth = {"layer": depth_names(acts.layers)}
     variables = _summarize_lens(losses, tops, targets, is_scored, depth)
-    variables["loss_at"] = to_data_array(
-        loss_at_positions, "layer", "batch", "pos", units="nat", description="loss on the true next token", coords=depth
+    variables["loss_by_position"] = to_data_array(
+        loss_by_position, "layer", "batch", "pos", units="nat", description="loss on the true next token", coords=depth
     )
     return xr.Dataset(variables)
 
@@ -77,7 +77,7 @@ def affine_lens(acts: Capture) -> xr.Dataset:
         acts: a capture of tokens.
 
     Returns:
-        ``loss``, ``accuracy``, ``settled`` and ``penalty`` (layer), on the sequences that were not fitted.
+        ``loss``, ``accuracy``, ``agrees_with_final`` and ``penalty`` (layer), on the sequences that were not fitted.
 
     Raises:
         ValueError: the inputs are vectors, or not all layers were captured.
@@ -158,7 +158,7 @@ def _summarize_lens(
     depth: dict[str, list[str]],
     final_top: Int[Tensor, "batch query"] | None = None,
 ) -> dict[str, xr.DataArray]:
-    settled = top == (top[-1] if final_top is None else final_top)
+    agrees_with_final = top == (top[-1] if final_top is None else final_top)
     quantities = {
         "loss": (loss.double(), "nat", "mean loss on the true next token", {"headline": 1}),
         "accuracy": (
@@ -167,7 +167,12 @@ def _summarize_lens(
             "fraction of positions whose top token is the true next token",
             {},
         ),
-        "settled": (settled.double(), "1", "fraction of positions whose top token is the final prediction", {}),
+        "agrees_with_final": (
+            agrees_with_final.double(),
+            "1",
+            "fraction of positions whose top token is the final prediction",
+            {},
+        ),
     }
     return {
         name: to_data_array(

@@ -116,7 +116,7 @@ def _layer_and_module(name: str) -> tuple[str, str]:
     """Return the layer of a module and its name in the layer, as shown on pages.
 
     >>> _layer_and_module("layers.0.attention.q_proj"), _layer_and_module("readout")
-    (('0', 'attention.q_proj'), ('read-out', 'readout'))
+    (('0', 'attention.q_proj'), ('output head', 'readout'))
     """
     parts = name.split(".", 2)
-    return (parts[1], parts[2]) if len(parts) == 3 else ("embedding" if name == "embed" else "read-out", name)
+    return (parts[1], parts[2]) if len(parts) == 3 else ("embedding" if name == "embed" else "output head", name)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mesascope.store import HistoryReader
 
-NUM_ATTENDED = 10  # number of most and of least attended instances (Wu & Varshney 2023)
+NUM_ATTENDED = 10  # number of most and of least attended instances (Wu & Varshney 2024)
 RUN_LENGTH = 64  # consecutive rows whose largest and smallest weights are computed together
 BLOCK_ROWS = 16_384  # rows of the history in memory at once
 Queries = Float[Tensor, "query d_in"]
@@ -41,6 +41,9 @@ def find_attended_instances(
         queries: the vectors x, of the same width.
         heads: number of equal parts into which all vectors are split; each part attends on its own.
         num_attended: number of instances at each end.
+
+    Returns:
+        the instances with the largest and smallest inner products, most extreme first.
 
     Raises:
         ValueError: there are fewer instances, or the widths differ.

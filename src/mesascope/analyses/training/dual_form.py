@@ -97,6 +97,9 @@ def compute_dual_form(
         bias: its bias before training.
         instance_mask: function from indices of instances to ``True`` where they are included; all by default.
 
+    Returns:
+        the outputs, split into the part of the initial weights and the sum over instances.
+
     Raises:
         UnsupportedModel: the history is not one of gradient descent.
         ValueError: the widths differ.

@@ -51,7 +51,7 @@ class TrainingHistory:
 
 @analysis(
     title="Attention over the training history",
-    description="""The training instances that a linear module attends to (Irie et al. 2022; Wu & Varshney 2023 count
+    description="""The training instances that a linear module attends to (Irie et al. 2022; Wu & Varshney 2024 count
     how many of the 10 most and the 10 least attended instances have the label of the query). A query is the input of
     the module at the last position of a held-out sequence. Instances are all positions of all training batches so far,
     with the inputs of the module at that time; the weight of an instance is <x_n, x>. Chance is the fraction of all

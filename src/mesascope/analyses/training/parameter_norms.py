@@ -62,7 +62,7 @@ def parameter_norms(checkpoints: CheckpointSeries, early: float = 0.0) -> xr.Dat
 
     Returns:
         ``norm`` (step, stat), ``norm_by_layer`` (step, layer), ``cosine``, ``update`` and ``alignment`` (step),
-        ``straight``, the R² of each fit, ``exponent``, ``rate`` (layer, map) and ``spread``, its standard deviation.
+        ``r_squared`` of each fit, ``exponent``, ``log_growth`` (layer, map) and ``log_growth_std``.
 
     Raises:
         ValueError: fewer than four checkpoints are left for a fit.
@@ -205,7 +205,7 @@ def _label_results(
         "norm_by_layer": to_data_array(
             by_layer, "step", "layer", units="1", description="norm of a layer", coords=coords
         ).assign_attrs(view="training"),
-        "straight": to_data_array(
+        "r_squared": to_data_array(
             np.array(list(curve_r_squared.values())),
             "_curve",
             units="1",
@@ -217,18 +217,18 @@ def _label_results(
             units="1",
             description=f"exponent g of the best affine fit of the norm {WITHOUT_EMBEDDINGS} on t^g",
         ),
-        "rate": to_data_array(
+        "log_growth": to_data_array(
             table,
             "layer",
             "map",
             units="1",
-            description="logarithm of the growth of the norm of a matrix",
+            description="logarithm of the growth factor of the norm of each matrix",
             coords=matrix_coords,
         ),
-        "spread": to_data_array(
+        "log_growth_std": to_data_array(
             float(np.std(list(log_growth.values()))),
             units="1",
-            description="standard deviation of the logarithm of the growth over the matrices of all layers",
+            description="standard deviation of the logarithm of the growth factor over the matrices of all layers",
         ),
     }
     about = (
@@ -241,7 +241,7 @@ def _label_results(
     )
     for column, (name, meaning) in enumerate(about):
         variables[name] = to_data_array(update_stats[:, column], "step", units="1", description=meaning, coords=coords)
-    for name in ("norm", "straight", "cosine", "alignment"):
+    for name in ("norm", "r_squared", "cosine", "alignment"):
         variables[name].attrs["headline"] = 1
     return xr.Dataset(variables)
 

@@ -69,11 +69,11 @@ mesascope.drawHeadExplorer = (host, data) => {
   }
 
   function topTokens(k) {
-    const { token, logit, at, units } = data.tops, tokens = data.patterns?.labels[0].query || [];
-    const formatPosition = position => position === null ? "–" : position in tokens ? `${position} ${mesascope.isolateText(tokens[position])}` : String(position);
+    const { token, logit, position, units } = data.tops, tokens = data.patterns?.labels[0].query || [];
+    const formatPosition = index => index === null ? "–" : index in tokens ? `${index} ${mesascope.isolateText(tokens[index])}` : String(index);
     const rows = token[k].map((word, rank) => [make("code", {}, mesascope.quoteToken(word)),
-      ...logit ? [logit[k][rank] === null ? "–" : mesascope.formatNumber(logit[k][rank])] : [], ...at ? [formatPosition(at[k][rank])] : []]);
-    return table("Tokens with the largest direct contribution", ["token", ...logit ? [units ? `contribution (${units})` : "contribution"] : [], ...at ? ["position"] : []], rows);
+      ...logit ? [logit[k][rank] === null ? "–" : mesascope.formatNumber(logit[k][rank])] : [], ...position ? [formatPosition(position[k][rank])] : []]);
+    return table("Tokens with the largest direct contribution", ["token", ...logit ? [units ? `contribution (${units})` : "contribution"] : [], ...position ? ["position"] : []], rows);
   }
 
   const pattern = data.patterns && attention(data.patterns);

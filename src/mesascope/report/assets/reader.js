@@ -86,7 +86,7 @@ mesascope.drawTokenView = (host, data) => {
   function showSequence() {
     spans = data.tokens[state.sequence].map((token, position) => {
       const span = make("span", { class: "t" }, mesascope.makeVisible(token).replaceAll("\n", "↵\n") || "∅");
-      span.dataset.place = position;
+      span.dataset.position = position;
       return span;
     });
     text.replaceChildren(...spans);
@@ -113,7 +113,7 @@ mesascope.drawTokenView = (host, data) => {
   const range = mesascope.makeChoice({ name: "colour range", options: ["all layers", "this layer"], slider: false, selected: 0 }, k => { state.layerRange = !!k; paintTokens(); });
   controls.append(depth, range, scale);
   host.append(controls, identity, about, strip, readout, text);
-  const pointAtToken = event => { const span = event.target.closest(".t"); if (span) selectToken(+span.dataset.place); };
+  const pointAtToken = event => { const span = event.target.closest(".t"); if (span) selectToken(+span.dataset.position); };
   text.addEventListener("pointerover", pointAtToken);
   text.addEventListener("click", pointAtToken);
   text.addEventListener("keydown", event => {

@@ -16,7 +16,7 @@ from mesascope.report.plotting.variable import PlotVariable, is_numeric, prepare
 from mesascope.report.text import round_significant
 
 HeadGrid = tuple[list[str], list[str]]  # labels of layers and of heads
-TOP_VARIABLES = ("top_token", "top_logit", "top_at")
+TOP_VARIABLES = ("top_token", "top_logit", "top_position")
 MAX_RANKS = 12  # top tokens listed for a head
 
 
@@ -192,7 +192,7 @@ def _encode_top_tokens(variables: dict[str, PlotVariable], grid: HeadGrid) -> di
     )
     words = [_flatten_text(head) for row in text for head in row]
     encoded: dict[str, Any] = {"token": words}
-    for name in ("top_logit", "top_at"):
+    for name in ("top_logit", "top_position"):
         if name in variables:
             numbers = (
                 align_to_grid(_drop_seeds(variables[name]), grid)

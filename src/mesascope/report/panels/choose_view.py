@@ -9,7 +9,7 @@ import xarray as xr
 from mesascope.report.explorers.attention import build_attention_browser
 from mesascope.report.explorers.colored_text import build_coloured_text
 from mesascope.report.panels.algorithm_ranking import plot_algorithm_ranking
-from mesascope.report.panels.head_importance import plot_head_importance
+from mesascope.report.panels.head_ablation import plot_head_ablation
 from mesascope.report.plotting.aux_variables import attach_aux_variables, list_aux_variables
 from mesascope.report.plotting.bars import plot_bars
 from mesascope.report.plotting.curves import plot_over_axis, plot_over_steps
@@ -36,7 +36,7 @@ VIEWS: Mapping[str, PanelView] = MappingProxyType(
         "tokens": build_coloured_text,
         "scatter": plot_scatter,
         "bars": plot_bars,
-        "head_importance": plot_head_importance,
+        "head_ablation": plot_head_ablation,
         "ranking": plot_algorithm_ranking,
         "table": build_table,
     }
@@ -47,7 +47,7 @@ VIEWS_WITH_CONTROLS = (
     plot_over_axis,
     plot_heat_maps,
     plot_bars,
-    plot_head_importance,
+    plot_head_ablation,
     plot_algorithm_ranking,
     build_table,
 )
@@ -89,7 +89,7 @@ def _attach_variables(data: xr.Dataset, variable: PlotVariable, view: PanelView)
     """Attach the other variables of the file that a view draws."""
     if view is plot_scatter:
         return attach_colour_labels(data, variable)
-    needs_aux = view in (plot_head_importance, plot_algorithm_ranking)
+    needs_aux = view in (plot_head_ablation, plot_algorithm_ranking)
     return attach_aux_variables(data, variable) if needs_aux else variable
 
 

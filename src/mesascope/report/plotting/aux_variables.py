@@ -10,7 +10,7 @@ from mesascope.report.plotting.variable import PlotVariable
 
 AUX_VARIABLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "head_importance": ("role", "label", "low", "high", "caused"),
+        "head_ablation": ("role", "label", "low", "high", "has_effect"),
         "ranking": (
             "named",
             "low",
@@ -26,7 +26,7 @@ AUX_VARIABLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 REQUIRED_AUX_VARIABLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "head_importance": ("role", "caused"),
+        "head_ablation": ("role", "has_effect"),
         "ranking": ("named", "similarity_null", "distinguishable", "display_name", "iterations", "hyperparameters"),
     }
 )

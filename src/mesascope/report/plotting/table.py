@@ -61,7 +61,7 @@ def _build_text_table(variable: PlotVariable, array: xr.DataArray) -> Panel:
 
 
 def _describe_shape(variable: PlotVariable) -> str:
-    dims: Sequence[str] = [str(d) for d in variable.array.dims if d != "seed" or variable.has_seeds]
+    dims: Sequence[str] = [str(d) for d in variable.select_step().dims if d != "seed" or variable.has_seeds]
     if not dims:
         return "Single value"
     return f"Statistics over {join_words(f'{format_dim(d)} ({variable.array.sizes[d]})' for d in dims)}"

@@ -6,8 +6,7 @@ import xarray as xr
 
 from mesascope import analyses
 from mesascope.analyses import Analysis
-from mesascope.analyses.causal.ablation import head_ablation
-from mesascope.analyses.causal.head_importance import head_importance
+from mesascope.analyses.causal.head_ablation import head_ablation
 from mesascope.studies.affine.similarity_claims import (
     OURS,
     PAPER,
@@ -15,7 +14,7 @@ from mesascope.studies.affine.similarity_claims import (
     negative_similarity_claims,
 )
 from mesascope.studies.base import Claim, Quantity, Results, select_last_step, select_untrained
-from mesascope.studies.shared.head_claims import copying_head_claim, head_importance_claims
+from mesascope.studies.shared.head_claims import copying_head_claim, head_role_claims
 from mesascope.studies.shared.selectors import refinement_claim, select_shifted_similarity, select_similarity
 
 MAX_ERROR_RATIO = 0.05  # ours: of the copy baseline's error
@@ -44,7 +43,6 @@ def make_recurrence_analyses(first: int) -> tuple[Analysis, ...]:
         analyses.attention_patterns,
         analyses.which_algorithm,
         head_ablation.using(first=first),
-        head_importance.using(first=first),
     )
 
 
@@ -65,7 +63,7 @@ def affine_claims(*, first: int, layers: int, scales: tuple[str, ...] = ("laptop
         *negative_head_ablation_claims(top),
         *_ALGORITHM_CLAIMS,
         copying_head_claim(0),
-        *head_importance_claims(),
+        *head_role_claims(),
     )
     return tuple(replace(claim, scales=scales) for claim in claims)
 
@@ -120,7 +118,7 @@ _COPYING_CLAIMS = (
     ),
     Claim(
         name="layer 0 copies the last term: R² relative to the step",
-        statement="Training improves the probe for the last term on layer 0's output, relative to the step.",
+        statement="Training raises the R² of the probe for the last term on layer 0's output, relative to the step.",
         source=f"{PAPER}, measured such that convergence of the sequence does not raise the score",
         value=COPY_STEP_R2,
         control=Quantity(
@@ -146,7 +144,7 @@ _ALGORITHM_CLAIMS = (
     Claim(
         name="after layer 0: copying",
         statement="After layer 0, the affine lens agrees more with copying than with least squares.",
-        source=f"{PAPER}, restated for algorithms after a run had been seen",
+        source=f"{PAPER}, restated in terms of algorithms after a run had been seen",
         value=Quantity(
             description="fraction of the variance of the affine lens after layer 0 that copying explains",
             read=lambda results: _select_layer_similarity(results, "after 0", "copying"),
@@ -160,7 +158,7 @@ _ALGORITHM_CLAIMS = (
     Claim(
         name="predictions: least squares",
         statement="The model's predictions agree more with least squares than with copying.",
-        source=f"{PAPER}, restated for algorithms after a run had been seen",
+        source=f"{PAPER}, restated in terms of algorithms after a run had been seen",
         value=Quantity(
             description="fraction of the variance of the predictions that least squares on earlier pairs explains",
             read=lambda results: select_last_step(select_similarity(results, "least squares")),
@@ -173,7 +171,7 @@ _ALGORITHM_CLAIMS = (
     ),
     Claim(
         name="out of distribution: least squares",
-        statement="Out of distribution, too, the predictions agree more with least squares than with copying.",
+        statement="Out of distribution, the predictions also agree more with least squares than with copying.",
         source=f"{OURS}: an algorithm applies to every distribution; written after a run had been seen",
         value=Quantity(
             description="fraction of the variance that least squares explains, lowest over shifted distributions",

@@ -4,9 +4,10 @@ import numpy as np
 import xarray as xr
 
 from mesascope.analyses.heads.similarity import MIN_SCORE_STD
+from mesascope.studies.affine.citation import CITATION
 from mesascope.studies.base import Claim, Quantity, Results, select_last_step
 
-PAPER = "Bhargav & Gu 2024, abstract"
+PAPER = f"{CITATION.short}, abstract"
 OURS = "ours"
 
 
@@ -42,7 +43,7 @@ def _main_effects_claim(top: int) -> Claim:
     return Claim(
         name="negative similarity: attention score with main effects",
         statement=f"Layer {top} has heads whose attention score falls with the similarity of query and key; "
-        "preferences for certain queries or keys count.",
+        "main effects of query and key are included.",
         source=f"{PAPER}, first reading, without removing the main effects of query and key",
         value=Quantity(
             description=f"lowest correlation of score and similarity of a head in layer {top}, position fixed",
@@ -110,7 +111,7 @@ def _negative_heads_claim(top: int) -> Claim:
             unit="units of the loss",
         ),
         control=Quantity(
-            description="the same increase, mean over all groups of as many other heads of the layer",
+            description="the same increase, mean over all groups of equally many other heads of the layer",
             read=lambda results: _compare_negative_heads(results, top)[1],
             unit="units of the loss",
         ),
@@ -155,20 +156,20 @@ def _find_lowest_gain(results: Results, variable: str, layer: int) -> xr.DataArr
 
 
 def _compare_negative_heads(results: Results, layer: int) -> tuple[xr.DataArray, xr.DataArray]:
-    """Return the cost of ablating the layer's negative heads, and the mean cost of as many other heads, by seed."""
+    """Return the effect of ablating the layer's negative heads, and the mean effect of as many others, by seed."""
     roles = select_last_step(results["similarity"]["role"]).sel(layer=layer)
-    costs = select_last_step(results["head_ablation"]["group_cost"]).sel(layer=layer, stat="mean")
-    negative_costs, other_costs = [], []
+    effects = select_last_step(results["head_ablation"]["group_effect"]).sel(layer=layer, stat="mean")
+    negative_effects, other_effects = [], []
     for seed in roles["seed"].values:
-        role, cost = roles.sel(seed=seed).values, costs.sel(seed=seed)
+        role, effect = roles.sel(seed=seed).values, effects.sel(seed=seed)
         negative = [int(head) for head in np.flatnonzero(role < 0)]
         others = set(range(len(role))) - set(negative)
-        groups = [name for name in map(str, cost["component"].values) if _is_group_of(name, len(negative), others)]
+        groups = [name for name in map(str, effect["component"].values) if _is_group_of(name, len(negative), others)]
         defined = bool(negative) and bool(groups)
-        negative_costs.append(float(cost.sel(component="+".join(map(str, negative)))) if defined else np.nan)
-        other_costs.append(float(cost.sel(component=groups).mean()) if defined else np.nan)
+        negative_effects.append(float(effect.sel(component="+".join(map(str, negative)))) if defined else np.nan)
+        other_effects.append(float(effect.sel(component=groups).mean()) if defined else np.nan)
     coords = {"seed": roles["seed"]}
-    return xr.DataArray(negative_costs, coords, ("seed",)), xr.DataArray(other_costs, coords, ("seed",))
+    return xr.DataArray(negative_effects, coords, ("seed",)), xr.DataArray(other_effects, coords, ("seed",))
 
 
 def _is_group_of(name: str, size: int, allowed: set[int]) -> bool:
@@ -177,6 +178,6 @@ def _is_group_of(name: str, size: int, allowed: set[int]) -> bool:
 
 
 def _select_most_important(results: Results, variable: str, layer: int) -> xr.DataArray:
-    cost = select_last_step(results["head_ablation"]["cost"]).sel(layer=layer, stat="mean", drop=True)
+    effect = select_last_step(results["head_ablation"]["effect"]).sel(layer=layer, stat="mean", drop=True)
     scores = select_last_step(results["similarity"][variable]).sel(layer=layer, drop=True)
-    return scores.isel(head=cost.argmax("head")).drop_vars("head", errors="ignore")
+    return scores.isel(head=effect.argmax("head")).drop_vars("head", errors="ignore")

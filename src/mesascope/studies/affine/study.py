@@ -6,8 +6,9 @@ in layer 2. Ranges, sizes, training and all thresholds are ours.
 """
 
 from mesascope.models.config import DecoderConfig
+from mesascope.studies.affine.citation import CITATION
 from mesascope.studies.affine.claims import affine_claims, make_recurrence_analyses
-from mesascope.studies.base import Citation, Condition, ScaleConfig, Study
+from mesascope.studies.base import Condition, ScaleConfig, Study
 from mesascope.tasks.affine import Affine
 from mesascope.tasks.distributions import Normal, Uniform
 from mesascope.train import AdamW, CosineSchedule, TrainingConfig
@@ -68,14 +69,7 @@ STUDY = Study(
         "trained to predict the next term. The number of layers and the two claims about copying and refinement "
         "come from the paper's abstract; ranges, sizes, training and thresholds are ours."
     ),
-    citation=Citation(
-        key="bhargav2024interpreting",
-        authors="Bhargav, Samarth and Gu, Alexander",
-        title="Interpreting Affine Recurrence Learning in GPT-style Transformers",
-        year=2024,
-        venue="arXiv:2410.17438",
-        url="https://arxiv.org/abs/2410.17438",
-    ),
+    citation=CITATION,
     conditions=(
         Condition(
             task=TASK,

@@ -5,10 +5,11 @@ from collections.abc import Callable
 import xarray as xr
 
 from mesascope.studies.base import Claim, Quantity, Results, select_last_step, select_untrained
+from mesascope.studies.function_classes.citation import CITATION
 from mesascope.studies.shared.icl import MIN_SIMILARITY, least_squares_claim
 from mesascope.studies.shared.selectors import select_shifted_similarity, select_similarity
 
-PAPER = "Garg et al. 2022"
+PAPER = CITATION.short
 SHIFTED_DISTRIBUTIONS = (
     "inputs twice as large",
     "correlated inputs",
@@ -32,7 +33,7 @@ def function_class_claims() -> tuple[Claim, ...]:
             "boosted trees",
             "boosted trees that are fitted to the context",
             "boosted trees",
-            f"{PAPER}, of XGBoost; here scikit-learn's gradient boosting",
+            f"{PAPER}, for XGBoost; here scikit-learn's gradient boosting",
         ),
     )
 
@@ -138,7 +139,7 @@ _SPARSE_CLAIMS = (
     Claim(
         name="sparse: lasso",
         statement="Trained on sparse functions, the model agrees more with the lasso than with least squares.",
-        source=f"{PAPER}, of errors",
+        source=f"{PAPER}, for errors",
         value=Quantity(
             description="fraction of the variance of the predictions that the fitted lasso explains",
             read=_select_trained_similarity("lasso", result="sparse_which_algorithm"),
@@ -173,7 +174,7 @@ _NETWORK_CLAIMS = (
     Claim(
         name="networks: linear functions",
         statement="Trained on networks, the model predicts as least squares does on linear functions.",
-        source=f"{PAPER}, of errors; the threshold is ours",
+        source=f"{PAPER}, for errors; the threshold is ours",
         value=Quantity(
             description="fraction of the variance of predictions on linear functions that least squares explains",
             read=_select_trained_similarity("least squares", **_ON_LINEAR_FUNCTIONS),

@@ -8,7 +8,8 @@ each, predicts as well as an algorithm designed for the class. The paper trains 
 from dataclasses import replace
 
 from mesascope import analyses
-from mesascope.studies.base import Citation, Condition, ScaleConfig, Study
+from mesascope.studies.base import Condition, ScaleConfig, Study
+from mesascope.studies.function_classes.citation import CITATION
 from mesascope.studies.function_classes.claims import function_class_claims
 from mesascope.studies.shared.icl import make_icl_training, make_regression_decoder
 from mesascope.tasks.functions import DecisionTrees, LinearFunctions, TwoLayerNetworks
@@ -41,20 +42,13 @@ STUDY = Study(
     name="function-classes",
     title="In-context learning of four function classes",
     description=(
-        "Contexts are pairs of an input and its value under a function that is drawn anew for each context. A four- "
-        "layer decoder is trained to predict the values: for linear functions, sparse linear functions, networks "
+        "A context consists of pairs of an input and the value of a function, which is drawn anew for each context. A "
+        "four-layer decoder is trained to predict the values of linear functions, sparse linear functions, networks "
         "with one hidden layer and decision trees. The classes and the baselines are the paper's; sizes, training "
-        "and thresholds are ours, and pilot runs were seen before sizes and claims were fixed. Baselines that are "
-        "not linear (networks, trees) are fitted to every context and plotted with the model's error."
+        "and thresholds are ours, and pilot runs were seen before sizes and claims were fixed. Nonlinear baselines "
+        "(networks, trees) are fitted to every context and plotted with the model's error."
     ),
-    citation=Citation(
-        key="garg2022what",
-        authors="Garg, Shivam and Tsipras, Dimitris and Liang, Percy and Valiant, Gregory",
-        title="What Can Transformers Learn In-Context? A Case Study of Simple Function Classes",
-        year=2022,
-        venue="NeurIPS 2022; arXiv:2208.01066",
-        url="https://arxiv.org/abs/2208.01066",
-    ),
+    citation=CITATION,
     conditions=(
         Condition(
             task=LINEAR_TASK,

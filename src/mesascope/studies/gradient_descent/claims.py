@@ -4,16 +4,17 @@ import xarray as xr
 
 from mesascope.analyses.algorithms.identify import TRAINING_DISTRIBUTION
 from mesascope.studies.base import Claim, Quantity, Results, select_last_step, select_untrained
+from mesascope.studies.gradient_descent.citation import CITATION
 from mesascope.studies.shared.selectors import (
     compute_log_error_changes,
     select_shifted_similarity,
     select_similarity,
 )
 
-PAPER = "von Oswald et al. 2023"
+PAPER = CITATION.short
 DESCENT = "gradient descent"
-CONTEXT_WEIGHTS = "weights: answers shown"  # gradients of the prediction by the context's targets
-SHIFTED_DISTRIBUTIONS = ("inputs twice as large", "correlated inputs", "noisy answers", "rules twice as large")
+CONTEXT_WEIGHTS = "weights: context targets"  # gradients of the prediction by the context's targets
+SHIFTED_DISTRIBUTIONS = ("inputs twice as large", "correlated inputs", "noisy targets", "coefficients twice as large")
 
 # All thresholds are ours.
 MIN_DESCENT_SIMILARITY = 0.99
@@ -62,7 +63,7 @@ def _agreement_claim() -> Claim:
 def _single_step_claim() -> Claim:
     return Claim(
         name="one layer takes one step",
-        statement="The gradient descent that is nearest to one layer takes a single step.",
+        statement="The gradient descent nearest to one layer takes a single step.",
         source=PAPER,
         value=Quantity(
             description="fitted number of steps of gradient descent",
@@ -101,7 +102,7 @@ def _context_weights_claim() -> Claim:
     return Claim(
         name="one layer weights the context like gradient descent",
         statement="The layer weights the targets in the context as one step of gradient descent does.",
-        source=f"{PAPER}, of sensitivities",
+        source=f"{PAPER}, for sensitivities",
         value=Quantity(
             description="mean cosine of the model's and gradient descent's gradients by the context's targets",
             read=lambda results: select_last_step(select_similarity(results, DESCENT, stat=CONTEXT_WEIGHTS)),
@@ -118,8 +119,8 @@ def _context_weights_claim() -> Claim:
 def _shifted_claim() -> Claim:
     return Claim(
         name="out of distribution: gradient descent",
-        statement="The predictions agree with the same gradient descent when inputs and weights are shifted.",
-        source=f"{PAPER}, of inputs from a larger range; the other distributions are ours",
+        statement="Out of distribution, the predictions agree with the same fitted gradient descent.",
+        source=f"{PAPER}, for inputs from a larger range; the other distributions are ours",
         value=Quantity(
             description="fraction of the variance that gradient descent explains, lowest over the distributions",
             read=lambda results: select_shifted_similarity(results, DESCENT, SHIFTED_DISTRIBUTIONS),

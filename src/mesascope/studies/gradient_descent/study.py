@@ -9,7 +9,8 @@ from dataclasses import replace
 
 from mesascope import analyses
 from mesascope.models.config import DecoderConfig
-from mesascope.studies.base import Citation, Condition, ScaleConfig, Study
+from mesascope.studies.base import Condition, ScaleConfig, Study
+from mesascope.studies.gradient_descent.citation import CITATION
 from mesascope.studies.gradient_descent.claims import gradient_descent_claims
 from mesascope.tasks.regression import Regression
 from mesascope.train import AdamW, CosineSchedule, TrainingConfig
@@ -77,15 +78,7 @@ STUDY = Study(
         "The layout of the context and the kind of attention are the paper's; sizes, training and thresholds are "
         "ours."
     ),
-    citation=Citation(
-        key="vonoswald2023transformers",
-        authors="von Oswald, Johannes and Niklasson, Eyvind and Randazzo, Ettore and Sacramento, João and Mordvintsev, "
-        "Alexander and Zhmoginov, Andrey and Vladymyrov, Max",
-        title="Transformers Learn In-Context by Gradient Descent",
-        year=2023,
-        venue="ICML 2023; arXiv:2212.07677",
-        url="https://arxiv.org/abs/2212.07677",
-    ),
+    citation=CITATION,
     conditions=(
         Condition(
             task=TASK,

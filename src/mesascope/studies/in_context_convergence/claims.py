@@ -7,12 +7,13 @@ import numpy as np
 import xarray as xr
 
 from mesascope.studies.base import Claim, Quantity, Results, select_last_step, select_untrained
+from mesascope.studies.in_context_convergence.citation import CITATION
 from mesascope.studies.in_context_convergence.half_times import DOMINANT, UNIFORM
 from mesascope.studies.in_context_convergence.toy_model import FIRST_FEATURE, OTHER_FEATURES
-from mesascope.studies.shared.head_claims import head_importance_claims
+from mesascope.studies.shared.head_claims import head_role_claims
 from mesascope.studies.shared.selectors import select_similarity
 
-PAPER = "Huang et al. 2023"
+PAPER = CITATION.short
 OURS = "ours"
 TRANSFER = f"{OURS}: a test of whether the result for the toy model holds for decoders"
 
@@ -27,7 +28,7 @@ MIN_HEAD_ATTENTION = 0.5  # ours
 
 def convergence_claims() -> tuple[Claim, ...]:
     """Return all claims of the study, in the order of the page."""
-    return (*_TOY_MODEL_CLAIMS, *_DECODER_CLAIMS, *head_importance_claims())
+    return (*_TOY_MODEL_CLAIMS, *_DECODER_CLAIMS, *head_role_claims())
 
 
 def _exponent_distance(distribution: str, label: str) -> Quantity:
@@ -45,7 +46,7 @@ def _attention_delay(simulation: str, label: str) -> Quantity:
         return _log_half_time(_select_others(results, simulation, "attention")) - _log_half_time(first)
 
     return Quantity(
-        description=f"natural logarithm of the half-time of the other features over that of the first, {label}",
+        description=f"natural logarithm of the ratio of half-times, other features over the first, {label}",
         read=read_delay,
     )
 
@@ -57,8 +58,8 @@ def _early_suppression(simulation: str, label: str) -> Quantity:
         return -early["cross_score"] - early["own_score"]
 
     return Quantity(
-        description="decrease of the score with the first feature minus increase of the own score "
-        f"at step {EARLY_STEP}, {label}",
+        description="decrease of the score with the first feature minus increase of the score of the feature with "
+        f"itself at step {EARLY_STEP}, {label}",
         read=read_suppression,
     )
 
@@ -166,7 +167,7 @@ _TOY_MODEL_CLAIMS = (
     ),
     Claim(
         name="rare features are learned later",
-        statement="With a dominant feature, attention converges for it long before it does for the other features.",
+        statement="Attention converges for a dominant feature long before it does for the other features.",
         source=f"{PAPER}; the threshold is ours",
         value=_attention_delay("imbalanced", "toy model with a dominant feature"),
         control=_attention_delay("balanced", "toy model with uniform frequencies"),

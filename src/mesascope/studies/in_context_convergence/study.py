@@ -8,11 +8,11 @@ out. Decoders are trained on the same task. Numbers of features and examples, le
 from dataclasses import replace
 
 from mesascope import analyses
-from mesascope.analyses.causal.ablation import head_ablation
-from mesascope.analyses.causal.head_importance import head_importance
+from mesascope.analyses.causal.head_ablation import head_ablation
 from mesascope.analyses.inner_objectives import objectives
 from mesascope.analyses.inner_objectives.measure import inner
-from mesascope.studies.base import Citation, Condition, ScaleConfig, Simulation, Study
+from mesascope.studies.base import Condition, ScaleConfig, Simulation, Study
+from mesascope.studies.in_context_convergence.citation import CITATION
 from mesascope.studies.in_context_convergence.claims import convergence_claims
 from mesascope.studies.in_context_convergence.half_times import HalfTimes
 from mesascope.studies.in_context_convergence.toy_model import FeatureAttention
@@ -55,14 +55,7 @@ STUDY = Study(
     "features. The paper's model, one softmax head with a score matrix, is simulated with uniform feature frequencies "
     "and with one feature in half of all inputs; two-layer decoders are trained on the same task. The model, the loss "
     "and gradient descent from zero follow the paper; all sizes, learning rates and thresholds are ours.",
-    citation=Citation(
-        key="huang2023incontext",
-        authors="Huang, Yu and Cheng, Yuan and Liang, Yingbin",
-        title="In-Context Convergence of Transformers",
-        year=2023,
-        venue="ICML 2024; arXiv:2310.05249",
-        url="https://arxiv.org/abs/2310.05249",
-    ),
+    citation=CITATION,
     conditions=(
         Condition(
             task=TASK,
@@ -77,7 +70,6 @@ STUDY = Study(
                 inner(objectives.hopfield),
                 analyses.which_algorithm,
                 head_ablation.using(first=NUM_EXAMPLES),
-                head_importance.using(first=NUM_EXAMPLES),
             ),
         ),
         Condition(

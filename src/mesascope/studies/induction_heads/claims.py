@@ -3,6 +3,7 @@
 import xarray as xr
 
 from mesascope.studies.base import Claim, Quantity, Results, select_last_step, select_untrained
+from mesascope.studies.induction_heads.citation import CITATION
 from mesascope.studies.induction_heads.plateaus import (
     ALPHA_EXPONENT,
     EMERGED_FRACTION,
@@ -12,9 +13,9 @@ from mesascope.studies.induction_heads.plateaus import (
 )
 from mesascope.studies.induction_heads.task import Grams
 from mesascope.studies.induction_heads.toy_model import BIGRAM, GRAM
-from mesascope.studies.shared.head_claims import head_importance_claims
+from mesascope.studies.shared.head_claims import head_role_claims
 
-PAPER = "Wang et al. 2024"
+PAPER = CITATION.short
 OURS = "ours"
 TRANSFER = f"{OURS}: a test of whether the result for the toy model holds for decoders"
 AVERAGE = "4-gram and scaled average"  # the baseline that the induction head must beat
@@ -30,7 +31,7 @@ def induction_claims(task: Grams) -> tuple[Claim, ...]:
     Args:
         task: gives the score and the scale that the induction head should learn.
     """
-    return (*_toy_model_claims(task), *_DECODER_CLAIMS, *head_importance_claims())
+    return (*_toy_model_claims(task), *_DECODER_CLAIMS, *head_role_claims())
 
 
 def _learning_steps(part: str) -> Quantity:
@@ -163,7 +164,7 @@ def _exact_target_claim(task: Grams) -> Claim:
 def _squared_score_claim() -> Claim:
     return Claim(
         name="the order depends on the squared score",
-        statement="If the decay rate of the 4-gram's head enters squared as well, the 4-gram's lead shrinks.",
+        statement="If the decay rate of the 4-gram's head is squared as well, the lead of the 4-gram shrinks.",
         source=f"a reviewer of {PAPER}: the order may come from the form of the model",
         value=_step_ratio("squared", "decay rate squared"),
         control=_step_ratio("toy_model", "decay rate unchanged"),

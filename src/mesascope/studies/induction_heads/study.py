@@ -9,11 +9,11 @@ an unweighted average of the terms, which is already nearly right, must be beate
 from dataclasses import replace
 
 from mesascope import analyses
-from mesascope.analyses.causal.ablation import head_ablation
-from mesascope.analyses.causal.head_importance import head_importance
+from mesascope.analyses.causal.head_ablation import head_ablation
 from mesascope.analyses.inner_objectives import objectives
 from mesascope.analyses.inner_objectives.measure import inner
-from mesascope.studies.base import Citation, Condition, ScaleConfig, Simulation, Study
+from mesascope.studies.base import Condition, ScaleConfig, Simulation, Study
+from mesascope.studies.induction_heads.citation import CITATION
 from mesascope.studies.induction_heads.claims import induction_claims
 from mesascope.studies.induction_heads.plateaus import Plateaus
 from mesascope.studies.induction_heads.task import FIRST_GRAM_POSITION, Grams
@@ -62,14 +62,7 @@ STUDY = Study(
     "on the same target. The induction head has emerged when its error is half that of the best multiple of an "
     "unweighted average of the terms, which is already nearly right. Target and toy model follow the paper; all "
     "numbers and thresholds are ours.",
-    citation=Citation(
-        key="wang2024induction",
-        authors="Wang, Mingze and Yu, Ruoxi and E, Weinan and Wu, Lei",
-        title="How Transformers Implement Induction Heads: Approximation and Optimization Analysis",
-        year=2024,
-        venue="arXiv:2410.11474",
-        url="https://arxiv.org/abs/2410.11474",
-    ),
+    citation=CITATION,
     conditions=(
         Condition(
             task=TASK,
@@ -85,7 +78,6 @@ STUDY = Study(
                 inner(objectives.quadratic),
                 inner(objectives.hopfield),
                 head_ablation.using(first=FIRST_GRAM_POSITION),
-                head_importance.using(first=FIRST_GRAM_POSITION),
             ),
         ),
     ),

@@ -94,6 +94,9 @@ class InductionHead(ToyModel):
         Args:
             seed: of the sequences.
             progress: receives (steps done, total steps, NaN).
+
+        Yields:
+            the states, one per update and one more.
         """
         outputs = compute_first_layer_outputs(self.initial_size, self.learning_rate, self.length)
         sample = SequenceSample.sample(self, outputs, simulation_generator(seed))
@@ -169,6 +172,9 @@ class SequenceSample:
             model: gives length, weights and number of sequences.
             outputs: weight of every earlier term in the first layer's output at each of x_2 .. x_L.
             generator: source of randomness.
+
+        Returns:
+            the sample.
         """
         x = torch.randn(model.sequences, model.length, generator=generator, dtype=torch.float64)
         last, value = x[:, -1:], x[:, 1:-1]

@@ -1,1 +1,1 @@
-"""Wu & Varshney 2023: a meta-learning perspective on transformers."""
+"""Wu & Varshney 2024: a meta-learning perspective on transformers."""

@@ -12,15 +12,15 @@ from mesascope.studies.meta_learning.representation_claims import (
     norm_claims,
     spectrum_claims,
 )
-from mesascope.studies.shared.head_claims import head_importance_claims
+from mesascope.studies.shared.head_claims import head_role_claims
 
 LABELS = ("generator", "next token", "generator and next token")
 TESTED_OBJECTIVES = ("quadratic", "hopfield", "fast_weight")  # attention lowers the linear one by construction
 TEXT_CONDITION = ("text_", "on real text: ")  # prefix of the results, prefix of names and statements
 CONDITIONS = (("", ""), TEXT_CONDITION)
-BASELINES = {
-    "Bayes": "the Bayes predictor, which infers the generator",
-    "generator known": "a predictor that is given the generator",
+BASELINES = {  # name of the claim: predictor, and the predictor in words
+    "Bayes": ("Bayes", "the Bayes predictor, which infers the generator"),
+    "generator known": ("known generator", "a predictor that is given the generator"),
 }
 MAX_LOSS_RATIO = 1.1  # ours: model loss over that of predictors that know the generators
 
@@ -37,15 +37,15 @@ def meta_learning_claims() -> tuple[Claim, ...]:
         *(claim for condition in CONDITIONS for claim in norm_claims(*condition)),
         *spectrum_claims(),
         *(lens_claim(*condition, lens) for condition in CONDITIONS for lens in ("logit", "affine")),
-        *head_importance_claims(),
-        *head_importance_claims(*TEXT_CONDITION),
+        *head_role_claims(),
+        *head_role_claims(*TEXT_CONDITION),
     )
 
 
 def _outer_loss_claims() -> tuple[Claim, ...]:
     return tuple(
         Claim(
-            name=f"the outer loss is low: {baseline}",
+            name=f"the outer loss is low: {name}",
             statement=f"On validation sequences the loss is at most 10 % above that of {words}.",
             source=f"{OURS}: the other claims are about a model that has learned its task",
             value=Quantity(
@@ -59,7 +59,7 @@ def _outer_loss_claims() -> tuple[Claim, ...]:
             direction="below",
             threshold=MAX_LOSS_RATIO,
         )
-        for baseline, words in BASELINES.items()
+        for name, (baseline, words) in BASELINES.items()
     )
 
 

@@ -34,7 +34,7 @@ def _dual_form_claim() -> Claim:
 def _whole_history_claim() -> Claim:
     return Claim(
         name="the whole training history is needed",
-        statement="Without half of the training instances, the outputs of every module are off by 10 % or more.",
+        statement="Without half of the training instances, the outputs of every module have an error of 10 % or more.",
         source=OURS,
         value=_SMALLEST_HALF_ERROR,
         control=_LARGEST_DUAL_ERROR,
@@ -59,7 +59,8 @@ def history_attention_claims(label: str) -> tuple[Claim, ...]:
 def _same_label_claim(label: str) -> Claim:
     return Claim(
         name=f"attention to the same {label}",
-        statement=f"The most attended instances share the {label} more often than chance and the least attended.",
+        statement=f"The most attended instances share the query's {label} more often than chance and than the least "
+        "attended.",
         source=f"{PAPER}, figure 3; the next claim controls for the token embeddings",
         value=_same_label_fraction(label),
         control=Quantity(
@@ -73,7 +74,7 @@ def _same_label_claim(label: str) -> Claim:
 def _same_label_training_claim(label: str) -> Claim:
     return Claim(
         name=f"attention to the same {label}: training",
-        statement=f"Training makes the attended instances share the {label} more often.",
+        statement=f"Training makes the attended instances share the query's {label} more often.",
         source=f"{PAPER}, figure 3",
         value=_same_label_fraction(label),
         control=Quantity(
@@ -87,7 +88,7 @@ def _same_label_training_claim(label: str) -> Claim:
 def _layer_range_claim(label: str) -> Claim:
     return Claim(
         name=f"attention to the same {label}: layers",
-        statement=f"Training makes layers differ in how often the attended instances share the {label}.",
+        statement=f"Training makes layers differ in how often the attended instances share the query's {label}.",
         source=f"{PAPER}, figure 3, in our words",
         value=Quantity(
             description="highest minus lowest fraction over the query projections of the layers",

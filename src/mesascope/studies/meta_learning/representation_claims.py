@@ -4,9 +4,10 @@ import numpy as np
 import xarray as xr
 
 from mesascope.studies.base import Claim, Quantity, Results, select_last_step, select_untrained
+from mesascope.studies.meta_learning.citation import CITATION
 from mesascope.studies.shared.head_claims import prefix_statement
 
-PAPER = "Wu & Varshney 2023"
+PAPER = CITATION.short
 OURS = "ours"
 NORM_VARIATION = "coefficient of variation of the norm over tokens, excluding attention sinks,"
 MIN_FALLING_FRACTION = 0.9  # ours: of adjacent depths

@@ -1,6 +1,6 @@
 """The meta-learning view of language models: inner optimisation across layers, outer optimisation in training.
 
-Wu & Varshney 2023 (arXiv 2310.05884; Findings of ACL 2024). Known to us are the abstract, the captions of the figures
+Wu & Varshney 2024 (arXiv 2310.05884; Findings of ACL 2024). Known to us are the abstract, the captions of the figures
 and the idea of the proposition. The generators of the sequences, the inner objectives, sizes, training and all
 thresholds are ours.
 """
@@ -8,13 +8,14 @@ thresholds are ours.
 from dataclasses import replace
 
 from mesascope import analyses
-from mesascope.analyses.causal.head_importance import head_importance
+from mesascope.analyses.causal.head_ablation import head_ablation
 from mesascope.analyses.inner_objectives import objectives
 from mesascope.analyses.inner_objectives.measure import inner
 from mesascope.analyses.stream.input_spectra import input_spectra
 from mesascope.analyses.training.history_attention import history_attention
 from mesascope.models.config import DecoderConfig
-from mesascope.studies.base import Citation, Condition, ScaleConfig, Study
+from mesascope.studies.base import Condition, ScaleConfig, Study
+from mesascope.studies.meta_learning.citation import CITATION
 from mesascope.studies.meta_learning.claims import meta_learning_claims
 from mesascope.tasks.seeded import SeededSequences
 from mesascope.tasks.text import TextTask
@@ -104,7 +105,7 @@ TEXT_CONDITION = Condition(
         analyses.logit_lens,
         analyses.affine_lens,
         FIGURE_5,
-        head_importance,
+        head_ablation.using(groups=False),
     ),
 )
 
@@ -112,20 +113,13 @@ STUDY = Study(
     name="meta-learning",
     title="Inner and outer optimisation of a causal language model",
     description=(
-        "Sequences of hidden generators (the paper's seeds), and real text; a GPT-style decoder is trained to "
+        "A GPT-style decoder is trained on sequences from hidden generators (the paper's seeds), and on real text, to "
         "predict the next token. The setting follows the paper's abstract and captions; generators, inner "
         "objectives, sizes and thresholds are ours. A smaller decoder is trained by SGD with momentum, for which "
         "the dual form is exact; its training history is stored on disk: 1 GB at laptop scale, 10 GB at paper "
         "scale."
     ),
-    citation=Citation(
-        key="wu2024metalearning",
-        authors="Wu, Xinbo and Varshney, Lav R.",
-        title="A Meta-Learning Perspective on Transformers for Causal Language Modeling",
-        year=2024,
-        venue="Findings of ACL 2024, arXiv:2310.05884",
-        url="https://arxiv.org/abs/2310.05884",
-    ),
+    citation=CITATION,
     conditions=(
         Condition(
             task=TASK,
@@ -146,7 +140,7 @@ STUDY = Study(
                 analyses.logit_lens,
                 analyses.affine_lens,
                 input_spectra,
-                head_importance.using(first=TASK.prefix_length),
+                head_ablation.using(first=TASK.prefix_length, groups=False),
             ),
         ),
         SGD_CONDITION,

@@ -6,10 +6,11 @@ import numpy as np
 import xarray as xr
 
 from mesascope.studies.base import Claim, Quantity, Results, select_last_step
+from mesascope.studies.newton.citation import CITATION
 from mesascope.studies.shared.icl import MIN_SIMILARITY, least_squares_claim
 from mesascope.studies.shared.selectors import refinement_claim
 
-PAPER = "Fu et al. 2024"
+PAPER = CITATION.short
 NEWTON, DESCENT = "Newton's iteration", "normalised gradient descent"
 MIN_LENS_SIMILARITY = 0.5  # ours: explained variance of the affine lens above which fitted iterations mean anything
 MIN_DEPTHS = 3  # ours: points of a line fit

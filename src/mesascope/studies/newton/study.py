@@ -7,7 +7,8 @@ seed had been seen.
 """
 
 from mesascope import analyses
-from mesascope.studies.base import Citation, Condition, ScaleConfig, Study
+from mesascope.studies.base import Condition, ScaleConfig, Study
+from mesascope.studies.newton.citation import CITATION
 from mesascope.studies.newton.claims import newton_claims
 from mesascope.studies.shared.icl import make_icl_training, make_regression_decoder
 from mesascope.tasks.regression import Regression
@@ -23,14 +24,7 @@ STUDY = Study(
         "gradient descent. The question is the paper's; sizes, training and thresholds are ours, and one seed was "
         "seen before the claims were fixed."
     ),
-    citation=Citation(
-        key="fu2024transformers",
-        authors="Fu, Deqing and Chen, Tian-Qi and Jia, Robin and Sharan, Vatsal",
-        title="Transformers Learn to Achieve Second-Order Convergence Rates for In-Context Linear Regression",
-        year=2024,
-        venue="NeurIPS 2024; arXiv:2310.17086",
-        url="https://arxiv.org/abs/2310.17086",
-    ),
+    citation=CITATION,
     conditions=(
         Condition(
             task=TASK,

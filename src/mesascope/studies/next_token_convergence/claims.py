@@ -3,10 +3,11 @@
 import xarray as xr
 
 from mesascope.studies.base import Claim, Quantity, Results, select_last_step, select_untrained
+from mesascope.studies.next_token_convergence.citation import CITATION
 from mesascope.studies.next_token_convergence.toy_model import IMPLIED, NORMALISED, NOT_IMPLIED, PLAIN, STAGES
-from mesascope.studies.shared.head_claims import head_importance_claims
+from mesascope.studies.shared.head_claims import head_role_claims
 
-PAPER = "Huang et al. 2024"
+PAPER = CITATION.short
 OURS = "ours"
 TRANSFER = f"{OURS}: a test of whether the result for the toy model holds for decoders"
 
@@ -20,7 +21,7 @@ MIN_ATTENTION = 0.99  # ours
 def next_token_claims() -> tuple[Claim, ...]:
     """Return all claims of the study, in the order of the page."""
     stage_claims = (claim for stage in STAGES for claim in _stage_claims(stage))
-    return (*stage_claims, *_GENERALISATION_CLAIMS, *head_importance_claims())
+    return (*stage_claims, *_GENERALISATION_CLAIMS, *head_role_claims())
 
 
 def _stage_claims(stage: str) -> tuple[Claim, ...]:
@@ -37,10 +38,8 @@ def _linear_convergence_claim(stage: str) -> Claim:
         name=f"{stage}: linear convergence",
         statement=f"{stage.capitalize()}: the logarithm of the loss decreases linearly.",
         source=f"{PAPER}; the threshold is ours",
-        value=_stage_fit(
-            stage, NORMALISED, "loss_r2", "R² of a line through the logarithm of the excess loss, by step"
-        ),
-        control=_stage_fit(stage, PLAIN, "loss_r2", "R² of a line through the logarithm of the excess loss, by step"),
+        value=_stage_fit(stage, NORMALISED, "loss_r2", "R² of a linear fit of the log excess loss by step"),
+        control=_stage_fit(stage, PLAIN, "loss_r2", "R² of a linear fit of the log excess loss by step"),
         direction="above",
         threshold=MIN_R2,
     )
@@ -49,10 +48,10 @@ def _linear_convergence_claim(stage: str) -> Claim:
 def _fitted_range_claim(stage: str) -> Claim:
     return Claim(
         name=f"{stage}: fitted range",
-        statement=f"{stage.capitalize()}: the line is fitted over at least three powers of ten.",
+        statement=f"{stage.capitalize()}: the fit extends over at least three powers of ten of the excess loss.",
         source=f"{OURS}: over a smaller range, many curves are nearly straight",
-        value=_stage_fit(stage, NORMALISED, "fitted_decades", "powers of ten of the excess loss that the line covers"),
-        control=_stage_fit(stage, PLAIN, "fitted_decades", "powers of ten of the excess loss that the line covers"),
+        value=_stage_fit(stage, NORMALISED, "fitted_decades", "powers of ten of the excess loss in the fit"),
+        control=_stage_fit(stage, PLAIN, "fitted_decades", "powers of ten of the excess loss in the fit"),
         direction="above",
         threshold=MIN_DECADES,
     )
@@ -63,8 +62,8 @@ def _norm_growth_claim(stage: str) -> Claim:
         name=f"{stage}: linear norm growth",
         statement=f"{stage.capitalize()}: the norm of the matrix grows linearly with the steps.",
         source=f"{PAPER}; the threshold is ours",
-        value=_stage_fit(stage, NORMALISED, "norm_r2", "R² of a line through the norm, by step"),
-        control=_stage_fit(stage, PLAIN, "norm_r2", "R² of a line through the norm, by step"),
+        value=_stage_fit(stage, NORMALISED, "norm_r2", "R² of a linear fit of the norm by step"),
+        control=_stage_fit(stage, PLAIN, "norm_r2", "R² of a linear fit of the norm by step"),
         direction="above",
         threshold=MIN_R2,
     )
@@ -73,10 +72,10 @@ def _norm_growth_claim(stage: str) -> Claim:
 def _max_margin_claim(stage: str) -> Claim:
     return Claim(
         name=f"{stage}: max-margin direction",
-        statement=f"{stage.capitalize()}: the direction of the matrix converges to that of the largest margin.",
+        statement=f"{stage.capitalize()}: the direction of the matrix converges to the max-margin direction.",
         source=f"{PAPER}; the threshold is ours",
         value=Quantity(
-            description="cosine with the matrix of least norm that has a margin of 1, at the end",
+            description="cosine with the minimum-norm matrix that has a margin of 1, at the end",
             read=lambda results: select_last_step(_select_stage(results, "margin_cosine", stage, NORMALISED)),
         ),
         control=Quantity(

@@ -6,11 +6,11 @@ stages follow summaries of the paper; the vocabulary, the frequencies of pairs, 
 """
 
 from mesascope import analyses
-from mesascope.analyses.causal.ablation import head_ablation
-from mesascope.analyses.causal.head_importance import head_importance
+from mesascope.analyses.causal.head_ablation import head_ablation
 from mesascope.analyses.inner_objectives import objectives
 from mesascope.analyses.inner_objectives.measure import inner
-from mesascope.studies.base import Citation, Condition, ScaleConfig, Simulation, Study
+from mesascope.studies.base import Condition, ScaleConfig, Simulation, Study
+from mesascope.studies.next_token_convergence.citation import CITATION
 from mesascope.studies.next_token_convergence.claims import next_token_claims
 from mesascope.studies.next_token_convergence.task import Collocations
 from mesascope.studies.next_token_convergence.toy_model import NextTokenModel
@@ -34,14 +34,7 @@ STUDY = Study(
     "layer of attention is trained in two stages by normalised gradient descent and, as the control, by gradient "
     "descent; two-layer decoders are trained on the same sentences and tested on others. Setting, model and stages "
     "follow the paper; sizes and thresholds are ours.",
-    citation=Citation(
-        key="huang2024nexttoken",
-        authors="Huang, Ruiquan and Liang, Yingbin and Yang, Jing",
-        title="Non-asymptotic Convergence of Training Transformers for Next-token Prediction",
-        year=2024,
-        venue="NeurIPS 2024; arXiv:2409.17335",
-        url="https://arxiv.org/abs/2409.17335",
-    ),
+    citation=CITATION,
     conditions=(
         Condition(
             task=TASK,
@@ -54,7 +47,6 @@ STUDY = Study(
                 inner(objectives.hopfield),
                 inner(objectives.readout),
                 head_ablation.using(first=LAST_POSITION),
-                head_importance.using(first=LAST_POSITION),
             ),
         ),
     ),
@@ -64,8 +56,8 @@ STUDY = Study(
             title="Toy model",
             description="One layer of attention on one-hot tokens. The first stage trains the value matrix W_ov on "
             "pairs of a token and its collocation; the second trains the score matrix W_kq on sentences with W_ov "
-            "fixed. The figures show the loss above its infimum, the norm of the matrix, and its cosine with the "
-            "matrix of largest margin for both stages and both descents, the attention to the deciding token, and the "
+            "fixed. The figures show, for both stages and both kinds of descent, the loss above its infimum, the norm "
+            "of the matrix and its cosine with the max-margin matrix; the attention to the deciding token; and the "
             "accuracy on training sentences and on unseen sentences, by whether the training sentences imply which "
             "token decides.",
             scales={

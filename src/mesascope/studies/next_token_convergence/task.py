@@ -40,6 +40,9 @@ class CollocationLanguage:
         Args:
             vocabulary: number of tokens.
             generator: source of randomness.
+
+        Returns:
+            the language.
         """
         frequencies = 1 / torch.arange(1, vocabulary + 1, dtype=torch.float64)
         ranks = torch.stack([torch.randperm(vocabulary, generator=generator) for _ in range(vocabulary)])
@@ -56,6 +59,9 @@ class CollocationLanguage:
             count: number of sentences.
             length: of a sentence.
             generator: source of randomness.
+
+        Returns:
+            the sentences, (sentence, pos).
         """
         sentences: dict[tuple[int, ...], None] = {}
         while len(sentences) < count:

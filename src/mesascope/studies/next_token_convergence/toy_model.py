@@ -136,7 +136,7 @@ class NextTokenModel(ToyModel):
 _CURVES = {
     "excess_loss": ("nat", "cross-entropy minus its infimum"),
     "norm": ("1", "Frobenius norm of the matrix"),
-    "margin_cosine": ("1", "cosine with the matrix of least norm that has a margin of 1"),
+    "margin_cosine": ("1", "cosine with the minimum-norm matrix that has a margin of 1"),
 }
 
 
@@ -153,9 +153,9 @@ def _describe_curves(records: Sequence[DescentRecord], steps: int, checkpoints: 
     loss_r2, fitted_decades = np.array([fit_log_decay(np.array(record.excess_loss)) for record in records]).T
     norm_r2 = np.array([fit_norm_growth(record) for record in records])
     fits = {
-        "loss_r2": (loss_r2, "R² of a line through the logarithm of the excess loss, by step"),
-        "fitted_decades": (fitted_decades, "powers of ten of the excess loss to which the line is fitted"),
-        "norm_r2": (norm_r2, "R² of a line through the norm, by step"),
+        "loss_r2": (loss_r2, "R² of a linear fit of the log excess loss by step"),
+        "fitted_decades": (fitted_decades, "powers of ten of the excess loss in the fit"),
+        "norm_r2": (norm_r2, "R² of a linear fit of the norm by step"),
     }
     for name, (values, description) in fits.items():
         coords = {"stat": STAGE_DESCENTS}

@@ -1,4 +1,4 @@
-"""Claims on parameter norm growth, saturation and the heads of saturated networks (Merrill et al. 2020)."""
+"""Claims on parameter norm growth, saturation and the heads of saturated networks (Merrill et al. 2021)."""
 
 import xarray as xr
 
@@ -43,7 +43,8 @@ TOY_MODEL_CLAIMS = (
     ),
     Claim(
         name="toy model: growth requires updates proportional to the norm",
-        statement="A random walk, whose step size is constant, hardly grows in norm under a 1/√t learning rate.",
+        statement="The norm of a random walk, whose updates do not scale with it, hardly grows under a 1/√t learning "
+        "rate.",
         source=f"{OURS}: an ablation of the premise of the derivation",
         value=_toy_exponent("size", PROPORTIONAL, "updates proportional to the norm"),
         control=_toy_exponent("size", CONSTANT_SIZE, "updates of constant size"),
@@ -51,7 +52,7 @@ TOY_MODEL_CLAIMS = (
     ),
     Claim(
         name="toy model: the exponent depends on the schedule",
-        statement="With a constant learning rate, such updates give a larger exponent of norm growth than with 1/√t.",
+        statement="With updates proportional to the norm, a constant learning rate gives a larger exponent than 1/√t.",
         source=f"{OURS}: follows from the paper's derivation",
         value=_toy_exponent("schedule", "constant", "constant learning rate"),
         control=_toy_exponent("schedule", PAPER_SCHEDULE, "1/√t learning rate"),

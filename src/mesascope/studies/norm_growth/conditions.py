@@ -3,13 +3,14 @@
 import xarray as xr
 
 from mesascope.studies.base import Results
+from mesascope.studies.norm_growth.citation import CITATION
 
 MAIN = ""
 INVERSE_SQRT, ADAFACTOR, LINEAR_DECAY, LARGE_DECAY = "inverse", "adapted", "linear", "decayed"
 OUTPUT_NORM, MULTIPLICATIVE, OUTPUT_NORM_MULTIPLICATIVE = "output", "zeroed", "both"
 SGD_SHUFFLED, ADAMW_SHUFFLED = "random", "shuffled"
 
-PAPER, OURS = "Merrill et al. 2020", "ours"
+PAPER, OURS = CITATION.short, "ours"
 OUR_THRESHOLD = f"{PAPER}; the threshold is ours"
 OUTPUT_FORM = "x + norm(f(x))"
 

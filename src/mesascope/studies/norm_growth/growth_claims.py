@@ -1,4 +1,4 @@
-"""Claims on the growth of the parameter norm and the direction of the parameters (Merrill et al. 2020)."""
+"""Claims on the growth of the parameter norm and the direction of the parameters (Merrill et al. 2021)."""
 
 import numpy as np
 import xarray as xr
@@ -41,7 +41,7 @@ def _log_norms(results: Results, condition: str) -> xr.DataArray:
 def _fit_r2(curve: str, condition: str, label: str) -> Quantity:
     return Quantity(
         description=f"R² of the affine fit of the norm on {curve}, {label}",
-        read=lambda results: condition_result(results, "parameter_norms", condition)["straight"].sel(
+        read=lambda results: condition_result(results, "parameter_norms", condition)["r_squared"].sel(
             _curve=curve, drop=True
         ),
     )
@@ -158,7 +158,7 @@ GROWTH_CLAIMS = (
     ),
     Claim(
         name="norm grows throughout training, x + norm(f(x))",
-        statement="With x + norm(f(x)), too, the norm grows from each checkpoint to the next after an early phase.",
+        statement="With x + norm(f(x)), the norm also grows from each checkpoint to the next after an early phase.",
         source=PAPER_DECAY,
         value=_min_log_increase(OUTPUT_NORM, f"weight decay 0.01, {OUTPUT_FORM}"),
         control=MIN_INCREASE_LARGE_DECAY,
@@ -229,11 +229,11 @@ GROWTH_CLAIMS = (
         source=f"{PAPER}: the premise of a proposition; the tolerance is ours",
         value=Quantity(
             description="standard deviation over the matrices of all layers of the logarithm of their growth",
-            read=lambda results: results["parameter_norms"]["spread"],
+            read=lambda results: results["parameter_norms"]["log_growth_std"],
         ),
         control=Quantity(
             description="a quarter of the mean logarithm of their growth",
-            read=lambda results: abs(results["parameter_norms"]["rate"].mean(("layer", "map"))) / 4,
+            read=lambda results: abs(results["parameter_norms"]["log_growth"].mean(("layer", "map"))) / 4,
         ),
         direction="below",
     ),

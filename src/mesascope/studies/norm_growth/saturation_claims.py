@@ -1,4 +1,4 @@
-"""Claims on saturated networks and on the heads that they have under two masks (Merrill et al. 2020)."""
+"""Claims on saturated networks and on the heads that they have under two masks (Merrill et al. 2021)."""
 
 import xarray as xr
 
@@ -50,7 +50,7 @@ def _wide_head_fraction(condition: str, label: str, *, trained: bool = True) -> 
 def _later_attention(results: Results) -> xr.DataArray:
     """Return the attention to later positions of heads that attend to many positions; NaN if there are none."""
     dataset = condition_result(results, "saturation", MULTIPLICATIVE)
-    return select_last_step(dataset["later"].where(dataset["attended"] > MAX_ATTENDED_POSITIONS)).mean(
+    return select_last_step(dataset["later_attention"].where(dataset["attended"] > MAX_ATTENDED_POSITIONS)).mean(
         ("layer", "head")
     )
 
@@ -68,7 +68,9 @@ def _held_out_loss(condition: str, label: str) -> Quantity:
 def _lookahead_effect(condition: str, label: str) -> Quantity:
     return Quantity(
         description=f"increase of the loss without attention to later positions, {label}",
-        read=lambda results: select_last_step(condition_result(results, "lookahead_ablation", condition)["rise"]),
+        read=lambda results: select_last_step(
+            condition_result(results, "lookahead_ablation", condition)["loss_increase"]
+        ),
         unit="nat",
     )
 
@@ -86,7 +88,7 @@ SATURATION_CLAIMS = (
     ),
     Claim(
         name="training increases saturation, x + norm(f(x))",
-        statement="With x + norm(f(x)), too, a trained network is closer to its saturated form than an untrained one.",
+        statement="With x + norm(f(x)), a trained network is also closer to its saturated form than an untrained one.",
         source=PAPER,
         value=_saturation_cosine("mean", OUTPUT_NORM, f"trained, {OUTPUT_FORM}"),
         control=_saturation_cosine("mean", OUTPUT_NORM, f"untrained, {OUTPUT_FORM}", trained=False),
@@ -124,7 +126,7 @@ HEAD_CLAIMS = (
     ),
     Claim(
         name="heads that attend to many positions require the multiplicative mask, x + norm(f(x))",
-        statement="With x + norm(f(x)), too, such heads emerge with a multiplicative mask and not with a causal one.",
+        statement="With x + norm(f(x)), such heads also emerge with a multiplicative mask and not with a causal one.",
         source=PAPER_MASK,
         value=_wide_head_fraction(OUTPUT_NORM_MULTIPLICATIVE, f"{MULTIPLICATIVE_MASK}, {OUTPUT_FORM}"),
         control=_wide_head_fraction(OUTPUT_NORM, f"{CAUSAL_MASK}, {OUTPUT_FORM}"),
@@ -136,11 +138,11 @@ HEAD_CLAIMS = (
         statement="With a multiplicative mask, heads that attend to many positions attend to later positions.",
         source=f"{OURS}: where all visible scores are negative, the zeros at later positions receive all attention",
         value=Quantity(
-            description="their fraction of attention on later positions; undefined if there are no such heads",
+            description="fraction of the attention of these heads on later positions; NaN if there are no such heads",
             read=_later_attention,
         ),
         control=Quantity(
-            description="their fraction of attention on all other positions",
+            description="fraction of their attention on all other positions",
             read=lambda results: 1 - _later_attention(results),
         ),
         direction="above",

@@ -1,6 +1,6 @@
 """Parameter norm growth: the norm during training, saturation of the network, and the heads of the saturated network.
 
-Merrill, Ramanujan, Goldberg, Schwartz and Smith 2020 (arXiv 2010.09697). The study re-runs the small language models
+Merrill, Ramanujan, Goldberg, Schwartz and Smith 2021 (arXiv 2010.09697). The study re-runs the small language models
 with both norm positions, norm(x + f(x)) and x + norm(f(x)), and both masks: a causal mask, and the multiplicative mask
 of the paper's code, which sets the scores of later positions to 0 and so leaves them visible. A toy model simulates
 the paper's derivation. Sizes and learning rates at laptop scale are ours, tuned with one pilot seed that is not among
@@ -13,8 +13,9 @@ from mesascope import analyses
 from mesascope.analyses.causal.mask_future import lookahead_ablation
 from mesascope.analyses.causal.saturation import saturation
 from mesascope.models.config import DecoderConfig
-from mesascope.studies.base import Citation, Condition, ScaleConfig, Simulation, Study
+from mesascope.studies.base import Condition, ScaleConfig, Simulation, Study
 from mesascope.studies.norm_growth import conditions
+from mesascope.studies.norm_growth.citation import CITATION
 from mesascope.studies.norm_growth.claims import CLAIMS
 from mesascope.studies.norm_growth.task import ShuffledTargets
 from mesascope.studies.norm_growth.toy_model import NormGrowth
@@ -159,14 +160,7 @@ STUDY = Study(
     "of T5. Trained networks are compared with copies whose parameters are multiplied by 1000. Layer types, number of "
     "heads, optimiser and analyses are the paper's; sizes at laptop scale, learning rates and thresholds are ours. T5 "
     "itself is not re-run. Checkpoints take 0.8 GB at laptop scale.",
-    citation=Citation(
-        key="merrill2021effects",
-        authors="Merrill, William and Ramanujan, Vivek and Goldberg, Yoav and Schwartz, Roy and Smith, Noah A.",
-        title="Effects of Parameter Norm Growth During Transformer Training: Inductive Bias from Gradient Descent",
-        year=2021,
-        venue="EMNLP 2021; arXiv:2010.09697",
-        url="https://arxiv.org/abs/2010.09697",
-    ),
+    citation=CITATION,
     conditions=CONDITIONS,
     simulations=(
         Simulation(

@@ -7,14 +7,14 @@ from mesascope.studies.base import Claim, Quantity, Results, select_last_step
 OURS = "ours"
 
 
-def head_importance_claims(prefix: str = "", name_prefix: str = "") -> tuple[Claim, ...]:
+def head_role_claims(prefix: str = "", name_prefix: str = "") -> tuple[Claim, ...]:
     """Return the claims about mean ablation of single heads, which apply to any model.
 
     Args:
         prefix: of the condition's results, such as ``text_``.
         name_prefix: the condition in words, prepended to names and statements, such as ``on real text: ``.
     """
-    result = f"{prefix}head_importance"
+    result = f"{prefix}head_ablation"
     return (_specific_effect_claim(result, name_prefix), _role_effect_claim(result, name_prefix))
 
 
@@ -109,5 +109,5 @@ def _select_copying(results: Results, layer: int) -> xr.DataArray:
 
 
 def _copies_at_largest_effect(results: Results, layer: int) -> xr.DataArray:
-    effect = _select_effect(results, "head_importance").sel(layer=layer, drop=True)
+    effect = _select_effect(results, "head_ablation").sel(layer=layer, drop=True)
     return _select_copying(results, layer).isel(head=effect.argmax("head")).drop_vars("head", errors="ignore")

@@ -3,10 +3,11 @@
 import xarray as xr
 
 from mesascope.studies.base import Claim, Quantity, Results
+from mesascope.studies.sparse_regression_heads.citation import CITATION
 from mesascope.studies.sparse_regression_heads.problems import PROBLEM_SETTINGS
 from mesascope.studies.sparse_regression_heads.toy_model import METHODS
 
-PAPER, OURS = "Chen et al. 2024", "ours"
+PAPER, OURS = CITATION.short, "ours"
 PLAIN, PREPROCESSED, RIDGE, LASSO = METHODS
 REVERSED = next(
     setting.name for setting in PROBLEM_SETTINGS if setting.examples > setting.features and not setting.noise
@@ -50,7 +51,8 @@ PREPROCESSING_RATIO = _risk_ratio(PREPROCESSED, PLAIN, IMPROVED, "four settings"
 ALGORITHM_CLAIMS = (
     Claim(
         name="algorithm: preprocessing lowers the risk",
-        statement="With noise, or with fewer examples than features, preprocessing lowers the risk of descent.",
+        statement="With noise, or with fewer examples than features, preprocessing lowers the risk of gradient "
+        "descent.",
         source=f"{PAPER}; the four settings are ours",
         value=PREPROCESSING_RATIO,
         control=_risk_ratio(PREPROCESSED, PLAIN, [REVERSED], "without noise, more examples than features"),
@@ -59,7 +61,8 @@ ALGORITHM_CLAIMS = (
     ),
     Claim(
         name="algorithm: lower risk than ridge regression",
-        statement="With noise, or with fewer examples than features, its risk is lower than that of ridge regression.",
+        statement="With noise, or with fewer examples than features, preprocessed gradient descent has a lower "
+        "risk than ridge regression.",
         source=PAPER,
         value=_risk_ratio(PREPROCESSED, RIDGE, IMPROVED, "four settings"),
         control=_risk_ratio(PLAIN, RIDGE, IMPROVED, "four settings"),
@@ -78,7 +81,7 @@ ALGORITHM_CLAIMS = (
     Claim(
         name="algorithm: lower risk in the first steps in all settings",
         statement="After the same number of steps, up to five, preprocessing lowers the risk in all settings.",
-        source=f"{OURS}: the gain available to a model of few layers",
+        source=f"{OURS}: the gain available to a model with few layers",
         value=_descent_risk_ratio(FIRST_STEPS, "first five steps"),
         control=_descent_risk_ratio(-1, "last step"),
         direction="below",
@@ -86,7 +89,8 @@ ALGORITHM_CLAIMS = (
     ),
     Claim(
         name="algorithm: comparable to the lasso",
-        statement="With noise, and no fewer examples than features, its risk is comparable to that of the lasso.",
+        statement="With noise, and as many examples as features or more, preprocessed gradient descent has a risk "
+        "comparable to that of the lasso.",
         source=f"{PAPER}, up to logarithms; the threshold is ours",
         value=_risk_ratio(PREPROCESSED, LASSO, OVERDETERMINED, "two settings"),
         control=_risk_ratio(PLAIN, LASSO, OVERDETERMINED, "two settings"),

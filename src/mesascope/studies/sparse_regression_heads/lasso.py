@@ -33,6 +33,9 @@ def lasso_estimates(
         penalty: above 0.
         initial: initial coefficients, such as those for a larger penalty; 0 by default.
 
+    Returns:
+        the coefficients, (problem, feature).
+
     Raises:
         ValueError: the penalty is not above 0, or a problem is not solved in :data:`MAX_LASSO_STEPS` steps.
     """
@@ -126,6 +129,9 @@ def duality_gap(
         gram, moment: mean products of the coordinates of the inputs, and of inputs and targets.
         mean_square: mean squared targets.
         weights, penalty: coefficients, and the factor on their L1 norm.
+
+    Returns:
+        the gap of each problem.
     """
     product = _multiply_vectors(gram, weights)
     residual = mean_square - ((2 * moment - product) * weights).sum(1)

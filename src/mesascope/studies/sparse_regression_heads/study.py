@@ -11,13 +11,14 @@ the study was run.
 from dataclasses import replace
 
 from mesascope import analyses
-from mesascope.analyses.causal.ablation import head_ablation
+from mesascope.analyses.causal.head_ablation import head_ablation
 from mesascope.analyses.causal.pruning import pruning
 from mesascope.analyses.inner_objectives import objectives
 from mesascope.analyses.inner_objectives.measure import inner
 from mesascope.models.config import DecoderConfig
-from mesascope.studies.base import Citation, Condition, ScaleConfig, Simulation, Study
+from mesascope.studies.base import Condition, ScaleConfig, Simulation, Study
 from mesascope.studies.sparse_regression_heads import claims
+from mesascope.studies.sparse_regression_heads.citation import CITATION
 from mesascope.studies.sparse_regression_heads.toy_model import SparseDescent
 from mesascope.tasks.functions import LinearFunctions
 from mesascope.tasks.regression import Regression
@@ -96,15 +97,7 @@ STUDY = Study(
     "of linear attention are trained with eight heads and with one. The paper's sizes are not known to "
     "us: this is a re-run of its setting with our own sizes, and the claims are worded from its "
     "abstract.",
-    citation=Citation(
-        key="chen2024transformers",
-        authors="Chen, Xingwu and Zhao, Lei and Zou, Difan",
-        title="How Transformers Utilize Multi-Head Attention in In-Context Learning? A Case Study on Sparse Linear "
-        "Regression",
-        year=2024,
-        venue="NeurIPS 2024; arXiv:2408.04532",
-        url="https://arxiv.org/abs/2408.04532",
-    ),
+    citation=CITATION,
     conditions=(
         Condition(
             task=TASK,

@@ -130,6 +130,9 @@ def descent_risks(
         scale: factor on each coordinate of the inputs.
         steps: number of steps.
         progress: receives (steps done, total steps, NaN).
+
+    Returns:
+        the excess risk by step.
     """
     weights_by_step = _iterate_descent(x * scale[:, None], y, steps, progress)
     return np.array([excess_risk(scale * weights, coefficients) for weights in weights_by_step])

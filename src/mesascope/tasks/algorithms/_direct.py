@@ -93,7 +93,7 @@ def linear_extrapolation(features: slice) -> Algorithm:
         query_x = context.query_x[..., features]
         return torch.where((context.num_context > 0)[:, None], 2 * query_x - previous, query_x)[None]
 
-    return Algorithm(name="straight line", predict=predict_queries)
+    return Algorithm(name="linear extrapolation", predict=predict_queries)
 
 
 def last_pairs_least_squares(count: int) -> Algorithm:
@@ -112,4 +112,4 @@ def last_pairs_least_squares(count: int) -> Algorithm:
         rule: LinearRule = torch.linalg.pinv(context.context_x * mask, rtol=1e-12) @ (context.context_y * mask)
         return context.apply_rule(rule)[None]
 
-    return Algorithm(name=f"the last {count} pairs", predict=predict_queries)
+    return Algorithm(name=f"least squares on the last {count} pairs", predict=predict_queries)

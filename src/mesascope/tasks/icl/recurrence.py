@@ -122,7 +122,7 @@ class Recurrence(InContextTask):
         return {
             "zero": baselines.predict_zero(x),
             "copy": baselines.predict_copy(x),
-            "extrapolate": baselines.predict_extrapolation(x),
+            "linear extrapolation": baselines.predict_extrapolation(x),
             "closed form": baselines.predict_closed_form(x, phi),
             "least squares": baselines.predict_least_squares(x, phi),
             "ridge 0.01": baselines.predict_ridge(x, phi, penalty=0.01),

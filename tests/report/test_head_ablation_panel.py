@@ -1,4 +1,4 @@
-"""Maps of head importance: effects next to roles, with roles without an effect marked."""
+"""Maps of ablation effects: effects next to roles, with roles without an effect marked."""
 
 import numpy as np
 import plotly.graph_objects as go
@@ -6,7 +6,7 @@ import pytest
 import xarray as xr
 
 from mesascope.report.panels.choose_view import build_panels
-from mesascope.report.panels.head_importance import KIND_COLOURS, NEITHER, NO_EFFECT, NO_ROLE, ROLE
+from mesascope.report.panels.head_ablation import KIND_COLOURS, NEITHER, NO_EFFECT, NO_ROLE, ROLE
 from mesascope.report.text import encode_script_json
 
 WORDS = [["negative similarity, copying", "copying"], ["", ""]]
@@ -20,7 +20,12 @@ def found(heads: int = 2, seeded: bool = True, words=None) -> xr.Dataset:
     effect[..., 0, 1] = 0.5  # by resampling only
     named = np.full(sizes, "", dtype=object)
     named[..., :2] = np.array(WORDS if words is None else words, dtype=object)
-    attrs = {"units": "units of the loss", "description": "rise of the loss", "view": "head_importance", "headline": 1}
+    attrs = {
+        "units": "units of the loss",
+        "description": "increase of the loss",
+        "view": "head_ablation",
+        "headline": 1,
+    }
     control = {"control_of": "effect", "control": "turned <b>at random</b>", "units": "1", "description": "control"}
     return xr.Dataset(
         {
@@ -28,7 +33,7 @@ def found(heads: int = 2, seeded: bool = True, words=None) -> xr.Dataset:
             "effect_null": (dims, effect[..., 0] + 0.031, control),
             "low": ([*dims, "stat"], effect - 0.1, {"units": "1", "description": "low"}),
             "high": ([*dims, "stat"], effect + 0.1, {"units": "1", "description": "high"}),
-            "caused": ([*dims, "stat"], (effect > 0).astype(int), {"units": "1", "description": "caused"}),
+            "has_effect": ([*dims, "stat"], (effect > 0).astype(int), {"units": "1", "description": "has effect"}),
             "role": (dims, named, {"units": "text", "description": "roles"}),
             "label": (dims, named, {"units": "text", "description": "roles"}),
         },
@@ -71,6 +76,13 @@ def test_effects_carry_their_interval_and_their_control():
     assert by_resampling["z"] == [[1.0, 0.0], [1.0, 0.0]]
 
 
+def test_analyses_without_roles_are_named():
+    data = found()
+    assert "do not apply" not in build_panels(data)[0].caption
+    data["role"].attrs["not_applicable"] = "similarity"
+    assert "Analyses of roles that do not apply to this model: similarity." in build_panels(data)[0].caption
+
+
 def test_foreign_words_are_no_markup():
     (panel,) = build_panels(found(words=[["<img src=x>", "</s><b>"], ["", ""]]))
     text = encode_script_json(panel.data)
@@ -90,4 +102,4 @@ def test_of_many_heads_the_pointer_tells_the_names(heads, written):
 
 def test_without_names_there_is_no_map_but_nothing_is_lost():
     drawn = build_panels(found().drop_vars("role"))
-    assert "No figure: a map of head importance needs the axes layer and head" in drawn[0].caption
+    assert "No figure: a map of ablation effects needs axes layer and head" in drawn[0].caption

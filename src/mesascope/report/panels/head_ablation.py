@@ -35,13 +35,13 @@ KIND_COLOURS = {ROLE: "#cfe0ee", NO_EFFECT: "#e4e2dc", NO_ROLE: "#f6dcc0", NEITH
 MAX_LINE_LENGTH = 14  # characters per line of a cell
 
 
-def plot_head_importance(variable: PlotVariable) -> Panel:
+def plot_head_ablation(variable: PlotVariable) -> Panel:
     """Plot two maps for each seed: heads coloured by ablation effect, and the same heads by role.
 
     Controls above the maps select the training step and the kind of ablation.
 
     Args:
-        variable: effects with axes (layer, head) or (layer, head, stat), and coordinates ``role`` and ``caused``.
+        variable: effects with axes (layer, head) or (layer, head, stat), and coordinates ``role`` and ``has_effect``.
 
     Returns:
         The panel.
@@ -50,9 +50,9 @@ def plot_head_importance(variable: PlotVariable) -> Panel:
         ValueError: if axes or auxiliary variables are missing.
     """
     dims, array = set(variable.plot_dims), variable.array
-    if not {"layer", "head"} <= dims <= {"layer", "head", "stat"} or not {"role", "caused"} <= set(array.coords):
-        raise ValueError("a map of head importance needs the axes layer and head, and the coordinates role and caused")
-    has_effect = array.coords["caused"]  # a role has an effect if any kind of ablation has one
+    if not {"layer", "head"} <= dims <= {"layer", "head", "stat"} or not {"role", "has_effect"} <= set(array.coords):
+        raise ValueError("a map of ablation effects needs axes layer and head, and coordinates role and has_effect")
+    has_effect = array.coords["has_effect"]  # a role has an effect if any kind of ablation has one
     array = array.assign_coords(some=has_effect.any("stat") if "stat" in has_effect.dims else has_effect.astype(bool))
     choices = [d for d in ("step", "stat") if array.sizes.get(d, 1) > 1]
     choices = (["seed"] if variable.num_seeds > MAX_STACKED_SEEDS else []) + choices
@@ -116,7 +116,7 @@ def _format_effect_cell(
     lines = [f"{_format_head(array, layer, head)}: <b>{format_number(value)}</b>"]
     lines += [f"95% CI {format_interval(ends)}"] if len(ends) == 2 else []
     lines += [f"{escape_plotly(name)}: {format_number(control)}" for name, control in controls.items()]
-    text = _format_effect(value, bool(array.coords["caused"].isel(indices)))
+    text = _format_effect(value, bool(array.coords["has_effect"].isel(indices)))
     return "<br>".join([text, *map(_format_control, controls.values())]), "<br>".join(lines)
 
 
@@ -225,6 +225,7 @@ def _build_choice(array: xr.DataArray, dim: str) -> dict[str, Any]:
 
 def _describe_maps(variable: PlotVariable, choices: list[str]) -> list[str]:
     controls = [control_name(c) for c in variable.controls if {"layer", "head"} <= set(c.dims)]
+    refused = variable.array.coords["role"].attrs.get("not_applicable")
     return [
         f"In {variable.units}" if variable.units != "1" else "",
         "" if "step" in choices else variable.describe_step(),
@@ -232,5 +233,6 @@ def _describe_maps(variable: PlotVariable, choices: list[str]) -> list[str]:
         f"In brackets: control ({join_words(controls)})" if controls else "",
         "Right: role of each head; blue: role with an effect, grey and struck out: role without an effect, orange: "
         "effect without a role, white: neither; an effect of either ablation counts",
+        f"Analyses of roles that do not apply to this model: {refused}" if refused else "",
         "Hover over a cell for its confidence interval",
     ]
