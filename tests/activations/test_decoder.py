@@ -35,11 +35,11 @@ VARIANTS = {
 
 
 def missing(settings: dict) -> set[str]:
-    found = set() if settings.get("intermediate_size") else {"mlp_out"}
+    found = set() if settings.get("intermediate_size") else {"resid_mid", "mlp_out"}
     found |= (
         {"attn_scores"} if settings.get("attention") == "linear" or settings.get("mask") == "multiplicative" else set()
     )
-    return found | ({"attn_out", "mlp_out"} if settings.get("norm_position") == "post" else set())
+    return found | ({"attn_out", "resid_mid", "mlp_out"} if settings.get("norm_position") == "post" else set())
 
 
 @pytest.fixture(params=VARIANTS)
@@ -90,6 +90,21 @@ def test_parts_sum_to_the_prediction(settings):
     parts += list(recorded["mlp_out"]) if "mlp_out" in recorded else []
     total = frame.attribute_logits(torch.stack(parts), last).sum(0) + frame.readout_bias
     assert_close(total, recorded["output"], rtol=1e-4, atol=1e-4)
+
+
+def test_the_stream_between_attention_and_mlp_is_what_the_norm_of_the_mlp_reads():
+    model, read = decoder(**VARIANTS["rms norm"]), []
+    x = inputs(model)
+    hooks = [layer.mlp_norm.register_forward_pre_hook(lambda _, given: read.append(given[0])) for layer in model.layers]
+    with torch.no_grad():
+        plain = model.eval()(x).logits
+    for hook in hooks:
+        hook.remove()
+    recorded = capture(model, x, ["resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post", "output"])
+    assert torch.equal(recorded["resid_mid"], torch.stack(read))
+    assert torch.equal(recorded["resid_mid"], recorded["resid_pre"] + recorded["attn_out"])
+    assert torch.equal(recorded["resid_post"], recorded["resid_mid"] + recorded["mlp_out"])
+    assert torch.equal(recorded["output"], plain)
 
 
 @pytest.mark.parametrize("positions", ["learned", "rotary"])

@@ -10,7 +10,7 @@ from mesascope.models.transformer import Decoder
 
 from .ours import TOKENS, decoder, inputs
 
-EDITABLE = [name for name in FORWARD_SITES if name != "output"]
+EDITABLE = [name for name in FORWARD_SITES if name not in ("resid_mid", "output")]
 MLP = TOKENS | {"intermediate_size": 24, "norm": "rms", "num_key_value_heads": 2}
 
 

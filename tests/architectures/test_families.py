@@ -15,10 +15,12 @@ from .families import FAMILIES, OWN_ATTENTION, make, tokens
 NO_PROJECTION = {"gemma2", "gemma3_text", "olmo2", "olmo3", "glm4", "exaone4"}  # a norm follows the projection
 NO_SCORE = {"gemma2", "gpt_oss"}  # soft-capped scores; learned sinks
 SINKS = {"gpt_oss"}
+PARALLEL = {"gpt_neox", "phi", "cohere", "cohere2"}  # attention and MLP read the same stream
 
 
 def everything(family: str) -> list[str]:
-    return [name for name in SITES if not (name == "attn_scores" and family in NO_SCORE)]
+    lacking = {"attn_scores"} if family in NO_SCORE else set()
+    return [name for name in SITES if name not in lacking | ({"resid_mid"} if family in PARALLEL else set())]
 
 
 def hooks(model) -> int:

@@ -8,7 +8,7 @@ import small
 from mesascope.activations import FORWARD_SITES, Edit, EditHadNoEffect, capture
 from mesascope.interventions import mean, replace, resample, scale, steer, zero
 
-EDITABLE = [name for name in FORWARD_SITES if name != "output"]
+EDITABLE = [name for name in FORWARD_SITES if name not in ("resid_mid", "output")]
 
 
 def gpt2() -> PreTrainedModel:

@@ -151,8 +151,8 @@ class _IdentityChecker:
         requested = {site: set(chosen) for site, chosen in layers_by_site.items()}
         for site in ("value", "z"):
             requested.setdefault(site, set()).update(requested.get("pattern", ()), requested.get("attn_scores", ()))
-        if requested.keys() & {"attn_out", "mlp_out"}:
-            update_layers = requested.get("attn_out", set()) | requested.get("mlp_out", set())
+        update_layers = set().union(*(requested.get(site, ()) for site in ("attn_out", "resid_mid", "mlp_out")))
+        if update_layers:
             for site in STREAM_SITES:
                 available = {number for number in update_layers if site not in layers[number].missing}
                 requested.setdefault(site, set()).update(available)
@@ -189,16 +189,22 @@ class _IdentityChecker:
             )
 
     def _check_residual_sum(self, layer: LayerSpec) -> None:
-        """Check that the residual updates sum to the change of the residual stream."""
+        """Check that the residual updates sum to the change of the residual stream, also from and to ``resid_mid``."""
         if "attn_out" not in self._activations:
             return
-        parts = [self._activations[site] for site in STREAM_SITES[:3] if site in self._activations]
-        if not terms_sum_to(self._activations["resid_post"], *parts):
-            deviation = relative_difference(torch.stack(parts).sum(0), self._activations["resid_post"])
+        terms = [site for site in STREAM_SITES[:3] if site in self._activations]
+        self._check_sum("resid_post", terms, layer, "attn_out and mlp_out")
+        if "resid_mid" in self._activations:
+            self._check_sum("resid_mid", ["resid_pre", "attn_out"], layer, "resid_mid")
+            self._check_sum("resid_post", ["resid_mid", "mlp_out"], layer, "resid_mid")
+
+    def _check_sum(self, total: str, terms: Sequence[str], layer: LayerSpec, omit: str) -> None:
+        parts = [self._activations[site] for site in terms]
+        if not terms_sum_to(self._activations[total], *parts):
+            deviation = relative_difference(torch.stack(parts).sum(0), self._activations[total])
             raise UnsupportedModel(
-                f"resid_pre, attn_out and mlp_out must sum to resid_post, but in {layer.block} deviate by "
-                f"{deviation:.1e} "
-                "(relative); omit attn_out and mlp_out"
+                f"{', '.join(terms[:-1])} and {terms[-1]} must sum to {total}, but in {layer.block} deviate by "
+                f"{deviation:.1e} (relative); omit {omit}"
             )
 
     def _check_reproduces_z(

@@ -19,6 +19,19 @@ class ResidualUpdate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModuleArgument:
+    """An argument of a module.
+
+    Attributes:
+        module: the name of the module.
+        argument: a position or a keyword.
+    """
+
+    module: str
+    argument: int | str
+
+
+@dataclass(frozen=True, kw_only=True)
 class AttentionWeightsMethod:
     """A method to compute a layer's attention weights without changing its output.
 
@@ -51,6 +64,7 @@ class LayerSpec:
         num_heads: the number of query heads; 0 without attention.
         num_kv_heads: the number of key-value heads; 0 without attention.
         missing: the reason why a site is not available, by site; also by ``projection``.
+        resid_mid: the argument that is the residual stream between attention and MLP, if a module reads it.
         parallel: the MLP reads the residual stream before attention has written to it.
     """
 
@@ -64,4 +78,5 @@ class LayerSpec:
     num_heads: int
     num_kv_heads: int
     missing: dict[str, str]
+    resid_mid: ModuleArgument | None = None
     parallel: bool = False

@@ -23,7 +23,7 @@ class Edit:
     """An edit of the activation at one site.
 
     Attributes:
-        site: the site; any but ``output``, ``logits`` and the gradients.
+        site: the site; any but ``resid_mid``, ``output``, ``logits`` and the gradients.
         fn: function from the original activation to its replacement. It receives the activation of one layer for one
             micro-batch (the axes of the site without ``layer``, restricted to ``where``, none of them dropped) and
             returns a tensor that broadcasts to it. It is first tried on zeros, and may be called more than once.
@@ -52,6 +52,11 @@ class Edit:
         if self.site in OUTPUT_SITES:
             raise ValueError(
                 f"an edit must act before the output, but got {self.site}; edit resid_post of the last layer"
+            )
+        if self.site == "resid_mid":
+            raise ValueError(
+                "an edit must change the residual stream itself, but the residual connection bypasses the module that "
+                "reads resid_mid; edit attn_out or resid_post"
             )
         if strip_gradient_suffix(self.site):
             raise ValueError(f"an edit must act in the forward pass, but {self.site} is a gradient; edit another site")

@@ -38,6 +38,11 @@ SITES: Mapping[str, Site] = MappingProxyType(
         [
             _named_site("resid_pre", "layer batch pos d_model", "the residual stream before a layer"),
             _named_site("attn_out", "layer batch pos d_model", "attention output, as added to the residual stream"),
+            _named_site(
+                "resid_mid",
+                "layer batch pos d_model",
+                "the residual stream between the attention and the MLP of a layer",
+            ),
             _named_site("mlp_out", "layer batch pos d_model", "MLP output, as added to the residual stream"),
             _named_site("resid_post", "layer batch pos d_model", "the residual stream after a layer"),
             _named_site("query", "layer batch head pos d_head", "queries, after rotary embeddings"),

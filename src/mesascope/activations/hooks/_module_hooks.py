@@ -146,6 +146,9 @@ def _hook_modules(
         call_gradient_hook = partial(hook_fn, f"resid_pre{GRADIENT_SUFFIX}", layer_index)
         hook = partial(_hook_argument_gradient, layer.stream_argument, call_gradient_hook)
         yield block.register_forward_pre_hook(hook, with_kwargs=True)
+    if ("resid_mid", layer_index) in hook_points and layer.resid_mid is not None:
+        hook = partial(_observe_argument, layer.resid_mid.argument, partial(hook_fn, "resid_mid", layer_index), shape)
+        yield model.get_submodule(layer.resid_mid.module).register_forward_pre_hook(hook, with_kwargs=True)
     whole = ResidualUpdate(module=layer.block, gain=1.0)
     for site, write in (("attn_out", layer.attn_out), ("mlp_out", layer.mlp_out), ("resid_post", whole)):
         if (site, layer_index) in hook_points and write is not None:
@@ -171,6 +174,18 @@ def _hook_argument(
     shape[:] = old.shape
     new = call_hook(old)
     return None if new is None else replace_argument(argument, new, args, kwargs)
+
+
+def _observe_argument(
+    argument: int | str,
+    call_hook: Callable[[Tensor], object],
+    shape: list[int],
+    module: nn.Module,
+    args: tuple,
+    kwargs: dict,
+) -> None:
+    """Pre-forward hook: call the hook function with an argument in the shape of the stream; never replace it."""
+    call_hook((args[argument] if isinstance(argument, int) else kwargs[argument]).reshape(shape))
 
 
 def _start_graph(argument: int | str, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict[str, Any]]:

@@ -10,12 +10,12 @@ from collections import Counter
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mesascope.activations._layer_spec import LayerSpec, ResidualUpdate
+from mesascope.activations._layer_spec import LayerSpec, ModuleArgument, ResidualUpdate
 from mesascope.activations.sites import UnsupportedModel
 from mesascope.activations.structure._residual_updates import find_residual_updates
 from mesascope.activations.structure._trace import ModuleCall, Trace, TracedAttention
 from mesascope.activations.structure._weights_method import find_weights_method
-from mesascope.activations.tolerances import allclose, bitwise_equal
+from mesascope.activations.tolerances import bitwise_equal, terms_sum_to
 
 ATTENTION_SITES = ("query", "key", "value", "attn_scores", "pattern", "z")
 
@@ -100,14 +100,20 @@ def _describe_layer(trace: Trace, block: ModuleCall, name: str) -> LayerSpec:
     if not attentions:
         return _describe_layer_without_attention(block, name)
     attention = attentions[0]
-    attn_out, mlp_out, missing = find_residual_updates(trace, block, attention, _find_stream_argument(block, name)[1])
+    stream_argument, resid_pre = _find_stream_argument(block, name)
+    attn_out, mlp_out, missing = find_residual_updates(trace, block, attention, resid_pre)
+    resid_mid = _find_resid_mid(trace, block, attn_out, mlp_out, resid_pre) if attn_out and mlp_out else None
+    if resid_mid is None:
+        missing["resid_mid"] = missing.get(
+            "mlp_out", "no module of the MLP reads resid_pre + attn_out; attention and MLP may run in parallel"
+        )
     projection, reason = _find_output_projection(trace, block, attention, attn_out and attn_out.module)
     weights_method, weights_missing = find_weights_method(attention)
     if attention.output.shape[:3] != (*block.output_tensor.shape[:2], attention.call.query.shape[1]):
         weights_missing["z"] = f"the attention function returns shape {tuple(attention.output.shape)}"
     return LayerSpec(
         block=block.name,
-        stream_argument=_find_stream_argument(block, name)[0],
+        stream_argument=stream_argument,
         attention=attention.name,
         projection=projection,
         attn_out=attn_out,
@@ -116,19 +122,26 @@ def _describe_layer(trace: Trace, block: ModuleCall, name: str) -> LayerSpec:
         num_heads=attention.call.query.shape[1],
         num_kv_heads=attention.call.key.shape[1],
         missing=missing | weights_missing | ({} if projection else {"projection": reason}),
-        parallel=mlp_out is not None
-        and not _reads_resid_mid(trace, block, attn_out, _find_stream_argument(block, name)[1]),
+        resid_mid=resid_mid,
+        parallel=mlp_out is not None and resid_mid is None,
     )
 
 
-def _reads_resid_mid(trace: Trace, block: ModuleCall, attn_out: ResidualUpdate | None, resid_pre: Tensor) -> bool:
-    """Return True if a module of the block reads the stream after ``attn_out`` is added, as serial MLPs do."""
-    if attn_out is None:
-        return False
-    attn_out_value = trace.calls_of(attn_out.module)[0].output_tensor.reshape(resid_pre.shape)
-    resid_mid = resid_pre + attn_out.gain * attn_out_value
-    call_inputs = [x for call in trace.calls_within(block) for x in call.inputs.values()]
-    return any(x.shape == resid_mid.shape and x.is_floating_point() and allclose(x, resid_mid) for x in call_inputs)
+def _find_resid_mid(
+    trace: Trace, block: ModuleCall, attn_out: ResidualUpdate, mlp_out: ResidualUpdate, resid_pre: Tensor
+) -> ModuleArgument | None:
+    """Return the first argument between attention and the end of the MLP that equals resid_pre + attn_out."""
+    attn_call, mlp_call = (trace.calls_of(update.module)[0] for update in (attn_out, mlp_out))
+    update = attn_out.gain * attn_call.output_tensor.reshape(resid_pre.shape)
+    stream_shapes = (resid_pre.shape, resid_pre.flatten(0, 1).shape)
+    for call in sorted(trace.calls_within(block), key=lambda call: call.start):
+        if attn_call.end < call.start < mlp_call.end and len(trace.calls_of(call.name)) == 1:
+            for argument, x in call.inputs.items():
+                if x.shape not in stream_shapes or x.dtype != resid_pre.dtype:
+                    continue
+                if terms_sum_to(x.reshape(resid_pre.shape), resid_pre, update):
+                    return ModuleArgument(module=call.name, argument=argument)
+    return None
 
 
 def _describe_layer_without_attention(block: ModuleCall, name: str) -> LayerSpec:
@@ -144,7 +157,7 @@ def _describe_layer_without_attention(block: ModuleCall, name: str) -> LayerSpec
         weights_method=None,
         num_heads=0,
         num_kv_heads=0,
-        missing=dict.fromkeys((*ATTENTION_SITES, "attn_out", "mlp_out", "projection"), reason),
+        missing=dict.fromkeys((*ATTENTION_SITES, "attn_out", "resid_mid", "mlp_out", "projection"), reason),
     )
 
 
