@@ -33,7 +33,7 @@ def build(name):
 
 
 def inputs_of(model, names):
-    """What the named modules read in a run without mesascope."""
+    """Return the inputs of the named modules in a run without mesascope."""
     read = []
     with ExitStack() as hooks, torch.no_grad():
         for name in names:
@@ -53,14 +53,14 @@ def test_it_is_what_the_module_before_the_mlp_reads_bit_for_bit(name, dtype):
     assert torch.equal(recorded["output"], logits)
 
 
-@pytest.mark.parametrize("name", [*FAMILIES.keys() - PARALLEL, "gpt_neox, sequential"])
+@pytest.mark.parametrize("name", [*sorted(FAMILIES.keys() - PARALLEL), "gpt_neox, sequential"])
 def test_it_lies_between_the_update_of_attention_and_that_of_the_mlp(name):
     recorded = capture(build(name), tokens(), ["resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"])
     assert_close(recorded["resid_pre"] + recorded["attn_out"], recorded["resid_mid"], rtol=1e-5, atol=1e-5)
     assert_close(recorded["resid_mid"] + recorded["mlp_out"], recorded["resid_post"], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [*PARALLEL, "stablelm, parallel"])
+@pytest.mark.parametrize("name", [*sorted(PARALLEL), "stablelm, parallel"])
 def test_a_parallel_block_has_none(name):
     refusal = r"resid_mid must exist in every requested layer, but .* attention and MLP may run in parallel\); omit the"
     with pytest.raises(UnsupportedModel, match=refusal):
