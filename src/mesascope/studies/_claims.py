@@ -44,6 +44,38 @@ class Quantity:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Requirement:
+    """A condition under which a claim can be judged, such as a model that has learned its task.
+
+    Attributes:
+        statement: the condition in words.
+        value: the quantity that decides it.
+        threshold: the number that its mean over seeds must lie beyond.
+        direction: whether it must lie above or below the threshold.
+    """
+
+    statement: str
+    value: Quantity
+    threshold: float
+    direction: Direction
+
+    def is_met(self, results: Results) -> bool:
+        """Return whether the condition holds for a run.
+
+        Args:
+            results: Datasets of a run, by name.
+
+        Returns:
+            ``False`` also where the quantity is not defined for any seed.
+        """
+        values = self.value.per_seed(results)
+        values = values[np.isfinite(values)]
+        if not len(values):
+            return False
+        return bool(values.mean() > self.threshold if self.direction == "above" else values.mean() < self.threshold)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Claim:
     """A statement that numbers can decide.
 
@@ -55,6 +87,13 @@ class Claim:
         control: the same quantity where there is nothing to find.
         direction: whether the value must lie above or below the control.
         threshold: a fixed number that the value must lie beyond as well.
+        margin: the smallest difference from the control that matters, in the unit of the value. For a claim of
+            existence it is the smallest rate of models that matters.
+        existence: whether the claim says that models have a property. Value and control are then 1 for a model that
+            has it and 0 for one that has not, and the rates are compared by Fisher's exact test.
+        by_paper: whether the paper makes the claim; Holm's correction covers the claims of a study that its paper
+            makes.
+        requirements: conditions without which the claim is not judged.
         scales: scales at which the claim can be decided; at others it is not tested.
     """
 
@@ -65,7 +104,21 @@ class Claim:
     control: Quantity
     direction: Direction
     threshold: float | None = None
+    margin: float = 0.0
+    existence: bool = False
+    by_paper: bool = False
+    requirements: tuple[Requirement, ...] = ()
     scales: tuple[str, ...] = ("laptop", "paper")
+
+    def __post_init__(self) -> None:
+        """Refuse a claim that could not be judged."""
+        if self.margin < 0:
+            raise ValueError(f"a margin must be 0 or more, but that of {self.name!r} is {self.margin:g}")
+        if self.existence and (self.direction != "above" or self.threshold is not None or not 0 < self.margin < 1):
+            raise ValueError(
+                f"a claim of existence needs direction='above', a margin between 0 and 1 and no threshold, but "
+                f"{self.name!r} has {self.direction!r}, {self.margin:g} and {self.threshold}"
+            )
 
 
 def select_last_step(array: xr.DataArray) -> xr.DataArray:

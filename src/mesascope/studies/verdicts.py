@@ -1,22 +1,14 @@
-"""Verdicts on claims: a bootstrap over seeds, and one of four words."""
+"""Verdicts on claims: tests over seeds with a bounded error rate, and one of six words."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from mesascope.studies.base import Claim, Results
-
-SUPPORTED = "supported"
-CONTRADICTED = "contradicted"
-INCONCLUSIVE = "inconclusive"
-NOT_TESTED = "not tested at this scale"
-
-VERDICT_LEVEL = 0.95
-VERDICT_RESAMPLES = 10_000
-MIN_SEEDS = 3
-Interval = tuple[float, float]
+from mesascope.studies._claims import Claim, Results
+from mesascope.studies._decisions import NOT_LEARNED, NOT_TESTED, Decision, decide_comparison, decide_existence
+from mesascope.studies.inference import INTERVAL_LEVEL, Interval, adjust_holm, t_interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,17 +19,19 @@ class Verdict:
         name: the claim's.
         statement: the claim.
         source: who claims it.
-        status: supported, contradicted, inconclusive, or not tested at this scale.
+        status: supported, contradicted, no effect, inconclusive, not learned, or not tested at this scale.
         reason: why, in one sentence.
         description: the quantity that decided it.
         unit: of all numbers here.
         direction: whether the value had to lie above or below its control.
         threshold: the fixed number that it had to lie beyond, if any.
+        margin: the smallest difference that matters.
         value: mean of the quantity over seeds.
-        interval: bootstrap interval of that mean.
+        interval: t interval of that mean.
         control: mean of the control over seeds.
         control_description: the control in words.
-        difference: bootstrap interval of the mean of value minus control, paired by seed.
+        difference: t interval of the mean of value minus control, paired by seed.
+        p_value: of the test that decides "supported", after Holm's correction.
         per_seed: the value of each seed.
         control_per_seed: the control of each seed.
         level: of the intervals.
@@ -52,14 +46,16 @@ class Verdict:
     unit: str
     direction: str
     threshold: float | None
+    margin: float
     value: float | None
     interval: Interval | None
     control: float | None
     control_description: str
     difference: Interval | None
+    p_value: float | None
     per_seed: tuple[float | None, ...]
     control_per_seed: tuple[float | None, ...]
-    level: float = VERDICT_LEVEL
+    level: float = INTERVAL_LEVEL
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values, for a file."""
@@ -77,12 +73,7 @@ class Verdict:
 
 
 def judge(claim: Claim, results: Results, scale: str) -> Verdict:
-    """Judge a claim.
-
-    Supported: the whole interval of value minus control lies on the claimed side of 0, and the whole interval of the
-    value beyond the threshold, if there is one. Contradicted: one of the two intervals lies wholly on the other side.
-    Inconclusive: anything else, and whenever fewer than 3 seeds have a value. The interval is that of the mean over
-    seeds (percentile bootstrap, 10,000 resamples, 95 %).
+    """Judge a claim on its own.
 
     Args:
         claim: the claim.
@@ -90,84 +81,79 @@ def judge(claim: Claim, results: Results, scale: str) -> Verdict:
         scale: at which the run was made.
 
     Returns:
-        the verdict.
+        the verdict, without a correction for other claims.
 
     Raises:
         KeyError: the results lack what the claim needs.
     """
-    value, control = claim.value.per_seed(results), claim.control.per_seed(results)
-    defined = np.isfinite(value) & np.isfinite(control)
-    described = _describe_claim(claim) | {"per_seed": _json_numbers(value), "control_per_seed": _json_numbers(control)}
-    decision = _compare(claim, scale, value[defined], control[defined]) if defined.any() else _undefined(claim, scale)
-    return Verdict(**described, **decision)
+    return judge_claims([claim], results, scale)[0]
 
 
-def _describe_claim(claim: Claim) -> dict[str, Any]:
-    return {
-        "name": claim.name,
-        "statement": claim.statement,
-        "source": claim.source,
-        "description": claim.value.description,
-        "unit": claim.value.unit,
-        "direction": claim.direction,
-        "threshold": claim.threshold,
-        "control_description": claim.control.description,
-    }
+def judge_claims(claims: Sequence[Claim], results: Results, scale: str) -> list[Verdict]:
+    """Judge the claims of a study; docs/verdicts.md states the rules and their error rates.
+
+    Args:
+        claims: the claims; the p-values of those that the paper makes are corrected together (Holm).
+        results: Datasets of a run, by name.
+        scale: at which the run was made.
+
+    Returns:
+        one verdict per claim, in their order.
+
+    Raises:
+        KeyError: the results lack what a claim needs.
+    """
+    numbers = [(claim.value.per_seed(results), claim.control.per_seed(results)) for claim in claims]
+    decisions = [
+        _decide(claim, results, scale, value, control) for claim, (value, control) in zip(claims, numbers, strict=True)
+    ]
+    corrected = iter(adjust_holm([one.p_value for claim, one in zip(claims, decisions, strict=True) if claim.by_paper]))
+    decisions = [
+        decision.correct(next(corrected)) if claim.by_paper else decision
+        for claim, decision in zip(claims, decisions, strict=True)
+    ]
+    return [
+        _build_verdict(claim, decision, *values)
+        for claim, decision, values in zip(claims, decisions, numbers, strict=True)
+    ]
 
 
-def _undefined(claim: Claim, scale: str) -> dict[str, Any]:
-    """Return the decision where the quantity is not defined for any seed."""
-    status = NOT_TESTED if scale not in claim.scales else INCONCLUSIVE
-    reason = "no seed has a value: there is nothing to measure it on"
-    return {"status": status, "reason": reason, "value": None, "interval": None, "control": None, "difference": None}
-
-
-def _compare(claim: Claim, scale: str, value: np.ndarray, control: np.ndarray) -> dict[str, Any]:
-    """Return the decision, its intervals and means, from the seeds that have a value."""
-    interval, difference = _bootstrap(value), _bootstrap(value - control)
-    status, reason = _decide(claim, scale, len(value), interval, difference)
-    return {
-        "status": status,
-        "reason": reason,
-        "value": float(value.mean()),
-        "interval": interval,
-        "control": float(control.mean()),
-        "difference": difference,
-    }
-
-
-def _decide(claim: Claim, scale: str, seeds: int, interval: Interval, difference: Interval) -> tuple[str, str]:
-    """Return the status and its reason."""
+def _decide(claim: Claim, results: Results, scale: str, value: np.ndarray, control: np.ndarray) -> Decision:
     if scale not in claim.scales:
-        return NOT_TESTED, f"decided only at the scales {', '.join(claim.scales)}; the numbers are shown all the same"
-    if seeds < MIN_SEEDS:
-        return INCONCLUSIVE, f"{seeds} seed{'s' * (seeds > 1)} with a value; at least {MIN_SEEDS} are needed"
-    tests = [(*_signed_distance(difference, claim, 0.0), f"than the control ({claim.control.description})")]
-    if claim.threshold is not None:
-        tests.append((*_signed_distance(interval, claim, claim.threshold), f"than the threshold {claim.threshold:g}"))
-    yes, no = {"above": ("higher", "not higher"), "below": ("lower", "not lower")}[claim.direction]
-    for _, high, than in tests:
-        if high < 0:
-            return CONTRADICTED, f"{no} {than}, in the whole interval"
-    for low, _, than in tests:
-        if low <= 0:
-            return INCONCLUSIVE, f"the interval does not exclude being {no} {than}"
-    return SUPPORTED, " and ".join(f"{yes} {than}" for *_, than in tests)
+        return Decision(NOT_TESTED, f"judged only at the scales {', '.join(claim.scales)}")
+    failed = [one.statement for one in claim.requirements if not one.is_met(results)]
+    if failed:
+        return Decision(NOT_LEARNED, f"the run does not meet a requirement: {'; '.join(failed)}")
+    defined = np.isfinite(value) & np.isfinite(control)
+    decide = decide_existence if claim.existence else decide_comparison
+    return decide(claim, value[defined], control[defined])
 
 
-def _signed_distance(interval: Interval, claim: Claim, zero: float) -> Interval:
-    """Return the distance of the interval from ``zero``, positive in the claimed direction."""
-    low, high = interval[0] - zero, interval[1] - zero
-    return (low, high) if claim.direction == "above" else (-high, -low)
+def _build_verdict(claim: Claim, decision: Decision, value: np.ndarray, control: np.ndarray) -> Verdict:
+    defined = np.isfinite(value) & np.isfinite(control)
+    any_defined = bool(defined.any())
+    return Verdict(
+        name=claim.name,
+        statement=claim.statement,
+        source=claim.source,
+        status=decision.status,
+        reason=decision.reason,
+        description=claim.value.description,
+        unit=claim.value.unit,
+        direction=claim.direction,
+        threshold=claim.threshold,
+        margin=claim.margin,
+        value=float(value[defined].mean()) if any_defined else None,
+        interval=t_interval(value[defined]),
+        control=float(control[defined].mean()) if any_defined else None,
+        control_description=claim.control.description,
+        difference=t_interval(value[defined] - control[defined]),
+        p_value=decision.p_value if np.isfinite(decision.p_value) else None,
+        per_seed=_convert_to_json(value),
+        control_per_seed=_convert_to_json(control),
+    )
 
 
-def _bootstrap(values: np.ndarray) -> Interval:
-    """Return the percentile bootstrap interval of the mean; it is deterministic."""
-    drawn = np.random.default_rng(0).choice(values, size=(VERDICT_RESAMPLES, len(values)))
-    low, high = np.quantile(drawn.mean(1), [(1 - VERDICT_LEVEL) / 2, (1 + VERDICT_LEVEL) / 2])
-    return float(low), float(high)
-
-
-def _json_numbers(values: np.ndarray) -> tuple[float | None, ...]:
-    """Return numbers that JSON has: NaN becomes None."""
+def _convert_to_json(values: np.ndarray) -> tuple[float | None, ...]:
+    # JSON has no NaN
     return tuple(float(value) if np.isfinite(value) else None for value in values)
