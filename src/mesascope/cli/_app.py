@@ -15,7 +15,13 @@ out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 EXIT_OK, EXIT_CONTRADICTED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
-STATUS_COLOURS = {"supported": "green", "contradicted": "red", "inconclusive": "yellow"}
+STATUS_COLOURS = {
+    "supported": "green",
+    "contradicted": "red",
+    "no effect": "magenta",
+    "inconclusive": "yellow",
+    "not learned": "cyan",
+}
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]

@@ -22,7 +22,7 @@ from mesascope.runner._results import gather_conditions, gather_simulations, loa
 from mesascope.store import Run
 from mesascope.studies.base import SCALES, Study
 from mesascope.studies.registry import load_study
-from mesascope.studies.verdicts import Verdict, judge
+from mesascope.studies.verdicts import Verdict, judge_claims
 from mesascope.train.population import unsupported_reason
 
 POPULATION_DEVICES = ("cuda",)  # device types on which the seeds of a condition are trained as one program
@@ -72,7 +72,7 @@ def run_study(
             jobs, simulation_jobs = _list_jobs(study, name, scale, num_seeds, path, device)
             results = _compute_results(study, run, jobs, simulation_jobs, executor, progress)
             run.write_json("seconds", {"training and analysis": round(time.perf_counter() - start_time, 1)})
-        verdicts = [judge(claim, results, scale) for claim in study.claims]
+        verdicts = judge_claims(study.claims, results, scale)
         run.write_json("verdicts", [verdict.as_json() for verdict in verdicts])
     return run
 

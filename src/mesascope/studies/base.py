@@ -6,7 +6,15 @@ from dataclasses import dataclass, field
 from mesascope.analyses import Analysis
 from mesascope.models.config import DecoderConfig
 from mesascope.studies._citation import Citation
-from mesascope.studies._claims import Claim, Direction, Quantity, Results, select_last_step, select_untrained
+from mesascope.studies._claims import (
+    Claim,
+    Direction,
+    Quantity,
+    Requirement,
+    Results,
+    select_last_step,
+    select_untrained,
+)
 from mesascope.studies.toy_model import ToyModel
 from mesascope.tasks.base import Task
 from mesascope.train import TrainingConfig
@@ -22,6 +30,7 @@ __all__ = [
     "Condition",
     "Direction",
     "Quantity",
+    "Requirement",
     "Results",
     "ScaleConfig",
     "Simulation",

@@ -1,10 +1,11 @@
 """Inference from a few seeds: intervals, one-sided tests with a bounded error rate, and Holm's correction."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from math import isfinite
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 TEST_LEVEL = 0.01  # one-sided level of the t test; skewed seeds raise the error rate, but not beyond ERROR_RATE
 SIGN_LEVEL = 0.05  # one-sided level of the sign test
@@ -14,6 +15,7 @@ INTERVAL_LEVEL = 1 - 2 * TEST_LEVEL
 Interval = tuple[float, float]
 
 
+@lru_cache
 def min_agreeing_seeds(seeds: int) -> int | None:
     """Return the number of seeds that must lie on one side of a bound: the critical value of the sign test.
 
@@ -46,7 +48,7 @@ def t_interval(values: Sequence[float] | np.ndarray, level: float = INTERVAL_LEV
     """
     if len(values) < 2:
         return None
-    half_width = stats.t.ppf((1 + level) / 2, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
+    half_width = special.stdtrit(len(values) - 1, (1 + level) / 2) * np.std(values, ddof=1) / len(values) ** 0.5
     return float(np.mean(values) - half_width), float(np.mean(values) + half_width)
 
 
@@ -76,7 +78,7 @@ def p_value_above(values: Sequence[float] | np.ndarray, bound: float = 0.0) -> f
     if spread <= np.finfo(float).eps * np.abs(distances).max():
         return 0.0
     t = distances.mean() / spread * len(distances) ** 0.5
-    return min(1.0, float(stats.t.sf(t, len(distances) - 1)) * ERROR_RATE / TEST_LEVEL)
+    return min(1.0, float(special.stdtr(len(distances) - 1, -t)) * ERROR_RATE / TEST_LEVEL)
 
 
 def p_value_higher_rate(hits: int, trials: int, control_hits: int, control_trials: int) -> float:

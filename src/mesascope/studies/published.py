@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 PUBLISHED = Path(__file__).parent / "published.json"  # written with the pages under docs/studies
-DECIDED_STATUSES = ("supported", "contradicted", "inconclusive")
+DECIDED_STATUSES = ("supported", "contradicted", "no effect", "inconclusive", "not learned")
 STATUSES = (*DECIDED_STATUSES, "not tested at this scale")  # in the order in which they are printed
 
 

@@ -7,8 +7,30 @@ from typing import Any
 import numpy as np
 
 from mesascope.studies._claims import Claim, Results
-from mesascope.studies._decisions import NOT_LEARNED, NOT_TESTED, Decision, decide_comparison, decide_existence
+from mesascope.studies._decisions import (
+    CONTRADICTED,
+    INCONCLUSIVE,
+    NO_EFFECT,
+    NOT_LEARNED,
+    NOT_TESTED,
+    SUPPORTED,
+    Decision,
+    decide_comparison,
+    decide_existence,
+)
 from mesascope.studies.inference import INTERVAL_LEVEL, Interval, adjust_holm, t_interval
+
+__all__ = [
+    "CONTRADICTED",
+    "INCONCLUSIVE",
+    "NOT_LEARNED",
+    "NOT_TESTED",
+    "NO_EFFECT",
+    "SUPPORTED",
+    "Verdict",
+    "judge",
+    "judge_claims",
+]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,9 @@ from mesascope.studies.published import count_statuses
 STATUS_STYLES = {  # status -> CSS class, and a symbol because colour must not be the only cue
     "supported": ("supported", "✓"),
     "contradicted": ("contradicted", "✕"),
+    "no effect": ("no-effect", "="),
     "inconclusive": ("inconclusive", "~"),
+    "not learned": ("not-learned", "∅"),
     "not tested at this scale": ("untested", "○"),
 }
 STRIP_MARGIN = 5.0  # margin at either end, in percent of the width
