@@ -17,7 +17,7 @@ from mesascope.report.explorers.token_view import build_token_view
 from mesascope.report.load_run import ResultFile, RunRecord, load_run
 from mesascope.report.panels.choose_view import build_panels
 from mesascope.report.panels.training import plot_training_log
-from mesascope.report.panels.verdicts import build_card, count_verdicts
+from mesascope.report.panels.verdicts import build_claim_groups, count_verdicts
 from mesascope.report.plotting.figure import Panel
 from mesascope.report.text import add_full_stop, encode_script_json, format_sentence
 from mesascope.store import Run
@@ -118,8 +118,7 @@ def _build_results(record: RunRecord) -> dict[str, Any]:
     used_by_result = [(k, one, _list_used_variables(one, combined)) for k, one in enumerate(record.results)]
     return {
         "collapse_verdicts": len(record.verdicts) > MAX_EXPANDED_VERDICTS,
-        "cards": [build_card(one) for one in record.verdicts],
-        "counts": [(count, build_card({"status": word})) for word, count in count_verdicts(record.verdicts).items()],
+        "claim_groups": build_claim_groups(record.verdicts),
         "training": [
             (run_info.get_condition_title(record.run, condition), panel)
             for condition, log in record.logs.items()

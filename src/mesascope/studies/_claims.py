@@ -9,6 +9,7 @@ import xarray as xr
 
 Results = Mapping[str, xr.Dataset]
 Direction = Literal["above", "below"]
+ClaimKind = Literal["replication", "simulation", "check"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +95,9 @@ class Claim:
         by_paper: whether the paper makes the claim; Holm's correction covers the claims of a study that its paper
             makes.
         requirements: conditions without which the claim is not judged.
+        kind: ``replication`` for a claim about trained models; ``simulation`` for a claim about a toy model whose seeds
+            are draws of one deterministic process; ``check`` for a statement that holds by construction or whose
+            control could not come out the other way. A check is not judged: it holds or fails.
         scales: scales at which the claim can be decided; at others it is not tested.
     """
 
@@ -108,6 +112,7 @@ class Claim:
     existence: bool = False
     by_paper: bool = False
     requirements: tuple[Requirement, ...] = ()
+    kind: ClaimKind = "replication"
     scales: tuple[str, ...] = ("laptop", "paper")
 
     def __post_init__(self) -> None:

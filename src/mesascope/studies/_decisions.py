@@ -20,6 +20,8 @@ NO_EFFECT = "no effect"
 INCONCLUSIVE = "inconclusive"
 NOT_LEARNED = "not learned"
 NOT_TESTED = "not tested at this scale"
+HOLDS = "holds"
+FAILS = "fails"
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,23 @@ def decide_comparison(claim: Claim, value: np.ndarray, control: np.ndarray) -> D
         return Decision(NO_EFFECT, f"differs from the control by less than the margin {claim.margin:g}", max(p_values))
     undecided = tests[int(np.argmax(p_values))][0]
     return Decision(INCONCLUSIVE, f"the seeds do not decide if it is {higher} than {undecided}", max(p_values))
+
+
+def decide_check(claim: Claim, value: np.ndarray, control: np.ndarray) -> Decision:
+    """Decide whether a check holds for every seed.
+
+    Args:
+        claim: states the direction and the threshold; without a threshold, the control is the bound.
+        value: one number per seed.
+        control: one number per seed.
+
+    Returns:
+        the decision; a check without a value fails.
+    """
+    bound = control if claim.threshold is None else np.full_like(value, claim.threshold)
+    holding = value > bound if claim.direction == "above" else value < bound
+    status = HOLDS if len(value) and holding.all() else FAILS
+    return Decision(status, f"holds for {int(holding.sum())} of {len(value)} seeds")
 
 
 def decide_existence(claim: Claim, value: np.ndarray, control: np.ndarray) -> Decision:

@@ -8,6 +8,7 @@ from mesascope.models.config import DecoderConfig
 from mesascope.studies._citation import Citation
 from mesascope.studies._claims import (
     Claim,
+    ClaimKind,
     Direction,
     Quantity,
     Requirement,
@@ -27,6 +28,7 @@ __all__ = [
     "SCALES",
     "Citation",
     "Claim",
+    "ClaimKind",
     "Condition",
     "Direction",
     "Quantity",

@@ -14,7 +14,7 @@ def load_published() -> dict[str, dict[str, Any]]:
     """Load the published verdicts: by study the scale, the number of seeds, and the status of each claim.
 
     Returns:
-        The content of ``published.json``.
+        The content of ``published.json``; the status of a check is ``holds`` or ``fails``.
     """
     return json.loads(PUBLISHED.read_text(encoding="utf-8"))
 
@@ -75,7 +75,8 @@ def _summarize_run(path: Path) -> dict[str, Any]:
     try:
         record = json.loads((path / "run.json").read_text(encoding="utf-8"))
         file = path / "verdicts.json"
-        words = [row["status"] for row in json.loads(file.read_text(encoding="utf-8"))] if file.exists() else []
+        rows = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+        words = [row["status"] for row in rows if row.get("kind", "replication") == "replication"]
         verdicts = {"study": record.get("study"), "scale": record.get("scale"), "verdicts": count_statuses(words)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return {**empty, "state": f"unreadable: {error}"}

@@ -15,6 +15,7 @@ from mesascope.studies._decisions import (
     NOT_TESTED,
     SUPPORTED,
     Decision,
+    decide_check,
     decide_comparison,
     decide_existence,
 )
@@ -41,7 +42,9 @@ class Verdict:
         name: the claim's.
         statement: the claim.
         source: who claims it.
-        status: supported, contradicted, no effect, inconclusive, not learned, or not tested at this scale.
+        kind: replication, simulation or check.
+        status: supported, contradicted, no effect, inconclusive, not learned, or not tested at this scale; of a check:
+            holds or fails.
         reason: why, in one sentence.
         description: the quantity that decided it.
         unit: of all numbers here.
@@ -62,6 +65,7 @@ class Verdict:
     name: str
     statement: str
     source: str
+    kind: str
     status: str
     reason: str
     description: str
@@ -147,7 +151,7 @@ def _decide(claim: Claim, results: Results, scale: str, value: np.ndarray, contr
     if failed:
         return Decision(NOT_LEARNED, f"the run does not meet a requirement: {'; '.join(failed)}")
     defined = np.isfinite(value) & np.isfinite(control)
-    decide = decide_existence if claim.existence else decide_comparison
+    decide = decide_check if claim.kind == "check" else decide_existence if claim.existence else decide_comparison
     return decide(claim, value[defined], control[defined])
 
 
@@ -158,6 +162,7 @@ def _build_verdict(claim: Claim, decision: Decision, value: np.ndarray, control:
         name=claim.name,
         statement=claim.statement,
         source=claim.source,
+        kind=claim.kind,
         status=decision.status,
         reason=decision.reason,
         description=claim.value.description,

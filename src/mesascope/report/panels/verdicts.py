@@ -14,6 +14,19 @@ STATUS_STYLES = {  # status -> CSS class, and a symbol because colour must not b
     "inconclusive": ("inconclusive", "~"),
     "not learned": ("not-learned", "∅"),
     "not tested at this scale": ("untested", "○"),
+    "holds": ("untested", "✓"),
+    "fails": ("contradicted", "✕"),
+}
+GROUPS = {  # kind of claim -> heading and explanation
+    "replication": ("Verdicts", ""),
+    "simulation": (
+        "Simulations",
+        "Claims about toy models. Their seeds are draws of one deterministic process, not replications of training.",
+    ),
+    "check": (
+        "Sanity checks",
+        "These hold by construction, or their control could not come out the other way. They are no evidence.",
+    ),
 }
 STRIP_MARGIN = 5.0  # margin at either end, in percent of the width
 
@@ -49,6 +62,34 @@ def build_card(verdict: Mapping[str, Any]) -> dict[str, Any]:
         "requirement": _format_requirement(verdict),
         "strip": build_strip(verdict),
     }
+
+
+def build_claim_groups(verdicts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Build the template values of all verdicts, grouped by the kind of their claim.
+
+    Args:
+        verdicts: the entries of ``verdicts.json``.
+
+    Returns:
+        One entry per kind that occurs: its name, heading, explanation, cards, and counts of statuses.
+    """
+    groups = []
+    for kind, (heading, note) in GROUPS.items():
+        members = [one for one in verdicts if get_kind(one) == kind]
+        counts = [(count, build_card({"status": word})) for word, count in count_verdicts(members).items()]
+        group = {"kind": kind, "heading": heading, "note": note, "cards": [build_card(one) for one in members]}
+        groups += [group | {"counts": counts}] if members else []
+    return groups
+
+
+def get_kind(verdict: Mapping[str, Any]) -> str:
+    """Return the kind of the claim of a verdict; a replication unless it says otherwise.
+
+    Args:
+        verdict: an entry of ``verdicts.json``.
+    """
+    kind = verdict.get("kind")
+    return kind if isinstance(kind, str) and kind in GROUPS else "replication"
 
 
 def count_verdicts(verdicts: Sequence[Mapping[str, Any]]) -> dict[str, int]:
