@@ -66,8 +66,10 @@ STUDY = Study(
     title="Affine recurrences in context",
     description=(
         "Sequences x' = a x + b; a and b are drawn anew for each sequence. A three-layer attention-only decoder is "
-        "trained to predict the next term. The number of layers and the two claims about copying and refinement "
-        "come from the paper's abstract; ranges, sizes, training and thresholds are ours."
+        "trained to predict the next term. The number of layers and the claims about copying and refinement "
+        "come from the paper's abstract; ranges, sizes, training and thresholds are ours. The abstract leaves open "
+        "whether the model has a norm and MLPs, how many heads it has and how wide it is; the verdicts are about the "
+        "one architecture that is trained here."
     ),
     citation=CITATION,
     conditions=(
@@ -79,6 +81,6 @@ STUDY = Study(
         ),
     ),
     claims=affine_claims(first=FIRST_SCORED, layers=3),
-    seeds={"smoke": 2, "laptop": 3, "paper": 8},
-    minutes={"smoke": 0.5, "laptop": 5.0, "paper": 90.0},
+    seeds={"smoke": 2, "laptop": 5, "paper": 8},
+    minutes={"smoke": 0.5, "laptop": 8.0, "paper": 90.0},
 )

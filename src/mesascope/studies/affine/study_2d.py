@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from mesascope.models.config import DecoderConfig
 from mesascope.studies.affine import study
-from mesascope.studies.affine.claims import affine_claims, make_recurrence_analyses
+from mesascope.studies.affine.claims import make_recurrence_analyses, transferred_claims
 from mesascope.studies.base import Condition, ScaleConfig
 
 TASK = replace(study.TASK, dim=2, matrix="dense")
@@ -15,8 +15,8 @@ STUDY = replace(
     title="Affine recurrences in two dimensions",
     description=(
         "Sequences x' = A x + b in two dimensions; A is a dense matrix of spectral radius up to 1. The paper names "
-        "higher-dimensional recurrences as future work; the claims are those of the scalar study. The model does not "
-        "learn this task at laptop scale, so the claims are tested at paper scale only."
+        "higher-dimensional recurrences as future work; the claims are those of the scalar study. The task needs "
+        "longer training than laptop scale allows; the claims are judged only where the model has learned it."
     ),
     conditions=(
         Condition(
@@ -26,8 +26,6 @@ STUDY = replace(
             analyses=make_recurrence_analyses(TASK.identified_from + 1),
         ),
     ),
-    minutes={**study.STUDY.minutes, "laptop": 8.0},
-    claims=affine_claims(
-        first=TASK.identified_from + 1, layers=3, scales=("paper",)
-    ),  # the task is not learned at laptop scale
+    minutes={**study.STUDY.minutes, "laptop": 13.0},
+    claims=transferred_claims(first=TASK.identified_from + 1, layers=3),
 )

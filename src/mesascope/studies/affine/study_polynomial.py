@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from mesascope.studies.affine import study
-from mesascope.studies.affine.claims import affine_claims, make_recurrence_analyses
+from mesascope.studies.affine.claims import make_recurrence_analyses, transferred_claims
 from mesascope.studies.base import Condition, ScaleConfig
 from mesascope.tasks.affine import Polynomial
 from mesascope.tasks.distributions import Uniform
@@ -26,6 +26,6 @@ STUDY = replace(
             analyses=make_recurrence_analyses(TASK.identified_from + 1),
         ),
     ),
-    minutes={**study.STUDY.minutes, "laptop": 8.0},
-    claims=affine_claims(first=TASK.identified_from + 1, layers=3),
+    minutes={**study.STUDY.minutes, "laptop": 13.0},
+    claims=transferred_claims(first=TASK.identified_from + 1, layers=3),
 )

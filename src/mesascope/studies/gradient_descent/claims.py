@@ -3,188 +3,139 @@
 import xarray as xr
 
 from mesascope.analyses.algorithms.identify import TRAINING_DISTRIBUTION
-from mesascope.studies.base import Claim, Quantity, Results, select_last_step, select_untrained
+from mesascope.studies.base import Claim, Quantity, Requirement, Results, select_last_step, select_untrained
 from mesascope.studies.gradient_descent.citation import CITATION
-from mesascope.studies.shared.selectors import (
-    compute_log_error_changes,
-    select_shifted_similarity,
-    select_similarity,
+from mesascope.studies.shared.icl import (
+    MAX_ERROR_RATIO,
+    MIN_LEAD,
+    MIN_LOG_ERROR_CHANGE,
+    MIN_RATIO_CHANGE,
+    make_constant_control,
+    select_rival_similarity,
 )
+from mesascope.studies.shared.selectors import compute_log_error_changes, select_similarity
 
 PAPER = CITATION.short
-DESCENT = "gradient descent"
-CONTEXT_WEIGHTS = "weights: context targets"  # gradients of the prediction by the context's targets
-SHIFTED_DISTRIBUTIONS = ("inputs twice as large", "correlated inputs", "noisy targets", "coefficients twice as large")
+DESCENT, GD_PLUS_PLUS = "gradient descent", "GD++"
 
 # All thresholds are ours.
-MIN_DESCENT_SIMILARITY = 0.99
-MIN_SHIFTED_SIMILARITY = 0.9
+MIN_ALGORITHM_SIMILARITY = 0.99
 MAX_STEP_ERROR = 0.05  # relative to the optimal step size
-MAX_STEPS = 1.5  # between one step and two
+MAX_TWO_LAYER_ERROR = 1.0  # over that of the optimal step
 
 
 def gradient_descent_claims(optimal_step: float) -> tuple[Claim, ...]:
     """Return the claims about one layer and two layers of linear attention.
 
     Args:
-        optimal_step: step size that minimises the expected error after one step.
+        optimal_step: step size that minimises the expected error after one step. The error, relative to that of
+            predicting 0, is then 1 - ``optimal_step``.
     """
-    return (*_one_layer_claims(optimal_step), *_TWO_LAYER_CLAIMS)
-
-
-def _one_layer_claims(optimal_step: float) -> tuple[Claim, ...]:
+    one_layer = Requirement(
+        statement="the error of one layer is at most 20 % above that of the optimal step of gradient descent",
+        value=_error_over_optimal_step("loss_vs_baselines", "one layer", optimal_step),
+        threshold=MAX_ERROR_RATIO,
+        direction="below",
+    )
+    two_layers = Requirement(
+        statement="two layers have a lower error than the optimal step of gradient descent",
+        value=_error_over_optimal_step("two_loss_vs_baselines", "two layers", optimal_step),
+        threshold=MAX_TWO_LAYER_ERROR,
+        direction="below",
+    )
     return (
-        _agreement_claim(),
-        _single_step_claim(),
-        _step_size_claim(optimal_step),
-        _context_weights_claim(),
-        _shifted_claim(),
+        _agreement_claim(one_layer),
+        _step_size_check(optimal_step),
+        _two_steps_claim(two_layers),
+        _gd_plus_plus_claim(two_layers),
+        _refinement_claim(two_layers),
     )
 
 
-def _agreement_claim() -> Claim:
+def _agreement_claim(requirement: Requirement) -> Claim:
     return Claim(
         name="one layer agrees with gradient descent",
         statement="The predictions of one trained layer of linear attention agree with gradient descent.",
-        source=f"{PAPER}; the threshold is ours",
+        source=f"{PAPER}; threshold and margin are ours",
         value=Quantity(
             description="fraction of the variance of the predictions that fitted gradient descent explains",
             read=lambda results: select_last_step(select_similarity(results, DESCENT)),
         ),
         control=Quantity(
-            description="the same fraction for the untrained layer",
-            read=lambda results: select_untrained(select_similarity(results, DESCENT)),
+            description="the same fraction for the best of all other algorithms, with fitted hyperparameters",
+            read=lambda results: select_rival_similarity(results, DESCENT),
         ),
         direction="above",
-        threshold=MIN_DESCENT_SIMILARITY,
+        threshold=MIN_ALGORITHM_SIMILARITY,
+        margin=MIN_LEAD,
+        by_paper=True,
+        requirements=(requirement,),
     )
 
 
-def _single_step_claim() -> Claim:
-    return Claim(
-        name="one layer takes one step",
-        statement="The gradient descent nearest to one layer takes a single step.",
-        source=PAPER,
-        value=Quantity(
-            description="fitted number of steps of gradient descent",
-            read=lambda results: _select_fit(results["which_algorithm"], "iterations").astype(float),
-        ),
-        control=Quantity(
-            description="the same number for two layers",
-            read=lambda results: _select_fit(results["two_which_algorithm"], "iterations").astype(float),
-        ),
-        direction="below",
-        threshold=MAX_STEPS,
+def _step_size_check(optimal_step: float) -> Claim:
+    step_error = Quantity(
+        description="relative difference of the fitted step size from the optimal one",
+        read=lambda results: abs(_select_step_size(results) / optimal_step - 1),
     )
-
-
-def _step_size_claim(optimal_step: float) -> Claim:
     return Claim(
         name="the step size is optimal",
-        statement="The fitted step size is the one that minimises the expected error.",
+        statement="The fitted step size of one layer is the one that minimises the expected error.",
         source=f"{PAPER}; the formula, examples / (examples + dim + 1), and the threshold are ours",
-        value=Quantity(
-            description="relative difference of the fitted step size from the optimal one",
-            read=lambda results: abs(_select_fit(results["which_algorithm"], "fitted") / optimal_step - 1),
-        ),
-        control=Quantity(
-            description="the same difference for averaging, which is a step of size 1",
-            read=lambda results: xr.full_like(
-                _select_fit(results["which_algorithm"], "fitted"), abs(1 / optimal_step - 1)
-            ),
+        value=step_error,
+        control=make_constant_control(
+            step_error, abs(1 / optimal_step - 1), "the same difference for averaging, which is a step of size 1"
         ),
         direction="below",
         threshold=MAX_STEP_ERROR,
+        by_paper=True,
+        kind="check",
     )
 
 
-def _context_weights_claim() -> Claim:
+def _two_steps_claim(requirement: Requirement) -> Claim:
+    error_ratio = Quantity(
+        description="error of two layers over that of the nearest two steps of gradient descent",
+        read=_compute_two_step_ratio,
+    )
     return Claim(
-        name="one layer weights the context like gradient descent",
-        statement="The layer weights the targets in the context as one step of gradient descent does.",
-        source=f"{PAPER}, for sensitivities",
-        value=Quantity(
-            description="mean cosine of the model's and gradient descent's gradients by the context's targets",
-            read=lambda results: select_last_step(select_similarity(results, DESCENT, stat=CONTEXT_WEIGHTS)),
-        ),
-        control=Quantity(
-            description="the same cosine for least squares",
-            read=lambda results: select_last_step(select_similarity(results, "least squares", stat=CONTEXT_WEIGHTS)),
-        ),
-        direction="above",
-        threshold=MIN_DESCENT_SIMILARITY,
-    )
-
-
-def _shifted_claim() -> Claim:
-    return Claim(
-        name="out of distribution: gradient descent",
-        statement="Out of distribution, the predictions agree with the same fitted gradient descent.",
-        source=f"{PAPER}, for inputs from a larger range; the other distributions are ours",
-        value=Quantity(
-            description="fraction of the variance that gradient descent explains, lowest over the distributions",
-            read=lambda results: select_shifted_similarity(results, DESCENT, SHIFTED_DISTRIBUTIONS),
-        ),
-        control=Quantity(
-            description="the same fraction for least squares",
-            read=lambda results: select_shifted_similarity(results, "least squares", SHIFTED_DISTRIBUTIONS),
-        ),
-        direction="above",
-        threshold=MIN_SHIFTED_SIMILARITY,
-    )
-
-
-def _select_fit(result: xr.Dataset, variable: str) -> xr.DataArray:
-    return select_last_step(result[variable]).sel(predictor=DESCENT, drop=True)
-
-
-def _compute_descent_ratio(result: xr.Dataset) -> xr.DataArray:
-    model, algorithms = (
-        select_last_step(result[variable]).sel(distribution=TRAINING_DISTRIBUTION, drop=True)
-        for variable in ("model_error", "error")
-    )
-    return model / algorithms.sel(predictor=DESCENT, drop=True)
-
-
-def _select_probe_error(results: Results) -> xr.DataArray:
-    return results["two_probe_and_logit_lens"]["affine_error"]
-
-
-def _compute_second_change(error: xr.DataArray) -> xr.DataArray:
-    return compute_log_error_changes(error).isel(layer=-1, drop=True)
-
-
-_TWO_LAYER_CLAIMS = (
-    Claim(
         name="two layers outperform two steps",
         statement="Two layers have a lower error than the nearest two steps of gradient descent.",
-        source=PAPER,
-        value=Quantity(
-            description="error of two layers over that of the nearest two steps of gradient descent",
-            read=lambda results: _compute_descent_ratio(results["two_two_steps"]),
-        ),
-        control=Quantity(
-            description="error of one layer over that of the nearest gradient descent",
-            read=lambda results: _compute_descent_ratio(results["which_algorithm"]),
-        ),
+        source=f"{PAPER}; the margin is ours",
+        value=error_ratio,
+        control=make_constant_control(error_ratio, 1.0, "1, the ratio for two steps of gradient descent"),
         direction="below",
-        threshold=1.0,
-    ),
-    Claim(
+        margin=MIN_RATIO_CHANGE,
+        by_paper=True,
+        requirements=(requirement,),
+    )
+
+
+def _gd_plus_plus_claim(requirement: Requirement) -> Claim:
+    # Two steps of different sizes lie nearer to GD++ than to two equal steps: similarity below 0.98. The threshold
+    # excludes them, and the control has two fitted numbers, as two steps of GD++ have.
+    return Claim(
         name="two layers agree with GD++",
-        statement="Two layers agree more with two steps of GD++ than with two steps of gradient descent.",
-        source=PAPER,
+        statement="The predictions of two layers agree with two steps of GD++.",
+        source=f"{PAPER}; threshold, margin and control are ours, added after a run",
         value=Quantity(
             description="fraction of the variance of the predictions that two fitted steps of GD++ explain",
-            read=lambda results: select_last_step(select_similarity(results, "GD++", result="two_two_steps")),
+            read=lambda results: select_last_step(select_similarity(results, GD_PLUS_PLUS, result="two_two_steps")),
         ),
         control=Quantity(
-            description="the same fraction for gradient descent, which is GD++ without curvature correction",
-            read=lambda results: select_last_step(select_similarity(results, DESCENT, result="two_two_steps")),
+            description="the same fraction for gradient descent with fitted step size and number of steps",
+            read=lambda results: select_last_step(select_similarity(results, DESCENT, result="two_which_algorithm")),
         ),
         direction="above",
-    ),
-    Claim(
+        threshold=MIN_ALGORITHM_SIMILARITY,
+        margin=MIN_LEAD,
+        by_paper=True,
+        requirements=(requirement,),
+    )
+
+
+def _refinement_claim(requirement: Requirement) -> Claim:
+    return Claim(
         name="the second layer refines the prediction",
         statement="The error of a linear probe for the target falls from the first layer to the second.",
         source=f"{PAPER}, in our words",
@@ -198,5 +149,39 @@ _TWO_LAYER_CLAIMS = (
         ),
         direction="below",
         threshold=0.0,
-    ),
-)
+        margin=MIN_LOG_ERROR_CHANGE,
+        by_paper=True,
+        requirements=(requirement,),
+    )
+
+
+def _error_over_optimal_step(result: str, subject: str, optimal_step: float) -> Quantity:
+    def read_ratio(results: Results) -> xr.DataArray:
+        error = select_last_step(results[result]["scored"])
+        relative_error = error.sel(predictor="model", drop=True) / error.sel(predictor="zero", drop=True)
+        return relative_error / (1 - optimal_step)
+
+    return Quantity(
+        description=f"error of {subject} over the expected error after the optimal step of gradient descent",
+        read=read_ratio,
+    )
+
+
+def _select_step_size(results: Results) -> xr.DataArray:
+    return select_last_step(results["which_algorithm"]["fitted"]).sel(predictor=DESCENT, drop=True)
+
+
+def _compute_two_step_ratio(results: Results) -> xr.DataArray:
+    model, algorithms = (
+        select_last_step(results["two_two_steps"][variable]).sel(distribution=TRAINING_DISTRIBUTION, drop=True)
+        for variable in ("model_error", "error")
+    )
+    return model / algorithms.sel(predictor=DESCENT, drop=True)
+
+
+def _select_probe_error(results: Results) -> xr.DataArray:
+    return results["two_probe_and_logit_lens"]["affine_error"]
+
+
+def _compute_second_change(error: xr.DataArray) -> xr.DataArray:
+    return compute_log_error_changes(error).isel(layer=-1, drop=True)

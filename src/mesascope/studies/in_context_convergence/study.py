@@ -109,6 +109,6 @@ STUDY = Study(
         ),
     ),
     claims=convergence_claims(),
-    seeds={"smoke": 2, "laptop": 3, "paper": 8},
-    minutes={"smoke": 0.4, "laptop": 4.5, "paper": 90.0},
+    seeds={"smoke": 2, "laptop": 5, "paper": 8},
+    minutes={"smoke": 0.4, "laptop": 7.5, "paper": 90.0},
 )

@@ -13,7 +13,9 @@ from mesascope.studies.induction_heads.toy_model import TARGET_PARTS, InductionH
 from mesascope.studies.toy_model import Progress, ToyModel, fit_exponent, fit_line
 
 LOG_SIZE_R2 = "R² of a line in the logarithm of the initial size"
+POWER_LAW_R2 = "R² of a power law of the initial size"  # a rival with as many fitted numbers
 LENGTH_EXPONENT, ALPHA_EXPONENT = "exponent of the length", "exponent of 1 + alpha"
+GRAM_LENGTH_EXPONENT, GRAM_ALPHA_EXPONENT = f"{LENGTH_EXPONENT}, 4-gram", f"{ALPHA_EXPONENT}, 4-gram"
 LEARNED_FRACTION = 0.01  # of the initial error: the 4-gram is learned; ours, as in the pilot
 EMERGED_FRACTION = 0.5  # of the lowest error of an unweighted average: the induction head has emerged; ours
 
@@ -47,16 +49,17 @@ class Plateaus(ToyModel):
             progress: receives (models done, models in total, NaN).
 
         Returns:
-            The times by each varied field, and ``law``, the fits to the time at which the induction head emerges.
+            The times by each varied field, and ``law``, the fits to the time at which the induction head emerges, with
+            two exponents of the time at which the 4-gram is learned.
         """
         grids = {name: np.array(getattr(self, f"{name}s")) for name in ("initial_size", "length", "alpha", "score")}
         steps = self._measure_steps(grids, seed, progress)
-        laws = _fit_laws(grids, {name: values[1] for name, values in steps.items()})
+        laws = _fit_laws(grids, steps)
         law = to_data_array(
             np.array(list(laws.values())),
             "_law",
             units="1",
-            description="fits to the steps until the induction head emerges",
+            description="fits to the steps until the induction head emerges, or until the 4-gram is learned",
             coords={"_law": list(laws)},
         )
         variables = {f"steps_by_{name}": _describe_steps(name, grids[name], values) for name, values in steps.items()}
@@ -83,15 +86,25 @@ def _describe_steps(name: str, grid: np.ndarray, steps: Float[np.ndarray, "part 
     ).assign_attrs(scale="log", view="curves")
 
 
-def _fit_laws(grids: dict[str, np.ndarray], steps: dict[str, np.ndarray]) -> dict[str, float]:
-    slope, r2 = fit_line(-np.log(grids["initial_size"]), steps["initial_size"])
+def _fit_laws(grids: dict[str, np.ndarray], steps: dict[str, Float[np.ndarray, "part value"]]) -> dict[str, float]:
+    gram, bigram = ({name: values[part] for name, values in steps.items()} for part in (0, 1))
+    log_size = -np.log(grids["initial_size"])
+    slope, r2 = fit_line(log_size, bigram["initial_size"])
     return {
         LOG_SIZE_R2: r2,
+        POWER_LAW_R2: fit_line(log_size, np.log(bigram["initial_size"]))[1],
         "steps per factor e of the initial size": slope,
-        LENGTH_EXPONENT: fit_exponent(grids["length"], steps["length"]),
-        ALPHA_EXPONENT: fit_exponent(1 + grids["alpha"], steps["alpha"]),
-        "exponent of w": fit_exponent(grids["score"], steps["score"]),
+        LENGTH_EXPONENT: fit_exponent(grids["length"], bigram["length"]),
+        GRAM_LENGTH_EXPONENT: _fit_exponent_or_zero(grids["length"], gram["length"]),
+        ALPHA_EXPONENT: fit_exponent(1 + grids["alpha"], bigram["alpha"]),
+        GRAM_ALPHA_EXPONENT: _fit_exponent_or_zero(1 + grids["alpha"], gram["alpha"]),
+        "exponent of w": fit_exponent(grids["score"], bigram["score"]),
     }
+
+
+def _fit_exponent_or_zero(x: np.ndarray, steps: np.ndarray) -> float:
+    # the time of the 4-gram may be exactly constant, and a line through it has no R²
+    return 0.0 if np.ptp(steps) == 0 else fit_exponent(x, steps)
 
 
 def measure_learning_steps(model: InductionHead, seed: int) -> tuple[float, float]:

@@ -101,6 +101,6 @@ STUDY = Study(
         ),
     ),
     claims=induction_claims(TASK),
-    seeds={"smoke": 2, "laptop": 3, "paper": 8},
-    minutes={"smoke": 0.4, "laptop": 5.0, "paper": 90.0},
+    seeds={"smoke": 2, "laptop": 5, "paper": 8},
+    minutes={"smoke": 0.4, "laptop": 8.3, "paper": 90.0},
 )

@@ -1,91 +1,93 @@
-"""Claims about layers as iterations of Newton's method: iterations per layer, and steps of gradient descent."""
-
-from collections.abc import Callable
+"""Claims about layers as iterations of Newton's method: agreement of every layer with algorithms, and its error."""
 
 import numpy as np
 import xarray as xr
 
-from mesascope.studies.base import Claim, Quantity, Results, select_last_step
+from mesascope.studies.base import Claim, Quantity, Results, select_last_step, select_untrained
 from mesascope.studies.newton.citation import CITATION
-from mesascope.studies.shared.icl import MIN_SIMILARITY, least_squares_claim
-from mesascope.studies.shared.selectors import refinement_claim
+from mesascope.studies.shared.icl import (
+    MIN_LEAD,
+    MIN_LOG_ERROR_CHANGE,
+    final_error_requirement,
+    least_squares_claim,
+)
+from mesascope.studies.shared.selectors import compute_log_error_changes
 
 PAPER = CITATION.short
-NEWTON, DESCENT = "Newton's iteration", "normalised gradient descent"
+NEWTON = "Newton's iteration"
+RIVALS = ("normalised gradient descent", "ridge regression")  # one number is fitted at each depth, as for Newton
 MIN_LENS_SIMILARITY = 0.5  # ours: explained variance of the affine lens above which fitted iterations mean anything
-MIN_DEPTHS = 3  # ours: points of a line fit
+MIN_DEPTHS = 3  # ours: depths that an average needs
+FIRST_REFINING_DEPTH = 1  # ours: after the first layer, which can only pair inputs with targets
+REQUIREMENT = final_error_requirement()
 
 
 def newton_claims() -> tuple[Claim, ...]:
     """Return the claims, in the order of the paper's abstract."""
     return (
         least_squares_claim(
-            "predictions: least squares", "The model's predictions agree with those of least squares.", PAPER
+            "predictions: least squares",
+            "The model's predictions agree with those of least squares.",
+            f"{PAPER}; the threshold is ours",
+            REQUIREMENT,
         ),
-        _LINEAR_DEPTH_CLAIM,
-        _EXPONENTIAL_STEPS_CLAIM,
-        refinement_claim(
-            name="predictions are refined layer by layer",
-            statement="The error of a linear probe for the target falls at every layer.",
-            source=f"{PAPER}, in our words",
-        ),
+        _LAYER_CLAIM,
+        _REFINEMENT_CLAIM,
     )
 
 
-def _fit_against_depth(results: Results, predictor: str) -> xr.DataArray:
-    steps = _select_by_depth(results, "layer_iterations", predictor)
-    return _compute_line_r2(results, np.broadcast_to(np.arange(steps.shape[1]), steps.shape), steps)
+def _average_layer_similarity(results: Results, predictor: str) -> xr.DataArray:
+    """Return the mean over depths at which some algorithm agrees; NaN where there are too few of them."""
+    similarity = select_last_step(results["which_algorithm"]["layer_similarity"]).sel(lens="affine lens", drop=True)
+    best = similarity.sel(predictor=[NEWTON, *RIVALS]).max("predictor")
+    selected = similarity.sel(predictor=predictor, drop=True).fillna(0).clip(min=0).where(best > MIN_LENS_SIMILARITY)
+    return selected.mean("layer").where(selected.count("layer") >= MIN_DEPTHS)
 
 
-def _fit_against_newton(results: Results, transform: Callable[[np.ndarray], np.ndarray]) -> xr.DataArray:
-    newton, descent = (_select_by_depth(results, "layer_iterations", name) for name in (NEWTON, DESCENT))
-    return _compute_line_r2(results, newton, transform(descent))
+def _average_best_rival(results: Results) -> xr.DataArray:
+    first, second = (_average_layer_similarity(results, name) for name in RIVALS)
+    return xr.apply_ufunc(np.maximum, first, second)
 
 
-def _compute_line_r2(results: Results, x: np.ndarray, y: np.ndarray) -> xr.DataArray:
-    """Return R² of a line by seed, over the depths that agree with both algorithms; NaN where there are too few."""
-    agreement = np.minimum(*(_select_by_depth(results, "layer_similarity", name) for name in (NEWTON, DESCENT)))
-    values = []
-    for x_seed, y_seed, selected in zip(x, y, agreement > MIN_LENS_SIMILARITY, strict=True):
-        x_fit, y_fit = x_seed[selected], y_seed[selected]
-        defined = len(x_fit) >= MIN_DEPTHS and np.ptp(x_fit) > 0 and np.ptp(y_fit) > 0
-        values.append(np.corrcoef(x_fit, y_fit)[0, 1] ** 2 if defined else np.nan)
-    return xr.DataArray(values, dims=("seed",), coords={"seed": results["which_algorithm"]["seed"]})
+def _select_probe_error(results: Results) -> xr.DataArray:
+    return results["probe_and_logit_lens"]["affine_error"].isel(layer=slice(FIRST_REFINING_DEPTH, None))
 
 
-def _select_by_depth(results: Results, variable: str, predictor: str) -> np.ndarray:
-    values = select_last_step(results["which_algorithm"][variable])
-    values = values.sel(lens="affine lens", predictor=predictor, drop=True)
-    return values.transpose("seed", "layer").values.astype(float)
-
-
-_LINEAR_DEPTH_CLAIM = Claim(
-    name="Newton iterations are linear in depth",
-    statement="The number of Newton iterations nearest to each layer grows linearly with depth.",
-    source=PAPER,
+_LAYER_CLAIM = Claim(
+    name="layers agree with Newton's iterations",
+    statement="Layers agree more with Newton's iterations than with gradient descent or ridge regression.",
+    source=f"{PAPER}, for gradient descent; ridge regression and the margin are ours, added after a run",
     value=Quantity(
-        description="R² of a linear fit of Newton iterations against depth, over depths that agree with both",
-        read=lambda results: _fit_against_depth(results, NEWTON),
+        description="fraction of the variance of the affine lens that Newton's iteration explains, with the best "
+        "number of iterations at each depth; mean over depths that agree with any of the algorithms",
+        read=lambda results: _average_layer_similarity(results, NEWTON),
     ),
     control=Quantity(
-        description="the same R² for the steps of gradient descent",
-        read=lambda results: _fit_against_depth(results, DESCENT),
+        description="the same mean for gradient descent with the best number of steps at each depth, or for ridge "
+        "regression with the best penalty at each depth, whichever is higher",
+        read=_average_best_rival,
     ),
     direction="above",
-    threshold=MIN_SIMILARITY,
+    margin=MIN_LEAD,
+    by_paper=True,
+    requirements=(REQUIREMENT,),
 )
 
-_EXPONENTIAL_STEPS_CLAIM = Claim(
-    name="gradient descent steps are exponential in Newton iterations",
-    statement="Each Newton iteration is worth exponentially many steps of gradient descent.",
-    source=PAPER,
+_REFINEMENT_CLAIM = Claim(
+    name="predictions are refined layer by layer",
+    statement="The error of a linear probe for the target falls at every layer after the first.",
+    source=f"{PAPER}, in our words; the first layer was left out after a run",
     value=Quantity(
-        description="R² of a linear fit of the logarithm of gradient descent steps against Newton iterations",
-        read=lambda results: _fit_against_newton(results, np.log),
+        description="largest change of the log10 error of the linear probe from one layer to the next",
+        read=lambda results: compute_log_error_changes(select_last_step(_select_probe_error(results))).max("layer"),
     ),
     control=Quantity(
-        description="the same R² for the steps instead of their logarithm",
-        read=lambda results: _fit_against_newton(results, lambda steps: steps),
+        description="the same change in the untrained model",
+        read=lambda results: compute_log_error_changes(select_untrained(_select_probe_error(results))).max("layer"),
     ),
-    direction="above",
+    direction="below",
+    threshold=0.0,
+    margin=MIN_LOG_ERROR_CHANGE,
+    by_paper=True,
+    requirements=(REQUIREMENT,),
 )

@@ -3,7 +3,8 @@
 Fu et al. 2024 (arXiv 2310.17086): layer by layer, a transformer trained on in-context linear regression agrees with
 Newton's iteration for the inverse, one step of which is worth exponentially many steps of gradient descent. The paper
 applies linear probes to 12 layers of width 256; the sizes here are ours. The claims were written after a run of one
-seed had been seen.
+seed had been seen. Two claims on the numbers of iterations that fit best at each depth were dropped after a run: ridge
+regression with a falling penalty meets them, too.
 """
 
 from mesascope import analyses
@@ -22,7 +23,7 @@ STUDY = Study(
         "In-context linear regression; inputs and outputs alternate in the context. A six-layer decoder is trained, "
         "and affine maps fitted to the residual stream after every layer are compared with Newton's iteration and "
         "gradient descent. The question is the paper's; sizes, training and thresholds are ours, and one seed was "
-        "seen before the claims were fixed."
+        "seen before the claims were fixed. Requirements, margins and controls were revised after a run."
     ),
     citation=CITATION,
     conditions=(
@@ -42,6 +43,6 @@ STUDY = Study(
         ),
     ),
     claims=newton_claims(),
-    seeds={"smoke": 2, "laptop": 3, "paper": 8},
-    minutes={"smoke": 0.5, "laptop": 15.0, "paper": 400.0},
+    seeds={"smoke": 2, "laptop": 5, "paper": 8},
+    minutes={"smoke": 0.5, "laptop": 25.0, "paper": 400.0},
 )

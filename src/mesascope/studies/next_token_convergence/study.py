@@ -11,7 +11,7 @@ from mesascope.analyses.inner_objectives import objectives
 from mesascope.analyses.inner_objectives.measure import inner
 from mesascope.studies.base import Condition, ScaleConfig, Simulation, Study
 from mesascope.studies.next_token_convergence.citation import CITATION
-from mesascope.studies.next_token_convergence.claims import next_token_claims
+from mesascope.studies.next_token_convergence.claims import CLAIMS
 from mesascope.studies.next_token_convergence.task import Collocations
 from mesascope.studies.next_token_convergence.toy_model import NextTokenModel
 from mesascope.studies.shared.icl import make_icl_training, make_two_layer_decoder
@@ -67,7 +67,7 @@ STUDY = Study(
             },
         ),
     ),
-    claims=next_token_claims(),
-    seeds={"smoke": 2, "laptop": 3, "paper": 8},
-    minutes={"smoke": 0.3, "laptop": 1.5, "paper": 30.0},
+    claims=CLAIMS,
+    seeds={"smoke": 2, "laptop": 5, "paper": 8},
+    minutes={"smoke": 0.3, "laptop": 2.5, "paper": 30.0},
 )

@@ -178,6 +178,6 @@ STUDY = Study(
         ),
     ),
     claims=CLAIMS,
-    seeds={"smoke": 2, "laptop": 3, "paper": 3},
-    minutes={"smoke": 0.7, "laptop": 5.0, "paper": 6000.0},
+    seeds={"smoke": 2, "laptop": 5, "paper": 8},
+    minutes={"smoke": 0.7, "laptop": 8.3, "paper": 16000.0},
 )
