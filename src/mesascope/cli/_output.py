@@ -22,9 +22,9 @@ def print_verdict(verdict: Any) -> None:
     colour = STATUS_COLOURS.get(verdict.status, "dim")
     out.print(f"\n[bold {colour}]{verdict.status.upper()}[/bold {colour}]  {escape(verdict.statement)}")
     if verdict.value is not None:
-        low, high = verdict.interval
+        interval = " [{:.3g}, {:.3g}]".format(*verdict.interval) if verdict.interval else ""  # none for one seed
         out.print(
-            f"  {escape(verdict.description)}: {verdict.value:.3g} [{low:.3g}, {high:.3g}]".replace("[", "\\[")
+            f"  {escape(verdict.description)}: {verdict.value:.3g}{interval}".replace("[", "\\[")
             + f"; {escape(verdict.control_description)}: {verdict.control:.3g}"
         )
     out.print(f"  [dim]{escape(verdict.reason)}; {escape(verdict.source)}[/dim]")
