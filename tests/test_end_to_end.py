@@ -152,7 +152,7 @@ def test_the_models_of_a_run_are_named_seed_by_seed(smoke, tmp_path, capsys, mon
     shutil.rmtree(run.verified_checkpoint(0, run.record["parameters"]["training"]["steps"]))
     code, _, err = call(*words, capsys=capsys, monkeypatch=monkeypatch)
     assert code == 2
-    assert "a run must be trained to its end" in err
+    assert "the training of a run must be finished" in err
 
 
 def test_every_measure_of_the_study_conforms(finished):

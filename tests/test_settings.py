@@ -239,12 +239,14 @@ def test_settings_that_cannot_be_run_are_refused() -> None:
     short = TrainingConfig(steps=2, optimizer=SGD(), checkpoints=2)
     condition = study.conditions[1]
     without = replace(condition, scales={name: ScaleConfig(training=short) for name in condition.scales})
-    with pytest.raises(ValueError, match=r"history_attention needs a training with history=True, but at smoke, laptop"):
+    with pytest.raises(
+        ValueError, match=r"needs TrainingConfig\(history=True\) at every scale, but lacks it at smoke, laptop"
+    ):
         replace(study, conditions=(study.main, without))
     for name in ("a b", "training", "own"):
-        with pytest.raises(ValueError, match=r"needs a word of its own as its name, none of own, .* but got"):
+        with pytest.raises(ValueError, match=r"must be a unique identifier other than own, .* but got"):
             replace(study, conditions=(study.main, replace(condition, name=name)))
-    with pytest.raises(ValueError, match=r"needs a main condition without a name as its first, but got 'sgd'"):
+    with pytest.raises(ValueError, match=r"must be the main one, without a name, but got 'sgd'"):
         replace(study, conditions=(condition,))
     with pytest.raises(ValueError, match=r"the names of a study's results must differ"):
         replace(study, conditions=(replace(study.main, analyses=(study.main.analyses[0],) * 2),))

@@ -86,7 +86,7 @@ def test_a_run_that_opened_a_language_model_is_refused(tmp_path, command):
     Run.create(tmp_path / "run", {"model": "somebody/something"})
     code, _, err = command("which-algorithm", tmp_path / "run")
     assert code == 2
-    assert "inspects a language model; give the model instead" in " ".join(err.split())
+    assert "inspects a language model; pass the model instead" in " ".join(err.split())
 
 
 def test_a_decoder_of_tokens_fits_no_study_of_vectors(tmp_path, command):

@@ -212,9 +212,9 @@ def test_iterations_can_be_given():
 
 def test_what_has_no_algorithms_and_too_few_sequences_are_refused():
     seeded = SeededSequences()
-    with pytest.raises(ValueError, match=r"must be learned in context to have algorithms, but SeededSequences is not"):
+    with pytest.raises(ValueError, match=r"needs a task that is learned in context, but SeededSequences is not"):
         which_algorithm(lambda x: x, seeded, seeded.sample(32, torch.Generator().manual_seed(0)))
-    with pytest.raises(ValueError, match=r"over 32 sequences or more, but got 8"):
+    with pytest.raises(ValueError, match=r"needs 32 sequences or more, but got 8"):
         which_algorithm(lambda x: x, JOINED, drawn(JOINED, 8))
     with pytest.raises(ValueError, match=r"must predict finite numbers"):
         which_algorithm(lambda x: x[..., :1] * torch.nan, JOINED, drawn(JOINED))

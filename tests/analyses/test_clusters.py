@@ -165,7 +165,7 @@ def test_what_cannot_be_scored_is_refused():
         clusters(capture(model(), batch().inputs, [], reduce=LAST_POSITION_REDUCTIONS))
     with pytest.raises(ValueError, match=r"needs a capture of a Batch with labels.* no such latents"):
         clusters(capture(model(), batch(size=torch.ones(96)), [], reduce=LAST_POSITION_REDUCTIONS))
-    with pytest.raises(ValueError, match=r"labels must be of the batch \(last token, .*\), but got seed"):
+    with pytest.raises(ValueError, match=r"labels must be among those of the batch \(last token, .*\), but got seed"):
         clusters(recorded, labels=("seed",))
     with pytest.raises(ValueError, match="at least two sequences per label, but 12 have 7 labels of 'next token'"):
         clusters(capture(model(), batch(12), [], reduce=LAST_POSITION_REDUCTIONS))

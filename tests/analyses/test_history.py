@@ -115,5 +115,5 @@ def test_labels_are_needed(tmp_path: Path) -> None:
     ids = torch.randint(5, (4, 7), generator=torch.Generator().manual_seed(0))
     batch = Batch(inputs=ids[:, :-1], targets=ids[:, 1:], weight=torch.ones(4, 6))
     past = recorded(tmp_path / "history", model, list(repeat(batch, 3)))
-    with pytest.raises(ValueError, match=r"needs labels at every position, but the task gives none"):
+    with pytest.raises(ValueError, match=r"needs integer latents at every position, but the batches"):
         history_attention(past, model, batch)

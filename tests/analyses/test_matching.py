@@ -68,9 +68,11 @@ def test_least_squares_is_right_where_the_feature_was_shown():
 def test_a_label_that_is_not_there_is_refused():
     recorded = capture(model(), batch(), ["output", "pattern"])
     for each in (error_by_label, same_label_attention):
-        with pytest.raises(ValueError, match=r"a label must be one of feature, but got 'generator'"):
+        with pytest.raises(
+            ValueError, match=r"a label must be among those of the batch \(feature\), but got 'generator'"
+        ):
             each(recorded, of="generator")
-    with pytest.raises(ValueError, match=r"a batch that has labels"):
+    with pytest.raises(ValueError, match=r"it has none"):
         error_by_label(capture(model(), batch().inputs, ["output"]), of="feature")
 
 
@@ -92,7 +94,7 @@ def test_errors_by_output_need_vectors():
     tokens = torch.zeros(2, 5, dtype=torch.long)
     opened = Decoder(DecoderConfig(vocab_size=7, hidden_size=16, num_attention_heads=2)).eval()
     recorded = capture(opened, Batch(inputs=tokens, targets=tokens, weight=torch.ones(2, 5)), ["output"])
-    with pytest.raises(ValueError, match=r"needs targets that are vectors"):
+    with pytest.raises(ValueError, match=r"needs vector targets"):
         error_by_output(recorded)
 
 

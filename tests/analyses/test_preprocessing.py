@@ -57,9 +57,9 @@ def test_it_conforms_and_refuses_what_has_no_pairs():
     model = Decoder(DecoderConfig(d_in=DIM, d_out=1, hidden_size=16)).eval()
     drawn = alternating.sample(8, torch.Generator().manual_seed(0))
     sites = ["resid_pre", "resid_post"]
-    with pytest.raises(ValueError, match="needs positions that are an input and its answer"):
+    with pytest.raises(ValueError, match="needs inputs joined with their targets"):
         preprocessing(capture(model, drawn, sites))
-    with pytest.raises(ValueError, match="needs a capture of a Batch of vectors"):
+    with pytest.raises(ValueError, match="needs vectors with targets of dimension 1"):
         preprocessing(capture(model, drawn.inputs, sites))
     with pytest.raises(ValueError, match="needs four sequences or more, but got 3"):
         preprocessing(capture(build_gradient_descent_model(DIM, NUM_EXAMPLES, 1), sample_batch(3), sites))
@@ -126,7 +126,7 @@ def test_in_hindsight_an_algorithm_is_no_worse_than_with_any_numbers_of_the_grid
 
 def test_the_number_of_examples_must_be_one_that_can_be_chosen():
     few, model = sample_batch(4), build_gradient_descent_model(DIM, NUM_EXAMPLES, 1)
-    with pytest.raises(ValueError, match="can be chosen for Regression of layout joined"):
+    with pytest.raises(ValueError, match="must be Regression with layout='joined'"):
         excess_risk_vs_context_length(model, replace(TASK, layout="alternating"), few)
     with pytest.raises(ValueError, match=r"counts must be 1 or more each, but got \[0\]"):
         excess_risk_vs_context_length(model, TASK, few, counts=(0,))

@@ -95,7 +95,7 @@ def _vector_loss(model, batch, stream):
 
 def test_what_has_no_loss_is_refused():
     model = Decoder(DecoderConfig(d_in=2, d_out=2, hidden_size=16, num_attention_heads=2))
-    with pytest.raises(ValueError, match="the vectors came without targets; pass a Batch with targets"):
+    with pytest.raises(ValueError, match="the vectors have no targets; pass a Batch with targets"):
         capture(model, torch.ones(2, 5, 2), ["resid_pre_grad"])
 
 

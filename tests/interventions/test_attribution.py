@@ -118,7 +118,7 @@ def test_agreement_is_told_of_numbers_that_are_known():
     ("call", "line"),
     [
         (lambda m: attribution_patch(m, tokens(), zero("value"), ("layer",)), "must be at a site with a gradient"),
-        (lambda m: attribution_patch(m, tokens(), zero("z"), metric="kl_divergence"), "since its gradient is 0"),
+        (lambda m: attribution_patch(m, tokens(), zero("z"), metric="kl_divergence"), "because its gradient is 0"),
         (lambda m: attribution_patch(m, tokens(), zero("z"), steps=-1), "steps must be 0 or more, but got -1"),
         (lambda m: attribution_patch(m, tokens(), zero("z"), ("key",)), "axes must name axes of z"),
         (lambda m: attribution_patch(m, tokens(), zero("mlp_out"), ("layer", "head")), "axes must name axes of mlp"),

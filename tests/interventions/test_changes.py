@@ -129,7 +129,7 @@ def test_what_cannot_be_is_refused_before_any_forward_pass_and_named():
         (lambda: zero("heads"), "a site must be one of resid_pre, attn_out"),
         (lambda: replace("mlp_out", partly), "'mlp_out' was not recorded; recorded are z"),
         (lambda: replace("pattern", rows), "pattern must be recorded at all query positions"),
-        (lambda: mean("z", padded), "must have sequences of one length, but it has padding"),
+        (lambda: mean("z", padded), "must have sequences of one length, but has padding"),
         (lambda: zero("attn_scores"), "attn_scores must stay -inf where a key is masked"),
         (lambda: scale("attn_scores", 2.0), "attn_scores must stay -inf where a key is masked"),
         (lambda: replace("output", partly), "an edit must act before the output"),

@@ -417,7 +417,7 @@ MODEL = FAMILIES["llama"].model
         ),
         ({"receiver": "key"}, "in one layer, but key is selected in 3; pass receiver_where="),
         ({"receiver": "key", "receiver_where": {"layer": [1, 2]}}, "in one layer, but key is selected in 2"),
-        ({"receiver_where": {"layer": 2}}, "received as a whole, but got {'layer': 2}"),
+        ({"receiver_where": {"layer": 2}}, "no indices to select, but got {'layer': 2}"),
         ({"through": "direct"}, "through must be one of residual, mlp, all, but got 'direct'"),
         ({"axes": ("layer", "kv_head")}, "axes must name axes of z"),
         ({"axes": ("head",)}, r"in one layer, but z is selected in layers \[0, 1, 2\] at once; add layer to axes"),

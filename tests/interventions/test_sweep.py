@@ -261,8 +261,11 @@ def test_a_loss_weighs_positions_as_the_batch_does():
             "must be integer token ids",
         ),
         (lambda m, x: sweep(m, x, zero("z", {"layer": []})), "an edit needs a layer"),
-        (lambda m, x: sweep(m, x, zero("z", {"head": [1, 1]})), "must select indices once each, but selects"),
-        (lambda m, x: sweep(m, x, zero("z", {"pos": []})), "must select indices once each, but selects"),
+        (
+            lambda m, x: sweep(m, x, zero("z", {"head": [1, 1]})),
+            "must select one or more indices, each once, but selects",
+        ),
+        (lambda m, x: sweep(m, x, zero("z", {"pos": []})), "must select one or more indices, each once, but selects"),
         (lambda m, x: sweep(m, x, zero("z", {"head": [True, False]})), "pass their indices"),
         (lambda m, x: sweep(m, x, zero("z"), max_positions=0), "positions must be 1 or more"),
         (
@@ -288,7 +291,7 @@ def test_metrics_of_tokens_are_refused_for_vectors():
     for metric in ("kl_divergence", logit_difference(0, 0), log_probability(0)):
         with pytest.raises(ValueError, match="needs a model that predicts tokens, but this one predicts vectors"):
             sweep(model, batch, zero("z"), metric=metric)
-    with pytest.raises(ValueError, match="pass vectors and sequences of one token as a Batch"):
+    with pytest.raises(ValueError, match="vectors and sequences of one token must be passed as a Batch"):
         sweep(model, batch.inputs, zero("z"))
     empty = Batch(
         inputs=batch.inputs, targets=batch.targets, weight=batch.weight * torch.tensor([[0.0], [1], [1], [1]])

@@ -378,7 +378,7 @@ def test_a_tokenizer_that_is_there_already_is_used_and_kept(small, tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: TextTask(vocab_size=256), "vocab_size must be at least 257, all bytes and one pair, but got 256"),
+        (lambda: TextTask(vocab_size=256), r"vocab_size must be at least 257 \(all bytes and one merge\), but got 256"),
         (lambda: TextTask(length=1), "length must be at least 2, but got 1"),
         (lambda: TextTask(max_characters=0), "max_characters must be at least 1"),
         (lambda: TextTask(held_out=0.0), r"held_out must lie between 0 and 1, but got 0.0"),
@@ -418,7 +418,7 @@ def test_texts_that_cannot_be_read_are_refused(tmp_path, small):
     made = train_byte_pair_tokenizer([story(3)], 290)
     made.save(str(file))
     with pytest.raises(
-        ValueError, match=r"vocab_size must be at least 290, the tokens of .*, but is 280; set vocab_size=290"
+        ValueError, match=r"vocab_size must be at least 290, the vocabulary size of .*, but is 280; set vocab_size=290"
     ):
         draw(TextTask(source=str(small), tokenizer=str(file), vocab_size=280))
     with pytest.raises(ValueError, match=r"must be writable, but .*text.txt"):

@@ -111,7 +111,9 @@ def test_adam_has_the_attended_instances_alone(tmp_path: Path) -> None:
     found = history_attention(past, model, batch)
     assert "top" in found
     assert "dual_error" not in found
-    with pytest.raises(UnsupportedModel, match=r"needs a history of gradient descent \(SGD\), but this is of AdamW"):
+    with pytest.raises(
+        UnsupportedModel, match=r"needs a history of gradient descent \(SGD\), but this is one of AdamW"
+    ):
         dual_coefficients(past.history, 0.0)
 
 

@@ -80,7 +80,7 @@ def validate_names(
         get_site(name)
     requested = {*sites, *(how.site for how in reduce.values() if isinstance(how, Reduction))}
     if "logits" in requested and inputs.is_floating_point():
-        raise ValueError("logits must come from a model that reads tokens, but the inputs are vectors; use 'output'")
+        raise ValueError("logits need a model of tokens, but the inputs are vectors; use 'output'")
     _validate_unique(reduce)
 
 

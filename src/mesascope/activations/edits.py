@@ -169,7 +169,7 @@ def _validate_source(edit: Edit, source: Mapping[int, Tensor], layer: int, shape
         axes = ", ".join(get_site(edit.site).axes_within_layer)
         raise ValueError(
             f"the source of an edit of {edit.site} must have the shape of the run ({axes}) = {expected}, but has "
-            f"{actual}; use as many sequences of the same length"
+            f"{actual}; use the same number of sequences of the same length"
         )
 
 

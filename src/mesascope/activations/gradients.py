@@ -105,7 +105,7 @@ def loss_targets(
     if batch is not None:
         return batch.targets, batch.weight.to(output.dtype)
     if inputs.is_floating_point():
-        raise ValueError("gradients need a loss, but the vectors came without targets; pass a Batch with targets")
+        raise ValueError("gradients need a loss, but the vectors have no targets; pass a Batch with targets")
     weight = torch.ones(inputs.shape, dtype=output.dtype, device=inputs.device)
     weight[:, -1] = 0
     if mask is not None:

@@ -132,7 +132,7 @@ def analysis(
         ValueError: sites are listed for an analysis that is not called with a capture.
     """
     if input != "capture" and (sites or reductions):
-        raise ValueError(f"only analyses of captures have sites, but got sites for input={input!r}; record them inside")
+        raise ValueError(f"sites need input='capture', but got input={input!r}; record the sites inside the analysis")
 
     def decorate(function: Callable[..., xr.Dataset]) -> Analysis:
         return Analysis(

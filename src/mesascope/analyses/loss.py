@@ -37,7 +37,7 @@ def loss_vs_baselines(acts: Capture) -> xr.Dataset:
     """
     batch = acts.batch
     if batch is None:
-        raise ValueError("loss_vs_baselines needs targets, but the capture is of bare inputs; capture a Batch")
+        raise ValueError("loss_vs_baselines needs targets, but only inputs were captured; capture a Batch")
     predictions = {"model": acts["output"], **acts.baselines}
     losses = torch.stack([loss_per_position(p, batch.targets) for p in predictions.values()])
     scored_positions = (batch.weight > 0).any(0)
@@ -93,7 +93,7 @@ def error_by_output(acts: Capture) -> xr.Dataset:
     """
     batch = acts.batch
     if batch is None or not batch.targets.is_floating_point():
-        raise ValueError("error_by_output needs targets that are vectors; give it a capture of such a Batch")
+        raise ValueError("error_by_output needs vector targets, but got others; capture a Batch with vector targets")
     predictions, weight = {"model": acts["output"], **acts.baselines}, batch.weight[..., None]
     squared_errors = [(each.double() - batch.targets.double()).square() * weight for each in predictions.values()]
     error = torch.stack([each.sum((0, 1)) / weight.sum() for each in squared_errors])
@@ -155,7 +155,7 @@ def get_batch_and_label(acts: Capture, label_name: str) -> tuple[Batch, Int[Tens
     labels = {} if acts.batch is None else acts.batch.categorical_latents
     if acts.batch is None or label_name not in labels:
         raise ValueError(
-            f"a label must be one of {', '.join(labels) or 'a batch that has labels'}, but got {label_name!r}"
+            f"a label must be among those of the batch ({', '.join(labels) or 'it has none'}), but got {label_name!r}"
         )
     return acts.batch, labels[label_name]
 

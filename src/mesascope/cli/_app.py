@@ -9,7 +9,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Identify the algorithm inside a transformer's forward pass, and how training produces it.",
+    help="Identify the algorithm that a transformer runs in its forward pass, and how training produces it.",
 )
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -24,4 +24,5 @@ STATUS_COLOURS = {
 }
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+StudyName = Annotated[str, typer.Argument(help="Name of a study, or a .py file that defines STUDY.")]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from mesascope.cli._app import STATUS_COLOURS, AsJson, app, out
+from mesascope.cli._app import STATUS_COLOURS, AsJson, StudyName, app, out
 from mesascope.cli._output import format_last_verdicts, format_minutes
 
 if TYPE_CHECKING:
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 @app.command("list")
 def list_command(
-    folder: Annotated[Path, typer.Argument(help="Folder of runs.")] = Path("runs"), as_json: AsJson = False
+    folder: Annotated[Path, typer.Argument(help="Folder that contains runs.")] = Path("runs"), as_json: AsJson = False
 ) -> None:
-    """List all studies with paper, cost and latest verdicts, and all tasks."""
+    """List all studies with their paper, cost and latest verdicts, and all tasks."""
     from mesascope.studies import published, registry
 
     studies, tasks, last = registry.list_studies(), registry.list_tasks(), published.load_latest_verdicts(folder)
@@ -45,7 +45,7 @@ def _print_study(entry: Any, last: dict[str, Any] | None) -> None:
 
 
 @app.command("show")
-def show_command(study: str) -> None:
+def show_command(study: StudyName) -> None:
     """Show the scales, conditions, analyses and claims of a study, with the published verdicts."""
     from mesascope.studies.registry import load_summary
 
@@ -88,8 +88,8 @@ def _print_claims(study: str, summary: "StudySummary") -> None:
 
 
 @app.command("cite")
-def cite_command(study: str) -> None:
-    """Print the BibTeX entry of a study's paper."""
+def cite_command(study: StudyName) -> None:
+    """Print the BibTeX entry of the paper that a study replicates."""
     from mesascope.studies.registry import load_summary
 
     print(load_summary(study).citation.bibtex)

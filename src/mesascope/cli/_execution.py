@@ -9,21 +9,21 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from mesascope.cli._app import EXIT_CONTRADICTED, EXIT_INTERRUPTED, AsJson, Device, app, err, out
+from mesascope.cli._app import EXIT_CONTRADICTED, EXIT_INTERRUPTED, AsJson, Device, StudyName, app, err, out
 from mesascope.cli._output import print_ranking, print_verdict
 
 
 @app.command("run")
 def run_command(
-    study: Annotated[str, typer.Argument(help="Name of a study, or a .py file that defines STUDY.")],
+    study: StudyName,
     scale: Annotated[str, typer.Option(help="smoke, laptop or paper.")] = "laptop",
-    seeds: Annotated[int | None, typer.Option(help="Number of training replicates.")] = None,
-    out_dir: Annotated[Path | None, typer.Option("--out", help="Directory of the run.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Number of training seeds; by default that of the scale.")] = None,
+    out_dir: Annotated[Path | None, typer.Option("--out", help="Run directory; by default runs/STUDY-SCALE.")] = None,
     device: Device = "auto",
-    on: Annotated[str | None, typer.Option(help="serial, processes or ray[:ADDRESS].")] = None,
-    strict: Annotated[bool, typer.Option(help="Exit with 1 if a claim is contradicted.")] = False,
+    on: Annotated[str | None, typer.Option(help="Executor: serial, processes or ray[:ADDRESS].")] = None,
+    strict: Annotated[bool, typer.Option(help="Exit with code 1 if a claim is contradicted.")] = False,
 ) -> None:
-    """Run a study: train, analyse, judge its claims and write a report. Run again to resume."""
+    """Run a study: train models, analyse them, judge the claims and write a report. Run again to resume."""
     from mesascope import api
     from mesascope.progress import ProgressDisplay
     from mesascope.runner import load_verdicts
@@ -40,14 +40,16 @@ def run_command(
 
 @app.command("inspect")
 def inspect_command(
-    model: Annotated[str, typer.Argument(help="Hub name, folder, or .gguf file.")],
-    text: Annotated[Path | None, typer.Option(help="UTF-8 file; by default Python's manual.")] = None,
-    tokens: Annotated[int | None, typer.Option(help="Tokens per sequence; by default up to 512.")] = None,
+    model: Annotated[str, typer.Argument(help="Hugging Face Hub name, folder or .gguf file.")],
+    text: Annotated[Path | None, typer.Option(help="UTF-8 text file; by default Python's manual.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="Number of tokens per sequence; by default up to 512.")] = None,
     sequences: Annotated[int, typer.Option(help="Maximum number of sequences.")] = 4,
-    out_dir: Annotated[Path | None, typer.Option("--out", help="Directory of the run.")] = None,
-    analyses: Annotated[str | None, typer.Option(help="Comma-separated names of analyses.")] = None,
-    steps: Annotated[str | None, typer.Option(help="Comma-separated revisions or checkpoint folders.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
+    out_dir: Annotated[Path | None, typer.Option("--out", help="Run directory; by default runs/inspect-MODEL.")] = None,
+    analyses: Annotated[str | None, typer.Option(help="Comma-separated names of analyses; all by default.")] = None,
+    steps: Annotated[
+        str | None, typer.Option(help="Checkpoints to compare: comma-separated Hub revisions or folders.")
+    ] = None,
+    device: Device = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
 ) -> None:
     """Analyse a causal language model on a text and write a report. Run again to resume."""
@@ -74,14 +76,16 @@ def inspect_command(
 
 @app.command("which-algorithm")
 def which_algorithm_command(
-    subject: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="Run, folder, Hub name or .gguf file.")],
-    study: Annotated[str | None, typer.Option(help="Study that defines the task of a decoder folder.")] = None,
-    sequences: Annotated[int, typer.Option(help="Number of sequences to sample.")] = 128,
-    seed: Annotated[int, typer.Option(help="Seed of the sequences.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
+    subject: Annotated[
+        str, typer.Argument(metavar="RUN|MODEL", help="Run directory, decoder folder, Hub name or .gguf file.")
+    ],
+    study: Annotated[str | None, typer.Option(help="Study whose task a decoder folder is tested on.")] = None,
+    sequences: Annotated[int, typer.Option(help="Number of sequences to sample, at least 32.")] = 128,
+    seed: Annotated[int, typer.Option(help="Random seed of the sequences.")] = 0,
+    device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Rank in-context algorithms by the similarity of their predictions to those of a model."""
+    """Rank in-context algorithms by how similar their predictions are to those of a model."""
     from mesascope import api
     from mesascope.inspection.algorithm_table import summarise_report
 

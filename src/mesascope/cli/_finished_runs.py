@@ -12,7 +12,9 @@ from mesascope.cli._output import format_verdict_cell, print_verdict_table, read
 
 
 @app.command("report")
-def report_command(run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN...")], as_json: AsJson = False) -> None:
+def report_command(
+    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")], as_json: AsJson = False
+) -> None:
     """Regenerate the reports of runs and show their verdicts."""
     from mesascope.report import summarize_run, write_report
 
@@ -27,7 +29,8 @@ def report_command(run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN..
 
 @app.command("compare")
 def compare_command(
-    first: Annotated[Path, typer.Argument(metavar="RUN")], second: Annotated[Path, typer.Argument(metavar="RUN")]
+    first: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+    second: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory to compare with.")],
 ) -> None:
     """Compare the verdicts of two runs."""
     from rich.table import Table
@@ -41,7 +44,7 @@ def compare_command(
 
 @app.command("runs")
 def runs_command(
-    folder: Annotated[Path, typer.Argument(help="Folder of runs.")] = Path("runs"), as_json: AsJson = False
+    folder: Annotated[Path, typer.Argument(help="Folder that contains runs.")] = Path("runs"), as_json: AsJson = False
 ) -> None:
     """List the runs in a folder with their verdicts."""
     from mesascope.studies import published

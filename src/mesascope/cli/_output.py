@@ -9,7 +9,7 @@ from mesascope.cli._app import STATUS_COLOURS, out
 
 RANKING_LEGEND = (
     "[dim]1: equal to the model; 0: no better than the mean of its predictions. *: not distinguishable from the "
-    "nearest. shifted: lowest similarity of predictions on out-of-distribution sequences[/dim]"
+    "most similar one. shifted: lowest similarity of predictions on out-of-distribution sequences[/dim]"
 )
 
 

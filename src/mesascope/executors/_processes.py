@@ -88,9 +88,9 @@ class _Worker:
         except (EOFError, ConnectionResetError) as error:
             self.process.join(5)
             raise ExecutorError(
-                "a process must live until its job is done, but one ended with "
+                "a worker process must run until its job is done, but one ended with "
                 f"{_describe_exit_code(self.process.exitcode)}; "
-                "run again to resume, with fewer processes if memory was short; scripts must call this under "
+                "run again to resume, with fewer processes if memory ran out; scripts must call this under "
                 "`if __name__ == '__main__':`"
             ) from error
 

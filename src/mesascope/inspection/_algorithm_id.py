@@ -80,7 +80,7 @@ def identify_algorithms(
         condition = _find_condition(load_checkpoint(path, device), study, subject)
         return [_identify_in_checkpoint(condition, None, path, sequences, seed, device, log)]
     if study is not None:
-        raise ValueError(f"--study must be used with a decoder folder or a run, but {subject} is neither; omit it")
+        raise ValueError(f"--study needs a decoder folder or a run, but {subject} is neither; omit --study")
     return [_identify_in_language_model(subject, sequences, seed, device, log)]
 
 
@@ -89,7 +89,9 @@ def _identify_in_language_model(subject: str, sequences: int, seed: int, device:
     log("opening the model")
     model, tokenizer = load_pretrained(subject, device=device)
     if tokenizer is None:
-        raise ValueError(f"a language model must come with its tokenizer, but {subject} has none; add its files")
+        raise ValueError(
+            f"a language model must come with its tokenizer, but {subject} has none; add the tokenizer files"
+        )
     context_length = getattr(model.config.get_text_config(), "max_position_embeddings", None) or CHAIN_LENGTH
     if context_length <= 2 * FIRST_SCORED:
         raise ValueError(
@@ -114,7 +116,7 @@ def _identify_in_run(
     """Yield a report for every condition and every seed of a run."""
     if "scale" not in run.record:
         raise ValueError(
-            f"the run must be of a study, but {run.path} inspects a language model; give the model instead"
+            f"the run must be that of a study, but {run.path} inspects a language model; pass the model instead"
         )
     study_value = load_study(study or run.record["study"])
     if study_value.name != run.record["study"]:
@@ -134,8 +136,8 @@ def _last_checkpoint(run: Run, study: Study, condition: Condition, replicate: in
     last_step = condition.scales[scale].training.steps
     if last_step not in condition_run.list_checkpoints(replicate):
         raise ValueError(
-            f"a run must be trained to its end, but {condition_run.seed_path(replicate)} has no step "
-            f"{last_step}; resume it with mesascope run {study.name} --scale {scale} --out {run.path}"
+            f"the training of a run must be finished, but {condition_run.seed_path(replicate)} has no checkpoint at "
+            f"step {last_step}; resume it with mesascope run {study.name} --scale {scale} --out {run.path}"
         )
     return condition_run.verified_checkpoint(replicate, last_step)
 

@@ -50,7 +50,7 @@ def resolve_checkpoints(name: str, steps: Sequence[str] | None) -> list[ModelChe
 def _check_distinct(numbers: Sequence[int]) -> None:
     duplicates = [number for number in numbers if numbers.count(number) > 1]
     if duplicates:
-        raise ValueError(f"steps must have distinct numbers, but two have {duplicates[0]}; rename one")
+        raise ValueError(f"steps must have different numbers, but two have {duplicates[0]}; rename one")
 
 
 def _resolve_checkpoint(name: str, step: str) -> ModelCheckpoint:

@@ -242,7 +242,7 @@ def select_passes(names: Sequence[str] | None) -> list[Pass]:
     known_names = {name for part in PASSES for name in part.analyses} | set(ANALYSIS_GROUPS)
     unknown = [name for name in names or () if name not in known_names]
     if unknown:
-        raise ValueError(f"analyses must be from {', '.join(ANALYSIS_NAMES)}, but got {', '.join(unknown)}")
+        raise ValueError(f"analyses must be among {', '.join(ANALYSIS_NAMES)}, but got {', '.join(unknown)}")
     selected_names = {member for name in names or known_names for member in ANALYSIS_GROUPS.get(name, [name])}
     chosen = (
         replace(part, analyses={name: analysis for name, analysis in part.analyses.items() if name in selected_names})

@@ -103,7 +103,7 @@ class PatchingPath:
                 self.edit_runner.unedited_activation("resid_pre", number + 1),
             ):
                 raise UnsupportedModel(
-                    "resid_post of a layer must be resid_pre of the next one, but "
+                    "resid_post of a layer must equal resid_pre of the next layer, but "
                     f"{type(self.edit_runner.model).__name__} changes the stream between layers {number} and "
                     f"{number + 1}; use through='all'"
                 )

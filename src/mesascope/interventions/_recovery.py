@@ -22,7 +22,8 @@ def validate_same_shape(inputs: Tensor | Batch, source: Tensor | Batch) -> None:
     input_shape, source_shape = (tuple((x.inputs if isinstance(x, Batch) else x).shape) for x in (inputs, source))
     if input_shape != source_shape:
         raise ValueError(
-            f"both runs must have as many sequences of the same length, but got shapes {input_shape} and {source_shape}"
+            f"both runs must have the same number of sequences of the same length, but got shapes {input_shape} "
+            f"and {source_shape}"
         )
 
 
@@ -46,7 +47,7 @@ def compute_target_metric(
     if abs(target - intact) <= 1e-6 * max(abs(target), abs(intact)):
         raise ValueError(
             f"the metric must differ between the two runs, but {metric.name} is {intact:.4g} on both; "
-            "choose another metric or another pair"
+            "choose another metric or other inputs"
         )
     return target
 

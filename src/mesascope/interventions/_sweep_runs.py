@@ -64,7 +64,7 @@ def resolve_sweep_indices(
     for axis in {*axes, *edit.where}:
         indices = edit.edited_indices(axis, sizes[axis])
         if not indices or len(set(indices)) < len(indices):
-            raise ValueError(f"where[{axis!r}] must select indices once each, but selects {indices}")
+            raise ValueError(f"where[{axis!r}] must select one or more indices, each once, but selects {indices}")
     if isinstance(metric, Metric):
         metric(edit_runner.zeros_like_output())
     return edit, {axis: edit.edited_indices(axis, sizes[axis]) for axis in axes}
@@ -74,7 +74,9 @@ def _resolve_axis_sizes(edit_runner: BatchedEdits, edit: Edit) -> dict[str, int]
     """Return the sizes of the axes of the edited site, which all edited layers share."""
     layers = edit.edited_layers(edit_runner.num_layers)
     if not layers:
-        raise ValueError(f"an edit needs a layer, but none is selected or has {edit.site}; name layers that have it")
+        raise ValueError(
+            f"an edit needs a layer, but none is selected or has {edit.site}; select layers that have the site"
+        )
     edit_runner.validate_edit(edit)
     shapes = sorted({tuple(edit_runner.site_shape(edit.site, layer)) for layer in layers})
     if len(shapes) > 1:

@@ -85,7 +85,7 @@ def attribution_patch(
         raise ValueError(f"steps must be 0 or more, but got {steps}")
     if metric in ("kl_divergence", "squared_distance"):
         raise ValueError(
-            f"{metric} must not be the metric, since its gradient is 0 at the unedited output, its minimum; use sweep"
+            f"{metric} cannot be the metric, because its gradient is 0 at the unedited output, its minimum; use sweep"
         )
     resolved_metric = resolve_metric(metric, inputs)
     assert isinstance(resolved_metric, Metric)

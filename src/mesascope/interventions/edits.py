@@ -157,7 +157,7 @@ def _edit_from_capture(
         raise ValueError(f"{site} must be recorded at all query positions, but queries= selected some; omit queries=")
     if source.attention_mask is not None:
         raise ValueError(
-            "the source must have sequences of one length, but it has padding; pass sequences without padding"
+            "the source must have sequences of one length, but has padding; pass sequences without padding"
         )
     return with_other(edit, source=dict(zip(source.layers, transform(activation), strict=True)))
 

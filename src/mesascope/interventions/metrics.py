@@ -119,7 +119,9 @@ def loss(inputs: Tensor | Batch) -> Metric:
     """
     batch, model_inputs = (inputs, inputs.inputs) if isinstance(inputs, Batch) else (None, inputs)
     if batch is None and (model_inputs.is_floating_point() or model_inputs.shape[1] < 2):
-        raise ValueError("loss needs targets, but got inputs only; pass vectors and sequences of one token as a Batch")
+        raise ValueError(
+            "loss needs targets, but got only inputs; vectors and sequences of one token must be passed as a Batch"
+        )
     if batch is not None and not (batch.weight.sum(1) > 0).all():
         raise ValueError(
             "loss needs a position of nonzero weight in every sequence, but one has none; remove that sequence"

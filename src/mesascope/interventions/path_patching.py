@@ -122,7 +122,7 @@ def _parse_receiver(receiver: str, receiver_where: IndexByAxis | None, through: 
         return Edit(site=receiver, where=dict(receiver_where or {}), fn=torch.clone)
     if receiver_where:
         raise ValueError(
-            "receiver_where must be omitted for the output, which is received as a whole, but got "
+            "receiver_where must be omitted if the receiver is the output, which has no indices to select, but got "
             f"{dict(receiver_where)}"
         )
     return None

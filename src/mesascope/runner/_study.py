@@ -62,7 +62,7 @@ def run_study(
         raise ValueError(f"a scale must be one of {', '.join(SCALES)}, but got {scale!r}")
     num_seeds = study.seeds[scale] if seeds is None else seeds
     if num_seeds < 1:
-        raise ValueError(f"seeds must be 1 or more, but got {num_seeds}; set the number of models to train")
+        raise ValueError(f"seeds must be 1 or more, but got {num_seeds}; pass the number of models to train")
     run = Run.create(path, describe_run(study, scale, num_seeds))
     with run.exclusive_lock():
         _prepare_data(study, scale, run, progress)

@@ -141,5 +141,5 @@ def _read_into(file, rows: np.ndarray) -> None:
     while len(view):
         num_bytes = file.readinto(view)
         if not num_bytes:
-            raise RunError(f"{file.name} must not shrink while it is read, but did; run again")
+            raise RunError(f"{file.name} must not change while it is read, but became shorter; run again")
         view = view[num_bytes:]

@@ -188,7 +188,7 @@ class Study:
 def _validate_conditions(conditions: tuple[Condition, ...]) -> None:
     if not conditions or conditions[0].name:
         raise ValueError(
-            "a study needs a main condition without a name as its first, but got "
+            "the first condition of a study must be the main one, without a name, but got "
             + (repr(conditions[0].name) if conditions else "none")
         )
     for condition in conditions:
@@ -201,7 +201,8 @@ def _validate_conditions(conditions: tuple[Condition, ...]) -> None:
         of_history = [one.name for one in condition.analyses if one.input == "history"]
         if of_history and without:
             raise ValueError(
-                f"{', '.join(of_history)} needs a training with history=True, but at {', '.join(without)} there is none"
+                f"{', '.join(of_history)} needs TrainingConfig(history=True) at every scale, but lacks it at "
+                f"{', '.join(without)}"
             )
 
 
@@ -210,8 +211,8 @@ def _validate_names(study: Study) -> None:
     for name in names:
         if not name.isidentifier() or name in RESERVED_NAMES or names.count(name) > 1:
             raise ValueError(
-                f"a condition or simulation needs a word of its own as its name, none of {', '.join(RESERVED_NAMES)}, "
-                f"but got {name!r}"
+                f"the name of a condition or simulation must be a unique identifier other than "
+                f"{', '.join(RESERVED_NAMES)}, but got {name!r}"
             )
     for simulation in study.simulations:
         if set(simulation.scales) != set(SCALES):

@@ -116,7 +116,7 @@ def _find_entry(name: str) -> Entry:
     entries = {entry.name: entry for entry in list_studies()}
     if name not in entries:
         raise UnknownStudy(
-            f"a study must be one of {', '.join(entries)}, or a .py file that holds STUDY, but got {name!r}"
+            f"a study must be one of {', '.join(entries)}, or a .py file that defines STUDY, but got {name!r}"
         )
     return entries[name]
 
@@ -154,16 +154,16 @@ def _load_file(name: str) -> "Study":
     """Load a user's file as a module, under a name that child processes can find again."""
     file = Path(name)
     if not file.is_file():
-        raise UnknownStudy(f"a study's file must exist and hold STUDY = ..., but {name} does not exist")
+        raise UnknownStudy(f"the file of a study must exist, but {name} does not exist; check the path")
     module_name = f"mesascope_user_{file.stem}"
     spec = importlib.util.spec_from_file_location(module_name, file.resolve())
     if spec is None or spec.loader is None:
-        raise UnknownStudy(f"a study's file must be Python, but {name} is not")
+        raise UnknownStudy(f"the file of a study must be Python, but {name} is not")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     spec.loader.exec_module(module)
     if not hasattr(module, "STUDY"):
-        raise UnknownStudy(f"a study's file must exist and hold STUDY = ..., but {name} does not hold it")
+        raise UnknownStudy(f"the file of a study must define STUDY = ..., but {name} does not")
     return module.STUDY
 
 

@@ -95,8 +95,8 @@ class Affine(Recurrence):
         """Return tasks with growing terms, larger initial values or offsets and, if ``dim`` > 1, other matrices."""
         shifts = {
             "spectral radius above 1": replace(self, spectral_radius=Uniform(1.0, 1.1)),
-            "initial value three times as large": replace(self, start=Normal(3.0)),
-            "offset three times as large": replace(self, offset=Normal(3.0)),
+            "initial value × 3": replace(self, start=Normal(3.0)),
+            "offset × 3": replace(self, offset=Normal(3.0)),
         }
         if self.dim > 1:
             other = "dense" if self.matrix != "dense" else "orthogonal"
@@ -138,7 +138,9 @@ class Polynomial(Recurrence):
         if self.degree not in (2, 3):
             raise ValueError(f"degree must be 2 or 3, but got {self.degree}")
         if not 0 <= self.coefficient_norm.low <= self.coefficient_norm.high <= 1:
-            raise ValueError(f"size must lie in [0, 1] so that the terms stay bounded, but got {self.coefficient_norm}")
+            raise ValueError(
+                f"coefficient_norm must lie in [0, 1] so that the terms stay bounded, but got {self.coefficient_norm}"
+            )
         super().__post_init__()
 
     @property

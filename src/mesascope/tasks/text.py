@@ -65,7 +65,7 @@ class TextTask(Task):
         """Validate the fields."""
         if not self.tokenizer and self.vocab_size <= NUM_BYTES:
             raise ValueError(
-                f"vocab_size must be at least {NUM_BYTES + 1}, all bytes and one pair, but got {self.vocab_size}"
+                f"vocab_size must be at least {NUM_BYTES + 1} (all bytes and one merge), but got {self.vocab_size}"
             )
         if self.length < 2:
             raise ValueError(f"length must be at least 2, but got {self.length}")

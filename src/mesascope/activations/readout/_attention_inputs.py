@@ -172,7 +172,7 @@ class AttentionInputs:
     def _embedding_scale(self) -> float:
         """The constant factor of the embeddings, from two inputs that differ only in their tokens."""
         if self.trace_input.is_floating_point():
-            raise UnsupportedModel("token embeddings need a model with token inputs, but this model takes vectors")
+            raise UnsupportedModel("token embeddings need a model of tokens, but the inputs of this model are vectors")
         embed = self._get_embedding_module()
         other_tokens = (self.trace_input + 1) % embed.weight.shape[0]
         with torch.no_grad():
@@ -251,7 +251,7 @@ class AttentionInputs:
             except _StopForward:
                 return
         raise UnsupportedModel(
-            f"{type(self.model).__name__} must call every hooked module again, but did not; capture again"
+            f"{type(self.model).__name__} must call every hooked module in every run, but did not; capture again"
         )
 
 

@@ -57,7 +57,7 @@ def excess_risk_vs_context_length(
         ValueError: the task is another one, or a number of examples is below 1.
     """
     if not isinstance(task, Regression) or task.layout != "joined":
-        raise ValueError("the number of examples can be chosen for Regression of layout joined, but got another task")
+        raise ValueError(f"the task must be Regression with layout='joined', but got {task!r}")
     if not counts or min(counts) < 1:
         raise ValueError(f"counts must be 1 or more each, but got {list(counts)}")
     algorithms = [one for one in task.candidate_algorithms() if one.name in algorithm_names]

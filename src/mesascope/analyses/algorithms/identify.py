@@ -85,11 +85,9 @@ def which_algorithm(
             finite.
     """
     if not isinstance(task, InContextTask):
-        raise ValueError(f"a task must be learned in context to have algorithms, but {type(task).__name__} is not")
+        raise ValueError(f"which_algorithm needs a task that is learned in context, but {type(task).__name__} is not")
     if len(batch) < 32:
-        raise ValueError(
-            f"algorithms are compared over 32 sequences or more, but got {len(batch)}; pass a larger batch"
-        )
+        raise ValueError(f"which_algorithm needs 32 sequences or more, but got {len(batch)}; pass a larger batch")
     first, second = (batch[rows] for rows in split_halves(len(batch)))
     fitting, scoring = predict_at_queries(model, task, first), predict_at_queries(model, task, second)
     answers = read_answers_by_depth(model, task, batch) if layers and isinstance(model, PreTrainedModel) else {}

@@ -72,12 +72,14 @@ def preprocessing(acts: Capture, seed: int = 0) -> xr.Dataset:
 def _split_pairs(acts: Capture) -> tuple[Inputs, Float[Tensor, "batch pos 1"]]:
     batch = acts.batch
     if batch is None or not batch.inputs.is_floating_point() or batch.targets.shape[-1:] != (1,):
-        raise ValueError("preprocessing needs a capture of a Batch of vectors with one answer each; give it one")
+        raise ValueError(
+            "preprocessing needs vectors with targets of dimension 1, but got others; capture such a Batch"
+        )
     scored = (batch.weight > 0).any(0)
     if bool(scored[:-1].any()) or not bool(scored[-1]) or bool((batch.inputs[:, -1, -1] != 0).any()):
         raise ValueError(
-            "preprocessing needs positions that are an input and its answer, with answer 0 at the last one, the query, "
-            "but got others; use a task of layout joined"
+            "preprocessing needs inputs joined with their targets, and target 0 at the last position (the query), but "
+            "got others; use a task with layout='joined'"
         )
     if len(batch) < 4:
         raise ValueError(f"preprocessing needs four sequences or more, but got {len(batch)}")

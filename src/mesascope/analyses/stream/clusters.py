@@ -185,12 +185,13 @@ def _labels_at_position(acts: Capture, labels: Sequence[str], position: int) -> 
     if not available:
         reason = "no batch" if acts.batch is None else "no such latents"
         raise ValueError(
-            "clusters needs a capture of a Batch with labels (latents that are integers at every position), but there "
-            f"are {reason}"
+            f"clusters needs a capture of a Batch with labels (integer latents at every position), but got {reason}"
         )
     unknown = [name for name in labels if name not in available]
     if unknown:
-        raise ValueError(f"labels must be of the batch ({', '.join(available)}), but got {', '.join(unknown)}")
+        raise ValueError(
+            f"labels must be among those of the batch ({', '.join(available)}), but got {', '.join(unknown)}"
+        )
     labels_true = {name: available[name][:, position].cpu().numpy() for name in (labels or available)}
     for name, truth in labels_true.items():
         num_labels = len(np.unique(truth))
@@ -198,7 +199,7 @@ def _labels_at_position(acts: Capture, labels: Sequence[str], position: int) -> 
             raise ValueError(
                 f"there must be at least two sequences per label, but {len(truth)} have {num_labels} labels of "
                 f"{name!r}; "
-                "capture more sequences, or choose other labels by labels="
+                "capture more sequences, or choose other labels with labels="
             )
     return labels_true
 

@@ -170,5 +170,7 @@ def stream_by_depth(acts: Capture) -> Float[Tensor, "depth batch pos d_model"]:
 
 def _require_vector_batch(acts: Capture, name: str):
     if acts.batch is None or not acts.batch.targets.is_floating_point():
-        raise ValueError(f"{name} needs a capture of a Batch with vector targets; for tokens use logit_lens")
+        raise ValueError(
+            f"{name} needs a capture of a Batch with vector targets, but got others; for tokens use logit_lens"
+        )
     return acts.batch

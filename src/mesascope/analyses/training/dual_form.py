@@ -71,7 +71,7 @@ def dual_coefficients(history: HistoryReader, decay: float) -> tuple[float, Floa
 def _read_momentum(history: HistoryReader) -> float:
     if history.metadata["momentum"] is None:
         raise UnsupportedModel(
-            "the dual form needs a history of gradient descent (SGD), but this is of "
+            "the dual form needs a history of gradient descent (SGD), but this is one of "
             f"{history.metadata['rule']}, whose steps are not sums over instances; only attended instances are "
             "available"
         )
@@ -169,8 +169,8 @@ def compute_dual_errors(
         if not errors["dual_error"][name] <= MAX_DUAL_ERROR:
             raise UnsupportedModel(
                 f"the history must reproduce the outputs of {name} to a relative error of {MAX_DUAL_ERROR:g}, but the "
-                f"error is {float(errors['dual_error'][name]):.1e}; it may be of another training: delete the run and "
-                "train again"
+                f"error is {float(errors['dual_error'][name]):.1e}; it may belong to another training: delete the run "
+                "and train again"
             )
     return errors
 

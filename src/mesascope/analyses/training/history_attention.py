@@ -93,7 +93,9 @@ def history_attention(
     module_queries = _inputs_at_last_position(model, query_batch, list(modules.positions))
     labels = [name for name in history.metadata["labels"] if name in query_batch.categorical_latents]
     if not labels:
-        raise ValueError("history_attention needs labels at every position, but the task gives none")
+        raise ValueError(
+            "history_attention needs integer latents at every position, but the batches of the task have none"
+        )
     instance_labels = InstanceLabels(history, labels)
     query_labels = torch.stack([query_batch.categorical_latents[name][:, -1] for name in labels], dim=-1).cpu()
     attended, untrained = {}, {}

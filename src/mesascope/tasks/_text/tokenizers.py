@@ -63,7 +63,8 @@ def _check_vocab_size(tokenizer: Tokenizer, name: str, vocab_size: int) -> None:
     size = 1 + max(tokenizer.get_vocab().values())
     if size > vocab_size:
         raise ValueError(
-            f"vocab_size must be at least {size}, the tokens of {name}, but is {vocab_size}; set vocab_size={size}"
+            f"vocab_size must be at least {size}, the vocabulary size of {name}, but is {vocab_size}; set "
+            f"vocab_size={size}"
         )
 
 
