@@ -17,6 +17,11 @@ from mesascope.studies import published, registry
 
 PAGES = Path(__file__).parent / "studies"
 FIGURES = PAGES / "figures"
+KINDS = {
+    "replication": "",
+    "simulation": "## Simulations\n\nClaims about toy models; their seeds are draws of one deterministic process.",
+    "check": "## Sanity checks\n\nThese hold by construction, or their control could not come out the other way.",
+}
 
 
 def format_study_page(run: Path, record: dict, verdicts: list[dict]) -> str:
@@ -35,18 +40,29 @@ def format_study_page(run: Path, record: dict, verdicts: list[dict]) -> str:
         f"(torch {provenance['torch']}, transformers {provenance['transformers']}, "
         f"{provenance['processors']} processors).",
         "",
-        "| verdict | claim | value [95 %] | control | per seed |",
-        "|---|---|---|---|---|",
-        *(format_verdict_row(verdict) for verdict in verdicts),
-        "",
-        *(
-            f"- *{verdict['name']}*: {verdict['description']}. {verdict['source']}. {verdict['reason']}."
-            for verdict in verdicts
-        ),
+        *(line for kind, heading in KINDS.items() for line in format_claims(heading, select_kind(verdicts, kind))),
         *(line for section in format_figures(run, record["study"]) for line in section),
         "",
     ]
     return "\n".join(lines)
+
+
+def select_kind(verdicts: list[dict], kind: str) -> list[dict]:
+    """Return the verdicts on claims of one kind."""
+    return [verdict for verdict in verdicts if verdict["kind"] == kind]
+
+
+def format_claims(heading: str, verdicts: list[dict]) -> list[str]:
+    """Return a table of verdicts, and what decided each of them, as lines of Markdown; none without verdicts."""
+    if not verdicts:
+        return []
+    level = f"{verdicts[0]['level']:.0%}".replace("%", " %")
+    details = [
+        f"- *{verdict['name']}*: {verdict['description']}. {verdict['source']}. {verdict['reason']}."
+        for verdict in verdicts
+    ]
+    head = [f"| verdict | claim | value [{level}] | control | per seed |", "|---|---|---|---|---|"]
+    return [*heading.splitlines(), "", *head, *map(format_verdict_row, verdicts), "", *details, ""]
 
 
 def format_figures(run: Path, study: str) -> Iterator[list[str]]:
@@ -58,17 +74,19 @@ def format_figures(run: Path, study: str) -> Iterator[list[str]]:
 
 def publish_verdicts(record: dict, verdicts: list[dict]) -> None:
     """Write the verdicts of a run where `mesascope list` reads them."""
-    statuses = {verdict["name"]: verdict["status"] for verdict in verdicts}
+    statuses = {verdict["name"]: verdict["status"] for verdict in select_kind(verdicts, "replication")}
+    others = {verdict["name"]: verdict["status"] for verdict in verdicts if verdict["name"] not in statuses}
     studies = published.load_published()
-    studies[record["study"]] = {"scale": record["scale"], "seeds": len(record["seeds"]), "verdicts": statuses}
+    entry = {"scale": record["scale"], "seeds": len(record["seeds"]), "verdicts": statuses, "others": others}
+    studies[record["study"]] = entry
     text = json.dumps(dict(sorted(studies.items())), indent=1, ensure_ascii=False)
     published.PUBLISHED.write_text(text + "\n", encoding="utf-8")
 
 
 def format_verdict_row(verdict: dict) -> str:
     """Return a verdict as a row of a table."""
-    low, high = verdict["interval"] or (None, None)
-    value = "-" if verdict["value"] is None else f"{verdict['value']:.3g} [{low:.3g}, {high:.3g}]"
+    interval = " [{:.3g}, {:.3g}]".format(*verdict["interval"]) if verdict["interval"] else ""
+    value = "-" if verdict["value"] is None else f"{verdict['value']:.3g}{interval}"
     control = "-" if verdict["control"] is None else f"{verdict['control']:.3g}: {verdict['control_description']}"
     seeds = ", ".join("-" if number is None else f"{number:.3g}" for number in verdict["per_seed"])
     return f"| **{verdict['status']}** | {verdict['statement']} | {value} | {control} | {seeds} |"

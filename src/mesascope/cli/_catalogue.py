@@ -78,11 +78,12 @@ def _print_analyses(condition: "ConditionSummary") -> None:
 def _print_claims(study: str, summary: "StudySummary") -> None:
     from mesascope.studies.published import load_published
 
-    results = load_published().get(study, {"scale": "", "verdicts": {}})
-    heading = f" and published verdicts at {results['scale']} scale" if results["verdicts"] else ""
+    results = load_published().get(study, {"scale": ""})
+    statuses = results.get("verdicts", {}) | results.get("others", {})
+    heading = f" and published verdicts at {results['scale']} scale" if statuses else ""
     out.print(f"\n[bold]Claims[/bold]{heading}")
     for claim in summary.claims:
-        status = results["verdicts"].get(claim.name)
+        status = statuses.get(claim.name)
         verdict = f"[{STATUS_COLOURS.get(status, 'dim')}]{status}[/]: " if status else ""
         out.print(f"  {verdict}{escape(claim.statement)}\n    [dim]{escape(claim.source)}[/dim]")
 
