@@ -1,19 +1,19 @@
 """Description of a run in JSON types."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
 from mesascope.studies.base import Condition, Study
 
 
-def describe_run(study: Study, scale: str, seeds: int) -> dict[str, Any]:
+def describe_run(study: Study, scale: str, seeds: Sequence[int]) -> dict[str, Any]:
     """Describe a run in JSON types: everything that determines its numbers.
 
     Args:
         study: The study.
         scale: The name of the scale.
-        seeds: Number of training replicates.
+        seeds: The training replicates.
 
     Returns:
         The description stored in ``run.json``.
@@ -23,7 +23,7 @@ def describe_run(study: Study, scale: str, seeds: int) -> dict[str, Any]:
         "title": study.title,
         "description": study.description,
         "scale": scale,
-        "seeds": list(range(seeds)),
+        "seeds": list(seeds),
         "citation": {**asdict(study.citation), "bibtex": study.citation.bibtex},
         "parameters": _list_parameters(study, scale),
     }

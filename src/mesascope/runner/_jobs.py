@@ -16,7 +16,9 @@ from mesascope.studies.registry import load_study
 from mesascope.tasks.base import Task
 from mesascope.train import limit_threads, train_model, train_population
 
-EVALUATION_SEED = 2**40 + 17  # seed of the analysed sequences; training derives its seeds with SeedSequence
+EVALUATION_SEED = (
+    2**40 + 17
+)  # plus the seed: every replicate is evaluated on its own sequences; training uses SeedSequence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +111,9 @@ def _train_and_analyse(
     task = prepare_task_data(study, condition, job.scale, run, do_nothing)
     model = condition.model_at(job.scale)
     train_model(task, model, config.training, job.seed, run, device=job.device, progress=progress, log=log)
-    held_out = task.validation_task().sample(config.sequences, torch.Generator().manual_seed(EVALUATION_SEED))
+    held_out = task.validation_task().sample(
+        config.sequences, torch.Generator().manual_seed(EVALUATION_SEED + job.seed)
+    )
     checkpoints = SeedCheckpoints(
         task=task,
         training=config.training,

@@ -60,16 +60,16 @@ def run_study(
     study = load_study(name)
     if scale not in SCALES:
         raise ValueError(f"a scale must be one of {', '.join(SCALES)}, but got {scale!r}")
-    num_seeds = study.seeds[scale] if seeds is None else seeds
-    if num_seeds < 1:
-        raise ValueError(f"seeds must be 1 or more, but got {num_seeds}; pass the number of models to train")
-    run = Run.create(path, describe_run(study, scale, num_seeds))
+    replicates = study.select_seeds(scale, seeds)
+    if not replicates:
+        raise ValueError(f"seeds must be 1 or more, but got {seeds}; pass the number of models to train")
+    run = Run.create(path, describe_run(study, scale, replicates))
     with run.exclusive_lock():
         _prepare_data(study, scale, run, progress)
-        results = load_finished_results(study, scale, run, range(num_seeds), progress.log_message)
+        results = load_finished_results(study, scale, run, replicates, progress.log_message)
         if results is None:
             start_time = time.perf_counter()
-            jobs, simulation_jobs = _list_jobs(study, name, scale, num_seeds, path, device)
+            jobs, simulation_jobs = _list_jobs(study, name, scale, replicates, path, device)
             results = _compute_results(study, run, jobs, simulation_jobs, executor, progress)
             run.write_json("seconds", {"training and analysis": round(time.perf_counter() - start_time, 1)})
         verdicts = judge_claims(study.claims, results, scale)
@@ -89,17 +89,17 @@ def _prepare_data(study: Study, scale: str, run: Run, progress: ProgressCallback
 
 
 def _list_jobs(
-    study: Study, name: str, scale: str, num_seeds: int, path: Path, device: str
+    study: Study, name: str, scale: str, seeds: Sequence[int], path: Path, device: str
 ) -> tuple[list[TrainingJob], list[SimulationJob]]:
     jobs = [
         TrainingJob(study=name, scale=scale, seed=seed, condition=condition.name, path=path, device=device)
         for condition in study.conditions
-        for seed in range(num_seeds)
+        for seed in seeds
     ]
     simulation_jobs = [
         SimulationJob(study=name, scale=scale, seed=seed, simulation=simulation.name, path=path)
         for simulation in study.simulations
-        for seed in range(num_seeds)
+        for seed in seeds
     ]
     return jobs, simulation_jobs
 

@@ -21,6 +21,7 @@ from mesascope.tasks.base import Task
 from mesascope.train import TrainingConfig
 
 SCALES = ("smoke", "laptop", "paper")
+FIRST_SEEDS = {"smoke": 0, "laptop": 100, "paper": 1000}  # pilot runs used seeds below 100: verdicts need fresh ones
 RESERVED_NAMES = ("own", "task", "model", "training", "sequences", "title")  # keys of a run's description
 
 __all__ = [
@@ -167,6 +168,19 @@ class Study:
         """The names of all its results."""
         names = [condition.result_name(one) for condition in self.conditions for one in condition.analyses]
         return [*names, *(simulation.name for simulation in self.simulations)]
+
+    def select_seeds(self, scale: str, number: int | None = None) -> range:
+        """Return the seeds of a run; runs at different scales share none.
+
+        Args:
+            scale: smoke, laptop or paper.
+            number: number of seeds; that of the scale by default.
+
+        Returns:
+            consecutive seeds.
+        """
+        first = FIRST_SEEDS[scale]
+        return range(first, first + (self.seeds[scale] if number is None else number))
 
     def condition(self, name: str) -> Condition:
         """Return the condition of a name.
