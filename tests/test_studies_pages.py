@@ -55,9 +55,10 @@ def run(tmp_path_factory) -> Path:
     record |= {"provenance": made, "citation": asdict(study.citation)}
     (place / "run.json").write_text(json.dumps(record))
     told = {"value": 1.5, "interval": [1.0, 2.0], "control": None, "control_description": "", "per_seed": [1.0, None]}
+    told |= {"level": 0.98}
     texts = {"description": "what", "source": "who", "reason": "why"}
     verdicts = [
-        {"name": claim.name, "status": WORDS[k % 3], "statement": claim.statement, **told, **texts}
+        {"name": claim.name, "kind": claim.kind, "status": WORDS[k % 3], "statement": claim.statement, **told, **texts}
         for k, claim in enumerate(study.claims)
     ]
     (place / "verdicts.json").write_text(json.dumps(verdicts))
@@ -72,7 +73,10 @@ def test_every_verdict_stands_on_the_page_as_it_is(build, run, monkeypatch):
     for k, claim in enumerate(claims):
         assert f"| **{WORDS[k % 3]}** | {claim.statement} | 1.5 [1, 2] | - | 1, - |" in text
     told = published.load_published()[STUDY]
-    assert told["verdicts"] == {claim.name: WORDS[k % 3] for k, claim in enumerate(claims)}
+    published_statuses = told["verdicts"] | told["others"]
+    assert published_statuses == {claim.name: WORDS[k % 3] for k, claim in enumerate(claims)}
+    assert list(told["verdicts"]) == [claim.name for claim in claims if claim.kind == "replication"]
+    assert text.index("## Simulations") < text.index("## Sanity checks")
     assert (told["scale"], told["seeds"]) == ("laptop", 2)
     assert "affine" in published.load_published()  # the others stay
 
@@ -145,7 +149,7 @@ def test_pages_and_verdicts_are_of_the_claims_as_they_are_now():
     for name, one in published.load_published().items():
         text = (DOCS / "studies" / f"{name}.md").read_text(encoding="utf-8")
         claims = registry.load_study(name).claims
-        assert list(one["verdicts"]) == [claim.name for claim in claims], name
+        assert {**one["verdicts"], **one["others"]}.keys() == {claim.name for claim in claims}, name
         assert [claim.name for claim in claims if f"| {claim.statement} |" not in text] == [], name
 
 

@@ -97,7 +97,8 @@ def p_value_higher_rate(hits: int, trials: int, control_hits: int, control_trial
     0.004
     """
     table = [[hits, trials - hits], [control_hits, control_trials - control_hits]]
-    return float(stats.fisher_exact(table, alternative="greater").pvalue)
+    _, p_value = stats.fisher_exact(table, alternative="greater")
+    return float(p_value)
 
 
 def upper_rate_bound(hits: int, trials: int) -> float:
