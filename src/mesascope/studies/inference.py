@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import lru_cache
 from math import isfinite
+from typing import Any
 
 import numpy as np
 from scipy import special, stats
@@ -97,8 +98,8 @@ def p_value_higher_rate(hits: int, trials: int, control_hits: int, control_trial
     0.004
     """
     table = [[hits, trials - hits], [control_hits, control_trials - control_hits]]
-    _, p_value = stats.fisher_exact(table, alternative="greater")
-    return float(p_value)
+    result: Any = stats.fisher_exact(table, alternative="greater")  # scipy does not type its result
+    return float(result.pvalue)
 
 
 def upper_rate_bound(hits: int, trials: int) -> float:
