@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from mesascope.activations._layer_spec import LayerSpec
 from mesascope.activations.edits import Edit, apply_edit
+from mesascope.activations.hooks._module_arguments import read_argument
 
 HookPoint = tuple[str, int]  # a site and a layer
 
@@ -111,7 +112,7 @@ def make_identity_forward(stream_argument: int | str, returns_tuple: bool) -> Ca
     """
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        stream = args[stream_argument] if isinstance(stream_argument, int) else kwargs[stream_argument]
+        stream = read_argument(stream_argument, args, kwargs)
         return (stream,) if returns_tuple else stream
 
     return forward

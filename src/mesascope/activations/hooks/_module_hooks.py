@@ -22,7 +22,8 @@ from mesascope.activations.hooks._attention_patterns import (
     SiteHook,
     run_hooked_attention,
 )
-from mesascope.activations.hooks._query_recomputation import offer_query_recomputation, replace_argument
+from mesascope.activations.hooks._module_arguments import read_argument, replace_argument
+from mesascope.activations.hooks._query_recomputation import offer_query_recomputation
 from mesascope.activations.hooks.attention_interface import AttentionCall, route_attention
 from mesascope.activations.sites import GRADIENT_SUFFIX, UnsupportedModel, strip_gradient_suffix
 
@@ -170,7 +171,7 @@ def _hook_argument(
     kwargs: dict,
 ) -> tuple[tuple, dict[str, Any]] | None:
     """Pre-forward hook: note the shape of an argument, and replace it unless the hook function returns ``None``."""
-    old = args[argument] if isinstance(argument, int) else kwargs[argument]
+    old = read_argument(argument, args, kwargs)
     shape[:] = old.shape
     new = call_hook(old)
     return None if new is None else replace_argument(argument, new, args, kwargs)
@@ -185,12 +186,12 @@ def _observe_argument(
     kwargs: dict,
 ) -> None:
     """Pre-forward hook: call the hook function with an argument in the shape of the stream; never replace it."""
-    call_hook((args[argument] if isinstance(argument, int) else kwargs[argument]).reshape(shape))
+    call_hook(read_argument(argument, args, kwargs).reshape(shape))
 
 
 def _start_graph(argument: int | str, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict[str, Any]]:
     """Pre-forward hook: make an argument a leaf that requires a gradient."""
-    stream = args[argument] if isinstance(argument, int) else kwargs[argument]
+    stream = read_argument(argument, args, kwargs)
     return replace_argument(argument, stream.detach().requires_grad_(), args, kwargs)
 
 
@@ -198,7 +199,7 @@ def _hook_argument_gradient(
     argument: int | str, call_hook: Callable[[Tensor], Tensor | None], module: nn.Module, args: tuple, kwargs: dict
 ) -> None:
     """Pre-forward hook: register the hook function for the gradient of an argument."""
-    stream = args[argument] if isinstance(argument, int) else kwargs[argument]
+    stream = read_argument(argument, args, kwargs)
     stream.register_hook(partial(_observe_gradient, call_hook))
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -60,19 +59,3 @@ def _recompute_query(
 
 def _stop_at_query(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
     raise _QueryReachedError(call.query)
-
-
-def replace_argument(
-    argument: int | str, new: Tensor, args: tuple, kwargs: dict[str, Any]
-) -> tuple[tuple, dict[str, Any]]:
-    """Return the arguments of a call with one of them replaced.
-
-    Args:
-        argument: position or keyword.
-        new: its replacement.
-        args: positional arguments.
-        kwargs: keyword arguments.
-    """
-    if isinstance(argument, int):
-        return (*args[:argument], new, *args[argument + 1 :]), kwargs
-    return args, kwargs | {argument: new}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mesascope.activations.forward import eval_no_grad, run_model
+from mesascope.activations.hooks._module_arguments import read_argument
 from mesascope.activations.hooks.attention_interface import AttentionCall, route_attention
 from mesascope.activations.readout._output_head import Norm, identify_norm
 from mesascope.activations.readout._value_projection import (
@@ -234,7 +235,7 @@ class AttentionInputs:
         recorded: list[Tensor] = []
 
         def record_argument(_: nn.Module, args: tuple, kwargs: dict) -> None:
-            recorded.append((args[argument] if isinstance(argument, int) else kwargs[argument]).clone())
+            recorded.append(read_argument(argument, args, kwargs).clone())
             raise _StopForward
 
         handle = module.register_forward_pre_hook(record_argument, with_kwargs=True)

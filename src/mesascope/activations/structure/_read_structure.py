@@ -7,9 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mesascope.activations._cache import cached_structure
-from mesascope.activations._checks import (
-    check_output_unchanged,
-)
+from mesascope.activations._checks import check_output_unchanged
 from mesascope.activations._model_structure import ModelStructure
 from mesascope.activations.forward import first_position_id, run_model
 from mesascope.activations.sites import UnsupportedModel
