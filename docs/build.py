@@ -13,7 +13,9 @@ from typing import Any
 import xarray as xr
 from figures import draw_figures
 
+from mesascope.report.panels.cells import describe_factors, list_varied_factors
 from mesascope.studies import published, registry
+from mesascope.studies.cells import JudgedCell, load_cells, tabulate_claims
 
 PAGES = Path(__file__).parent / "studies"
 FIGURES = PAGES / "figures"
@@ -26,8 +28,7 @@ KINDS = {
 
 def format_study_page(run: Path, record: dict, verdicts: list[dict]) -> str:
     """Return the page of a run as Markdown: description, verdicts and figures."""
-    provenance = record["provenance"]
-    paper = record["citation"]
+    provenance, paper, cells = record["provenance"], record["citation"], load_cells(run)
     lines = [
         f"# {record['title']}",
         "",
@@ -40,11 +41,50 @@ def format_study_page(run: Path, record: dict, verdicts: list[dict]) -> str:
         f"(torch {provenance['torch']}, transformers {provenance['transformers']}, "
         f"{provenance['processors']} processors).",
         "",
+        *format_cell_map(cells, record),
         *(line for kind, heading in KINDS.items() for line in format_claims(heading, select_kind(verdicts, kind))),
+        *format_further_cells(cells),
         *(line for section in format_figures(run, record["study"]) for line in section),
         "",
     ]
     return "\n".join(lines)
+
+
+def format_cell_map(cells: list[JudgedCell], record: dict) -> list[str]:
+    """Return the status of every claim in all cells as lines of Markdown; none for a run of one cell."""
+    if len(cells) < 2:
+        return []
+    varied = list_varied_factors(cells)
+    names = [", ".join(f"{factor} {cell.levels[factor]}" for factor in varied) for cell in cells]
+    rows = [
+        f"| {claim.statement} | {claim.share} | {' | '.join(claim.statuses.get(cell.name, '-') for cell in cells)} |"
+        for claim in tabulate_claims(cells)
+        if claim.kind != "check"
+    ]
+    return [
+        "## Verdicts by setting",
+        "",
+        "The paper leaves these choices open; every claim is judged in each cell on its own.",
+        "",
+        f"| claim | supported | {' | '.join(names)} |",
+        "|---" * (len(cells) + 2) + "|",
+        *rows,
+        "",
+        *(f"- *{name}*: {words}." for name, words in describe_factors(record, varied)),
+        "",
+        f"## Verdicts: {names[0]}",
+        "",
+    ]
+
+
+def format_further_cells(cells: list[JudgedCell]) -> list[str]:
+    """Return the verdicts in the cells other than the study's own setting as lines of Markdown."""
+    varied = list_varied_factors(cells) if cells else []
+    lines = []
+    for cell in cells[1:]:
+        name = ", ".join(f"{factor} {cell.levels[factor]}" for factor in varied)
+        lines += format_claims(f"## Verdicts: {name}", [one for one in cell.verdicts if one["kind"] != "check"])
+    return lines
 
 
 def select_kind(verdicts: list[dict], kind: str) -> list[dict]:
@@ -72,15 +112,23 @@ def format_figures(run: Path, study: str) -> Iterator[list[str]]:
         yield ["", f"## {title}", "", f"![{title}]({file.relative_to(PAGES)})", "", about]
 
 
-def publish_verdicts(record: dict, verdicts: list[dict]) -> None:
+def publish_verdicts(run: Path, record: dict) -> None:
     """Write the verdicts of a run where `mesascope list` reads them."""
-    statuses = {verdict["name"]: verdict["status"] for verdict in select_kind(verdicts, "replication")}
-    others = {verdict["name"]: verdict["status"] for verdict in verdicts if verdict["name"] not in statuses}
+    own, *further = load_cells(run)
+    cells = {cell.name: collect_statuses(cell) for cell in further}
     studies = published.load_published()
-    entry = {"scale": record["scale"], "seeds": len(record["seeds"]), "verdicts": statuses, "others": others}
-    studies[record["study"]] = entry
+    studies[record["study"]] = (
+        {"scale": record["scale"]} | collect_statuses(own) | ({"cell": own.name, "cells": cells} if cells else {})
+    )
     text = json.dumps(dict(sorted(studies.items())), indent=1, ensure_ascii=False)
     published.PUBLISHED.write_text(text + "\n", encoding="utf-8")
+
+
+def collect_statuses(cell: JudgedCell) -> dict[str, Any]:
+    """Return the number of seeds of a cell, and the statuses of its claims and of simulations and checks, by name."""
+    statuses = {one["name"]: one["status"] for one in cell.verdicts if one["kind"] == "replication"}
+    others = {one["name"]: one["status"] for one in cell.verdicts if one["name"] not in statuses}
+    return {"seeds": cell.seeds, "verdicts": statuses, "others": others}
 
 
 def format_verdict_row(verdict: dict) -> str:
@@ -163,7 +211,7 @@ def main() -> None:
             continue
         verdicts = load_json(run / "verdicts.json")
         (PAGES / f"{record['study']}.md").write_text(format_study_page(run, record, verdicts), encoding="utf-8")
-        publish_verdicts(record, verdicts)
+        publish_verdicts(run, record)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Python functions for the commands of the command line."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -10,6 +10,7 @@ from mesascope.inspection import AlgorithmReport, StageProgressFn, identify_algo
 from mesascope.report import write_report
 from mesascope.runner import NullProgress, ProgressCallback, run_study
 from mesascope.store import Run
+from mesascope.studies.cells import load_cells
 from mesascope.studies.registry import load_study
 
 RUNS_FOLDER = Path("runs")
@@ -23,6 +24,7 @@ def run(
     out: Path | str | None = None,
     device: str = "auto",
     on: str | None = None,
+    vary: Mapping[str, Sequence[str]] | None = None,
     progress: ProgressCallback | None = None,
 ) -> Run:
     """Run a study up to its verdicts and its report, or resume a run that was stopped.
@@ -34,10 +36,13 @@ def run(
         out: The run's directory; ``runs/STUDY-SCALE`` by default.
         device: auto, cpu or cuda (also ``cuda:1`` and so on).
         on: serial, processes or ray[:ADDRESS]. Default: serial at smoke scale or on a GPU, processes otherwise.
+        vary: Names of levels by the name of a factor, such as ``{"block": ["bare", "prenorm"]}``; the claims are judged
+            in every combination. Default: the study's grid at this scale.
         progress: Receives progress updates.
 
     Returns:
-        The run; its ``path`` contains ``report.html``, ``verdicts.json`` and ``results``.
+        The run in the study's own setting; its ``path`` contains ``report.html``, ``verdicts.json`` and ``results``,
+        and the runs of other cells under ``cells``.
 
     Raises:
         ValueError: If an argument is invalid; the message is one line.
@@ -53,8 +58,10 @@ def run(
         device=chosen_device,
         executor=create_executor(executor_name),
         progress=progress or NullProgress(),
+        varied=vary,
     )
-    write_report(finished_run.path)
+    for cell in load_cells(finished_run.path):
+        write_report(cell.path)
     return finished_run
 
 

@@ -79,13 +79,22 @@ def _print_claims(study: str, summary: "StudySummary") -> None:
     from mesascope.studies.published import load_published
 
     results = load_published().get(study, {"scale": ""})
-    statuses = results.get("verdicts", {}) | results.get("others", {})
-    heading = f" and published verdicts at {results['scale']} scale" if statuses else ""
+    cells = [one["verdicts"] | one["others"] for one in (results, *results.get("cells", {}).values()) if len(one) > 1]
+    where = f" in {len(cells)} cells" if len(cells) > 1 else ""
+    heading = f" and published verdicts at {results['scale']} scale{where}" if cells else ""
     out.print(f"\n[bold]Claims[/bold]{heading}")
     for claim in summary.claims:
-        status = statuses.get(claim.name)
-        verdict = f"[{STATUS_COLOURS.get(status, 'dim')}]{status}[/]: " if status else ""
+        verdict = _format_statuses([cell[claim.name] for cell in cells if claim.name in cell])
         out.print(f"  {verdict}{escape(claim.statement)}\n    [dim]{escape(claim.source)}[/dim]")
+
+
+def _format_statuses(statuses: list[str]) -> str:
+    """Return the verdict on a claim; for several cells, how many have which."""
+    several = len(statuses) > 1
+    return "".join(
+        f"[{STATUS_COLOURS.get(status, 'dim')}]{status}{f' {statuses.count(status)}' if several else ''}[/]: "
+        for status in dict.fromkeys(statuses)
+    )
 
 
 @app.command("cite")

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from mesascope.cli._app import EXIT_CONTRADICTED, EXIT_INTERRUPTED, AsJson, Device, StudyName, app, err, out
-from mesascope.cli._output import print_ranking, print_verdict
+from mesascope.cli._output import print_cells, print_ranking, print_verdict
 
 
 @app.command("run")
@@ -21,18 +21,30 @@ def run_command(
     out_dir: Annotated[Path | None, typer.Option("--out", help="Run directory; by default runs/STUDY-SCALE.")] = None,
     device: Device = "auto",
     on: Annotated[str | None, typer.Option(help="Executor: serial, processes or ray[:ADDRESS].")] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FACTOR=LEVEL,...", help="Also run other levels of a factor; repeatable. Default: the study's grid."
+        ),
+    ] = None,
     strict: Annotated[bool, typer.Option(help="Exit with code 1 if a claim is contradicted.")] = False,
 ) -> None:
     """Run a study: train models, analyse them, judge the claims and write a report. Run again to resume."""
     from mesascope import api
     from mesascope.progress import ProgressDisplay
     from mesascope.runner import load_verdicts
+    from mesascope.studies.cells import load_cells
 
+    varied = parse_varied(vary)
     with _handle_interrupt(), ProgressDisplay(err) as display:
-        finished_run = api.run(study, scale=scale, seeds=seeds, out=out_dir, device=device, on=on, progress=display)
-    verdicts = load_verdicts(finished_run)
+        finished_run = api.run(
+            study, scale=scale, seeds=seeds, out=out_dir, device=device, on=on, vary=varied, progress=display
+        )
+    verdicts, cells = load_verdicts(finished_run), load_cells(finished_run.path)
     for verdict in verdicts:
         print_verdict(verdict)
+    if len(cells) > 1:
+        print_cells(cells)
     out.print(f"\nReport: {finished_run.path / 'report.html'}", soft_wrap=True)
     if strict and any(verdict.status == "contradicted" for verdict in verdicts):
         raise typer.Exit(EXIT_CONTRADICTED)
@@ -106,6 +118,33 @@ def which_algorithm_command(
 
 def _split_names(text: str | None) -> list[str] | None:
     return [name.strip() for name in text.split(",") if name.strip()] if text else None
+
+
+def parse_varied(options: list[str] | None) -> dict[str, list[str]] | None:
+    """Return the levels of each factor that ``--vary`` names.
+
+    Args:
+        options: The values of the option, such as ``block=bare,prenorm``.
+
+    Returns:
+        Names of levels by factor; None without the option.
+
+    Raises:
+        ValueError: If a value has another form, or a factor is named twice.
+
+    >>> parse_varied(["block=bare,prenorm", "heads=1"])
+    {'block': ['bare', 'prenorm'], 'heads': ['1']}
+    """
+    if not options:
+        return None
+    varied: dict[str, list[str]] = {}
+    for option in options:
+        factor, _, levels = option.partition("=")
+        names = _split_names(levels)
+        if not factor.strip() or not names or factor.strip() in varied:
+            raise ValueError(f"--vary must name each factor once, as in --vary FACTOR=LEVEL,LEVEL, but got {option!r}")
+        varied[factor.strip()] = names
+    return varied
 
 
 @contextmanager

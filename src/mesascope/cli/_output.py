@@ -1,11 +1,15 @@
 """Verdicts and rankings in the terminal."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
 from mesascope.cli._app import STATUS_COLOURS, out
+
+if TYPE_CHECKING:
+    from mesascope.studies.cells import JudgedCell
 
 RANKING_LEGEND = (
     "[dim]1: equal to the model; 0: no better than the mean of its predictions. *: not distinguishable from the "
@@ -46,6 +50,23 @@ def print_verdict_table(path: Path) -> None:
         value, control = (f"{row[key]:.3g}" if row[key] is not None else "-" for key in ("value", "control"))
         table.add_row(f"[{colour}]{row['status']}[/{colour}]", escape(row["statement"]), value, control)
     out.print(table)
+
+
+def print_cells(cells: Sequence["JudgedCell"]) -> None:
+    """Print the verdicts on every claim in all cells of a run.
+
+    Args:
+        cells: The judged cells; the study's own setting is the first.
+    """
+    from mesascope.studies.cells import tabulate_claims
+
+    own = escape(cells[0].name)
+    out.print(f"\n[bold]Verdicts in {len(cells)} cells[/bold] (those above: {own})", soft_wrap=True)
+    for claim in tabulate_claims(cells):
+        out.print(f"\n[bold]{claim.share} cells[/bold]: {escape(claim.statement)}", soft_wrap=True)
+        for status in dict.fromkeys(claim.statuses.values()):
+            names = "; ".join(cell for cell, given in claim.statuses.items() if given == status)
+            out.print(f"  [{STATUS_COLOURS.get(status, 'dim')}]{status}[/]: {escape(names)}", soft_wrap=True)
 
 
 def print_ranking(report: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ _CHOICES = {
     "norm_position": ("pre", "post", "output"),
     "positions": ("none", "learned", "sinusoidal", "rotary"),
     "activation": ("gelu", "relu", "silu", "tanh"),
+    "initializer": ("fan_in", "normal"),
 }
 _POSITIVE_FIELDS = (
     "num_hidden_layers hidden_size num_attention_heads num_key_value_heads max_position_embeddings".split()
@@ -44,10 +45,12 @@ class DecoderConfig(PretrainedConfig):
         max_position_embeddings: maximum sequence length.
         share_layers: apply the same layer repeatedly.
         activation: activation function of the MLP: ``gelu``, ``relu``, ``silu`` or ``tanh``.
-        initializer_range: standard deviation of token and position embeddings at initialisation; linear layers are
-            initialised with 1 / sqrt(fan-in).
+        initializer: standard deviation of the weights of linear layers at initialisation. ``fan_in``: 1 / sqrt(fan-in);
+            ``normal``: ``initializer_range``.
+        initializer_range: standard deviation of token and position embeddings at initialisation.
         residual_init_scale: factor on the initial weights of layers that write to the residual stream (attention and
             MLP output projections). Deep models with linear attention, whose weights are unbounded, need a small one.
+        embed_bias: whether the embedding of vectors has a bias; that of tokens has none.
 
     Raises:
         ValueError: a value is out of range, or values are inconsistent.
@@ -80,8 +83,10 @@ class DecoderConfig(PretrainedConfig):
         max_position_embeddings: int = 64,
         share_layers: bool = False,
         activation: str = "gelu",
+        initializer: str = "fan_in",
         initializer_range: float = 0.02,
         residual_init_scale: float = 1.0,
+        embed_bias: bool = True,
         **kwargs: Any,
     ) -> None:
         self.vocab_size = vocab_size
@@ -100,8 +105,10 @@ class DecoderConfig(PretrainedConfig):
         self.max_position_embeddings = max_position_embeddings
         self.share_layers = share_layers
         self.activation = activation
+        self.initializer = initializer
         self.initializer_range = initializer_range
         self.residual_init_scale = residual_init_scale
+        self.embed_bias = embed_bias
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)
         self._validate_fields()

@@ -49,7 +49,7 @@ class Decoder(PreTrainedModel):
         super().__init__(config)
         self.main_input_name = "inputs" if config.vocab_size is None else "input_ids"
         if config.d_in is not None and config.d_out is not None:
-            self.embed = nn.Linear(config.d_in, config.hidden_size)
+            self.embed = nn.Linear(config.d_in, config.hidden_size, bias=config.embed_bias)
             self.readout = nn.Linear(config.hidden_size, config.d_out)
         elif config.vocab_size is not None:
             self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
@@ -156,13 +156,15 @@ class Decoder(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialise a module: fan-in scaling for linear layers, times `residual_init_scale` for output projections."""
+        """Initialise a module; output projections are scaled by `residual_init_scale`."""
         if isinstance(module, nn.Linear):
             # transformers calls this only for modules that own parameters directly, hence the search by identity.
             factor = (
                 self.config.residual_init_scale if any(module is one for one in self._output_projections()) else 1.0
             )
-            nn.init.normal_(module.weight, std=factor * module.in_features**-0.5)
+            fan_in = self.config.initializer == "fan_in"
+            std = module.in_features**-0.5 if fan_in else self.config.initializer_range
+            nn.init.normal_(module.weight, std=factor * std)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):

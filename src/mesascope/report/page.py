@@ -15,10 +15,12 @@ from mesascope.report.explorers.combined import CombinedPanel
 from mesascope.report.explorers.head_explorer import build_head_explorer
 from mesascope.report.explorers.token_view import build_token_view
 from mesascope.report.load_run import ResultFile, RunRecord, load_run
+from mesascope.report.panels.cells import build_cell_map
 from mesascope.report.panels.choose_view import build_panels
 from mesascope.report.panels.training import plot_training_log
 from mesascope.report.panels.verdicts import build_claim_groups, count_verdicts
 from mesascope.report.plotting.figure import Panel
+from mesascope.report.plotting.variable import is_uncertainty
 from mesascope.report.text import add_full_stop, encode_script_json, format_sentence
 from mesascope.store import Run
 
@@ -87,6 +89,7 @@ def render_report(run_dir: Path) -> str:
     return _load_template().render(
         **_describe_run(record),
         **_build_results(record),
+        cell_map=build_cell_map(record.path, record.run),
         problems=record.problems,
         run_name=record.path.resolve().name,
         style=Markup(_read_asset("page.css")),
@@ -185,7 +188,10 @@ def _list_used_variables(result: ResultFile, combined: Sequence[tuple[str, str, 
 
 def _is_fully_used(result: ResultFile, used: frozenset[str]) -> bool:
     """Return whether the combined panels already show every variable of a file."""
-    return result.data is not None and bool(used) and set(map(str, result.data.data_vars)) <= used
+    data = result.data
+    if data is None or not used:
+        return False
+    return {name for name in map(str, data.data_vars) if not is_uncertainty(data, name)} <= used
 
 
 def _build_section(index: int, result: ResultFile, used: frozenset[str]) -> Section:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
+from mesascope.runner._evaluation import count_evaluation_sequences
 from mesascope.studies.base import Condition, Study
 
 
@@ -25,7 +26,19 @@ def describe_run(study: Study, scale: str, seeds: Sequence[int]) -> dict[str, An
         "scale": scale,
         "seeds": list(seeds),
         "citation": {**asdict(study.citation), "bibtex": study.citation.bibtex},
+        **({"cell": study.cell} if study.cell else {}),
+        **({"factors": _describe_factors(study)} if study.factors else {}),
         "parameters": _list_parameters(study, scale),
+    }
+
+
+def _describe_factors(study: Study) -> dict[str, Any]:
+    return {
+        factor.name: {
+            "description": factor.description,
+            "levels": {level.name: level.description for level in factor.levels},
+        }
+        for factor in study.factors
     }
 
 
@@ -47,6 +60,7 @@ def _condition_parameters(condition: Condition, scale: str) -> dict[str, Any]:
         "model": {k: v for k, v in condition.model_at(scale).to_diff_dict().items() if k != "transformers_version"},
         "training": _to_plain(config.training),
         "sequences": config.sequences,
+        "evaluation_sequences": count_evaluation_sequences(condition, scale),
     }
 
 

@@ -1,7 +1,10 @@
 """Execution of a study up to its verdicts."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -20,12 +23,23 @@ from mesascope.runner._jobs import (
 )
 from mesascope.runner._results import gather_conditions, gather_simulations, load_finished_results
 from mesascope.store import Run
+from mesascope.studies._cell_names import format_cell, parse_cell
 from mesascope.studies.base import SCALES, Study
+from mesascope.studies.cells import CELLS_FOLDER
 from mesascope.studies.registry import load_study
 from mesascope.studies.verdicts import Verdict, judge_claims
 from mesascope.train.population import unsupported_reason
 
 POPULATION_DEVICES = ("cuda",)  # device types on which the seeds of a condition are trained as one program
+
+
+@dataclass(frozen=True, kw_only=True)
+class _CellRun:
+    """The run of a study in one cell of its factors."""
+
+    reference: str  # loads the study in any process
+    study: Study
+    run: Run
 
 
 def run_study(
@@ -37,23 +51,28 @@ def run_study(
     device: str,
     executor: Executor,
     progress: ProgressCallback,
+    varied: Mapping[str, Sequence[str]] | None = None,
 ) -> Run:
     """Run a study up to its verdicts, or resume a run that was stopped.
 
+    The directory holds the study in its own setting; every other cell of its grid is a run of its own under ``cells/``.
+    The jobs of all cells are run together.
+
     Args:
-        name: The name of a study, or a ``.py`` file that defines ``STUDY``.
+        name: The name of a study, or a ``.py`` file that defines ``STUDY``; ``NAME[FACTOR=LEVEL,...]`` is one cell.
         scale: smoke, laptop or paper.
         seeds: Number of training replicates; the default of the scale if None.
         path: The run's directory.
         device: The device for training and analysis.
         executor: Runs the jobs.
         progress: Receives progress updates.
+        varied: Names of levels, by the name of a factor; the study's grid at the scale if None.
 
     Returns:
         The run, with its results and verdicts.
 
     Raises:
-        ValueError: If the study, the scale or the number of seeds is invalid.
+        ValueError: If the study, the scale, the number of seeds, a factor or a level is invalid.
         RunError: If the directory cannot be used.
         TrainingDiverged: If a loss or gradient is not finite.
     """
@@ -63,18 +82,48 @@ def run_study(
     replicates = study.select_seeds(scale, seeds)
     if not replicates:
         raise ValueError(f"seeds must be 1 or more, but got {seeds}; pass the number of models to train")
-    run = Run.create(path, describe_run(study, scale, replicates))
-    with run.exclusive_lock():
-        _prepare_data(study, scale, run, progress)
-        results = load_finished_results(study, scale, run, replicates, progress.log_message)
-        if results is None:
-            start_time = time.perf_counter()
-            jobs, simulation_jobs = _list_jobs(study, name, scale, replicates, path, device)
-            results = _compute_results(study, run, jobs, simulation_jobs, executor, progress)
-            run.write_json("seconds", {"training and analysis": round(time.perf_counter() - start_time, 1)})
-        verdicts = judge_claims(study.claims, results, scale)
-        run.write_json("verdicts", [verdict.as_json() for verdict in verdicts])
-    return run
+    cell_names = list(map(format_cell, study.list_cells(scale, varied)))
+    with ExitStack() as stack:
+        cells = []
+        for cell in cell_names:
+            cells.append(_open_cell(study, name, cell, path, scale, replicates))
+            stack.enter_context(cells[-1].run.exclusive_lock())
+        _run_cells(cells, scale, replicates, device, executor, progress)
+    return cells[0].run
+
+
+def _open_cell(study: Study, name: str, cell: str, path: Path, scale: str, seeds: Sequence[int]) -> _CellRun:
+    """Create or resume the run of one cell; that of the study's own setting is the directory itself."""
+    own = cell in ("", study.cell)
+    cell_study = study if own else study.at_cell(parse_cell(cell))
+    run = Run.create(path if own else path / CELLS_FOLDER / cell, describe_run(cell_study, scale, seeds))
+    return _CellRun(reference=name if own else f"{name}[{cell}]", study=cell_study, run=run)
+
+
+def _run_cells(
+    cells: Sequence[_CellRun],
+    scale: str,
+    seeds: Sequence[int],
+    device: str,
+    executor: Executor,
+    progress: ProgressCallback,
+) -> None:
+    """Compute the results that are missing, of all cells together, and write the verdicts of every cell."""
+    results: dict[str, dict[str, xr.Dataset]] = {}
+    for cell in cells:
+        _prepare_data(cell.study, scale, cell.run, progress)
+        found = load_finished_results(cell.study, scale, cell.run, seeds, progress.log_message)
+        results |= {cell.reference: found} if found is not None else {}
+    missing = [cell for cell in cells if cell.reference not in results]
+    if missing:
+        start_time = time.perf_counter()
+        results |= _compute_results(missing, scale, seeds, device, executor, progress)
+        seconds = {"training and analysis": round(time.perf_counter() - start_time, 1)}  # of all missing cells
+        for cell in missing:
+            cell.run.write_json("seconds", seconds)
+    for cell in cells:
+        verdicts = judge_claims(cell.study.claims, results[cell.reference], scale)
+        cell.run.write_json("verdicts", [verdict.as_json() for verdict in verdicts])
 
 
 def _prepare_data(study: Study, scale: str, run: Run, progress: ProgressCallback) -> None:
@@ -89,15 +138,16 @@ def _prepare_data(study: Study, scale: str, run: Run, progress: ProgressCallback
 
 
 def _list_jobs(
-    study: Study, name: str, scale: str, seeds: Sequence[int], path: Path, device: str
+    cell: _CellRun, scale: str, seeds: Sequence[int], device: str
 ) -> tuple[list[TrainingJob], list[SimulationJob]]:
+    study, path = cell.study, cell.run.path
     jobs = [
-        TrainingJob(study=name, scale=scale, seed=seed, condition=condition.name, path=path, device=device)
+        TrainingJob(study=cell.reference, scale=scale, seed=seed, condition=condition.name, path=path, device=device)
         for condition in study.conditions
         for seed in seeds
     ]
     simulation_jobs = [
-        SimulationJob(study=name, scale=scale, seed=seed, simulation=simulation.name, path=path)
+        SimulationJob(study=cell.reference, scale=scale, seed=seed, simulation=simulation.name, path=path)
         for simulation in study.simulations
         for seed in seeds
     ]
@@ -105,20 +155,27 @@ def _list_jobs(
 
 
 def _compute_results(
-    study: Study,
-    run: Run,
-    jobs: Sequence[TrainingJob],
-    simulation_jobs: Sequence[SimulationJob],
+    cells: Sequence[_CellRun],
+    scale: str,
+    seeds: Sequence[int],
+    device: str,
     executor: Executor,
     progress: ProgressCallback,
-) -> dict[str, xr.Dataset]:
-    """Run all jobs, and write their results."""
-    _train_seed_groups(study, jobs, executor, progress)
-    all_jobs = [*jobs, *simulation_jobs]
+) -> dict[str, dict[str, xr.Dataset]]:
+    """Run the jobs of all cells, and write their results; return them by the reference of the cell."""
+    jobs_by_cell = [_list_jobs(cell, scale, seeds, device) for cell in cells]
+    for cell, (jobs, _) in zip(cells, jobs_by_cell, strict=True):
+        _train_seed_groups(cell.study, jobs, executor, progress)
+    all_jobs = [job for pair in jobs_by_cell for kind in pair for job in kind]
     progress.start_stage("training and analysis", [job_label(job) for job in all_jobs])
-    outcomes = executor.map_jobs(run_job, all_jobs, progress.update_part, progress.log_message)
-    results = gather_conditions(study, jobs[0].scale, run, jobs, outcomes[: len(jobs)])
-    return results | gather_simulations(study, run, simulation_jobs, outcomes[len(jobs) :])
+    outcomes = iter(executor.map_jobs(run_job, all_jobs, progress.update_part, progress.log_message))
+    results = {}
+    for cell, (jobs, simulation_jobs) in zip(cells, jobs_by_cell, strict=True):
+        trained, simulated = (list(islice(outcomes, len(kind))) for kind in (jobs, simulation_jobs))
+        results[cell.reference] = gather_conditions(cell.study, scale, cell.run, jobs, trained) | gather_simulations(
+            cell.study, cell.run, simulation_jobs, simulated
+        )
+    return results
 
 
 def _train_seed_groups(

@@ -21,7 +21,7 @@ from mesascope.store._run_models import RunModels
 from mesascope.store._run_results import RunResults
 from mesascope.store.provenance import collect_provenance
 
-_MUTABLE_KEYS = {"seeds", "title", "description", "citation", "notes", "provenance"}  # may differ when a run is resumed
+_MUTABLE_KEYS = set("seeds title description citation cell factors notes provenance".split())  # may differ on resuming
 
 
 class Run(RunModels, RunResults):
@@ -40,7 +40,7 @@ class Run(RunModels, RunResults):
         Args:
             path: A directory; it is created if needed, and must be empty or hold the same run.
             description: Study, scale, parameters and seeds, in JSON types. When a run is resumed, everything must be
-                equal except ``seeds``, ``title``, ``about`` and ``citation``, whose new values are stored.
+                equal except ``seeds``, texts and the names of factors, whose new values are stored.
 
         Returns:
             The run.

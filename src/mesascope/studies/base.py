@@ -1,10 +1,11 @@
 """Studies as values: conditions that are trained and analysed, simulations of toy models, and claims."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from mesascope.analyses import Analysis
 from mesascope.models.config import DecoderConfig
+from mesascope.studies._cell_names import Cell, format_cell
 from mesascope.studies._citation import Citation
 from mesascope.studies._claims import (
     Claim,
@@ -16,22 +17,25 @@ from mesascope.studies._claims import (
     select_last_step,
     select_untrained,
 )
+from mesascope.studies._factors import Factor, Level, list_cells, select_levels
+from mesascope.studies._validation import RESERVED_NAMES, SCALES, validate_conditions, validate_grid, validate_names
 from mesascope.studies.toy_model import ToyModel
 from mesascope.tasks.base import Task
 from mesascope.train import TrainingConfig
 
-SCALES = ("smoke", "laptop", "paper")
 FIRST_SEEDS = {"smoke": 0, "laptop": 100, "paper": 1000}  # pilot runs used seeds below 100: verdicts need fresh ones
-RESERVED_NAMES = ("own", "task", "model", "training", "sequences", "title")  # keys of a run's description
 
 __all__ = [
     "RESERVED_NAMES",
     "SCALES",
+    "Cell",
     "Citation",
     "Claim",
     "ClaimKind",
     "Condition",
     "Direction",
+    "Factor",
+    "Level",
     "Quantity",
     "Requirement",
     "Results",
@@ -50,12 +54,15 @@ class ScaleConfig:
     Attributes:
         training: steps, batch size, optimiser, checkpoints.
         sequences: held-out sequences that are analysed.
+        evaluation_sequences: held-out sequences from which losses are computed; by default 4,096 or more at laptop and
+            paper scale, and those that are analysed at smoke scale. Fewer where a baseline is slow.
         task: replaces the condition's task at this scale.
         model: replaces the condition's decoder at this scale.
     """
 
     training: TrainingConfig
     sequences: int = 512
+    evaluation_sequences: int | None = None
     task: Task | None = None
     model: DecoderConfig | None = None
 
@@ -136,6 +143,9 @@ class Study:
         claims: decided from the results.
         seeds: training replicates, by scale.
         minutes: what a run takes on two cores, by scale.
+        factors: choices that the paper leaves open, which the setting of the study decides in one way.
+        grid: the levels at which the claims are judged by default, by factor and scale; a factor that is not named
+            keeps the setting of the study.
     """
 
     name: str
@@ -147,21 +157,31 @@ class Study:
     claims: tuple[Claim, ...]
     seeds: Mapping[str, int]
     minutes: Mapping[str, float]
+    factors: tuple[Factor, ...] = field(default=())
+    grid: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse a study that cannot be run or judged."""
-        _validate_conditions(self.conditions)
-        _validate_names(self)
+        validate_conditions(self.conditions)
+        validate_names(self)
         for label, by_scale in (("seeds", self.seeds), ("minutes", self.minutes)):
             if set(by_scale) != set(SCALES):
                 raise ValueError(
                     f"{label} of a study needs the scales {', '.join(SCALES)}, but got {', '.join(by_scale)}"
                 )
+        validate_grid(self)
 
     @property
     def main(self) -> Condition:
         """The main condition."""
         return self.conditions[0]
+
+    @property
+    def cell(self) -> str:
+        """The name of its cell, such as ``block=bare,heads=4``; empty for a study without factors."""
+        if self.factors:
+            return format_cell(list_cells(self.factors, {})[0])
+        return self.name.partition("[")[2].removesuffix("]")
 
     @property
     def results(self) -> list[str]:
@@ -182,6 +202,48 @@ class Study:
         first = FIRST_SEEDS[scale]
         return range(first, first + (self.seeds[scale] if number is None else number))
 
+    def list_cells(self, scale: str, varied: Mapping[str, Sequence[str]] | None = None) -> list[Cell]:
+        """Return the cells in which a run judges the claims; the setting of the study is always the first.
+
+        Args:
+            scale: smoke, laptop or paper.
+            varied: names of levels, by the name of a factor; the grid of the scale if None.
+
+        Returns:
+            one mapping from factors to levels per cell.
+
+        Raises:
+            ValueError: there is no such factor or level.
+        """
+        return list_cells(self.factors, self.grid.get(scale, {}) if varied is None else varied)
+
+    def at_cell(self, cell: Cell) -> "Study":
+        """Return the study in another setting; the study itself in its own setting.
+
+        Args:
+            cell: the level of some factors; others keep the setting of the study.
+
+        Returns:
+            a study without factors, whose name ends in the cell's.
+
+        Raises:
+            ValueError: there is no such factor or level.
+        """
+        chosen = select_levels(self.factors, cell)
+        if all(level == factor.levels[0] for factor, level in chosen):
+            return self
+        conditions = list(self.conditions)
+        for factor, level in chosen:
+            conditions = [level.apply(one) if one.name in factor.conditions else one for one in conditions]
+        return replace(
+            self,
+            name=f"{self.name}[{format_cell({factor.name: level.name for factor, level in chosen})}]",
+            title=f"{self.title}: {', '.join(level.description for _, level in chosen)}",
+            conditions=tuple(conditions),
+            factors=(),
+            grid={},
+        )
+
     def condition(self, name: str) -> Condition:
         """Return the condition of a name.
 
@@ -197,43 +259,3 @@ class Study:
             name: of the simulation.
         """
         return next(one for one in self.simulations if one.name == name)
-
-
-def _validate_conditions(conditions: tuple[Condition, ...]) -> None:
-    if not conditions or conditions[0].name:
-        raise ValueError(
-            "the first condition of a study must be the main one, without a name, but got "
-            + (repr(conditions[0].name) if conditions else "none")
-        )
-    for condition in conditions:
-        if set(condition.scales) != set(SCALES):
-            raise ValueError(
-                f"a condition needs the scales {', '.join(SCALES)}, but {condition.name or 'the main condition'!r} has "
-                f"{', '.join(condition.scales)}"
-            )
-        without = [name for name, config in condition.scales.items() if not config.training.history]
-        of_history = [one.name for one in condition.analyses if one.input == "history"]
-        if of_history and without:
-            raise ValueError(
-                f"{', '.join(of_history)} needs TrainingConfig(history=True) at every scale, but lacks it at "
-                f"{', '.join(without)}"
-            )
-
-
-def _validate_names(study: Study) -> None:
-    names = [*(one.name for one in study.conditions[1:]), *(one.name for one in study.simulations)]
-    for name in names:
-        if not name.isidentifier() or name in RESERVED_NAMES or names.count(name) > 1:
-            raise ValueError(
-                f"the name of a condition or simulation must be a unique identifier other than "
-                f"{', '.join(RESERVED_NAMES)}, but got {name!r}"
-            )
-    for simulation in study.simulations:
-        if set(simulation.scales) != set(SCALES):
-            raise ValueError(
-                f"a simulation needs the scales {', '.join(SCALES)}, but {simulation.name!r} has "
-                f"{', '.join(simulation.scales)}"
-            )
-    for kind, given_names in (("results", study.results), ("claims", [claim.name for claim in study.claims])):
-        if len(set(given_names)) < len(given_names):
-            raise ValueError(f"the names of a study's {kind} must differ, but got {', '.join(given_names)}")

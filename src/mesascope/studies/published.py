@@ -1,9 +1,11 @@
 """Verdicts of runs and published verdicts, read from files without importing torch."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from mesascope.studies.cells import CELLS_FOLDER
 
 PUBLISHED = Path(__file__).parent / "published.json"  # written with the pages under docs/studies
 DECIDED_STATUSES = ("supported", "contradicted", "no effect", "inconclusive", "not learned")
@@ -14,9 +16,26 @@ def load_published() -> dict[str, dict[str, Any]]:
     """Load the published verdicts: by study the scale, the number of seeds, and the status of each claim.
 
     Returns:
-        The content of ``published.json``; the status of a check is ``holds`` or ``fails``.
+        The content of ``published.json``; the status of a check is ``holds`` or ``fails``. For a study that was run in
+        several cells of its factors, ``cells`` has the same of each further cell.
     """
     return json.loads(PUBLISHED.read_text(encoding="utf-8"))
+
+
+def list_statuses(entry: Mapping[str, Any]) -> list[str]:
+    """Return the statuses of all claims of a published study, in all cells of its grid.
+
+    Args:
+        entry: The entry of the study in :func:`load_published`.
+
+    Returns:
+        One status per claim and cell, without simulations and checks.
+
+    >>> list_statuses({"verdicts": {"a": "supported"}, "cells": {"heads=1": {"verdicts": {"a": "no effect"}}}})
+    ['supported', 'no effect']
+    """
+    cells = [entry, *entry.get("cells", {}).values()]
+    return [status for cell in cells for status in cell["verdicts"].values()]
 
 
 def list_runs(folder: Path) -> list[dict[str, Any]]:
@@ -42,7 +61,7 @@ def load_latest_verdicts(folder: Path) -> dict[str, dict[str, Any]]:
         By study: the run (None if published), the scale, and the number of verdicts by status.
     """
     found = {
-        name: {"run": None, "scale": one["scale"], "verdicts": count_statuses(one["verdicts"].values())}
+        name: {"run": None, "scale": one["scale"], "verdicts": count_statuses(list_statuses(one))}
         for name, one in load_published().items()
     }
     judged = sorted(folder.glob("*/verdicts.json"), key=lambda file: file.stat().st_mtime)
@@ -74,10 +93,15 @@ def _summarize_run(path: Path) -> dict[str, Any]:
     empty = {"path": str(path), "study": "?", "scale": None, "verdicts": {}}
     try:
         record = json.loads((path / "run.json").read_text(encoding="utf-8"))
-        file = path / "verdicts.json"
-        rows = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+        rows = [row for file in _list_verdict_files(path) for row in json.loads(file.read_text(encoding="utf-8"))]
         words = [row["status"] for row in rows if row.get("kind", "replication") == "replication"]
         verdicts = {"study": record.get("study"), "scale": record.get("scale"), "verdicts": count_statuses(words)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return {**empty, "state": f"unreadable: {error}"}
     return {**empty, **verdicts, "state": "done" if (path / "report.html").exists() else "unfinished"}
+
+
+def _list_verdict_files(path: Path) -> list[Path]:
+    """Return the files of verdicts of a run: its own, and those of the other cells of its grid."""
+    own = path / "verdicts.json"
+    return [*([own] if own.exists() else []), *sorted((path / CELLS_FOLDER).glob("*/verdicts.json"))]

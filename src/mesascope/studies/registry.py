@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from mesascope.studies._cell_names import parse_cell
 from mesascope.studies.summary import StudySummary, parse_summary, summarize_study
 
 if TYPE_CHECKING:
@@ -64,17 +65,19 @@ def load_study(name: str) -> "Study":
     """Import a study; this imports torch.
 
     Args:
-        name: of a study, or a ``.py`` file that holds ``STUDY``.
+        name: of a study, or a ``.py`` file that holds ``STUDY``; ``NAME[FACTOR=LEVEL,...]`` is a study in one cell of
+            its factors.
 
     Returns:
         the study.
 
     Raises:
         UnknownStudy: there is no such study; the message lists those there are.
+        ValueError: the study has no such factor or level.
     """
-    if name.endswith(".py"):
-        return _load_file(name)
-    return importlib.import_module(_find_entry(name).module).STUDY
+    name, _, cell = name.removesuffix("]").partition("[")
+    study = _load_file(name) if name.endswith(".py") else importlib.import_module(_find_entry(name).module).STUDY
+    return study.at_cell(parse_cell(cell)) if cell else study
 
 
 def load_summary(name: str) -> StudySummary:

@@ -120,7 +120,8 @@ def _describe_training(task: Task, config: DecoderConfig, training: TrainingConf
 
 
 def _check_same_settings(folder: Path, stored: dict[str, Any], settings: dict[str, Any]) -> None:
-    differing = [key for key in settings if stored.get(key) != settings[key]]
+    known = {**stored, "model": {**_config_defaults(DecoderConfig), **stored.get("model", {})}}  # fields may be newer
+    differing = [key for key in settings if known.get(key) != settings[key]]
     if differing:
         raise RunError(
             f"{folder} must be trained with one configuration, but holds another "
@@ -136,3 +137,8 @@ def _describe_value(value: object) -> str:
 def _config_arguments(config: type[DecoderConfig]) -> list[str]:
     arguments = inspect.signature(config.__init__).parameters.values()
     return [*(a.name for a in arguments if a.kind is a.KEYWORD_ONLY), "tie_word_embeddings"]
+
+
+def _config_defaults(config: type[DecoderConfig]) -> dict[str, Any]:
+    arguments = inspect.signature(config.__init__).parameters.values()
+    return {a.name: a.default for a in arguments if a.default is not a.empty}

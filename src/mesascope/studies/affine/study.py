@@ -8,6 +8,7 @@ in layer 2. Ranges, sizes, training and all thresholds are ours.
 from mesascope.models.config import DecoderConfig
 from mesascope.studies.affine.citation import CITATION
 from mesascope.studies.affine.claims import affine_claims, make_recurrence_analyses
+from mesascope.studies.affine.factors import FACTORS
 from mesascope.studies.base import Condition, ScaleConfig, Study
 from mesascope.tasks.affine import Affine
 from mesascope.tasks.distributions import Normal, Uniform
@@ -83,4 +84,9 @@ STUDY = Study(
     claims=affine_claims(first=FIRST_SCORED, layers=3),
     seeds={"smoke": 2, "laptop": 5, "paper": 8},
     minutes={"smoke": 0.5, "laptop": 8.0, "paper": 90.0},
+    factors=FACTORS,
+    grid={
+        "laptop": {"block": ("bare", "prenorm")},
+        "paper": {"block": ("bare", "prenorm"), "heads": ("4", "1"), "range": ("contracting", "growing")},
+    },
 )

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from mesascope.studies.affine import study
 from mesascope.studies.affine.claims import make_recurrence_analyses, transferred_claims
+from mesascope.studies.affine.factors import FACTORS
 from mesascope.studies.base import Condition, ScaleConfig
 from mesascope.tasks.affine import Polynomial
 from mesascope.tasks.distributions import Uniform
@@ -26,6 +27,8 @@ STUDY = replace(
             analyses=make_recurrence_analyses(TASK.identified_from + 1),
         ),
     ),
+    grid={"laptop": study.STUDY.grid["laptop"], "paper": {"block": ("bare", "prenorm"), "heads": ("4", "1")}},
     minutes={**study.STUDY.minutes, "laptop": 13.0},
     claims=transferred_claims(first=TASK.identified_from + 1, layers=3),
+    factors=tuple(factor for factor in FACTORS if factor.name != "range"),  # the terms of a polynomial are bounded
 )
