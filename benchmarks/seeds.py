@@ -28,7 +28,7 @@ from mesascope.train import train_model
 
 SEEDS, LEAST = 3, 2.2
 STUDY = load_study("affine")
-TRAINING = replace(STUDY.main.scales["laptop"].training, steps=6_000)
+TRAINING = replace(STUDY.main.scales["laptop"].training, steps=6_000)  # as in docs/performance.md
 
 
 def train(
