@@ -53,7 +53,7 @@ def mesascope(model: Path, ids: Tensor) -> Ways:
 
 def lens(model: Path, ids: Tensor) -> Ways:
     """TransformerLens 4: its cache of everything, as it is by default, or of what is asked for."""
-    from transformer_lens.model_bridge import TransformerBridge
+    from transformer_lens.model_bridge import TransformerBridge  # pyright: ignore[reportMissingImports]  in an environment of its own
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     loaded, tokenizer = AutoModelForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
@@ -72,7 +72,7 @@ def lens(model: Path, ids: Tensor) -> Ways:
 
 def nnsight(model: Path, ids: Tensor) -> Ways:
     """What nnsight saves inside one trace: what heads give is what their projection reads."""
-    from nnsight import LanguageModel
+    from nnsight import LanguageModel  # pyright: ignore[reportMissingImports]  in an environment of its own
 
     language = LanguageModel(str(model), attn_implementation="eager", dtype=torch.float32, dispatch=True)
     heads = language.config.num_attention_heads

@@ -10,6 +10,7 @@ at 1, one fused AdamW update, and the loss as a number.
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +86,10 @@ def plain() -> Step:
 
 def lens(norm: str | None = "LN", fresh: int = 0) -> Step:
     """TransformerLens 2: its blocks, final norm and readout, on embedded vectors."""
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
+    from transformer_lens import (  # pyright: ignore[reportMissingImports]  in an environment of its own
+        HookedTransformer,
+        HookedTransformerConfig,
+    )
 
     shape = {"n_layers": LAYERS, "n_heads": HEADS, "d_model": WIDTH, "d_head": WIDTH // HEADS, "n_ctx": LENGTH}
     config = HookedTransformerConfig(**shape, d_vocab=1, attn_only=True, normalization_type=norm, device="cpu")
@@ -143,7 +147,7 @@ def mesascope() -> Step:
     from mesascope.train._step import run_training_step
 
     task = Affine(length=LENGTH)
-    shape = {"num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "hidden_size": WIDTH}
+    shape: dict[str, Any] = {"num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "hidden_size": WIDTH}
     model = Decoder(DecoderConfig(d_in=1, d_out=1, norm="layer", max_position_embeddings=LENGTH, **shape))
     training = TrainingConfig(steps=1, batch_size=BATCH, optimizer=AdamW(lr=1e-3), schedule=ConstantSchedule())
     optimizer = training.optimizer.build_optimizer(model)
@@ -156,8 +160,9 @@ def main(who: str, threads: int) -> None:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     step = {"mesascope": mesascope, "plain": plain, "lens": lens, "lens_affine": lens_affine, "gpt2": gpt2}[who]()
-    for _ in range(5):
-        loss = step()
+    for _ in range(4):
+        step()
+    loss = step()
     print(f"ready {loss:.3f}", flush=True)
     for line in sys.stdin:
         began = time.perf_counter()
