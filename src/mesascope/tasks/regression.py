@@ -42,6 +42,7 @@ class Regression(InContextTask):
         skew: decay exponent of the input variances: coordinate i has a variance proportional to 1 / i^skew, in a basis
             that is drawn anew for every sequence; the mean variance is scale^2. 0 for isotropic inputs.
         noise: standard deviation of the noise on the targets.
+        noisy_query: False for a query target without noise (joined layout only), so that the loss is the excess risk.
         one_hot_inputs: distribution of one-hot inputs; inputs are Gaussian by default.
 
     >>> Regression(dim=3, num_examples=4).sample(2, torch.Generator().manual_seed(0)).inputs.shape
@@ -57,6 +58,7 @@ class Regression(InContextTask):
     scale: float = 1.0
     skew: float = 0.0
     noise: float = 0.0
+    noisy_query: bool = True
     one_hot_inputs: OneHotInputs | None = None
 
     def __post_init__(self) -> None:
@@ -69,6 +71,8 @@ class Regression(InContextTask):
         for name in ("skew", "noise"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, but got {getattr(self, name)}")
+        if not self.noisy_query and self.layout != "joined":
+            raise ValueError(f"a query without noise needs layout='joined', but got {self.layout!r}")
         if not self.scale > 0:
             raise ValueError(f"scale must be above 0, but got {self.scale}")
         if self.one_hot_inputs is not None and self.skew:
@@ -100,20 +104,20 @@ class Regression(InContextTask):
             latents["feature"] = feature if self.layout == "joined" else feature.repeat_interleave(2, 1)[:, :-1]
         clean = self.functions.sample_functions(n, self.dim, generator)(x)
         y = clean + self.noise * torch.randn(clean.shape, generator=generator) if self.noise else clean
+        y = y if self.noisy_query else torch.cat([y[:, :-1], clean[:, -1:]], dim=1)
         return self._build_batch(x, y, latents)
 
     def _build_batch(self, x: Tensor, y: Tensor, latents: Mapping[str, Tensor]) -> Batch:
         """Lay out inputs and targets as sequences."""
-        n = len(x)
-        weight = torch.zeros(n, self.length)
+        weight = torch.zeros(len(x), self.length)
         if self.layout == "joined":
             weight[:, -1] = 1
             inputs = torch.cat([x, y], dim=-1)
             inputs[:, -1, -1] = 0
             return Batch(inputs=inputs, targets=y, weight=weight, latents=latents)
         weight[:, ::2] = 1
-        inputs = torch.zeros(n, self.length, self.dim)
-        targets = torch.zeros(n, self.length, 1)
+        inputs = torch.zeros(*weight.shape, self.dim)
+        targets = torch.zeros(*weight.shape, 1)
         inputs[:, ::2], inputs[:, 1::2, :1], targets[:, ::2] = x, y[:, :-1], y
         return Batch(inputs=inputs, targets=targets, weight=weight, latents=latents)
 
@@ -174,7 +178,7 @@ class Regression(InContextTask):
             algorithms.nearest_neighbours(),
         ]
         if self.layout == "joined":
-            candidates.append(algorithms.gd_plus_plus())
+            candidates += [algorithms.gd_plus_plus(), algorithms.variable_step_descent()]
         else:
             candidates.append(algorithms.gradient_descent("curvature"))
         if isinstance(self.functions, LinearFunctions) and self.functions.num_nonzero is not None:
@@ -207,15 +211,11 @@ class Regression(InContextTask):
     def baselines(self, batch: Batch) -> Mapping[str, Float[Tensor, "batch pos d_out"]]:
         """Compute the baselines: zero, averaging, nearest neighbours, least squares, ridge, gradient descent, Newton.
 
-        Learners that are specific to the function class are added: the lasso and preprocessed gradient descent for
-        sparse rules, trained networks, and trees.
+        Learners of the function class are added: lasso and preprocessed gradient descent, trained networks, or trees.
         """
-        algorithms_by_name = {each.name: each for each in self.candidate_algorithms()}
-        return (
-            self._run_linear_solvers(algorithms_by_name, batch)
-            | self._run_sparse_solvers(algorithms_by_name, batch)
-            | self._run_learners(batch)
-        )
+        named = {each.name: each for each in self.candidate_algorithms()}
+        solvers = self._run_linear_solvers(named, batch) | self._run_sparse_solvers(named, batch)
+        return solvers | self._run_learners(batch)
 
     def _run_linear_solvers(self, algorithms_by_name: Mapping[str, Algorithm], batch: Batch) -> dict[str, Tensor]:
         descent = algorithms.gradient_descent("curvature")

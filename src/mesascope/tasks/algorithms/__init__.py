@@ -19,13 +19,14 @@ from mesascope.tasks.algorithms._iterative import (
     GD_PLUS_PLUS_STEPS,
     GRADIENT_DESCENT_STEPS,
     NEWTON_STEPS,
-    PROXIMAL_STEPS,
+    VARIABLE_STEPS,
     gd_plus_plus,
     gradient_descent,
-    lasso_regression,
     newton_iteration,
     preprocessed_gradient_descent,
+    variable_step_descent,
 )
+from mesascope.tasks.algorithms._lasso import compute_duality_gap, lasso_regression, solve_lasso
 from mesascope.tasks.algorithms._steps import AffineStep, iterate_step
 
 __all__ = [
@@ -33,7 +34,7 @@ __all__ = [
     "GRADIENT_DESCENT_STEPS",
     "NEIGHBOUR_COUNTS",
     "NEWTON_STEPS",
-    "PROXIMAL_STEPS",
+    "VARIABLE_STEPS",
     "AffineStep",
     "Algorithm",
     "Bounds",
@@ -42,6 +43,7 @@ __all__ = [
     "StepScaling",
     "Trajectory",
     "averaging_estimator",
+    "compute_duality_gap",
     "copy_query",
     "gd_plus_plus",
     "gradient_descent",
@@ -54,4 +56,6 @@ __all__ = [
     "newton_iteration",
     "preprocessed_gradient_descent",
     "ridge_regression",
+    "solve_lasso",
+    "variable_step_descent",
 ]

@@ -1,4 +1,4 @@
-"""Iterative algorithms for linear rules: gradient descent and its variants, Newton's iteration, the lasso."""
+"""Iterative algorithms for linear rules: gradient descent and its variants, Newton's iteration."""
 
 from collections.abc import Callable, Iterator
 
@@ -12,8 +12,8 @@ from mesascope.tasks.icl.context import ContextExamples
 
 GRADIENT_DESCENT_STEPS = (*range(1, 17), *(each << n for n in range(9) for each in (20, 24, 28, 32)))  # up to 8192
 GD_PLUS_PLUS_STEPS = tuple(range(2, 9))  # one step of GD++ is one of gradient descent
+VARIABLE_STEPS = GD_PLUS_PLUS_STEPS  # as many as its rival
 NEWTON_STEPS = tuple(range(1, 21))  # 20 steps correspond to about 2^20 steps of gradient descent
-PROXIMAL_STEPS = 200
 
 
 def gradient_descent(step_scaling: StepScaling = "mean") -> Algorithm:
@@ -55,6 +55,35 @@ def preprocessed_gradient_descent() -> Algorithm:
         return torch.stack([context.apply_rule(scale * rule) for rule in rules])
 
     return _name_descent("preprocessed gradient descent", predict_queries, (0.05, 1.95))
+
+
+def variable_step_descent() -> Algorithm:
+    """Build gradient descent whose step size changes by the factor ``ratio`` from each step to the next.
+
+    Two steps have any two step sizes. It has as many hyperparameters as GD++ and is its rival: two plain steps of
+    different sizes are closer to GD++ than to two equal steps.
+    """
+
+    def predict_queries(
+        context: ContextExamples, iteration_grid: IterationGrid, step: Hyperparameter, ratio: Hyperparameter
+    ) -> Trajectory:
+        count, trajectory = _count_pairs(context), []
+        gram, moment = context.gram_matrix / count, context.cross_moment / count
+        rule, rate = torch.zeros_like(step * ratio * moment), step
+        for tick in range(1, max(iteration_grid) + 1):
+            rule = rule - rate * (gram @ rule - moment)
+            rate = rate * ratio
+            if tick in iteration_grid:
+                trajectory.append(context.apply_rule(rule))
+        return torch.stack(trajectory)
+
+    return Algorithm(
+        name="variable-step gradient descent",
+        predict=predict_queries,
+        iteration_grid=VARIABLE_STEPS,
+        iteration_unit="step",
+        hyperparameter_bounds={"step": (0.02, 4.0), "ratio": (1 / 32, 32.0)},
+    )
 
 
 def gd_plus_plus() -> Algorithm:
@@ -112,28 +141,6 @@ def newton_iteration() -> Algorithm:
         iteration_unit="step",
         hyperparameter_bounds={"start": (0.1, 1.95)},
     )
-
-
-def lasso_regression() -> Algorithm:
-    """Build the lasso, which minimises half the mean squared error of the context + ``penalty`` * |rule|_1.
-
-    Solved by accelerated proximal gradient descent (FISTA, Beck & Teboulle 2009).
-    """
-
-    def predict_queries(context: ContextExamples, iteration_grid: IterationGrid, penalty: Hyperparameter) -> Trajectory:
-        count = _count_pairs(context)
-        gram, moment = context.gram_matrix / count, context.cross_moment / count
-        rate = 1 / _largest_eigenvalue(gram)
-        rule = extrapolated = torch.zeros_like(penalty * moment)
-        momentum = 1.0
-        for _ in range(PROXIMAL_STEPS):
-            moved = extrapolated - rate * (gram @ extrapolated - moment)
-            new = moved.sign() * (moved.abs() - penalty * rate).clamp_min(0)
-            next_momentum = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
-            extrapolated, rule, momentum = new + (momentum - 1) / next_momentum * (new - rule), new, next_momentum
-        return context.apply_rule(rule)[None]
-
-    return Algorithm(name="lasso", predict=predict_queries, hyperparameter_bounds={"penalty": (1e-4, 1.0)})
 
 
 def _name_descent(name: str, predict: Callable[..., Trajectory], bounds: Bounds) -> Algorithm:

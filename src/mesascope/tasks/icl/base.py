@@ -40,6 +40,30 @@ class InContextTask(Task):
             Tasks by the name of the distribution; input-target pairs have the same meaning in all of them.
         """
 
+    def separating_distributions(self) -> Mapping[str, "InContextTask"]:
+        """Return versions of this task on whose inputs candidate algorithms with equal predictions differ.
+
+        They are used to break ties only; none by default.
+
+        Returns:
+            Tasks by the name of the distribution; input-target pairs have the same meaning in all of them.
+        """
+        return {}
+
+    def reference_predictions(self, context: ContextExamples) -> Float[Tensor, "batch query out"] | None:
+        """Return predictions from which the distance of the model's predictions is a scale of errors.
+
+        A recurrence returns the last term: where it converges, the terms are nearly equal, and the variance of the
+        predictions over sequences is too large a scale.
+
+        Args:
+            context: in-context examples and queries.
+
+        Returns:
+            The predictions; None by default, for the variance of the predictions.
+        """
+        return None
+
     def convert_predictions(self, prediction: Float[Tensor, "batch query d_out"]) -> Float[Tensor, "batch query out"]:
         """Convert model outputs to the space in which algorithms predict; the identity by default.
 

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -14,6 +14,8 @@ from mesascope.tasks.base import Batch
 from mesascope.tasks.icl.base import InContextTask
 from mesascope.tasks.icl.context import ContextExamples, build_context
 
+SEPARATING_NOISE = 0.1  # ours: standard deviation, a tenth of that of offsets and first terms
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recurrence(InContextTask):
@@ -23,10 +25,12 @@ class Recurrence(InContextTask):
         length: number of input terms; the last predicted term is x[length].
         unidentified_weight: training-loss weight of positions at which the rule is not yet determined (fewer pairs than
             coefficients). Their error is mostly irreducible, so at full weight it dominates the gradient.
+        noise: standard deviation of the noise that is added to every term before the next one is computed from it.
     """
 
     length: int = 20
     unidentified_weight: float = 1.0
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
         """Validate the fields."""
@@ -37,6 +41,8 @@ class Recurrence(InContextTask):
             )
         if not 0 <= self.unidentified_weight <= 1:
             raise ValueError(f"unidentified_weight must lie in [0, 1], but got {self.unidentified_weight}")
+        if self.noise < 0:
+            raise ValueError(f"noise must be 0 or more, but got {self.noise}")
 
     @property
     @abstractmethod
@@ -89,13 +95,33 @@ class Recurrence(InContextTask):
             The batch, with the latents ``rule`` and ``start``.
         """
         rule, start = self.sample_rules(n, generator)
-        terms = [start.double()]
-        for _ in range(self.length):
-            terms.append(torch.einsum("bf,bfo->bo", self.compute_features(terms[-1][:, None])[:, 0], rule.double()))
-        x = torch.stack(terms, dim=1).float()
+        x = self.iterate_rule(rule, start, generator).float()
         weight = torch.ones(n, self.length)
         weight[:, : self.identified_from] = self.unidentified_weight
         return Batch(inputs=x[:, :-1], targets=x[:, 1:], weight=weight, latents={"rule": rule, "start": start})
+
+    def iterate_rule(
+        self,
+        rule: Float[Tensor, "batch feature d_in"],
+        start: Float[Tensor, "batch d_in"],
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "batch term d_in"]:
+        """Compute the terms x[0], ..., x[length] of sequences.
+
+        Args:
+            rule: the rule of every sequence, as `sample_rules` returns it.
+            start: first terms.
+            generator: source of the noise; without one, no noise is added.
+
+        Returns:
+            The terms, in float64.
+        """
+        terms = [start.double()]
+        for _ in range(self.length):
+            term = torch.einsum("bf,bfo->bo", self.compute_features(terms[-1][:, None])[:, 0], rule.double())
+            noisy = self.noise > 0 and generator is not None
+            terms.append(term + self.noise * torch.randn(term.shape, generator=generator) if noisy else term)
+        return torch.stack(terms, dim=1)
 
     def loss(self, prediction: Float[Tensor, "batch pos d_out"], batch: Batch) -> Float[Tensor, "batch pos"]:
         """Compute the squared error, summed over the coordinates of a term, in squared units of the terms.
@@ -141,6 +167,18 @@ class Recurrence(InContextTask):
         """
         targets = torch.cat([inputs[:, 1:], torch.zeros_like(inputs[:, :1])], dim=1)
         return build_context(self.compute_features(inputs), targets, positions=tuple(range(inputs.shape[1])))
+
+    def reference_predictions(self, context: ContextExamples) -> Float[Tensor, "batch query out"]:
+        """Return the last term, from which the distance of a prediction is the predicted step.
+
+        Args:
+            context: in-context examples and queries.
+        """
+        return context.query_x[..., 1 : 1 + self.input_dim]
+
+    def separating_distributions(self) -> Mapping[str, "Recurrence"]:
+        """Return noisy terms: without noise, all pairs and the last ones determine the same rule."""
+        return {"noisy terms": replace(self, noise=SEPARATING_NOISE)}
 
     def candidate_algorithms(self) -> Sequence[Algorithm]:
         """Return copying, linear extrapolation, the rule of the last pairs, and solvers for the rule of all pairs."""
