@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 import torch
 
-from mesascope.statistics import fit_affine, normalized_ranks, r_squared, slope_and_r_squared
+from mesascope.statistics import normalized_ranks, slope_and_r_squared
 
 
 def test_ranks_give_scipys_spearman_with_ties():
@@ -18,23 +18,6 @@ def test_ranks_give_scipys_spearman_with_ties():
 
 def test_a_constant_has_no_ranks():
     assert torch.equal(normalized_ranks(torch.ones(2, 5)), torch.zeros(2, 5, dtype=torch.float64))
-
-
-def test_an_affine_map_is_recovered_and_scored_as_perfect():
-    g = torch.Generator().manual_seed(0)
-    x, weight, constant = torch.randn(200, 5, generator=g), torch.randn(5, 2, generator=g), torch.tensor([3.0, -1.0])
-    y = x @ weight + constant
-    found, offset = fit_affine(x, y)
-    assert torch.allclose(found.float(), weight, atol=1e-4)
-    assert torch.allclose(offset.float(), constant, atol=1e-4)
-    assert r_squared(x.double() @ found + offset, y) == pytest.approx(1.0, abs=1e-8)
-
-
-def test_noise_explains_nothing_out_of_sample():
-    g = torch.Generator().manual_seed(0)
-    x, y = torch.randn(400, 5, generator=g), torch.randn(400, 1, generator=g)
-    weight, constant = fit_affine(x[:200], y[:200])
-    assert r_squared(x[200:].double() @ weight + constant, y[200:]) < 0.02
 
 
 def test_slope_is_scipys():

@@ -1,13 +1,13 @@
-"""Small statistics that several modules share: derangements, resampling, least squares, rank correlation."""
+"""Small statistics that several modules share: derangements, resampling, ratios, rank correlation."""
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-PENALTIES = tuple(10.0**power for power in range(-6, 4))  # in units of the mean variance of the features
 BOOTSTRAP_RESAMPLES = 1_000
 CONFIDENCE_LEVEL = 0.95
+MIN_LOSS = torch.finfo(torch.float32).eps ** 2  # rounding of outputs of size 1; logarithms take no smaller loss
 Features = Float[Tensor, "row feature"]
 Targets = Float[Tensor, "row out"]
 
@@ -95,6 +95,34 @@ def bootstrap_interval(
     return low, high
 
 
+def ratio_of_sums(
+    numerator: Float[Tensor, "*rest batch"], denominator: Shaped[Tensor, "*other"]
+) -> tuple[Float[Tensor, "*rest"], Float[Tensor, "*rest"]]:
+    """Return the ratio of two sums over sequences, and its standard error over draws of the sequences.
+
+    The standard error is that of the linearised ratio (delta method, Cochran 1977, section 6.4). With the residual
+    r = numerator - ratio * denominator of each of n sequences, it is sqrt(n / (n - 1) * sum(r^2)) / |sum(denominator)|.
+    If the denominator is 1 everywhere, ratio and standard error are those of a mean.
+
+    Args:
+        numerator: one number for each sequence on the last axis.
+        denominator: the same of the quantity to divide by, such as the weights; it is broadcast to the numerator.
+
+    Returns:
+        ratio and standard error; the latter is NaN for a single sequence.
+
+    >>> ratio, se = ratio_of_sums(torch.tensor([1.0, 2.0, 3.0]), torch.ones(3))
+    >>> ratio.item(), round(se.item(), 3)
+    (2.0, 0.577)
+    """
+    numerator, denominator = torch.broadcast_tensors(numerator.double(), denominator.double())
+    total, count = denominator.sum(-1), numerator.shape[-1]
+    ratio = numerator.sum(-1) / total
+    residual = numerator - ratio[..., None] * denominator
+    correction = count / (count - 1) if count > 1 else torch.nan
+    return ratio, (residual.square().sum(-1) * correction).sqrt() / total.abs()
+
+
 def split_halves(size: int) -> tuple[slice, slice]:
     """Return the sequences to fit on and the sequences to score on: the first and the second half.
 
@@ -102,56 +130,6 @@ def split_halves(size: int) -> tuple[slice, slice]:
         size: number of sequences.
     """
     return slice(0, size // 2), slice(size // 2, size)
-
-
-def fit_affine(
-    x: Features, y: Targets, penalty: float = 1e-6
-) -> tuple[Float[Tensor, "feature out"], Float[Tensor, "out"]]:
-    """Fit an affine map from ``x`` to ``y`` by ridge regression with a fixed penalty, in float64.
-
-    Args:
-        x: features.
-        y: targets.
-        penalty: the ridge, in units of the mean variance of ``x``; the intercept is not penalised.
-
-    Returns:
-        weight and intercept.
-    """
-    x, y = x.double(), y.double()
-    mean_x, mean_y = x.mean(0), y.mean(0)
-    x, y = x - mean_x, y - mean_y
-    gram = x.T @ x
-    ridge = penalty * gram.diagonal().mean() + torch.finfo(torch.float64).tiny
-    weight = torch.linalg.solve(gram + ridge * torch.eye(len(gram), dtype=x.dtype, device=x.device), x.T @ y)
-    return weight, mean_y - mean_x @ weight
-
-
-def fit_ridge(x: Features, y: Targets) -> tuple[Float[Tensor, "feature out"], Float[Tensor, "out"], float]:
-    """Fit an affine map by ridge regression; the penalty is chosen by generalised cross-validation.
-
-    One singular value decomposition serves all penalties (Golub, Heath & Wahba 1979), in float64.
-
-    Args:
-        x: features; there may be fewer rows than features.
-        y: targets.
-
-    Returns:
-        weight, intercept, and the penalty in units of the mean variance of ``x``.
-    """
-    x, y = x.double(), y.double()
-    mean_x, mean_y = x.mean(0), y.mean(0)
-    u, singular_values, v = torch.linalg.svd(x - mean_x, full_matrices=False)
-    projected, unit = u.T @ (y - mean_y), singular_values.square().sum() / x.shape[1]
-    outside_span = (y - mean_y).square().sum() - projected.square().sum()
-
-    def validation_score(penalty: float) -> float:
-        shrinkage = singular_values.square() / (singular_values.square() + penalty * unit)
-        error = ((1 - shrinkage)[:, None] * projected).square().sum() + outside_span.clamp_min(0)
-        return float(error / (len(x) - 1 - shrinkage.sum()).clamp_min(1e-9).square())
-
-    penalty = min(PENALTIES, key=validation_score)
-    weight = v.T @ ((singular_values / (singular_values.square() + penalty * unit))[:, None] * projected)
-    return weight, mean_y - mean_x @ weight, penalty
 
 
 def r_squared(prediction: Targets, y: Targets) -> float:

@@ -10,6 +10,7 @@ from mesascope.activations import capture
 from mesascope.analyses import excess_risk_vs_context_length, preprocessing, run_analyses
 from mesascope.analyses.algorithms.agreement import predict_at_queries
 from mesascope.analyses.algorithms.context_length import COMPARED_ALGORITHMS, minimize_error
+from mesascope.analyses.algorithms.noise_levels import excess_risk_vs_noise
 from mesascope.ground_truth.models.descent import build_gradient_descent_model
 from mesascope.ground_truth.models.preprocessing import build_preprocessing_model
 from mesascope.models.transformer import Decoder, DecoderConfig
@@ -118,10 +119,20 @@ def test_in_hindsight_an_algorithm_is_no_worse_than_with_any_numbers_of_the_grid
         (algorithms.lasso_regression(), {"penalty": 0.01}),
     ):
         exact = algorithm.predict(there.context, (1,), **numbers)[0]
-        assert minimize_error(algorithm, there) <= there.mean_squared_error(exact) + 1e-9
-    assert minimize_error(algorithms.averaging_estimator(), there) == pytest.approx(
+        assert minimize_error(algorithm, there)[0] <= there.mean_squared_error(exact) + 1e-9
+    assert minimize_error(algorithms.averaging_estimator(), there)[0] == pytest.approx(
         there.mean_squared_error(algorithms.averaging_estimator().predict(there.context, (1,))[0])
     )
+
+
+def test_a_best_number_at_the_edge_of_its_grid_is_reported():
+    """Without noise and with many examples, the smallest ridge is best; with much noise, a larger one."""
+    model = build_gradient_descent_model(3, 6, 1)
+    for noise, expected in ((0.0, 1), (1.0, 0)):
+        task = Regression(dim=3, num_examples=6, layout="joined", noise=noise)
+        found = excess_risk_vs_context_length(model, task, sample_batch(4), counts=(12,), sequences=300)["at_edge"]
+        assert found.sel(predictor="ridge regression").values.tolist() == [expected]
+        assert found.sel(predictor="model").values.tolist() == [0]
 
 
 def test_the_number_of_examples_must_be_one_that_can_be_chosen():
@@ -130,3 +141,37 @@ def test_the_number_of_examples_must_be_one_that_can_be_chosen():
         excess_risk_vs_context_length(model, replace(TASK, layout="alternating"), few)
     with pytest.raises(ValueError, match=r"counts must be 1 or more each, but got \[0\]"):
         excess_risk_vs_context_length(model, TASK, few, counts=(0,))
+
+
+def test_a_query_without_noise_has_the_excess_risk_as_its_loss():
+    task = Regression(dim=3, num_examples=6, layout="joined", noise=0.5, functions=LinearFunctions(num_nonzero=1))
+    noisy, clean = (
+        replace(task, noisy_query=noisy).sample(50_000, torch.Generator().manual_seed(0)) for noisy in (True, False)
+    )
+    assert torch.equal(noisy.inputs, clean.inputs)
+    assert torch.equal(noisy.targets[:, :-1], clean.targets[:, :-1])
+    assert (noisy.targets - clean.targets)[:, -1].std().item() == pytest.approx(0.5, rel=0.02)
+    model = build_gradient_descent_model(3, 6, 1, 0.7)
+    excess = [
+        excess_risk_vs_context_length(model, each, noisy[:4], counts=(6,), sequences=20_000, algorithm_names=())
+        for each in (task, replace(task, noisy_query=False))
+    ]
+    assert excess[0]["excess"].item() == pytest.approx(excess[1]["excess"].item(), rel=0.05)
+    with pytest.raises(ValueError, match="a query without noise needs layout='joined', but got 'alternating'"):
+        replace(task, noisy_query=False, layout="alternating")
+
+
+def test_the_excess_risk_at_the_noise_of_the_task_is_that_at_its_number_of_examples():
+    task = Regression(dim=3, num_examples=6, layout="joined", noise=0.5, functions=LinearFunctions(num_nonzero=1))
+    model, few = build_gradient_descent_model(3, 6, 1, 0.7), task.sample(4, torch.Generator().manual_seed(0))
+    found = excess_risk_vs_noise(model, task, few, factors=(1.0, 3.0), sequences=200, seed=6)["excess"]
+    by_examples = excess_risk_vs_context_length(model, task, few, counts=(6,), sequences=200)["excess"]
+    assert found.sel(_noise=1.0).values.tolist() == pytest.approx(
+        by_examples.sel(_examples=6).values.tolist(), abs=1e-9
+    )
+    louder = excess_risk_vs_context_length(model, replace(task, noise=1.5), few, counts=(6,), sequences=200, seed=1)
+    assert found.sel(_noise=3.0).values.tolist() == pytest.approx(louder["excess"][0].values.tolist(), abs=1e-9)
+    with pytest.raises(ValueError, match="must be Regression with noise"):
+        excess_risk_vs_noise(model, replace(task, noise=0.0), few)
+    with pytest.raises(ValueError, match=r"factors must be 0 or more each, but got \[-1.0\]"):
+        excess_risk_vs_noise(model, task, few, factors=(-1.0,))

@@ -10,7 +10,8 @@ from mesascope.analyses.base import analysis
 from mesascope.analyses.nulls import Null, with_null
 from mesascope.analyses.stream.probes import depth_names, stream_by_depth
 from mesascope.axes import to_data_array
-from mesascope.statistics import fit_ridge, r_squared, split_halves
+from mesascope.ridge import fit_ridge
+from mesascope.statistics import r_squared, split_halves
 
 Inputs = Float[Tensor, "batch pos feature"]
 
@@ -91,5 +92,5 @@ def _probe_r_squared(
     stream: Float[Tensor, "batch place d_model"], target: Float[Tensor, "batch place feature"]
 ) -> float:
     fitted, scored = split_halves(len(stream))
-    weight, constant, _ = fit_ridge(stream[fitted].flatten(0, 1), target[fitted].flatten(0, 1))
-    return r_squared(stream[scored].flatten(0, 1).double() @ weight + constant, target[scored].flatten(0, 1))
+    probe = fit_ridge(stream[fitted].flatten(0, 1), target[fitted].flatten(0, 1))
+    return r_squared(probe.predict(stream[scored].flatten(0, 1)), target[scored].flatten(0, 1))

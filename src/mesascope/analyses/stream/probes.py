@@ -1,6 +1,6 @@
 """Linear probes and logit lens over depth, for models of vectors."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import xarray as xr
@@ -9,17 +9,23 @@ from torch import Tensor
 
 from mesascope.activations import Capture
 from mesascope.analyses.base import analysis
-from mesascope.analyses.loss import loss_per_position
+from mesascope.analyses.sequence_losses import loss_per_position
 from mesascope.axes import to_data_array
-from mesascope.statistics import fit_affine, r_squared, split_halves
+from mesascope.ridge import LOG10_PENALTIES, decompose_features, fit_ridge
+from mesascope.statistics import r_squared, split_halves
+
+PENALTY_DESCRIPTION = (
+    "log10 of the ridge penalty, in units of the mean variance of the features, chosen by generalised "
+    f"cross-validation between {LOG10_PENALTIES[0]:g} and {LOG10_PENALTIES[-1]:g}"
+)
 
 
 @analysis(
     title="Linear probes and logit lens over depth",
     description="""The next term predicted from the residual stream at the embedding and after each layer, in two ways.
     Linear probe (affine lens): an affine map from the stream to the next term, one for all scored positions, fitted by
-    ridge regression on half of the sequences and evaluated on the other half. Logit lens: the model's own final norm
-    and output map, applied at this depth.""",
+    ridge regression on half of the sequences, with the penalty chosen by generalised cross-validation, and evaluated on
+    the other half. Logit lens: the model's own final norm and output map, applied at this depth.""",
     sites=["resid_pre", "resid_post"],
 )
 def probe_and_logit_lens(acts: Capture, first: int = 0) -> xr.Dataset:
@@ -30,7 +36,8 @@ def probe_and_logit_lens(acts: Capture, first: int = 0) -> xr.Dataset:
         first: positions before this one are excluded from the fit and from the means over positions.
 
     Returns:
-        ``affine_error``, ``logit_lens_error`` and ``explained`` (layer), and ``affine_error_by_position`` (layer, pos).
+        ``affine_error``, ``logit_lens_error``, ``explained`` and ``log10_penalty`` (layer), and
+        ``affine_error_by_position`` (layer, pos).
 
     Raises:
         ValueError: the capture has no batch with vector targets.
@@ -40,12 +47,11 @@ def probe_and_logit_lens(acts: Capture, first: int = 0) -> xr.Dataset:
     positions = [
         position for position in range(first, batch.weight.shape[1]) if bool((batch.weight[:, position] > 0).any())
     ]
-    probe_errors, lens_errors, explained = [], [], []
+    probe_errors, lens_errors, explained, penalties = [], [], [], []
     for resid in stream_by_depth(acts):
-        weight, constant = fit_affine(
-            resid[fitted][:, positions].flatten(0, 1), batch.targets[fitted][:, positions].flatten(0, 1)
-        )
-        prediction = resid[scored].double() @ weight + constant
+        probe = fit_ridge(resid[fitted][:, positions].flatten(0, 1), batch.targets[fitted][:, positions].flatten(0, 1))
+        prediction = probe.predict(resid[scored])
+        penalties.append(probe.log10_penalty)
         probe_errors.append(loss_per_position(prediction, batch.targets[scored]).mean(0))
         lens_errors.append(loss_per_position(acts.readout.compute_output(resid[scored]), batch.targets[scored]).mean(0))
         explained.append(
@@ -70,6 +76,7 @@ def probe_and_logit_lens(acts: Capture, first: int = 0) -> xr.Dataset:
             ),
             "affine_error_by_position": _label_error(acts, probe_error, "error of the linear probe at each position"),
             "explained": variance,
+            "log10_penalty": _label_penalties(penalties, "layer", coords={"layer": depth_names(acts.layers)}),
         }
     )
 
@@ -84,11 +91,12 @@ def _label_error(acts: Capture, values: Float[Tensor, "layer *pos"], about: str)
 @analysis(
     title="Linear probe on attention outputs",
     description="""The terms of the sequence predicted from the attention output of each layer alone, by affine maps
-    fitted on half of the sequences and evaluated on the other half: the last term (a copy), the term before it, and the
+    fitted by ridge regression on half of the sequences, with the penalty chosen by generalised cross-validation, and
+    evaluated on the other half: the last term (a copy), the term before it, and the
     next term (the target). The embedding already contains the last term, so only the attention output can show whether
-    attention copies. In a converging sequence all terms are nearly equal and R² is high for each of them, so the error
-    is also divided by the squared step between neighbouring terms: 1 is perfect, 0 no better than the neighbouring
-    term.""",
+    attention copies. In a converging sequence all terms are nearly equal and R² is high for each of them: compare the
+    errors for neighbouring terms, which a copy of one of them tells apart. They are logarithms per sequence, so that no
+    single sequence rules the mean.""",
     sites=["attn_out"],
 )
 def attn_out_probe(acts: Capture, first: int = 0) -> xr.Dataset:
@@ -99,7 +107,8 @@ def attn_out_probe(acts: Capture, first: int = 0) -> xr.Dataset:
         first: positions before this one are left out.
 
     Returns:
-        ``explained``, the R² of each term, and ``step_explained`` (layer, stat).
+        ``explained``, the R² of each term, ``log_error``, the mean over held-out sequences of the log10 of the mean
+        squared error in the sequence, and ``log10_penalty`` (layer, stat).
 
     Raises:
         ValueError: the capture has no batch with vector targets.
@@ -107,18 +116,18 @@ def attn_out_probe(acts: Capture, first: int = 0) -> xr.Dataset:
     batch = _require_vector_batch(acts, "attn_out_probe")
     previous = torch.cat([torch.zeros_like(batch.inputs[:, :1]), batch.inputs[:, :-1]], dim=1)
     terms = {"previous term": previous, "last term": batch.inputs, "next term": batch.targets}
-    step, ahead = batch.inputs - previous, batch.targets - batch.inputs
-    steps = {"previous term": step, "last term": step, "next term": ahead}
     fitted, scored = split_halves(len(batch))
     explained = torch.zeros(acts["attn_out"].shape[0], len(terms))
-    step_explained = torch.zeros_like(explained)
+    log_error, penalties = torch.zeros_like(explained), torch.zeros_like(explained)
     for layer, attn_out in enumerate(acts["attn_out"]):
-        for column, (name, term) in enumerate(terms.items()):
-            weight, constant = fit_affine(attn_out[fitted, first:].flatten(0, 1), term[fitted, first:].flatten(0, 1))
-            prediction = attn_out[scored, first:].double() @ weight + constant
+        design = decompose_features(attn_out[fitted, first:].flatten(0, 1))
+        for column, term in enumerate(terms.values()):
+            probe = design.fit(term[fitted, first:].flatten(0, 1))
+            prediction = probe.predict(attn_out[scored, first:])
             explained[layer, column] = r_squared(prediction.flatten(0, 1), term[scored, first:].flatten(0, 1))
-            squared_error = (prediction - term[scored, first:]).square().sum()
-            step_explained[layer, column] = 1 - squared_error / steps[name][scored, first:].double().square().sum()
+            squared_errors = (prediction - term[scored, first:]).double().square().mean((1, 2))
+            log_error[layer, column] = squared_errors.clamp_min(torch.finfo(term.dtype).tiny).log10().mean()
+            penalties[layer, column] = probe.log10_penalty
     return xr.Dataset(
         {
             "explained": to_data_array(
@@ -129,16 +138,21 @@ def attn_out_probe(acts: Capture, first: int = 0) -> xr.Dataset:
                 description="R² on held-out sequences of an affine map from the attention output to a term",
                 coords={"stat": list(terms)},
             ),
-            "step_explained": to_data_array(
-                step_explained,
+            "log_error": to_data_array(
+                log_error,
                 "layer",
                 "stat",
                 units="1",
-                description="one minus the squared error of the probe over the squared step between neighbouring terms",
+                description="log10 of the mean squared error of the probe in a sequence, mean over sequences",
                 coords={"stat": list(terms)},
             ).assign_attrs(headline=1),
+            "log10_penalty": _label_penalties(penalties, "layer", "stat", coords={"stat": list(terms)}),
         }
     )
+
+
+def _label_penalties(values: Sequence[float] | Tensor, *dims: str, coords: Mapping[str, Sequence[str]]) -> xr.DataArray:
+    return to_data_array(values, *dims, units="1", description=PENALTY_DESCRIPTION, coords=coords)
 
 
 def depth_names(layers: Sequence[int]) -> list[str]:

@@ -1,5 +1,7 @@
 """Logit lens and affine lens: the next-token prediction of a language model at each depth."""
 
+from collections.abc import Callable
+
 import torch
 import xarray as xr
 from jaxtyping import Bool, Float, Int
@@ -10,7 +12,8 @@ from mesascope.activations import Capture, LayerReduction, LayerView
 from mesascope.analyses.base import analysis, validate_all_layers_captured
 from mesascope.analyses.stream.probes import depth_names
 from mesascope.axes import to_data_array
-from mesascope.statistics import fit_ridge, split_halves
+from mesascope.ridge import LOG10_PENALTIES, decompose_features
+from mesascope.statistics import split_halves
 
 READOUT_CHUNK = 128  # tokens per application of the readout; more logits do not fit into the processor cache
 Stream = Float[Tensor, "token d_model"]
@@ -63,10 +66,12 @@ def logit_lens(acts: Capture) -> xr.Dataset:
 @analysis(
     title="Affine lens",
     description="""An affine map from the residual stream at each depth to the final one, followed by the model's own
-    readout (tuned lens, Belrose et al. 2023; here the map is fitted by ridge regression, with the penalty chosen by
-    generalised cross-validation). Fitted on half of the sequences and evaluated on the other half (on halves of the
-    tokens if there is one sequence). What it predicts better than the logit lens is available at that depth, but in
-    other coordinates.""",
+    readout (tuned lens, Belrose et al. 2023). Ridge regression fits the difference between the final stream and the
+    stream at this depth, so that the map is shrunk towards the identity: with an infinite penalty it is the logit lens,
+    and after the last layer it is the model. The penalty of each depth is chosen by generalised cross-validation. Each
+    half of the sequences (of the positions, if there is one sequence) is predicted with the map that is fitted on the
+    other half. What the affine lens predicts better than the logit lens, at the same tokens, is available at that
+    depth, but in other coordinates.""",
     reductions={"lens_sample": LENS_REDUCTION},
     supports_padding=True,
 )
@@ -77,31 +82,97 @@ def affine_lens(acts: Capture) -> xr.Dataset:
         acts: a capture of tokens.
 
     Returns:
-        ``loss``, ``accuracy``, ``agrees_with_final`` and ``penalty`` (layer), on the sequences that were not fitted.
+        ``loss``, ``accuracy`` and ``agrees_with_final`` (layer), at the tokens of :func:`logit_lens`; ``log10_penalty``
+        and ``penalty_at_edge`` (layer, stat), for the maps fitted on each half.
 
     Raises:
-        ValueError: the inputs are vectors, or not all layers were captured.
+        ValueError: the inputs are vectors, not all layers were captured, or a half has fewer than two tokens.
     """
     streams, targets, is_scored = next_tokens(acts)
-    if len(targets) == 1:
-        half = targets.shape[1] // 2
-        streams = [torch.stack([stream[0, :half], stream[0, half : 2 * half]]) for stream in streams]
-        targets, is_scored = (torch.stack([x[0, :half], x[0, half : 2 * half]]) for x in (targets, is_scored))
-    fitted, scored = split_halves(len(targets))
+    in_first_half = _first_half(targets)
+    is_token = _token_mask(acts, targets)
     loss, top, penalties = [], [], []
     for stream in streams:
-        weight, constant, penalty = fit_ridge(stream[fitted].flatten(0, 1), streams[-1][fitted].flatten(0, 1))
-        predicted_stream = (stream[scored].double() @ weight + constant).to(stream.dtype)
-        lens_result = _apply_readout(acts, predicted_stream, targets[scored])
+        mapped, log10_penalty = _map_to_final(stream, streams[-1], in_first_half, is_token)
+        lens_result = _apply_readout(acts, mapped, targets)
         loss.append(lens_result[0])
         top.append(lens_result[1])
-        penalties.append(penalty)
+        penalties.append(log10_penalty)
     depth = {"layer": depth_names(acts.layers)}
-    final = _apply_readout(acts, streams[-1][scored], targets[scored])[1]
-    variables = _summarize_lens(torch.stack(loss), torch.stack(top), targets[scored], is_scored[scored], depth, final)
-    about = "ridge penalty, in units of the mean variance of the stream"
-    variables["penalty"] = to_data_array(torch.tensor(penalties), "layer", units="1", description=about, coords=depth)
-    return xr.Dataset(variables)
+    variables = _summarize_lens(torch.stack(loss), torch.stack(top), targets, is_scored, depth)
+    return xr.Dataset(variables | _label_penalties(torch.tensor(penalties), depth))
+
+
+def fit_shrunk_map(
+    x: Stream, final: Stream, log10_penalty: float | None = None
+) -> tuple[Callable[[Float[Tensor, "*rest d_model"]], Float[Tensor, "*rest d_model"]], float]:
+    """Fit an affine map that is shrunk towards the identity, from the stream at one depth to the final stream.
+
+    Ridge regression of ``final - x`` on ``x`` and a constant feature. The constant is as large as the root mean square
+    of ``x`` and is penalised like the other features, so that with an infinite penalty the map is the identity.
+
+    Args:
+        x: residual stream at one depth.
+        final: residual stream after the last layer, at the same tokens.
+        log10_penalty: decimal logarithm of the penalty, in units of the mean square of the features; chosen by
+            generalised cross-validation by default.
+
+    Returns:
+        the map, from and to the data type of the stream, and the logarithm of its penalty.
+    """
+    scale = x.double().square().mean().sqrt()
+
+    def add_constant(stream: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest feature"]:
+        return torch.cat([stream.double(), scale.expand(*stream.shape[:-1], 1)], dim=-1)
+
+    design, difference = decompose_features(add_constant(x), center=False, exact=False), final.double() - x.double()
+    fit = design.fit(difference) if log10_penalty is None else design.solve(difference, log10_penalty)
+    return lambda stream: (stream.double() + fit.predict(add_constant(stream))).to(stream.dtype), fit.log10_penalty
+
+
+def _map_to_final(
+    stream: Float[Tensor, "batch query d_model"],
+    final: Float[Tensor, "batch query d_model"],
+    in_first_half: Bool[Tensor, "batch query"],
+    is_token: Bool[Tensor, "batch query"],
+) -> tuple[Float[Tensor, "batch query d_model"], list[float]]:
+    """Map the tokens of each half with the map that is fitted on the other half; return the penalties as well."""
+    mapped, penalties = torch.empty_like(stream), []
+    for fitted in (in_first_half, ~in_first_half):
+        apply_map, log10_penalty = fit_shrunk_map(stream[fitted & is_token], final[fitted & is_token])
+        mapped[~fitted] = apply_map(stream[~fitted])
+        penalties.append(log10_penalty)
+    return mapped, penalties
+
+
+def _first_half(targets: Int[Tensor, "batch query"]) -> Bool[Tensor, "batch query"]:
+    """Select the first half of the sequences, or of the positions if there is one sequence."""
+    axis = 0 if len(targets) > 1 else 1
+    fitted, _ = split_halves(targets.shape[axis])
+    in_first_half = torch.zeros_like(targets, dtype=torch.bool)
+    in_first_half.transpose(0, axis)[fitted] = True
+    return in_first_half
+
+
+def _token_mask(acts: Capture, targets: Int[Tensor, "batch query"]) -> Bool[Tensor, "batch query"]:
+    """Select the queries that are no padding."""
+    if acts.attention_mask is None:
+        return torch.ones_like(targets, dtype=torch.bool)
+    return acts.attention_mask[:, list(acts.queries)].bool().to(targets.device)
+
+
+def _label_penalties(penalties: Float[Tensor, "layer stat"], depth: dict[str, list[str]]) -> dict[str, xr.DataArray]:
+    coords = depth | {"stat": ["fitted on the first half", "fitted on the second half"]}
+    lowest, highest = LOG10_PENALTIES[0], LOG10_PENALTIES[-1]
+    about = (
+        "log10 of the ridge penalty, in units of the mean square of the stream, chosen by generalised cross-validation"
+    )
+    edge = f"1 if the penalty is an end of the grid, 10^{lowest:g} or 10^{highest:g} (in effect the logit lens)"
+    at_edge = ((penalties == lowest) | (penalties == highest)).double()
+    return {
+        "log10_penalty": to_data_array(penalties, "layer", "stat", units="1", description=about, coords=coords),
+        "penalty_at_edge": to_data_array(at_edge, "layer", "stat", units="1", description=edge, coords=coords),
+    }
 
 
 def next_tokens(
@@ -156,9 +227,8 @@ def _summarize_lens(
     targets: Int[Tensor, "batch query"],
     is_scored: Bool[Tensor, "batch query"],
     depth: dict[str, list[str]],
-    final_top: Int[Tensor, "batch query"] | None = None,
 ) -> dict[str, xr.DataArray]:
-    agrees_with_final = top == (top[-1] if final_top is None else final_top)
+    agrees_with_final = top == top[-1]
     quantities = {
         "loss": (loss.double(), "nat", "mean loss on the true next token", {"headline": 1}),
         "accuracy": (
