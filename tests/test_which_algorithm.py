@@ -8,10 +8,12 @@ import torch
 
 from commands import call
 from mesascope import api
+from mesascope.cli._output import _ranking_table
 from mesascope.ground_truth.models.descent import build_gradient_descent_model
 from mesascope.models.transformer import Decoder, DecoderConfig
 from mesascope.store import Run
 from mesascope.studies.gradient_descent.study import TASK
+from mesascope.studies.registry import load_study
 from saved import save_tiny
 
 
@@ -50,7 +52,46 @@ def test_json_says_the_same_to_machines(descending, command):
     assert first["predictions"] == pytest.approx(1.0, abs=1e-4)
     assert all(row["predictions"] <= first["predictions"] for row in others)
     assert set(first["shifted"]) >= {"inputs twice as large", "correlated inputs", "coefficients twice as large"}
+    assert first["tied"]
+    assert first["at_edge"] == []
+    assert first["relative_to_steps"] is None
+    assert "1 step of gradient descent" in told["tied"]
     assert [layer["layer"] for layer in told["layers"]] == ["embedding", "after 0"]
+    assert told["layers"][1]["similarity"] > 0.9 > told["layers"][1]["embedding"]
+
+
+def test_the_embedding_is_printed_next_to_the_layers(tmp_path, command):
+    """Copying is similarity 1 after the first layer, and at the embedding already; it explains none of the steps."""
+    study, name = load_study("affine"), tmp_path / "copying"
+    torch.manual_seed(0)
+    model = Decoder(study.conditions[0].model)
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights.mul_(0.01)
+    model.save_pretrained(name)
+    code, out, _ = command("which-algorithm", name, "--study", "affine", "--sequences", "64")
+    assert code == 0
+    assert "; at the embedding " in " ".join(out.split())
+    code, out, _ = command("which-algorithm", name, "--study", "affine", "--sequences", "64", "--json")
+    (told,) = json.loads(out)
+    assert {row["algorithm"]: row["at_edge"] for row in told["ranking"]}["least squares"] == []
+    assert any(row["at_edge"] for row in told["ranking"])
+    assert all(row["relative_to_steps"] < 1 for row in told["ranking"])
+
+
+def test_columns_of_the_ranking_show_steps_ties_and_edges():
+    row = {
+        "hyperparameters": "ridge 0.001",
+        "at_edge": ["ridge"],
+        "weights": {},
+        "shifted": {},
+        "distinguishable": False,
+    }
+    row |= {"label": "ridge regression", "tied": True, "predictions": 0.99, "relative_to_steps": 0.5, "null": 0.0}
+    tables = [_ranking_table([row | {"errors": 0.1} | change]) for change in ({}, {"relative_to_steps": None})]
+    cells = [[next(iter(column.cells)) for column in table.columns] for table in tables]
+    assert cells[0][:3] == ["ridge regression (ridge 0.001; ridge at the edge of the grid)", "0.990 *=", "0.500"]
+    assert [len(one) for one in cells] == [7, 6]
 
 
 def test_a_language_model_is_held_against_counts_on_its_own_tokens(tmp_path):

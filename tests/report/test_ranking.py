@@ -83,6 +83,21 @@ def test_what_lies_below_the_axis_is_drawn_at_its_edge_and_told():
     assert set(null["x"]) == {0.0}
 
 
+def test_hyperparameters_at_the_edge_of_their_grid_are_told_on_hover():
+    data = found()
+    edges = np.array(["ridge", "", ""], dtype=object)
+    data["edges"] = data["hyperparameters"].copy(data=np.broadcast_to(edges, (3, 1, 3)).copy())
+    texts = drawn(data).data["plots"][0]["data"][0]["text"]
+    assert ["ridge at the edge of the grid" in text for text in texts] == [False, False, True]
+
+
+def test_names_that_cannot_be_told_apart_are_the_title_and_no_bar_is_marked():
+    both = "ridge <b>x</b> or 5 steps (cannot be distinguished here)"
+    panel = drawn(found(named=[both] * 3))
+    assert panel.title == f"Identified algorithm: {both}"
+    assert IDENTIFIED_COLOUR not in panel.data["plots"][0]["data"][0]["marker"]["color"]
+
+
 def test_cells_that_are_no_number_or_below_nothing_say_so():
     cells = drawn(found()).data["plots"][1]["data"][0]
     assert cells["text"][0][1] == "–"

@@ -5,6 +5,7 @@ from typing import Any
 
 import xarray as xr
 
+from mesascope.analyses.algorithms.agreement import STEP_STAT
 from mesascope.analyses.algorithms.identify import TRAINING_DISTRIBUTION
 from mesascope.inspection._algorithm_id import AlgorithmReport
 
@@ -16,7 +17,8 @@ def summarise_report(report: AlgorithmReport) -> dict[str, Any]:
         report: The report.
 
     Returns:
-        The identified algorithm, the rows of the ranking, the nearest algorithm per layer, and the skipped algorithms.
+        The identified algorithm, or all that cannot be distinguished; the display names of all that are tied with it;
+        the rows of the ranking; the nearest algorithm per layer; and the skipped distributions.
     """
     results = report.results
     return {
@@ -24,6 +26,7 @@ def summarise_report(report: AlgorithmReport) -> dict[str, Any]:
         "seed": report.seed,
         "task": report.task,
         "named": results["named"].item(),
+        "tied": [str(one) for one in results["display_name"].values[results["tied"].values == 1]],
         "ranking": build_ranking_rows(results),
         "layers": _layer_rows(results),
         "skipped": _skipped_algorithms(results["similarity"].attrs),
@@ -52,10 +55,13 @@ def _ranking_row(results: xr.Dataset, name: str) -> dict[str, Any]:
         "label": results["display_name"].item(),
         "iterations": int(results["iterations"]),
         "hyperparameters": results["hyperparameters"].item(),
+        "at_edge": [name for name in str(results["edges"].item()).split(", ") if name],
         "predictions": float(trained.sel(stat="predictions")),
+        "relative_to_steps": float(trained.sel(stat=STEP_STAT)) if STEP_STAT in results["stat"] else None,
         "interval": [float(results["low"]), float(results["high"])],
         "null": float(results["similarity_null"]),
         "distinguishable": bool(results["distinguishable"]),
+        "tied": bool(results["tied"]),
         "errors": float(trained.sel(stat="errors")),
         "weights": {str(stat).removeprefix("weights: "): float(trained.sel(stat=stat)) for stat in weights},
         "shifted": _similarity_by_distribution(shifted),
@@ -66,11 +72,20 @@ def _ranking_row(results: xr.Dataset, name: str) -> dict[str, Any]:
 def _layer_rows(results: xr.Dataset) -> list[dict[str, Any]]:
     if "layer_nearest" not in results:
         return []
-    nearest = results["layer_similarity"].sel(lens="affine lens").max("predictor")
-    return [
-        {"layer": str(layer), "nearest": str(name), "similarity": float(nearest.sel(layer=layer))}
-        for layer, name in zip(results["layer"].values, results["layer_nearest"].values, strict=True)
-    ]
+    similarity = results["layer_similarity"].sel(lens="affine lens", drop=True).transpose("layer", "predictor")
+    rows = []
+    for values, name in zip(similarity, results["layer_nearest"].values, strict=True):
+        nearest = int(values.fillna(float("-inf")).argmax("predictor"))
+        rows.append(
+            {
+                "layer": str(values["layer"].item()),
+                "nearest": str(name),
+                "similarity": float(values[nearest]),
+                # of the same algorithm to what can be read before any layer, such as a copy of the input
+                "embedding": float(similarity[0, nearest]),
+            }
+        )
+    return rows
 
 
 def _skipped_algorithms(attrs: Mapping[Any, Any]) -> dict[str, str]:

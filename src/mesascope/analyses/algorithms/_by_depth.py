@@ -3,32 +3,38 @@
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+import torch
 import xarray as xr
-from jaxtyping import Float
 
-from mesascope.analyses.algorithms.agreement import (
-    PredictionsAtQueries,
-)
+from mesascope.analyses.algorithms._ties import cap_errors, error_scale, find_candidates, name_tied
+from mesascope.analyses.algorithms.agreement import PredictionsAtQueries
 from mesascope.analyses.algorithms.fit import Answers, FittedAlgorithm
 from mesascope.axes import to_data_array
+from mesascope.statistics import bootstrap_counts
+from mesascope.tasks.icl.base import InContextTask
 
 NO_ALGORITHM = "none of these"
+BOOTSTRAP_DRAWS = 1000  # of the bootstrap over sequences
 
 
 def compare_by_depth(
+    task: InContextTask,
     scoring: PredictionsAtQueries,
     answers: Mapping[tuple[str, str], Answers],
     by_layer: Mapping[str, Mapping[tuple[str, str], FittedAlgorithm]],
+    seed: int = 0,
 ) -> dict[str, xr.DataArray]:
     """Compare algorithms with the readouts at every depth.
 
     Args:
+        task: the task.
         scoring: predictions of the model.
         answers: readouts, by lens and depth.
         by_layer: algorithms by name, fitted to each readout.
+        seed: of the bootstrap.
 
     Returns:
-        ``layer_similarity``, ``layer_iterations`` and ``layer_nearest``; nothing without readouts.
+        ``layer_similarity``, ``layer_iterations``, ``layer_at_edge`` and ``layer_nearest``; nothing without readouts.
     """
     if not answers:
         return {}
@@ -47,23 +53,35 @@ def compare_by_depth(
         "similarity of predictions to the readout at this depth",
     )
     about = "most similar number of iterations, with all other hyperparameters as fitted to the model"
+    edge = "1 if a fitted hyperparameter is at the edge of its grid"
+    nearest = [
+        _name_nearest(
+            task,
+            scoring.with_prediction(answers[lenses[0], depth]),
+            [one[lenses[0], depth] for one in by_layer.values()],
+            seed,
+        )
+        for depth in depths
+    ]
     return {
         "layer_similarity": similarity,
         "layer_iterations": label_depths(lambda one, lens, depth: one.iteration, about),
-        "layer_nearest": _find_nearest(similarity.values[:, 0], lenses[0], depths, list(by_layer.values())),
+        "layer_at_edge": label_depths(lambda one, lens, depth: int(bool(one.at_edge)), edge),
+        "layer_nearest": to_data_array(
+            np.array(nearest),
+            "layer",
+            units="text",
+            description=f"algorithm that is most similar to the {lenses[0]}",
+            coords={"layer": depths},
+        ),
     }
 
 
-def _find_nearest(
-    similarities: Float[np.ndarray, "layer predictor"],
-    lens: str,
-    depths: list[str],
-    by_layer: Sequence[Mapping[tuple[str, str], FittedAlgorithm]],
-) -> xr.DataArray:
-    ordered = np.nan_to_num(similarities, nan=-np.inf)
-    nearest = [
-        by_layer[column][lens, depths[n]].name if ordered[n, column] > 0 else NO_ALGORITHM
-        for n, column in enumerate(ordered.argmax(1))
-    ]
-    about = "algorithm that is most similar to the affine lens"
-    return to_data_array(np.array(nearest), "layer", units="text", description=about, coords={"layer": depths})
+def _name_nearest(
+    task: InContextTask, readout: PredictionsAtQueries, fitted: Sequence[FittedAlgorithm], seed: int
+) -> str:
+    errors, variance = cap_errors(readout, [one(readout.context) for one in fitted]), readout.total_variance
+    if not float(errors.sum(1).min()) < float(variance.sum()):
+        return NO_ALGORITHM
+    counts = bootstrap_counts(len(variance), BOOTSTRAP_DRAWS, torch.Generator().manual_seed(seed))
+    return name_tied(find_candidates(errors, error_scale(task, readout), counts.to(variance.device)), fitted)

@@ -12,12 +12,13 @@ from transformers import PreTrainedModel
 from mesascope.activations import capture
 from mesascope.analyses.algorithms.fit import Answers, FittedAlgorithm, Weight
 from mesascope.analyses.stream.probes import depth_names, stream_by_depth
-from mesascope.statistics import fit_ridge
+from mesascope.ridge import fit_ridge
 from mesascope.tasks.base import Batch
 from mesascope.tasks.icl.base import InContextTask
 from mesascope.tasks.icl.context import ContextExamples
 
 Predictor = Callable[[Tensor], Tensor]
+STEP_STAT = "predictions, relative to steps"  # from the last term to the predicted one
 MAX_LOGITS = 32_000_000  # maximum size of the predictions of one forward pass
 
 
@@ -81,6 +82,20 @@ class PredictionsAtQueries:
         """
         variance = float(self.total_variance.sum())
         return 1 - float(self.squared_error(other).sum()) / variance if variance > 0 else float("nan")
+
+    def relative_similarity(self, other: Answers, reference: Answers) -> float:
+        """Compute the fraction of the squared distance of the predictions from a reference that others explain.
+
+        Args:
+            other: the other predictions.
+            reference: the reference, such as a copy of the last term.
+
+        Returns:
+            1 for equal predictions, 0 for predictions as distant as the reference; NaN if the predictions are the
+            reference.
+        """
+        distance = float(self.squared_error(reference).sum())
+        return 1 - float(self.squared_error(other).sum()) / distance if distance > 0 else float("nan")
 
     def error_cosine(self, other: Answers) -> float:
         """Compute the cosine between the errors of the predictions and those of others (Fu et al. 2024).
@@ -179,8 +194,8 @@ def read_answers_by_depth(model: PreTrainedModel, task: InContextTask, batch: Ba
     targets = task.convert_targets(batch)[:cut, positions][scored]
     answers = {}
     for name, stream in zip(depth_names(acts.layers), stream_by_depth(acts), strict=True):
-        weight, constant, _ = fit_ridge(stream[:cut, positions][scored], targets)
-        answers["affine lens", name] = stream[:, positions].double() @ weight + constant
+        probe = fit_ridge(stream[:cut, positions][scored], targets)
+        answers["affine lens", name] = probe.predict(stream[:, positions])
         with torch.no_grad():
             answers["logit lens", name] = task.convert_predictions(acts.readout.compute_output(stream[:, positions]))
     return answers
@@ -191,7 +206,7 @@ def compare_context_weights(
     task: InContextTask,
     inputs: Float[Tensor, "batch pos d_in"],
     fitted: FittedAlgorithm,
-) -> list[float]:
+) -> Float[Tensor, "group batch"]:
     """Compute the cosine between the gradients of both last predictions by the context (Akyürek et al. 2023).
 
     Args:
@@ -201,17 +216,16 @@ def compare_context_weights(
         fitted: the algorithm.
 
     Returns:
-        for every group of inputs the mean over sequences, 0 where a prediction does not depend on the group.
+        the cosine for every group of inputs and every sequence, 0 where a prediction does not depend on the group.
     """
     algorithm_gradients = compute_input_gradients(lambda x: fitted(task.extract_examples(x))[:, -1], inputs)
-    return [
-        float(
-            cosine_similarity(
-                model_gradients[:, :, group].flatten(1), algorithm_gradients[:, :, group].flatten(1), eps=1e-30
-            ).mean()
+    cosines = [
+        cosine_similarity(
+            model_gradients[:, :, group].flatten(1), algorithm_gradients[:, :, group].flatten(1), eps=1e-30
         )
         for group in task.gradient_masks(inputs).values()
     ]
+    return torch.stack(cosines)
 
 
 def compute_input_gradients(

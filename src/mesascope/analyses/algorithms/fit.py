@@ -19,6 +19,7 @@ GRID_SIZE = {0: 1, 1: 17, 2: 7}  # grid points of each hyperparameter, by the nu
 MAX_EVALUATIONS = 24  # of the refinement, for each hyperparameter
 NUM_NEIGHBOURS = 4  # iterations before and after the best on the grid that are refined
 MAX_SEQUENCES = 128  # sequences to fit on
+EDGE_WIDTH = 0.01  # of the range of a hyperparameter, on a logarithmic scale
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,6 +45,21 @@ class FittedAlgorithm:
     def num_fitted(self) -> int:
         """The number of fitted hyperparameters, the number of iterations included."""
         return len(self.algorithm.hyperparameter_bounds) + (len(self.algorithm.iteration_grid) > 1)
+
+    @property
+    def at_edge(self) -> tuple[str, ...]:
+        """The fitted hyperparameters whose values lie at an edge of their grid, so that others may fit better.
+
+        A hyperparameter is at an edge if it lies within 1 % of its range from a bound, on a logarithmic scale. For the
+        number of iterations only the upper end is an edge.
+        """
+        grid = self.algorithm.iteration_grid
+        edges = [name for name, value in self.hyperparameters.items() if self._is_near_bound(name, value)]
+        return (*(["iterations"] if len(grid) > 1 and self.iteration == grid[-1] else []), *edges)
+
+    def _is_near_bound(self, name: str, value: float) -> bool:
+        low, high = (math.log(bound) for bound in self.algorithm.hyperparameter_bounds[name])
+        return min(math.log(value) - low, high - math.log(value)) <= EDGE_WIDTH * (high - low)
 
     def __call__(self, context: ContextExamples) -> Answers:
         """Return the predictions of the algorithm at the queries.

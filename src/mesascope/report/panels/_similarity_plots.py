@@ -142,6 +142,8 @@ def _format_hover_text(algorithm: xr.DataArray, row: str) -> str:
         about = f" [{format_number(ends[0])}, {format_number(ends[1])}]" if len(ends) == 2 else ""
         hyperparameters = str(seed_values.coords["hyperparameters"].values)
         remark = "" if bool(seed_values.coords["distinguishable"]) else ", not distinguishable from the most similar"
+        if "edges" in seed_values.coords and (edges := str(seed_values.coords["edges"].values)):
+            remark = f", {escape_plotly(edges)} at the edge of the grid{remark}"
         value = "diverged" if value <= DIVERGED_SIMILARITY else format_number(value)
         lines.append(f"{value}{about}{', ' + escape_plotly(hyperparameters) if hyperparameters else ''}{remark}")
     return "<br>".join(lines)

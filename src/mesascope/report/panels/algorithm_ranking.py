@@ -137,4 +137,7 @@ def _describe_identification_rule(array: xr.DataArray) -> str:
     """Describe the rule by which the algorithm was identified, as implemented by the analysis."""
     if "none of these" in {str(one) for one in np.ravel(array.coords["named"].values)}:
         return "none if the most similar is no better than with another prompt's context"
-    return "the one with the fewest fitted hyperparameters among those not distinguishable from the most similar"
+    return (
+        "the one with the fewest fitted hyperparameters among those that predictions, weights and other inputs do not "
+        "distinguish from the most similar; none if several have equally few"
+    )
