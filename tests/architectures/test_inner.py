@@ -5,7 +5,7 @@ import torch
 import xarray as xr
 from torch.testing import assert_close
 
-from mesascope.activations import LayerReduction, UnsupportedModel, capture
+from mesascope.activations import LayerReduction, capture
 from mesascope.analyses import inner, objective
 from mesascope.analyses.inner_objectives import objectives
 from mesascope.analyses.inner_objectives.sublayer import Sublayer
@@ -31,8 +31,10 @@ def at_every_sublayer(model, x, read, names=("attention", "mlp"), queries=None) 
             read(Sublayer(view=view, name=name))
         return {"seen": torch.ones(len(view.inputs))}
 
-    how = LayerReduction(sites=SITES, fn=see, axes={"seen": ("batch",)})
-    assert capture(model, x, [], reduce={"seen": how}, queries=queries)["seen"].shape == (2, len(x))
+    sites = tuple(site for site in SITES if site != "mlp_out" or "mlp" in names)
+    how = LayerReduction(sites=sites, fn=see, axes={"seen": ("batch",)})
+    layers = model.config.num_hidden_layers
+    assert capture(model, x, [], reduce={"seen": how}, queries=queries)["seen"].shape == (layers, len(x))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -51,22 +53,6 @@ def test_the_gradient_of_linear_is_the_attention_update(family):
     assert found["cosine"].attrs["tautology"]
     assert (abs(found["cosine"] - 1) < 1e-6).all()
     assert found["opposition"].attrs.get("tautology") is None
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_gradient_of_quadratic_is_heads_times_representation_minus_what_is_mixed(family):
-    def check(at: Sublayer) -> None:
-        with torch.enable_grad():
-            z = at.x.clone().requires_grad_()
-            value = objectives.quadratic.value_fn(z, at)
-            (gradient,) = torch.autograd.grad(value.sum(), z)
-        heads = at.pattern.shape[1]
-        assert_close(gradient, heads * at.x - (at.u - at.output_bias), rtol=1e-4, atol=1e-4)
-        offered = torch.einsum("bhkd,hdm->bhkm", at.values, at.output_projection)
-        away = (at.x[:, None, :, None] - offered[:, :, None]).square().sum(-1)
-        assert_close(value, (at.pattern * away).sum((1, 3)) / 2, rtol=1e-4, atol=1e-4)
-
-    at_every_sublayer(make(family), tokens(), check, names=("attention",), queries=[2, 5])
 
 
 def test_the_update_of_unshuffled_keys_is_the_attention_s_own():
@@ -105,33 +91,6 @@ def test_one_step_of_the_fast_weight_is_linear_attention(precise):
     assert (abs(step - 1) < 1e-5).all()
     softmax = measured(make("llama"), tokens(), objectives.fast_weight)
     assert (softmax["unexplained"].sel(sublayer="attention") > 0.01).all()
-
-
-def test_hopfield_s_gradient_moves_towards_keys_and_its_energy_is_ramsauer_s():
-    """One head without norm or positions: the new state is the attention over the stored patterns."""
-
-    def check(at: Sublayer) -> None:
-        scale = at.queries.shape[-1] ** -0.5
-        with torch.enable_grad():
-            z = at.x.clone().requires_grad_()
-            value = objectives.hopfield.value_fn(z, at)
-            (gradient,) = torch.autograd.grad(value.sum(), z)
-            again = at.compute_query(z)
-            scores = (again @ at.keys.mT * scale).masked_fill(~at.visible_keys[:, None], -torch.inf)
-            energy = -scores.logsumexp(-1).sum(1) / scale + z.square().sum(-1) / 2
-            (expected,) = torch.autograd.grad(energy.sum(), z)
-            (pull,) = torch.autograd.grad((at.pattern @ at.keys * at.compute_query(z)).sum(), z)
-        assert_close(value, energy, rtol=1e-4, atol=1e-4)
-        assert_close(gradient, expected, rtol=1e-4, atol=1e-4)
-        assert_close(gradient, at.x - pull, rtol=1e-3, atol=1e-3)
-
-    for family in FAMILIES:
-        at_every_sublayer(make(family), tokens(), check, names=("attention",), queries=[1, 4, 6])
-
-
-def test_hopfield_is_refused_where_scores_are_more_than_products():
-    with pytest.raises(UnsupportedModel, match="softmax of the scaled scores differs"):
-        measured(make("gemma2"), tokens(), objectives.hopfield)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

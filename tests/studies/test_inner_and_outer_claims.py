@@ -54,6 +54,18 @@ def build_objective(holds: bool) -> xr.Dataset:
     )
 
 
+def build_inner_loss(holds: bool) -> xr.Dataset:
+    """Build the opposition of representations and updates, which is low in the trained model if `holds`."""
+    names, trained = {"sublayer": ["attention", "mlp"]}, fill_array(-0.3 if holds else 0.09, LAYERS, 2)
+    untrained, shuffled = fill_array(0.1, LAYERS, 2), fill_array(0.1, 2, LAYERS, 2)
+    return xr.Dataset(
+        {
+            "opposition": stack_steps(untrained, trained, "layer", "sublayer", **names),
+            "opposition_null": stack_steps(shuffled, shuffled, "draw", "layer", "sublayer", **names),
+        }
+    )
+
+
 def build_clusters(holds: bool) -> xr.Dataset:
     """Build F1 of clusters with two labels, which rises with depth if `holds`."""
     labels = {"stat": ["generator", "next token"]}
@@ -100,13 +112,12 @@ def build_spectra(holds: bool) -> xr.Dataset:
 
 def build_ablation(holds: bool) -> xr.Dataset:
     """Build the results of head ablation: heads matter more than random perturbations if `holds`."""
-    increase = fill_array(0.5, LAYERS, 2)
-    both_kinds, null = np.stack([increase, increase], axis=-1), increase * (0.1 if holds else 1)
+    effect = fill_array(0.1, LAYERS, 2)
+    both_kinds, null = np.stack([effect, effect], axis=-1), effect * (0.1 if holds else 1)
     return xr.Dataset(
         {
-            "effect": stack_steps(both_kinds, both_kinds, "layer", "head", "stat", stat=["mean", "resample"]),
-            "effect_null": stack_steps(null, null, "layer", "head"),
-            "loss": stack_steps(2.0, 2.0),
+            "log_effect": stack_steps(both_kinds, both_kinds, "layer", "head", "stat", stat=["mean", "resample"]),
+            "log_effect_null": stack_steps(null, null, "layer", "head"),
         }
     )
 
@@ -125,6 +136,7 @@ def build_results(holds: bool) -> dict[str, xr.Dataset]:
         HISTORY_RESULT: build_history(holds),
         "input_spectra": build_spectra(holds),
         "inner_fast_weight": build_objective(holds),
+        "inner_linear": build_inner_loss(holds),
         **{f"{prefix}inner_outer": build_objective(holds) for prefix in ("", "text_")},
         **{f"{prefix}head_ablation": build_ablation(holds) for prefix in ("", "text_")},
         **{f"{prefix}norms": variation for prefix in ("", "text_")},
@@ -203,6 +215,31 @@ def test_a_lens_that_falls_by_rounding_does_not_improve() -> None:
     results = build_results(holds=True)
     results["logit_lens"]["loss"][:, 1] = np.linspace(1, 0.999, 5)
     assert judge(CLAIMS["the logit lens improves with depth"], results, "laptop").status == CONTRADICTED
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({"opposition": (1, 2, 0.09)}, NO_EFFECT),  # one layer does not fall
+        ({"opposition": (0, 3, -0.31)}, NO_EFFECT),  # one untrained layer is as low
+        ({"opposition_null": (1, slice(None), -0.5)}, CONTRADICTED),  # any update of these values is as low
+        ({"opposition": (1, 1, 0.4)}, CONTRADICTED),
+    ],
+)
+def test_the_inner_loss_must_fall_in_every_layer_and_below_both_controls(changes, status) -> None:
+    results = build_results(holds=True)
+    for name, (step, layer, value) in changes.items():
+        array = results["inner_linear"][name]
+        array.loc[{"step": array["step"][step], "sublayer": "attention"}] = array.sel(
+            step=array["step"][step], sublayer="attention"
+        ).where(array["layer"] != layer if isinstance(layer, int) else False, value)
+    assert judge(CLAIMS["inner loss falls over training"], results, "laptop").status == status
+
+
+def test_clusters_by_generator_cite_the_companion_paper() -> None:
+    sources = [claim.source for name, claim in CLAIMS.items() if name.startswith("clusters by generator")]
+    assert len(sources) == 2
+    assert all("arXiv:2402.12151" in source for source in sources)
 
 
 def test_claims_use_no_objective_that_holds_by_construction_or_depends_on_norms() -> None:

@@ -23,7 +23,8 @@ class Objective:
         quantities: names from `QUANTITIES` in `mesascope.analyses.inner_objectives._summary`.
         sites: sites of the layer that it needs besides the residual stream and the residual updates.
         sublayers: the sublayers whose updates are compared with it.
-        tautology: the reason why its descent is an identity, if it is; such results are marked and support no claim.
+        tautology: the reason why its descent is an identity or a function of norms, if it is; such results are marked
+            and support no claim.
         max_tokens: maximum number of tokens per sequence, evenly subsampled; ``None`` for all.
     """
 

@@ -23,7 +23,10 @@ QUANTITIES: Mapping[str, tuple[str, str]] = {
     "unexplained": ("1", "fraction of the squared update that remains after the best step"),
     "cosine_null_other_positions": ("1", "cosine between the update half a sequence away and the negative gradient"),
     "opposition": ("1", "minus the cosine between the representation and the update"),
+    "alignment": ("1", "one minus the objective over its mean for values of the same norms in random directions"),
 }
+NO_TAUTOLOGY = ("opposition", "alignment")  # quantities that are no identity in objectives whose descent is one
+HEADLINES = ("before", "cosine", "descends", "alignment")
 NULL_QUANTITY_ATTRS = {
     "cosine_null_other_positions": control_attrs("cosine", "other positions")
 }  # quantities that are nulls
@@ -88,11 +91,10 @@ def _summarize_quantity(
 
 
 def _display_attrs(inner_objective: Objective, name: str) -> dict[str, Any]:
-    attrs = {"headline": 1, "over_training": 1} if name in ("before", "cosine", "descends") else {}
+    is_identity = bool(inner_objective.tautology) and name not in NO_TAUTOLOGY
+    attrs: dict[str, Any] = {"headline": 1, "over_training": 1} if name in HEADLINES else {}
     attrs |= NULL_QUANTITY_ATTRS.get(name, {})
-    return attrs | (
-        {"tautology": inner_objective.tautology} if inner_objective.tautology and name != "opposition" else {}
-    )
+    return attrs | ({"tautology": inner_objective.tautology} if is_identity else {})
 
 
 def _average_quantity(

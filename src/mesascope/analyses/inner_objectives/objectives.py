@@ -49,35 +49,67 @@ linear = replace(
     title="quadratic",
     description="""Half of the attention-weighted squared distances from the projected values of the keys: L(z) = 1/2
     sum_h sum_i a[h,t,i] |z - o[h,i]|^2, where o[h,i] is the value of key i mapped by the output projection of head h.
-    Its gradient is H z - u, up to the bias, for H heads whose weights sum to 1.""",
+    Its gradient is H z - u, up to the bias, for H heads whose weights sum to 1. Its descent depends on norms only and
+    is no evidence. What depends on directions is the alignment, 1 - L(x) / N(x), where N(x) = 1/2 sum_h sum_i a[h,t,i]
+    (|x|^2 + |o[h,i]|^2) is the mean of L(x) over projected values of the same norms in random directions. It is 1 where
+    the representation equals every attended value, 0 in the mean over random directions, and -1 at the opposite.""",
     sites=("pattern", "value"),
     sublayers=("attention",),
+    tautology="L(x + u) - L(x) = H/2 (|x + u|^2 - |x|^2) - |u|^2 up to the bias, a function of norms",
 )
-def quadratic(z: Stream, sublayer: Sublayer) -> PerToken:
-    """Return half of the attention-weighted squared distances from the projected values."""
-    projected_mixes = torch.einsum("bhqd,hdm->bqm", sublayer.head_mixes, sublayer.output_projection)
+def _quadratic_objective(z: Stream, sublayer: Sublayer) -> PerToken:
+    return _quadratic_norm_part(z, sublayer) - (z * _projected_mixes(sublayer)).sum(-1)
+
+
+def _quadratic_norm_part(z: Stream, sublayer: Sublayer) -> PerToken:
+    """Return the mean of the quadratic objective over the projected values and their opposites."""
     gram = torch.einsum("hdm,hem->hde", sublayer.output_projection, sublayer.output_projection)
     squared_norms = torch.einsum("bhkd,hde,bhke->bhk", sublayer.values, gram, sublayer.values)
     weighted_norms = torch.einsum("bhqk,bhk->bq", sublayer.pattern, squared_norms)
-    return (sublayer.pattern.sum((1, 3)) * z.square().sum(-1) - 2 * (z * projected_mixes).sum(-1) + weighted_norms) / 2
+    return (sublayer.pattern.sum((1, 3)) * z.square().sum(-1) + weighted_norms) / 2
+
+
+def _projected_mixes(sublayer: Sublayer) -> Stream:
+    return torch.einsum("bhqd,hdm->bqm", sublayer.head_mixes, sublayer.output_projection)
+
+
+def _quadratic_with_alignment(sublayer: Sublayer) -> dict[str, Tensor]:
+    """Compute the quadratic objective, and the part of ``before`` that depends on directions."""
+    aligned = (sublayer.x * _projected_mixes(sublayer)).sum(-1)
+    return {
+        **_quadratic_objective.compute_quantities(sublayer),
+        "alignment": aligned / _quadratic_norm_part(sublayer.x, sublayer),
+    }
+
+
+quadratic = replace(
+    _quadratic_objective,
+    name="quadratic",
+    compute_quantities=_quadratic_with_alignment,
+    quantities=(*_quadratic_objective.quantities, "alignment"),
+)
 
 
 @objective(
     title="Hopfield energy",
-    description="""The energy of a continuous Hopfield network (Ramsauer et al. 2021): E(z) = -(1/beta) sum_h
-    logsumexp_i(beta <q_h(z), k[h,i]>) + 1/2 |z|^2. q_h is the layer's own query map, including its norm and rotary
-    embedding, and beta is the scale of its scores. The energy does not depend on the order of the keys; in the control
-    the update does.""",
+    description="""The energy of a continuous Hopfield network (Ramsauer et al. 2021) without its norm term 1/2 |z|^2,
+    relative to a query that weights all keys equally: E(z) = -(1/beta) sum_h log mean_i exp(beta <q_h(z), k[h,i]>),
+    over the n keys that are visible to a token. q_h is the layer's own query map, including its norm and rotary
+    embedding, and beta is the scale of its scores. The published energy is E(z) + 1/2 |z|^2 - (H/beta) log n; its norm
+    term outweighs the keys, so its descent says whether the norm of a token falls. Where the layer normalises its
+    input, E does not depend on the norm of z. The energy does not depend on the order of the keys; in the control the
+    update does.""",
     sites=("pattern", "value", "key", "query", "attn_scores"),
     sublayers=("attention",),
     depends_on_order=False,
 )
 def hopfield(z: Stream, sublayer: Sublayer) -> PerToken:
-    """Return the energy of a continuous Hopfield network."""
+    """Return the energy of a continuous Hopfield network without its norm term, 0 for a query of zeros."""
     beta = sublayer.compute_once("scale", lambda: _fit_score_scale(sublayer))
     products = torch.einsum("bhqd,bhkd->bhqk", sublayer.compute_query(z), sublayer.keys)
     scores = (beta * products).masked_fill(~sublayer.visible_keys[:, None], -torch.inf)
-    return z.square().sum(-1) / 2 - scores.logsumexp(-1).sum(1) / beta
+    log_visible = sublayer.visible_keys.sum(-1).to(scores.dtype).log()[:, None]
+    return -(scores.logsumexp(-1) - log_visible).sum(1) / beta
 
 
 @objective(
