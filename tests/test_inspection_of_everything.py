@@ -42,6 +42,10 @@ def test_every_curve_has_its_controls_in_draws(everything):
         ("token_similarity", "partial", {"random weights", "positions shuffled"}),
         ("repeated_token_heads", "score", {"random weights", "keys shuffled", "no repetition"}),
         ("ov_copying_score", "score", {"random weights"}),
+        ("positional_attention", "role_count", {"random weights", "positions shuffled"}),
+        ("token_similarity", "role_count", {"random weights", "positions shuffled"}),
+        ("repeated_token_heads", "role_count", {"random weights"}),
+        ("ov_copying_score", "role_count", {"random weights"}),
     ):
         data = everything.read_results(name)
         controls = {

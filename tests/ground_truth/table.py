@@ -7,13 +7,16 @@ from pathlib import Path
 
 import torch
 
-from mesascope.analyses import similarity, which_algorithm
+from mesascope.analyses import refinement_heads, similarity, which_algorithm
 from mesascope.analyses.algorithms.identify import NO_ALGORITHM
 from mesascope.ground_truth.adapters import attribution_patching
+from mesascope.ground_truth.cases.untrained import HEADS as UNTRAINED_HEADS
+from mesascope.ground_truth.cases.untrained import LAYERS as UNTRAINED_LAYERS
 from mesascope.ground_truth.detections import format_fraction
 from mesascope.testing import (
     DETECTORS,
     GROUND_TRUTH,
+    UNTRAINED_CASES,
     DetectionReport,
     Detector,
     GroundTruthCase,
@@ -25,6 +28,12 @@ PAGE = Path(__file__).parents[2] / "docs" / "ground-truth.md"
 DRAWS, FEW_DRAWS = 20, 4  # draws of the detectors, and of the weaker criteria
 MODERATE_CORRELATION = 0.3  # a correlation that is often called moderate
 START, END = "<!-- results -->", "<!-- end of results -->"
+UNTRAINED_TEXT = (
+    "Heads with random weights have learned nothing, so every role that is reported for them is a false positive. A "
+    "role of a trained head is evidence only where untrained models have it more rarely: the attention score of scalar "
+    "terms contains their product with a random factor, which is a correlation with similarity of random sign. The "
+    "table shows the fraction of heads, by layer, and the fraction of models for which a role is reported."
+)
 WEAKER_DETECTORS: Mapping[str, Detector] = {
     "similarity, over keys": Detector(
         analysis=similarity,
@@ -45,6 +54,18 @@ WEAKER_DETECTORS: Mapping[str, Detector] = {
         },
         description="correlation at fixed positions outside its null interval, main effects of query and key included",
     ),
+    "refinement_heads, joint slopes": Detector(
+        analysis=refinement_heads,
+        detect=lambda dataset: {
+            "refines the estimate": heads_where(
+                (
+                    (dataset["stream_slope"] < dataset["stream_slope_null_low"])
+                    & (dataset["target_slope"] > dataset["target_slope_null_high"])
+                ).all("stat")
+            )
+        },
+        description="both slopes of the joint regression outside their null intervals, whatever their size",
+    ),
     "attribution_patch, first order": Detector(
         analysis=partial(attribution_patching, steps=0),
         detect=DETECTORS["attribution_patch"].detect,
@@ -58,6 +79,9 @@ WEAKER_DETECTORS: Mapping[str, Detector] = {
 }
 
 
+ROLE_DETECTORS = ("similarity", "value_copying", "similarity and value_copying", "refinement_heads")
+
+
 def evaluate_detectors(
     detectors: Mapping[str, Detector], draws: int, cases: tuple[GroundTruthCase, ...] = GROUND_TRUTH
 ) -> dict[str, DetectionReport]:
@@ -66,6 +90,12 @@ def evaluate_detectors(
         name: check_ground_truth(detector.analysis, detector.detect, draws, cases)
         for name, detector in detectors.items()
     }
+
+
+def evaluate_untrained(draws: int) -> dict[str, DetectionReport]:
+    """Return the reports of the roles of heads on untrained models, where every detection is a false positive."""
+    cases = tuple(cache_case(case) for case in UNTRAINED_CASES)
+    return evaluate_detectors({name: DETECTORS[name] for name in ROLE_DETECTORS}, draws, cases)
 
 
 def cache_case(case: GroundTruthCase) -> GroundTruthCase:
@@ -88,6 +118,26 @@ def format_reports(reports: Mapping[str, DetectionReport], detectors: Mapping[st
     rows = [format_row(name, report, label) for name, report in reports.items() for label in report.mechanisms]
     criteria = [f"- {name}: {detectors[name].description}." for name in reports]
     return "\n".join([head, "|---" * 10 + "|", *rows, "", "Criteria for a detection:", "", *criteria])
+
+
+def format_untrained(reports: Mapping[str, DetectionReport]) -> str:
+    """Return a table with the fraction of heads, and of models, in which a role is reported without training."""
+    rows = [
+        f"| {case} | {name} | {label} | {_format_rates(report.select(mechanism=label, case=case))} |"
+        for case in (case.name for case in UNTRAINED_CASES)
+        for name, report in reports.items()
+        for label in report.mechanisms
+    ]
+    head = "| case | analysis | mechanism | heads of layer 0 | layer 1 | layer 2 | models with such a head in layer 2 |"
+    return "\n".join([head, "|---" * 7 + "|", *rows])
+
+
+def _format_rates(report: DetectionReport) -> str:
+    locations = [mark.location for mark in report.false_positives]
+    heads = report.draws * UNTRAINED_HEADS
+    by_layer = [sum(location[0] == layer for location in locations) / heads for layer in range(UNTRAINED_LAYERS)]
+    models = {mark.draw for mark in report.false_positives if mark.location[0] == UNTRAINED_LAYERS - 1}
+    return " | ".join(f"{rate:.2f}" for rate in (*by_layer, len(models) / report.draws))
 
 
 def list_errors(reports: Mapping[str, DetectionReport]) -> str:
@@ -151,7 +201,10 @@ def _format_mechanisms(case: GroundTruthCase) -> str:
 
 
 def format_page(
-    text: str, reports: Mapping[str, DetectionReport], weaker_reports: Mapping[str, DetectionReport]
+    text: str,
+    reports: Mapping[str, DetectionReport],
+    weaker_reports: Mapping[str, DetectionReport],
+    untrained_reports: Mapping[str, DetectionReport],
 ) -> str:
     """Return the page with updated results."""
     before, rest = text.split(START)
@@ -164,6 +217,7 @@ def format_page(
         f"## Weaker criteria\n\nThe models distinguish good criteria from bad ones. {FEW_DRAWS} draws.\n\n"
         f"{format_reports(weaker_reports, WEAKER_DETECTORS)}",
         list_false_positives(weaker_reports),
+        f"## Untrained models\n\n{UNTRAINED_TEXT} {draws} draws.\n\n{format_untrained(untrained_reports)}",
         f"## Not applicable\n\n{list_not_applicable(reports)}",
     ]
     return before + START + "\n\n" + "\n\n".join(parts) + "\n\n" + END + after
@@ -176,6 +230,7 @@ def main(draws: int = DRAWS) -> str:
         PAGE.read_text(encoding="utf-8"),
         evaluate_detectors(DETECTORS, draws, cases),
         evaluate_detectors(WEAKER_DETECTORS, FEW_DRAWS, cases),
+        evaluate_untrained(draws),
     )
 
 

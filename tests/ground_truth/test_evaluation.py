@@ -39,7 +39,14 @@ FEW_NAMES = (
     "one step",
     "softmax attention",
 )
-FEW_NAMES = (*FEW_NAMES, "an algorithm on half of the prompts", "reads the generator", "reads the next token")
+FEW_NAMES = (
+    *FEW_NAMES,
+    "refining",
+    "adding",
+    "an algorithm on half of the prompts",
+    "reads the generator",
+    "reads the next token",
+)
 FEW_CASES = tuple(case for case in CASES if case.name in FEW_NAMES)
 # fast analyses, run with two draws
 FAST_ANALYSES = ("value_copying", "positional_attention", "repeated_token_heads", "ov_copying_score")
@@ -135,10 +142,10 @@ def test_mechanism_that_is_planted_nowhere_raises():
 def test_report_lists_cases_that_are_not_applicable():
     found = check_ground_truth(repeated_token_heads, DETECTORS["repeated_token_heads"].detect, 1, FEW_CASES)
     assert set(found.not_applicable) == set(FEW_NAMES) - {"language model"}
-    assert "repeated_token_heads: 1 draws of 1 cases, 10 not applicable" in str(found)
+    assert "repeated_token_heads: 1 draws of 1 cases, 12 not applicable" in str(found)
     assert (
-        "not applicable to dissimilar, added, similar, subtracted, early positions, uniform, constant, one step"
-        in str(found)
+        "not applicable to dissimilar, added, similar, subtracted, early positions, uniform, constant, refining, "
+        "adding, one step" in str(found)
     )
     nothing = check_ground_truth(repeated_token_heads, DETECTORS["repeated_token_heads"].detect, 1, VECTOR_CASES[:2])
     with pytest.raises(

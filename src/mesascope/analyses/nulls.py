@@ -6,7 +6,7 @@ its name: ``x_null_untrained``. All of them carry the attributes ``control_of`` 
 name); reports find controls by these, never by the name of a variable.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 NULL_BAND_WIDTH = 4.0  # standard deviations of the draws on either side of their mean
+UNTRAINED = "untrained"  # name of the null of models that were not trained
+PER_TOKEN_AXES = frozenset({"batch", "pos", "query", "key", "rank"})  # single tokens differ between draws
+NUM_UNTRAINED_DRAWS = 4  # untrained models per seed, in addition to the one at step 0, as a null of head roles
 Score = Float[Tensor, "*axes"]
 
 
@@ -82,6 +85,36 @@ def with_null(name: str, value: xr.DataArray, null: Null, *further: Null) -> dic
             if part is not None
         }
     return variables
+
+
+def with_draws(main: xr.Dataset, control: str, draws: Sequence[xr.Dataset]) -> xr.Dataset:
+    """Add the results of other models or other inputs as a null of every number that is not about single tokens.
+
+    Args:
+        main: the results of the model.
+        control: name of the null, such as ``untrained``.
+        draws: the results of each draw.
+
+    Returns:
+        the results, with variables ``NAME_null_CONTROL`` along the axis ``draw``.
+    """
+    nulls: Mapping[str, xr.DataArray] = {
+        f"{name}_null_{control.replace(' ', '_')}": _stack_draws(str(name), control, draws)
+        for name, array in main.data_vars.items()
+        if _is_comparable(array) and all(name in draw for draw in draws)
+    }
+    return main.assign(nulls)
+
+
+def _is_comparable(array: xr.DataArray) -> bool:
+    belongs_to_another = {"control_of", "uncertainty_of"} & set(array.attrs)
+    return array.dtype.kind in "fiu" and not PER_TOKEN_AXES & set(array.dims) and not belongs_to_another
+
+
+def _stack_draws(name: str, control: str, draws: Sequence[xr.Dataset]) -> xr.DataArray:
+    attrs = {key: value for key, value in draws[0][name].attrs.items() if key != "headline"}
+    joined = xr.concat([draw[name].drop_attrs() for draw in draws], dim="draw").assign_coords(draw=range(len(draws)))
+    return joined.assign_attrs({**attrs, **control_attrs(name, control)})
 
 
 def control_attrs(score: str, null: str) -> Mapping[str, Any]:

@@ -10,6 +10,7 @@ from mesascope.analyses import (
     clusters,
     ov_copying_score,
     positional_attention,
+    refinement_heads,
     repeated_token_heads,
     similarity,
     value_copying,
@@ -108,7 +109,9 @@ def _select_mean_ablation(effect: xr.DataArray) -> xr.DataArray:
 
 def _detect_algorithm(dataset: xr.Dataset) -> DetectedLocations:
     name = str(dataset["named"].item())
-    explained = name != NO_ALGORITHM and float(dataset["low"][dataset["display_name"] == name].item()) >= MIN_EXPLAINED
+    is_named = dataset["display_name"] == name
+    rows = is_named if bool(is_named.any()) else dataset["tied"] == 1  # several are named together
+    explained = name != NO_ALGORITHM and float(dataset["low"].where(rows).min()) >= MIN_EXPLAINED
     return {"algorithm": {name} if explained else set()}
 
 
@@ -152,6 +155,11 @@ DETECTORS: Mapping[str, Detector] = {
             ),
         },
         description="both reported roles, which separate the two kinds of negative similarity",
+    ),
+    "refinement_heads": Detector(
+        analysis=refinement_heads,
+        detect=lambda dataset: {"refines the estimate": heads_where((dataset["role"] == 1).all("stat"))},
+        description="the reported role, by direct and by total contribution",
     ),
     "positional_attention": Detector(
         analysis=positional_attention,

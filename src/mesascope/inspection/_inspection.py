@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 from mesascope.activations import UnsupportedModel
 from mesascope.activations.hooks.attention_interface import attn_implementation
 from mesascope.analyses import Analysis
+from mesascope.analyses.nulls import with_draws
 from mesascope.axes import decode_tokens, to_data_array, with_decoded_tokens
-from mesascope.inspection._controls import shuffled_text, single_sequence, with_controls
+from mesascope.inspection._controls import shuffled_text, single_sequence
 from mesascope.inspection._loader import CheckpointLoader
 from mesascope.inspection._passes import (
     RANDOM_WEIGHTS,
@@ -163,7 +164,7 @@ class Inspection:
         joined = xr.concat(datasets, dim="step", combine_attrs="drop_conflicts")
         joined = joined if len(self.loader.checkpoints) > 1 else joined.isel(step=0, drop=True)
         for control, draws in controls.items():
-            joined = with_controls(joined, control, draws)
+            joined = with_draws(joined, control, draws)
         joined = _add_token_text(joined, text)
         self.run.write_results(name, joined)
 

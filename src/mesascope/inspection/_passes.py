@@ -13,11 +13,12 @@ from mesascope import analyses
 from mesascope.activations import attention_layers
 from mesascope.analyses import Analysis, inner, run_analyses, sample_repeated_tokens
 from mesascope.analyses.inner_objectives import objectives
+from mesascope.analyses.nulls import NUM_UNTRAINED_DRAWS
 from mesascope.analyses.stream.input_spectra import input_spectra, sample_without_sinks, spectra_of_samples
 from mesascope.statistics import evenly_spaced_indices
 
 TOKENS_PER_BATCH = 2048  # tokens per forward pass
-MAX_LENS_TOKENS = 384  # tokens for the lenses, over all sequences
+MAX_LENS_TOKENS = 512  # tokens for the lenses, over all sequences; one sequence of a control has about as many
 MAX_INNER_TOKENS, MAX_INNER_LENGTH, MAX_INNER_QUERIES = (
     1024,
     256,
@@ -210,7 +211,7 @@ PASSES = (
         name="repeated tokens",
         analyses=_index_by_name(analyses.repeated_token_heads, analyses.ov_copying_score),
         run=_run_repeated_tokens,
-        control_draws={RANDOM_WEIGHTS: 2},
+        control_draws={RANDOM_WEIGHTS: NUM_UNTRAINED_DRAWS},
         expensive=("ov_copying_score",),
     ),
     Pass(

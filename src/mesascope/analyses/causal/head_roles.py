@@ -5,12 +5,13 @@ import xarray as xr
 from transformers import PreTrainedModel
 
 from mesascope.analyses.base import Analysis, run_analyses
-from mesascope.analyses.heads.attention import positional_attention, value_copying
+from mesascope.analyses.heads.attention import positional_attention
 from mesascope.analyses.heads.labels import label_head_roles
 from mesascope.analyses.heads.natural_induction import earlier_occurrences, natural_induction
 from mesascope.analyses.heads.ov_circuit import ov_copying_score
 from mesascope.analyses.heads.similarity import similarity
 from mesascope.analyses.heads.token_similarity import FIRST_QUERY, token_similarity
+from mesascope.analyses.heads.value_copying import value_copying
 from mesascope.axes import to_data_array
 from mesascope.tasks.base import Batch
 

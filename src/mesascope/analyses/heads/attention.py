@@ -1,20 +1,18 @@
-"""Head scores from attention patterns: attention by position, and copying of attended values."""
+"""Head scores from attention patterns: attention by position, and the patterns themselves."""
 
 import torch
 import xarray as xr
-from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from mesascope.activations import Capture, LayerReduction, LayerView
 from mesascope.analyses.base import analysis
-from mesascope.analyses.nulls import Null, with_null
+from mesascope.analyses.heads.role_counts import with_role_counts
+from mesascope.analyses.nulls import NUM_UNTRAINED_DRAWS, Null, with_null
 from mesascope.axes import to_data_array
-from mesascope.statistics import slope_and_r_squared
 
 MAX_WEIGHT_SUM = 1.01  # sum of a query's attention weights, which are rounded to bfloat16 at worst
 MIN_KEYS = 3  # of a query that is scored
-MIN_SLOPE, MIN_R_SQUARED = 0.1, 0.5  # below either, the attended values hardly show in the output
 
 POSITION_SCORES = {
     "first": "attention to the first position",
@@ -80,6 +78,7 @@ def _reduce_positions(view: LayerView) -> dict[str, Tensor]:
             sites=("pattern",), fn=_reduce_positions, axes={"position_scores": ("batch", "head", "stat")}
         ),
     },
+    untrained_draws=NUM_UNTRAINED_DRAWS,
 )
 def positional_attention(acts: Capture) -> xr.Dataset:
     """Compute the attention of every head by position, with uniform attention as null.
@@ -88,7 +87,8 @@ def positional_attention(acts: Capture) -> xr.Dataset:
         acts: a capture with the reduction ``positions``.
 
     Returns:
-        ``score`` by layer, head and statistic (:data:`POSITION_SCORES`), and ``score_null``.
+        ``score`` by layer, head and statistic (:data:`POSITION_SCORES`), ``score_null``, and ``role_count``
+        by layer and role.
 
     Raises:
         ValueError: no captured query has three keys.
@@ -111,65 +111,8 @@ def positional_attention(acts: Capture) -> xr.Dataset:
     null = Null(
         name="uniform attention", value=label_scores(uniform, "attention by position of a head that attends uniformly")
     )
-    return xr.Dataset(with_null("score", label_scores(scores, "attention by position").assign_attrs(headline=1), null))
-
-
-@analysis(
-    title="Copying of attended values",
-    description=f"""
-        Slope and R² of the regression of each head's direct contribution to the output (through the final norm, its
-        scale held fixed) on the attended value, which is the attention-weighted mean of the input terms. Null: the
-        terms of each sequence are shuffled over its keys before they are averaged. Role: 1 for a copying head (slope of
-        {MIN_SLOPE} or more, R² of {MIN_R_SQUARED} or more and above the null), -1 for a head that subtracts the
-        attended value (slope of -{MIN_SLOPE} or less, same R²), 0 otherwise.
-    """,
-    sites=["pattern", "z", "resid_post", "output"],
-)
-def value_copying(acts: Capture, first: int = 2, seed: int = 0) -> xr.Dataset:
-    """Compute how much of the value that a head attends to it adds to the output, with shuffled keys as null.
-
-    Args:
-        acts: a capture of vectors whose inputs and outputs have the same dimension.
-        first: queries before this position are left out.
-        seed: seed of the shuffles.
-
-    Returns:
-        ``gain`` (the slope), ``explained`` (R²) and ``role`` by layer and head, and ``gain_null`` and
-        ``explained_null``.
-
-    Raises:
-        ValueError: the inputs are tokens, or their shape differs from that of the outputs.
-    """
-    inputs, prediction = acts.inputs, acts["output"]
-    if not inputs.is_floating_point() or inputs.shape != prediction.shape:
-        raise ValueError(
-            "value_copying needs vectors whose inputs and outputs have the same shape; capture such a task"
-        )
-    pattern = acts["pattern"]
-    slope_values, r_squared_values = _regress_contributions(acts, pattern, inputs, first)
-    null_slope, null_r_squared = _regress_contributions(acts, pattern, _shuffle_keys(inputs, seed), first)
-    has_role = (
-        (r_squared_values >= MIN_R_SQUARED) & (r_squared_values > null_r_squared) & (slope_values.abs() >= MIN_SLOPE)
-    )
-    about, null = "of the head's direct contribution to the output on the value it attends to", "keys shuffled"
-
-    def label_scores(values: Tensor, about: str, **attrs: int) -> xr.DataArray:
-        return to_data_array(values, "layer", "head", units="1", description=about).assign_attrs(**attrs)
-
-    slope, r_squared = (
-        label_scores(slope_values, f"slope {about}", center=0, headline=1),
-        label_scores(r_squared_values, f"R² {about}"),
-    )
-    slope_null = label_scores(null_slope, "the same slope with shuffled keys", center=0)
-    r_squared_null = label_scores(null_r_squared, "the same R² with shuffled keys")
-    role = label_scores(slope_values.sign().int() * has_role, "1: copies; -1: subtracts; 0: neither", center=0)
-    return xr.Dataset(
-        {
-            **with_null("gain", slope, Null(name=null, value=slope_null)),
-            "role": role,
-            **with_null("explained", r_squared, Null(name=null, value=r_squared_null)),
-        }
-    )
+    score = label_scores(scores, "attention by position").assign_attrs(headline=1)
+    return with_role_counts("positional_attention", xr.Dataset(with_null("score", score, null)))
 
 
 @analysis(
@@ -199,31 +142,3 @@ def attention_patterns(acts: Capture, examples: int = 4) -> xr.Dataset:
             acts.inputs[:examples, :, 0], "batch", "pos", units="1", description="the terms of the sequence"
         )
     return xr.Dataset(variables)
-
-
-def _regress_contributions(
-    acts: Capture,
-    pattern: Float[Tensor, "layer batch head query key"],
-    values: Float[Tensor, "batch pos d_in"],
-    first: int,
-) -> tuple[Float[Tensor, "layer head"], Float[Tensor, "layer head"]]:
-    layers, _, heads = pattern.shape[:3]
-    slope, r_squared = torch.zeros(layers, heads), torch.zeros(layers, heads)
-    final = acts["resid_post"][-1]
-    for layer in range(layers):
-        attended = einsum(
-            pattern[layer].double(), values.double(), "batch head query key, batch key d -> head batch query d"
-        )
-        for head in range(heads):
-            head_out = acts["z"][layer][:, :, head] @ acts.readout.output_projection[layer, head]
-            direct = acts.readout.attribute_logits(head_out, final)
-            slope[layer, head], r_squared[layer, head] = slope_and_r_squared(
-                attended[head, :, first:].flatten(0, 1), direct[:, first:].flatten(0, 1)
-            )
-    return slope, r_squared
-
-
-def _shuffle_keys(values: Float[Tensor, "batch pos d_in"], seed: int) -> Float[Tensor, "batch pos d_in"]:
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.rand(values.shape[:2], generator=generator).argsort(1)
-    return values.gather(1, order[..., None].to(values.device).expand_as(values))

@@ -10,7 +10,7 @@ from torch import Tensor
 from mesascope.activations import Capture
 from mesascope.analyses.base import analysis
 from mesascope.analyses.loss import get_batch_and_label
-from mesascope.analyses.nulls import Null, with_null
+from mesascope.analyses.nulls import NUM_UNTRAINED_DRAWS, Null, with_null
 from mesascope.axes import to_data_array
 
 
@@ -22,6 +22,7 @@ from mesascope.axes import to_data_array
         or by position only, has the same score as its null.
     """,
     sites=["pattern"],
+    untrained_draws=NUM_UNTRAINED_DRAWS,
 )
 def same_label_attention(acts: Capture, of: str, draws: int = 10, seed: int = 0) -> xr.Dataset:
     """Compute the attention of every head to earlier positions with the query's label, with permuted labels as null.

@@ -5,25 +5,18 @@ from collections.abc import Mapping
 import numpy as np
 import xarray as xr
 
-from mesascope.analyses.heads.repeated_tokens import MIN_ATTENTION
+from mesascope.analyses.heads.role_counts import SIGN_LABELS, label_position_roles
 from mesascope.axes import to_data_array
-
-SIGN_LABELS = {  # analysis -> label of its roles 1 and -1
-    "similarity": ("similarity", "negative similarity"),
-    "token_similarity": ("similarity", "negative similarity"),
-    "value_copying": ("copying", "subtracting"),
-    "ov_copying_score": ("copying", "anti-copying"),
-}
-POSITION_STATS = ("first", "self", "previous", "two back")  # position scores that are fractions of the attention
 
 
 def label_head_roles(results: Mapping[str, xr.Dataset]) -> xr.DataArray:
     """Return the roles of every head, joined by commas; empty where a head has none.
 
     Roles of ``similarity``, ``token_similarity``, ``value_copying`` and ``ov_copying_score`` are given by their sign,
-    those of ``natural_induction`` and ``repeated_token_heads`` by name. Of the scores of ``positional_attention`` the
-    largest fraction of the attention counts, if it is 0.3 or more and above that of uniform attention. Averaging is not
-    a role here, because heads of untrained models average.
+    those of ``natural_induction`` and ``repeated_token_heads`` by name. The role of ``refinement_heads`` is that by
+    total contribution, or by direct contribution where only this was computed. Of the scores of
+    ``positional_attention`` the largest fraction of the attention counts, if it is 0.3 or more and above that of
+    uniform attention. Averaging is not a role here, because heads of untrained models average.
 
     Args:
         results: results of these analyses by name; others are ignored.
@@ -39,6 +32,8 @@ def label_head_roles(results: Mapping[str, xr.Dataset]) -> xr.DataArray:
     [['copying', '', 'subtracting']]
     """
     grids = [_name_signs(results[name]["role"], *words) for name, words in SIGN_LABELS.items() if name in results]
+    if "refinement_heads" in results:  # total contributions come last, if they were computed
+        grids.append(_name_signs(results["refinement_heads"]["role"].isel(stat=-1, drop=True), "refining", ""))
     if "natural_induction" in results:
         grids.append(
             _name_above_threshold(
@@ -48,7 +43,7 @@ def label_head_roles(results: Mapping[str, xr.Dataset]) -> xr.DataArray:
     if "repeated_token_heads" in results:
         grids.append(results["repeated_token_heads"]["role"].transpose("layer", "head").values)
     if "positional_attention" in results:
-        grids.append(_name_position(results["positional_attention"]))
+        grids.append(label_position_roles(results["positional_attention"]))
     if not grids:
         raise ValueError(
             f"roles must come from an analysis that reports roles, but got {', '.join(results) or 'no result'}; add "
@@ -71,14 +66,3 @@ def _name_above_threshold(score: xr.DataArray, threshold: xr.DataArray) -> np.nd
     names = above["stat"].values.tolist()
     words = [[", ".join(n for n, yes in zip(names, head, strict=True) if yes) for head in row] for row in above.values]
     return np.array(words, dtype=object)
-
-
-def _name_position(position: xr.Dataset) -> np.ndarray:
-    score, null = (
-        position[name].sel(stat=list(POSITION_STATS)).transpose("layer", "head", "stat")
-        for name in ("score", "score_null")
-    )
-    best = score.argmax("stat").values
-    has_role = ((score >= MIN_ATTENTION) & (score > null)).values
-    chosen = np.take_along_axis(has_role, best[..., None], -1)[..., 0]
-    return np.where(chosen, np.array(POSITION_STATS, dtype=object)[best], "").astype(object)

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from mesascope.activations import Capture
 from mesascope.analyses.base import analysis
-from mesascope.analyses.heads.repeated_tokens import CONTENT_ROLES, MIN_ATTENTION
-from mesascope.analyses.nulls import NULL_BAND_WIDTH, Null, with_null
+from mesascope.analyses.heads.repeated_tokens import CONTENT_ROLES
+from mesascope.analyses.heads.role_counts import MIN_ATTENTION, with_role_counts
+from mesascope.analyses.nulls import NULL_BAND_WIDTH, NUM_UNTRAINED_DRAWS, Null, with_null
 from mesascope.axes import to_data_array
 
 Rows = Bool[Tensor, "batch query key"]
@@ -26,6 +27,7 @@ Rows = Bool[Tensor, "batch query key"]
     """,
     sites=["pattern"],
     steps="ends",
+    untrained_draws=NUM_UNTRAINED_DRAWS,
 )
 def natural_induction(acts: Capture, draws: int = 10, seed: int = 0) -> xr.Dataset:
     """Compute induction and duplicate-token scores of every head on ordinary sequences of tokens.
@@ -36,8 +38,8 @@ def natural_induction(acts: Capture, draws: int = 10, seed: int = 0) -> xr.Datas
         seed: seed of the exchanges.
 
     Returns:
-        ``score`` by layer, head and statistic (``induction``, ``duplicate token``), ``score_null``, and
-        ``score_threshold`` above which a head has the role.
+        ``score`` by layer, head and statistic (``induction``, ``duplicate token``), ``score_null``,
+        ``score_threshold`` above which a head has the role, and ``role_count`` by layer and role.
 
     Raises:
         ValueError: the inputs are vectors, there is one sequence, or no token recurs.
@@ -68,7 +70,7 @@ def natural_induction(acts: Capture, draws: int = 10, seed: int = 0) -> xr.Datas
         return to_data_array(values, "layer", "head", "stat", units="1", description=about, coords=names)
 
     control = label_scores(null.mean(0), "the same attention at the positions of another sequence")
-    return xr.Dataset(
+    found = xr.Dataset(
         {
             **with_null(
                 "score",
@@ -80,6 +82,7 @@ def natural_induction(acts: Capture, draws: int = 10, seed: int = 0) -> xr.Datas
             "score_threshold": label_scores(threshold, "score above which a head has the role"),
         }
     )
+    return with_role_counts("natural_induction", found)
 
 
 def earlier_occurrences(tokens: Int[Tensor, "batch pos"]) -> dict[str, Rows]:

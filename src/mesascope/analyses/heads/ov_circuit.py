@@ -7,7 +7,8 @@ from torch import Tensor
 
 from mesascope.activations import Capture, Readout
 from mesascope.analyses.base import analysis
-from mesascope.analyses.nulls import Null, null_band, with_null
+from mesascope.analyses.heads.role_counts import with_role_counts
+from mesascope.analyses.nulls import NUM_UNTRAINED_DRAWS, Null, null_band, with_null
 from mesascope.axes import to_data_array
 
 MIN_COPYING_SCORE = 0.5  # ours: minimum score of a role; the real parts of most eigenvalues have the same sign
@@ -28,6 +29,7 @@ TOKENS_PER_BLOCK = 4096  # tokens at a time
         -{MIN_COPYING_SCORE} or less and below the band), 0 otherwise.
     """,
     steps="ends",
+    untrained_draws=NUM_UNTRAINED_DRAWS,
 )
 def ov_copying_score(acts: Capture, draws: int = 10, seed: int = 0) -> xr.Dataset:
     """Compute the copying score of every head's OV circuit, with rotated values as null.
@@ -38,7 +40,7 @@ def ov_copying_score(acts: Capture, draws: int = 10, seed: int = 0) -> xr.Datase
         seed: seed of the rotations.
 
     Returns:
-        ``score`` and ``role`` by layer and head, and ``score_null`` with its band.
+        ``score`` and ``role`` by layer and head, ``score_null`` with its band, and ``role_count`` by layer and role.
 
     Raises:
         UnsupportedModel: values or outputs are not linear, or the embedding is not known.
@@ -63,12 +65,13 @@ def ov_copying_score(acts: Capture, draws: int = 10, seed: int = 0) -> xr.Datase
         high=label_scores(high, "upper edge of the band with values rotated at random"),
     )
     about = "sum of the eigenvalues' real parts over the sum of their absolute values"
-    return xr.Dataset(
+    found = xr.Dataset(
         {
             **with_null("score", label_scores(score, about).assign_attrs(headline=1), null),
             "role": label_scores(role, "1: copying; -1: anti-copying; 0: neither"),
         }
     )
+    return with_role_counts("ov_copying_score", found)
 
 
 def compute_copying_score(

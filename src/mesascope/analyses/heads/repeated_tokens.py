@@ -7,12 +7,12 @@ from torch import Tensor
 
 from mesascope.activations import Capture, Reduction
 from mesascope.analyses.base import analysis
-from mesascope.analyses.loss import loss_per_position
-from mesascope.analyses.nulls import Null, null_band, with_null
+from mesascope.analyses.heads.role_counts import MIN_ATTENTION, with_role_counts
+from mesascope.analyses.nulls import NUM_UNTRAINED_DRAWS, Null, null_band, with_null
+from mesascope.analyses.sequence_losses import loss_per_position
 from mesascope.axes import to_data_array
 
 NUM_DRAWS = 20
-MIN_ATTENTION = 0.3  # ours: minimum fraction of the attention, in addition to the band
 MIN_OVERLAP = 0.9  # ours: minimum overlap with uniform attention of a head that averages
 MIN_LENGTH = 4  # tokens: with fewer, the position after the earlier occurrence is also the position before the query
 FIRST_QUERY = 2  # before it, previous, first and self are the same position, and the scores of all heads agree
@@ -134,6 +134,7 @@ def sample_role_nulls(pattern: Float[Tensor, "batch head query key"]) -> Float[T
         "role_scores": Reduction(site="pattern", fn=score_roles, axes=("batch", "head", "stat")),
         "role_nulls": Reduction(site="pattern", fn=sample_role_nulls, axes=("batch", "head", "stat", "draw")),
     },
+    untrained_draws=NUM_UNTRAINED_DRAWS,
 )
 def repeated_token_heads(acts: Capture) -> xr.Dataset:
     """Compute head scores and roles on repeated random tokens, with shuffled keys and no repetition as nulls.
@@ -143,8 +144,8 @@ def repeated_token_heads(acts: Capture) -> xr.Dataset:
 
     Returns:
         ``score`` by layer, head and statistic (:data:`ROLES`), ``score_null``, ``score_null_no_repetition`` and
-        ``score_threshold``; ``role`` by layer and head, as text; ``loss_first``, ``loss_again`` and
-        ``loss_again_null``, in nats.
+        ``score_threshold``; ``role`` by layer and head, as text; ``role_count`` by layer and role; ``loss_first``,
+        ``loss_again`` and ``loss_again_null``, in nats.
 
     Raises:
         ValueError: the inputs are vectors, or sequences other than those of :func:`sample_repeated_tokens`.
@@ -168,7 +169,7 @@ def repeated_token_heads(acts: Capture) -> xr.Dataset:
         ),
     )
     roles, about = _name_roles(score > threshold), "the roles of each head"
-    return xr.Dataset(
+    found = xr.Dataset(
         {
             **with_null("score", label_scores(score, "attention where tokens repeat").assign_attrs(headline=1), *nulls),
             "score_threshold": label_scores(threshold, "score above which a head has the role"),
@@ -176,6 +177,7 @@ def repeated_token_heads(acts: Capture) -> xr.Dataset:
             **_mean_losses(acts, has_repetition),
         }
     )
+    return with_role_counts("repeated_token_heads", found)
 
 
 def _second_half(length: int) -> tuple[Int[Tensor, " query"], int]:
@@ -205,10 +207,9 @@ def _find_repetition(inputs: Tensor) -> Bool[Tensor, " batch"]:
     twice = same_halves & (torch.tensor(num_distinct, device=inputs.device) == half)
     if half < MIN_LENGTH or not (once | twice).all() or not once.any() or not twice.any():
         raise ValueError(
-            f"repeated_token_heads needs sequences of {MIN_LENGTH} or more different tokens that are repeated "
-            "once, and "
-            f"sequences without repetition, but got {int(twice.sum())} and {int(once.sum())} of {len(inputs)}; make "
-            "them with sample_repeated_tokens"
+            f"repeated_token_heads needs sequences of {MIN_LENGTH} or more different tokens that are repeated once, "
+            f"and sequences without repetition, but got {int(twice.sum())} and {int(once.sum())} of {len(inputs)}; "
+            "make them with sample_repeated_tokens"
         )
     return twice
 

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from mesascope.activations import Capture, Reduction
 from mesascope.analyses.base import analysis
-from mesascope.analyses.nulls import NULL_BAND_WIDTH, Null, with_null
+from mesascope.analyses.heads.role_counts import with_role_counts
+from mesascope.analyses.nulls import NULL_BAND_WIDTH, NUM_UNTRAINED_DRAWS, Null, with_null
 from mesascope.axes import to_data_array
 from mesascope.statistics import evenly_spaced_indices, normalized_ranks
 
@@ -65,6 +66,7 @@ def select_score_rows(scores: Float[Tensor, "batch head query key"]) -> Float[Te
     reductions={
         "score_rows": Reduction(site="attn_scores", fn=select_score_rows, axes=("batch", "head", "query", "key"))
     },
+    untrained_draws=NUM_UNTRAINED_DRAWS,
 )
 def token_similarity(acts: Capture) -> xr.Dataset:
     """Compute the correlation of every head's attention score with the similarity of query and key.
@@ -73,7 +75,8 @@ def token_similarity(acts: Capture) -> xr.Dataset:
         acts: a capture of a language model, with ``resid_pre`` and the reduction ``score_rows``.
 
     Returns:
-        by layer and head, ``partial`` with its null and band, ``over_keys``, ``score_std`` in nats, and ``role``.
+        by layer and head, ``partial`` with its null and band, ``over_keys``, ``score_std`` in nats, and ``role``;
+        ``role_count`` by layer and role.
 
     Raises:
         ValueError: sequences are too short, or a query sees fewer than four earlier keys.
@@ -101,7 +104,7 @@ def token_similarity(acts: Capture) -> xr.Dataset:
     )
     about = "rank correlation of score and cosine over keys, given the distance"
     signs = "-1: prefers dissimilar keys; 1: prefers similar keys; 0: neither"
-    return xr.Dataset(
+    found = xr.Dataset(
         {
             **with_null("partial", label_scores(partial, about, center=0, headline=1), null),
             "over_keys": label_scores(over_keys, "rank correlation of score and cosine over keys", center=0),
@@ -109,6 +112,7 @@ def token_similarity(acts: Capture) -> xr.Dataset:
             "role": label_scores(partial.sign().int() * has_role, signs, center=0),
         }
     )
+    return with_role_counts("token_similarity", found)
 
 
 def correlate_over_keys(

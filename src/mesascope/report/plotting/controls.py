@@ -92,7 +92,21 @@ def stack_replicates(control: xr.DataArray) -> xr.DataArray:
     dims = array.dims[2:]
     values = array.values.reshape(-1, *array.shape[2:])
     coords = {d: array.coords[d] for d in dims if d in array.coords}
-    return xr.DataArray(values, dims=("seed", *dims), coords=coords, attrs=control.attrs, name=control.name)
+    attrs = {**control.attrs, "stacked_draws": control.sizes["draw"]}
+    return xr.DataArray(values, dims=("seed", *dims), coords=coords, attrs=attrs, name=control.name)
+
+
+def has_random_sign(control: xr.DataArray) -> bool:
+    """Return whether draws of a control differ in sign, so that their mean says nothing about their size.
+
+    Args:
+        control: a control variable after :func:`stack_replicates`.
+
+    Returns:
+        True if it had the axis ``draw`` and has both signs around 0.
+    """
+    signed = float(control.attrs.get("center", 0.0)) == 0.0 and float(control.min()) < 0 < float(control.max())
+    return signed and int(control.attrs.get("stacked_draws", 1)) > 1
 
 
 def summarize_replicates(control: xr.DataArray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
