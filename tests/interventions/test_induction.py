@@ -10,7 +10,7 @@ import torch
 
 from mesascope.activations import Edit, capture
 from mesascope.analyses import repeated_token_heads, sample_repeated_tokens
-from mesascope.analyses.loss import loss_per_position
+from mesascope.analyses.sequence_losses import loss_per_position
 from mesascope.models.load import load_pretrained
 
 GGUF = Path(__file__).parents[2] / ".models" / "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -53,6 +53,16 @@ def test_roles_stand_beside_effects_for_every_seed():
             go.Figure(data=[trace | variant[k] for trace in plot["data"]], layout=plot["layout"])
 
 
+def test_the_last_checkpoint_alone_or_one_kind_of_ablation_alone_is_drawn_without_a_control():
+    whole = build_panels(found())[0].data
+    (last,) = build_panels(found().isel(step=[-1]))
+    assert [one["name"] for one in last.data["choices"]] == ["ablation"]
+    assert last.data["variants"] == whole["variants"][2:]  # those of the last step
+    (one,) = build_panels(found().isel(stat=[1]))
+    assert [each["name"] for each in one.data["choices"]] == ["training step"]
+    assert "No figure" not in last.caption + one.caption
+
+
 def test_a_role_without_an_effect_is_struck_out_and_says_so_whatever_kind_is_chosen():
     (panel,) = build_panels(found())
     for variant in panel.data["variants"]:

@@ -4,6 +4,7 @@ from mesascope.interventions.activation_patching import patch
 from mesascope.interventions.attribution_patching import attribution_patch
 from mesascope.interventions.edits import mean, replace, resample, scale, steer, zero
 from mesascope.interventions.head_ablation_effects import head_ablation_effects
+from mesascope.interventions.head_contributions import total_head_contributions
 from mesascope.interventions.metrics import Metric, log_probability, logit_difference, task_loss
 from mesascope.interventions.path_patching import path_patch
 from mesascope.interventions.sweep import sweep
@@ -23,5 +24,6 @@ __all__ = [
     "steer",
     "sweep",
     "task_loss",
+    "total_head_contributions",
     "zero",
 ]

@@ -11,9 +11,11 @@ from mesascope.activations import BatchedEdits, Capture, Edit, capture
 from mesascope.interventions._batched import MAX_BATCH_POSITIONS, run_batched_edits
 from mesascope.interventions.edits import mean, resample
 from mesascope.interventions.metrics import Metric
+from mesascope.statistics import MIN_LOSS
 from mesascope.tasks.base import Batch
 
 ABLATION_KINDS = ("mean", "resample")
+ROUNDING = 1e-12  # of a loss in double precision, relative
 
 SignedPermutations = tuple[Int[Tensor, "batch d_model"], Float[Tensor, "batch d_model"]]
 
@@ -114,6 +116,33 @@ def measure_edit_effects(
     intact = metric(edit_runner.unedited_output)
     value, _ = run_batched_edits(edit_runner, edits, metric, max_positions=max_positions)
     return intact.cpu(), (value - intact).cpu()
+
+
+def log_factor(intact: Float[Tensor, " batch"], increase: Float[Tensor, "*edit batch"]) -> Float[Tensor, "*edit batch"]:
+    """Return log10 of the factor by which an edit multiplies the loss of each sequence.
+
+    The mean of these logarithms over sequences is not decided by a few sequences with a large loss, as the ratio of the
+    mean losses is.
+
+    Args:
+        intact: loss of each sequence without an edit, 0 or more.
+        increase: increase of the loss under each edit.
+
+    Returns:
+        log10 of the edited over the intact loss. Losses below `mesascope.statistics.MIN_LOSS` count as
+        that much.
+
+    Raises:
+        ValueError: If a loss is negative.
+
+    >>> log_factor(torch.tensor([1.0, 2.0]), torch.tensor([[9.0, 0.0]])).tolist()
+    [[1.0, 0.0]]
+    """
+    intact = intact.double()
+    edited = intact + increase.double()
+    if (intact < 0).any() or (edited < -ROUNDING * intact).any():
+        raise ValueError("a factor of the loss needs losses of 0 or more, but one is negative; pass a loss as metric")
+    return edited.clamp_min(MIN_LOSS).log10() - intact.clamp_min(MIN_LOSS).log10()
 
 
 def mask_significant(

@@ -13,22 +13,25 @@ from mesascope.activations import capture
 from mesascope.analyses.base import analysis
 from mesascope.analyses.causal.head_roles import find_head_roles, mark_ineffective_roles
 from mesascope.analyses.nulls import Null, with_null
+from mesascope.analyses.uncertainty import with_interval, with_standard_error
 from mesascope.axes import to_data_array
 from mesascope.interventions.edits import mean, resample
 from mesascope.interventions.head_ablation_effects import (
     ABLATION_KINDS,
     HeadAblationEffects,
     head_ablation_effects,
+    log_factor,
     mask_significant,
     measure_edit_effects,
 )
 from mesascope.interventions.metrics import Metric, task_loss
-from mesascope.statistics import bootstrap_interval
+from mesascope.statistics import bootstrap_interval, ratio_of_sums
 from mesascope.tasks.base import Batch, Task
 
 MAX_HEADS = 6  # 63 groups in a layer; with more heads there would be hundreds
 MIN_EFFECT_FRACTION = 0.01  # ours: minimum effect as a fraction of the intact loss, however significant
 UNITS = "units of the loss"
+PERTURBATION = "norm-matched random perturbation"
 
 
 @analysis(
@@ -36,7 +39,9 @@ UNITS = "units of the loss"
     description=f"""
         Effect: increase of the loss when the output of a head is replaced by its mean over sequences at the same
         position (mean ablation), which removes its content, or by its value on another sequence (resample ablation),
-        which replaces it by content that belongs to another sequence. Where the table of groups is shown, every group
+        which replaces it by content that belongs to another sequence. The log effect is the mean over sequences of
+        log10 of the ablated over the intact loss of the sequence, so that a few sequences with a large loss do not
+        decide it. Where the table of groups is shown, every group
         of heads within a layer is ablated as well. A head has an effect if, for one of the two kinds, the 95 %
         bootstrap interval over sequences excludes 0 and the change is at least {MIN_EFFECT_FRACTION} of the intact
         loss, in either direction. Roles are those of the other analyses: similarity and copying, the position that gets
@@ -71,28 +76,31 @@ def head_ablation(
 
     Returns:
         ``effect`` with ``low``, ``high`` and ``has_effect`` by layer, head and kind of ablation; ``effect_null`` by
-        layer and head; with ``groups``, ``group_effect`` by layer, group and kind; ``role``, the roles of each head;
-        ``label``, the same with marks for roles without an effect and effects without a role; and the ``loss`` of the
-        intact model.
+        layer and head; ``log_effect`` with ``log_effect_low``, ``log_effect_high`` and ``log_effect_null``, the mean
+        over sequences of log10 of the ablated over the intact loss; with ``groups``, ``group_effect`` and
+        ``log_group_effect`` by layer, group and kind; ``role``, the roles of each head; ``label``, the same with marks
+        for roles without an effect and effects without a role; and the ``loss`` of the intact model with its standard
+        error ``loss_se``.
 
     Raises:
         UnsupportedModel: a layer has no linear output projection.
-        ValueError: groups are requested in layers of more than 6 heads, there is one sequence, or there is no position
-            from ``first`` on.
+        ValueError: groups are requested in layers of more than 6 heads, there is one sequence, there is no position
+            from ``first`` on, or the loss of a sequence is negative.
     """
     batch = batch[:sequences]
     metric = task_loss(task, batch, first)
     group_effects = _measure_group_effects(model, batch, metric, seed) if groups else {}
     increases = head_ablation_effects(model, batch, metric, seed=seed)
-    effects = _label_effects(increases, seed)
+    effects = _label_effects(increases, seed) | _label_log_effects(increases, seed)
     if groups:
-        effects["group_effect"] = _label_group_effects(increases.effect.mean(-1), group_effects)
+        effects |= _label_group_effects(increases, group_effects, seed)
     role = find_head_roles(model, batch, effects["has_effect"].shape[:2])
     marks = mark_ineffective_roles(role.values, effects["has_effect"].any("stat").values)
     about = "roles of each head, and whether it has an effect"
     label = to_data_array(marks, "layer", "head", units="text", description=about)
-    loss = to_data_array(float(increases.intact.mean()), units=UNITS, description="loss of the intact model")
-    return xr.Dataset({**effects, "role": role, "label": label, "loss": loss})
+    intact, standard_error = ratio_of_sums(increases.intact, torch.ones_like(increases.intact))
+    loss = to_data_array(intact, units=UNITS, description="loss of the intact model")
+    return xr.Dataset({**effects, "role": role, "label": label, **with_standard_error("loss", loss, standard_error)})
 
 
 def _label_effects(increases: HeadAblationEffects, seed: int) -> dict[str, xr.DataArray]:
@@ -117,7 +125,7 @@ def _label_effects(increases: HeadAblationEffects, seed: int) -> dict[str, xr.Da
         **with_null(
             "effect",
             rise.assign_attrs(view="head_ablation", headline=1, center=0),
-            Null(name="norm-matched random perturbation", value=perturbed),
+            Null(name=PERTURBATION, value=perturbed),
         ),
         "low": label_effects(low, "lower end of the effect's 95 % interval over sequences"),
         "high": label_effects(high, "upper end of the effect's 95 % interval over sequences"),
@@ -125,9 +133,34 @@ def _label_effects(increases: HeadAblationEffects, seed: int) -> dict[str, xr.Da
     }
 
 
+def _label_log_effects(increases: HeadAblationEffects, seed: int) -> dict[str, xr.DataArray]:
+    logs = log_factor(increases.intact, increases.effect)
+    about = "mean over sequences of log10 of the factor by which {} multiplies the loss"
+    effect = to_data_array(
+        logs.mean(-1),
+        "layer",
+        "head",
+        "stat",
+        units="1",
+        description=about.format("ablating this head"),
+        coords={"stat": list(ABLATION_KINDS)},
+    ).assign_attrs(center=0)
+    perturbed = to_data_array(
+        log_factor(increases.intact, increases.perturbation_effect).mean(-1),
+        "layer",
+        "head",
+        units="1",
+        description=about.format("a norm-matched random perturbation"),
+    )
+    return {
+        **with_null("log_effect", effect, Null(name=PERTURBATION, value=perturbed)),
+        **with_interval("log_effect", effect, *bootstrap_interval(logs, seed)),
+    }
+
+
 def _measure_group_effects(
     model: PreTrainedModel, batch: Batch, metric: Metric, seed: int
-) -> dict[str, Float[Tensor, "layer kind"]]:
+) -> dict[str, Float[Tensor, "layer kind batch"]]:
     # by name such as 0+2
     acts = capture(model, batch, ["z"])
     groups = _list_groups(acts["z"].shape[3])
@@ -141,7 +174,7 @@ def _measure_group_effects(
         for kind in kinds
     ]
     _, increase = measure_edit_effects(model, batch, edits, metric)
-    effects = increase.mean(1).reshape(len(acts.layers), len(groups), len(kinds))
+    effects = increase.reshape(len(acts.layers), len(groups), len(kinds), -1)
     return {"+".join(map(str, group)): effects[:, k] for k, group in enumerate(groups)}
 
 
@@ -153,15 +186,21 @@ def _list_groups(heads: int) -> list[tuple[int, ...]]:
 
 
 def _label_group_effects(
-    effect: Float[Tensor, "layer head kind"], group_effects: dict[str, Float[Tensor, "layer kind"]]
-) -> xr.DataArray:
-    by_group = {str(head): values for head, values in enumerate(effect.unbind(1))} | group_effects
-    return to_data_array(
-        torch.stack(list(by_group.values()), 1),
-        "layer",
-        "component",
-        "stat",
-        units=UNITS,
-        description="increase of the loss when these heads of one layer are ablated",
-        coords={"stat": list(ABLATION_KINDS), "component": list(by_group)},
-    ).assign_attrs(view="table")
+    increases: HeadAblationEffects, group_effects: dict[str, Float[Tensor, "layer kind batch"]], seed: int
+) -> dict[str, xr.DataArray]:
+    by_group = {str(head): values for head, values in enumerate(increases.effect.unbind(1))} | group_effects
+    increase = torch.stack(list(by_group.values()), 1)
+    logs = log_factor(increases.intact, increase)
+
+    def label_groups(values: Tensor, about: str, units: str) -> xr.DataArray:
+        coords = {"stat": list(ABLATION_KINDS), "component": list(by_group)}
+        array = to_data_array(values, "layer", "component", "stat", units=units, description=about, coords=coords)
+        return array.assign_attrs(view="table")
+
+    effect = label_groups(increase.mean(-1), "increase of the loss when these heads of one layer are ablated", UNITS)
+    about = "mean over sequences of log10 of the factor by which ablating these heads of one layer multiplies the loss"
+    log_effect = label_groups(logs.mean(-1), about, "1")
+    return {
+        "group_effect": effect,
+        **with_interval("log_group_effect", log_effect, *bootstrap_interval(logs, seed)),
+    }

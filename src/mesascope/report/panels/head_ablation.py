@@ -54,7 +54,8 @@ def plot_head_ablation(variable: PlotVariable) -> Panel:
         raise ValueError("a map of ablation effects needs axes layer and head, and coordinates role and has_effect")
     has_effect = array.coords["has_effect"]  # a role has an effect if any kind of ablation has one
     array = array.assign_coords(some=has_effect.any("stat") if "stat" in has_effect.dims else has_effect.astype(bool))
-    choices = [d for d in ("step", "stat") if array.sizes.get(d, 1) > 1]
+    array = array.isel({dim: 0 for dim in ("step", "stat") if array.sizes.get(dim) == 1})
+    choices = [dim for dim in ("step", "stat") if dim in array.dims]
     choices = (["seed"] if variable.num_seeds > MAX_STACKED_SEEDS else []) + choices
     seed_indices = [] if "seed" in choices else list(range(variable.num_seeds))
     data = {
