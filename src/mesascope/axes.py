@@ -11,6 +11,7 @@ Each axis has one name in the whole project, used in shape annotations, dims of 
 - ``d_model``: coordinate of the residual stream. ``d_head``: coordinate inside one head.
 - ``d_in``, ``d_out``: coordinate of an input vector, and of an output vector (or a token's logit).
 - ``component``: additive part of the output (embedding, head, MLP, biases).
+- ``role_name``: named role of heads.
 - ``predictor``: the model or one of the task's baselines. ``stat``: named statistic.
 - ``sublayer``: attention or MLP of a layer. ``map``: linear module of a layer, such as ``self_attn.q_proj``.
 - ``eigen``: index in a spectrum, in descending order. ``rank``: index in a ranking, best first.
@@ -30,7 +31,7 @@ import xarray as xr
 
 AXES = frozenset(
     "seed step layer batch pos head kv_head query key d_model d_head d_in d_out component predictor stat "
-    "sublayer map eigen rank distribution lens draw".split()
+    "sublayer map eigen rank distribution lens draw role_name".split()
 )
 
 

@@ -4,14 +4,16 @@ from mesascope.analyses.algorithms.context_length import excess_risk_vs_context_
 from mesascope.analyses.algorithms.identify import which_algorithm
 from mesascope.analyses.algorithms.preprocessing import preprocessing
 from mesascope.analyses.base import Analysis, analysis, run_analyses
-from mesascope.analyses.heads.attention import attention_patterns, positional_attention, value_copying
+from mesascope.analyses.heads.attention import attention_patterns, positional_attention
 from mesascope.analyses.heads.label_attention import same_label_attention
 from mesascope.analyses.heads.labels import label_head_roles
 from mesascope.analyses.heads.natural_induction import natural_induction
 from mesascope.analyses.heads.ov_circuit import ov_copying_score
+from mesascope.analyses.heads.refinement import refinement_heads
 from mesascope.analyses.heads.repeated_tokens import repeated_token_heads, sample_repeated_tokens
 from mesascope.analyses.heads.similarity import similarity
 from mesascope.analyses.heads.token_similarity import token_similarity
+from mesascope.analyses.heads.value_copying import value_copying
 from mesascope.analyses.inner_objectives.measure import inner, objective
 from mesascope.analyses.loss import error_by_label, error_by_output, loss_vs_baselines
 from mesascope.analyses.stream.attribution import direct_attribution
@@ -49,6 +51,7 @@ __all__ = [
     "preprocessing",
     "probe_and_logit_lens",
     "projections",
+    "refinement_heads",
     "repeated_token_heads",
     "run_analyses",
     "same_label_attention",

@@ -37,6 +37,11 @@ class Analysis:
         supports_padding: whether it leaves out the padding of sequences of different lengths; others refuse it.
         options: arguments of the function that differ from its defaults.
         steps: whether it is applied to all checkpoints, to the first and the last (``ends``), or to the last one.
+        untrained_draws: number of further untrained models of the same shape that a run applies it to, as a null of
+            head roles (``input="capture"`` or ``"model"``).
+        evaluation: whether a run applies it to the losses of the model and of the baselines on all evaluation
+            sequences (:class:`~mesascope.analyses.sequence_losses.SequenceLosses`) instead of a capture of the fewer
+            sequences that are analysed (``input="capture"``).
     """
 
     name: str
@@ -49,6 +54,8 @@ class Analysis:
     supports_padding: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     steps: AnalysisSteps = "all"
+    untrained_draws: int = 0
+    evaluation: bool = False
 
     def __call__(self, *subject: Any, **options: Any) -> xr.Dataset:
         """Apply the analysis.
@@ -113,6 +120,8 @@ def analysis(
     reductions: Mapping[str, Reduction | LayerReduction] | None = None,
     steps: AnalysisSteps = "all",
     supports_padding: bool = False,
+    untrained_draws: int = 0,
+    evaluation: bool = False,
 ) -> Callable[[Callable[..., xr.Dataset]], Analysis]:
     """Turn a function into an :class:`Analysis` of the same name.
 
@@ -124,15 +133,22 @@ def analysis(
         reductions: tensors computed from large sites during the forward pass, by name.
         steps: whether it is applied to all checkpoints, to the first and the last, or to the last one.
         supports_padding: whether it leaves out the padding of sequences of different lengths.
+        untrained_draws: number of further untrained models that a run applies it to, as a null of head roles.
+        evaluation: whether a run applies it to the losses on all evaluation sequences.
 
     Returns:
         a decorator.
 
     Raises:
-        ValueError: sites are listed for an analysis that is not called with a capture.
+        ValueError: sites or evaluation sequences are requested for an analysis that is not called with a capture, or
+            untrained models for one that is called with neither a capture nor a model.
     """
     if input != "capture" and (sites or reductions):
         raise ValueError(f"sites need input='capture', but got input={input!r}; record the sites inside the analysis")
+    if input not in ("capture", "model") and untrained_draws:
+        raise ValueError(f"untrained_draws needs input='capture' or 'model', but got input={input!r}; leave it out")
+    if input != "capture" and evaluation:
+        raise ValueError(f"evaluation needs input='capture', but got input={input!r}; leave it out")
 
     def decorate(function: Callable[..., xr.Dataset]) -> Analysis:
         return Analysis(
@@ -145,6 +161,8 @@ def analysis(
             reductions=dict(reductions or {}),
             steps=steps,
             supports_padding=supports_padding,
+            untrained_draws=untrained_draws,
+            evaluation=evaluation,
         )
 
     return decorate

@@ -7,7 +7,14 @@ from torch import Tensor
 
 from mesascope.activations import Capture
 from mesascope.analyses.base import analysis
+from mesascope.analyses.sequence_losses import (
+    SequenceLosses,
+    mean_loss_per_sequence,
+    measure_losses,
+)
+from mesascope.analyses.uncertainty import with_standard_error
 from mesascope.axes import to_data_array
+from mesascope.statistics import MIN_LOSS, ratio_of_sums
 from mesascope.tasks.base import Batch
 
 
@@ -17,58 +24,73 @@ from mesascope.tasks.base import Batch
         Error of the model and of every baseline of its task at each scored position, averaged over sequences. All
         predictors see the same prompts. The relative error divides by the error of the baseline that copies the last
         term, |x[n+1] - x[n]|^2, at the same position: where a sequence converges, copying becomes nearly correct, and
-        only the relative error separates predictors that know the rule from predictors that do not.
+        only the relative error separates predictors that know the rule from predictors that do not. The mean log10 loss
+        takes the logarithm of the loss of each sequence before the mean, so that a few sequences with large terms do
+        not decide it.
     """,
     sites=["output"],
+    evaluation=True,
 )
-def loss_vs_baselines(acts: Capture) -> xr.Dataset:
+def loss_vs_baselines(acts: Capture | SequenceLosses) -> xr.Dataset:
     """Compute the error of the model and of the baselines at each scored position.
 
     Args:
-        acts: a capture of a batch with targets, with ``output``; it may have baselines.
+        acts: a capture of a batch with targets, with ``output``; it may have baselines. Or the losses of the model and
+            of the baselines on more sequences than a capture holds.
 
     Returns:
-        ``error`` by predictor and position; ``scored``, the mean over positions with the weights of training; and
-        ``relative``, the error over that of the baseline ``copy``, if the task has one. Squared error of vectors,
-        negative log-likelihood of tokens in nats.
+        ``error`` by predictor and position; ``scored``, the mean over positions with the weights of training;
+        ``mean_log10_loss``, the mean over sequences of log10 of the same mean within one sequence; and ``relative``,
+        the error over that of the baseline ``copy``, if the task has one. Squared error of vectors, negative
+        log-likelihood of tokens in nats. Each has its standard error over draws of the sequences, such as
+        ``error_se``.
 
     Raises:
         ValueError: the capture has no targets.
     """
-    batch = acts.batch
-    if batch is None:
-        raise ValueError("loss_vs_baselines needs targets, but only inputs were captured; capture a Batch")
-    predictions = {"model": acts["output"], **acts.baselines}
-    losses = torch.stack([loss_per_position(p, batch.targets) for p in predictions.values()])
-    scored_positions = (batch.weight > 0).any(0)
-    error = losses[:, :, scored_positions].mean(1)
-    coords = {"predictor": list(predictions), "pos": scored_positions.nonzero()[:, 0].tolist()}
-    unit = "nat" if not batch.targets.is_floating_point() else "squared units of the terms"
-    variables = {
-        "error": to_data_array(
-            error, "predictor", "pos", units=unit, description="mean error at each position", coords=coords
-        ),
-    }
-    scored = (losses * batch.weight).sum((1, 2))
-    variables["scored"] = to_data_array(
-        scored / batch.weight.sum(),
-        "predictor",
-        units=unit,
-        description="mean error over positions, weighted as in training",
-        coords={"predictor": list(predictions)},
+    losses = acts if isinstance(acts, SequenceLosses) else _measure_capture(acts)
+    scored_positions = (losses.weight > 0).any(0)
+    by_position = losses.values[:, :, scored_positions].transpose(1, 2)
+    predictors = {"predictor": list(losses.predictors)}
+    coords = predictors | {"pos": scored_positions.nonzero()[:, 0].tolist()}
+    results = with_standard_error(*_label_ratio("error", by_position, torch.ones(1), losses.unit, coords))
+    weighted = losses.weighted.sum(-1)
+    results |= with_standard_error(*_label_ratio("scored", weighted, losses.weight.sum(-1), losses.unit, predictors))
+    logs = mean_loss_per_sequence(losses).clamp_min(MIN_LOSS).log10()
+    results |= with_standard_error(
+        *_label_ratio("mean_log10_loss", logs, torch.ones(1), f"log10 {losses.unit}", predictors)
     )
-    if "copy" in acts.baselines:
-        variables["relative"] = to_data_array(
-            error / error[list(predictions).index("copy")],
-            "predictor",
-            "pos",
-            units="1",
-            description="error divided by the error of copying the last term, at the same position",
-            coords=coords,
-        )
-    for array in variables.values():
-        array.attrs["scale"] = "log"
-    return xr.Dataset(variables)
+    if "copy" in losses.predictors:
+        copy = by_position[losses.predictors.index("copy")]
+        results |= with_standard_error(*_label_ratio("relative", by_position, copy, "1", coords))
+    return xr.Dataset(results)
+
+
+DESCRIPTIONS = {
+    "error": "mean error at each position",
+    "scored": "mean error over positions, weighted as in training",
+    "mean_log10_loss": "mean over sequences of log10 of the mean error of the sequence",
+    "relative": "error divided by the error of copying the last term, at the same position",
+}
+
+
+def _measure_capture(acts: Capture) -> SequenceLosses:
+    if acts.batch is None:
+        raise ValueError("loss_vs_baselines needs targets, but only inputs were captured; capture a Batch")
+    return measure_losses({"model": acts["output"], **acts.baselines}, acts.batch)
+
+
+def _label_ratio(
+    name: str,
+    numerator: Float[Tensor, "*rest batch"],
+    denominator: Float[Tensor, "*other"],
+    unit: str,
+    coords: dict[str, list],
+) -> tuple[str, xr.DataArray, Float[Tensor, "*rest"]]:
+    """Return the name, the labelled ratio of sums over sequences, and its standard error."""
+    ratio, standard_error = ratio_of_sums(numerator, denominator)
+    array = to_data_array(ratio, *coords, units=unit, description=DESCRIPTIONS[name], coords=coords)
+    return name, array if name == "mean_log10_loss" else array.assign_attrs(scale="log"), standard_error
 
 
 @analysis(
@@ -86,7 +108,7 @@ def error_by_output(acts: Capture) -> xr.Dataset:
         acts: a capture of a batch whose targets are vectors, with ``output``.
 
     Returns:
-        ``error`` by predictor and dimension of the output.
+        ``error`` by predictor and dimension of the output, and its standard error ``error_se``.
 
     Raises:
         ValueError: the capture has no targets, or they are not vectors.
@@ -96,12 +118,13 @@ def error_by_output(acts: Capture) -> xr.Dataset:
         raise ValueError("error_by_output needs vector targets, but got others; capture a Batch with vector targets")
     predictions, weight = {"model": acts["output"], **acts.baselines}, batch.weight[..., None]
     squared_errors = [(each.double() - batch.targets.double()).square() * weight for each in predictions.values()]
-    error = torch.stack([each.sum((0, 1)) / weight.sum() for each in squared_errors])
+    by_sequence = torch.stack([each.sum(1).T for each in squared_errors])
+    error, standard_error = ratio_of_sums(by_sequence, batch.weight.sum(1))
     about, named = "mean squared error of each output dimension", {"predictor": list(predictions)}
     array = to_data_array(
         error, "predictor", "d_out", units="squared units of the terms", description=about, coords=named
     )
-    return xr.Dataset({"error": array.assign_attrs(scale="log")})
+    return xr.Dataset(with_standard_error("error", array.assign_attrs(scale="log"), standard_error))
 
 
 @analysis(
@@ -120,23 +143,23 @@ def error_by_label(acts: Capture, of: str) -> xr.Dataset:
         of: name of a latent of the task that is an integer at every position.
 
     Returns:
-        ``error`` by predictor and label. Squared error of vectors, negative log-likelihood of tokens in nats.
+        ``error`` by predictor and label, and its standard error ``error_se``. Squared error of vectors, negative
+        log-likelihood of tokens in nats.
 
     Raises:
         ValueError: the capture has no batch, or the batch has no such label.
     """
     batch, label_of = get_batch_and_label(acts, of)
     scored = batch.weight > 0
-    predictions = {"model": acts["output"], **acts.baselines}
-    losses = [loss_per_position(each, batch.targets)[scored] for each in predictions.values()]
+    losses = measure_losses({"model": acts["output"], **acts.baselines}, batch)
     label_values = label_of[scored].unique().tolist()
-    error = torch.stack(
-        [torch.stack([each[label_of[scored] == kind].mean() for kind in label_values]) for each in losses]
+    masks = torch.stack([(label_of == kind) & scored for kind in label_values]).cpu()
+    error, standard_error = ratio_of_sums(torch.where(masks, losses.values[:, None], 0.0).sum(-1), masks.sum(-1))
+    named = {"predictor": list(losses.predictors), "stat": [f"{of} {kind}" for kind in label_values]}
+    array = to_data_array(
+        error, "predictor", "stat", units=losses.unit, description=f"mean error by {of}", coords=named
     )
-    unit = "nat" if not batch.targets.is_floating_point() else "squared units of the terms"
-    named = {"predictor": list(predictions), "stat": [f"{of} {kind}" for kind in label_values]}
-    array = to_data_array(error, "predictor", "stat", units=unit, description=f"mean error by {of}", coords=named)
-    return xr.Dataset({"error": array.assign_attrs(scale="log")})
+    return xr.Dataset(with_standard_error("error", array.assign_attrs(scale="log"), standard_error))
 
 
 def get_batch_and_label(acts: Capture, label_name: str) -> tuple[Batch, Int[Tensor, "batch pos"]]:
@@ -158,21 +181,3 @@ def get_batch_and_label(acts: Capture, label_name: str) -> tuple[Batch, Int[Tens
             f"a label must be among those of the batch ({', '.join(labels) or 'it has none'}), but got {label_name!r}"
         )
     return acts.batch, labels[label_name]
-
-
-def loss_per_position(
-    prediction: Float[Tensor, "batch pos d_out"],
-    targets: Float[Tensor, "batch pos d_out"] | Int[Tensor, "batch pos"],
-) -> Float[Tensor, "batch pos"]:
-    """Return the loss at every position: squared error of vectors, or negative log-likelihood of tokens in nats.
-
-    Args:
-        prediction: predicted vectors, or logits of tokens.
-        targets: target vectors, or tokens.
-
-    Returns:
-        the squared error, summed over coordinates, or the negative log-likelihood.
-    """
-    if targets.is_floating_point():
-        return (prediction.double() - targets.double()).square().sum(-1)
-    return -prediction.log_softmax(-1).gather(-1, targets[..., None])[..., 0].double()

@@ -9,7 +9,7 @@ import torch
 from mesascope.tasks.base import Batch, Task
 from mesascope.train._config import TrainingConfig
 
-INIT_STREAM, DATA_STREAM = 0, 1  # independent random streams of one seed
+INIT_STREAM, DATA_STREAM, UNTRAINED_STREAM = 0, 1, 2  # independent random streams of one seed
 # batches per sample() call, most of which is overhead: 0.13 ms per batch instead of 1.6 ms (affine task)
 _BATCHES_PER_DRAW = 16
 
@@ -66,6 +66,19 @@ def prefetch_batches(batch_stream: Iterator[Batch]) -> Iterator[Batch]:
         while (batch := next_batch.result()) is not None:
             next_batch = pool.submit(next, batch_stream, None)
             yield batch
+
+
+def derive_untrained_seed(seed: int, draw: int) -> int:
+    """Derive the seed of the weights of a further untrained model, which is not that of any training.
+
+    Args:
+        seed: The training replicate with which it is compared.
+        draw: The number of the model.
+
+    Returns:
+        A seed of 64 bits.
+    """
+    return derive_seed(seed, UNTRAINED_STREAM, draw)
 
 
 def derive_seed(*path: int) -> int:
