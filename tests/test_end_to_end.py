@@ -15,11 +15,13 @@ import xarray as xr
 
 from commands import call
 from mesascope import api, cli
-from mesascope.models.load import load_checkpoint
-from mesascope.runner import load_verdicts
+from mesascope.analyses import run_analyses, similarity, value_copying
+from mesascope.models.load import load_checkpoint, make_untrained_factory
+from mesascope.runner import EVALUATION_SEED, load_verdicts
 from mesascope.store import Run
 from mesascope.studies import registry
 from mesascope.testing import check_analysis, check_study, check_task
+from mesascope.train import derive_untrained_seed
 
 ALIKE = (  # to others here: other sizes and rules
     "affine-2d",
@@ -62,6 +64,7 @@ def test_everything_is_there(finished):
     assert [verdict.name for verdict in load_verdicts(finished)] == [claim.name for claim in study.claims]
     assert {verdict.status for verdict in load_verdicts(finished)} == {"not tested at this scale"}
     page = (finished.path / "report.html").read_text(encoding="utf-8")
+    assert "No figure" not in page  # every result has the view that its analysis asks for
     assert all(claim.statement.replace("'", "&#39;") in page for claim in study.claims)
 
 
@@ -76,6 +79,25 @@ def test_results_carry_axes_units_and_provenance(finished):
     assert finished.read_results("loss_vs_baselines")["step"].values.tolist() == list(
         registry.load_study("affine").main.scales["smoke"].training.checkpoint_steps
     )
+
+
+def test_head_roles_have_further_untrained_models_as_null(finished):
+    """The draws are models of the same shape with other weights, analysed on the same sequences."""
+    condition = registry.load_study("affine").main
+    first = load_checkpoint(finished.verified_checkpoint(0, 0))
+    untrained = make_untrained_factory(first)(derive_untrained_seed(0, 1))
+    assert not torch.equal(untrained.get_parameter("embed.weight"), first.get_parameter("embed.weight"))
+    held_out = torch.Generator().manual_seed(EVALUATION_SEED)
+    batch = condition.task.sample(condition.scales["smoke"].sequences, held_out)
+    for analysis in (value_copying, similarity):
+        found = finished.read_results(analysis.name)
+        null = found["role_count_null_untrained"].sel(seed=0)
+        assert null.sizes["draw"] == analysis.untrained_draws == 4
+        expected = run_analyses(untrained, batch, [analysis])[analysis.name]
+        assert null.isel(draw=1).values.tolist() == expected["role_count"].values.tolist()
+        signs = found["role_null_untrained"].sel(seed=0, draw=1)
+        assert signs.values.tolist() == expected["role"].values.tolist()
+        assert all(found[name].attrs["control_of"] in found for name in found if "_null" in name)
 
 
 def test_results_open_with_plain_xarray_and_neither_torch_nor_mesascope(finished):

@@ -7,10 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import xarray as xr
 from safetensors.torch import load_file
 
 from mesascope import api
+from mesascope.models.load import load_checkpoint
+from mesascope.runner import EVALUATION_SEED
 from mesascope.store import HistoryReader, Run, RunError, verify_checkpoint
 from mesascope.studies import registry
 from mesascope.studies.base import ScaleConfig
@@ -41,7 +44,7 @@ STUDY = Study(
         Condition(
             task=TASK,
             model=DecoderConfig(vocab_size=5, **SHAPE),
-            scales={name: ScaleConfig(training=TRAINING, sequences=16) for name in SCALES},
+            scales={name: ScaleConfig(training=TRAINING, sequences=16, evaluation_sequences=40) for name in SCALES},
             analyses=(analyses.loss_vs_baselines, history_attention),
         ),
         Condition(
@@ -79,6 +82,30 @@ def test_both_settings_are_there(finished: Run) -> None:
     instances = finished.read_results("history_attention")["instances"]
     assert instances.isel(seed=0).values.tolist() == [0, 24, 72]
     assert HistoryReader(finished.seed_path(1) / "history").steps == 3
+
+
+def test_losses_are_those_of_all_evaluation_sequences_of_the_seed(finished: Run) -> None:
+    found = finished.read_results("loss_vs_baselines")
+    assert found.attrs["sequences"] == 40
+    assert finished.read_results("history_attention").attrs["sequences"] == 16
+    assert finished.record["parameters"]["evaluation_sequences"] == 40
+    assert finished.record["parameters"]["text"]["evaluation_sequences"] == 4
+    task = registry.load_study(str(finished.path.parent / "two.py")).main.task.validation_task()
+    for seed in (0, 1):
+        generator = torch.Generator().manual_seed(EVALUATION_SEED + seed)
+        chunks = [task.sample(size, generator) for size in (16, 16, 8)]
+        model = load_checkpoint(finished.verified_checkpoint(seed, 3))
+        predictors = {"model": lambda batch, model=model: model(batch.inputs).logits}
+        predictors["bigram"] = lambda batch: task.baselines(batch)["bigram"]
+        for name, predict in predictors.items():
+            scored_positions = chunks[0].weight[0] > 0  # the same in every sequence
+            by_chunk = [task.loss(predict(batch), batch)[:, scored_positions] for batch in chunks]
+            losses = torch.cat(by_chunk).double().mean(1).detach()
+            scored, standard_error = (
+                float(found[each].sel(seed=seed, step=3, predictor=name)) for each in ("scored", "scored_se")
+            )
+            assert scored == pytest.approx(float(losses.mean()), rel=1e-5)
+            assert standard_error == pytest.approx(float(losses.std()) / 40**0.5, rel=1e-5)
 
 
 def test_the_report_shows_both_and_says_which_text_was_read(finished: Run) -> None:

@@ -2,7 +2,8 @@
 
 from mesascope.runner._callbacks import Executor, JobProgress, NullProgress, ProgressCallback
 from mesascope.runner._description import describe_run
-from mesascope.runner._jobs import EVALUATION_SEED, SimulationJob, TrainingJob, run_job, train_seed_group
+from mesascope.runner._evaluation import EVALUATION_SEED
+from mesascope.runner._jobs import SimulationJob, TrainingJob, run_job, train_seed_group
 from mesascope.runner._study import POPULATION_DEVICES, load_verdicts, run_study
 
 __all__ = [

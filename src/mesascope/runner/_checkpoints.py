@@ -6,14 +6,17 @@ from functools import cached_property, partial
 
 import xarray as xr
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from mesascope.activations import capture
 from mesascope.analyses import Analysis, CheckpointSeries, run_analyses
+from mesascope.analyses.sequence_losses import SequenceLosses, concatenate_losses, measure_losses
 from mesascope.analyses.training.history_attention import TrainingHistory
-from mesascope.models.load import load_checkpoint
+from mesascope.models.load import load_checkpoint, make_untrained_factory
 from mesascope.models.transformer import Decoder
 from mesascope.store import HistoryReader, Run
 from mesascope.tasks.base import Batch, Task
-from mesascope.train import TrainingConfig, sample_batches
+from mesascope.train import TrainingConfig, derive_untrained_seed, sample_batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +28,7 @@ class SeedCheckpoints:
         training: The training configuration.
         run: The run, with access to the models of the condition.
         seed: The training replicate.
-        batch: The analysed sequences, on the device.
+        evaluation_batches: The held-out sequences in chunks, on the device; the first chunk is analysed.
         device: The device to compute on.
     """
 
@@ -33,7 +36,7 @@ class SeedCheckpoints:
     training: TrainingConfig
     run: Run
     seed: int
-    batch: Batch
+    evaluation_batches: tuple[Batch, ...]
     device: str
 
     def analyse(self, step: int, analyses: Sequence[Analysis]) -> dict[str, xr.Dataset]:
@@ -48,15 +51,41 @@ class SeedCheckpoints:
         """
         if not analyses:
             return {}
-        model, of_captures = self._load(step), [one for one in analyses if one.input == "capture"]
-        results = run_analyses(model, self.batch, of_captures, baselines=self._baselines) if of_captures else {}
+        model = self._load(step)
+        results = self._analyse_model(model, analyses)
         history = self._history(step) if any(one.input == "history" for one in analyses) else None
+        losses = self._evaluate(model) if any(one.evaluation for one in analyses) else None
         for one in analyses:
-            if one.input == "model":
-                results[one.name] = one(model, self.task, self.batch)
+            if one.evaluation:
+                results[one.name] = one(losses)
             elif one.input == "history":
                 results[one.name] = one(history, model, self.batch)
         return results
+
+    def analyse_untrained(self, analyses: Sequence[Analysis]) -> dict[str, list[xr.Dataset]]:
+        """Run analyses on further untrained models of the same shape, with other initial weights.
+
+        Args:
+            analyses: The analyses, of which those with ``untrained_draws`` are run.
+
+        Returns:
+            The results of each draw, by the name of the analysis.
+        """
+        results: dict[str, list[xr.Dataset]] = {one.name: [] for one in analyses if one.untrained_draws}
+        if not results:
+            return {}
+        build_untrained = make_untrained_factory(self._load(0))
+        for draw in range(max(one.untrained_draws for one in analyses)):
+            due = [one for one in analyses if draw < one.untrained_draws]
+            model = build_untrained(derive_untrained_seed(self.seed, draw))
+            for name, dataset in self._analyse_model(model, due).items():
+                results[name].append(dataset)
+        return results
+
+    @property
+    def batch(self) -> Batch:
+        """The analysed sequences."""
+        return self.evaluation_batches[0]
 
     @property
     def series(self) -> CheckpointSeries:
@@ -65,8 +94,30 @@ class SeedCheckpoints:
 
     @cached_property
     def _baselines(self) -> Mapping[str, Tensor]:
-        """Predictions of the task's baselines on these sequences; the same for all checkpoints."""
+        """Predictions of the task's baselines on the analysed sequences; the same for all checkpoints."""
         return self.task.baselines(self.batch)
+
+    @cached_property
+    def _baseline_losses(self) -> SequenceLosses:
+        """Losses of the task's baselines on all held-out sequences; the same for all checkpoints."""
+        analysed = measure_losses(self._baselines, self.batch)
+        others = [measure_losses(self.task.baselines(batch), batch) for batch in self.evaluation_batches[1:]]
+        return concatenate_losses([analysed, *others])
+
+    def _evaluate(self, model: Decoder) -> SequenceLosses:
+        """Return the losses of the model and of the baselines on all held-out sequences."""
+        chunks = [
+            measure_losses({"model": capture(model, batch, ["output"])["output"]}, batch)
+            for batch in self.evaluation_batches
+        ]
+        return concatenate_losses(chunks).with_predictors(self._baseline_losses)
+
+    def _analyse_model(self, model: PreTrainedModel, analyses: Sequence[Analysis]) -> dict[str, xr.Dataset]:
+        """Run those of the analyses that need a model and the analysed sequences only."""
+        of_captures = [one for one in analyses if one.input == "capture" and not one.evaluation]
+        results = run_analyses(model, self.batch, of_captures, baselines=self._baselines) if of_captures else {}
+        of_models = [one for one in analyses if one.input == "model"]
+        return results | {one.name: one(model, self.task, self.batch) for one in of_models}
 
     def _load(self, step: int) -> Decoder:
         return load_checkpoint(self.run.verified_checkpoint(self.seed, step), device=self.device)

@@ -8,17 +8,17 @@ import torch
 import xarray as xr
 
 from mesascope.analyses import Analysis
+from mesascope.analyses.nulls import UNTRAINED, with_draws
 from mesascope.axes import with_decoded_tokens
 from mesascope.runner._checkpoints import SeedCheckpoints
+from mesascope.runner._evaluation import count_evaluation_sequences, draw_evaluation_batches
+from mesascope.runner._seed_results import load_seed_results, save_seed_results
+from mesascope.runner._stamps import stamp_condition
 from mesascope.store import LogFn, Run, do_nothing
 from mesascope.studies.base import Condition, Study
 from mesascope.studies.registry import load_study
 from mesascope.tasks.base import Task
 from mesascope.train import limit_threads, train_model, train_population
-
-EVALUATION_SEED = (
-    2**40 + 17
-)  # plus the seed: every replicate is evaluated on its own sequences; training uses SeedSequence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,18 +111,32 @@ def _train_and_analyse(
     task = prepare_task_data(study, condition, job.scale, run, do_nothing)
     model = condition.model_at(job.scale)
     train_model(task, model, config.training, job.seed, run, device=job.device, progress=progress, log=log)
-    held_out = task.validation_task().sample(
-        config.sequences, torch.Generator().manual_seed(EVALUATION_SEED + job.seed)
+    stamp = stamp_condition(run, condition, task, job.scale, [job.seed])
+    results = load_seed_results(run, condition, job.seed, stamp)
+    if results is None:
+        results = _analyse(condition, job, run, task, progress)
+        save_seed_results(run, condition, job.seed, stamp, results)
+    return results
+
+
+def _analyse(
+    condition: Condition, job: TrainingJob, run: Run, task: Task, progress: Callable[[int, int, float], None]
+) -> dict[str, xr.Dataset]:
+    config = condition.scales[job.scale]
+    held_out = draw_evaluation_batches(
+        task.validation_task(), config.sequences, count_evaluation_sequences(condition, job.scale), job.seed
     )
     checkpoints = SeedCheckpoints(
         task=task,
         training=config.training,
         run=run,
         seed=job.seed,
-        batch=held_out.to(job.device, config.training.weight_dtype),
+        evaluation_batches=tuple(batch.to(job.device, config.training.weight_dtype) for batch in held_out),
         device=job.device,
     )
     results = _analyse_steps(condition, checkpoints, progress)
+    for name, draws in checkpoints.analyse_untrained(condition.analyses).items():
+        results[name] = with_draws(results[name], UNTRAINED, draws)
     results |= {one.name: one(checkpoints.series) for one in condition.analyses if one.input == "checkpoints"}
     return {condition.result_name(one): _with_title(condition, one, results[one.name]) for one in condition.analyses}
 
@@ -166,7 +180,8 @@ def job_label(job: TrainingJob | SimulationJob) -> str:
         job: The job.
     """
     name = job.simulation if isinstance(job, SimulationJob) else job.condition
-    return f"{name} seed {job.seed}".strip()
+    cell = job.study.partition("[")[2].removesuffix("]")
+    return f"{cell} {name} seed {job.seed}".strip().replace("  ", " ")
 
 
 def group_label(jobs: Sequence[TrainingJob]) -> str:

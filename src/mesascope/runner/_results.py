@@ -1,14 +1,15 @@
 """Results of a run over all seeds: written with the stamp of their origin, and loaded again if it still holds."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import xarray as xr
 
+from mesascope.analyses import Analysis
+from mesascope.runner._evaluation import count_evaluation_sequences
 from mesascope.runner._jobs import SimulationJob, TrainingJob, prepare_task_data
-from mesascope.store import MANIFEST, LogFn, Run, do_nothing
-from mesascope.store.provenance import collect_provenance
+from mesascope.runner._stamps import stamp_code, stamp_condition
+from mesascope.store import LogFn, Run, do_nothing
 from mesascope.studies.base import Condition, Study
 
 
@@ -68,12 +69,17 @@ def gather_conditions(
     results = {}
     for condition in study.conditions:
         by_seed = {job.seed: one for job, one in zip(jobs, outcomes, strict=True) if job.condition == condition.name}
-        attrs: dict[str, Any] = {"sequences": condition.scales[scale].sequences}
-        attrs = _condition_stamp(study, run, condition, scale, list(by_seed)) | attrs
-        for name in map(condition.result_name, condition.analyses):
+        stamp = _condition_stamp(study, run, condition, scale, list(by_seed))
+        for analysis in condition.analyses:
+            name = condition.result_name(analysis)
+            attrs: dict[str, Any] = {**stamp, "sequences": _count_sequences(condition, analysis, scale)}
             results[name] = _concat_seeds({seed: one[name] for seed, one in by_seed.items()}, attrs)
             run.write_results(name, results[name])
     return results
+
+
+def _count_sequences(condition: Condition, analysis: Analysis, scale: str) -> int:
+    return count_evaluation_sequences(condition, scale) if analysis.evaluation else condition.scales[scale].sequences
 
 
 def gather_simulations(
@@ -106,19 +112,9 @@ def _concat_seeds(by_seed: Mapping[int, xr.Dataset], attrs: Mapping[str, Any]) -
 
 
 def _condition_stamp(study: Study, run: Run, condition: Condition, scale: str, seeds: Sequence[int]) -> dict[str, str]:
-    """Return what determines a result besides the run's description: weights, data and code version."""
-    digest = hashlib.sha256()
-    for seed in seeds:
-        for step in condition.scales[scale].training.checkpoint_steps:
-            digest.update((run.for_condition(condition.name).seed_path(seed) / f"step={step}" / MANIFEST).read_bytes())
-    data = prepare_task_data(study, condition, scale, run, do_nothing).token_digest
-    return {"weights": digest.hexdigest(), **({"data": data} if data else {}), **_code_version()}
+    task = prepare_task_data(study, condition, scale, run, do_nothing)
+    return stamp_condition(run, condition, task, scale, seeds)
 
 
 def _simulation_stamp(seeds: Sequence[int]) -> dict[str, str]:
-    return {"seeds simulated": ", ".join(map(str, seeds)), **_code_version()}
-
-
-def _code_version() -> dict[str, str]:
-    provenance = collect_provenance()
-    return {name: provenance[name] for name in ("mesascope", "revision", "torch")}
+    return {"seeds simulated": ", ".join(map(str, seeds)), **stamp_code()}

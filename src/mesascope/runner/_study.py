@@ -23,8 +23,8 @@ from mesascope.runner._jobs import (
 )
 from mesascope.runner._results import gather_conditions, gather_simulations, load_finished_results
 from mesascope.store import Run
-from mesascope.studies._cell_names import format_cell, parse_cell
 from mesascope.studies.base import SCALES, Study
+from mesascope.studies.cell_names import format_cell, parse_cell
 from mesascope.studies.cells import CELLS_FOLDER
 from mesascope.studies.registry import load_study
 from mesascope.studies.verdicts import Verdict, judge_claims

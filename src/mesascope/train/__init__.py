@@ -1,6 +1,6 @@
 """Training: fresh data at every step, atomic checkpoints, and bitwise identical weights after a resume."""
 
-from mesascope.train._batches import sample_batches
+from mesascope.train._batches import derive_untrained_seed, sample_batches
 from mesascope.train._config import TrainingConfig, log_spaced_steps
 from mesascope.train._loop import limit_threads, train_model
 from mesascope.train._step import TrainingDiverged
@@ -25,6 +25,7 @@ __all__ = [
     "LinearSchedule",
     "TrainingConfig",
     "TrainingDiverged",
+    "derive_untrained_seed",
     "limit_threads",
     "log_spaced_steps",
     "sample_batches",

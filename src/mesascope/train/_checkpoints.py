@@ -120,8 +120,11 @@ def _describe_training(task: Task, config: DecoderConfig, training: TrainingConf
 
 
 def _check_same_settings(folder: Path, stored: dict[str, Any], settings: dict[str, Any]) -> None:
-    known = {**stored, "model": {**_config_defaults(DecoderConfig), **stored.get("model", {})}}  # fields may be newer
-    differing = [key for key in settings if known.get(key) != settings[key]]
+    completed = {
+        **stored,
+        "model": {**_config_defaults(DecoderConfig), **stored.get("model", {})},
+    }
+    differing = [key for key in settings if completed.get(key) != settings[key]]
     if differing:
         raise RunError(
             f"{folder} must be trained with one configuration, but holds another "
