@@ -5,6 +5,7 @@ import os
 from dataclasses import replace
 
 import pytest
+import xarray as xr
 
 from commands import call
 from mesascope.models.config import DecoderConfig
@@ -159,15 +160,15 @@ def test_a_run_of_a_grid_judges_every_cell(small, tmp_path, capsys, monkeypatch)
     )
     assert code == 0
     cells = load_cells(out)
-    names = ["heads=2,rate=usual", "heads=1,rate=usual", "heads=1,rate=clipped", "heads=2,rate=clipped"]
+    names = ["heads=2,rate=usual", "heads=2,rate=clipped", "heads=1,rate=usual", "heads=1,rate=clipped"]
     assert [cell.name for cell in cells] == names
     assert [cell.path.name for cell in cells] == ["run", *names[1:]]
     (claim,) = tabulate_claims(cells)
     assert claim.statuses == dict.fromkeys(names, "inconclusive")  # one seed decides nothing
-    assert claim.share == "0 of 4"
+    assert claim.support == "0 of 4"
     assert "0 of 4 cells: It is worse than copying." in told
     heads = [json.loads((c.path / "run.json").read_text())["parameters"]["model"]["num_attention_heads"] for c in cells]
-    assert heads == [2, 1, 1, 2]
+    assert heads == [2, 2, 1, 1]
     page = (out / "report.html").read_text()
     assert "Verdicts by setting" in page
     assert 'href="cells/heads=1,rate=clipped/report.html"' in page
@@ -218,3 +219,34 @@ def test_a_damaged_cell_is_left_out_of_the_map(small, tmp_path, capsys, monkeypa
     call(*words, capsys=capsys, monkeypatch=monkeypatch)
     (out / "cells" / "heads=1,rate=usual" / "verdicts.json").write_text("{")
     assert [cell.name for cell in load_cells(out)] == ["heads=2,rate=usual"]
+
+
+def test_a_stopped_run_does_not_analyse_finished_seeds_again(small, tmp_path, monkeypatch):
+    """The results of each seed are stored at once; they hold for this code, these weights and these analyses only."""
+    from mesascope import api
+    from mesascope.runner import _jobs
+
+    analysed, original = [], _jobs._analyse
+
+    def count(condition, job, *rest):
+        analysed.append((job.study.partition("[")[2], job.seed))
+        if len(analysed) == 3:
+            raise KeyboardInterrupt
+        return original(condition, job, *rest)
+
+    monkeypatch.setattr(_jobs, "_analyse", count)
+    options = {"scale": "smoke", "seeds": 2, "vary": {"heads": ["1"]}, "on": "serial"}
+    with pytest.raises(KeyboardInterrupt):
+        api.run(str(small), out=tmp_path / "stopped", **options)
+    api.run(str(small), out=tmp_path / "stopped", **options)
+    cell = "heads=1,rate=usual]"
+    assert analysed == [("", 0), ("", 1), (cell, 0), (cell, 0), (cell, 1)]
+    api.run(str(small), out=tmp_path / "whole", **options)
+    for name in ("results/loss_vs_baselines.nc", "cells/heads=1,rate=usual/results/loss_vs_baselines.nc"):
+        stopped, whole = (xr.load_dataset(tmp_path / place / name) for place in ("stopped", "whole"))
+        xr.testing.assert_equal(stopped, whole)
+    small.write_text(SMALL_STUDY.replace("analyses.loss_vs_baselines,", "analyses.loss_vs_baselines.using(seed=3),"))
+    analysed[:] = [("other options", 0)] * 3
+    with pytest.raises(TypeError):  # the analysis has no such option: it was called
+        api.run(str(small), out=tmp_path / "stopped", **options)
+    assert len(analysed) == 4

@@ -1,5 +1,7 @@
 """The recurrences obey their rule, and every oracle is what it says."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ TASKS = [
     Affine(),
     Affine(spectral_radius=Uniform(1.0, 1.3), length=12),
     Affine(dim=2, matrix="dense"),
+    Affine(dim=2, matrix="dense", unit_rms=True),
     Affine(dim=4, matrix="orthogonal"),
     Affine(dim=8, matrix="diagonal", length=24),
     Polynomial(degree=2),
@@ -120,6 +123,44 @@ def test_the_spectral_radius_is_what_was_asked_for(matrix, dim):
     if matrix == "orthogonal":
         square = rule[:, 1:] @ rule[:, 1:].mT
         assert torch.allclose(square, 0.49 * torch.eye(dim).expand_as(square), atol=1e-4)
+
+
+def all_terms(batch):
+    return torch.cat([batch.inputs, batch.targets[:, -1:]], dim=1)
+
+
+def test_sequences_of_unit_rms_are_the_same_sequences_divided_by_their_root_mean_square():
+    task = Affine(dim=2, matrix="dense", length=12, spectral_radius=Uniform(0.0, 1.2))
+    plain, scaled = draw(task), draw(replace(task, unit_rms=True))
+    rms = all_terms(plain).double().square().mean((1, 2), keepdim=True).sqrt().float()
+    assert rms.max() > 10 * rms.min()
+    assert torch.allclose(all_terms(scaled), all_terms(plain) / rms, rtol=1e-4, atol=1e-5)
+    assert torch.allclose(all_terms(scaled).square().mean((1, 2)), torch.ones(len(rms)), atol=1e-4)
+    assert torch.equal(plain.latents["rule"][:, 1:], scaled.latents["rule"][:, 1:])  # A
+    assert torch.equal(plain.weight, scaled.weight)
+
+
+def test_few_sequences_dominate_the_error_of_copying_unless_their_root_mean_square_is_1():
+    task = Affine(dim=2, matrix="dense")
+    shares = []
+    for each in (task, replace(task, unit_rms=True)):
+        batch = draw(each, n=4096)
+        error = each.loss(batch.inputs, batch)[:, each.identified_from :].sum(1).sort(descending=True).values
+        shares.append(float(error[:41].sum() / error.sum()))
+    assert shares[0] > 0.4 > shares[1]
+
+
+def test_sequences_of_zeros_stay_zero_with_unit_rms():
+    batch = draw(Affine(unit_rms=True, offset=Uniform(0.0, 0.0), start=Uniform(0.0, 0.0)), n=4)
+    assert (all_terms(batch) == 0).all()
+
+
+def test_only_sequences_of_unit_rms_are_tested_on_terms_of_any_size():
+    plain = Affine(dim=2, matrix="dense")
+    shifts = dict(replace(plain, unit_rms=True).distribution_shifts())
+    assert shifts.pop("terms of any size") == plain
+    assert all(task.unit_rms for task in shifts.values())
+    assert set(shifts) == set(plain.distribution_shifts())
 
 
 def test_polynomials_stay_in_bounds_and_reach_chaos():

@@ -7,7 +7,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from mesascope.models.config import DecoderConfig
-from mesascope.studies._cell_names import Cell
+from mesascope.studies.cell_names import Cell
 
 if TYPE_CHECKING:
     from mesascope.studies.base import Condition, ScaleConfig
@@ -48,7 +48,7 @@ class Level:
         return replace(
             condition,
             model=_replace_model(condition.model, self.model),
-            task=replace(condition.task, **self.task),
+            task=_replace_task(condition.task, self.task),
             scales={name: self._apply_to_scale(config) for name, config in condition.scales.items()},
         )
 
@@ -56,7 +56,7 @@ class Level:
         return replace(
             config,
             training=replace(config.training, **self.training),
-            task=config.task and replace(config.task, **self.task),
+            task=config.task and _replace_task(config.task, self.task),
             model=config.model and _replace_model(config.model, self.model),
         )
 
@@ -106,8 +106,8 @@ class Factor:
         for level in self.levels:
             if level.name == name:
                 return level
-        known = ", ".join(level.name for level in self.levels)
-        raise ValueError(f"a level of {self.name} must be one of {known}, but got {name!r}")
+        names = ", ".join(level.name for level in self.levels)
+        raise ValueError(f"a level of {self.name} must be one of {names}, but got {name!r}")
 
 
 def list_cells(factors: Sequence[Factor], varied: Mapping[str, Sequence[str]]) -> list[Cell]:
@@ -123,16 +123,16 @@ def list_cells(factors: Sequence[Factor], varied: Mapping[str, Sequence[str]]) -
     Raises:
         ValueError: there is no such factor or level.
     """
-    known = {factor.name: factor for factor in factors}
-    unknown = [name for name in varied if name not in known]
+    by_name = {factor.name: factor for factor in factors}
+    unknown = [name for name in varied if name not in by_name]
     if unknown:
-        options = f"one of {', '.join(known)}" if known else "left out, since the study has none"
+        options = f"one of {', '.join(by_name)}" if by_name else "left out, since the study has none"
         raise ValueError(f"a factor must be {options}, but got {unknown[0]!r}")
-    own = {name: factor.levels[0].name for name, factor in known.items()}
+    own = {name: factor.levels[0].name for name, factor in by_name.items()}
     levels = [
-        [factor.get_level(level).name for level in varied.get(name, (own[name],))] for name, factor in known.items()
+        [factor.get_level(level).name for level in varied.get(name, (own[name],))] for name, factor in by_name.items()
     ]
-    cells = [dict(zip(known, combination, strict=True)) for combination in product(*levels)]
+    cells = [dict(zip(by_name, combination, strict=True)) for combination in product(*levels)]
     return [own, *(cell for cell in cells if cell != own)]
 
 
@@ -148,6 +148,10 @@ def select_levels(factors: Sequence[Factor], cell: Cell) -> list[tuple[Factor, L
     """
     complete = list_cells(factors, {name: [level] for name, level in cell.items()})[-1]
     return [(factor, factor.get_level(complete[factor.name])) for factor in factors]
+
+
+def _replace_task(task: Any, fields: Mapping[str, Any]) -> Any:
+    return replace(task, **fields)  # every task is a dataclass
 
 
 def _replace_model(model: DecoderConfig, fields: Mapping[str, Any]) -> DecoderConfig:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mesascope.studies._cell_names import Cell, parse_cell
+from mesascope.studies.cell_names import Cell, parse_cell
 
 CELLS_FOLDER = "cells"
 
@@ -55,7 +55,7 @@ class ClaimOverCells:
     statuses: Mapping[str, str]
 
     @property
-    def share(self) -> str:
+    def support(self) -> str:
         """In how many cells the claim is supported, or the check holds, such as ``5 of 8``."""
         word = "holds" if self.kind == "check" else "supported"
         return f"{sum(status == word for status in self.statuses.values())} of {len(self.statuses)}"
@@ -68,10 +68,13 @@ def load_cells(run_dir: Path) -> list[JudgedCell]:
         run_dir: the directory of the run.
 
     Returns:
-        the study's own setting first, then other cells by name; cells that cannot be read are left out.
+        the study's own setting first, then other cells in the order of their levels; cells that cannot be read are left
+        out.
     """
     folders = [run_dir, *sorted((run_dir / CELLS_FOLDER).glob("*"))]
-    return [cell for folder in folders if (cell := _load_cell(folder)) is not None]
+    cells = [cell for folder in folders if (cell := _load_cell(folder)) is not None]
+    order = _read_level_order(run_dir)
+    return sorted(cells, key=lambda cell: [order.get(pair, len(order)) for pair in cell.levels.items()])
 
 
 def tabulate_claims(cells: Sequence[JudgedCell]) -> list[ClaimOverCells]:
@@ -97,6 +100,17 @@ def tabulate_claims(cells: Sequence[JudgedCell]) -> list[ClaimOverCells]:
         )
         for name, row in reversed(rows.items())
     ]
+
+
+def _read_level_order(run_dir: Path) -> dict[tuple[str, str], int]:
+    """Return the position of every level of every factor, as ``run.json`` lists them."""
+    try:
+        factors = json.loads((run_dir / "run.json").read_text(encoding="utf-8")).get("factors", {})
+        return {
+            (name, level): position for name, one in factors.items() for position, level in enumerate(one["levels"])
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def _load_cell(folder: Path) -> JudgedCell | None:

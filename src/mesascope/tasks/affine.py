@@ -31,6 +31,11 @@ class Affine(Recurrence):
         spectral_radius: spectral radius of A; |a| in one dimension. Above 1 the terms grow.
         offset: distribution of each coordinate of b.
         start: distribution of each coordinate of x[0].
+        unit_rms: divide b and x[0] by the root mean square of the terms x[0], ..., x[length], so that the terms of
+            every sequence have root mean square 1; A is unchanged. The divisor depends on later terms too, so the first
+            terms tell a little about the size of later ones. If False, the few sequences with the largest terms
+            dominate the loss: in two dimensions, with dense matrices and the other defaults, 1 % of the sequences
+            carry over 40 % of the squared error of copying.
 
     >>> batch = Affine(length=8).sample(2, torch.Generator().manual_seed(0))
     >>> batch.inputs.shape, batch.targets.shape
@@ -42,6 +47,7 @@ class Affine(Recurrence):
     spectral_radius: Distribution = Uniform(0.0, 1.0)
     offset: Distribution = Normal(1.0)
     start: Distribution = Normal(1.0)
+    unit_rms: bool = False
 
     def __post_init__(self) -> None:
         """Validate the fields."""
@@ -89,10 +95,24 @@ class Affine(Recurrence):
         largest = largest.clamp_min(torch.finfo(torch.float32).tiny)  # a matrix of exactly 0, once in 2^24, stays 0
         matrix = unscaled * (self.spectral_radius.sample((n,), generator) / largest)[:, None, None]
         offset = self.offset.sample((n, 1, self.dim), generator)
-        return torch.cat([offset, matrix.mT], dim=1), self.start.sample((n, self.dim), generator)
+        start = self.start.sample((n, self.dim), generator)
+        if self.unit_rms:
+            offset, start = self._scale_to_unit_rms(offset, matrix, start)
+        return torch.cat([offset, matrix.mT], dim=1), start
+
+    def _scale_to_unit_rms(
+        self, offset: Float[Tensor, "batch 1 d_in"], matrix: Float[Tensor, "batch d_in d_in"], start: Tensor
+    ) -> tuple[Float[Tensor, "batch 1 d_in"], Float[Tensor, "batch d_in"]]:
+        """Divide offsets and first terms by the root mean square of the terms; a sequence of zeros stays 0."""
+        terms = self.iterate_rule(torch.cat([offset, matrix.mT], dim=1), start)
+        rms = terms.square().mean((1, 2)).sqrt().float().clamp_min(torch.finfo(torch.float32).tiny)
+        return offset / rms[:, None, None], start / rms[:, None]
 
     def distribution_shifts(self) -> Mapping[str, "Affine"]:
-        """Return tasks with growing terms, larger initial values or offsets and, if ``dim`` > 1, other matrices."""
+        """Return tasks with growing terms, larger initial values or offsets, and others where they differ.
+
+        If ``dim`` > 1, these include other matrices; if ``unit_rms``, terms of any size.
+        """
         shifts = {
             "spectral radius above 1": replace(self, spectral_radius=Uniform(1.0, 1.1)),
             "initial value × 3": replace(self, start=Normal(3.0)),
@@ -101,6 +121,8 @@ class Affine(Recurrence):
         if self.dim > 1:
             other = "dense" if self.matrix != "dense" else "orthogonal"
             shifts[f"{other} matrices"] = replace(self, matrix=other)
+        if self.unit_rms:
+            shifts["terms of any size"] = replace(self, unit_rms=False)
         return shifts
 
     def _sample_matrices(self, n: int, generator: torch.Generator) -> Float[Tensor, "batch d_in d_in"]:

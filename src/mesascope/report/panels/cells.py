@@ -31,7 +31,7 @@ def build_cell_map(run_dir: Path, run: Mapping[str, Any]) -> dict[str, Any] | No
         "rows": [
             {
                 "statement": format_sentence(claim.statement),
-                "share": claim.share,
+                "support": claim.support,
                 "cells": [
                     build_card({"status": claim.statuses[cell.name]}) if cell.name in claim.statuses else None
                     for cell in cells
@@ -67,10 +67,10 @@ def describe_factors(run: Mapping[str, Any], names: Sequence[str]) -> list[tuple
     [('heads', 'heads per layer. 4: 4 heads; 1: 1 head')]
     """
     recorded = run.get("factors")
-    known = recorded if isinstance(recorded, Mapping) else {}
+    factors = recorded if isinstance(recorded, Mapping) else {}
     sentences = []
     for name in names:
-        factor = known.get(name)
+        factor = factors.get(name)
         if isinstance(factor, Mapping) and isinstance(factor.get("levels"), Mapping):
             levels = "; ".join(f"{level}: {words}" for level, words in factor["levels"].items())
             sentences.append((name, f"{factor.get('description', '')}. {levels}"))

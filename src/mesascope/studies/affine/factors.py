@@ -1,4 +1,4 @@
-"""What the abstract leaves open about the model and the data, as factors of the study."""
+"""Factors of the affine study: choices about the model and the data that the abstract leaves open."""
 
 from mesascope.studies.base import Factor, Level
 from mesascope.tasks.distributions import Uniform

@@ -36,17 +36,18 @@ SHAPE = {
 }
 
 
-def make_affine_training(steps: int, checkpoints: int) -> TrainingConfig:
+def make_affine_training(steps: int, checkpoints: int, lr: float = 2e-3) -> TrainingConfig:
     """Return the training config; it is ours, since the abstract does not report one.
 
     Args:
         steps: optimiser steps.
         checkpoints: number of saved checkpoints.
+        lr: peak learning rate.
     """
     return TrainingConfig(
         steps=steps,
         batch_size=64,
-        optimizer=AdamW(lr=2e-3, betas=(0.9, 0.99), weight_decay=0.01),
+        optimizer=AdamW(lr=lr, betas=(0.9, 0.99), weight_decay=0.01),
         warmup=min(200, steps // 5),
         schedule=CosineSchedule(),
         clip=1.0,
@@ -56,8 +57,8 @@ def make_affine_training(steps: int, checkpoints: int) -> TrainingConfig:
 
 SCALES = {
     "smoke": ScaleConfig(training=make_affine_training(60, checkpoints=3), sequences=64),
-    "laptop": ScaleConfig(training=make_affine_training(6_000, checkpoints=12), sequences=512),
-    "paper": ScaleConfig(training=make_affine_training(40_000, checkpoints=20), sequences=2048),
+    "laptop": ScaleConfig(training=make_affine_training(2_000, checkpoints=6, lr=4e-3), sequences=256),
+    "paper": ScaleConfig(training=make_affine_training(10_000, checkpoints=12, lr=4e-3), sequences=1024),
 }
 
 FIRST_SCORED = TASK.identified_from + 1  # one position after the context determines a and b
@@ -66,11 +67,11 @@ STUDY = Study(
     name="affine",
     title="Affine recurrences in context",
     description=(
-        "Sequences x' = a x + b; a and b are drawn anew for each sequence. A three-layer attention-only decoder is "
-        "trained to predict the next term. The number of layers and the claims about copying and refinement "
-        "come from the paper's abstract; ranges, sizes, training and thresholds are ours. The abstract leaves open "
-        "whether the model has a norm and MLPs, how many heads it has and how wide it is; the verdicts are about the "
-        "one architecture that is trained here."
+        "Sequences x' = a x + b; a and b are drawn anew for each sequence. A three-layer decoder is trained to predict "
+        "the next term. The number of layers and the claims about copying and refinement come from the paper's "
+        "abstract; ranges, sizes, training and thresholds are ours. The abstract leaves open whether the model has a "
+        "norm and MLPs, how many heads it has and how fast sequences grow; every claim is judged in several such "
+        "settings, each on its own."
     ),
     citation=CITATION,
     conditions=(
@@ -83,7 +84,7 @@ STUDY = Study(
     ),
     claims=affine_claims(first=FIRST_SCORED, layers=3),
     seeds={"smoke": 2, "laptop": 5, "paper": 8},
-    minutes={"smoke": 0.5, "laptop": 8.0, "paper": 90.0},
+    minutes={"smoke": 0.5, "laptop": 6.0, "paper": 170.0},
     factors=FACTORS,
     grid={
         "laptop": {"block": ("bare", "prenorm")},

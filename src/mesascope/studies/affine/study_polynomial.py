@@ -11,6 +11,8 @@ from mesascope.tasks.distributions import Uniform
 
 TASK = Polynomial(degree=2, length=20, coefficient_norm=Uniform(0.5, 1.0), unidentified_weight=0.05)  # all ours
 
+LAPTOP = ScaleConfig(training=study.make_affine_training(3_000, checkpoints=8, lr=4e-3), sequences=256)
+
 STUDY = replace(
     study.STUDY,
     name="polynomial",
@@ -23,12 +25,12 @@ STUDY = replace(
         Condition(
             task=TASK,
             model=study.STUDY.main.model,
-            scales=study.SCALES | {"laptop": ScaleConfig(training=study.make_affine_training(8_000, checkpoints=10))},
+            scales=study.SCALES | {"laptop": LAPTOP},
             analyses=make_recurrence_analyses(TASK.identified_from + 1),
         ),
     ),
     grid={"laptop": study.STUDY.grid["laptop"], "paper": {"block": ("bare", "prenorm"), "heads": ("4", "1")}},
-    minutes={**study.STUDY.minutes, "laptop": 13.0},
+    minutes={**study.STUDY.minutes, "laptop": 8.0},
     claims=transferred_claims(first=TASK.identified_from + 1, layers=3),
     factors=tuple(factor for factor in FACTORS if factor.name != "range"),  # the terms of a polynomial are bounded
 )

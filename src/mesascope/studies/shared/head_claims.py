@@ -10,7 +10,7 @@ OURS = "ours"
 MIN_LOG_FACTOR = float(np.log10(1 + MIN_EFFECT_FRACTION))  # ours: below it, head ablation reports no effect of a head
 
 
-def head_role_claims(prefix: str = "", name_prefix: str = "") -> tuple[Claim, ...]:
+def head_effect_claims(prefix: str = "", name_prefix: str = "") -> tuple[Claim, ...]:
     """Return the claim about mean ablation of single heads, which applies to any model.
 
     Args:
@@ -27,43 +27,42 @@ def _specific_effect_claim(result: str, name_prefix: str) -> Claim:
             name_prefix, "Mean-ablating a head raises the loss more than a norm-matched random perturbation."
         ),
         source=f"{OURS}: if any perturbation of this norm costs as much, the effect does not depend on the content",
-        value=_mean_log_factor(
+        value=_mean_log_effect(
             result,
-            "effect",
-            "log10 of the factor by which mean ablation of a head multiplies the loss, mean over heads",
+            "log_effect",
+            "log10 of the factor by which mean ablation of a head multiplies the loss of a sequence, mean over "
+            "sequences and heads",
         ),
-        control=_mean_log_factor(
-            result, "effect_null", "the same when the change of the residual stream is randomly rotated"
+        control=_mean_log_effect(
+            result, "log_effect_null", "the same when the change of the residual stream is randomly rotated"
         ),
         direction="above",
         margin=MIN_LOG_FACTOR,
     )
 
 
-def _mean_log_factor(result: str, variable: str, description: str) -> Quantity:
+def _mean_log_effect(result: str, variable: str, description: str) -> Quantity:
     return Quantity(
         description=description,
-        read=lambda results: compute_log_factor(results, variable, result=result).mean(("layer", "head")),
+        read=lambda results: select_log_effect(results, variable, result=result).mean(("layer", "head")),
     )
 
 
-def compute_log_factor(results: Results, variable: str, *, result: str = "head_ablation") -> xr.DataArray:
-    """Return log10 of the factor by which an ablation multiplies the loss of the trained model.
+def select_log_effect(results: Results, variable: str, *, result: str = "head_ablation") -> xr.DataArray:
+    """Return the mean over sequences of log10 of the factor by which an ablation multiplies the loss of a sequence.
 
-    The logarithm keeps a few large losses from deciding a mean.
+    The logarithm of each sequence keeps a few sequences with a large loss from deciding the mean.
 
     Args:
         results: of a run.
-        variable: ``effect`` or ``group_effect``, of which mean ablation is taken, or ``effect_null``.
+        variable: ``log_effect`` or ``log_group_effect``, of which mean ablation is taken, or ``log_effect_null``.
         result: name of the result of head ablation, such as ``text_head_ablation``.
 
     Returns:
-        log10 of the ablated over the intact loss, with the axes of the variable except for step and stat.
+        the effect in the trained model, with the axes of the variable except for step and stat.
     """
-    increase, intact = (select_last_step(results[result][name]) for name in (variable, "loss"))
-    if "stat" in increase.dims:
-        increase = increase.sel(stat="mean", drop=True)
-    return xr.apply_ufunc(np.log10, 1 + increase / intact)
+    effect = select_last_step(results[result][variable])
+    return effect.sel(stat="mean", drop=True) if "stat" in effect.dims else effect
 
 
 def prefix_statement(name_prefix: str, statement: str) -> str:
