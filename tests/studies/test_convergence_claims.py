@@ -41,13 +41,13 @@ def falling_curve(reached: float, first: float = 1.0, last: float = 0.0) -> np.n
 
 
 def ablation_results(effect=0.1) -> xr.Dataset:
-    """Make results of `head_ablation` whose intact loss is 1."""
-    axes = ("step", "layer", "head")
+    """Make results of `head_ablation` in which ablation multiplies the loss of every sequence by 1 + effect."""
+    axes, steps = ("step", "layer", "head"), {"step": [0, 800]}
+    effect, perturbed = np.log10(1 + np.full((2, 2, 4, 1), effect)), np.log10(np.full((2, 2, 4), 1.02))
     return xr.Dataset(
         {
-            "effect": stack_seeds(np.full((2, 2, 4, 1), effect), *axes, "stat", step=[0, 800], stat=["mean"]),
-            "effect_null": stack_seeds(np.full((2, 2, 4), 0.02), *axes, step=[0, 800]),
-            "loss": stack_seeds([1.0, 1.0], "step", step=[0, 800]),
+            "log_effect": stack_seeds(effect, *axes, "stat", **steps, stat=["mean"]),
+            "log_effect_null": stack_seeds(perturbed, *axes, **steps),
         }
     )
 

@@ -21,6 +21,7 @@ from mesascope.studies.norm_growth.conditions import (
     LINEAR_DECAY,
     MULTIPLICATIVE,
     OUTPUT_NORM,
+    OUTPUT_NORM_LARGE_DECAY,
     OUTPUT_NORM_MULTIPLICATIVE,
 )
 from mesascope.studies.norm_growth.study import STUDY
@@ -96,6 +97,7 @@ def supporting_results() -> Mapping[str, xr.Dataset]:
         f"{LINEAR_DECAY}_parameter_norms": norm_results(50 + 4 * T**0.2),
         f"{LARGE_DECAY}_parameter_norms": norm_results(50 - 0.05 * T),
         f"{OUTPUT_NORM}_parameter_norms": norm_results(50 + 0.08 * T),
+        f"{OUTPUT_NORM_LARGE_DECAY}_parameter_norms": norm_results(50 - 0.04 * T),
         f"{ADAMW_SHUFFLED}_parameter_norms": norm_results(50 - 0.001 * T),
         "saturation": saturation_results(0.95, 10),
         f"{OUTPUT_NORM}_saturation": saturation_results(0.9, 10),
@@ -107,7 +109,15 @@ def supporting_results() -> Mapping[str, xr.Dataset]:
         "loss_vs_baselines": loss_results(3.0),
         **{
             f"{condition}_loss_vs_baselines": loss_results(3.0)
-            for condition in (INVERSE_SQRT, ADAFACTOR, LINEAR_DECAY, OUTPUT_NORM, MULTIPLICATIVE)
+            for condition in (
+                INVERSE_SQRT,
+                ADAFACTOR,
+                LINEAR_DECAY,
+                LARGE_DECAY,
+                OUTPUT_NORM,
+                OUTPUT_NORM_LARGE_DECAY,
+                MULTIPLICATIVE,
+            )
         },
     }
 
@@ -132,6 +142,13 @@ OPPOSING_RESULTS = {
     },
     "constant learning rate gives a larger exponent": {"parameter_norms": norm_results(50 + 4 * T**0.2)},
     "norm grows throughout training": {"parameter_norms": norm_results(50 + 0.05 * T - 9 * (T == 240))},
+    "norm grows throughout training, x + norm(f(x))": {
+        f"{OUTPUT_NORM}_parameter_norms": norm_results(50 + 0.08 * T - 12 * (T == 240))
+    },
+    "norm decreases with a large weight decay": {f"{LARGE_DECAY}_parameter_norms": norm_results(50 + 0.09 * T)},
+    "norm decreases with a large weight decay, x + norm(f(x))": {
+        f"{OUTPUT_NORM_LARGE_DECAY}_parameter_norms": norm_results(50 + 0.01 * T)
+    },
     "norm growth exceeds AdamW on shuffled targets": {f"{ADAMW_SHUFFLED}_parameter_norms": norm_results(50 + 0.2 * T)},
     "parameter direction converges after warm-up": {"parameter_norms": norm_results(50 + T, cosine=(0.99, 0.97))},
     "updates are nearly orthogonal to the parameters": {"parameter_norms": norm_results(50 + T, alignment=(-0.5, 0))},
@@ -170,7 +187,17 @@ def test_two_types_of_heads_are_contradicted_by_eight_models_without_them():
     ("condition", "names"),
     [
         ("adapted", ["norm grows as √t under a 1/√t learning rate, AdaFactor"]),
-        ("output", ["training increases saturation, x + norm(f(x))", f"{WIDE_HEADS} require the multiplicative mask"]),
+        (
+            "output",
+            [
+                "norm grows throughout training, x + norm(f(x))",
+                "norm decreases with a large weight decay, x + norm(f(x))",
+                "training increases saturation, x + norm(f(x))",
+                f"{WIDE_HEADS} require the multiplicative mask",
+            ],
+        ),
+        ("decayed", ["norm decreases with a large weight decay"]),
+        ("output_decayed", ["norm decreases with a large weight decay, x + norm(f(x))"]),
         ("zeroed", [f"{WIDE_HEADS} attend to later positions"]),
         ("linear", ["constant learning rate gives a larger exponent"]),
     ],

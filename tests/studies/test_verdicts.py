@@ -3,9 +3,17 @@
 import numpy as np
 import pytest
 import xarray as xr
+from scipy import stats
 
 from mesascope.studies.base import Claim, Quantity, Requirement
-from mesascope.studies.inference import ERROR_RATE, adjust_holm, min_agreeing_seeds, p_value_above, t_interval
+from mesascope.studies.inference import (
+    ERROR_RATE,
+    adjust_holm,
+    min_agreeing_seeds,
+    p_value_above,
+    rate_interval,
+    t_interval,
+)
 from mesascope.studies.verdicts import CONTRADICTED, SUPPORTED, judge, judge_claims
 
 from .error_rates import KINDS, NULLS, SEEDS, count_statuses
@@ -81,6 +89,30 @@ def test_existence_is_a_rate_against_that_of_control_models(value, control, stat
     assert verdict.status == status, verdict.reason
 
 
+def test_existence_has_the_exact_interval_of_a_rate_and_states_both_counts():
+    verdict = judge(make_claim([1, 0, 0, 0, 0], [1, 0, 1, 0, 0], existence=True, margin=0.5), {}, "laptop")
+    assert verdict.value == pytest.approx(0.2)
+    low, high = (stats.beta.ppf(q, a, b) for q, a, b in ((0.01, 1, 5), (0.99, 2, 4)))  # Clopper & Pearson 1934
+    assert verdict.interval == pytest.approx((low, high))
+    assert verdict.difference is None
+    assert verdict.reason == "trained 1 of 5, untrained 2 of 5"
+    everyone = judge(make_claim([1] * 5, [0] * 5, existence=True, margin=0.5), {}, "laptop")
+    assert everyone.interval == pytest.approx((0.01 ** (1 / 5), 1.0))  # a t interval would be [1, 1]
+    assert everyone.reason == "trained 5 of 5, untrained 0 of 5"
+    nothing = judge(make_claim([np.nan] * 5, [0] * 5, existence=True, margin=0.5), {}, "laptop")
+    assert nothing.interval is None
+    assert judge(make_claim([1] * 5, [0] * 5), {}, "laptop").interval == (1.0, 1.0)  # a quantity, not a rate
+
+
+def test_the_interval_of_a_rate_covers_it_at_least_as_often_as_stated():
+    hits = np.arange(6)
+    ends = np.array([rate_interval(int(one), 5) for one in hits])
+    for rate in np.linspace(0.01, 0.99, 50):
+        covered = (ends[:, 0] <= rate) & (rate <= ends[:, 1])
+        assert stats.binom.pmf(hits[covered], 5, rate).sum() >= 0.98
+    assert rate_interval(0, 0) is None
+
+
 def test_nothing_is_said_of_a_model_that_has_not_learned():
     def requirement(loss):
         return Requirement(
@@ -115,8 +147,6 @@ def test_holm_is_the_textbook_procedure():
 
 
 def test_the_interval_and_the_p_value_are_those_of_scipy():
-    from scipy import stats
-
     values = np.array([0.3, 0.9, 0.5, 0.8, 0.4, 0.7])
     expected = stats.t.interval(0.98, 5, values.mean(), stats.sem(values))
     assert t_interval(values) == pytest.approx(expected)
@@ -141,6 +171,27 @@ def test_wrong_verdicts_are_rare(seeds, kind, family):
 def test_clear_effects_are_found():
     for seeds, least in ((5, 0.9), (8, 0.99)):
         assert count_statuses(300, seeds, NULLS["normal"], effect=3.0, kind="fixed control")[SUPPORTED] > least
+
+
+KNOWN_EFFECTS = {  # status -> true difference from the control and margin, in standard deviations between seeds
+    "supported": (6.0, 1.0),
+    "contradicted": (-6.0, 1.0),
+    "no effect": (0.0, 5.0),
+    "inconclusive": (1.0, 1.0),
+}
+
+
+def test_results_with_a_known_effect_get_the_right_word():
+    """20 synthetic result sets of 5 seeds, 5 of each word; at least 19 are right."""
+    right = 0
+    for draw in range(20):
+        rng = np.random.default_rng(draw)
+        status = list(KNOWN_EFFECTS)[draw % len(KNOWN_EFFECTS)]
+        effect, margin = KNOWN_EFFECTS[status]
+        control = rng.normal(size=5)
+        claim = make_claim(control + effect + rng.normal(size=5), control, margin=margin)
+        right += judge(claim, {}, "laptop").status == status
+    assert right >= 19
 
 
 def test_at_a_scale_that_decides_nothing_the_numbers_are_shown():

@@ -7,17 +7,22 @@ import pytest
 import torch
 from sklearn.linear_model import Lasso, Ridge
 
-from mesascope.studies.sparse_regression_heads import lasso
-from mesascope.studies.sparse_regression_heads.lasso import GAP_TOLERANCE, duality_gap, lasso_estimates
-from mesascope.studies.sparse_regression_heads.problems import PROBLEM_SETTINGS, ProblemSetting
+from mesascope.studies.sparse_regression_heads.problems import (
+    PROBLEM_SETTINGS,
+    ProblemSetting,
+    compute_mean_products,
+)
 from mesascope.studies.sparse_regression_heads.toy_model import (
     DESCENT_METHODS,
+    METHODS,
+    PENALTIES,
     SparseDescent,
     descent_risks,
     excess_risk,
     ridge_estimates,
 )
 from mesascope.studies.toy_model import simulation_generator
+from mesascope.tasks.algorithms import compute_duality_gap, solve_lasso
 from mesascope.testing import check_toy_model
 
 SMALL = SparseDescent(settings=(ProblemSetting(features=6, nonzero=2, examples=8),), steps=20, problems=10)
@@ -61,47 +66,48 @@ def test_plain_descent_converges_to_least_squares():
 
 
 @pytest.mark.parametrize("penalty", [0.01, 0.3])
-def test_ridge_and_lasso_agree_with_scikit_learn(penalty):
+def test_ridge_agrees_with_scikit_learn(penalty):
     x, y, _ = ProblemSetting(features=6, nonzero=2, examples=9).sample_problems(4, simulation_generator(0))
     for row in range(4):
         ridge = ridge_estimates(x, y, penalty)[row].numpy()
         assert ridge == pytest.approx(Ridge(penalty * 9, fit_intercept=False).fit(x[row], y[row]).coef_)
-        lasso = lasso_estimates(x, y, penalty)[row].numpy()
-        expected = Lasso(penalty, fit_intercept=False, tol=1e-10, max_iter=100_000).fit(x[row], y[row]).coef_
-        assert lasso == pytest.approx(expected, abs=2e-3)
+
+
+@pytest.mark.parametrize("setting", PROBLEM_SETTINGS, ids=lambda setting: setting.name)
+def test_lasso_agrees_with_scikit_learn_in_every_setting(setting):
+    x, y, _ = setting.sample_problems(3, simulation_generator(0))
+    estimates = solve_lasso(*compute_mean_products(x, y), y.square().mean(1), torch.tensor(PENALTIES))
+    for penalty, found in zip(PENALTIES, estimates, strict=True):
+        for row in range(3):
+            solver = Lasso(penalty, fit_intercept=False, tol=1e-10, max_iter=1_000_000).fit(x[row], y[row])
+            assert found[row].numpy() == pytest.approx(solver.coef_, rel=1e-4, abs=1e-4)
 
 
 @pytest.mark.parametrize("penalty", [0.003, 0.1])
 def test_duality_gap_bounds_the_distance_from_the_minimum_and_is_0_there(penalty):
     x, y, _ = ProblemSetting(features=6, nonzero=2, examples=5).sample_problems(4, simulation_generator(0))
-    gram, moment, mean_square = x.mT @ x / 5, torch.einsum("pef,pe->pf", x, y) / 5, y.square().mean(1)
+    (gram, moment), mean_square = compute_mean_products(x, y), y.square().mean(1)
 
     def loss(weights):
         residual = torch.einsum("pef,pf->pe", x, weights) - y
         return 0.5 * residual.square().mean(1) + penalty * weights.abs().sum(1)
 
-    solvers = [
-        Lasso(penalty, fit_intercept=False, tol=1e-12, max_iter=1_000_000).fit(*problem)
-        for problem in zip(x, y, strict=True)
-    ]
-    exact = torch.tensor(np.stack([solver.coef_ for solver in solvers]))
-    gap = duality_gap(gram, moment, mean_square, exact, penalty)
-    assert gap.tolist() == pytest.approx([0.0] * 4, abs=1e-9)
+    exact = solve_lasso(gram, moment, mean_square, torch.tensor([penalty]))[0]
+    assert compute_duality_gap(gram, moment, mean_square, exact, penalty).tolist() == pytest.approx(
+        [0.0] * 4, abs=1e-12
+    )
     for offset in (0.01, 0.3):
-        weights = exact + offset
-        assert (duality_gap(gram, moment, mean_square, weights, penalty) >= loss(weights) - loss(exact)).all()
-    assert (loss(lasso_estimates(x, y, penalty)) - loss(exact) <= GAP_TOLERANCE * mean_square).all()
+        gap = compute_duality_gap(gram, moment, mean_square, exact + offset, penalty)
+        assert (gap >= loss(exact + offset) - loss(exact)).all()
+        assert (loss(exact + offset) > loss(exact)).all()
 
 
-def test_lasso_accepts_any_initial_value_and_raises_without_convergence(monkeypatch):
-    x, y, _ = ProblemSetting(features=6, nonzero=2, examples=9).sample_problems(4, simulation_generator(0))
-    from_ones = lasso_estimates(x, y, 0.1, torch.ones(4, 6, dtype=torch.float64))
-    assert from_ones.numpy() == pytest.approx(lasso_estimates(x, y, 0.1).numpy(), abs=0.02)
-    with pytest.raises(ValueError, match="penalty must be above 0, but got 0"):
-        lasso_estimates(x, y, 0.0)
-    monkeypatch.setattr(lasso, "MAX_LASSO_STEPS", 1)
-    with pytest.raises(ValueError, match="the lasso must converge in 1 steps, but 4 of 4 problems did not"):
-        lasso_estimates(x, y, 0.01)
+def test_a_best_penalty_or_number_of_steps_at_the_edge_is_reported():
+    """Without noise, the smallest penalty is best; with much noise, neither a penalty nor the last step is."""
+    settings = (ProblemSetting(noise=0.0, examples=40), ProblemSetting(noise=2.0))
+    at_edge = SparseDescent(settings=settings, steps=200, problems=100).simulate(0)["best_at_edge"]
+    assert at_edge.sel(predictor=METHODS[2:]).values.tolist() == [[1, 1], [0, 0]]
+    assert at_edge.sel(predictor=METHODS[0]).values.tolist() == [1, 0]
 
 
 def test_preprocessing_lowers_the_risk_except_without_noise_and_with_many_examples():

@@ -38,6 +38,9 @@ def _make_scales(task: Regression) -> dict[str, ScaleConfig]:
     return SCALES | {"smoke": replace(SCALES["smoke"], task=replace(task, num_examples=3))}
 
 
+# Trees are fitted to every context: 4,096 sequences take 11 minutes per seed on one core.
+TREE_SCALES = _make_scales(TREE_TASK) | {"laptop": replace(SCALES["laptop"], evaluation_sequences=1_024)}
+
 STUDY = Study(
     name="function-classes",
     title="In-context learning of four function classes",
@@ -87,11 +90,11 @@ STUDY = Study(
             title="decision trees",
             task=TREE_TASK,
             model=make_regression_decoder(TREE_TASK, 4),
-            scales=_make_scales(TREE_TASK),
+            scales=TREE_SCALES,
             analyses=(analyses.loss_vs_baselines,),
         ),
     ),
     claims=function_class_claims(),
     seeds={"smoke": 2, "laptop": 5, "paper": 8},
-    minutes={"smoke": 0.5, "laptop": 33.0, "paper": 900.0},
+    minutes={"smoke": 0.5, "laptop": 50.0, "paper": 900.0},
 )

@@ -50,7 +50,7 @@ SCALES = {
     "paper": ScaleConfig(training=_make_training(30_000), sequences=4096),
 }
 TWO_STEPS = replace(
-    analyses.which_algorithm.using(iterations=2, layers=False, shifted=False),
+    analyses.which_algorithm.using(iterations=2, tuned=True, layers=False, shifted=False),
     name="two_steps",
     title="Nearest algorithm with two steps",
 )

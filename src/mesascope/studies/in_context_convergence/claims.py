@@ -15,7 +15,7 @@ from mesascope.studies.in_context_convergence.citation import CITATION
 from mesascope.studies.in_context_convergence.half_times import DOMINANT, UNIFORM
 from mesascope.studies.in_context_convergence.learning_steps import log_half_time, log_halving_step
 from mesascope.studies.in_context_convergence.toy_model import FIRST_FEATURE, OTHER_FEATURES
-from mesascope.studies.shared.head_claims import head_role_claims
+from mesascope.studies.shared.head_claims import head_effect_claims
 from mesascope.studies.shared.selectors import select_similarity
 
 PAPER = CITATION.short
@@ -39,7 +39,7 @@ MAX_LOSS_RATIO = 1.5  # to least squares; ours
 
 def convergence_claims() -> tuple[Claim, ...]:
     """Return all claims of the study, in the order of the page."""
-    gated = (replace(claim, requirements=(LEARNED,)) for claim in (*_DECODER_CLAIMS, *head_role_claims()))
+    gated = (replace(claim, requirements=(LEARNED,)) for claim in (*_DECODER_CLAIMS, *head_effect_claims()))
     return (*_TOY_MODEL_CLAIMS, *gated)
 
 

@@ -22,7 +22,7 @@ from mesascope.studies.induction_heads.plateaus import (
 )
 from mesascope.studies.induction_heads.task import Grams
 from mesascope.studies.induction_heads.toy_model import BIGRAM, GRAM
-from mesascope.studies.shared.head_claims import head_role_claims
+from mesascope.studies.shared.head_claims import head_effect_claims
 
 PAPER = CITATION.short
 OURS = "ours"
@@ -42,7 +42,7 @@ def induction_claims(task: Grams) -> tuple[Claim, ...]:
     Args:
         task: gives the score and the scale that the induction head should learn.
     """
-    gated = (replace(claim, requirements=(HEAD_EMERGED,)) for claim in (_DECODER_CLAIM, *head_role_claims()))
+    gated = (replace(claim, requirements=(HEAD_EMERGED,)) for claim in (_DECODER_CLAIM, *head_effect_claims()))
     return (
         _gram_first_claim(),
         _initial_size_claim(),

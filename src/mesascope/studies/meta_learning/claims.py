@@ -7,14 +7,18 @@ from mesascope.studies.base import Claim, Requirement
 from mesascope.studies.meta_learning.cluster_claims import cluster_claims
 from mesascope.studies.meta_learning.history_claims import dual_form_check, history_attention_claims
 from mesascope.studies.meta_learning.loss_claims import LEARNED, SGD_LEARNED, TEXT_LEARNED, outer_loss_claims
-from mesascope.studies.meta_learning.optimisation_claims import fast_weight_claim, outer_gradient_claim
+from mesascope.studies.meta_learning.optimisation_claims import (
+    fast_weight_claim,
+    inner_loss_claim,
+    outer_gradient_claim,
+)
 from mesascope.studies.meta_learning.representation_claims import (
     input_alignment_claim,
     lens_claim,
     norm_claims,
     output_norm_check,
 )
-from mesascope.studies.shared.head_claims import head_role_claims
+from mesascope.studies.shared.head_claims import head_effect_claims
 
 TEXT = ("text_", "on real text: ")  # prefix of the results, prefix of names and statements
 
@@ -25,7 +29,13 @@ def meta_learning_claims() -> tuple[Claim, ...]:
         *outer_loss_claims(),
         *_require(
             LEARNED,
-            (*cluster_claims(), fast_weight_claim(), *_claims_of_condition("", ""), input_alignment_claim()),
+            (
+                *cluster_claims(),
+                inner_loss_claim(),
+                fast_weight_claim(),
+                *_claims_of_condition("", ""),
+                input_alignment_claim(),
+            ),
         ),
         output_norm_check(),
         *_require(SGD_LEARNED, history_attention_claims()),
@@ -39,7 +49,7 @@ def _claims_of_condition(prefix: str, name_prefix: str) -> tuple[Claim, ...]:
         outer_gradient_claim(prefix, name_prefix),
         *norm_claims(prefix, name_prefix),
         lens_claim(prefix, name_prefix),
-        *head_role_claims(prefix, name_prefix),
+        *head_effect_claims(prefix, name_prefix),
     )
 
 

@@ -7,13 +7,14 @@ from mesascope.studies.meta_learning.representation_claims import OURS, PAPER
 from mesascope.studies.shared.head_claims import prefix_statement
 
 COSINE_MARGIN = 0.05  # ours, fixed after a run of 3 seeds: a mean cosine of less is no descent
+INNER_LOSS_MARGIN = 0.05  # ours, fixed before this inner loss was seen: of a cosine, too
 
 
 def fast_weight_claim() -> Claim:
     """Return the claim on figure 2 that attention descends the fast weight objective.
 
-    No claim rests on the other inner objectives: attention lowers the linear one by construction, and the descent of
-    the quadratic one and of the Hopfield energy depends on the norms of tokens only.
+    No claim rests on the descent of the other inner objectives: attention lowers the linear one by construction, and
+    the descent of the quadratic one and of the Hopfield energy depends on the norms of tokens only.
     """
     return Claim(
         name="attention descends: fast weight",
@@ -33,6 +34,32 @@ def fast_weight_claim() -> Claim:
         ),
         direction="above",
         margin=COSINE_MARGIN,
+        by_paper=True,
+    )
+
+
+def inner_loss_claim() -> Claim:
+    """Return the claim on figure 2 (a) that the inner loss of attention falls over training, in every layer.
+
+    The loss is the linear objective before the update over the norms of representation x and update u, -cos(x, u). Its
+    value depends on the weights, unlike its descent.
+    """
+    return Claim(
+        name="inner loss falls over training",
+        statement="In every layer the inner loss of attention, -cos(x, u), is lower after training than before, and "
+        "lower than with shuffled keys.",
+        source=f"{PAPER}, figure 2 (a): inner losses by layer and epoch; this loss, and that it falls in every layer, "
+        f"are {OURS}",
+        value=Quantity(
+            description="largest difference over layers of the inner loss from the lower one of the untrained model "
+            "and of the trained model with shuffled keys",
+            read=_largest_inner_loss_difference,
+        ),
+        control=Quantity(
+            description="0, no fall", read=lambda results: xr.zeros_like(_largest_inner_loss_difference(results))
+        ),
+        direction="below",
+        margin=INNER_LOSS_MARGIN,
         by_paper=True,
     )
 
@@ -66,6 +93,16 @@ def outer_gradient_claim(prefix: str, name_prefix: str) -> Claim:
         margin=COSINE_MARGIN,
         by_paper=True,
     )
+
+
+def _largest_inner_loss_difference(results: Results) -> xr.DataArray:
+    """Return the difference in the layer in which the inner loss falls least."""
+    loss, shuffled = (
+        results["inner_linear"][name].sel(sublayer="attention", drop=True) for name in ("opposition", "opposition_null")
+    )
+    controls = select_untrained(loss), select_last_step(shuffled).min("draw")
+    lowest = xr.concat(controls, "control").min("control", skipna=False)
+    return (select_last_step(loss) - lowest).max("layer", skipna=False)
 
 
 def _average_fast_weight_cosine(results: Results, suffix: str = "") -> xr.DataArray:

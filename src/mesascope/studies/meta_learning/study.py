@@ -149,5 +149,5 @@ STUDY = Study(
     ),
     claims=meta_learning_claims(),
     seeds={"smoke": 3, "laptop": 5, "paper": 8},
-    minutes={"smoke": 1.5, "laptop": 20.0, "paper": 240.0},
+    minutes={"smoke": 1.5, "laptop": 16.0, "paper": 240.0},
 )

@@ -44,5 +44,5 @@ STUDY = Study(
     ),
     claims=newton_claims(),
     seeds={"smoke": 2, "laptop": 5, "paper": 8},
-    minutes={"smoke": 0.5, "laptop": 25.0, "paper": 400.0},
+    minutes={"smoke": 0.5, "laptop": 20.0, "paper": 400.0},
 )

@@ -6,17 +6,20 @@ import xarray as xr
 
 from mesascope.studies.base import Quantity, Requirement, Results, select_last_step
 from mesascope.studies.norm_growth.citation import CITATION
+from mesascope.studies.shared.selectors import select_condition_result
 
 MAIN = ""
-INVERSE_SQRT, ADAFACTOR, LINEAR_DECAY, LARGE_DECAY = "inverse", "adapted", "linear", "decayed"
+INVERSE_SQRT, ADAFACTOR, LINEAR_DECAY = "inverse", "adapted", "linear"
+LARGE_DECAY, OUTPUT_NORM_LARGE_DECAY = "decayed", "output_decayed"
 OUTPUT_NORM, MULTIPLICATIVE, OUTPUT_NORM_MULTIPLICATIVE = "output", "zeroed", "both"
-SGD_SHUFFLED, ADAMW_SHUFFLED = "random", "shuffled"
+ADAMW_SHUFFLED = "shuffled"
 LABELS: Mapping[str, str] = {
     MAIN: "AdamW with a constant learning rate, norm(x + f(x))",
     INVERSE_SQRT: "AdamW, 1/√t learning rate",
     ADAFACTOR: "AdaFactor, 1/√t learning rate",
     LINEAR_DECAY: "linear decay to zero",
-    LARGE_DECAY: "weight decay 1",
+    LARGE_DECAY: "weight decay 1, norm(x + f(x))",
+    OUTPUT_NORM_LARGE_DECAY: "weight decay 1, x + norm(f(x))",
     OUTPUT_NORM: "x + norm(f(x))",
     MULTIPLICATIVE: "multiplicative mask",
     ADAMW_SHUFFLED: "AdamW, shuffled targets",
@@ -24,17 +27,6 @@ LABELS: Mapping[str, str] = {
 
 PAPER, OURS = CITATION.short, "ours"
 MAX_LOSS_RATIO = 1.1  # to a bigram model; ours: text of which a model knows less does not show what learning does
-
-
-def condition_result(results: Results, analysis: str, condition: str) -> xr.Dataset:
-    """Return the result of an analysis in one condition.
-
-    Args:
-        results: of a run.
-        analysis: name of the analysis.
-        condition: name of the condition; empty for the main one.
-    """
-    return results[f"{condition}_{analysis}" if condition else analysis]
 
 
 def require_learned(*conditions: str) -> tuple[Requirement, ...]:
@@ -48,7 +40,7 @@ def require_learned(*conditions: str) -> tuple[Requirement, ...]:
 
 def _require_bigram_loss(condition: str) -> Requirement:
     def read_ratio(results: Results) -> xr.DataArray:
-        loss = select_last_step(condition_result(results, "loss_vs_baselines", condition)["scored"])
+        loss = select_last_step(select_condition_result(results, "loss_vs_baselines", condition)["scored"])
         return loss.sel(predictor="model", drop=True) / loss.sel(predictor="bigram", drop=True)
 
     return Requirement(

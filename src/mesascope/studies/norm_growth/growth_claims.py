@@ -17,10 +17,12 @@ from mesascope.studies.norm_growth.conditions import (
     LINEAR_DECAY,
     MAIN,
     OURS,
+    OUTPUT_NORM,
+    OUTPUT_NORM_LARGE_DECAY,
     PAPER,
-    condition_result,
     require_learned,
 )
+from mesascope.studies.shared.selectors import select_condition_result
 
 ADDED = "added after the first run, with one pilot seed seen"
 
@@ -36,7 +38,7 @@ MAX_ALIGNMENT = 0.15  # the peak in the paper
 
 
 def _norm_result(results: Results, condition: str) -> xr.Dataset:
-    return condition_result(results, "parameter_norms", condition)
+    return select_condition_result(results, "parameter_norms", condition)
 
 
 def _log_norms(results: Results, condition: str) -> xr.DataArray:
@@ -106,6 +108,38 @@ def _sqrt_growth_claim(condition: str, optimizer: str, source: str, *, by_paper:
     )
 
 
+def _monotone_growth_claim(condition: str, decayed: str, form: str) -> Claim:
+    return Claim(
+        name=f"norm grows throughout training{form}",
+        statement="After an early phase the norm grows from each checkpoint to the next, unless weight decay is "
+        f"large{form}.",
+        source=f"{PAPER}: AdamW with a weight decay of 0.01; that 1 is a large weight decay is {OURS}",
+        value=_min_log_increase(condition),
+        control=_min_log_increase(decayed),
+        direction="above",
+        threshold=0.0,
+        margin=MIN_CHECKPOINT_GROWTH,
+        by_paper=True,
+        requirements=require_learned(condition),
+    )
+
+
+def _decrease_claim(condition: str, decayed: str, form: str) -> Claim:
+    return Claim(
+        name=f"norm decreases with a large weight decay{form}",
+        statement=f"With a weight decay of 1 instead of 0.01 the norm decreases after an early phase{form}.",
+        source=f"{PAPER}: the norm grows below a weight decay that depends on the learning rate, and decreases above "
+        f"it; that 1 is above it is {OURS}",
+        value=_log_increase(decayed),
+        control=_log_increase(condition),
+        direction="below",
+        threshold=0.0,
+        margin=MIN_GROWTH,
+        by_paper=True,
+        requirements=require_learned(condition, decayed),
+    )
+
+
 GROWTH_CLAIMS = (
     _sqrt_growth_claim(
         ADAFACTOR,
@@ -129,18 +163,10 @@ GROWTH_CLAIMS = (
         margin=MIN_EXPONENT_GAIN,
         requirements=require_learned(MAIN, INVERSE_SQRT, LINEAR_DECAY),
     ),
-    Claim(
-        name="norm grows throughout training",
-        statement="After an early phase the norm grows from each checkpoint to the next, unless weight decay is large.",
-        source=f"{PAPER}: AdamW with a weight decay of 0.01; that 1 is a large weight decay is {OURS}",
-        value=_min_log_increase(MAIN),
-        control=_min_log_increase(LARGE_DECAY),
-        direction="above",
-        threshold=0.0,
-        margin=MIN_CHECKPOINT_GROWTH,
-        by_paper=True,
-        requirements=require_learned(MAIN),
-    ),
+    _monotone_growth_claim(MAIN, LARGE_DECAY, ""),
+    _monotone_growth_claim(OUTPUT_NORM, OUTPUT_NORM_LARGE_DECAY, f", {LABELS[OUTPUT_NORM]}"),
+    _decrease_claim(MAIN, LARGE_DECAY, ""),
+    _decrease_claim(OUTPUT_NORM, OUTPUT_NORM_LARGE_DECAY, f", {LABELS[OUTPUT_NORM]}"),
     Claim(
         name="norm growth exceeds AdamW on shuffled targets",
         statement="The norm grows more than under the same optimiser on shuffled targets, which cannot be predicted.",

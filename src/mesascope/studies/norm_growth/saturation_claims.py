@@ -15,9 +15,9 @@ from mesascope.studies.norm_growth.conditions import (
     OUTPUT_NORM,
     OUTPUT_NORM_MULTIPLICATIVE,
     PAPER,
-    condition_result,
     require_learned,
 )
+from mesascope.studies.shared.selectors import select_condition_result
 
 MAX_ATTENDED_POSITIONS = 5.0  # ours: a head that attends to more positions does not select
 SINGLE_POSITION = 1.5  # ours: a head that attends to fewer positions, averaged over queries, attends to one
@@ -34,7 +34,9 @@ def _mean_saturation(condition: str, label: str, select_step: StepSelector) -> Q
     return Quantity(
         description="cosine of the residual stream with that of the network with parameters times 1000, mean over "
         f"layers, {label}",
-        read=lambda results: select_step(condition_result(results, "saturation", condition)["cosine"]).mean("layer"),
+        read=lambda results: select_step(select_condition_result(results, "saturation", condition)["cosine"]).mean(
+            "layer"
+        ),
     )
 
 
@@ -69,13 +71,15 @@ def _has_two_types(label: str, select_step: StepSelector) -> Quantity:
 
 def _wide_head_fractions(results: Results, *conditions: str) -> xr.DataArray:
     """Return the fraction of heads that attend to many positions, by condition."""
-    attended = [select_last_step(condition_result(results, "saturation", each)["attended"]) for each in conditions]
+    attended = [
+        select_last_step(select_condition_result(results, "saturation", each)["attended"]) for each in conditions
+    ]
     return (xr.concat(attended, "condition") > MAX_ATTENDED_POSITIONS).mean(("layer", "head"))
 
 
 def _later_attention(results: Results, *, wide: bool) -> xr.DataArray:
     """Return the attention to later positions of heads that attend to many or to few positions; NaN without any."""
-    dataset = condition_result(results, "saturation", MULTIPLICATIVE)
+    dataset = select_condition_result(results, "saturation", MULTIPLICATIVE)
     is_wide = dataset["attended"] > MAX_ATTENDED_POSITIONS
     later = dataset["later_attention"].where(is_wide if wide else ~is_wide)
     return select_last_step(later).mean(("layer", "head"))
@@ -85,7 +89,7 @@ def _lookahead_effect(condition: str, label: str) -> Quantity:
     return Quantity(
         description=f"increase of the loss without attention to later positions, {label}",
         read=lambda results: select_last_step(
-            condition_result(results, "lookahead_ablation", condition)["loss_increase"]
+            select_condition_result(results, "lookahead_ablation", condition)["loss_increase"]
         ),
         unit="nat",
     )

@@ -132,6 +132,7 @@ def select_rival_similarity(
     predictor: str,
     distributions: Sequence[str] = (TRAINING_DISTRIBUTION,),
     *,
+    nested: Sequence[str] = (),
     result: str = "which_algorithm",
 ) -> xr.DataArray:
     """Return the similarity of the trained model and the most similar algorithm other than one.
@@ -140,6 +141,7 @@ def select_rival_similarity(
         results: of a run.
         predictor: name of the algorithm that is left out.
         distributions: of the sequences; the lowest similarity counts.
+        nested: names of algorithms that are left out, too, because they contain ``predictor`` as a limit.
         result: name of the result of `which_algorithm`.
 
     Returns:
@@ -147,7 +149,7 @@ def select_rival_similarity(
     """
     similarity = select_last_step(results[result]["similarity"]).sel(stat="predictions", drop=True)
     lowest = similarity.sel(distribution=list(distributions)).min("distribution", skipna=False)
-    return lowest.drop_sel(predictor=predictor).max("predictor")
+    return lowest.drop_sel(predictor=[predictor, *nested]).max("predictor")
 
 
 def final_error_requirement(subject: str = "the model", result: str = "loss_vs_baselines") -> Requirement:

@@ -9,6 +9,17 @@ from mesascope.analyses.algorithms.identify import TRAINING_DISTRIBUTION
 from mesascope.studies.base import Claim, Quantity, Results, select_last_step, select_untrained
 
 
+def select_condition_result(results: Results, analysis: str, condition: str) -> xr.Dataset:
+    """Return the result of an analysis in one condition.
+
+    Args:
+        results: of a run.
+        analysis: name of the analysis.
+        condition: name of the condition; empty for the main one.
+    """
+    return results[f"{condition}_{analysis}" if condition else analysis]
+
+
 def select_similarity(
     results: Results,
     predictor: str,

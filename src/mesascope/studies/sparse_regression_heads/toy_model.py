@@ -17,7 +17,6 @@ from jaxtyping import Float
 
 from mesascope.axes import to_data_array
 from mesascope.store import do_nothing
-from mesascope.studies.sparse_regression_heads.lasso import lasso_estimates
 from mesascope.studies.sparse_regression_heads.problems import (
     PROBLEM_SETTINGS,
     Coefficients,
@@ -27,6 +26,7 @@ from mesascope.studies.sparse_regression_heads.problems import (
     compute_mean_products,
 )
 from mesascope.studies.toy_model import Progress, ToyModel, count_steps, simulation_generator
+from mesascope.tasks.algorithms import solve_lasso
 
 DESCENT_METHODS = ["gradient descent", "preprocessed gradient descent"]
 METHODS = [*DESCENT_METHODS, "ridge regression", "lasso"]
@@ -60,40 +60,56 @@ class SparseDescent(ToyModel):
             progress: receives (steps done, total steps, NaN).
 
         Returns:
-            ``best_risk`` (distribution, predictor), with the best number of steps or the best penalty of a setting; and
-            ``plain_risk``, ``preprocessed_risk`` and their ratio ``risk_ratio`` (_steps, distribution).
+            ``best_risk`` (distribution, predictor), with the best number of steps or the best penalty of a setting, and
+            ``best_at_edge``, which is 1 where that number or penalty is the last one tried; and ``plain_risk``,
+            ``preprocessed_risk`` and their ratio ``risk_ratio`` (_steps, distribution).
         """
         measured = [
             self._measure_setting(setting, simulation_generator(seed, index), progress)
             for index, setting in enumerate(self.settings)
         ]
         coords = {"distribution": [setting.name for setting in self.settings]}
-        curves, best_risks = np.stack([curves for curves, _ in measured]), np.array([best for _, best in measured])
-        return xr.Dataset({"best_risk": _label_best(best_risks, coords)} | _label_descents(curves, coords))
+        curves = np.array([risks[: len(DESCENT_METHODS)] for risks in measured])
+        return xr.Dataset(_label_best(measured, coords) | _label_descents(curves, coords))
 
     def _measure_setting(
         self, setting: ProblemSetting, generator: torch.Generator, progress: Progress
-    ) -> tuple[Float[np.ndarray, "method step"], list[float]]:
-        """Return the risks along plain and preprocessed descent, and the best risk of each method."""
+    ) -> list[Float[np.ndarray, "_"]]:
+        """Return the risks of each method, by number of steps or by penalty."""
         x, y, coefficients = setting.sample_problems(self.problems, generator)
         scale = (x * y[..., None]).mean(1)
         plain = descent_risks(x, y, coefficients, torch.ones_like(scale), self.steps, progress)
         preprocessed = descent_risks(x, y, coefficients, scale, self.steps, progress)
-        curves = np.stack([plain, preprocessed])
-        ridge_risk = min(excess_risk(ridge_estimates(x, y, penalty), coefficients) for penalty in PENALTIES)
-        return curves, [*curves.min(-1), ridge_risk, _best_lasso_risk(x, y, coefficients)]
+        ridge = np.array([excess_risk(ridge_estimates(x, y, penalty), coefficients) for penalty in PENALTIES])
+        estimates = solve_lasso(*compute_mean_products(x, y), y.square().mean(1), torch.tensor(PENALTIES))
+        lasso = np.array([excess_risk(each, coefficients) for each in estimates])
+        return [plain, preprocessed, ridge, lasso]
 
 
-def _label_best(risks: Float[np.ndarray, "setting method"], coords: dict[str, list[str]]) -> xr.DataArray:
+def _label_best(measured: list[list[Float[np.ndarray, "_"]]], coords: dict[str, list[str]]) -> dict[str, xr.DataArray]:
+    coords = coords | {"predictor": METHODS}
     best = to_data_array(
-        risks,
+        np.array([[risks.min() for risks in setting] for setting in measured]),
         "distribution",
         "predictor",
         units="squared coefficient",
         description="excess risk with the best number of steps or the best penalty",
-        coords=coords | {"predictor": METHODS},
+        coords=coords,
     )
-    return best.assign_attrs(view="curves", scale="log")
+    at_edge = to_data_array(
+        np.array([[_is_at_edge(risks, name) for risks, name in zip(each, METHODS, strict=True)] for each in measured]),
+        "distribution",
+        "predictor",
+        units="1",
+        description="1 if the best number of steps is the largest, or the best penalty the smallest or the largest",
+        coords=coords,
+    )
+    return {"best_risk": best.assign_attrs(view="curves", scale="log"), "best_at_edge": at_edge}
+
+
+def _is_at_edge(risks: Float[np.ndarray, "_"], method: str) -> int:
+    best = int(risks.argmin())
+    return int(best == len(risks) - 1 or (best == 0 and method not in DESCENT_METHODS))
 
 
 def _label_descents(
@@ -156,15 +172,6 @@ def excess_risk(estimates: Coefficients, coefficients: Coefficients) -> float:
         coefficients: true coefficients.
     """
     return (estimates - coefficients).square().sum(1).mean().item()
-
-
-def _best_lasso_risk(x: ProblemInputs, y: ProblemTargets, coefficients: Coefficients) -> float:
-    """Return the smallest risk over penalties; each lasso starts at the solution of the next larger penalty."""
-    estimates, risks = None, []
-    for penalty in sorted(PENALTIES, reverse=True):
-        estimates = lasso_estimates(x, y, penalty, estimates)
-        risks.append(excess_risk(estimates, coefficients))
-    return min(risks)
 
 
 def ridge_estimates(x: ProblemInputs, y: ProblemTargets, penalty: float) -> Coefficients:
