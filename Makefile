@@ -2,7 +2,8 @@
 # make test           run every check: format, lint, types, layers, tests, doctests
 # make test-slow      run the tests that take minutes each
 # make lint           run the checks without the tests
-# make docs           run all studies at laptop scale (two hours) and write their pages under docs/studies
+# make docs           run all studies at laptop scale (three hours) and write their pages under docs/studies
+# make docs-paper     run the affine study at paper scale in all cells of its grid (three hours) and write its page
 # make index          write the index of studies and tasks that `mesascope list` reads
 # make architectures  test capture on every causal-LM class in transformers and write the table
 # make ground-truth   test every analysis on models with known mechanisms and write the table
@@ -18,13 +19,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 GGUF := .models/SmolLM2-135M-Instruct.Q4_1.gguf
 STAMP := $(VENV)/.installed
-PUBLISHED := affine polynomial meta-learning function-classes gradient-descent newton in-context-convergence \
+PUBLISHED := affine affine-2d polynomial meta-learning function-classes gradient-descent newton in-context-convergence \
   induction-heads sparse-regression-heads next-token-convergence norm-growth
 WHEELS := $(addprefix --find-links ,$(PIP_FIND_LINKS)) $(addprefix --default-index ,$(PIP_INDEX_URL))  # uv reads none of pip's
 unexport PYTHONDONTWRITEBYTECODE  # what is imported is compiled once, not by every process
 
 .DEFAULT_GOAL := help
-.PHONY: help setup models index demo test tests types style test-slow lint docs architectures \
+.PHONY: help setup models index demo test tests types style test-slow lint docs docs-paper architectures \
   ground-truth clean bench bench-opening bench-training bench-seeds bench-capturing bench-scaling
 
 help:
@@ -62,6 +63,10 @@ docs: $(STAMP) $(GGUF)
 	set -e; for study in $(PUBLISHED); do $(BIN)/mesascope run $$study; done
 	$(BIN)/mesascope inspect $(GGUF) --analyses inner,norms,input_spectra,logit_lens,affine_lens --out runs/smollm2
 	$(BIN)/python docs/build.py $(foreach study,$(PUBLISHED),runs/$(study)-laptop) runs/smollm2
+
+docs-paper: $(STAMP)
+	$(BIN)/mesascope run affine --scale paper
+	$(BIN)/python docs/build.py runs/affine-paper
 
 index: $(STAMP)
 	$(BIN)/python -m mesascope.studies.registry

@@ -6,12 +6,12 @@ docs/studies/released.md: the analyses of the studies on a released model.
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import xarray as xr
 from figures import draw_figures
+from released import format_released_page
 
 from mesascope.report.panels.cells import describe_factors, list_varied_factors
 from mesascope.studies import published, registry
@@ -19,6 +19,11 @@ from mesascope.studies.cells import JudgedCell, load_cells, tabulate_claims
 
 PAGES = Path(__file__).parent / "studies"
 FIGURES = PAGES / "figures"
+README = Path(__file__).parents[1] / "README.md"
+SCALE = "laptop"  # of `make docs`; the page of a run at another scale has that scale in its name
+BEGIN, END = "<!-- verdicts: begin -->", "<!-- verdicts: end -->"
+REFUTED = ("contradicted", "no effect")
+RELATED_PAGES = {"meta-learning": ["[A released model](released.md) has the statements on pre-trained models."]}
 KINDS = {
     "replication": "",
     "simulation": "## Simulations\n\nClaims about toy models; their seeds are draws of one deterministic process.",
@@ -26,9 +31,16 @@ KINDS = {
 }
 
 
+def name_page(record: Mapping[str, Any]) -> str:
+    """Return the name of the page of a run; that of the scale of ``make docs`` has the name of the study."""
+    return record["study"] if record["scale"] == SCALE else f"{record['study']}-{record['scale']}"
+
+
 def format_study_page(run: Path, record: dict, verdicts: list[dict]) -> str:
     """Return the page of a run as Markdown: description, verdicts and figures."""
     provenance, paper, cells = record["provenance"], record["citation"], load_cells(run)
+    entry = published.load_published().get(record["study"], {})
+    further = entry.get("further_scales", {}) if record["scale"] == SCALE else {}
     lines = [
         f"# {record['title']}",
         "",
@@ -40,11 +52,13 @@ def format_study_page(run: Path, record: dict, verdicts: list[dict]) -> str:
         f"`mesascope run {record['study']} --scale {record['scale']}` "
         f"(torch {provenance['torch']}, transformers {provenance['transformers']}, "
         f"{provenance['processors']} processors).",
+        *RELATED_PAGES.get(record["study"], ()),
+        *(f"Also run at [{scale} scale]({record['study']}-{scale}.md)." for scale in further),
         "",
         *format_cell_map(cells, record),
         *(line for kind, heading in KINDS.items() for line in format_claims(heading, select_kind(verdicts, kind))),
         *format_further_cells(cells),
-        *(line for section in format_figures(run, record["study"]) for line in section),
+        *(line for section in format_figures(run, record) for line in section),
         "",
     ]
     return "\n".join(lines)
@@ -57,7 +71,7 @@ def format_cell_map(cells: list[JudgedCell], record: dict) -> list[str]:
     varied = list_varied_factors(cells)
     names = [", ".join(f"{factor} {cell.levels[factor]}" for factor in varied) for cell in cells]
     rows = [
-        f"| {claim.statement} | {claim.share} | {' | '.join(claim.statuses.get(cell.name, '-') for cell in cells)} |"
+        f"| {claim.statement} | {claim.support} | {' | '.join(claim.statuses.get(cell.name, '-') for cell in cells)} |"
         for claim in tabulate_claims(cells)
         if claim.kind != "check"
     ]
@@ -83,7 +97,7 @@ def format_further_cells(cells: list[JudgedCell]) -> list[str]:
     lines = []
     for cell in cells[1:]:
         name = ", ".join(f"{factor} {cell.levels[factor]}" for factor in varied)
-        lines += format_claims(f"## Verdicts: {name}", [one for one in cell.verdicts if one["kind"] != "check"])
+        lines += format_claims(f"## Verdicts: {name}", cell.verdicts)
     return lines
 
 
@@ -92,7 +106,7 @@ def select_kind(verdicts: list[dict], kind: str) -> list[dict]:
     return [verdict for verdict in verdicts if verdict["kind"] == kind]
 
 
-def format_claims(heading: str, verdicts: list[dict]) -> list[str]:
+def format_claims(heading: str, verdicts: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a table of verdicts, and what decided each of them, as lines of Markdown; none without verdicts."""
     if not verdicts:
         return []
@@ -105,21 +119,25 @@ def format_claims(heading: str, verdicts: list[dict]) -> list[str]:
     return [*heading.splitlines(), "", *head, *map(format_verdict_row, verdicts), "", *details, ""]
 
 
-def format_figures(run: Path, study: str) -> Iterator[list[str]]:
+def format_figures(run: Path, record: Mapping[str, Any]) -> Iterator[list[str]]:
     """Return the figures of a run as Markdown: all curves of toy models, and those that the report does not fold."""
-    simulations = [simulation.name for simulation in registry.load_study(study).simulations]
-    for title, about, file in draw_figures(run, FIGURES, study, simulations):
+    simulations = [simulation.name for simulation in registry.load_study(record["study"]).simulations]
+    for title, about, file in draw_figures(run, FIGURES, name_page(record), simulations):
         yield ["", f"## {title}", "", f"![{title}]({file.relative_to(PAGES)})", "", about]
 
 
 def publish_verdicts(run: Path, record: dict) -> None:
-    """Write the verdicts of a run where `mesascope list` reads them."""
+    """Write the verdicts of a run where `mesascope list` reads them; other scales stand beside that of `make docs`."""
     own, *further = load_cells(run)
     cells = {cell.name: collect_statuses(cell) for cell in further}
+    entry = {"scale": record["scale"]} | collect_statuses(own) | ({"cell": own.name, "cells": cells} if cells else {})
     studies = published.load_published()
-    studies[record["study"]] = (
-        {"scale": record["scale"]} | collect_statuses(own) | ({"cell": own.name, "cells": cells} if cells else {})
-    )
+    present = studies.get(record["study"], {})
+    scales = present.get("further_scales", {})
+    if record["scale"] == SCALE:
+        studies[record["study"]] = entry | ({"further_scales": scales} if scales else {})
+    else:
+        studies[record["study"]] = present | {"further_scales": scales | {record["scale"]: entry}}
     text = json.dumps(dict(sorted(studies.items())), indent=1, ensure_ascii=False)
     published.PUBLISHED.write_text(text + "\n", encoding="utf-8")
 
@@ -131,70 +149,53 @@ def collect_statuses(cell: JudgedCell) -> dict[str, Any]:
     return {"seeds": cell.seeds, "verdicts": statuses, "others": others}
 
 
-def format_verdict_row(verdict: dict) -> str:
+def format_readme_table() -> list[str]:
+    """Return the claims that papers make, by study and verdict, as lines of Markdown."""
+    entries = published.load_published()
+    rows = []
+    for name in (entry.name for entry in registry.list_studies() if entry.name in entries):
+        for entry in (entries[name], *entries[name].get("further_scales", {}).values()):
+            cells = [entry, *entry.get("cells", {}).values()]
+            columns = group_claims(name, cells)
+            if any(columns.values()):
+                size = f"{len(cells)} x {cells[0]['seeds']}" if len(cells) > 1 else str(cells[0]["seeds"])
+                page = name_page({"study": name, "scale": entry["scale"]})
+                rows.append(f"| [`{page}`](docs/studies/{page}.md) | {size} | {' | '.join(columns.values())} |")
+    return ["| study | seeds | holds | does not hold | undecided |", "|---|---|---|---|---|", *rows]
+
+
+def group_claims(study: str, cells: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the claims of a study's paper: those that hold in all cells, those that do in none, and all others."""
+    groups: dict[str, list[str]] = {"holds": [], "does not hold": [], "undecided": []}
+    for claim in registry.load_study(study).claims:
+        statuses = [cell["verdicts"][claim.name] for cell in cells if claim.by_paper and claim.name in cell["verdicts"]]
+        if not statuses:
+            continue
+        supported, words = statuses.count("supported"), ", ".join(dict.fromkeys(statuses))
+        if supported == len(statuses):
+            groups["holds"].append(claim.name)
+        elif all(status in REFUTED for status in statuses):
+            groups["does not hold"].append(f"{claim.name} ({words})")
+        else:
+            note = f"supported in {supported} of {len(statuses)} cells" if supported else words
+            groups["undecided"].append(f"{claim.name} ({note})")
+    return {group: "; ".join(names) for group, names in groups.items()}
+
+
+def write_readme_table() -> None:
+    """Write the table of claims into the README."""
+    text = README.read_text(encoding="utf-8")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    README.write_text("\n".join([before + BEGIN, *format_readme_table(), END + after]), encoding="utf-8")
+
+
+def format_verdict_row(verdict: Mapping[str, Any]) -> str:
     """Return a verdict as a row of a table."""
     interval = " [{:.3g}, {:.3g}]".format(*verdict["interval"]) if verdict["interval"] else ""
     value = "-" if verdict["value"] is None else f"{verdict['value']:.3g}{interval}"
     control = "-" if verdict["control"] is None else f"{verdict['control']:.3g}: {verdict['control_description']}"
     seeds = ", ".join("-" if number is None else f"{number:.3g}" for number in verdict["per_seed"])
     return f"| **{verdict['status']}** | {verdict['statement']} | {value} | {control} | {seeds} |"
-
-
-def format_released_page(run: Path, record: dict) -> str:
-    """Return norms, lenses, spectra and inner objectives of a released model by depth, with controls, as Markdown."""
-    provenance, text = record["provenance"], record["text"]
-    norms, logit, affine = (load_results(run, name) for name in ("norms", "logit_lens", "affine_lens"))
-    columns = {
-        "mean norm": norms["mean"],
-        "variation of norms": norms["variation"],
-        "the same, random weights": norms["variation_null_random_weights"].mean("draw"),
-        "first token's norm": norms["first_token"],
-        "logit lens, nat": logit["loss"],
-        "affine lens, nat": affine["loss"],
-    }
-    lines = [
-        f"# The same analyses on a released model: {record['title'].removeprefix('Inside ')}",
-        "",
-        f"{text['tokens']:,} tokens of {text['source']}, `mesascope inspect MODEL` (torch {provenance['torch']}, "
-        f"transformers {provenance['transformers']}). Attention sinks are excluded from means and variations; the "
-        "first token, the largest sink, has its own column. Random weights: the same architecture, untrained.",
-        "",
-        *format_table("depth", norms["layer"].values.tolist(), columns),
-        "",
-        "By layer: gain of the linear modules, |W x|² of their inputs divided by that of randomly rotated inputs (mean "
-        "over modules, with the upper edge of the null's band), and cosine of the updates of attention and MLP with "
-        "the negative gradient of the loss (mean over both; controls: updates of other positions, random weights).",
-        "",
-        *format_table("layer", load_results(run, "input_spectra")["layer"].values.tolist(), collect_layer_columns(run)),
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def collect_layer_columns(run: Path) -> dict[str, xr.DataArray]:
-    """Return gains of the linear modules and cosines of the updates, by layer."""
-    spectra, outer = load_results(run, "input_spectra"), load_results(run, "inner_outer")
-    return {
-        "gain": spectra["gain"].mean("map"),
-        "band": spectra["gain_null_high"].mean("map"),
-        "cosine": outer["cosine"].mean("sublayer"),
-        "other positions": outer["cosine_null_other_positions"].mean("sublayer"),
-        "random weights": outer["cosine_null_random_weights"].mean(("draw", "sublayer")),
-    }
-
-
-def format_table(first: str, labels: list, columns: dict[str, xr.DataArray]) -> list[str]:
-    """Return a table with one row per layer or depth."""
-    rows = [
-        f"| {label} | " + " | ".join(f"{float(column[k]):.3g}" for column in columns.values()) + " |"
-        for k, label in enumerate(labels)
-    ]
-    return [f"| {first} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|", *rows]
-
-
-def load_results(run: Path, name: str) -> xr.Dataset:
-    """Load the results of one analysis."""
-    return xr.load_dataset(run / "results" / f"{name}.nc", engine="netcdf4")
 
 
 def load_json(file: Path) -> Any:
@@ -210,8 +211,9 @@ def main() -> None:
             (PAGES / "released.md").write_text(format_released_page(run, record), encoding="utf-8")
             continue
         verdicts = load_json(run / "verdicts.json")
-        (PAGES / f"{record['study']}.md").write_text(format_study_page(run, record, verdicts), encoding="utf-8")
         publish_verdicts(run, record)
+        (PAGES / f"{name_page(record)}.md").write_text(format_study_page(run, record, verdicts), encoding="utf-8")
+    write_readme_table()
 
 
 if __name__ == "__main__":

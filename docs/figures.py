@@ -21,7 +21,12 @@ MAX_LABEL_LENGTH = 70  # characters of tick labels under an axis that fit withou
 MAX_INNER_LEGEND = 6  # names in a legend that fit inside the axes
 MAX_PLOTS = 8  # plots in a figure; the report has all
 DASHES = {"solid": "-", "dot": ":", "dash": "--", "longdash": (0, (8, 3)), "dashdot": "-."}
-STYLE = {"font.family": "DejaVu Sans", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
 
 
 def draw_figures(run: Path, folder: Path, name: str, unfolded: Collection[str]) -> Iterator[tuple[str, str, Path]]:

@@ -12,7 +12,8 @@ import pytest
 
 from commands import call
 from mesascope import cli
-from mesascope.studies.published import load_published
+from mesascope.studies import registry
+from mesascope.studies.published import list_statuses, load_published
 
 QUICK = 0.5  # seconds of a processor: the machine may be busy with other tests
 
@@ -55,11 +56,11 @@ def test_list_names_every_study_and_task(command):
 
 def test_list_tells_paper_cost_and_last_verdicts(command, tmp_path):
     """Of the last run in a folder that decided anything; of what is published where there is none."""
-    told = load_published()["affine"]["verdicts"]
-    counted = {word: list(told.values()).count(word) for word in set(told.values())}
+    told = list_statuses(load_published()["affine"])
+    counted = {word: told.count(word) for word in set(told)}
     (affine,) = (row for row in json.loads(command("list", tmp_path, "--json")[1]) if row["name"] == "affine")
     assert affine["paper"] == "Bhargav & Gu 2024"
-    assert affine["minutes"]["paper"] == 90.0
+    assert affine["minutes"]["paper"] == 170.0
     assert affine["last"] == {"run": None, "scale": "laptop", "verdicts": counted}
     for age, (name, word) in enumerate([("own", "contradicted"), ("older", "supported"), ("small", "not tested")]):
         folder = tmp_path / name
@@ -95,18 +96,30 @@ def test_what_is_published_is_of_claims_that_are_still_made():
 
 
 def test_show_tells_what_became_of_each_claim(command):
-    out = command("show", "affine")[1]
+    published = load_published()["gradient-descent"]
+    out = command("show", "gradient-descent")[1]
     assert "published verdicts at laptop scale" in out
-    words = list(load_published()["affine"]["verdicts"].values())
+    words = [*published["verdicts"].values(), *published.get("others", {}).values()]
     assert {word: out.count(f"  {word}: ") for word in set(words)} == {word: words.count(word) for word in set(words)}
+
+
+def test_show_counts_the_verdicts_on_a_claim_that_was_judged_in_several_cells(command):
+    entry = load_published()["affine"]
+    cells = [entry, *entry["cells"].values()]
+    out = " ".join(command("show", "affine")[1].split())
+    assert f"published verdicts at laptop scale in {len(cells)} cells" in out
+    for claim in registry.load_summary("affine").claims:
+        statuses = [(cell["verdicts"] | cell.get("others", {}))[claim.name] for cell in cells]
+        words = ", ".join(f"{status} {statuses.count(status)}" for status in dict.fromkeys(statuses))
+        assert f"{words}: {' '.join(claim.statement.split())}" in out
 
 
 def test_show_tells_setting_claims_and_cost(command):
     code, out, _ = command("show", "affine")
     assert code == 0
     assert "Bhargav" in out
-    assert "6 000 steps" in out
-    assert "The attention output of layer 0 contains the last term" in " ".join(out.split())
+    assert "2 000 steps" in out
+    assert "Layer 0 learns to copy the last term" in " ".join(out.split())
 
 
 def test_cite_prints_bibtex(command):
@@ -210,7 +223,7 @@ def test_runs_shows_what_is_there_even_if_one_is_broken(command, tmp_path):
 def test_the_flags_are_the_ones_that_were_promised(command):
     """The command line is an interface: a flag that comes or goes changes this list."""
     promised = {
-        "run": {"--scale", "--seeds", "--out", "--device", "--on", "--strict", "--no-strict", "--help"},
+        "run": {"--scale", "--seeds", "--out", "--device", "--on", "--vary", "--strict", "--no-strict", "--help"},
         "inspect": {
             *("--text", "--tokens", "--sequences", "--out", "--analyses", "--steps", "--device", "--dtype", "--help"),
         },

@@ -15,7 +15,8 @@ from mesascope.studies import published, registry
 from mesascope.studies.next_token_convergence.toy_model import STAGE_DESCENTS, NextTokenModel
 
 STUDY = "next-token-convergence"
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 WORDS = ("supported", "contradicted", "inconclusive")
 
 
@@ -30,6 +31,9 @@ def build(monkeypatch, tmp_path):
     copy = tmp_path / "published.json"
     copy.write_text(published.PUBLISHED.read_text(encoding="utf-8"), encoding="utf-8")
     monkeypatch.setattr(published, "PUBLISHED", copy)
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{found.BEGIN}\nold\n{found.END}\nafter\n", encoding="utf-8")
+    monkeypatch.setattr(found, "README", readme)
     (tmp_path / "pages").mkdir()
     return found
 
@@ -135,25 +139,117 @@ def test_what_is_a_straight_line_by_steps_is_drawn_by_steps(build, run):
     assert set(STAGE_DESCENTS) <= names
 
 
+def list_published_pages():
+    """Name of the page, name of the study, and published verdicts of every scale."""
+    for name, entry in published.load_published().items():
+        yield name, name, entry
+        for scale, further in entry.get("further_scales", {}).items():
+            yield f"{name}-{scale}", name, further
+
+
 def test_every_study_with_a_page_has_its_verdicts_in_the_package_and_the_other_way_round():
-    pages = {file.stem for file in (DOCS / "studies").glob("*.md")} - {"released"}
-    assert pages == set(published.load_published())
-    for name, one in published.load_published().items():
-        text = (DOCS / "studies" / f"{name}.md").read_text(encoding="utf-8")
-        assert {
-            word: text.count(f"| **{word}** |") for word in WORDS if f"| **{word}** |" in text
-        } == published.count_statuses(one["verdicts"].values())
+    entries = {page: entry for page, _, entry in list_published_pages()}
+    assert {file.stem for file in (DOCS / "studies").glob("*.md")} - {"released"} == set(entries)
+    for page, entry in entries.items():
+        text = (DOCS / "studies" / f"{page}.md").read_text(encoding="utf-8")
+        cells = [entry, *entry.get("cells", {}).values()]
+        statuses = [status for cell in cells for status in (*cell["verdicts"].values(), *cell["others"].values())]
+        assert {word: text.count(f"| **{word}** |") for word in set(statuses)} == published.count_statuses(statuses)
 
 
 def test_pages_and_verdicts_are_of_the_claims_as_they_are_now():
-    for name, one in published.load_published().items():
-        text = (DOCS / "studies" / f"{name}.md").read_text(encoding="utf-8")
-        claims = registry.load_study(name).claims
-        assert {**one["verdicts"], **one["others"]}.keys() == {claim.name for claim in claims}, name
-        assert [claim.name for claim in claims if f"| {claim.statement} |" not in text] == [], name
+    for page, study, entry in list_published_pages():
+        text = (DOCS / "studies" / f"{page}.md").read_text(encoding="utf-8")
+        claims = registry.load_study(study).claims
+        for cell in (entry, *entry.get("cells", {}).values()):
+            assert {**cell["verdicts"], **cell["others"]}.keys() == {claim.name for claim in claims}, page
+        assert [claim.name for claim in claims if f"| {claim.statement} |" not in text] == [], page
+
+
+def test_a_run_at_another_scale_has_a_page_of_its_own(build, run, tmp_path, monkeypatch):
+    larger = tmp_path / "larger"
+    shutil.copytree(run, larger)
+    record = json.loads((run / "run.json").read_text()) | {"scale": "paper", "seeds": list(range(8))}
+    (larger / "run.json").write_text(json.dumps(record))
+    monkeypatch.setattr(sys, "argv", ["build.py", str(run), str(larger), str(run)])
+    build.main()
+    entry = published.load_published()[STUDY]
+    assert (entry["scale"], entry["further_scales"]["paper"]["scale"]) == ("laptop", "paper")
+    assert (entry["seeds"], entry["further_scales"]["paper"]["seeds"]) == (2, 8)
+    own, other = ((build.PAGES / f"{name}.md").read_text() for name in (STUDY, f"{STUDY}-paper"))
+    assert f"[paper scale]({STUDY}-paper.md)" in own
+    assert f"`mesascope run {STUDY} --scale paper`" in other
+    assert "Also run" not in other
+    assert f"figures/{STUDY}-paper-toy_model.png" in other
 
 
 def test_what_the_pages_show_is_there():
     for page in (DOCS / "studies").glob("*.md"):
         for part in page.read_text(encoding="utf-8").split("](figures/")[1:]:
             assert (page.parent / "figures" / part.split(")")[0]).is_file()
+
+
+def save_layers(folder, name, **variables):
+    """Write results of three layers: plain lists, or (values, control) for a control of the cosine."""
+    data = xr.Dataset()
+    for key, given in variables.items():
+        values, control = given if isinstance(given, tuple) else (given, None)
+        attrs = {"control_of": "cosine", "control": control} if control else {}
+        data[key] = xr.DataArray(np.asarray(values, float), dims=("draw", "layer")[-np.ndim(values) :], attrs=attrs)
+    sublayers = xr.DataArray(["attention", "mlp"], dims="sublayer", name="sublayer")
+    (data.expand_dims(sublayer=sublayers) if "cosine" in data else data).to_netcdf(folder / f"{name}.nc")
+
+
+def test_statements_on_a_released_model_count_the_layers_that_exceed_every_control(build, tmp_path):
+    import released
+
+    folder = tmp_path / "results"
+    folder.mkdir()
+    shuffled, other = ([[0.0, 0.1, 0.0], [0.0, 0.28, 0.0]], "keys shuffled"), ([0.0, 0.0, 0.0], "other positions")
+    unused = ([0.9, 0.9, 0.9], "positions shuffled")
+    undefined = ([np.nan] * 3, "keys shuffled")
+    save_layers(folder, "inner_fast_weight", cosine=[0.3, 0.3, 0.04], cosine_null=shuffled, cosine_null_more=unused)
+    save_layers(folder, "inner_outer", cosine=[0.3, 0.3, 0.3], cosine_null=undefined, cosine_null_other=other)
+    save_layers(folder, "inner_readout", cosine=[-0.3, 0.0, 0.3])
+    for name, variable in (("logit_lens", "loss"), ("affine_lens", "loss"), ("norms", "variation")):
+        random = {f"{variable}_null_random_weights": [[1.0, 1.0, 2.0]]}
+        save_layers(folder, name, **{variable: [3.0, 2.0, 1.0]}, **random)
+    counts = [row.split(" | ")[1] for row in released.format_statements(tmp_path)[4:]]
+    assert counts == ["1 of 3", "3 of 3", "3 of 3", "1 of 3", "1 of 3", "2 of 2", "2 of 2", "2 of 2"]
+    assert "random weights 0 of 2, 0.5" in released.format_statements(tmp_path)[-1]
+
+
+def test_the_readme_lists_the_claims_of_the_papers_by_verdict(build):
+    """Those that hold in all cells of the grid, those that do in none, and all others."""
+    names = [claim.name for claim in registry.load_study("affine").claims if claim.by_paper]
+    first, second, third, fourth, *_ = names
+    own = {
+        first: "supported",
+        second: "supported",
+        third: "no effect",
+        fourth: "inconclusive",
+        "not the paper's": "supported",
+    }
+    other = {first: "supported", second: "contradicted", third: "contradicted", fourth: "not learned"}
+    entry = {"scale": "laptop", "seeds": 5, "verdicts": own, "others": {}}
+    entry |= {"cell": "block=bare", "cells": {"block=prenorm": {"seeds": 5, "verdicts": other, "others": {}}}}
+    larger = {"scale": "paper", "seeds": 8, "verdicts": {first: "contradicted"}, "others": {}}
+    entry["further_scales"] = {"paper": larger}
+    published.PUBLISHED.write_text(json.dumps({"affine": entry}), encoding="utf-8")
+    build.write_readme_table()
+    row = (
+        f"| [`affine`](docs/studies/affine.md) | 2 x 5 | {first} | {third} (no effect, contradicted) | "
+        f"{second} (supported in 1 of 2 cells); {fourth} (inconclusive, not learned) |"
+    )
+    lines = build.README.read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "before"
+    assert lines[-1] == "after"
+    assert lines.count(row) == 1
+    assert lines.count(f"| [`affine-paper`](docs/studies/affine-paper.md) | 8 |  | {first} (contradicted) |  |") == 1
+    assert len(lines) == 8
+
+
+def test_the_readme_has_the_published_verdicts(build, monkeypatch):
+    monkeypatch.undo()
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text.split(build.BEGIN)[1].split(build.END)[0].strip().splitlines() == build.format_readme_table()

@@ -55,6 +55,7 @@ def show_command(study: StudyName) -> None:
     out.print(f"Paper: {escape(paper.authors)} ({paper.year}). {escape(paper.title)}.")
     out.print(f"       {paper.url}\n\n[bold]Scales[/bold]")
     _print_scales(summary)
+    _print_factors(summary)
     for condition in summary.conditions:
         _print_analyses(condition)
     _print_claims(study, summary)
@@ -68,6 +69,19 @@ def _print_scales(summary: "StudySummary") -> None:
         out.print(f"\n[bold]{escape(simulation.title)}[/bold]\n  {escape(simulation.description)}")
 
 
+def _print_factors(summary: "StudySummary") -> None:
+    if summary.factors:
+        out.print("\n[bold]Factors[/bold] (mesascope run NAME --vary FACTOR=LEVEL,...)")
+    for factor in summary.factors:
+        out.print(f"  {escape(factor.name)}: {escape(factor.description)}")
+        for position, (level, words) in enumerate(factor.levels.items()):
+            scales = [scale for scale, run_levels in factor.grid.items() if level in run_levels]
+            default = (
+                "setting of the study" if position == 0 else f"by default at {', '.join(scales)}" if scales else ""
+            )
+            out.print(f"    {escape(level)}: {escape(words)}" + (f" [dim]({default})[/dim]" if default else ""))
+
+
 def _print_analyses(condition: "ConditionSummary") -> None:
     out.print(f"\n[bold]Analyses{escape(f': {condition.title}') if condition.title else ''}[/bold]")
     width = max(map(len, condition.analyses), default=0)
@@ -79,7 +93,9 @@ def _print_claims(study: str, summary: "StudySummary") -> None:
     from mesascope.studies.published import load_published
 
     results = load_published().get(study, {"scale": ""})
-    cells = [one["verdicts"] | one["others"] for one in (results, *results.get("cells", {}).values()) if len(one) > 1]
+    cells = [
+        one["verdicts"] | one.get("others", {}) for one in (results, *results.get("cells", {}).values()) if len(one) > 1
+    ]
     where = f" in {len(cells)} cells" if len(cells) > 1 else ""
     heading = f" and published verdicts at {results['scale']} scale{where}" if cells else ""
     out.print(f"\n[bold]Claims[/bold]{heading}")
@@ -91,10 +107,11 @@ def _print_claims(study: str, summary: "StudySummary") -> None:
 def _format_statuses(statuses: list[str]) -> str:
     """Return the verdict on a claim; for several cells, how many have which."""
     several = len(statuses) > 1
-    return "".join(
-        f"[{STATUS_COLOURS.get(status, 'dim')}]{status}{f' {statuses.count(status)}' if several else ''}[/]: "
+    words = ", ".join(
+        f"[{STATUS_COLOURS.get(status, 'dim')}]{status}{f' {statuses.count(status)}' if several else ''}[/]"
         for status in dict.fromkeys(statuses)
     )
+    return f"{words}: " if words else ""
 
 
 @app.command("cite")

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 RANKING_LEGEND = (
     "[dim]1: equal to the model; 0: no better than the mean of its predictions. *: not distinguishable from the "
-    "most similar one. shifted: lowest similarity of predictions on out-of-distribution sequences[/dim]"
+    "most similar one by its predictions; =: nor by weights and other inputs. steps: similarity relative to the "
+    "predicted steps from the last term. shifted: lowest similarity of predictions on out-of-distribution "
+    "sequences[/dim]"
 )
 
 
@@ -63,7 +65,7 @@ def print_cells(cells: Sequence["JudgedCell"]) -> None:
     own = escape(cells[0].name)
     out.print(f"\n[bold]Verdicts in {len(cells)} cells[/bold] (those above: {own})", soft_wrap=True)
     for claim in tabulate_claims(cells):
-        out.print(f"\n[bold]{claim.share} cells[/bold]: {escape(claim.statement)}", soft_wrap=True)
+        out.print(f"\n[bold]{claim.support} cells[/bold]: {escape(claim.statement)}", soft_wrap=True)
         for status in dict.fromkeys(claim.statuses.values()):
             names = "; ".join(cell for cell, given in claim.statuses.items() if given == status)
             out.print(f"  [{STATUS_COLOURS.get(status, 'dim')}]{status}[/]: {escape(names)}", soft_wrap=True)
@@ -84,22 +86,30 @@ def print_ranking(report: dict[str, Any]) -> None:
     for name, reason in report["skipped"].items():
         out.print(f"[dim]skipped: {escape(name)}: {escape(reason)}[/dim]", soft_wrap=True)
     for layer in report["layers"]:
-        out.print(
-            f"  {escape(layer['layer']):<10} {escape(layer['nearest'])} ({_format_similarity(layer['similarity'])})"
-        )
+        similarity, embedding = (_format_similarity(layer[name]) for name in ("similarity", "embedding"))
+        before = "" if layer is report["layers"][0] else f"; at the embedding {embedding}"
+        out.print(f"  {escape(layer['layer']):<10} {escape(layer['nearest'])} ({similarity}{before})", soft_wrap=True)
 
 
 def _ranking_table(ranking: list[dict[str, Any]]) -> Any:
     from rich.table import Table
 
-    table = Table("algorithm (as fitted)", "predictions", "null", "errors", "weights", "shifted")
+    has_steps = any(row["relative_to_steps"] is not None for row in ranking)
+    steps_column = ["steps"] if has_steps else []
+    table = Table("algorithm (as fitted)", "predictions", *steps_column, "null", "errors", "weights", "shifted")
     for row in ranking:
-        numbers = f" ({row['hyperparameters']})" if row["hyperparameters"] else ""
+        notes = [
+            row["hyperparameters"],
+            f"{', '.join(row['at_edge'])} at the edge of the grid" if row["at_edge"] else "",
+        ]
+        numbers = f" ({'; '.join(filter(None, notes))})" if any(notes) else ""
         weights = ", ".join(_format_similarity(value) for value in row["weights"].values()) or "-"
-        marker = "" if row["distinguishable"] else " *"
+        marker = " *" + "=" * row["tied"] if not row["distinguishable"] else ""
+        steps = [_format_similarity(row["relative_to_steps"])] if has_steps else []
         table.add_row(
             escape(row["label"] + numbers),
             _format_similarity(row["predictions"]) + marker,
+            *steps,
             _format_similarity(row["null"]),
             _format_similarity(row["errors"]),
             weights,

@@ -31,9 +31,11 @@ SECTION_ORDER = (  # names of analyses; simulations of toy models come first, un
     "natural_induction",
     "same_label_attention",
     "value_copying",
+    "refinement_heads",
     "ov_copying_score",
     "top_tokens",
     "head_ablation",
+    "value_paths",
     "pruning",
     "attention_patterns",
 )
@@ -47,7 +49,7 @@ def section_rank(analysis: str, simulation: str) -> int:
         simulation: name of the simulation of a toy model; empty for other results.
 
     >>> section_rank("", "toy_model"), section_rank("inner_linear", ""), section_rank("mine", "")
-    (-1, 3, 35)
+    (-1, 3, 37)
     """
     if simulation:
         return -1

@@ -21,11 +21,13 @@ class Quantity:
         read: reads it from the results; the returned array has the axis ``seed`` and no other. NaN for a seed in which
             the quantity is not defined, such as the gain of heads that do not exist.
         unit: of the numbers.
+        models: in a claim of existence, the number of models of each seed that the number is the rate of.
     """
 
     description: str
     read: Callable[[Results], xr.DataArray]
     unit: str = "1"
+    models: int = 1
 
     def per_seed(self, results: Results) -> np.ndarray:
         """Return the number of each seed.
@@ -90,8 +92,9 @@ class Claim:
         threshold: a fixed number that the value must lie beyond as well.
         margin: the smallest difference from the control that matters, in the unit of the value. For a claim of
             existence it is the smallest rate of models that matters.
-        existence: whether the claim says that models have a property. Value and control are then 1 for a model that
-            has it and 0 for one that has not, and the rates are compared by Fisher's exact test.
+        existence: whether the claim says that trained models have a property. The value is then 1 for a trained model
+            that has it and 0 for one that has not, the control the same for untrained models, and the rates are
+            compared by Fisher's exact test.
         by_paper: whether the paper makes the claim; Holm's correction covers the claims of a study that its paper
             makes.
         requirements: conditions without which the claim is not judged.

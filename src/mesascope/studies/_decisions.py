@@ -99,23 +99,37 @@ def decide_check(claim: Claim, value: np.ndarray, control: np.ndarray) -> Decisi
 
 
 def decide_existence(claim: Claim, value: np.ndarray, control: np.ndarray) -> Decision:
-    """Compare the rate of models that have a property with the rate of control models.
+    """Compare the rate of trained models that have a property with the rate of untrained models.
 
     Args:
         claim: its margin is the smallest rate that matters.
-        value: 1 for a model that has the property, else 0.
-        control: the same of the control models.
+        value: 1 for a trained model that has the property, else 0; the rate, if there are several models per seed.
+        control: the same of untrained models.
 
     Returns:
         the decision.
     """
     if not len(value):
         return Decision(INCONCLUSIVE, "no model has a value")
-    hits, control_hits = int(value.sum()), int(control.sum())
-    p_value = p_value_higher_rate(hits, len(value), control_hits, len(control))
-    rates = f"{hits} of {len(value)} models, against {control_hits} of {len(control)} control models"
+    hits, trials = count_models(value, claim.value.models)
+    control_hits, control_trials = count_models(control, claim.control.models)
+    p_value = p_value_higher_rate(hits, trials, control_hits, control_trials)
+    rates = f"trained {hits} of {trials}, untrained {control_hits} of {control_trials}"
     if p_value <= ERROR_RATE:
         return Decision(SUPPORTED, rates, p_value)
-    if upper_rate_bound(hits, len(value)) < claim.margin:
+    if upper_rate_bound(hits, trials) < claim.margin:
         return Decision(CONTRADICTED, f"{rates}; a rate of {claim.margin:g} is excluded", p_value)
     return Decision(INCONCLUSIVE, rates, p_value)
+
+
+def count_models(rates: np.ndarray, models: int) -> tuple[int, int]:
+    """Return the number of models that have a property, and the number of models.
+
+    Args:
+        rates: one rate per seed.
+        models: number of models per seed.
+
+    >>> count_models(np.array([0.5, 1.0]), 2)
+    (3, 4)
+    """
+    return round(float(rates.sum()) * models), len(rates) * models

@@ -45,7 +45,7 @@ def validate_conditions(conditions: "tuple[Condition, ...]") -> None:
             )
 
 
-def validate_names(study: "Study") -> None:
+def validate_unique_names(study: "Study") -> None:
     """Refuse names that collide or are reserved, and simulations without a scale.
 
     Args:
@@ -75,9 +75,9 @@ def validate_grid(study: "Study") -> None:
     Args:
         study: the study.
     """
-    known = {condition.name for condition in study.conditions}
+    conditions = {condition.name for condition in study.conditions}
     for factor in study.factors:
-        unknown = [name for name in factor.conditions if name not in known]
+        unknown = [name for name in factor.conditions if name not in conditions]
         if unknown:
             raise ValueError(f"the conditions of the factor {factor.name!r} must exist, but {unknown[0]!r} does not")
     for scale, varied in study.grid.items():

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 
 from mesascope.analyses import Analysis
 from mesascope.models.config import DecoderConfig
-from mesascope.studies._cell_names import Cell, format_cell
 from mesascope.studies._citation import Citation
 from mesascope.studies._claims import (
     Claim,
@@ -18,7 +17,14 @@ from mesascope.studies._claims import (
     select_untrained,
 )
 from mesascope.studies._factors import Factor, Level, list_cells, select_levels
-from mesascope.studies._validation import RESERVED_NAMES, SCALES, validate_conditions, validate_grid, validate_names
+from mesascope.studies._validation import (
+    RESERVED_NAMES,
+    SCALES,
+    validate_conditions,
+    validate_grid,
+    validate_unique_names,
+)
+from mesascope.studies.cell_names import Cell, format_cell
 from mesascope.studies.toy_model import ToyModel
 from mesascope.tasks.base import Task
 from mesascope.train import TrainingConfig
@@ -163,7 +169,7 @@ class Study:
     def __post_init__(self) -> None:
         """Refuse a study that cannot be run or judged."""
         validate_conditions(self.conditions)
-        validate_names(self)
+        validate_unique_names(self)
         for label, by_scale in (("seeds", self.seeds), ("minutes", self.minutes)):
             if set(by_scale) != set(SCALES):
                 raise ValueError(

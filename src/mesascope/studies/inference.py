@@ -102,6 +102,26 @@ def p_value_higher_rate(hits: int, trials: int, control_hits: int, control_trial
     return float(result.pvalue)
 
 
+def rate_interval(hits: int, trials: int, level: float = INTERVAL_LEVEL) -> Interval | None:
+    """Return the two-sided exact (Clopper-Pearson) interval of a rate.
+
+    Args:
+        hits: number of models that have the property.
+        trials: number of models.
+        level: of the interval.
+
+    Returns:
+        lower and upper end, or ``None`` without a model.
+
+    >>> [tuple(round(end, 3) for end in rate_interval(hits, 5)) for hits in (0, 5)]
+    [(0.0, 0.602), (0.398, 1.0)]
+    """
+    if not trials:
+        return None
+    interval = stats.binomtest(hits, trials).proportion_ci(level, "exact")
+    return float(interval.low), float(interval.high)
+
+
 def upper_rate_bound(hits: int, trials: int) -> float:
     """Return the upper end of the one-sided exact (Clopper-Pearson) interval of a rate.
 

@@ -16,8 +16,9 @@ def load_published() -> dict[str, dict[str, Any]]:
     """Load the published verdicts: by study the scale, the number of seeds, and the status of each claim.
 
     Returns:
-        The content of ``published.json``; the status of a check is ``holds`` or ``fails``. For a study that was run in
-        several cells of its factors, ``cells`` has the same of each further cell.
+        The content of ``published.json``: ``verdicts`` has the claims of replications, ``others`` the simulations and
+        the checks, which hold or fail. For a study that was run in several cells of its factors, ``cells`` has the
+        same of each further cell. ``further_scales`` has the entry of every other scale that was published.
     """
     return json.loads(PUBLISHED.read_text(encoding="utf-8"))
 

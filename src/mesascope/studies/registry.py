@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from mesascope.studies._cell_names import parse_cell
+from mesascope.studies.cell_names import parse_cell
 from mesascope.studies.summary import StudySummary, parse_summary, summarize_study
 
 if TYPE_CHECKING:

@@ -46,6 +46,16 @@ class ClaimSummary:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FactorSummary:
+    """The name and description of a factor, the descriptions of its levels by name, and the levels run by scale."""
+
+    name: str
+    description: str
+    levels: Mapping[str, str]
+    grid: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudySummary:
     """The parts of a study that the command line prints.
 
@@ -55,6 +65,7 @@ class StudySummary:
         simulations: its simulations of toy models.
         conditions: its conditions with their analyses.
         claims: its claims.
+        factors: what its paper leaves open.
     """
 
     title: str
@@ -64,6 +75,7 @@ class StudySummary:
     simulations: tuple[SimulationSummary, ...]
     conditions: tuple[ConditionSummary, ...]
     claims: tuple[ClaimSummary, ...]
+    factors: tuple[FactorSummary, ...] = ()
 
 
 def summarize_study(study: "Study") -> StudySummary:
@@ -95,6 +107,15 @@ def summarize_study(study: "Study") -> StudySummary:
         claims=tuple(
             ClaimSummary(name=claim.name, statement=claim.statement, source=claim.source) for claim in study.claims
         ),
+        factors=tuple(
+            FactorSummary(
+                name=factor.name,
+                description=factor.description,
+                levels={level.name: level.description for level in factor.levels},
+                grid={scale: varied[factor.name] for scale, varied in study.grid.items() if factor.name in varied},
+            )
+            for factor in study.factors
+        ),
     )
 
 
@@ -115,4 +136,8 @@ def parse_summary(data: Mapping[str, Any]) -> StudySummary:
         simulations=tuple(SimulationSummary(**simulation) for simulation in data["simulations"]),
         conditions=tuple(ConditionSummary(**condition) for condition in data["conditions"]),
         claims=tuple(ClaimSummary(**claim) for claim in data["claims"]),
+        factors=tuple(
+            FactorSummary(**{**factor, "grid": {scale: tuple(levels) for scale, levels in factor["grid"].items()}})
+            for factor in data.get("factors", ())
+        ),
     )

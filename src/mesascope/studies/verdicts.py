@@ -15,11 +15,12 @@ from mesascope.studies._decisions import (
     NOT_TESTED,
     SUPPORTED,
     Decision,
+    count_models,
     decide_check,
     decide_comparison,
     decide_existence,
 )
-from mesascope.studies.inference import INTERVAL_LEVEL, Interval, adjust_holm, t_interval
+from mesascope.studies.inference import INTERVAL_LEVEL, Interval, adjust_holm, rate_interval, t_interval
 
 __all__ = [
     "CONTRADICTED",
@@ -51,11 +52,11 @@ class Verdict:
         direction: whether the value had to lie above or below its control.
         threshold: the fixed number that it had to lie beyond, if any.
         margin: the smallest difference that matters.
-        value: mean of the quantity over seeds.
-        interval: t interval of that mean.
+        value: mean of the quantity over seeds; the rate of models that have the property, for a claim of existence.
+        interval: t interval of that mean; exact (Clopper-Pearson) interval of that rate.
         control: mean of the control over seeds.
         control_description: the control in words.
-        difference: t interval of the mean of value minus control, paired by seed.
+        difference: t interval of the mean of value minus control, paired by seed; none for a claim of existence.
         p_value: of the test that decides "supported", after Holm's correction.
         per_seed: the value of each seed.
         control_per_seed: the control of each seed.
@@ -171,14 +172,18 @@ def _build_verdict(claim: Claim, decision: Decision, value: np.ndarray, control:
         threshold=claim.threshold,
         margin=claim.margin,
         value=float(value[defined].mean()) if any_defined else None,
-        interval=t_interval(value[defined]),
+        interval=_compute_interval(claim, value[defined]),
         control=float(control[defined].mean()) if any_defined else None,
         control_description=claim.control.description,
-        difference=t_interval(value[defined] - control[defined]),
+        difference=None if claim.existence else t_interval(value[defined] - control[defined]),
         p_value=decision.p_value if np.isfinite(decision.p_value) else None,
         per_seed=_convert_to_json(value),
         control_per_seed=_convert_to_json(control),
     )
+
+
+def _compute_interval(claim: Claim, value: np.ndarray) -> Interval | None:
+    return rate_interval(*count_models(value, claim.value.models)) if claim.existence else t_interval(value)
 
 
 def _convert_to_json(values: np.ndarray) -> tuple[float | None, ...]:

@@ -8,7 +8,7 @@ import xarray as xr
 from mesascope.report.load_run import ResultFile
 from mesascope.report.plotting.controls import control_name
 from mesascope.report.plotting.figure import Panel
-from mesascope.report.plotting.variable import PlotVariable, is_numeric, prepare_variable
+from mesascope.report.plotting.variable import PlotVariable, is_numeric, is_uncertainty, prepare_variable
 
 VariableFilter = Callable[[xr.DataArray], bool]
 
@@ -82,7 +82,7 @@ def find_quantities(results: Sequence[ResultFile], fits: VariableFilter, control
         data = result.data if result.data is not None else xr.Dataset()
         for name in map(str, data.data_vars):
             owner = data[name].attrs.get("control_of")
-            if not is_numeric(data[name]) or (owner in data.data_vars and not controls):
+            if not is_numeric(data[name]) or is_uncertainty(data, name) or (owner in data.data_vars and not controls):
                 continue
             variable = prepare_variable(data, name)
             array = average_last_step(variable)

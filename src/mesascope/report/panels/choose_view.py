@@ -10,6 +10,7 @@ from mesascope.report.explorers.attention import build_attention_browser
 from mesascope.report.explorers.colored_text import build_coloured_text
 from mesascope.report.panels.algorithm_ranking import plot_algorithm_ranking
 from mesascope.report.panels.head_ablation import plot_head_ablation
+from mesascope.report.panels.role_counts import tabulate_role_counts
 from mesascope.report.plotting.aux_variables import attach_aux_variables, list_aux_variables
 from mesascope.report.plotting.bars import plot_bars
 from mesascope.report.plotting.curves import plot_over_axis, plot_over_steps
@@ -22,6 +23,7 @@ from mesascope.report.plotting.variable import (
     LABEL_VARIABLES,
     PlotVariable,
     is_numeric,
+    is_uncertainty,
     prepare_variable,
 )
 
@@ -38,6 +40,7 @@ VIEWS: Mapping[str, PanelView] = MappingProxyType(
         "bars": plot_bars,
         "head_ablation": plot_head_ablation,
         "ranking": plot_algorithm_ranking,
+        "role_counts": tabulate_role_counts,
         "table": build_table,
     }
 )
@@ -49,6 +52,7 @@ VIEWS_WITH_CONTROLS = (
     plot_bars,
     plot_head_ablation,
     plot_algorithm_ranking,
+    tabulate_role_counts,
     build_table,
 )
 
@@ -67,7 +71,7 @@ def build_panels(data: xr.Dataset, excluded: Collection[str] = ()) -> list[Panel
     panel_list: list[Panel] = []
     for name in map(str, data.data_vars):
         owner = data[name].attrs.get("control_of")
-        if name in skipped or (owner in data.data_vars and owner not in excluded):
+        if is_uncertainty(data, name) or name in skipped or (owner in data.data_vars and owner not in excluded):
             continue
         panel_list += _build_variable_panels(data, name)
     return panel_list

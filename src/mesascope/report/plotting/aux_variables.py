@@ -17,10 +17,13 @@ AUX_VARIABLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "high",
             "similarity_null",
             "distinguishable",
+            "tied",
             "display_name",
             "iterations",
             "fitted",
             "hyperparameters",
+            "at_edge",
+            "edges",
         ),
     }
 )

@@ -15,7 +15,7 @@ from mesascope.report.plotting._map_layout import (
     build_map_spec,
     choose_colour_range,
 )
-from mesascope.report.plotting.controls import control_name, describe_control, has_kind
+from mesascope.report.plotting.controls import control_name, describe_control, has_kind, has_random_sign
 from mesascope.report.plotting.figure import Panel
 from mesascope.report.plotting.variable import PlotVariable, read_labels
 from mesascope.report.text import format_dim, format_number, join_words, round_significant
@@ -145,7 +145,9 @@ def _build_plots(
     )
     fitting = [control for control in variable.controls if {rows, columns} <= set(control.dims)]
     titles = ["this model"] if titles == [""] and any(map(has_kind, fitting)) else titles
-    titles += [control_name(control) for control in fitting]
+    titles += [
+        control_name(control) + (", root mean square" if has_random_sign(control) else "") for control in fitting
+    ]
     combos = []
     for indices in itertools.product(*(range(array.sizes[d]) for d in choices)):
         selection = dict(zip(choices, indices, strict=True))
@@ -188,12 +190,15 @@ def _format_cells(values: np.ndarray) -> list[list[str]]:
 
 
 def _select_control(control: xr.DataArray, selection: dict[str, int], rows: str, columns: str) -> xr.Variable:
-    """Return the control at the selected indices, averaged over seeds and over axes that are not drawn."""
+    """Return the control at the selected indices: mean, or root mean square, over seeds and axes that are not drawn."""
     indices = {d: min(k, control.sizes[d] - 1) for d, k in selection.items() if d in control.dims and d != "seed"}
     if "step" in control.dims and "step" not in (*indices, rows, columns):
         indices["step"] = -1
     selected = control.variable.isel(indices)
-    return selected.mean([d for d in selected.dims if d not in (rows, columns)])
+    others = [d for d in selected.dims if d not in (rows, columns)]
+    if has_random_sign(control):
+        return (selected**2).mean(others) ** 0.5  # a mean near 0 would hide the size of the draws
+    return selected.mean(others)
 
 
 def _build_choice(array: xr.DataArray, dim: str) -> dict[str, Any]:

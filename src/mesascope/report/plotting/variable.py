@@ -137,7 +137,11 @@ def prepare_variable(data: xr.Dataset, name: str) -> PlotVariable:
         The variable with its controls and position labels.
     """
     array = data[name]
-    controls_of_variable = [data[c] for c in data.data_vars if data[c].attrs.get("control_of") == name]
+    controls_of_variable = [
+        data[c]
+        for c in data.data_vars
+        if data[c].attrs.get("control_of") == name and not array.attrs.get("categorical")  # a mean has no meaning
+    ]
     controls = tuple(stack_replicates(_move_seeds_first(one)) for one in controls_of_variable)
     labels = next((data[one] for one in LABEL_VARIABLES if one in data.variables and data[one].ndim), None)
     return PlotVariable(
@@ -217,6 +221,19 @@ def is_numeric(array: xr.DataArray) -> bool:
         True if it is numeric and not empty.
     """
     return array.dtype.kind in "fiub" and array.size > 0
+
+
+def is_uncertainty(data: xr.Dataset, name: str) -> bool:
+    """Return whether a variable is the standard error or an interval end of another variable of the file.
+
+    Args:
+        data: the variables of the file.
+        name: the name of the variable.
+
+    Returns:
+        True if it is no result of its own.
+    """
+    return data[name].attrs.get("uncertainty_of") in data.data_vars
 
 
 def escape_labels(labels: Sequence[str]) -> list[str]:
