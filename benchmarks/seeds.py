@@ -43,7 +43,7 @@ def ours() -> float:
     """Seconds that the training of all seeds takes."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "run"
-        Run.create(place, describe_run(STUDY, "laptop", SEEDS))
+        Run.create(place, describe_run(STUDY, "laptop", range(SEEDS)))
         began = time.perf_counter()
         ProcessExecutor().map_jobs(train, [(place, seed) for seed in range(SEEDS)])
         return time.perf_counter() - began

@@ -7,6 +7,7 @@ instead, whose ``assert_exact`` raises.
 from mesascope.ground_truth import (
     DETECTORS,
     GROUND_TRUTH,
+    UNTRAINED_CASES,
     Detection,
     DetectionReport,
     Detector,
@@ -20,6 +21,7 @@ from mesascope.testing._checks import check_analysis, check_study, check_task, c
 __all__ = [
     "DETECTORS",
     "GROUND_TRUTH",
+    "UNTRAINED_CASES",
     "Detection",
     "DetectionReport",
     "Detector",
