@@ -55,7 +55,7 @@ $(GGUF): | $(STAMP)
 
 demo: $(STAMP) $(GGUF)
 	$(BIN)/mesascope run affine
-	$(BIN)/mesascope inspect $(GGUF)
+	$(BIN)/mesascope inspect $(GGUF) --sequences 2
 	@echo
 	@$(BIN)/mesascope report runs/affine-laptop runs/inspect-$(notdir $(GGUF))
 
