@@ -119,12 +119,15 @@ def format_row(name: str) -> str:
 
 
 def main() -> None:
-    """Write the rows of the studies on the command line into the page, and keep other rows; all studies by default."""
+    """Write the rows of the studies on the command line into the page, and keep other rows.
+
+    By default, those of all studies that judge claims of a paper; the others have nothing to judge here.
+    """
     known = [entry.name for entry in registry.list_studies()]
     text = PAGE.read_text(encoding="utf-8")
     before, table, after = text.split(BEGIN)[0], text.split(BEGIN)[1].split(END)[0], text.split(END)[1]
     rows = {row.split("`")[1]: row for row in table.splitlines() if row.startswith("| `")}
-    for name in sys.argv[1:] or known:
+    for name in sys.argv[1:] or [one for one in known if make_untrained(one, draw=0).claims]:
         rows[name] = format_row(name)
         head = [f"| study | {' | '.join(STATUSES)} | claims supported |", "|---" * (2 + len(STATUSES)) + "|"]
         lines = [*head, *(rows[one] for one in known if one in rows)]
