@@ -309,6 +309,6 @@ def test_a_changed_model_is_read_anew():
         next(model.parameters()).mul_(2.0)
     after = capture(model, x)
     assert after.readout is not before.readout
-    assert capture(model, x).readout is after.readout
+    assert capture(model, x).readout.projection_modules is after.readout.projection_modules
     with torch.no_grad():
         assert torch.equal(after["output"], model(x).logits)

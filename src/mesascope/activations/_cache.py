@@ -1,6 +1,6 @@
-"""A cache of model structures and validated hook points, valid until the model changes."""
+"""A cache of model structures, valid until the model changes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
@@ -8,84 +8,42 @@ from jaxtyping import Shaped
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mesascope.activations._fingerprint import Fingerprint, fingerprint_model
 from mesascope.activations._model_structure import ModelStructure
-from mesascope.activations.hooks.attention_interface import attn_implementation
-
-ModelState = tuple[object, ...]
 
 
 @dataclass
 class _CacheEntry:
-    """Cached results for one state of a model: structures by kind of input, and validated sites."""
+    """Structures by kind of input, for one state of a model."""
 
-    state: ModelState
+    state: Fingerprint
     structures: dict[tuple[object, ...], ModelStructure] = field(default_factory=dict)
-    validated: set[tuple[str, int]] = field(default_factory=set)
 
 
 _CACHE: WeakKeyDictionary[PreTrainedModel, _CacheEntry] = WeakKeyDictionary()
 
 
 def cached_structure(
-    model: PreTrainedModel, trace_input: Shaped[Tensor, "batch pos *d_in"], find_structure: Callable[[], ModelStructure]
+    model: PreTrainedModel,
+    trace_input: Shaped[Tensor, "batch pos *d_in"],
+    find_structure: Callable[[Fingerprint], ModelStructure],
 ) -> ModelStructure:
-    """Return the cached structure of a model, and find it if there is none.
+    """Return the cached structure of a model, and find it if there is none or the model has changed.
 
     Args:
         model: the model.
         trace_input: the trace input (batch, pos) or (batch, pos, d_in).
-        find_structure: finds the structure.
+        find_structure: finds the structure, given the fingerprint of the weights.
 
     Returns:
         The structure for the model's present state and this kind of input.
     """
-    kind = _input_kind(trace_input)
-    structure = _cache_entry(model).structures.get(kind)
-    if structure is None:
-        structure = _cache_entry(model).structures[kind] = find_structure()
-    return structure
-
-
-def is_validated(model: PreTrainedModel, layers_by_site: Mapping[str, Sequence[int]]) -> bool:
-    """Return whether all hook points have been validated for the model's present state.
-
-    Args:
-        model: the model.
-        layers_by_site: layers by site.
-
-    Returns:
-        ``True`` if all of them have been validated.
-    """
-    return {(site, layer) for site, layers in layers_by_site.items() for layer in layers} <= _cache_entry(
-        model
-    ).validated
-
-
-def mark_validated(model: PreTrainedModel, layers_by_site: Mapping[str, Sequence[int]]) -> None:
-    """Record that hook points have been validated for the model's present state.
-
-    Args:
-        model: the model.
-        layers_by_site: layers by site.
-    """
-    _cache_entry(model).validated |= {(site, layer) for site, layers in layers_by_site.items() for layer in layers}
-
-
-def _cache_entry(model: PreTrainedModel) -> _CacheEntry:
-    state = _model_state(model)
+    kind = (trace_input.shape, trace_input.dtype)
+    state = fingerprint_model(model)
     entry = _CACHE.get(model)
     if entry is None or entry.state != state:
         entry = _CACHE[model] = _CacheEntry(state)
-    return entry
-
-
-def _model_state(model: PreTrainedModel) -> ModelState:
-    """Return a value that changes with the weights, the modules, their hooks, and the attention implementation."""
-    weights = tuple((id(p), p._version, p.dtype, p.device) for p in model.parameters())
-    modules = tuple((id(m), len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules())
-    return attn_implementation(model), weights, modules
-
-
-def _input_kind(trace_input: Shaped[Tensor, "batch pos *d_in"]) -> tuple[object, ...]:
-    """Return the properties of a trace input on which the structure may depend."""
-    return trace_input.shape, trace_input.dtype
+    if kind not in entry.structures:
+        (weights, *_) = state
+        entry.structures[kind] = find_structure(weights)  # pyright: ignore[reportArgumentType] a fingerprint of tensors
+    return entry.structures[kind]

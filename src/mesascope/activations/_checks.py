@@ -1,21 +1,23 @@
 """Checks of the identities that recorded activations must satisfy; an error names the check and the deviation."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mesascope.activations._cache import is_validated, mark_validated
 from mesascope.activations._layer_spec import LayerSpec
 from mesascope.activations.forward import run_model
 from mesascope.activations.hooks import _attention_math as attention_math
-from mesascope.activations.hooks._module_hooks import attach_hooks
+from mesascope.activations.hooks._module_hooks import attach_hooks, first_tensor
 from mesascope.activations.sites import UnsupportedModel
 from mesascope.activations.tolerances import allclose, bitwise_equal, relative_difference, terms_sum_to
 
 STREAM_SITES = ("resid_pre", "attn_out", "mlp_out", "resid_post")
+LONG_SEQUENCE = 256  # positions above which not everything is compared at every position
+NUM_CHECKED_QUERIES = 32  # rows of attention weights that are checked in a long sequence
 
 
 def check_sites_available(
@@ -46,31 +48,33 @@ def check_hooked_forward(
     model: PreTrainedModel,
     layers: Sequence[LayerSpec],
     layers_by_site: Mapping[str, Sequence[int]],
-    inputs: Shaped[Tensor, "batch pos *d_in"],
-    mask: Int[Tensor, "batch pos"] | None,
+    inputs: Shaped[Tensor, "1 pos *d_in"],
+    mask: Int[Tensor, "1 pos"] | None,
 ) -> None:
     """Run one sequence with and without hooks, and check outputs, hook calls and identities.
 
     The outputs must be bitwise equal, every hook point must be called once, attention weights must reproduce ``z``, and
-    the residual updates must sum to the change of the residual stream.
+    the residual updates must sum to the change of the residual stream. In a long sequence, the residual stream after
+    the last layer replaces the outputs of all positions but the last, and attention weights are checked at 32 queries.
 
     Args:
         model: the model.
         layers: the specification of every layer.
         layers_by_site: layers by site.
-        inputs: tokens or vectors; the first sequence is used.
+        inputs: tokens or vectors of one sequence.
         mask: 1 where an input is not padding.
 
     Raises:
         UnsupportedModel: one of these conditions is violated.
     """
-    row, row_mask = inputs[:1], None if mask is None else mask[:1]
-    checker = _IdentityChecker(layers_by_site, layers, row_mask)
-    expected = run_model(model, row, row_mask)
-    with attach_hooks(model, layers, checker.layers_by_site, checker):
-        hooked = run_model(model, row, row_mask)
+    queries = _spread_queries(inputs.shape[1], mask)
+    checker = _IdentityChecker(layers_by_site, layers, mask, queries)
+    expected = run_recording_stream(model, layers[-1].block, inputs, mask)
+    with attach_hooks(model, layers, checker.layers_by_site, checker, queries=queries):
+        hooked = run_recording_stream(model, layers[-1].block, inputs, mask)
     name = type(model).__name__
-    check_output_unchanged(name, expected, hooked)
+    for before, after in zip(expected, hooked, strict=True):
+        check_output_unchanged(name, before, after)
     wrong_counts = [
         (site, number)
         for site, chosen in layers_by_site.items()
@@ -83,6 +87,45 @@ def check_hooked_forward(
             f"every site must be computed once per forward pass, but {site} in layer {number} of {name} was computed "
             f"{checker.count_calls(site, number)} times; omit the site"
         )
+
+
+def run_recording_stream(
+    model: PreTrainedModel,
+    block: str,
+    inputs: Shaped[Tensor, "1 pos *d_in"],
+    mask: Int[Tensor, "1 pos"] | None,
+) -> tuple[Float[Tensor, "1 predicted d_out"], Float[Tensor, "1 pos d_model"]]:
+    """Run one sequence, and return its outputs and the residual stream after the last layer.
+
+    Args:
+        model: the model.
+        block: the name of the last layer.
+        inputs: tokens or vectors of one sequence.
+        mask: 1 where an input is not padding.
+
+    Returns:
+        The outputs, at the last position only if the sequence is long and the model class can; and the stream.
+    """
+    streams: list[Tensor] = []
+
+    def record_stream(module: nn.Module, args: tuple, output: Any) -> None:
+        tensor = first_tensor(output)
+        streams.extend([] if tensor is None else [tensor.clone()])
+
+    handle = model.get_submodule(block).register_forward_hook(record_stream)
+    try:
+        output = run_model(model, inputs, mask, all_positions=inputs.shape[1] <= LONG_SEQUENCE)
+    finally:
+        handle.remove()
+    return output, streams[-1]
+
+
+def _spread_queries(length: int, mask: Int[Tensor, "1 pos"] | None) -> Int[Tensor, " query"] | None:
+    """Return 32 positions of a long sequence, without padding, the first and the last among them."""
+    if length <= LONG_SEQUENCE:
+        return None
+    real = torch.arange(length) if mask is None else mask[0].nonzero()[:, 0].cpu()
+    return real[torch.linspace(0, len(real) - 1, NUM_CHECKED_QUERIES).long()].unique()
 
 
 def check_output_unchanged(
@@ -107,34 +150,6 @@ def check_output_unchanged(
         )
 
 
-def check_padding_invariance(
-    model: PreTrainedModel, inputs: Shaped[Tensor, "batch pos *d_in"], mask: Int[Tensor, "batch pos"] | None
-) -> None:
-    """Check on one padded sequence that padding does not change the output at positions that are not padding.
-
-    Args:
-        model: the model.
-        inputs: tokens or vectors.
-        mask: 1 where an input is not padding; nothing is run without padding.
-
-    Raises:
-        UnsupportedModel: the output changes.
-    """
-    padded = [] if mask is None else [row for row in range(len(mask)) if not mask[row].all() and mask[row].any()]
-    if mask is None or not padded:
-        return
-    row = padded[0]
-    not_padding = mask[row].bool()
-    with_padding = run_model(model, inputs[row : row + 1], mask[row : row + 1])[0, not_padding]
-    without = run_model(model, inputs[row : row + 1, not_padding])[0]
-    if not allclose(with_padding, without):
-        raise UnsupportedModel(
-            f"padding must not change the output at other positions, but that of {type(model).__name__} changes by "
-            f"{relative_difference(with_padding, without):.1e} (relative) in sequence {row}; pass sequences of "
-            "one length"
-        )
-
-
 class _IdentityChecker:
     """Hook that checks identities layer by layer and holds the activations of one layer at most."""
 
@@ -143,8 +158,9 @@ class _IdentityChecker:
         layers_by_site: Mapping[str, Sequence[int]],
         layers: Sequence[LayerSpec],
         mask: Int[Tensor, "batch pos"] | None,
+        queries: Int[Tensor, " query"] | None,
     ) -> None:
-        self._layers, self._mask = layers, mask
+        self._layers, self._mask, self._queries = layers, mask, queries
         self._activations: dict[str, Tensor] = {}
         self._layer = -1
         self._call_counts: dict[tuple[str, int], int] = {}
@@ -174,10 +190,10 @@ class _IdentityChecker:
 
     def _check_attention_weights(self, layer: LayerSpec) -> None:
         """Check that attention weights times values give ``z``, and that the softmax of scores gives the weights."""
-        out, value = self._drop_padding(self._activations["z"]), self._activations.get("value")
+        out, value = self._checked_rows(self._activations["z"]), self._activations.get("value")
         if "pattern" in self._activations and value is not None:
             self._check_reproduces_z(
-                self._drop_padding(attention_math.mix_values(self._activations["pattern"], value)),
+                self._checked_rows(attention_math.mix_values(self._activations["pattern"], value)),
                 out,
                 "pattern",
                 layer,
@@ -185,7 +201,7 @@ class _IdentityChecker:
         if "attn_scores" in self._activations and value is not None:
             pattern = attention_math.scores_to_pattern(self._activations["attn_scores"])
             self._check_reproduces_z(
-                self._drop_padding(attention_math.mix_values(pattern, value)), out, "attn_scores", layer
+                self._checked_rows(attention_math.mix_values(pattern, value)), out, "attn_scores", layer
             )
 
     def _check_residual_sum(self, layer: LayerSpec) -> None:
@@ -217,34 +233,8 @@ class _IdentityChecker:
                 "omit it, or load the model with attn_implementation='eager'"
             )
 
-    def _drop_padding(self, z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "real head d_head"]:
+    def _checked_rows(self, z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "real head d_head"]:
+        """Return the rows of the checked queries, or of all that are not padding."""
+        if self._queries is not None:
+            return (z if z.shape[1] == len(self._queries) else z[:, self._queries]).flatten(0, 1)
         return z.flatten(0, 1) if self._mask is None else z[self._mask.bool()]
-
-
-VALIDATION_LENGTH = 256  # positions of the first sequence that are used for validation
-
-
-def validate_hook_points(
-    model: PreTrainedModel,
-    layer_specs: Sequence[LayerSpec],
-    layers_by_site: Mapping[str, Sequence[int]],
-    inputs: Shaped[Tensor, "batch pos *d_in"],
-    mask: Int[Tensor, "batch pos"] | None,
-) -> None:
-    """Validate hook points once per model and set of hook points, and invariance to padding in every padded run.
-
-    Args:
-        model: the model.
-        layer_specs: the specification of every layer.
-        layers_by_site: layers by site.
-        inputs: tokens or vectors; the first 256 positions are used.
-        mask: 1 where an input is not padding.
-
-    Raises:
-        UnsupportedModel: a check fails.
-    """
-    inputs, mask = inputs[:, :VALIDATION_LENGTH], None if mask is None else mask[:, :VALIDATION_LENGTH]
-    if not is_validated(model, layers_by_site):
-        check_hooked_forward(model, layer_specs, layers_by_site, inputs, mask)
-        mark_validated(model, layers_by_site)
-    check_padding_invariance(model, inputs, mask)

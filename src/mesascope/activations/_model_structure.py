@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel
 
+from mesascope.activations._fingerprint import Fingerprint
 from mesascope.activations._layer_spec import LayerSpec
 from mesascope.activations.readout._build import build_readout
 from mesascope.activations.readout._readout import Readout
@@ -18,24 +19,32 @@ class ModelStructure:
     Attributes:
         layers: the specification of every layer.
         trace: the traced forward pass.
+        weights: the fingerprint of the weights for which it was found.
+        validated: the hook points (site, layer) that have been validated.
+        validated_lengths: validated lengths of sequences, with padding or not, with attention weights or not.
+        validated_padding: validated lengths with numbers of pads on the left, on the right, and between inputs.
     """
 
     layers: tuple[LayerSpec, ...]
     trace: Trace
+    weights: Fingerprint
+    validated: set[tuple[str, int]] = field(default_factory=set, init=False, repr=False)
+    validated_lengths: set[tuple[int, bool, bool]] = field(default_factory=set, init=False, repr=False)
+    validated_padding: set[tuple[int, int, int, int]] = field(default_factory=set, init=False, repr=False)
     # built on first use; the model itself is not stored, so that a cached structure does not keep it alive
     _readouts: dict[tuple[int, ...], Readout] = field(default_factory=dict, init=False, repr=False)
 
     def readout(self, model: PreTrainedModel, layers: Sequence[int]) -> Readout:
-        """Return the readout of some layers; it is built on the first call.
+        """Return a readout of some layers; what it consists of is found on the first call, and its numbers on use.
 
         Args:
             model: the model that has this structure.
             layers: the indices of the layers.
 
         Returns:
-            The readout; the same object for the same layers.
+            A new readout, which reads numbers from the weights when it is first used.
         """
         key = tuple(layers)
         if key not in self._readouts:
-            self._readouts[key] = build_readout(model, self.layers, key, self.trace)
-        return self._readouts[key]
+            self._readouts[key] = build_readout(model, self.layers, key, self.trace, self.weights)
+        return self._readouts[key].without_numbers()

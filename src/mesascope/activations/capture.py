@@ -12,13 +12,11 @@ from mesascope.activations._arguments import (
     validate_model,
     validate_names,
 )
-from mesascope.activations._checks import (
-    check_sites_available,
-    validate_hook_points,
-)
+from mesascope.activations._checks import check_sites_available
 from mesascope.activations._layer_spec import LayerSpec
 from mesascope.activations._layer_view import LayerReduction
 from mesascope.activations._memory import check_memory, site_bytes, site_shape
+from mesascope.activations._validation import validate_hook_points
 from mesascope.activations.edits import Edit, validate_edit
 from mesascope.activations.forward import eval_no_grad
 from mesascope.activations.gradients import ObjectiveFn
@@ -70,8 +68,8 @@ def capture(
         queries: the query positions whose rows of ``attn_scores`` and ``pattern`` are recorded; all by default.
         objective: a function from outputs (batch, pos, d_out) to (batch) that replaces the loss in gradients, such as a
             metric of :mod:`mesascope.interventions`. It needs all sequences in one forward pass.
-        check: compare the first sequence (its first 256 positions) with and without hooks before the run, and check all
-            identities. The result is cached until a weight or the attention implementation changes.
+        check: compare the longest sequence with and without hooks before the run, and check all identities, once for
+            every new hook point, length and kind of padding. Results are cached until the model changes.
 
     Returns:
         The recorded sites and reductions.
@@ -119,7 +117,7 @@ def capture(
             shapes = {n: site_shape(structure, n, edit.site, *x.shape[:2]) for n in edit.edited_layers(num_layers)}
             validate_edit(edit, shapes, min(batch_size or len(x), len(x)), structure.trace.logits)
         if check:
-            validate_hook_points(model, structure.layers, layers_by_site, x, mask)
+            validate_hook_points(model, structure, layers_by_site, x, mask)
         readout = structure.readout(model, selected_layers)
         run_micro_batches(
             model,

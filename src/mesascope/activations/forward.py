@@ -83,6 +83,15 @@ def first_position_id(model: PreTrainedModel, input_at_position: Shaped[Tensor, 
     return _FIRST_POSITION_IDS[model]
 
 
+def forget_first_position_id(model: PreTrainedModel) -> None:
+    """Forget the first position id of a model that has changed.
+
+    Args:
+        model: the model.
+    """
+    _FIRST_POSITION_IDS.pop(model, None)
+
+
 def _forward_arguments(model: PreTrainedModel, inputs: ModelInputs, mask: AttentionMask | None) -> dict[str, Any]:
     arguments: dict[str, Any] = {model.main_input_name: inputs}
     if accepts_argument(model, "use_cache"):

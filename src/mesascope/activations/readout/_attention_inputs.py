@@ -138,11 +138,12 @@ class AttentionInputs:
             for each, value in zip(layer_values, self._compute_values([part] * len(layer_inputs)), strict=True):
                 each.append(value.transpose(1, 2).flatten(0, 1))
         projections = [build_value_projection(torch.cat(each)[: d_model + 1]) for each in layer_values]
+        values = self._compute_values([read.normed for read in layer_inputs])
         rescaled_values = self._compute_values([-2 * read.normed for read in layer_inputs])
-        for layer, (read, value_map, rescaled_value) in enumerate(
-            zip(layer_inputs, projections, rescaled_values, strict=True)
+        for layer, (read, value_map, value, rescaled_value) in enumerate(
+            zip(layer_inputs, projections, values, rescaled_values, strict=True)
         ):
-            validate_linear(layer, value_map, ((read.normed, read.value), (-2 * read.normed, rescaled_value)))
+            validate_linear(layer, value_map, ((read.normed, value), (-2 * read.normed, rescaled_value)))
         return tuple(projections)
 
     def embed_tokens(self, tokens: Int[Tensor, " token"]) -> Float[Tensor, "token d_model"]:
@@ -178,7 +179,7 @@ class AttentionInputs:
         other_tokens = (self.trace_input + 1) % embed.weight.shape[0]
         with torch.no_grad():
             difference = embed(other_tokens) - embed(self.trace_input)
-        resid_difference = self._compute_first_resid_pre(other_tokens) - self.first_resid_pre
+        resid_difference = self._compute_first_resid_pre(other_tokens) - self._compute_first_resid_pre(self.trace_input)
         size = difference.double().square().sum().item()
         fitted = (difference.double() * resid_difference.double()).sum().item() / size if size else 0.0
         for scale in (1.0, float(f"{fitted:.4g}"), fitted):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mesascope.activations._fingerprint import Fingerprint, fingerprint_tensors
 from mesascope.activations._layer_spec import LayerSpec
 from mesascope.activations.readout._attention_inputs import AttentionInputs, BatchedStream, LayerAttentionInput
 from mesascope.activations.readout._output_head import Norm, OutputHead, find_final_norm, find_output_head
@@ -22,7 +23,11 @@ UPDATES_PER_CHUNK = 8  # residual updates whose logits are in memory together
 
 
 def build_readout(
-    model: PreTrainedModel, layers: Sequence[LayerSpec], layer_indices: Sequence[int], trace: Trace
+    model: PreTrainedModel,
+    layers: Sequence[LayerSpec],
+    layer_indices: Sequence[int],
+    trace: Trace,
+    weights: Fingerprint,
 ) -> Readout:
     """Build the readout of some layers of a model.
 
@@ -33,6 +38,7 @@ def build_readout(
         layers: specification of each layer.
         layer_indices: indices of the recorded layers.
         trace: traced forward pass of the model.
+        weights: fingerprint of the weights of the model.
 
     Returns:
         The readout.
@@ -48,10 +54,11 @@ def build_readout(
         rows_sum_to_one=tuple(_rows_sum_to_one(layers[n]) for n in layer_indices),
         projection_modules=output_projections,
         output_head=output_head,
-        final_norm=final_norm,
+        traced_final_norm=final_norm,
         non_additive_reason="",
         attention_inputs=_build_attention_inputs(model, layers, layer_indices, trace),
-        parameter_versions=tuple((p, p._version) for p in model.parameters()),
+        weights=weights,
+        head_weights=fingerprint_tensors(() if isinstance(output_head, str) else output_head.tensors()),
     )
     return replace(readout, non_additive_reason=_find_non_additive_reason(readout, layers, trace))
 

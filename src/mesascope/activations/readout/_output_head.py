@@ -97,6 +97,10 @@ class OutputHead:
                 x = module(x if scale == 1.0 else x * scale)
         return x if self.scales[-1] == 1.0 else x * self.scales[-1]
 
+    def tensors(self) -> list[Tensor]:
+        """Return the parameters and buffers of all modules."""
+        return [tensor for module in self.modules for tensor in (*module.parameters(), *module.buffers())]
+
     def apply_softcap(self, output: OutputTensor) -> OutputTensor:
         """Apply the soft cap.
 
@@ -185,8 +189,7 @@ def identify_norm(module: nn.Module, x: Float[Tensor, "row d_model"], descriptio
     Raises:
         UnsupportedModel: If it is neither an RMSNorm nor a LayerNorm.
     """
-    noise = 1e3 * torch.randn(256, x.shape[-1], generator=torch.Generator().manual_seed(0))
-    noise = noise.to(x)
+    noise = _sample_noise(x)
     inputs = torch.cat([x, noise])
     with torch.no_grad():
         bias, out, sampled = module(torch.zeros_like(x[:1]))[0], module(inputs), module(noise)
@@ -201,6 +204,38 @@ def identify_norm(module: nn.Module, x: Float[Tensor, "row d_model"], descriptio
         f"{description} must be an RMSNorm or a LayerNorm, but {type(module).__name__} is neither: the closer "
         f"one differs by {relative_difference(predicted, out):.1e}"
     )
+
+
+def refit_norm(module: nn.Module, norm: Norm, description: str) -> Norm:
+    """Find gain and bias of a norm of known kind anew, from the present weights of its module.
+
+    Args:
+        module: maps (row, d_model) to the same shape.
+        norm: its closed form for earlier weights.
+        description: the name of the norm in error messages.
+
+    Returns:
+        The closed form for the present weights.
+
+    Raises:
+        UnsupportedModel: If the module is no longer a norm of this kind.
+    """
+    noise = _sample_noise(norm.gain.expand(1, -1))
+    with torch.no_grad():
+        bias, sampled = module(torch.zeros_like(noise[:1]))[0], module(noise)
+    refitted = Norm(centred=norm.centred, gain=_fit_gain(noise, sampled - bias, norm.centred), bias=bias)
+    predicted = refitted.linear_part(noise) / refitted.scale(noise, sampled) + bias
+    if not allclose(predicted, sampled):
+        raise UnsupportedModel(
+            f"{description} must stay an RMSNorm or a LayerNorm, but {type(module).__name__} now differs from it by "
+            f"{relative_difference(predicted, sampled):.1e}; capture again with a new model"
+        )
+    return refitted
+
+
+def _sample_noise(like: Float[Tensor, "row d_model"]) -> Float[Tensor, "256 d_model"]:
+    noise = 1e3 * torch.randn(256, like.shape[-1], generator=torch.Generator().manual_seed(0))
+    return noise.to(like)
 
 
 def _fit_gain(noise: ResidualStream, out: ResidualStream, centred: bool) -> Float[Tensor, " d_model"]:

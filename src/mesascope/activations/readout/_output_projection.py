@@ -9,7 +9,9 @@ from transformers import PreTrainedModel
 
 from mesascope.activations._layer_spec import LayerSpec, ResidualUpdate
 from mesascope.activations.structure._trace import Trace
-from mesascope.activations.tolerances import allclose, relative_difference
+from mesascope.activations.tolerances import allclose, relative_difference, rounding_tolerance
+
+NUM_RANDOM_VECTORS = 4  # that a parameter must map as the module does
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -21,30 +23,44 @@ class OutputProjection:
         gain: constant factor on its output.
         num_heads: number of heads.
         d_head: size of ``z`` per head.
+        dtype, device: those of ``z``.
     """
 
     module: nn.Module
     gain: float
     num_heads: int
     d_head: int
+    dtype: torch.dtype
+    device: torch.device
 
     @torch.no_grad()
     def compute_matrix(self) -> tuple[Float[Tensor, "head d_head d_model"], Float[Tensor, " d_model"]]:
         """Return the map and its bias, by running the module on unit vectors.
 
-        The module's own parameter is returned where it is the same matrix, since it is exact.
+        The module's own parameter is returned where it is the same map, since it is exact.
 
         Returns:
             The matrix of each head and the bias, both times the gain.
         """
-        reference = next(self.module.parameters())
-        eye = torch.eye(self.num_heads * self.d_head, dtype=reference.dtype, device=reference.device)[None]
-        bias = self.module(torch.zeros_like(eye[:, :1]))[0, 0]
-        matrix = self.module(eye)[0] - bias
-        parameters = [candidate for p in self.module.parameters(recurse=False) if p.ndim == 2 for candidate in (p.T, p)]
-        exact = [p for p in parameters if p.shape == matrix.shape and allclose(p, matrix, bias.abs().max().item())]
-        matrix = (exact[0] if exact else matrix).unflatten(0, (self.num_heads, self.d_head))
-        return matrix.detach() * self.gain, bias.detach() * self.gain
+        width = self.num_heads * self.d_head
+        bias = self.module(torch.zeros(1, 1, width, dtype=self.dtype, device=self.device))[0, 0]
+        matrix = self._find_parameter(bias)
+        if matrix is None:
+            matrix = self.module(torch.eye(width, dtype=self.dtype, device=self.device)[None])[0] - bias
+        return matrix.detach().unflatten(0, (self.num_heads, self.d_head)) * self.gain, bias.detach() * self.gain
+
+    def _find_parameter(self, bias: Float[Tensor, " d_model"]) -> Float[Tensor, "d_in d_model"] | None:
+        """Return the module's parameter that is the map: it maps random vectors as the module does."""
+        x = torch.randn(1, NUM_RANDOM_VECTORS, self.num_heads * self.d_head, generator=torch.Generator().manual_seed(0))
+        x = x.to(bias)
+        expected = self.module(x) - bias
+        tolerance = min(rounding_tolerance(x), max(1e-5, 4 * torch.finfo(x.dtype).eps))
+        for parameter in self.module.parameters(recurse=False):
+            for matrix in (parameter.T, parameter) if parameter.ndim == 2 and not parameter.is_meta else ():
+                if matrix.dtype == x.dtype and matrix.shape == (x.shape[-1], expected.shape[-1]):
+                    if relative_difference(x @ matrix, expected, bias.abs().max().item()) <= tolerance:
+                        return matrix
+        return None
 
 
 def find_output_projection(model: PreTrainedModel, layer: LayerSpec, trace: Trace) -> OutputProjection | str:
@@ -59,7 +75,14 @@ def find_output_projection(model: PreTrainedModel, layer: LayerSpec, trace: Trac
         return layer.missing.get("projection", "attn_out is not available")
     z = next(each.output for each in trace.attentions if each.name == layer.attention)
     module = model.get_submodule(layer.projection)
-    projection = OutputProjection(module=module, gain=layer.attn_out.gain, num_heads=z.shape[-2], d_head=z.shape[-1])
+    projection = OutputProjection(
+        module=module,
+        gain=layer.attn_out.gain,
+        num_heads=z.shape[-2],
+        d_head=z.shape[-1],
+        dtype=z.dtype,
+        device=z.device,
+    )
     matrix, bias = projection.compute_matrix()
     attn_out = compute_residual_update(layer.attn_out, trace, (*z.shape[:2], -1))
     predicted = torch.einsum("bphd,hdm->bpm", z, matrix) + bias

@@ -1,13 +1,15 @@
 """The map from the residual stream to the output, and the contributions of residual updates to it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from mesascope.activations.readout._output_head import Norm, OutputHead
+from mesascope.activations._fingerprint import Fingerprint, Offloaded, fingerprint_tensors
+from mesascope.activations.readout._output_head import Norm, OutputHead, refit_norm
 from mesascope.activations.readout._unembedding import Unembedding
 from mesascope.activations.sites import UnsupportedModel
 
@@ -18,15 +20,18 @@ class OutputReadout:
 
     Attributes:
         output_head: final norm, unembedding and soft cap, or the reason why there is none.
-        final_norm: the final norm in closed form, ``None`` without one, or the reason why it is not known.
+        traced_final_norm: the final norm when the structure was found, ``None`` without one, or the reason why it is
+            not known.
         non_additive_reason: why the output is not a sum of residual updates; empty where it is.
-        parameter_versions: version counter of each parameter, by which later training is detected.
+        weights: fingerprint of the weights of the model when it was captured, by which a later change is detected.
+        head_weights: the same of the output head.
     """
 
     output_head: OutputHead | str
-    final_norm: Norm | str | None
+    traced_final_norm: Norm | str | None
     non_additive_reason: str
-    parameter_versions: tuple[tuple[nn.Parameter, int], ...]
+    weights: Fingerprint
+    head_weights: Fingerprint
 
     def get_unembedding_rows(self, tokens: Int[Tensor, " token"]) -> Float[Tensor, "token d_model"]:
         """Return the rows of the unembedding for some tokens, scales included, before any soft cap.
@@ -157,6 +162,13 @@ class OutputReadout:
         return rows if self.final_norm is None else self.final_norm.apply_transposed(rows) * output_head.scales[0]
 
     @cached_property
+    def final_norm(self) -> Norm | str | None:
+        """The final norm in closed form, ``None`` without one, or the reason why it is not known."""
+        if not isinstance(self.traced_final_norm, Norm):
+            return self.traced_final_norm
+        return refit_norm(self._require_output_head().modules[0], self.traced_final_norm, "the final norm")
+
+    @cached_property
     def readout_bias(self) -> Float[Tensor, " d_out"]:
         """The output before the soft cap that no part of the residual stream contributes.
 
@@ -185,7 +197,7 @@ class OutputReadout:
     def _require_output_head(self) -> OutputHead:
         if isinstance(self.output_head, str):
             raise UnsupportedModel(self.output_head)
-        self._check_unmodified()
+        check_same_weights(self.head_weights, self.output_head.tensors())
         return self.output_head
 
     def _require_additive(self) -> tuple[OutputHead, Norm | None]:
@@ -195,11 +207,13 @@ class OutputReadout:
             raise UnsupportedModel(self.non_additive_reason or str(self.final_norm))
         return output_head, self.final_norm
 
-    def _check_unmodified(self) -> None:
-        if any(p._version != version for p, version in self.parameter_versions):
-            raise RuntimeError(
-                "a readout needs unchanged parameters, but they were modified after the capture; capture again"
-            )
+
+def check_same_weights(captured: Fingerprint, tensors: Iterable[Tensor]) -> None:
+    """Check that weights are those of the capture; those that are offloaded cannot be compared."""
+    if captured and not isinstance(captured[0], Offloaded) and fingerprint_tensors(tensors) != captured:
+        raise RuntimeError(
+            "a readout needs unchanged parameters, but they were modified after the capture; capture again"
+        )
 
 
 def _norm_scale(

@@ -1,16 +1,17 @@
 """`Readout`: the linear maps around the recorded activations, so that analyses need no model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mesascope.activations._fingerprint import model_tensors
 from mesascope.activations.readout._attention_inputs import AttentionInputs
 from mesascope.activations.readout._output_head import Norm
 from mesascope.activations.readout._output_projection import OutputProjection
-from mesascope.activations.readout._output_readout import OutputReadout
+from mesascope.activations.readout._output_readout import OutputReadout, check_same_weights
 from mesascope.activations.sites import UnsupportedModel
 
 
@@ -32,6 +33,10 @@ class Readout(OutputReadout):
     rows_sum_to_one: tuple[bool, ...]
     projection_modules: tuple[OutputProjection | str, ...]
     attention_inputs: AttentionInputs
+
+    def without_numbers(self) -> "Readout":
+        """Return a readout of the same modules whose numbers are read from the weights on first use."""
+        return replace(self, attention_inputs=replace(self.attention_inputs))
 
     @property
     def num_layers(self) -> int:
@@ -129,6 +134,9 @@ class Readout(OutputReadout):
         """
         d_out = self._unembedding(self._make_zero_stream()[None]).shape[-1]
         return min(self.attention_inputs.vocab_size, d_out)
+
+    def _check_unmodified(self) -> None:
+        check_same_weights(self.weights, model_tensors(self.attention_inputs.model))
 
     @cached_property
     def _output_weights(self) -> tuple[Float[Tensor, "layer head d_head d_model"], Float[Tensor, "layer d_model"]]:

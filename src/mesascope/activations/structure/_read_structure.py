@@ -8,8 +8,9 @@ from transformers import PreTrainedModel
 
 from mesascope.activations._cache import cached_structure
 from mesascope.activations._checks import check_output_unchanged
+from mesascope.activations._fingerprint import Fingerprint
 from mesascope.activations._model_structure import ModelStructure
-from mesascope.activations.forward import first_position_id, run_model
+from mesascope.activations.forward import first_position_id, forget_first_position_id, run_model
 from mesascope.activations.sites import UnsupportedModel
 from mesascope.activations.structure._find_layers import find_layers
 from mesascope.activations.structure._trace import trace_forward
@@ -20,7 +21,7 @@ TRACE_LENGTH = 8  # positions of the first sequence that are traced to find the 
 def read_structure(
     model: PreTrainedModel, inputs: Shaped[Tensor, "batch pos *d_in"], mask: Int[Tensor, "batch pos"] | None = None
 ) -> ModelStructure:
-    """Trace a model on up to 8 inputs of the first sequence that are not padding, and find its layers.
+    """Trace a model on up to 8 inputs of the longest sequence, and find its layers.
 
     Args:
         model: the model.
@@ -32,18 +33,23 @@ def read_structure(
 
     Raises:
         UnsupportedModel: the structure cannot be found, or tracing changes the output.
-        ValueError: the mask hides the whole first sequence.
+        ValueError: the mask is 0 everywhere.
     """
-    row = inputs[0] if mask is None else inputs[0, mask[0].bool()]
+    longest = 0 if mask is None else int(mask.bool().sum(1).argmax())
+    row = inputs[0] if mask is None else inputs[longest, mask[longest].bool()]
     trace_input = row[None, :TRACE_LENGTH]
     if trace_input.shape[1] == 0:
-        raise ValueError("the first sequence must not be all padding, but the attention mask hides all of it")
+        raise ValueError("inputs must not be all padding, but the attention mask is 0 everywhere; pass a mask with ones")
+    structure = cached_structure(model, trace_input, partial(_find_structure, model, trace_input))
     if mask is not None:
         first_position_id(model, row[0])
-    return cached_structure(model, trace_input, partial(_find_structure, model, trace_input))
+    return structure
 
 
-def _find_structure(model: PreTrainedModel, trace_input: Shaped[Tensor, "batch pos *d_in"]) -> ModelStructure:
+def _find_structure(
+    model: PreTrainedModel, trace_input: Shaped[Tensor, "batch pos *d_in"], weights: Fingerprint
+) -> ModelStructure:
+    forget_first_position_id(model)
     expected = run_model(model, trace_input)
     try:
         model_trace = trace_forward(model, lambda: run_model(model, trace_input))
@@ -54,4 +60,4 @@ def _find_structure(model: PreTrainedModel, trace_input: Shaped[Tensor, "batch p
         ) from error
     layers = find_layers(model, model_trace)
     check_output_unchanged(type(model).__name__, expected, model_trace.logits)
-    return ModelStructure(layers=layers, trace=model_trace)
+    return ModelStructure(layers=layers, trace=model_trace, weights=weights)

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from mesascope.activations._arguments import prepare_inputs, validate_model
-from mesascope.activations._checks import check_sites_available, validate_hook_points
+from mesascope.activations._checks import check_sites_available
 from mesascope.activations._memory import site_shape
+from mesascope.activations._validation import validate_hook_points
 from mesascope.activations.edits import Edit, validate_edit
 from mesascope.activations.forward import eval_no_grad
 from mesascope.activations.structure._read_structure import read_structure
@@ -109,4 +110,4 @@ class TracedModel:
             UnsupportedModel: a check fails.
         """
         with eval_no_grad(self.model):
-            validate_hook_points(self.model, self._structure.layers, layers_by_site, self.inputs, None)
+            validate_hook_points(self.model, self._structure, layers_by_site, self.inputs, None)

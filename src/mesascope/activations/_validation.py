@@ -1,0 +1,126 @@
+"""Validation of hook points and of padding, once for each length and kind of padding that a model has received."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mesascope.activations._checks import LONG_SEQUENCE, check_hooked_forward, run_recording_stream
+from mesascope.activations._model_structure import ModelStructure
+from mesascope.activations.sites import UnsupportedModel
+from mesascope.activations.tolerances import rounding_tolerance
+
+MAX_PADS_BEFORE = 8  # padding before the positions that are used to validate new hook points
+ATTENTION_WEIGHTS = ("attn_scores", "pattern")
+
+
+def validate_hook_points(
+    model: PreTrainedModel,
+    structure: ModelStructure,
+    layers_by_site: Mapping[str, Sequence[int]],
+    inputs: Shaped[Tensor, "batch pos *d_in"],
+    mask: Int[Tensor, "batch pos"] | None,
+) -> None:
+    """Validate new hook points on up to 256 inputs, and every new length and kind of padding on whole sequences.
+
+    The longest sequence is used. What a model does may depend on the length (a window, a sparse selection of keys), so
+    that a shorter text cannot vouch for a longer one.
+
+    Args:
+        model: the model.
+        structure: its structure, which holds what has been validated.
+        layers_by_site: layers by site.
+        inputs: tokens or vectors.
+        mask: 1 where an input is not padding.
+
+    Raises:
+        UnsupportedModel: a check fails.
+    """
+    row = longest_row(mask)
+    row_input, row_mask = inputs[row : row + 1], None if mask is None else mask[row : row + 1]
+    new_hook_points = _hook_points(layers_by_site) - structure.validated
+    length_key = (inputs.shape[1], mask is not None, any(layers_by_site.get(site) for site in ATTENTION_WEIGHTS))
+    if new_hook_points:
+        part = _validation_window(row_mask, inputs.shape[1])
+        part_mask = None if row_mask is None else row_mask[:, part]
+        check_hooked_forward(model, structure.layers, layers_by_site, row_input[:, part], part_mask)
+        structure.validated.update(new_hook_points)
+    if length_key not in structure.validated_lengths:
+        if not new_hook_points or part != slice(0, inputs.shape[1]):
+            check_hooked_forward(model, structure.layers, layers_by_site, row_input, row_mask)
+        structure.validated_lengths.update({length_key, (*length_key[:2], False)})
+    if mask is not None:
+        _validate_padding(model, structure, inputs, mask)
+
+
+def longest_row(mask: Int[Tensor, "batch pos"] | None) -> int:
+    """Return the index of the sequence with the least padding.
+
+    Args:
+        mask: 1 where an input is not padding.
+
+    Returns:
+        The first such sequence; 0 without a mask.
+    """
+    return 0 if mask is None else int(mask.bool().sum(1).argmax())
+
+
+def _hook_points(layers_by_site: Mapping[str, Sequence[int]]) -> set[tuple[str, int]]:
+    return {(site, layer) for site, layers in layers_by_site.items() for layer in layers}
+
+
+def _validation_window(row_mask: Int[Tensor, "1 pos"] | None, length: int) -> slice:
+    """Return up to 256 positions that begin with the first input that is not padding, or shortly before it."""
+    first = 0 if row_mask is None else int(row_mask[0].bool().int().argmax())
+    start = max(0, first - MAX_PADS_BEFORE)
+    return slice(start, min(length, max(start, first) + LONG_SEQUENCE - (first - start)))
+
+
+def _validate_padding(
+    model: PreTrainedModel,
+    structure: ModelStructure,
+    inputs: Shaped[Tensor, "batch pos *d_in"],
+    mask: Int[Tensor, "batch pos"],
+) -> None:
+    """Check every new kind of padding: the most on the left, the most on the right, and gaps."""
+    kept = mask.bool()
+    left = kept.int().argmax(1)
+    right = kept.flip(1).int().argmax(1)
+    gaps = mask.shape[1] - left - right - kept.sum(1)
+    for amount in (left, right, gaps):
+        amount = amount.masked_fill(~kept.any(1), 0)
+        row = int(amount.argmax())
+        key = (mask.shape[1], int(left[row]), int(right[row]), int(gaps[row]))
+        if amount[row] and key not in structure.validated_padding:
+            _check_padding_invariance(model, structure, inputs[row : row + 1], mask[row : row + 1], row)
+            structure.validated_padding.add(key)
+
+
+def _check_padding_invariance(
+    model: PreTrainedModel,
+    structure: ModelStructure,
+    inputs: Shaped[Tensor, "1 pos *d_in"],
+    mask: Int[Tensor, "1 pos"],
+    row: int,
+) -> None:
+    """Check on one sequence that padding does not change what the model computes at the other positions."""
+    kept, block = mask[0].bool(), structure.layers[-1].block
+    padded, alone = (
+        run_recording_stream(model, block, inputs, mask),
+        run_recording_stream(model, block, inputs[:, kept], None),
+    )
+    compared = 0 if padded[0].shape[1] == len(kept) and alone[0].shape[1] == int(kept.sum()) else 1
+    deviation = _largest_deviation(padded[compared][0, kept], alone[compared][0])
+    if not deviation <= rounding_tolerance(alone[0]):
+        raise UnsupportedModel(
+            f"padding must not change the output at other positions, but that of {type(model).__name__} changes by "
+            f"{deviation:.1e} (relative) in sequence {row}; pass sequences of one length"
+        )
+
+
+def _largest_deviation(a: Float[Tensor, "pos width"], b: Float[Tensor, "pos width"]) -> float:
+    """Return the largest difference at any position, relative to the largest entry at that position."""
+    size = b.double().abs().amax(-1).clamp(min=torch.finfo(b.dtype).tiny)
+    return float(((a.double() - b.double()).abs().amax(-1) / size).max())
