@@ -1,6 +1,7 @@
 """Validation of the arguments of `capture`, before anything is run."""
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 
 import torch
 from jaxtyping import Int, Shaped
@@ -14,6 +15,10 @@ from mesascope.activations.sites import SITES, UnsupportedModel, get_site
 from mesascope.tasks.base import Batch
 
 
+# where wrappers keep the model: PEFT; torch.compile; DataParallel, DistributedDataParallel and FSDP; TRL's value heads
+WRAPPED_MODELS = ("get_base_model", "_orig_mod", "module", "pretrained_model")
+
+
 def validate_model(model: nn.Module) -> PreTrainedModel:
     """Check that a model can be captured, and return it.
 
@@ -25,8 +30,7 @@ def validate_model(model: nn.Module) -> PreTrainedModel:
     """
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedModel(
-            f"a model must be a transformers.PreTrainedModel, but got {type(model).__name__}; "
-            "wrap it in one whose attention goes through transformers' attention interface"
+            f"a model must be a transformers.PreTrainedModel, but got {type(model).__name__}; {_advise(model)}"
         )
     if not any(True for _ in model.parameters()):
         raise UnsupportedModel(
@@ -34,6 +38,20 @@ def validate_model(model: nn.Module) -> PreTrainedModel:
             "not as buffers"
         )
     return model
+
+
+def _advise(model: object) -> str:
+    """Return what to pass in place of a wrapper around a transformers model."""
+    for path in WRAPPED_MODELS:
+        try:
+            inner = attrgetter(path)(model)
+        except AttributeError:
+            continue
+        if isinstance(inner, nn.Module):
+            return f"pass the model inside it, model.{path}"
+        if callable(inner) and path == "get_base_model":
+            return "pass model.get_base_model(), which contains the adapters"
+    return "wrap it in one whose attention goes through transformers' attention interface"
 
 
 def prepare_inputs(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mesascope.activations._layer_spec import LayerSpec
+from mesascope.activations.exclusive_use import guard_hook
 from mesascope.activations.forward import run_model
 from mesascope.activations.hooks import _attention_math as attention_math
 from mesascope.activations.hooks._module_hooks import attach_hooks, first_tensor
@@ -112,7 +113,7 @@ def run_recording_stream(
         tensor = first_tensor(output)
         streams.extend([] if tensor is None else [tensor.clone()])
 
-    handle = model.get_submodule(block).register_forward_hook(record_stream)
+    handle = model.get_submodule(block).register_forward_hook(guard_hook(record_stream))
     try:
         output = run_model(model, inputs, mask, all_positions=inputs.shape[1] <= LONG_SEQUENCE)
     finally:

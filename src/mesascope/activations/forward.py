@@ -10,6 +10,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from mesascope.activations.exclusive_use import exclusive_use, guard_hook
 from mesascope.activations.hooks._module_hooks import accepts_argument
 from mesascope.activations.sites import UnsupportedModel
 
@@ -20,19 +21,20 @@ _FIRST_POSITION_IDS: WeakKeyDictionary[PreTrainedModel, int] = WeakKeyDictionary
 
 @contextmanager
 def eval_no_grad(model: PreTrainedModel) -> Iterator[None]:
-    """Set evaluation mode and disable gradients; every module's mode is restored on exit.
+    """Set evaluation mode and disable gradients, in exclusive use; every module's mode is restored on exit.
 
     Args:
         model: the model.
     """
-    training = [module for module in model.modules() if module.training]
-    try:
-        model.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
+    with exclusive_use(model):
+        training = [module for module in model.modules() if module.training]
+        try:
+            model.eval()
+            with torch.no_grad():
+                yield
+        finally:
+            for module in training:
+                module.training = True
 
 
 def run_model(
@@ -76,7 +78,8 @@ def first_position_id(model: PreTrainedModel, input_at_position: Shaped[Tensor, 
         embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
         with ExitStack() as hooks:
             for module in embeddings:
-                hooks.callback(module.register_forward_pre_hook(lambda _, given: embedded.extend(given[:1])).remove)
+                hook = guard_hook(lambda _, given: embedded.extend(given[:1]))
+                hooks.callback(module.register_forward_pre_hook(hook).remove)
             run_model(model, input_at_position.expand(1, 2, *input_at_position.shape))
         pairs = [x.flatten().tolist() for x in embedded if isinstance(x, Tensor) and x.numel() == 2]
         _FIRST_POSITION_IDS[model] = next((a for a, b in pairs if b == a + 1), 0)

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from mesascope.activations._layer_spec import LayerSpec
 from mesascope.activations.edits import Edit, apply_edit
+from mesascope.activations.exclusive_use import guard_hook
 from mesascope.activations.hooks._module_arguments import read_argument
 
 HookPoint = tuple[str, int]  # a site and a layer
@@ -99,7 +100,7 @@ def record_output_types(model: PreTrainedModel, layers: Sequence[LayerSpec], hoo
     with ExitStack() as handles:
         for number, layer in enumerate(layers):
             block = model.get_submodule(layer.block)
-            handles.callback(block.register_forward_hook(partial(record_type, number)).remove)
+            handles.callback(block.register_forward_hook(guard_hook(partial(record_type, number))).remove)
         yield
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mesascope.activations._layer_spec import LayerSpec, ResidualUpdate
+from mesascope.activations.exclusive_use import guard_hook, run_uncompiled
 from mesascope.activations.hooks._attention_patterns import (
     BufferAllocator,
     HookPointSet,
@@ -68,13 +69,13 @@ def attach_hooks(
             return call.run_original(call.query, call.key, call.value)
         return run_hooked_attention(call, layers[number], number, hook_points, hook_fn, queries, allocate)
 
-    with route_attention(model, intercept_attention), ExitStack() as hooks:
+    with run_uncompiled(), route_attention(model, intercept_attention), ExitStack() as hooks:
         for number, layer in enumerate(layers):
-            for handle in _hook_modules(model, layer, number, hook_points, hook_fn):
-                hooks.callback(handle.remove)
+            for module, hook, after in _hook_modules(model, layer, number, hook_points, hook_fn):
+                hooks.callback(_register_hook(module, guard_hook(hook), after))
             if on_layer_start is not None:
                 block = model.get_submodule(layer.block)
-                note = partial(offer_query_recomputation, model, layer, partial(on_layer_start, number))
+                note = guard_hook(partial(offer_query_recomputation, model, layer, partial(on_layer_start, number)))
                 hooks.callback(block.register_forward_pre_hook(note, with_kwargs=True).remove)
         yield
 
@@ -90,7 +91,7 @@ def replace_forwards(modules: Sequence[nn.Module], forwards: Sequence[Callable[.
     originals = [vars(block).get("forward") for block in modules]
     try:
         for block, forward in zip(modules, forwards, strict=True):
-            block.forward = forward
+            block.forward = guard_hook(forward, instead=block.forward)
         yield
     finally:
         for block, forward in zip(modules, originals, strict=True):
@@ -131,35 +132,39 @@ def first_tensor(output: Any) -> Tensor | None:
 
 def _hook_modules(
     model: PreTrainedModel, layer: LayerSpec, layer_index: int, hook_points: HookPointSet, hook_fn: SiteHook
-) -> Iterator[Any]:
-    """Register hooks for the sites of one layer that are inputs or outputs of modules."""
+) -> Iterator[tuple[nn.Module, Callable[..., Any], bool]]:
+    """Yield the hooks for sites that are inputs or outputs of modules, each with its module; ``True`` for outputs."""
     block = model.get_submodule(layer.block)
     shape: list[int] = []
     call_hook = (
         partial(hook_fn, "resid_pre", layer_index) if ("resid_pre", layer_index) in hook_points else lambda value: None
     )
-    yield block.register_forward_pre_hook(
-        partial(_hook_argument, layer.stream_argument, call_hook, shape), with_kwargs=True
-    )
+    yield block, partial(_hook_argument, layer.stream_argument, call_hook, shape), False
     if layer_index == 0 and any(strip_gradient_suffix(site) for site, _ in hook_points):
-        yield block.register_forward_pre_hook(partial(_start_graph, layer.stream_argument), with_kwargs=True)
+        yield block, partial(_start_graph, layer.stream_argument), False
     if (f"resid_pre{GRADIENT_SUFFIX}", layer_index) in hook_points:
         call_gradient_hook = partial(hook_fn, f"resid_pre{GRADIENT_SUFFIX}", layer_index)
-        hook = partial(_hook_argument_gradient, layer.stream_argument, call_gradient_hook)
-        yield block.register_forward_pre_hook(hook, with_kwargs=True)
+        yield block, partial(_hook_argument_gradient, layer.stream_argument, call_gradient_hook), False
     if ("resid_mid", layer_index) in hook_points and layer.resid_mid is not None:
         hook = partial(_observe_argument, layer.resid_mid.argument, partial(hook_fn, "resid_mid", layer_index), shape)
-        yield model.get_submodule(layer.resid_mid.module).register_forward_pre_hook(hook, with_kwargs=True)
+        yield model.get_submodule(layer.resid_mid.module), hook, False
     whole = ResidualUpdate(module=layer.block, gain=1.0)
     for site, write in (("attn_out", layer.attn_out), ("mlp_out", layer.mlp_out), ("resid_post", whole)):
         if (site, layer_index) in hook_points and write is not None:
             hook_output = partial(_hook_output, write, partial(hook_fn, site, layer_index), shape)
-            yield model.get_submodule(write.module).register_forward_hook(hook_output)
+            yield model.get_submodule(write.module), hook_output, True
         if (site + GRADIENT_SUFFIX, layer_index) in hook_points and write is not None:
             call_gradient_hook = partial(
                 _hook_output_gradient, write, partial(hook_fn, site + GRADIENT_SUFFIX, layer_index), shape
             )
-            yield model.get_submodule(write.module).register_forward_hook(call_gradient_hook)
+            yield model.get_submodule(write.module), call_gradient_hook, True
+
+
+def _register_hook(module: nn.Module, hook: Callable[..., Any], after: bool) -> Callable[[], None]:
+    """Register a hook before or after the forward of a module, and return the function that removes it."""
+    if after:
+        return module.register_forward_hook(hook).remove
+    return module.register_forward_pre_hook(hook, with_kwargs=True).remove
 
 
 def _hook_argument(

@@ -2,6 +2,8 @@
 
 import itertools
 import sys
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,11 +16,14 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
+from mesascope.activations.exclusive_use import current_owner, is_other_thread
 from mesascope.activations.hooks import _attention_math as attention_math
 from mesascope.activations.sites import UnsupportedModel
 
 AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
 _NAME_COUNTER = itertools.count()
+_RETIRED_NAMES: deque[str] = deque()  # a forward pass of another thread may have read a name that has just been left
+MAX_RETIRED_NAMES = 256
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -143,12 +148,12 @@ def route_attention(
         model: the model.
         intercept_attention: receives every `AttentionCall`, and returns what the attention function would return.
     """
-    number = next(_NAME_COUNTER)
+    number, route = next(_NAME_COUNTER), _Route(intercept_attention, current_owner())
     before = [(config, config._attn_implementation_internal) for config in _attention_configs(model)]
     names = {kernel: f"mesascope{number}_{kernel}" for _, kernel in before}
     try:
         for kernel, name in names.items():
-            AttentionInterface.register(name, partial(_intercept_call, intercept_attention, kernel))
+            AttentionInterface.register(name, partial(_intercept_call, route, kernel))
             if kernel in ALL_MASK_ATTENTION_FUNCTIONS:
                 AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[kernel])
         for config, kernel in before:
@@ -157,9 +162,12 @@ def route_attention(
     finally:
         for config, kernel in before:
             config._attn_implementation_internal = kernel
-        for name in names.values():
-            AttentionInterface._global_mapping.pop(name, None)
-            AttentionMaskInterface._global_mapping.pop(name, None)
+        route.intercept = None
+        _RETIRED_NAMES.extend(names.values())
+        while len(_RETIRED_NAMES) > MAX_RETIRED_NAMES:
+            retired = _RETIRED_NAMES.popleft()
+            AttentionInterface._global_mapping.pop(retired, None)
+            AttentionMaskInterface._global_mapping.pop(retired, None)
 
 
 def find_attention_function(module: nn.Module, implementation: str) -> AttentionFunction:
@@ -197,8 +205,16 @@ def attn_implementation(model: PreTrainedModel) -> str:
     return str(model.config._attn_implementation)
 
 
+@dataclass(eq=False)
+class _Route:
+    """The function that receives attention calls, ``None`` after its context, and the only thread that it serves."""
+
+    intercept: Callable[[AttentionCall], tuple[Tensor, Tensor | None]] | None
+    owner: threading.Thread | None
+
+
 def _intercept_call(
-    intercept_attention: Callable,
+    route: _Route,
     implementation: str,
     module: nn.Module,
     query: Tensor,
@@ -219,7 +235,9 @@ def _intercept_call(
         extra_args=extra_args,
         extra_kwargs=extra_kwargs,
     )
-    return intercept_attention(call)
+    if route.intercept is None or is_other_thread(route.owner):
+        return call.run_original(query, key, value)
+    return route.intercept(call)
 
 
 def _attention_configs(model: PreTrainedModel) -> list[Any]:

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from mesascope.activations.exclusive_use import exclusive_use, guard_hook
 from mesascope.activations.forward import eval_no_grad, run_model
 from mesascope.activations.hooks._module_arguments import read_argument
 from mesascope.activations.hooks.attention_interface import AttentionCall, route_attention
@@ -224,9 +225,10 @@ class AttentionInputs:
             return call.run_original(call.query, call.key, call.value)
 
         rows = self.trace_input[:1].repeat_interleave(len(attention_inputs[0]), dim=0)
-        with route_attention(self.model, intercept_attention), ExitStack() as hooks:
+        model = self.model
+        with exclusive_use(model), route_attention(model, intercept_attention), ExitStack() as hooks:
             for read, x in zip(layer_inputs, attention_inputs, strict=True):
-                hook = partial(_replace_argument, read.argument, x)
+                hook = guard_hook(partial(_replace_argument, read.argument, x))
                 hooks.callback(read.input_module.register_forward_pre_hook(hook, with_kwargs=True).remove)
             self._run_until_stopped(rows)
         return [values[read.attention_module] for read in layer_inputs]
@@ -239,11 +241,12 @@ class AttentionInputs:
             recorded.append(read_argument(argument, args, kwargs).clone())
             raise _StopForward
 
-        handle = module.register_forward_pre_hook(record_argument, with_kwargs=True)
-        try:
-            self._run_until_stopped(tokens)
-        finally:
-            handle.remove()
+        with exclusive_use(self.model):
+            handle = module.register_forward_pre_hook(guard_hook(record_argument), with_kwargs=True)
+            try:
+                self._run_until_stopped(tokens)
+            finally:
+                handle.remove()
         return recorded[0]
 
     def _run_until_stopped(self, inputs: Shaped[Tensor, "batch pos *d_in"]) -> None:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from mesascope.activations.exclusive_use import guard_hook
 from mesascope.activations.hooks._module_hooks import first_tensor
 from mesascope.activations.sites import UnsupportedModel
 from mesascope.activations.structure._linear_modules import LinearModule, LinearModules
@@ -65,7 +66,7 @@ def record_linear_inputs(
     recorder = LinearInputRecorder(linear_modules, token_mask)
     with ExitStack() as hooks:
         for each in linear_modules.modules:
-            handle = each.module.register_forward_hook(partial(recorder.record_call, each), with_kwargs=True)
+            handle = each.module.register_forward_hook(guard_hook(partial(recorder.record_call, each)), with_kwargs=True)
             hooks.callback(handle.remove)
         yield recorder
 

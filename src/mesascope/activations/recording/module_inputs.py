@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mesascope.activations._arguments import prepare_inputs
+from mesascope.activations.exclusive_use import guard_hook
 from mesascope.activations.forward import eval_no_grad, run_model
 from mesascope.tasks.base import Batch
 
@@ -47,9 +47,8 @@ def _record_inputs(
         recorded[name].append(args[0].detach())
 
     x, mask = prepare_inputs(model, inputs, None)
-    with ExitStack() as hooks:
+    with eval_no_grad(model), ExitStack() as hooks:
         for name, module in modules.items():
-            hooks.callback(module.register_forward_pre_hook(partial(record_input, name)).remove)
-        with eval_no_grad(model), torch.no_grad():
-            run_model(model, x, mask)
+            hooks.callback(module.register_forward_pre_hook(guard_hook(partial(record_input, name))).remove)
+        run_model(model, x, mask)
     return recorded

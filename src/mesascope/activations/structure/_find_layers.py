@@ -195,6 +195,7 @@ def _find_output_projection(
         if (
             call.output is not None
             and attn_out is not None
+            and call.output.numel() == attn_out.numel()
             and bitwise_equal(call.output.reshape(attn_out.shape), attn_out)
         ):
             return call.name, ""

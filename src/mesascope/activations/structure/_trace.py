@@ -1,5 +1,6 @@
 """Trace of one small forward pass: order, inputs and outputs of all module calls and attention calls."""
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from mesascope.activations.exclusive_use import guard_hook
 from mesascope.activations.hooks._module_hooks import first_tensor
 from mesascope.activations.hooks.attention_interface import AttentionCall, route_attention
 from mesascope.activations.sites import UnsupportedModel
@@ -137,7 +139,7 @@ def trace_forward(model: PreTrainedModel, forward: Callable[[], Float[Tensor, "b
     """
     calls: list[ModuleCall] = []
     attentions: list[TracedAttention] = []
-    clock = iter(range(10**9))
+    clock = itertools.count()
     names = {module: name for name, module in model.named_modules()}
 
     def intercept_attention(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
@@ -178,8 +180,8 @@ def _record_module_calls(model: PreTrainedModel, calls: list[ModuleCall], clock:
 
     with ExitStack() as hooks:
         for name, module in model.named_modules():
-            hooks.callback(module.register_forward_pre_hook(record_start, with_kwargs=True).remove)
-            hooks.callback(module.register_forward_hook(partial(record_end, name)).remove)
+            hooks.callback(module.register_forward_pre_hook(guard_hook(record_start), with_kwargs=True).remove)
+            hooks.callback(module.register_forward_hook(guard_hook(partial(record_end, name))).remove)
         yield
 
 
