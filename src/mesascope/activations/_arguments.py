@@ -1,7 +1,8 @@
 """Validation of the arguments of `capture`, before anything is run."""
 
 from collections.abc import Mapping, Sequence
-from operator import attrgetter
+from operator import attrgetter, index
+from typing import Any
 
 import torch
 from jaxtyping import Int, Shaped
@@ -12,7 +13,6 @@ from mesascope.activations._layer_view import LayerReduction
 from mesascope.activations.edits import Edit
 from mesascope.activations.recording._micro_batch import Reduction
 from mesascope.activations.sites import SITES, UnsupportedModel, get_site
-from mesascope.tasks.base import Batch
 
 
 # where wrappers keep the model: PEFT; torch.compile; DataParallel, DistributedDataParallel and FSDP; TRL's value heads
@@ -54,33 +54,6 @@ def _advise(model: object) -> str:
     return "wrap it in one whose attention goes through transformers' attention interface"
 
 
-def prepare_inputs(
-    model: PreTrainedModel, inputs: Tensor | Batch, attention_mask: Tensor | None
-) -> tuple[Shaped[Tensor, "batch pos *d_in"], Int[Tensor, "batch pos"] | None]:
-    """Move inputs and mask to the model's device, and check their shapes; a mask that is 1 everywhere becomes ``None``.
-
-    Args:
-        model: the model.
-        inputs: tokens (batch, pos), vectors (batch, pos, d_in), or a batch of a task.
-        attention_mask: (batch, pos), 1 where an input is not padding.
-
-    Returns:
-        The inputs, and the mask or ``None``.
-
-    Raises:
-        ValueError: the inputs are empty, or a shape is wrong.
-    """
-    x = (inputs.inputs if isinstance(inputs, Batch) else inputs).to(model.device)
-    if x.ndim not in (2, 3) or 0 in x.shape:
-        raise ValueError(f"inputs must be (batch, pos) or (batch, pos, d_in) and not empty, but got {tuple(x.shape)}")
-    if attention_mask is not None and attention_mask.shape != x.shape[:2]:
-        shape, given = tuple(x.shape[:2]), tuple(attention_mask.shape)
-        raise ValueError(f"attention_mask must be (batch, pos) = {shape}, but got {given}")
-    if attention_mask is None or bool(attention_mask.bool().all()):
-        return x, None
-    return x, attention_mask.to(model.device).long()
-
-
 def validate_names(
     sites: Sequence[str], reduce: Mapping[str, Reduction | LayerReduction], inputs: Shaped[Tensor, "batch pos *d_in"]
 ) -> None:
@@ -94,6 +67,8 @@ def validate_names(
     Raises:
         ValueError: a site does not exist or is not available for these inputs, or the name of a reduction is taken.
     """
+    if isinstance(sites, str):
+        raise ValueError(f"sites must be a list of names, but got the text {sites!r}; pass [{sites!r}]")
     for name in sites:
         get_site(name)
     requested = {*sites, *(how.site for how in reduce.values() if isinstance(how, Reduction))}
@@ -126,16 +101,29 @@ def select_layers(layers: Sequence[int] | None, num_layers: int) -> list[int]:
     Raises:
         ValueError: an index is out of range or repeated, or there is none.
     """
-    invalid = [layer for layer in layers or () if not -num_layers <= layer < num_layers]
-    if invalid or (layers is not None and not layers):
-        raise ValueError(f"layers must lie within the {num_layers} layers of the model, but got {list(layers or ())}")
-    selected = list(range(num_layers)) if layers is None else [layer % num_layers for layer in layers]
+    if layers is None:
+        return list(range(num_layers))
+    chosen = _as_integers("layers", layers)
+    if not chosen or any(not -num_layers <= layer < num_layers for layer in chosen):
+        raise ValueError(f"layers must lie within the {num_layers} layers of the model, but got {chosen}")
+    selected = [layer % num_layers for layer in chosen]
     if len(set(selected)) < len(selected):
-        raise ValueError(f"layers must not be repeated, but got {list(layers or ())}")
+        raise ValueError(f"layers must not be repeated, but got {chosen}")
     return selected
 
 
-def select_query_positions(queries: Sequence[int] | None, length: int, edits: Sequence[Edit]) -> Int[Tensor, " query"]:
+def _as_integers(name: str, values: Sequence[int]) -> list[int]:
+    """Return the integers of a list, tuple, range, array or tensor."""
+    try:
+        integers = [index(value) for value in values]
+    except TypeError:
+        raise ValueError(f"{name} must be a list of integers, but got {values!r}; pass {name}=[0], for example") from None
+    if any(isinstance(value, bool) for value in values):
+        raise ValueError(f"{name} must be a list of integers, but got the booleans {values!r}; pass their indices")
+    return integers
+
+
+def select_query_positions(queries: Any, length: int, edits: Sequence[Edit]) -> Int[Tensor, " query"]:
     """Return the query positions whose rows of ``attn_scores`` and ``pattern`` are recorded, sorted.
 
     Args:
@@ -148,14 +136,14 @@ def select_query_positions(queries: Sequence[int] | None, length: int, edits: Se
     """
     if queries is None:
         return torch.arange(length)
-    invalid = [query for query in queries if not 0 <= query < length]
-    if invalid or not len(queries):
-        raise ValueError(f"queries must be positions from 0 to {length - 1}, but got {list(queries)[:8]}")
+    chosen = _as_integers("queries", queries)
+    if not chosen or any(not 0 <= query < length for query in chosen):
+        raise ValueError(f"queries must be positions from 0 to {length - 1}, but got {chosen[:8]}")
     if any(edit.site in ("attn_scores", "pattern") for edit in edits):
         raise ValueError(
             "edits of attn_scores and pattern need all rows, but queries= selects some; omit queries= or the edits"
         )
-    return torch.tensor(sorted(set(queries)))
+    return torch.tensor(sorted(set(chosen)))
 
 
 def stored_layers_by_site(sites: Sequence[str], selected_layers: Sequence[int]) -> dict[str, Sequence[int]]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 MAX_ENTRIES = 64  # compared entries of a large tensor; a small one is compared as a whole
 SMALL_TENSOR = 1024  # entries
@@ -76,9 +77,19 @@ def fingerprint_tensors(tensors: Iterable[Tensor]) -> Fingerprint:
     for tensor in tensors:
         if tensor.is_meta:
             return (Offloaded(),)
-        identities.append((id(tensor), tensor._version, tensor.data_ptr(), tensor.shape))
-        samples.setdefault((tensor.dtype, tensor.device), []).append(_sample_entries(tensor.detach()))
+        identities.append((id(tensor), tensor._version, tensor.shape))
+        for stored in _stored_tensors(tensor.detach()):
+            identities.append(stored.data_ptr())
+            samples.setdefault((stored.dtype, stored.device), []).append(_sample_entries(stored))
     return (tuple(identities), *((key, _to_bytes(torch.cat(parts))) for key, parts in samples.items()))
+
+
+def _stored_tensors(tensor: Tensor) -> list[Tensor]:
+    """Return the tensors in which a quantised or otherwise composed one is stored; itself if it is an ordinary one."""
+    if type(tensor) is Tensor or not is_traceable_wrapper_subclass(tensor):
+        return [tensor]
+    names, _ = tensor.__tensor_flatten__()
+    return [stored for name in names for stored in _stored_tensors(getattr(tensor, name))]
 
 
 def _sample_entries(tensor: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from mesascope.activations._arguments import (
-    prepare_inputs,
     select_layers,
     select_query_positions,
     stored_layers_by_site,
@@ -13,6 +12,7 @@ from mesascope.activations._arguments import (
     validate_names,
 )
 from mesascope.activations._checks import check_sites_available
+from mesascope.activations._inputs import InputsLike, prepare_inputs
 from mesascope.activations._layer_spec import LayerSpec
 from mesascope.activations._layer_view import LayerReduction
 from mesascope.activations._memory import check_memory, site_bytes, site_shape
@@ -34,12 +34,12 @@ DEFAULT_SITES = ("resid_pre", "resid_post", "output")
 
 def capture(
     model: nn.Module,
-    inputs: Tensor | Batch,
+    inputs: InputsLike,
     sites: Sequence[str] = DEFAULT_SITES,
     *,
     baselines: Mapping[str, Tensor] | None = None,
-    edits: Sequence[Edit] = (),
-    attention_mask: Tensor | None = None,
+    edits: Edit | Sequence[Edit] = (),
+    attention_mask: Tensor | Sequence[Sequence[int]] | None = None,
     batch_size: int | None = None,
     reduce: Mapping[str, Reduction | LayerReduction] | None = None,
     layers: Sequence[int] | None = None,
@@ -56,7 +56,8 @@ def capture(
     Args:
         model: a decoder of this package, or any transformers causal language model that computes its attention through
             transformers' attention interface.
-        inputs: tokens (batch, pos), vectors (batch, pos, d_in), or a batch of a task.
+        inputs: tokens (batch, pos), vectors (batch, pos, d_in), a batch of a task, or the output of a tokenizer with its
+            attention mask.
         sites: names of the sites to record, from :data:`SITES`; ``logits`` is a second name of ``output``, for models
             that map tokens to logits.
         baselines: outputs of baselines on the same inputs, stored in the capture.
@@ -87,13 +88,14 @@ def capture(
     """
     model = validate_model(model)
     x, mask = prepare_inputs(model, inputs, attention_mask)
-    batch = inputs.to(model.device) if isinstance(inputs, Batch) else None
+    batch = inputs.to(x.device) if isinstance(inputs, Batch) else None
     reduce = dict(reduce or {})
     validate_names(sites, reduce, x)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, but got {batch_size}")
     if objective is not None and batch_size is not None:
         raise ValueError("an objective needs the whole batch, but batch_size splits it; omit objective or batch_size")
+    edits = (edits,) if isinstance(edits, Edit) else edits
     query_positions = select_query_positions(queries, x.shape[1], edits)
     with eval_no_grad(model):
         structure = read_structure(model, x, mask)
@@ -143,7 +145,7 @@ def capture(
 
 
 def estimate_capture_bytes(
-    model: nn.Module, inputs: Tensor | Batch, sites: Sequence[str] = DEFAULT_SITES, layers: Sequence[int] | None = None
+    model: nn.Module, inputs: InputsLike, sites: Sequence[str] = DEFAULT_SITES, layers: Sequence[int] | None = None
 ) -> int:
     """Return the memory in bytes that a capture needs; only the trace input of 8 positions is run.
 
@@ -167,7 +169,7 @@ def estimate_capture_bytes(
     return site_bytes(structure, stored, *x.shape[:2])
 
 
-def attention_layers(model: nn.Module, inputs: Tensor | Batch) -> list[int]:
+def attention_layers(model: nn.Module, inputs: InputsLike) -> list[int]:
     """Return the layers that have attention, counted from 0; only the trace input of 8 positions is run.
 
     Hybrid models have layers without attention.

@@ -12,6 +12,8 @@ from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mesascope.activations._arguments import validate_model
+from mesascope.activations._inputs import prepare_inputs
 from mesascope.activations.capture import read_structure
 from mesascope.activations.forward import eval_no_grad, run_model
 from mesascope.activations.recording.linear_recorder import LinearModuleSamples, record_linear_inputs
@@ -96,8 +98,7 @@ def sample_linear_inputs(
     >>> sample_linear_inputs(model, torch.ones(4, 6, 1), layers=[0]).samples[0].linear.name
     'attention.q_proj'
     """
-    inputs = inputs.to(model.device)
-    mask = None if attention_mask is None else attention_mask.to(model.device).long()
+    inputs, mask = prepare_inputs(validate_model(model), inputs, attention_mask)
     not_padding = torch.ones(inputs.shape[:2], dtype=torch.bool) if mask is None else mask.bool().cpu()
     not_padding = not_padding if eligible is None else not_padding & eligible.cpu()
     with eval_no_grad(model):

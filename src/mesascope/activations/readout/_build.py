@@ -55,6 +55,7 @@ def build_readout(
         projection_modules=output_projections,
         output_head=output_head,
         traced_final_norm=final_norm,
+        resid_vector=last_call.output_tensor[0, 0],
         non_additive_reason="",
         attention_inputs=_build_attention_inputs(model, layers, layer_indices, trace),
         weights=weights,

@@ -22,6 +22,7 @@ class OutputReadout:
         output_head: final norm, unembedding and soft cap, or the reason why there is none.
         traced_final_norm: the final norm when the structure was found, ``None`` without one, or the reason why it is
             not known.
+        resid_vector: one vector of the residual stream, which gives its width, dtype and device.
         non_additive_reason: why the output is not a sum of residual updates; empty where it is.
         weights: fingerprint of the weights of the model when it was captured, by which a later change is detected.
         head_weights: the same of the output head.
@@ -29,6 +30,7 @@ class OutputReadout:
 
     output_head: OutputHead | str
     traced_final_norm: Norm | str | None
+    resid_vector: Float[Tensor, " d_model"]
     non_additive_reason: str
     weights: Fingerprint
     head_weights: Fingerprint
@@ -187,12 +189,10 @@ class OutputReadout:
         output_head, norm = self._require_output_head(), self.final_norm
         if isinstance(norm, str):
             raise UnsupportedModel(norm)
-        return Unembedding(output_head, 0 if norm is None else 1, len(self._make_zero_stream()))
+        return Unembedding(output_head, 0 if norm is None else 1, self.resid_vector if norm is None else norm.bias)
 
     def _make_zero_stream(self) -> Float[Tensor, " d_model"]:
-        output_head = self._require_output_head()
-        reference = next(p for module in output_head.modules for p in module.parameters())
-        return reference.new_zeros(reference.shape[-1])
+        return torch.zeros_like(self.resid_vector)
 
     def _require_output_head(self) -> OutputHead:
         if isinstance(self.output_head, str):

@@ -18,15 +18,12 @@ class Unembedding:
     Args:
         output_head: from the last layer to the output.
         start: index of the first module of the map: 1 after a norm, 0 without one.
-        d_model: size of the residual stream.
+        like: a vector with the width, dtype and device of the input of the map.
     """
 
-    def __init__(self, output_head: OutputHead, start: int, d_model: int) -> None:
-        self._output_head, self._start, self._d_model = output_head, start, d_model
-        self._bias = output_head(
-            torch.zeros(1, d_model, dtype=self._reference_parameter.dtype, device=self._reference_parameter.device),
-            start,
-        )[0]
+    def __init__(self, output_head: OutputHead, start: int, like: Float[Tensor, " d_model"]) -> None:
+        self._output_head, self._start, self._like = output_head, start, like
+        self._bias = output_head(torch.zeros_like(like)[None], start)[0]
         self._weight = self._find_weight()
 
     def __call__(self, x: Float[Tensor, "*parts d_model"]) -> Float[Tensor, "*parts d_out"]:
@@ -71,23 +68,19 @@ class Unembedding:
         self, select: Callable[[Float[Tensor, "unit d_out"]], Float[Tensor, "unit picked"]]
     ) -> Float[Tensor, "picked d_model"]:
         """Return selected columns of the outputs of all unit vectors, transposed."""
-        eye = torch.eye(self._d_model, dtype=self._reference_parameter.dtype, device=self._reference_parameter.device)
+        eye = torch.eye(len(self._like), dtype=self._like.dtype, device=self._like.device)
         return torch.cat([select(self(block)) for block in eye.split(UNIT_VECTORS_PER_CHUNK)]).T.contiguous()
-
-    @property
-    def _reference_parameter(self) -> Tensor:
-        """A parameter, for its dtype and device."""
-        return next(p for module in self._output_head.modules for p in module.parameters())
 
     def _find_weight(self) -> tuple[Float[Tensor, "d_out d_model"], float] | None:
         """Return matrix and scale, where one module's parameter is the whole map."""
         if len(self._output_head.modules) != self._start + 1:
             return None
-        x = torch.randn(4, self._d_model, generator=torch.Generator().manual_seed(0)).to(self._reference_parameter)
+        x = torch.randn(4, len(self._like), generator=torch.Generator().manual_seed(0)).to(self._like)
         expected = self(x)
         scale = self._output_head.scales[self._start] * self._output_head.scales[-1]
         for parameter in self._output_head.modules[-1].parameters(recurse=False):
             matrix = parameter.detach()
-            if matrix.shape == (expected.shape[-1], self._d_model) and allclose(x @ matrix.T * scale, expected):
+            readable = not matrix.is_meta and matrix.dtype == x.dtype
+            if readable and matrix.shape == (expected.shape[-1], len(self._like)) and allclose(x @ matrix.T * scale, expected):
                 return matrix, scale
         return None

@@ -8,14 +8,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mesascope.activations._arguments import prepare_inputs
+from mesascope.activations._inputs import InputsLike, prepare_inputs
 from mesascope.activations.exclusive_use import guard_hook
 from mesascope.activations.forward import eval_no_grad, run_model
-from mesascope.tasks.base import Batch
 
 
 def module_inputs(
-    model: PreTrainedModel, inputs: Tensor | Batch, names: Sequence[str]
+    model: PreTrainedModel, inputs: InputsLike, names: Sequence[str]
 ) -> dict[str, Float[Tensor, "batch pos _"]]:
     """Return the inputs of named modules in one forward pass in evaluation mode.
 
@@ -39,7 +38,7 @@ def module_inputs(
 
 
 def _record_inputs(
-    model: PreTrainedModel, inputs: Tensor | Batch, modules: Mapping[str, nn.Module]
+    model: PreTrainedModel, inputs: InputsLike, modules: Mapping[str, nn.Module]
 ) -> dict[str, list[Tensor]]:
     recorded: dict[str, list[Tensor]] = {name: [] for name in modules}
 

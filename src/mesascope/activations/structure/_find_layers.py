@@ -191,7 +191,7 @@ def _find_output_projection(
     if attn_out_module is None:
         return None, "attn_out is not available"
     attn_out = trace.calls_of(attn_out_module)[0].output
-    for call in reading_calls:
+    for call in reversed(reading_calls):  # the outermost: an adapter of zeros leaves the output of the map inside it
         if (
             call.output is not None
             and attn_out is not None

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -10,6 +11,9 @@ from transformers import PreTrainedModel
 from mesascope.activations._model_structure import ModelStructure
 from mesascope.activations.structure._trace import ModuleCall, Trace
 from mesascope.activations.tolerances import bitwise_equal, relative_difference, rounding_tolerance
+
+
+PACKED_DTYPES = {torch.int8, torch.uint8, torch.int16, torch.int32}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -95,7 +99,7 @@ def _search_block(block: nn.Module, layer: int, path: str, trace: Trace) -> tupl
     calls = {name: trace.calls_of(f"{path}.{name}") for name, _ in block.named_modules() if name}
     for name, each in calls.items():
         module = block.get_submodule(name)
-        if any(p.ndim > 1 for p in module.parameters(recurse=False)):
+        if any(p.ndim > 1 for p in module.parameters(recurse=False)) or _has_packed_matrix(module):
             verdict = _detect_transposed(module, each, block_call)
             if isinstance(verdict, str):
                 excluded[name] = verdict
@@ -119,9 +123,19 @@ def _search_block(block: nn.Module, layer: int, path: str, trace: Trace) -> tupl
     return modules, excluded
 
 
+def _has_packed_matrix(module: nn.Module) -> bool:
+    """Return True if a module holds a matrix as integers in a buffer, or packed in an object of torch.ao."""
+    buffers = module.named_buffers(recurse=False)
+    return any(b.ndim > 1 and b.dtype in PACKED_DTYPES for _, b in buffers) or hasattr(module, "_packed_params")
+
+
 def _detect_transposed(module: nn.Module, calls: Sequence[ModuleCall], block: ModuleCall) -> bool | str:
     """Return True if the parameter holds the transpose of W; a reason if the module is not linear in every token."""
     arrays = {name: p for name, p in module.named_parameters(recurse=False) if p.ndim > 1}
+    if not arrays:
+        return "it holds a packed matrix, as quantised layers do"
+    if any(p.is_meta for p in arrays.values()):
+        return "its weights are offloaded"
     if list(arrays) != ["weight"] or arrays["weight"].ndim != 2:
         return f"it holds {', '.join(f'{name} {tuple(p.shape)}' for name, p in arrays.items())}, not one weight matrix"
     if len(calls) != 1:

@@ -1,0 +1,124 @@
+"""Inputs of a model, in the forms in which tokenizers and users have them, as tensors on the model's device."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int, Shaped
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from mesascope.activations.sites import UnsupportedModel
+from mesascope.tasks.base import Batch
+
+InputsLike = Tensor | Batch | Mapping[str, Any] | Sequence[Any] | np.ndarray
+ADVICE = "pass a tensor of tokens (batch, pos), or the output of tokenizer(texts, return_tensors='pt')"
+# what tokenizers return and models do not read
+DESCRIPTIVE_KEYS = {"length", "num_truncated_tokens", "offset_mapping", "overflow_to_sample_mapping", "special_tokens_mask"}
+
+
+def prepare_inputs(
+    model: PreTrainedModel, inputs: Any, attention_mask: Any = None
+) -> tuple[Shaped[Tensor, "batch pos *d_in"], Int[Tensor, "batch pos"] | None]:
+    """Move inputs and mask to the model's device, and check them; a mask that is 1 everywhere becomes ``None``.
+
+    Args:
+        model: the model.
+        inputs: tokens (batch, pos), vectors (batch, pos, d_in), a batch of a task, or the output of a tokenizer.
+        attention_mask: (batch, pos), 1 where an input is not padding; by default that in the output of a tokenizer.
+
+    Returns:
+        The inputs, and the mask or ``None``.
+
+    Raises:
+        ValueError: the inputs are no tensor of tokens or vectors or are empty, or a shape or a token is wrong.
+        UnsupportedModel: the weights of the model are not loaded.
+    """
+    if isinstance(inputs, Mapping):
+        inputs, attention_mask = _read_tokenizer_output(inputs, attention_mask)
+    device = find_input_device(model)
+    x = _as_tensor("inputs", inputs.inputs if isinstance(inputs, Batch) else inputs).to(device)
+    if x.ndim not in (2, 3) or 0 in x.shape:
+        raise ValueError(f"inputs must be (batch, pos) or (batch, pos, d_in) and not empty, but got {tuple(x.shape)}")
+    if x.is_floating_point():
+        x = x if isinstance(inputs, Tensor | Batch) else x.to(model.dtype)
+    else:
+        x = x.long()
+        _validate_tokens(model, x)
+    return x, None if attention_mask is None else _prepare_mask(attention_mask, x)
+
+
+def find_input_device(model: PreTrainedModel) -> torch.device:
+    """Return the device on which a model receives its inputs.
+
+    Args:
+        model: the model; its weights may be offloaded by accelerate, which loads them while a module runs.
+
+    Raises:
+        UnsupportedModel: the weights are not loaded.
+    """
+    if model.device.type != "meta":
+        return model.device
+    for module in model.modules():
+        device = getattr(vars(module).get("_hf_hook"), "execution_device", None)
+        if device is not None:
+            return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+    raise UnsupportedModel(
+        f"a model must have its weights, but those of {type(model).__name__} are on the meta device; load them with "
+        "from_pretrained"
+    )
+
+
+def _read_tokenizer_output(output: Mapping[str, Any], attention_mask: Any) -> tuple[Any, Any]:
+    """Return tokens and mask from the output of a tokenizer."""
+    if "input_ids" not in output:
+        raise ValueError(f"inputs must have input_ids, but have only {', '.join(map(str, output))}; {ADVICE}")
+    if attention_mask is not None and "attention_mask" in output:
+        raise ValueError("attention_mask must be given once, but the inputs have one, too; omit either")
+    unread = set(output) - {"input_ids", "attention_mask"} - DESCRIPTIVE_KEYS
+    unread -= {name for name in unread if name == "token_type_ids" and not np.any(np.asarray(output[name]))}
+    if unread:
+        raise ValueError(
+            f"inputs must be input_ids and attention_mask, but {', '.join(sorted(unread))} would not be read; omit it"
+        )
+    return output["input_ids"], output.get("attention_mask", attention_mask)
+
+
+def _as_tensor(name: str, values: Any) -> Tensor:
+    if isinstance(values, Tensor):
+        return values
+    try:
+        return torch.as_tensor(values if not isinstance(values, str) else None)
+    except (TypeError, ValueError, RuntimeError) as error:
+        given = type(values).__name__
+        raise ValueError(f"{name} must be a tensor, but got a {given} that is none ({error}); {ADVICE}") from None
+
+
+def _validate_tokens(model: PreTrainedModel, tokens: Shaped[Tensor, "batch pos *d_in"]) -> None:
+    """Check that all tokens can be embedded: on a GPU, another one would end the process."""
+    try:
+        embedding = model.get_input_embeddings()
+    except (NotImplementedError, AttributeError):
+        return
+    if not isinstance(embedding, nn.Embedding):
+        return
+    low, high = (int(value) for value in torch.aminmax(tokens))
+    if low < 0 or high >= embedding.num_embeddings:
+        raise ValueError(
+            f"tokens must be from 0 to {embedding.num_embeddings - 1}, but got {low if low < 0 else high}; use the "
+            "tokenizer of the model"
+        )
+
+
+def _prepare_mask(attention_mask: Any, x: Shaped[Tensor, "batch pos *d_in"]) -> Int[Tensor, "batch pos"] | None:
+    mask = _as_tensor("attention_mask", attention_mask)
+    if mask.shape != x.shape[:2]:
+        shape, given = tuple(x.shape[:2]), tuple(mask.shape)
+        raise ValueError(f"attention_mask must be (batch, pos) = {shape}, but got {given}")
+    if not ((mask == 0) | (mask == 1)).all():
+        raise ValueError(
+            "attention_mask must be 1 where an input is not padding and 0 elsewhere, but has other numbers; an "
+            "additive mask is not supported"
+        )
+    return None if mask.bool().all() else mask.to(x.device).long()
