@@ -178,7 +178,13 @@ def test_the_first_position_id_is_found_anew():
     from transformers import OPTConfig, OPTForCausalLM
 
     torch.manual_seed(0)
-    shape = {"hidden_size": 16, "ffn_dim": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "word_embed_proj_dim": 16}
+    shape = {
+        "hidden_size": 16,
+        "ffn_dim": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "word_embed_proj_dim": 16,
+    }
     model = OPTForCausalLM(OPTConfig(vocab_size=20, max_position_embeddings=32, **shape)).eval()
     mask = torch.ones_like(X)
     mask[0, :4] = 0

@@ -52,8 +52,10 @@ def test_other_functions_take_them_alike(model):
     assert attention_layers(model, IDS) == [0, 1, 2]
     assert estimate_capture_bytes(model, np.array(IDS)) == estimate_capture_bytes(model, TOKENS)
     edit = Edit(site="z", where={"layer": 0}, fn=torch.zeros_like)
-    assert BatchedEdits(model, TOKENS.int(), "z").run_edits([[edit]]).equal(
-        BatchedEdits(model, IDS, "z").run_edits([[edit]])
+    assert (
+        BatchedEdits(model, TOKENS.int(), "z")
+        .run_edits([[edit]])
+        .equal(BatchedEdits(model, IDS, "z").run_edits([[edit]]))
     )
     assert capture(model, IDS, ["output"], edits=edit)["output"].equal(
         capture(model, IDS, ["output"], edits=[edit])["output"]
@@ -118,5 +120,5 @@ def test_layers_and_queries_from_arrays_and_tensors(model):
 
 
 def test_the_model_is_still_checked_first():
-    with pytest.raises(UnsupportedModel, match="must be a transformers.PreTrainedModel"):
+    with pytest.raises(UnsupportedModel, match=r"must be a transformers\.PreTrainedModel"):
         capture(torch.nn.Linear(2, 2), "The class")

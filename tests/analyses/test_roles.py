@@ -7,7 +7,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mesascope.activations import capture
 from mesascope.analyses import repeated_token_heads, run_analyses, sample_repeated_tokens
-from mesascope.analyses.heads.repeated_tokens import NUM_DRAWS, ROLES, _random_overlap, sample_role_nulls, score_roles
+from mesascope.analyses.heads.role_scores import (
+    NUM_DRAWS,
+    ROLES,
+    sample_random_overlap,
+    sample_role_nulls,
+    score_roles,
+)
 from mesascope.tasks.base import Batch
 from mesascope.testing import check_analysis
 
@@ -73,7 +79,7 @@ def test_the_null_of_a_mass_is_that_of_uniform_attention():
 
 def test_the_null_of_the_overlap_is_that_of_random_rows():
     expected = np.mean([1 - (1 - 1 / n) ** n for n in range(3, 121)])
-    assert float(_random_overlap(120).mean()) == pytest.approx(expected, rel=0.01)
+    assert float(sample_random_overlap(torch.arange(1, 121)).mean()) == pytest.approx(expected, rel=0.01)
 
 
 def test_losses_are_those_of_the_same_tokens_twice():

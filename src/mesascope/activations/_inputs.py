@@ -15,7 +15,13 @@ from mesascope.tasks.base import Batch
 InputsLike = Tensor | Batch | Mapping[str, Any] | Sequence[Any] | np.ndarray
 ADVICE = "pass a tensor of tokens (batch, pos), or the output of tokenizer(texts, return_tensors='pt')"
 # what tokenizers return and models do not read
-DESCRIPTIVE_KEYS = {"length", "num_truncated_tokens", "offset_mapping", "overflow_to_sample_mapping", "special_tokens_mask"}
+DESCRIPTIVE_KEYS = {
+    "length",
+    "num_truncated_tokens",
+    "offset_mapping",
+    "overflow_to_sample_mapping",
+    "special_tokens_mask",
+}
 
 
 def prepare_inputs(

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from mesascope.activations.readout._readout import Readout
@@ -30,6 +31,8 @@ class LayerView:
         batch: the sequences with their targets, if a batch of a task was captured.
         readout: the readout of the model.
         parallel: the MLP reads the residual stream before attention has written to it.
+        visible_keys_fn: a function that returns where queries can attend to keys; ``None`` without attention.
+        mask_is_additive: the attention weights are the softmax of scores plus mask, so that hidden keys have none.
         recompute_fn: a function from another residual stream to the queries that the layer would compute from it.
     """
 
@@ -44,6 +47,8 @@ class LayerView:
     readout: Readout
     parallel: bool
     recompute_fn: Callable[[Tensor], Tensor]
+    visible_keys_fn: Callable[[], Tensor] | None = None
+    mask_is_additive: bool = False
 
     def __getitem__(self, name: str) -> Tensor:
         """Return a requested site.
@@ -58,6 +63,24 @@ class LayerView:
     def __contains__(self, name: object) -> bool:
         """Return whether a site is available."""
         return name in self.sites
+
+    @cached_property
+    def visible_keys(self) -> Bool[Tensor, "#batch #head query key"]:
+        """``True`` where a query can attend to a key, by the mask of the model (causal, windowed, or other).
+
+        A key that has attention weight in the recorded ``pattern`` is visible, too: some models multiply by their mask.
+
+        Raises:
+            ValueError: the layer has no attention.
+        """
+        if self.visible_keys_fn is None:
+            raise ValueError(f"visible keys need attention, but layer {self.layer} has none")
+        visible = self.visible_keys_fn()
+        visible = visible[:, :, self.queries.to(visible.device)]
+        if self.mask_is_additive or "pattern" not in self.sites:
+            return visible
+        weighted = (self.sites["pattern"] * ~visible).any(1, keepdim=True)
+        return visible | weighted if weighted.any() else visible
 
     def select_queries(self, indices: Int[Tensor, " fewer"]) -> "LayerView":
         """Return the view restricted to some of its queries.

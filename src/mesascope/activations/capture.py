@@ -56,8 +56,8 @@ def capture(
     Args:
         model: a decoder of this package, or any transformers causal language model that computes its attention through
             transformers' attention interface.
-        inputs: tokens (batch, pos), vectors (batch, pos, d_in), a batch of a task, or the output of a tokenizer with its
-            attention mask.
+        inputs: tokens (batch, pos), vectors (batch, pos, d_in), a batch of a task, or the output of a tokenizer with
+            its attention mask.
         sites: names of the sites to record, from :data:`SITES`; ``logits`` is a second name of ``output``, for models
             that map tokens to logits.
         baselines: outputs of baselines on the same inputs, stored in the capture.

@@ -107,7 +107,7 @@ def _forget_deleted() -> None:
 
 @contextmanager
 def run_uncompiled() -> Iterator[None]:
-    """Run compiled functions uncompiled until the last user has left, since the compiler's stance is that of all threads."""
+    """Run compiled functions uncompiled until the last user has left: the compiler's stance belongs to all threads."""
     with _GUARD:
         if _UNCOMPILED["users"] == 0:
             _UNCOMPILED["stance"] = torch.compiler.set_stance("force_eager")

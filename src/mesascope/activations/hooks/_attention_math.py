@@ -97,13 +97,27 @@ def to_additive_mask(
     queries, keys = query.shape[2], key.shape[2]
     if mask is not None and mask.ndim == 4 and mask.is_floating_point():
         return mask[..., :keys].to(query.dtype)
-    if mask is not None and mask.ndim == 4:
-        allowed = mask[..., :keys].bool()
-    else:
-        allowed = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=query.device)
-        allowed = allowed.tril(keys - queries) if causal else allowed
-        allowed = allowed if mask is None else allowed & mask[:, None, None, -keys:].bool()
+    allowed = find_visible_keys(mask, queries, keys, causal, query.device)
     return torch.zeros_like(allowed, dtype=query.dtype).masked_fill(~allowed, torch.finfo(query.dtype).min)
+
+
+def find_visible_keys(
+    mask: Shaped[Tensor, "..."] | None, queries: int, keys: int, causal: bool, device: torch.device
+) -> Bool[Tensor, "#batch #head query key"]:
+    """Return where a query can attend to a key.
+
+    Args:
+        mask: ``None``; 2-D (batch, key), 1 where a key is not padding; or 4-D, boolean or additive.
+        queries: the number of queries.
+        keys: the number of keys.
+        causal: apply the causal mask if the mask is ``None`` or 2-D.
+        device: the device of the result.
+    """
+    if mask is not None and mask.ndim == 4:
+        return ~_is_masked(mask[..., :keys]) if mask.is_floating_point() else mask[..., :keys].bool()
+    allowed = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=device)
+    allowed = allowed.tril(keys - queries) if causal else allowed
+    return allowed if mask is None else allowed & mask[:, None, None, -keys:].bool()
 
 
 def _is_masked(mask: AdditiveMask) -> Bool[Tensor, "#batch #head query key"]:

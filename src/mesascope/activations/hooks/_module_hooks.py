@@ -29,6 +29,7 @@ from mesascope.activations.hooks.attention_interface import AttentionCall, route
 from mesascope.activations.sites import GRADIENT_SUFFIX, UnsupportedModel, strip_gradient_suffix
 
 LayerStartHook = Callable[[int, Callable[[Tensor], Tensor]], None]
+AttentionCallHook = Callable[[int, AttentionCall], None]
 
 
 @contextmanager
@@ -40,6 +41,7 @@ def attach_hooks(
     *,
     queries: Int[Tensor, " query"] | None = None,
     on_layer_start: LayerStartHook | None = None,
+    on_attention_call: AttentionCallHook | None = None,
     allocate: BufferAllocator | None = None,
 ) -> Iterator[None]:
     """Call a hook function with activations during every forward pass of the context, and use its replacements.
@@ -55,6 +57,7 @@ def attach_hooks(
             ignored then.
         on_layer_start: called as ``on_layer_start(layer, recompute_query)`` before a layer runs; ``recompute_query``
             returns its queries for another residual stream.
+        on_attention_call: called as ``on_attention_call(layer, call)`` before a layer computes attention.
         allocate: called as ``allocate(site, layer, like)``; returns a preallocated output buffer for a value like this,
             or ``None``.
     """
@@ -67,6 +70,8 @@ def attach_hooks(
         number = layer_indices.get(call.module)
         if number is None:
             return call.run_original(call.query, call.key, call.value)
+        if on_attention_call is not None:
+            on_attention_call(number, call)
         return run_hooked_attention(call, layers[number], number, hook_points, hook_fn, queries, allocate)
 
     with run_uncompiled(), route_attention(model, intercept_attention), ExitStack() as hooks:

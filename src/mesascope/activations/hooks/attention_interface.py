@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
@@ -115,9 +116,18 @@ class AttentionCall:
         Returns:
             A tensor that broadcasts to (batch, head, query, key).
         """
+        return attention_math.to_additive_mask(self.mask, query, key, self._is_causal)
+
+    @property
+    def _is_causal(self) -> bool:
         causal = self.extra_kwargs.get("is_causal")
-        causal = getattr(self.module, "is_causal", True) if causal is None else causal
-        return attention_math.to_additive_mask(self.mask, query, key, bool(causal))
+        return bool(getattr(self.module, "is_causal", True) if causal is None else causal)
+
+    def visible_keys_fn(self) -> Callable[[], Bool[Tensor, "#batch #head query key"]]:
+        """Return a function that computes where queries can attend to keys; it keeps the mask only."""
+        queries, keys = self.query.shape[2], self.key.shape[2]
+        arguments = (self.mask, queries, keys, self._is_causal, self.query.device)
+        return partial(attention_math.find_visible_keys, *arguments)
 
     def scaled_scores(self, query: Tensor, key: Tensor) -> Tensor:
         """Return the scaled scores, without the mask.

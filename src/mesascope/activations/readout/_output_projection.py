@@ -55,11 +55,12 @@ class OutputProjection:
         x = x.to(bias)
         expected = self.module(x) - bias
         tolerance = min(rounding_tolerance(x), max(1e-5, 4 * torch.finfo(x.dtype).eps))
-        for parameter in self.module.parameters(recurse=False):
-            for matrix in (parameter.T, parameter) if parameter.ndim == 2 and not parameter.is_meta else ():
-                if matrix.dtype == x.dtype and matrix.shape == (x.shape[-1], expected.shape[-1]):
-                    if relative_difference(x @ matrix, expected, bias.abs().max().item()) <= tolerance:
-                        return matrix
+        readable = [p for p in self.module.parameters(recurse=False) if p.ndim == 2 and not p.is_meta]
+        shape = (x.shape[-1], expected.shape[-1])
+        for matrix in (candidate for p in readable for candidate in (p.T, p)):
+            fits = matrix.dtype == x.dtype and matrix.shape == shape
+            if fits and relative_difference(x @ matrix, expected, bias.abs().max().item()) <= tolerance:
+                return matrix
         return None
 
 

@@ -81,6 +81,10 @@ class Unembedding:
         for parameter in self._output_head.modules[-1].parameters(recurse=False):
             matrix = parameter.detach()
             readable = not matrix.is_meta and matrix.dtype == x.dtype
-            if readable and matrix.shape == (expected.shape[-1], len(self._like)) and allclose(x @ matrix.T * scale, expected):
+            if (
+                readable
+                and matrix.shape == (expected.shape[-1], len(self._like))
+                and allclose(x @ matrix.T * scale, expected)
+            ):
                 return matrix, scale
         return None

@@ -69,10 +69,12 @@ class MicroBatch:
         rows: the indices of its sequences in the whole batch.
         context: the values that the views of all layers share.
         pending: by layer, activations that reductions of several sites still need.
+        visible_keys_fns: by layer, a function that returns where queries can attend to keys.
         recompute_fns: by layer, a function from a residual stream to the queries that the layer would compute.
     """
 
     rows: range
     context: BatchContext
     pending: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    visible_keys_fns: dict[int, Callable[[], Tensor]] = field(default_factory=dict)
     recompute_fns: dict[int, Callable[[Tensor], Tensor]] = field(default_factory=dict)

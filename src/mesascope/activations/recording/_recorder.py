@@ -10,6 +10,7 @@ from torch import Tensor
 from mesascope.activations._layer_view import LayerReduction, LayerView, check_reduction_shape
 from mesascope.activations._memory import allocate_tensor
 from mesascope.activations.edits import Edit, EditHadNoEffect, apply_edit
+from mesascope.activations.hooks.attention_interface import AttentionCall
 from mesascope.activations.recording._micro_batch import MicroBatch, Reduction
 from mesascope.activations.sites import OUTPUT_SITES, strip_gradient_suffix
 
@@ -99,6 +100,16 @@ class Recorder:
         if layer in self._recorded_indices and (self._forward_reductions or self._backward_reductions):
             self.micro_batch.recompute_fns[layer] = recompute_query
 
+    def on_attention_call(self, layer: int, call: AttentionCall) -> None:
+        """Store how to find the keys that a layer's queries can attend to.
+
+        Args:
+            layer: the layer, counted from 0.
+            call: its attention call.
+        """
+        if layer in self._recorded_indices and (self._forward_reductions or self._backward_reductions):
+            self.micro_batch.visible_keys_fns[layer] = call.visible_keys_fn()
+
     def __call__(
         self, site_name: str, layer: int, value: Float[Tensor, "batch *rest"]
     ) -> Float[Tensor, "batch *rest"] | None:
@@ -146,11 +157,15 @@ class Recorder:
             for done in set(pending) - backward_sites:
                 del pending[done]
             if not self._backward_reductions:
-                self.micro_batch.recompute_fns.pop(layer, None)
+                self._forget_functions(layer)
         if name == LAST_BACKWARD_SITE:
             self._run_layer_reductions(self._backward_reductions, layer)
             del self.micro_batch.pending[layer]
-            self.micro_batch.recompute_fns.pop(layer, None)
+            self._forget_functions(layer)
+
+    def _forget_functions(self, layer: int) -> None:
+        self.micro_batch.recompute_fns.pop(layer, None)
+        self.micro_batch.visible_keys_fns.pop(layer, None)
 
     def _may_be_overwritten(self, name: str) -> bool:
         """Return whether the model may write to an activation in place: not if it was made here or a graph needs it."""
@@ -169,6 +184,8 @@ class Recorder:
                 },
                 rows=self.micro_batch.rows,
                 recompute_fn=self.micro_batch.recompute_fns[layer],
+                visible_keys_fn=self.micro_batch.visible_keys_fns.get(layer),
+                mask_is_additive=layer not in self._layers_without_site.get("attn_scores", ()),
                 inputs=context.inputs,
                 mask=context.mask,
                 queries=context.queries,

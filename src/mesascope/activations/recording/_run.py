@@ -61,6 +61,7 @@ def _run_micro_batch(
             recorder,
             queries=run.queries if len(run.queries) < run.x.shape[1] else None,
             on_layer_start=recorder.on_layer_start,
+            on_attention_call=recorder.on_attention_call,
             allocate=recorder.get_buffer,
         ):
             output = run_model(model, x, mask, all_positions=recorder.needs_output)

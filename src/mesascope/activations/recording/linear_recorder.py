@@ -66,7 +66,9 @@ def record_linear_inputs(
     recorder = LinearInputRecorder(linear_modules, token_mask)
     with ExitStack() as hooks:
         for each in linear_modules.modules:
-            handle = each.module.register_forward_hook(guard_hook(partial(recorder.record_call, each)), with_kwargs=True)
+            handle = each.module.register_forward_hook(
+                guard_hook(partial(recorder.record_call, each)), with_kwargs=True
+            )
             hooks.callback(handle.remove)
         yield recorder
 

@@ -12,7 +12,6 @@ from mesascope.activations._model_structure import ModelStructure
 from mesascope.activations.structure._trace import ModuleCall, Trace
 from mesascope.activations.tolerances import bitwise_equal, relative_difference, rounding_tolerance
 
-
 PACKED_DTYPES = {torch.int8, torch.uint8, torch.int16, torch.int32}
 
 

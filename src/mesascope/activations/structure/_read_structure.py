@@ -39,7 +39,9 @@ def read_structure(
     row = inputs[0] if mask is None else inputs[longest, mask[longest].bool()]
     trace_input = row[None, :TRACE_LENGTH]
     if trace_input.shape[1] == 0:
-        raise ValueError("inputs must not be all padding, but the attention mask is 0 everywhere; pass a mask with ones")
+        raise ValueError(
+            "inputs must not be all padding, but the attention mask is 0 everywhere; pass a mask with ones"
+        )
     structure = cached_structure(model, trace_input, partial(_find_structure, model, trace_input))
     if mask is not None:
         first_position_id(model, row[0])

@@ -2,7 +2,7 @@
 
 import torch
 import xarray as xr
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from mesascope.activations import Capture, LayerReduction, LayerView
@@ -25,7 +25,9 @@ POSITION_SCORES = {
 
 
 def score_positions(
-    pattern: Float[Tensor, "batch head query key"], queries: Int[Tensor, " query"] | None = None
+    pattern: Float[Tensor, "batch head query key"],
+    queries: Int[Tensor, " query"] | None = None,
+    visible: Bool[Tensor, "#batch #head query key"] | None = None,
 ) -> Float[Tensor, "batch head stat"]:
     """Compute the scores of :data:`POSITION_SCORES`, averaged over queries with at least three keys.
 
@@ -34,22 +36,70 @@ def score_positions(
     Args:
         pattern: attention weights.
         queries: positions of the queries; 0, 1, 2, ... by default.
+        visible: ``True`` where a query can attend to a key; at all positions up to the query by default.
 
     Returns:
         the scores, in the order of :data:`POSITION_SCORES`.
+
+    Raises:
+        ValueError: no query has three keys.
     """
     all_queries = torch.arange(pattern.shape[2]) if queries is None else queries.cpu()
-    query = all_queries[all_queries >= MIN_KEYS - 1].to(pattern.device)
-    rows = pattern[:, :, (all_queries >= MIN_KEYS - 1).to(pattern.device)]
+    visible = _causal_mask(all_queries, pattern.shape[-1]).to(pattern.device) if visible is None else visible
+    scored = _find_scored_queries(all_queries, visible)
+    query, visible, rows = all_queries[scored].to(pattern.device), visible[:, :, scored], pattern[:, :, scored]
     rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-    visible = (torch.arange(pattern.shape[-1], device=pattern.device)[None] <= query[:, None]).to(rows.dtype)
-    uniform = visible / visible.sum(-1, keepdim=True)
+    num_visible = visible.sum(-1, dtype=rows.dtype)
     logs = rows.clamp(min=torch.finfo(rows.dtype).tiny).log()  # several times as fast as xlogy; 0 log 0 is 0
-    entropy = -logs.mul_(rows).sum(-1) / visible.sum(-1).log()
-    row = torch.arange(len(query), device=pattern.device)
-    position_weights = [rows[..., 0]] + [rows[:, :, row, query - back] for back in (0, 1, 2)]
-    scores = [*position_weights, entropy, (rows - uniform).abs_().sum(-1) / 2]
+    entropy = -logs.mul_(rows).sum(-1) / num_visible.log()
+    distance = (rows - visible / num_visible[..., None]).abs_().sum(-1) / 2
+    scores = [*_weights_by_position(rows, query), entropy, distance]
     return torch.stack([score.double().mean(-1) for score in scores], dim=-1).float()
+
+
+def score_uniform_attention(
+    queries: Int[Tensor, " query"], visible: Bool[Tensor, "batch head query key"]
+) -> Float[Tensor, "batch head stat"]:
+    """Compute the scores of :data:`POSITION_SCORES` of a head that attends to all visible keys alike.
+
+    Args:
+        queries: positions of the queries.
+        visible: ``True`` where a query can attend to a key.
+
+    Returns:
+        the scores, averaged over the queries that :func:`score_positions` uses.
+
+    Raises:
+        ValueError: no query has three keys.
+    """
+    scored = _find_scored_queries(queries.cpu(), visible)
+    seen = visible[:, :, scored]
+    weight = [(at / seen.sum(-1)).mean(-1) for at in _weights_by_position(seen, queries.cpu()[scored].to(seen.device))]
+    return torch.stack([*weight, torch.ones_like(weight[0]), torch.zeros_like(weight[0])], dim=-1).float()
+
+
+def _causal_mask(queries: Int[Tensor, " query"], keys: int) -> Bool[Tensor, "1 1 query key"]:
+    return (torch.arange(keys)[None] <= queries[:, None])[None, None]
+
+
+def _find_scored_queries(
+    queries: Int[Tensor, " query"], visible: Bool[Tensor, "#batch #head query key"]
+) -> Int[Tensor, " scored"]:
+    """Return the indices of queries after the second position that see three keys in every sequence and head."""
+    enough = (visible.sum(-1) >= MIN_KEYS).flatten(0, 1).all(0).cpu()
+    scored = (enough & (queries >= MIN_KEYS - 1)).nonzero()[:, 0]
+    if not len(scored):
+        raise ValueError(
+            f"positional_attention needs queries with {MIN_KEYS} keys or more, but the captured ones see "
+            f"{int(visible.sum(-1).max())} at most; capture others"
+        )
+    return scored.to(visible.device)
+
+
+def _weights_by_position(rows: Shaped[Tensor, "batch head query key"], query: Int[Tensor, " query"]) -> list[Tensor]:
+    """Return the entries of every query's row at the first key, the query itself, and one and two before it."""
+    row = torch.arange(len(query), device=rows.device)
+    return [rows[..., 0], *(rows[:, :, row, query - back] for back in (0, 1, 2))]
 
 
 def _reduce_positions(view: LayerView) -> dict[str, Tensor]:
@@ -62,7 +112,11 @@ def _reduce_positions(view: LayerView) -> dict[str, Tensor]:
             "a model with "
             "softmax attention"
         )
-    return {"position_scores": score_positions(pattern, view.queries)}
+    scores, uniform = (
+        score_positions(pattern, view.queries, view.visible_keys),
+        score_uniform_attention(view.queries, view.visible_keys),
+    )
+    return {"position_scores": scores, "position_uniform": uniform.expand_as(scores)}
 
 
 @analysis(
@@ -71,11 +125,13 @@ def _reduce_positions(view: LayerView) -> dict[str, Tensor]:
         Attention of each head to the first position, to the query itself, and to the positions one and two before it;
         the entropy of the attention as a fraction of that of uniform attention; and the total variation distance from
         uniform attention. All are averaged over sequences and over queries with at least three keys. Null: the score of
-        a head that attends uniformly.
+        a head that attends uniformly to the keys that the model's mask shows to each query.
     """,
     reductions={
         "positions": LayerReduction(
-            sites=("pattern",), fn=_reduce_positions, axes={"position_scores": ("batch", "head", "stat")}
+            sites=("pattern",),
+            fn=_reduce_positions,
+            axes=dict.fromkeys(("position_scores", "position_uniform"), ("batch", "head", "stat")),
         ),
     },
     untrained_draws=NUM_UNTRAINED_DRAWS,
@@ -100,10 +156,7 @@ def positional_attention(acts: Capture) -> xr.Dataset:
         raise ValueError(
             f"positional_attention needs queries with {MIN_KEYS} keys or more, but got {list(acts.queries)}"
         )
-    uniform_weight = sum(1 / (query + 1) for query in seen) / len(seen)
-    uniform = torch.tensor([uniform_weight, uniform_weight, uniform_weight, uniform_weight, 1.0, 0.0]).expand(
-        scores.shape
-    )
+    uniform = acts["position_uniform"].double().mean(1)
 
     def label_scores(values: Tensor, about: str) -> xr.DataArray:
         return to_data_array(values, "layer", "head", "stat", units="1", description=about, coords=names)

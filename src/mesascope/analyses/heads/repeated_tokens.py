@@ -5,26 +5,23 @@ import xarray as xr
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mesascope.activations import Capture, Reduction
+from mesascope.activations import Capture, LayerReduction, LayerView
 from mesascope.analyses.base import analysis
 from mesascope.analyses.heads.role_counts import MIN_ATTENTION, with_role_counts
+from mesascope.analyses.heads.role_scores import (
+    FIRST_QUERY,
+    ROLES,
+    sample_random_overlap,
+    sample_role_nulls,
+    score_roles,
+)
 from mesascope.analyses.nulls import NUM_UNTRAINED_DRAWS, Null, null_band, with_null
 from mesascope.analyses.sequence_losses import loss_per_position
 from mesascope.axes import to_data_array
 
-NUM_DRAWS = 20
 MIN_OVERLAP = 0.9  # ours: minimum overlap with uniform attention of a head that averages
 MIN_LENGTH = 4  # tokens: with fewer, the position after the earlier occurrence is also the position before the query
-FIRST_QUERY = 2  # before it, previous, first and self are the same position, and the scores of all heads agree
 
-ROLES = {
-    "previous token": "attention to the position before the query",
-    "first token": "attention to the first position",
-    "self": "attention to the query's own position",
-    "induction": "attention to the position after the earlier occurrence of the query's token, second half",
-    "duplicate token": "attention to the earlier occurrence of the query's token, second half",
-    "uniform": "overlap with uniform attention: one minus the total variation distance",
-}
 CONTENT_ROLES = ("induction", "duplicate token")
 
 
@@ -72,48 +69,16 @@ def sample_repeated_tokens(
     return drawn if bos is None else torch.cat([torch.full_like(drawn[:, :1], bos), drawn], dim=1)
 
 
-def score_roles(pattern: Float[Tensor, "batch head query key"]) -> Float[Tensor, "batch head stat"]:
-    """Compute the scores of :data:`ROLES`, averaged over the queries for which they are defined.
-
-    Args:
-        pattern: attention weights of one layer on sequences of :func:`sample_repeated_tokens`; if the length is odd,
-            the first token is not part of the repetition.
-
-    Returns:
-        the scores, in the order of :data:`ROLES`.
-    """
-    second_half, length = _second_half(pattern.shape[-1])
-    query = torch.arange(FIRST_QUERY, pattern.shape[-1])
-    positions = [
-        (query, query - 1),
-        (query, torch.zeros_like(query)),
-        (query, query),
-        (second_half, second_half - length + 1),
-        (second_half, second_half - length),
-    ]
-    attention = [pattern[:, :, at, key].double().mean(-1) for at, key in positions]
-    return torch.stack([*attention, _uniform_overlap(pattern)], dim=-1).float()
-
-
-def sample_role_nulls(pattern: Float[Tensor, "batch head query key"]) -> Float[Tensor, "batch head stat draw"]:
-    """Compute the attention to a random visible key, which is the null of a position's attention with shuffled keys.
-
-    Args:
-        pattern: attention weights of one layer on sequences of :func:`sample_repeated_tokens`.
-
-    Returns:
-        20 draws; along ``stat`` the mean over all queries and the mean over queries of the second half.
-    """
-    batch, heads, length = pattern.shape[:3]
-    (start, *_), _ = _second_half(length)
-    generator = torch.Generator().manual_seed(0)
-    draws = []
-    for _ in range(NUM_DRAWS):
-        visible = torch.rand(batch, length, generator=generator) * torch.arange(1, length + 1)
-        key = visible.long().to(pattern.device)[:, None, :, None].expand(-1, heads, -1, -1)
-        attention = pattern.gather(-1, key)[..., 0].double()
-        draws.append(torch.stack([attention[:, :, FIRST_QUERY:].mean(-1), attention[:, :, start:].mean(-1)], dim=-1))
-    return torch.stack(draws, dim=-1).float()
+def _reduce_roles(view: LayerView) -> dict[str, Tensor]:
+    pattern, visible = view["pattern"], view.visible_keys.any(1, keepdim=True)
+    num_visible = visible.sum(-1)[:, 0].expand(len(pattern), -1)
+    if int(num_visible[:, FIRST_QUERY:].min()) == 0:
+        raise ValueError(f"repeated_token_heads needs a visible key for each query, but layer {view.layer} hides all")
+    return {
+        "role_scores": score_roles(pattern, visible),
+        "role_nulls": sample_role_nulls(pattern, visible),
+        "num_visible": num_visible,
+    }
 
 
 @analysis(
@@ -131,8 +96,15 @@ def sample_role_nulls(pattern: Float[Tensor, "batch head query key"]) -> Float[T
     """,
     sites=["output"],
     reductions={
-        "role_scores": Reduction(site="pattern", fn=score_roles, axes=("batch", "head", "stat")),
-        "role_nulls": Reduction(site="pattern", fn=sample_role_nulls, axes=("batch", "head", "stat", "draw")),
+        "roles": LayerReduction(
+            sites=("pattern",),
+            fn=_reduce_roles,
+            axes={
+                "role_scores": ("batch", "head", "stat"),
+                "role_nulls": ("batch", "head", "stat", "draw"),
+                "num_visible": ("batch", "query"),
+            },
+        ),
     },
     untrained_draws=NUM_UNTRAINED_DRAWS,
 )
@@ -153,7 +125,9 @@ def repeated_token_heads(acts: Capture) -> xr.Dataset:
     has_repetition = _find_repetition(acts.inputs)
     scores = acts["role_scores"].double()
     score, without_repetition = scores[:, has_repetition].mean(1), scores[:, ~has_repetition].mean(1)
-    null, edge = _null_and_upper_edge(acts["role_nulls"][:, has_repetition].double().mean(1), acts.inputs.shape[1])
+    null, edge = _null_and_upper_edge(
+        acts["role_nulls"][:, has_repetition].double().mean(1), acts["num_visible"][:, has_repetition][:, 0]
+    )
     threshold = torch.maximum(edge, _minimum_scores(without_repetition))
     layers = {"layer": list(acts.layers)}
     stats = layers | {"stat": list(ROLES)}
@@ -180,19 +154,6 @@ def repeated_token_heads(acts: Capture) -> xr.Dataset:
     return with_role_counts("repeated_token_heads", found)
 
 
-def _second_half(length: int) -> tuple[Int[Tensor, " query"], int]:
-    return torch.arange(length - length // 2, length), length // 2
-
-
-def _uniform_overlap(pattern: Float[Tensor, "batch head query key"]) -> Float[Tensor, "batch head"]:
-    uniform = 1 / torch.arange(1, pattern.shape[-1] + 1, device=pattern.device)[:, None]
-    rows = [  # head by head, so that memory does not hold a second pattern
-        torch.minimum(pattern[:, head, FIRST_QUERY:], uniform[FIRST_QUERY:].to(pattern))
-        for head in range(pattern.shape[1])
-    ]
-    return torch.stack([row.double().sum(-1).mean(-1) for row in rows], dim=1)
-
-
 def _find_repetition(inputs: Tensor) -> Bool[Tensor, " batch"]:
     # mask of the sequences with repetition; all others must have none
     if inputs.is_floating_point():
@@ -215,24 +176,17 @@ def _find_repetition(inputs: Tensor) -> Bool[Tensor, " batch"]:
 
 
 def _null_and_upper_edge(
-    shuffled: Float[Tensor, "layer head 2 draw"], length: int
+    shuffled: Float[Tensor, "layer head 2 draw"], num_visible: Int[Tensor, "layer query"]
 ) -> tuple[Float[Tensor, "layer head stat"], Float[Tensor, "layer head stat"]]:
     # mean of each score's null, and upper edge of its band
     anywhere, late = shuffled.unbind(2)
-    overlap = _random_overlap(length).to(shuffled).expand_as(late)
+    by_count = {
+        counts: sample_random_overlap(torch.tensor(counts)) for counts in {tuple(one.tolist()) for one in num_visible}
+    }
+    overlap = torch.stack([by_count[tuple(one.tolist())] for one in num_visible]).to(shuffled)[:, None].expand_as(late)
     by_stat = {name: late if name in CONTENT_ROLES else anywhere for name in ROLES} | {"uniform": overlap}
     draws = torch.stack([by_stat[name] for name in ROLES], dim=2)
     return draws.mean(-1), null_band(draws.movedim(-1, 0))[1]
-
-
-def _random_overlap(length: int) -> Float[Tensor, " draw"]:
-    # rows drawn uniformly from all rows that sum to 1; the expected overlap is 1 - (1 - 1/n)^n for n keys
-    generator = torch.Generator().manual_seed(0)
-    overlaps = []
-    for _ in range(NUM_DRAWS):
-        rows = -torch.rand(length, length, generator=generator, dtype=torch.float64).log().tril()
-        overlaps.append(_uniform_overlap((rows / rows.sum(-1, keepdim=True))[None, None])[0, 0])
-    return torch.stack(overlaps)
 
 
 def _minimum_scores(without_repetition: Float[Tensor, "layer head stat"]) -> Float[Tensor, "layer head stat"]:

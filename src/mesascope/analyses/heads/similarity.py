@@ -78,6 +78,11 @@ def _correlate_terms(
     # correlations at fixed positions, those of the interaction, each followed by the draws of its null; score's std
     x, (query, key) = acts.inputs, pairs
     raw = acts["attn_scores"][..., query, key].transpose(1, -1).double()
+    if not raw.isfinite().all():
+        raise ValueError(
+            "similarity needs queries that see all earlier keys, but the mask of the model hides some; use a model "
+            "without a window"
+        )
     scores, score_std = normalized_ranks(raw), raw.std(-1).mean(1)
     basis = _main_effects_basis(x, query, key)
     residual_scores = _normalize_rows(

@@ -67,8 +67,8 @@ class Sublayer:
 
     @cached_property
     def visible_keys(self) -> Bool[Tensor, "batch query key"]:
-        """``True`` where a key has a non-zero weight in any head."""
-        return self.compute_once("visible", lambda: (self.view["pattern"] != 0).any(1))
+        """``True`` where the mask of the model shows a key to a query."""
+        return self.compute_once("visible", lambda: self._expand_visible(self.view.visible_keys.any(1)))
 
     @cached_property
     def head_mixes(self) -> Float[Tensor, "batch head query d_head"]:
@@ -155,6 +155,9 @@ class Sublayer:
         for _ in range(draws):
             order = _draw_key_order(self.visible_keys, generator)
             yield Sublayer(view=self.view, name=self.name, key_order=order, cache=self.cache)
+
+    def _expand_visible(self, visible: Bool[Tensor, "#batch query key"]) -> Bool[Tensor, "batch query key"]:
+        return visible.expand(len(self.view.inputs), -1, -1)
 
     def _repeat_per_head(self, per_kv_head: Float[Tensor, "batch kv_head key d_head"]) -> PerHead:
         return per_kv_head.repeat_interleave(self.view["pattern"].shape[1] // per_kv_head.shape[1], dim=1)
