@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from mesascope.activations._inputs import InputsLike
 from mesascope.activations.edits import Edit
 from mesascope.activations.forward import eval_no_grad, run_model
 from mesascope.activations.gradients import enable_activation_gradients
@@ -21,7 +22,6 @@ from mesascope.activations.hooks._module_hooks import attach_hooks, replace_forw
 from mesascope.activations.recording._unedited_pass import UneditedPass
 from mesascope.activations.sites import UnsupportedModel
 from mesascope.activations.tolerances import allclose, relative_difference
-from mesascope.tasks.base import Batch
 
 # raised where layers cannot be skipped
 SKIPPED_LAYER_ERRORS = (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError)
@@ -44,7 +44,7 @@ class BatchedEdits(UneditedPass):
         UnsupportedModel: the model cannot be captured.
     """
 
-    def __init__(self, model: nn.Module, inputs: Tensor | Batch, site: str, *, all_positions: bool = True) -> None:
+    def __init__(self, model: nn.Module, inputs: InputsLike, site: str, *, all_positions: bool = True) -> None:
         super().__init__(model, inputs, site, all_positions=all_positions)
         self._validated: set[tuple[int, HookPoint | None]] = set()
 

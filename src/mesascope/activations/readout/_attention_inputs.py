@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import NoReturn
 from weakref import ReferenceType
 
 import torch
@@ -75,6 +76,14 @@ class AttentionInputs:
     entry_point: tuple[nn.Module, int | str]
     first_resid_pre: BatchedStream
     num_layers: int
+
+    def __getstate__(self) -> NoReturn:
+        """Refuse to be pickled.
+
+        Raises:
+            TypeError: Always: the values are computed by running the model.
+        """
+        raise TypeError("a readout cannot be pickled, since it runs its model; pickle the capture, which leaves it out")
 
     @cached_property
     def attention_norms(self) -> tuple[Norm | None, ...]:

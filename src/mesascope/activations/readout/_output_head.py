@@ -195,14 +195,16 @@ def identify_norm(module: nn.Module, x: Float[Tensor, "row d_model"], descriptio
         bias, out, sampled = module(torch.zeros_like(x[:1]))[0], module(inputs), module(noise)
     if out.shape != inputs.shape:
         raise UnsupportedModel(f"{description} must keep the shape of its input, but {type(module).__name__} does not")
+    differences = []
     for centred in (False, True):
         norm = Norm(centred=centred, gain=_fit_gain(noise, sampled - bias, centred), bias=bias)
         predicted = norm.linear_part(inputs) / norm.scale(inputs, out) + bias
         if allclose(predicted, out):
             return norm
+        differences.append(relative_difference(predicted, out))
     raise UnsupportedModel(
         f"{description} must be an RMSNorm or a LayerNorm, but {type(module).__name__} is neither: the closer "
-        f"one differs by {relative_difference(predicted, out):.1e}"
+        f"one differs by {min(differences):.1e}"
     )
 
 

@@ -1,8 +1,10 @@
 """The recorded activations of one run."""
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from itertools import product
+from typing import Any, NoReturn
 
 import torch
 import xarray as xr
@@ -17,6 +19,9 @@ from mesascope.axes import to_data_array
 from mesascope.tasks.base import Batch
 
 
+NOT_PICKLED = ("model", "readout")
+
+
 class NotRecorded(KeyError):  # noqa: N818  a KeyError by its base, which is no part of the name
     """A capture does not contain the requested site or reduction."""
 
@@ -28,6 +33,8 @@ class NotRecorded(KeyError):  # noqa: N818  a KeyError by its base, which is no 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Capture:
     """Recorded activations of one run of a model.
+
+    It can be pickled and saved by `torch.save`, without its model and its readout.
 
     Attributes:
         sites: every recorded site and reduction, by name; axes as in :data:`SITES` and in ``axes``.
@@ -54,6 +61,25 @@ class Capture:
     readout: Readout
     attn_implementation: str
     model: PreTrainedModel
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled: all that was recorded, without the model and the readout, which needs the model."""
+        return {name: value for name, value in vars(self).items() if name not in NOT_PICKLED}
+
+    def __copy__(self) -> "Capture":
+        """Return a copy that shares everything, the model included."""
+        return replace(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Capture":
+        """Return a copy with its own recorded tensors; it shares the model and the readout."""
+        recorded = {name: value for name, value in vars(self).items() if name not in NOT_PICKLED}
+        return replace(self, **deepcopy(recorded, memo))
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """Explain why a capture that was pickled has no model and no readout."""
+        if name in NOT_PICKLED:
+            raise RuntimeError(f"a capture that was pickled has no {name}, which needs the model; capture again")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __getitem__(self, name: str) -> Tensor:
         """Return a recorded site or reduction.

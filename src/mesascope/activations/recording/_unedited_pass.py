@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mesascope.activations._checks import check_sites_available
+from mesascope.activations._inputs import InputsLike
 from mesascope.activations._memory import check_memory, site_bytes
 from mesascope.activations.edits import Edit, apply_edit
 from mesascope.activations.forward import eval_no_grad, run_model
@@ -16,7 +17,6 @@ from mesascope.activations.hooks._branch_hooks import (
 )
 from mesascope.activations.hooks._module_hooks import attach_hooks
 from mesascope.activations.structure._traced_model import TracedModel
-from mesascope.tasks.base import Batch
 
 
 class UneditedPass(TracedModel):
@@ -32,7 +32,7 @@ class UneditedPass(TracedModel):
         UnsupportedModel: the model cannot be captured.
     """
 
-    def __init__(self, model: nn.Module, inputs: Tensor | Batch, site: str, *, all_positions: bool = True) -> None:
+    def __init__(self, model: nn.Module, inputs: InputsLike, site: str, *, all_positions: bool = True) -> None:
         super().__init__(model, inputs)
         self._all_positions = all_positions
         self._edited_site, self._requested = site, dict[str, set[int]]()

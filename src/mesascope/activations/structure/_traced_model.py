@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
 from mesascope.activations._arguments import validate_model
 from mesascope.activations._checks import check_sites_available
@@ -12,7 +12,6 @@ from mesascope.activations._validation import validate_hook_points
 from mesascope.activations.edits import Edit, validate_edit
 from mesascope.activations.forward import eval_no_grad
 from mesascope.activations.structure._read_structure import read_structure
-from mesascope.tasks.base import Batch
 
 
 class TracedModel:
@@ -24,11 +23,17 @@ class TracedModel:
 
     Raises:
         UnsupportedModel: the model cannot be captured.
+        ValueError: the inputs come with an attention mask that hides some.
     """
 
-    def __init__(self, model: nn.Module, inputs: Tensor | Batch) -> None:
+    def __init__(self, model: nn.Module, inputs: InputsLike) -> None:
         self.model = validate_model(model)
-        self.inputs, _ = prepare_inputs(self.model, inputs, None)
+        self.inputs, mask = prepare_inputs(self.model, inputs)
+        if mask is not None:
+            raise ValueError(
+                "batched edits need sequences of one length, but the attention mask of the inputs hides some; group "
+                "the sequences by length, or use capture with edits and attention_mask"
+            )
         with eval_no_grad(self.model):
             self._structure = read_structure(self.model, self.inputs)
 
