@@ -16,7 +16,8 @@ from mesascope.activations.exclusive_use import exclusive_use, guard_hook
 from mesascope.activations.forward import eval_no_grad, run_model
 from mesascope.activations.hooks._module_arguments import read_argument
 from mesascope.activations.hooks.attention_interface import AttentionCall, route_attention
-from mesascope.activations.readout._output_head import Norm, identify_norm
+from mesascope.activations.readout._layer_attention_input import LayerAttentionInput
+from mesascope.activations.readout._norm import Norm, identify_norm
 from mesascope.activations.readout._value_projection import (
     BatchedStream,
     BatchedValues,
@@ -32,29 +33,6 @@ UNIT_VECTOR_BATCH_SIZE = 32  # per forward pass, when values are computed for un
 
 class _StopForward(Exception):  # noqa: N818  not an error: all that is needed has been recorded
     """Ends a forward pass early."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class LayerAttentionInput:
-    """The input of one layer's attention, and its value on the trace input.
-
-    Attributes:
-        attention_module: the module that calls the attention function.
-        input_module: the module whose argument is the input: the attention module, or one around it.
-        argument: position or keyword of that argument.
-        norm: the module between the residual stream and that argument; ``None`` where the stream itself is the input.
-        resid_pre: residual stream before the layer.
-        normed: input of attention.
-        value: values that the attention function received.
-    """
-
-    attention_module: nn.Module
-    input_module: nn.Module
-    argument: int | str
-    norm: nn.Module | None
-    resid_pre: BatchedStream
-    normed: BatchedStream
-    value: BatchedValues
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

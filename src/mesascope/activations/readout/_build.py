@@ -10,10 +10,13 @@ from transformers import PreTrainedModel
 
 from mesascope.activations._fingerprint import Fingerprint, fingerprint_tensors
 from mesascope.activations._layer_spec import LayerSpec
-from mesascope.activations.readout._attention_inputs import AttentionInputs, BatchedStream, LayerAttentionInput
-from mesascope.activations.readout._output_head import Norm, OutputHead, find_final_norm, find_output_head
+from mesascope.activations.readout._attention_inputs import AttentionInputs
+from mesascope.activations.readout._layer_attention_input import LayerAttentionInput
+from mesascope.activations.readout._norm import Norm
+from mesascope.activations.readout._output_head import OutputHead, find_final_norm, find_output_head
 from mesascope.activations.readout._output_projection import compute_residual_update, find_output_projection
 from mesascope.activations.readout._readout import Readout
+from mesascope.activations.readout._value_projection import BatchedStream
 from mesascope.activations.sites import UnsupportedModel
 from mesascope.activations.structure._find_layers import get_logit_softcap
 from mesascope.activations.structure._trace import ModuleCall, Trace

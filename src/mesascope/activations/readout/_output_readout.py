@@ -9,7 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mesascope.activations._fingerprint import Fingerprint, Offloaded, fingerprint_tensors
-from mesascope.activations.readout._output_head import Norm, OutputHead, refit_norm
+from mesascope.activations.readout._norm import Norm, refit_norm
+from mesascope.activations.readout._output_head import OutputHead
 from mesascope.activations.readout._unembedding import Unembedding
 from mesascope.activations.sites import UnsupportedModel
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mesascope.activations._fingerprint import model_tensors
 from mesascope.activations.readout._attention_inputs import AttentionInputs
-from mesascope.activations.readout._output_head import Norm
+from mesascope.activations.readout._norm import Norm
 from mesascope.activations.readout._output_projection import OutputProjection
 from mesascope.activations.readout._output_readout import OutputReadout, check_same_weights
 from mesascope.activations.sites import UnsupportedModel

@@ -18,7 +18,6 @@ from mesascope.activations.sites import SITES
 from mesascope.axes import to_data_array
 from mesascope.tasks.base import Batch
 
-
 NOT_PICKLED = ("model", "readout")
 
 

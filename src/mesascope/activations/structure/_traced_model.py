@@ -6,7 +6,7 @@ from torch import nn
 
 from mesascope.activations._arguments import validate_model
 from mesascope.activations._checks import check_sites_available
-from mesascope.activations._inputs import prepare_inputs
+from mesascope.activations._inputs import InputsLike, prepare_inputs
 from mesascope.activations._memory import site_shape
 from mesascope.activations._validation import validate_hook_points
 from mesascope.activations.edits import Edit, validate_edit
