@@ -47,7 +47,7 @@ def score_positions(
     all_queries = torch.arange(pattern.shape[2]) if queries is None else queries.cpu()
     visible = _causal_mask(all_queries, pattern.shape[-1]).to(pattern.device) if visible is None else visible
     scored = _find_scored_queries(all_queries, visible)
-    query, visible, rows = all_queries[scored].to(pattern.device), visible[:, :, scored], pattern[:, :, scored]
+    query, visible, rows = all_queries[scored.cpu()].to(pattern.device), visible[:, :, scored], pattern[:, :, scored]
     rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
     num_visible = visible.sum(-1, dtype=rows.dtype)
     logs = rows.clamp(min=torch.finfo(rows.dtype).tiny).log()  # several times as fast as xlogy; 0 log 0 is 0
@@ -74,7 +74,8 @@ def score_uniform_attention(
     """
     scored = _find_scored_queries(queries.cpu(), visible)
     seen = visible[:, :, scored]
-    weight = [(at / seen.sum(-1)).mean(-1) for at in _weights_by_position(seen, queries.cpu()[scored].to(seen.device))]
+    query = queries.cpu()[scored.cpu()].to(seen.device)
+    weight = [(at / seen.sum(-1)).mean(-1) for at in _weights_by_position(seen, query)]
     return torch.stack([*weight, torch.ones_like(weight[0]), torch.zeros_like(weight[0])], dim=-1).float()
 
 
