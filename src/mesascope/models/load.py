@@ -1,6 +1,5 @@
 """Loading of checkpoints and of pretrained causal language models; pickled weights are never read."""
 
-import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
@@ -11,20 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from mesascope.models._gguf import parse_gguf_once
+from mesascope.models._gguf import parse_gguf_once, read_gguf_weights
+from mesascope.models._hub import download_weights, find_snapshot
+from mesascope.models._load_errors import BrokenModelError, ModelNotFound, convert_load_errors
+from mesascope.models._model_config import check_causal_lm, check_config_file
+from mesascope.models._size_limit import limit_model_size
+from mesascope.models._tokenizer import load_tokenizer
+from mesascope.models._weight_files import StoredWeights, read_stored_weights
+from mesascope.models._weight_values import check_weight_values
 from mesascope.models.config import DecoderConfig
 from mesascope.models.transformer import Decoder
 
 _HUB_HINT = "; check the name and the network, and log in with `hf auth login` where access must be granted"
-_READ_ERRORS = (OSError, ValueError, SafetensorError, struct.error, IndexError)  # raised for missing or truncated files
-
-
-class ModelNotFound(ValueError):  # noqa: N818  named for the condition
-    """No loadable model exists under a name; the message says what was expected."""
 
 
 def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> Decoder:
@@ -42,22 +42,25 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> Dec
     """
     if not (Path(path) / "config.json").is_file():
         raise ModelNotFound(f"a checkpoint must be a folder with config.json, but {path} has none; give another folder")
-    model, loading_info = _read_decoder(path, DecoderConfig.from_pretrained(path))
+    explain = f"a checkpoint must have a complete model.safetensors, but {path} does not: {{}}".format
+    with convert_load_errors(explain):
+        stored = read_stored_weights(Path(path))
+        with silence_transformers(), limit_model_size(stored, torch.float32, quantized=False):
+            model, loading_info = _read_decoder(path, DecoderConfig.from_pretrained(path))
     _check_weights_match(str(path), loading_info, ("missing_keys", "unexpected_keys", "mismatched_keys"))
     return model.eval().to(device)
 
 
 def _read_decoder(path: Path | str, config: DecoderConfig) -> Any:
     """Return the decoder and which of its weights were not found."""
-    try:
-        with silence_transformers():
-            return Decoder.from_pretrained(
-                path, config=config, use_safetensors=True, output_loading_info=True, local_files_only=True
-            )
-    except _READ_ERRORS as error:
-        raise ModelNotFound(
-            f"a checkpoint must have a complete model.safetensors, but {path} does not: {_first_line(error)}"
-        ) from error
+    return Decoder.from_pretrained(
+        path,
+        config=config,
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,  # reported in the loading info, and refused with their names
+        output_loading_info=True,
+        local_files_only=True,
+    )
 
 
 def load_pretrained(
@@ -65,41 +68,75 @@ def load_pretrained(
     dtype: torch.dtype | str = torch.float32,
     device: torch.device | str = "cpu",
     revision: str = "main",
+    *,
+    trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """Load a causal language model and its tokenizer, in evaluation mode.
+
+    The sizes that the config declares are compared with the weight files before memory is allocated, and weights must
+    be finite.
 
     Args:
         name: a Hub name, a folder, or a ``.gguf`` file.
         dtype: type of the weights in memory; ``"auto"`` for the type in which they are stored.
         device: device of the model.
         revision: branch, tag or commit of a Hub name; some repositories have one revision per training step.
+        trust_remote_code: run Python code that comes with the model. Without it, a model that needs such code is
+            refused, and nothing is asked on the terminal.
 
     Returns:
         The model, and its tokenizer (``None`` if there is none).
 
     Raises:
-        ModelNotFound: the model does not exist, has no safetensors or GGUF weights, or weights are missing.
+        ModelNotFound: the model does not exist, has no safetensors or GGUF weights, or its files are broken, do not
+            match each other or are those of another kind of model; the message is one line.
     """
     location, options = _resolve_location(str(name))
     local = Path(location).is_dir()
-    with silence_transformers() if local else _silence_hub_retries(), parse_gguf_once() if options else nullcontext():
-        try:
+    explain = (
+        "a model must be a Hugging Face name, a folder with safetensors, or a .gguf file, "
+        f"but {name} cannot be opened: {{}}{'' if local else _HUB_HINT}"
+    ).format
+    options |= {"trust_remote_code": trust_remote_code}
+    quiet = silence_transformers() if local else _silence_hub_retries()
+    with quiet, parse_gguf_once() if "gguf_file" in options else nullcontext(), convert_load_errors(explain):
+        folder = Path(location) if local else find_snapshot(location, revision)
+        config, stored = _read_config(location, folder, revision, options)
+        quantized = "gguf_file" not in options and getattr(config, "quantization_config", None) is not None
+        with limit_model_size(stored, dtype, quantized=quantized):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 location,
+                config=config,
                 revision=revision,
                 dtype=dtype,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported in the loading info, and refused with their names
                 **options,
                 **_weight_format_options(options),
             )
-        except _READ_ERRORS as error:
-            raise ModelNotFound(
-                "a model must be a Hugging Face name, a folder with safetensors, or a .gguf file, "
-                f"but {name} cannot be opened: {_first_line(error).rstrip('.')}{'' if local else _HUB_HINT}"
-            ) from error
         model, loading_info = loaded
         _check_weights_match(str(name), loading_info, ("missing_keys", "mismatched_keys"))
-        return model.eval().to(device), _load_tokenizer(location, revision, options)
+        check_weight_values(str(name), model)
+        vocab_size = getattr(config.get_text_config(), "vocab_size", None)
+        return model.eval().to(device), load_tokenizer(location, folder, vocab_size, revision, options)
+
+
+def _read_config(
+    location: str, folder: Path, revision: str, options: dict[str, Any]
+) -> tuple[PreTrainedConfig, StoredWeights | None]:
+    """Read the config and the sizes of the weights, and check that both can be those of a causal language model."""
+    trusted = options["trust_remote_code"]
+    if "gguf_file" in options:
+        file = folder / options["gguf_file"]
+        with convert_load_errors(f"{file.name} is not a complete GGUF file: {{}}".format, into=BrokenModelError):
+            return AutoConfig.from_pretrained(location, **options), read_gguf_weights(file)
+    check_config_file(folder, trust_remote_code=trusted)
+    with convert_load_errors("config.json cannot be used: {}".format, into=BrokenModelError):
+        config = AutoConfig.from_pretrained(location, revision=revision, **options)
+    check_causal_lm(config, trust_remote_code=trusted)
+    if folder != Path(location):
+        download_weights(location, revision)
+    return config, read_stored_weights(folder)
 
 
 def weights_fingerprint(name: Path | str, model: PreTrainedModel | None = None) -> str:
@@ -171,8 +208,14 @@ def silence_transformers() -> Iterator[None]:
 
 def _resolve_location(name: str) -> tuple[str, dict[str, Any]]:
     """Return the path or name to pass to transformers, and the option that names a GGUF file."""
-    path = Path(name).expanduser()
+    with convert_load_errors(f"the path of a model must exist, but {name} cannot be read: {{}}".format):
+        path = Path(name).expanduser()
+        path.exists()  # fails for names that are too long
     if path.suffix.lower() != ".gguf":
+        if path.is_file():
+            raise ModelNotFound(
+                f"a model must be given by its folder or by a .gguf file, but {name} is another file; give {path.parent}"
+            )
         if not path.exists() and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
             raise ModelNotFound(f"the path of a model must exist, but {name} does not exist; check the path")
         return (str(path) if path.exists() else name), {}
@@ -188,16 +231,7 @@ def _resolve_location(name: str) -> tuple[str, dict[str, Any]]:
 
 def _weight_format_options(options: dict[str, Any]) -> dict[str, Any]:
     """Return the option that excludes pickled weights."""
-    return {} if options else {"use_safetensors": True}
-
-
-def _load_tokenizer(location: str, revision: str, options: dict[str, Any]) -> PreTrainedTokenizerBase | None:
-    """Load the tokenizer of a model, or return None if there is none or if it has special tokens only."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(location, revision=revision, **options)
-    except (OSError, ValueError):
-        return None
-    return tokenizer if len(tokenizer) > len(tokenizer.all_special_ids) else None
+    return {} if "gguf_file" in options else {"use_safetensors": True}
 
 
 def _check_weights_match(name: str, loading_info: dict[str, Any], kinds: tuple[str, ...]) -> None:
@@ -212,6 +246,3 @@ def _check_weights_match(name: str, loading_info: dict[str, Any], kinds: tuple[s
                 f"{kind.replace('_', ' ')}, such as {keys[0]}; get the complete model"
             )
 
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

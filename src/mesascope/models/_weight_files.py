@@ -1,0 +1,105 @@
+"""Weight files of a model: names, shapes and sizes, read from their headers only."""
+
+import json
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from mesascope.models._load_errors import BrokenModelError, describe_error
+
+WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredWeights:
+    """Size of all tensors in the weight files of a model.
+
+    Attributes:
+        tensors: Number of tensors.
+        elements: Number of elements of all tensors.
+        num_bytes: Size of all files, in bytes.
+    """
+
+    tensors: int
+    elements: int
+    num_bytes: int
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    """Read a JSON file that must contain an object.
+
+    Args:
+        file: The file.
+
+    Returns:
+        The object.
+
+    Raises:
+        BrokenModelError: The file is not valid JSON, or is another value; the message names the file.
+    """
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise BrokenModelError(f"{file.name} must be a JSON object, but is nested too deeply") from error
+    except (ValueError, OSError) as error:
+        raise BrokenModelError(f"{file.name} must be a JSON object, but is not: {describe_error(error)}") from error
+    if not isinstance(value, dict):
+        raise BrokenModelError(f"{file.name} must be a JSON object, but is a {type(value).__name__}")
+    return value
+
+
+def read_stored_weights(folder: Path) -> StoredWeights | None:
+    """Read the headers of the weight files of a folder.
+
+    Args:
+        folder: The folder, with ``model.safetensors`` or an index of several files.
+
+    Returns:
+        The sizes, or None if there are no safetensors.
+
+    Raises:
+        BrokenModelError: A file is missing, truncated or inconsistent; the message names it.
+    """
+    if (folder / WEIGHTS_FILE).is_file():
+        shapes = _read_header(folder / WEIGHTS_FILE)
+        files = [folder / WEIGHTS_FILE]
+    elif (folder / INDEX_FILE).is_file():
+        files, shapes = _read_indexed_headers(folder)
+    else:
+        return None
+    return StoredWeights(
+        tensors=len(shapes), elements=sum(map(prod, shapes.values())), num_bytes=sum(file.stat().st_size for file in files)
+    )
+
+
+def _read_indexed_headers(folder: Path) -> tuple[list[Path], dict[str, list[int]]]:
+    """Read the headers of all files of an index; every tensor must be in the file that the index names."""
+    weight_map = read_json_object(folder / INDEX_FILE).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
+        raise BrokenModelError(f"{INDEX_FILE} must have a weight_map from tensors to files, but has none")
+    shapes: dict[str, list[int]] = {}
+    names = sorted(set(weight_map.values()))
+    for name in names:
+        if Path(name).name != name or not (folder / name).is_file():
+            raise BrokenModelError(f"{INDEX_FILE} must name files of the folder, but names {name}, which is missing")
+        header = _read_header(folder / name)
+        missing = [tensor for tensor, file in weight_map.items() if file == name and tensor not in header]
+        if missing:
+            raise BrokenModelError(f"{name} must contain the tensors of {INDEX_FILE}, but {missing[0]} is missing")
+        shapes |= header
+    return [folder / name for name in names], shapes
+
+
+def _read_header(file: Path) -> dict[str, list[int]]:
+    """Return the shape of every tensor of a safetensors file."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            shapes = {name: list(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118  no mapping
+    except Exception as error:  # any error of the parser
+        raise BrokenModelError(f"{file.name} is not a complete safetensors file: {describe_error(error)}") from error
+    if not shapes:
+        raise BrokenModelError(f"{file.name} must contain weights, but has no tensors")
+    return shapes
