@@ -34,6 +34,10 @@ AXES = frozenset(
     "sublayer map eigen rank distribution lens draw role_name".split()
 )
 
+_NUMPY_DTYPES = frozenset(
+    "bool uint8 int8 int16 int32 int64 uint16 uint32 uint64 float16 float32 float64 complex64 complex128".split()
+)
+
 
 def to_data_array(
     values: torch.Tensor | np.ndarray | Sequence | float,
@@ -47,7 +51,8 @@ def to_data_array(
     Every number in a result passes through this function, so that none lacks any of the three.
 
     Args:
-        values: The numbers, on any device; they are detached and copied to the CPU.
+        values: The numbers, on any device and of any dtype; they are detached and copied to the CPU. Dtypes that numpy
+            does not have, such as bfloat16, become float32.
         dims: One axis name per dimension, from :data:`AXES`; names of your own may start with ``_``.
         units: ``"1"`` for a dimensionless number, ``"nat"``, ``"squared value"``, ...
         description: One sentence, shown under figures and stored with the numbers.
@@ -62,7 +67,7 @@ def to_data_array(
     >>> to_data_array(torch.ones(2, 3), "layer", "head", units="1", description="ones").dims
     ('layer', 'head')
     """
-    array = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+    array = _to_numpy(values)
     unknown = [dim for dim in dims if dim not in AXES and not dim.startswith("_")]
     if unknown:
         raise ValueError(f"axes must be listed in mesascope.axes.AXES, but got {unknown}")
@@ -70,6 +75,20 @@ def to_data_array(
         raise ValueError(f"axes must have one name per dimension, but got {dims} for the shape {array.shape}")
     coordinates = {dim: np.arange(size) for dim, size in zip(dims, array.shape, strict=True)} | dict(coords or {})
     return xr.DataArray(array, dims=dims, coords=coordinates, attrs={"units": units, "description": description})
+
+
+def _to_numpy(values: torch.Tensor | np.ndarray | Sequence | float) -> np.ndarray:
+    """Convert a tensor, or a sequence that may contain tensors, to numpy."""
+    if isinstance(values, torch.Tensor):
+        tensor = values.detach().cpu().resolve_conj().resolve_neg()
+        if tensor.dtype is torch.complex32:
+            tensor = tensor.to(torch.complex64)
+        elif str(tensor.dtype).removeprefix("torch.") not in _NUMPY_DTYPES:
+            tensor = tensor.float()
+        return (tensor.to_dense() if tensor.layout is not torch.strided else tensor).numpy()
+    if isinstance(values, list | tuple):
+        return np.asarray([_to_numpy(value) if isinstance(value, torch.Tensor | list | tuple) else value for value in values])
+    return np.asarray(values)
 
 
 def decode_tokens(tokens: xr.DataArray, decode_token: Callable[[int], str | None]) -> np.ndarray:

@@ -5,6 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+STEP_WORDS = ("step", "checkpoint|ckpt", "iteration|iter", "epoch")  # the first that a name has, counts
+MULTIPLES = {"": 1, "k": 1000, "m": 1_000_000}
+_OTHER_NUMBER = re.compile(
+    r"(?<![a-z])(?:fp|bf|int|uint|float|bfloat|v|ver|version|rev|tokens?|seed|stage|phase|part|run|ingredient|rank)"
+    r"[-_=]?\d[\d.]*[a-z]*|\d[\d.]*[a-z]+",
+    re.IGNORECASE,
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCheckpoint:
@@ -13,7 +21,7 @@ class ModelCheckpoint:
     Attributes:
         name: The Hub name, folder or file to load.
         revision: The revision of the Hub name.
-        step: The number in the checkpoint's name.
+        step: The number of training steps, from the checkpoint's name.
         label: The checkpoint's name; empty if there is only one model.
     """
 
@@ -28,14 +36,14 @@ def resolve_checkpoints(name: str, steps: Sequence[str] | None) -> list[ModelChe
 
     Args:
         name: A Hub name, a folder or a file.
-        steps: Revisions of a Hub name, or folders (paths, or names of subfolders of ``name``). The last number in each
-            name is the step.
+        steps: Revisions of a Hub name, or folders (paths, or names of subfolders of ``name``). Each name must have the
+            number of its step, as described in :func:`parse_step`.
 
     Returns:
         The checkpoints, in ascending order of steps.
 
     Raises:
-        ValueError: If a name has no number, two have the same, or one is neither a folder nor a revision.
+        ValueError: If a name has no step, two have the same, or one is neither a folder nor a revision.
 
     >>> [checkpoint.step for checkpoint in resolve_checkpoints("org/model", ["step64000", "step512"])]
     [512, 64000]
@@ -47,17 +55,48 @@ def resolve_checkpoints(name: str, steps: Sequence[str] | None) -> list[ModelChe
     return resolved
 
 
+def parse_step(name: str) -> int:
+    """Return the number of training steps in the name of a checkpoint.
+
+    It is the number beside the word step, else beside checkpoint, ckpt, iteration, iter or epoch, else the only number in
+    the name. Numbers of tokens (``4B``), of versions (``v2``) and of data types (``fp16``) are none.
+
+    Args:
+        name: The name, such as ``step1000-tokens4B``.
+
+    Returns:
+        The number of steps.
+
+    Raises:
+        ValueError: If the name has no such number, or several.
+
+    >>> [parse_step(name) for name in ("step1000-tokens4B", "checkpoint-500-fp16", "stage1-step-10k", "at_7_v2")]
+    [1000, 500, 10000, 7]
+    """
+    for word in STEP_WORDS:
+        after, before = rf"(?:{word})s?[-_=. ]*(\d+)(k|m)?(?![\d]|\.\d)", rf"(?<![\d.])(\d+)(k|m)?[-_ ]?(?:{word})s?"
+        matches = re.findall(after, name, re.IGNORECASE) or re.findall(before, name, re.IGNORECASE)
+        numbers = {int(digits) * MULTIPLES[unit.lower()] for digits, unit in matches}
+        if numbers or re.search(rf"(?:{word})s?[-_=. ]*\d", name, re.IGNORECASE):
+            break
+    else:
+        numbers = {int(digits) for digits in re.findall(r"\d+", _OTHER_NUMBER.sub(" ", name))}
+    if len(numbers) != 1:
+        found = "has several" if len(numbers) > 1 else "has none"
+        raise ValueError(
+            f"a step must have a number in its name, beside the word step as in step1000, but {name!r} {found}"
+        )
+    return numbers.pop()
+
+
 def _check_distinct(numbers: Sequence[int]) -> None:
     duplicates = [number for number in numbers if numbers.count(number) > 1]
     if duplicates:
-        raise ValueError(f"steps must have different numbers, but two have {duplicates[0]}; rename one")
+        raise ValueError(f"steps must have different numbers, but two have {duplicates[0]}; give only one of them")
 
 
 def _resolve_checkpoint(name: str, step: str) -> ModelCheckpoint:
-    digits = re.findall(r"\d+", Path(step).name)
-    if not digits:
-        raise ValueError(f"a step must have a number in its name, such as step1000, but got {step!r}")
-    number = int(digits[-1])
+    number = parse_step(Path(step).name)
     for folder in (Path(name) / step, Path(step)):
         if folder.is_dir():
             return ModelCheckpoint(name=str(folder), revision="main", step=number, label=folder.name)

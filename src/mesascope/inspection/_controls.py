@@ -1,12 +1,14 @@
 """Inputs of the controls of an inspection, which run the same analyses with random weights and with shuffled text."""
 
+from dataclasses import replace
+
 import torch
 
 from mesascope.inspection._passes import InspectionInputs
 
 
 def shuffled_text(inputs: InspectionInputs, draw: int) -> InspectionInputs:
-    """Shuffle the tokens of each sequence of one draw; the first token stays first.
+    """Shuffle the tokens of each sequence of one draw; the first token and all of the prefix stay first.
 
     Args:
         inputs: The inspected text.
@@ -17,15 +19,12 @@ def shuffled_text(inputs: InspectionInputs, draw: int) -> InspectionInputs:
     """
     sequence = single_sequence(inputs, draw)
     generator = torch.Generator().manual_seed(inputs.seed + draw)
+    fixed = max(1, len(inputs.prefix))
     order = torch.stack(
-        [1 + torch.randperm(sequence.token_ids.shape[1] - 1, generator=generator) for _ in sequence.token_ids]
+        [fixed + torch.randperm(sequence.token_ids.shape[1] - fixed, generator=generator) for _ in sequence.token_ids]
     )
-    first = torch.zeros(len(order), 1, dtype=torch.long)
-    return InspectionInputs(
-        token_ids=sequence.token_ids.gather(1, torch.cat([first, order], 1)),
-        allowed_tokens=sequence.allowed_tokens,
-        seed=draw + 1,
-    )
+    first = torch.arange(fixed).expand(len(order), fixed)
+    return replace(sequence, token_ids=sequence.token_ids.gather(1, torch.cat([first, order], 1)))
 
 
 def single_sequence(inputs: InspectionInputs, draw: int) -> InspectionInputs:
@@ -39,6 +38,4 @@ def single_sequence(inputs: InspectionInputs, draw: int) -> InspectionInputs:
         One sequence.
     """
     row = draw % len(inputs.token_ids)
-    return InspectionInputs(
-        token_ids=inputs.token_ids[row : row + 1], allowed_tokens=inputs.allowed_tokens, seed=draw + 1
-    )
+    return replace(inputs, token_ids=inputs.token_ids[row : row + 1], seed=draw + 1)

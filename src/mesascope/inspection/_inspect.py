@@ -75,7 +75,11 @@ def inspect_model(
     weights = _fingerprint_weights(name, loader, model)
     request = {"model": name, "weights": weights, "device": device, "dtype": dtype}
     run = Run.create(path, {**request, **_describe_inspection(name, text, tokenized, passes, loader.checkpoints)})
-    inputs = InspectionInputs(token_ids=tokenized.token_ids, allowed_tokens=non_special_tokens(tokenizer, model))
+    inputs = InspectionInputs(
+        token_ids=tokenized.token_ids,
+        allowed_tokens=non_special_tokens(tokenizer, model),
+        prefix=tokenized.prefix,
+    )
     del model  # keep one model at a time in memory
     with run.exclusive_lock():
         inspection = Inspection(run=run, loader=loader, inputs=inputs, progress=progress, seconds=seconds)

@@ -38,11 +38,13 @@ class InspectionInputs:
     Attributes:
         token_ids: The tokenized text.
         allowed_tokens: Tokens from which random sequences are drawn.
+        prefix: Tokens with which every sequence begins, such as BOS.
         seed: The seed of all random draws.
     """
 
     token_ids: Int[Tensor, "batch pos"]
     allowed_tokens: Int[Tensor, " token"]
+    prefix: tuple[int, ...] = ()
     seed: int = 0
 
 
@@ -112,13 +114,15 @@ def _run_short_sequences(
 def _run_repeated_tokens(
     model: PreTrainedModel, inputs: InspectionInputs, selected: Sequence[Analysis]
 ) -> AnalysisResults:
-    """Analyse random tokens that occur twice."""
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2 * MAX_REPEATED_TOKENS
-    length = min(MAX_REPEATED_TOKENS, context // 2, len(inputs.allowed_tokens.unique()) // 2)
-    generator = torch.Generator().manual_seed(inputs.seed)
-    return _run_shared_capture(
-        model, sample_repeated_tokens(inputs.allowed_tokens, length, NUM_REPEATED_SEQUENCES, generator), selected
+    """Analyse random tokens that occur twice, after BOS if the tokenizer puts it before every text."""
+    bos = inputs.prefix[-1] if inputs.prefix else None
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 3 * MAX_REPEATED_TOKENS
+    length = min(
+        MAX_REPEATED_TOKENS, (context - (bos is not None)) // 2, len(inputs.allowed_tokens.unique()) // 2
     )
+    generator = torch.Generator().manual_seed(inputs.seed)
+    ids = sample_repeated_tokens(inputs.allowed_tokens, length, NUM_REPEATED_SEQUENCES, generator, bos)
+    return _run_shared_capture(model, ids, selected)
 
 
 def _run_excerpt(model: PreTrainedModel, inputs: InspectionInputs, selected: Sequence[Analysis]) -> AnalysisResults:

@@ -1,8 +1,9 @@
 """Text of an inspection: reading, tokenizing and decoding."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -10,6 +11,8 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mesascope.inspection._token_text import TokenDecoder
+from mesascope.models.load_errors import convert_load_errors, silence_panics
 from mesascope.tasks.corpora import load_prose
 
 MIN_TOKENS = 9  # minimum tokens per sequence: shorter ones leave too few earlier positions to attend to
@@ -23,15 +26,17 @@ class TokenizedText:
 
     Attributes:
         token_ids: The tokens.
-        token_text: Every token as text, in the same order.
+        token_text: Every token as text, in the same order; the texts of a sequence join to its text.
         source: The origin of the text.
         decode_token: Decodes any token id.
+        prefix: The tokens that the tokenizer puts before every text, such as BOS; every sequence begins with them.
     """
 
     token_ids: Int[Tensor, "batch pos"]
     token_text: list[list[str]]
     source: str
     decode_token: Callable[[int], str]
+    prefix: tuple[int, ...] = ()
 
     @property
     def token_digest(self) -> str:
@@ -98,6 +103,9 @@ def tokenize_text(
 ) -> TokenizedText:
     """Tokenize a text and split it into consecutive sequences of equal length.
 
+    Every sequence begins with the tokens that the tokenizer puts before a text, because the model was trained with them.
+    Tokens that it puts after a text, such as EOS, are left out.
+
     Args:
         words: The text, from `read_words`.
         source: The origin of the text, from `read_words`.
@@ -111,38 +119,62 @@ def tokenize_text(
         The tokenized text.
 
     Raises:
-        ValueError: If the text or the context is too short.
+        ValueError: If the text or the context is too short, or the tokenizer does not fit the model.
     """
+    length = _choose_length(model, name, tokens)
+    prefix, ids = _encode_text(tokenizer, words[: length * sequences * MAX_LETTERS_PER_TOKEN], name)
+    check_token_ids([*prefix, *ids], model, name)
+    if tokens is None:
+        length = min(length, len(prefix) + len(ids))
+    if len(prefix) + len(ids) < max(length, MIN_TOKENS):
+        raise ValueError(
+            f"the text must have {max(length, MIN_TOKENS)} tokens or more, but has {len(prefix) + len(ids)}; use a "
+            "longer text" + (", or fewer --tokens" if tokens and len(prefix) + len(ids) >= MIN_TOKENS else "")
+        )
+    text_length = length - len(prefix)
+    count = min(sequences, len(ids) // text_length)
+    rows = [[*prefix, *ids[row * text_length :][:text_length]] for row in range(count)]
+    decoder = TokenDecoder(tokenizer)
+    return TokenizedText(
+        token_ids=torch.tensor(rows, dtype=torch.long),
+        token_text=[decoder.decode_row(row) for row in rows],
+        source=source,
+        decode_token=decoder.decode_token,
+        prefix=tuple(prefix),
+    )
+
+
+def check_token_ids(ids: Sequence[int], model: PreTrainedModel, name: str) -> None:
+    """Check that a model has an embedding of every token.
+
+    Args:
+        ids: Token ids.
+        model: The model.
+        name: Its name, for the message.
+
+    Raises:
+        ValueError: If an id is negative or too large.
+    """
+    count = model.get_input_embeddings().weight.shape[0]
+    wrong = [token for token in ids if not 0 <= token < count]
+    if wrong:
+        raise ValueError(
+            f"the tokenizer of {name} must give token ids from 0 to {count - 1}, the rows of the embedding, but gives "
+            f"{wrong[0]}; use the tokenizer with which the model was trained"
+        )
+
+
+def _choose_length(model: PreTrainedModel, name: str, tokens: int | None) -> int:
     max_context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if tokens is not None and max_context is not None and tokens > max_context:
         raise ValueError(
             f"tokens must fit into the model's context of {max_context}, but got {tokens}; give --tokens "
-            f"{max_context} or "
-            "less and more --sequences"
+            f"{max_context} or less and more --sequences"
         )
     length = tokens or min(DEFAULT_TOKENS, max_context or DEFAULT_TOKENS)
     if length < MIN_TOKENS:
         raise ValueError(f"a model must have a context of {MIN_TOKENS} tokens or more, but {name} has one of {length}")
-    ids = _encode_words(tokenizer, words[: length * sequences * MAX_LETTERS_PER_TOKEN])
-    if tokens is None:
-        length = min(length, len(ids))
-    if len(ids) < max(length, MIN_TOKENS):
-        raise ValueError(
-            f"the text must have {max(length, MIN_TOKENS)} tokens or more, but has {len(ids)}; use a longer text"
-            + (", or fewer --tokens" if tokens and len(ids) >= MIN_TOKENS else "")
-        )
-    count = min(sequences, len(ids) // length)
-    token_ids = ids[: count * length].view(count, length)
-
-    def decode_token(token: int) -> str:
-        return str(tokenizer.decode([token])).replace("\0", "\N{SYMBOL FOR NULL}")  # netCDF text cannot contain NUL
-
-    return TokenizedText(
-        token_ids=token_ids,
-        token_text=[[decode_token(int(i)) for i in row] for row in token_ids],
-        source=source,
-        decode_token=decode_token,
-    )
+    return length
 
 
 def non_special_tokens(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Int[Tensor, " token"]:
@@ -160,11 +192,28 @@ def non_special_tokens(tokenizer: PreTrainedTokenizerBase, model: PreTrainedMode
     return torch.tensor([token for token in range(count) if token not in special])
 
 
-def _encode_words(tokenizer: PreTrainedTokenizerBase, words: str) -> Int[Tensor, " token"]:
-    """Tokenize a text that may be longer than the context, which would otherwise cause a warning."""
+def find_text_prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Return the tokens that a tokenizer puts before every text, such as BOS; most tokenizers put none.
+
+    Args:
+        tokenizer: The tokenizer.
+    """
+    whole, plain = (list(tokenizer("a", add_special_tokens=special)["input_ids"]) for special in (True, False))
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == plain:
+            return tuple(whole[:start])
+    special_ids = set(tokenizer.all_special_ids)
+    return tuple(takewhile(special_ids.__contains__, whole))
+
+
+def _encode_text(tokenizer: PreTrainedTokenizerBase, words: str, name: str) -> tuple[list[int], list[int]]:
+    """Return the tokens before every text, and those of a text, which may be longer than the context."""
     longest = tokenizer.model_max_length
-    tokenizer.model_max_length = 10**12
-    try:
-        return torch.tensor(tokenizer(words)["input_ids"], dtype=torch.long)
-    finally:
-        tokenizer.model_max_length = longest
+    explain = f"the tokenizer of {name} must encode the text, but fails: {{}}; use the tokenizer of the model".format
+    with convert_load_errors(explain), silence_panics():
+        tokenizer.model_max_length = 10**12  # a longer text would otherwise cause a warning
+        try:
+            ids = list(tokenizer(words, add_special_tokens=False)["input_ids"])
+            return list(find_text_prefix(tokenizer)), ids
+        finally:
+            tokenizer.model_max_length = longest

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
-from mesascope.models._load_errors import BrokenModelError
+from mesascope.models.load_errors import BrokenModelError
 from mesascope.models._weight_files import INDEX_FILE, WEIGHTS_FILE
 
 LOOKUP_SECONDS = 60.0  # ours: time in which the Hub must answer; downloads of weights may take longer

@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING_NAMES
 
-from mesascope.models._load_errors import BrokenModelError
+from mesascope.models.load_errors import BrokenModelError
 from mesascope.models._weight_files import read_json_object
 
 TRUST_HINT = "pass --trust-remote-code (trust_remote_code=True in Python) if you trust its author"

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
 
-from mesascope.models._load_errors import BrokenModelError
+from mesascope.models.load_errors import BrokenModelError
 from mesascope.models._weight_files import StoredWeights
 
 MAX_TIES = 2  # tied weights are stored once and declared twice

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mesascope.models._gguf import has_gguf_tokenizer
-from mesascope.models._load_errors import BrokenModelError, describe_error, is_panic, silence_panics
+from mesascope.models.load_errors import BrokenModelError, describe_error, is_panic, silence_panics
 from mesascope.models._weight_files import read_json_object
 
 _FILES = ("tokenizer*", "vocab.*", "merges.txt", "spiece.model", "sentencepiece*.model", "*.tiktoken", "tekken.json")

@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-from mesascope.models._load_errors import BrokenModelError, describe_error
+from mesascope.models.load_errors import BrokenModelError, describe_error
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from mesascope.models._load_errors import ModelNotFound
+from mesascope.models.load_errors import ModelNotFound
 
 MAX_WEIGHT = 1e18  # ours: squares of larger weights overflow float32
 

@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from mesascope.models._gguf import parse_gguf_once, read_gguf_weights
 from mesascope.models._hub import download_weights, find_snapshot
-from mesascope.models._load_errors import BrokenModelError, ModelNotFound, convert_load_errors
+from mesascope.models.load_errors import BrokenModelError, ModelNotFound, convert_load_errors
 from mesascope.models._model_config import check_causal_lm, check_config_file
 from mesascope.models._size_limit import limit_model_size
 from mesascope.models._tokenizer import load_tokenizer
