@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mesascope.executors import create_executor
-from mesascope.inspection import AlgorithmReport, StageProgressFn, identify_algorithms, inspect_model
+from mesascope.inspection import AlgorithmReport, StageProgressFn, get_model_name, identify_algorithms, inspect_model
 from mesascope.report import write_report
 from mesascope.runner import NullProgress, ProgressCallback, run_study
 from mesascope.store import Run
@@ -66,8 +67,9 @@ def run(
 
 
 def inspect(
-    model: str,
+    model: str | PreTrainedModel,
     *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     text: Path | str | None = None,
     tokens: int | None = None,
     sequences: int = 4,
@@ -76,12 +78,14 @@ def inspect(
     steps: Sequence[str] | None = None,
     device: str = "cpu",
     dtype: str = "float32",
+    trust_remote_code: bool = False,
     progress: StageProgressFn | None = None,
 ) -> Run:
     """Analyse a causal language model on a text, compare with controls, and write a report.
 
     Args:
-        model: A Hub name, a folder, or a ``.gguf`` file.
+        model: A Hub name, a folder, a ``.gguf`` file, or a model in memory, which keeps its device and its dtype.
+        tokenizer: The tokenizer of a model in memory.
         text: A UTF-8 file; by default English prose that is installed with Python.
         tokens: Tokens per sequence; 512 by default, or fewer if the text or the model's context is shorter.
         sequences: Maximum number of sequences.
@@ -90,6 +94,7 @@ def inspect(
         steps: Training checkpoints: revisions of a Hub name, or folders. Every result then has the axis ``step``.
         device: cpu, cuda or auto.
         dtype: Data type of the weights in memory: float32, bfloat16, float16 or float64.
+        trust_remote_code: Run Python code that comes with the model; a model that needs it is refused otherwise.
         progress: Called with (current stage, stages done, total stages).
 
     Returns:
@@ -100,14 +105,16 @@ def inspect(
     """
     finished_run = inspect_model(
         model,
+        tokenizer=tokenizer,
         text=Path(text) if text is not None else None,
         tokens=tokens,
         sequences=sequences,
-        path=Path(out) if out is not None else RUNS_FOLDER / f"inspect-{Path(model).name}",
+        path=Path(out) if out is not None else RUNS_FOLDER / f"inspect-{Path(get_model_name(model)).name}",
         analyses=analyses,
         steps=steps,
         device=choose_device(device),
         dtype=dtype,
+        trust_remote_code=trust_remote_code,
         progress=progress or (lambda what, done, total: None),
     )
     write_report(finished_run.path)
@@ -121,6 +128,7 @@ def rank_algorithms(
     sequences: int = 128,
     seed: int = 0,
     device: str = "cpu",
+    trust_remote_code: bool = False,
     log: Callable[[str], None] = lambda line: None,
 ) -> list[AlgorithmReport]:
     """Rank the in-context algorithms that the models of a run, or one model, are most similar to.
@@ -132,6 +140,7 @@ def rank_algorithms(
             are computed on the other.
         seed: The seed of the sequences.
         device: cpu, cuda or auto.
+        trust_remote_code: Run Python code that comes with a language model.
         log: Receives lines of text.
 
     Returns:
@@ -141,7 +150,13 @@ def rank_algorithms(
         ValueError: If an argument is invalid; the message is one line.
     """
     return identify_algorithms(
-        str(subject), study=study, sequences=sequences, seed=seed, device=choose_device(device), log=log
+        str(subject),
+        study=study,
+        sequences=sequences,
+        seed=seed,
+        device=choose_device(device),
+        trust_remote_code=trust_remote_code,
+        log=log,
     )
 
 

@@ -34,10 +34,6 @@ AXES = frozenset(
     "sublayer map eigen rank distribution lens draw role_name".split()
 )
 
-_NUMPY_DTYPES = frozenset(
-    "bool uint8 int8 int16 int32 int64 uint16 uint32 uint64 float16 float32 float64 complex64 complex128".split()
-)
-
 
 def to_data_array(
     values: torch.Tensor | np.ndarray | Sequence | float,
@@ -51,8 +47,8 @@ def to_data_array(
     Every number in a result passes through this function, so that none lacks any of the three.
 
     Args:
-        values: The numbers, on any device and of any dtype; they are detached and copied to the CPU. Dtypes that numpy
-            does not have, such as bfloat16, become float32.
+        values: The numbers, on any device and of any dtype; they are detached and copied to the CPU. Numbers of
+            less precision than float32 become float32, because numpy has no bfloat16 and netCDF no float16.
         dims: One axis name per dimension, from :data:`AXES`; names of your own may start with ``_``.
         units: ``"1"`` for a dimensionless number, ``"nat"``, ``"squared value"``, ...
         description: One sentence, shown under figures and stored with the numbers.
@@ -81,14 +77,16 @@ def _to_numpy(values: torch.Tensor | np.ndarray | Sequence | float) -> np.ndarra
     """Convert a tensor, or a sequence that may contain tensors, to numpy."""
     if isinstance(values, torch.Tensor):
         tensor = values.detach().cpu().resolve_conj().resolve_neg()
+        tensor = tensor.to_dense() if tensor.layout is not torch.strided else tensor
         if tensor.dtype is torch.complex32:
             tensor = tensor.to(torch.complex64)
-        elif str(tensor.dtype).removeprefix("torch.") not in _NUMPY_DTYPES:
+        elif tensor.is_floating_point() and tensor.dtype is not torch.float64:
             tensor = tensor.float()
-        return (tensor.to_dense() if tensor.layout is not torch.strided else tensor).numpy()
+        return tensor.numpy()
     if isinstance(values, list | tuple):
-        return np.asarray([_to_numpy(value) if isinstance(value, torch.Tensor | list | tuple) else value for value in values])
-    return np.asarray(values)
+        values = [_to_numpy(value) if isinstance(value, torch.Tensor | list | tuple) else value for value in values]
+    array = np.asarray(values)
+    return array.astype(np.float32) if array.dtype == np.float16 else array
 
 
 def decode_tokens(tokens: xr.DataArray, decode_token: Callable[[int], str | None]) -> np.ndarray:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
+from gguf_files import write_gguf
 from mesascope.models import load
 from mesascope.models.config import DecoderConfig
 from mesascope.models.load import ModelNotFound, load_checkpoint, load_pretrained
@@ -130,29 +131,6 @@ def test_a_published_model_may_carry_more_than_is_used_but_nothing_less(
     save_file(weights, file, {"format": "pt"})
     with pytest.raises(ModelNotFound, match=r"1 missing keys, such as model\.layers\.0\.mlp\.up_proj\.weight"):
         load_pretrained(tmp_path)
-
-
-def write_gguf(file: Path, llama: LlamaForCausalLM) -> None:
-    """The weights of a tiny Llama as llama.cpp stores them; no tokenizer."""
-    config = llama.config
-    writer = gguf.GGUFWriter(file, "llama")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
-    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    for name, value in llama.state_dict().items():
-        stored = table.get_name(name.removesuffix(".weight"))
-        assert stored is not None, name
-        writer.add_tensor(f"{stored}.weight", value.numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 def test_a_gguf_is_parsed_once_and_gives_what_transformers_reads(

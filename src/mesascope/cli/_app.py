@@ -25,4 +25,8 @@ STATUS_COLOURS = {
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Run Python code that comes with the model, if you trust its author."),
+]
 StudyName = Annotated[str, typer.Argument(help="Name of a study, or a .py file that defines STUDY.")]

@@ -9,7 +9,17 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from mesascope.cli._app import EXIT_CONTRADICTED, EXIT_INTERRUPTED, AsJson, Device, StudyName, app, err, out
+from mesascope.cli._app import (
+    EXIT_CONTRADICTED,
+    EXIT_INTERRUPTED,
+    AsJson,
+    Device,
+    StudyName,
+    TrustRemoteCode,
+    app,
+    err,
+    out,
+)
 from mesascope.cli._output import print_cells, print_ranking, print_verdict
 
 
@@ -63,6 +73,7 @@ def inspect_command(
     ] = None,
     device: Device = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Analyse a causal language model on a text and write a report. Run again to resume."""
     from mesascope import api
@@ -79,6 +90,7 @@ def inspect_command(
             steps=_split_names(steps),
             device=device,
             dtype=dtype,
+            trust_remote_code=trust_remote_code,
             progress=stages,
         )
     for name, reason in finished_run.read_json("model")["skipped"].items():
@@ -95,6 +107,7 @@ def which_algorithm_command(
     sequences: Annotated[int, typer.Option(help="Number of sequences to sample, at least 32.")] = 128,
     seed: Annotated[int, typer.Option(help="Random seed of the sequences.")] = 0,
     device: Device = "cpu",
+    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Rank in-context algorithms by how similar their predictions are to those of a model."""
@@ -106,7 +119,13 @@ def which_algorithm_command(
 
     with _handle_interrupt():
         reports = api.rank_algorithms(
-            subject, study=study, sequences=sequences, seed=seed, device=device, log=print_log_line
+            subject,
+            study=study,
+            sequences=sequences,
+            seed=seed,
+            device=device,
+            trust_remote_code=trust_remote_code,
+            log=print_log_line,
         )
     summaries = [summarise_report(answer) for answer in reports]
     if as_json:

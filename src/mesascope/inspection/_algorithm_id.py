@@ -9,8 +9,10 @@ import xarray as xr
 from transformers import PreTrainedModel
 
 from mesascope.analyses import which_algorithm
-from mesascope.inspection._text import non_special_tokens
-from mesascope.models.load import load_checkpoint, load_pretrained
+from mesascope.inspection._text import check_token_ids, find_text_prefix, non_special_tokens
+from mesascope.inspection._token_text import TokenDecoder
+from mesascope.models.load import is_decoder_folder, load_checkpoint, load_pretrained
+from mesascope.models.weight_checks import check_forward_pass
 from mesascope.store import LogFn, Run, do_nothing
 from mesascope.studies.base import Condition, Study
 from mesascope.studies.registry import list_studies, load_study
@@ -49,7 +51,14 @@ class AlgorithmReport:
 
 
 def identify_algorithms(
-    subject: str, *, study: str | None, sequences: int, seed: int, device: str, log: LogFn = do_nothing
+    subject: str,
+    *,
+    study: str | None,
+    sequences: int,
+    seed: int,
+    device: str,
+    trust_remote_code: bool = False,
+    log: LogFn = do_nothing,
 ) -> list[AlgorithmReport]:
     """Identify the in-context algorithms that models are most similar to.
 
@@ -61,6 +70,7 @@ def identify_algorithms(
         sequences: Number of sequences to sample, 32 or more.
         seed: The seed of the sequences, and of the tokens that represent symbols.
         device: The device to compute on.
+        trust_remote_code: Run Python code that comes with a language model.
         log: Receives lines of text.
 
     Returns:
@@ -76,32 +86,42 @@ def identify_algorithms(
     path = Path(subject)
     if (path / "run.json").is_file():
         return list(_identify_in_run(Run.open(path), study, sequences, seed, device, log))
-    if _is_decoder_folder(path):
+    if is_decoder_folder(path):
         condition = _find_condition(load_checkpoint(path, device), study, subject)
         return [_identify_in_checkpoint(condition, None, path, sequences, seed, device, log)]
     if study is not None:
         raise ValueError(f"--study needs a decoder folder or a run, but {subject} is neither; omit --study")
-    return [_identify_in_language_model(subject, sequences, seed, device, log)]
+    return [_identify_in_language_model(subject, sequences, seed, device, trust_remote_code, log)]
 
 
-def _identify_in_language_model(subject: str, sequences: int, seed: int, device: str, log: LogFn) -> AlgorithmReport:
+def _identify_in_language_model(
+    subject: str, sequences: int, seed: int, device: str, trust_remote_code: bool, log: LogFn
+) -> AlgorithmReport:
     """Compare a language model with n-gram counts, on Markov chains of its own tokens."""
     log("opening the model")
-    model, tokenizer = load_pretrained(subject, device=device)
+    model, tokenizer = load_pretrained(subject, device=device, trust_remote_code=trust_remote_code)
     if tokenizer is None:
         raise ValueError(
             f"a language model must come with its tokenizer, but {subject} has none; add the tokenizer files"
         )
     context_length = getattr(model.config.get_text_config(), "max_position_embeddings", None) or CHAIN_LENGTH
-    if context_length <= 2 * FIRST_SCORED:
+    prefix, decoder = find_text_prefix(tokenizer), TokenDecoder(tokenizer)
+    if context_length <= 2 * FIRST_SCORED + len(prefix):
         raise ValueError(
-            f"the context must be longer than {2 * FIRST_SCORED} tokens, but that of {subject} has {context_length}"
+            f"the context must be longer than {2 * FIRST_SCORED + len(prefix)} tokens, but that of {subject} has "
+            f"{context_length}"
         )
     symbols = _sample_symbols(non_special_tokens(tokenizer, model), seed)
+    check_token_ids([*prefix, *symbols], model, subject)
+    check_forward_pass(model, torch.tensor([[*prefix, *symbols]]), subject)
     task = MarkovChains(
-        num_symbols=NUM_SYMBOLS, length=min(CHAIN_LENGTH, context_length), scored_from=FIRST_SCORED, tokens=symbols
+        num_symbols=NUM_SYMBOLS,
+        length=min(CHAIN_LENGTH, context_length - len(prefix)),
+        scored_from=FIRST_SCORED,
+        tokens=symbols,
+        prefix=prefix,
     )
-    words = ", ".join(repr(tokenizer.decode([token])) for token in symbols)
+    words = ", ".join(repr(decoder.decode_token(token)) for token in symbols)
     return _compare_algorithms("", None, model, task, sequences, seed, log, f"Markov chains of {words}")
 
 
@@ -175,11 +195,6 @@ def _compare_algorithms(
     batch = task.sample(sequences, torch.Generator().manual_seed(SEQUENCE_SEED + seed)).to(model.device)
     results = which_algorithm(model, task, batch, seed=seed)
     return AlgorithmReport(condition=condition, seed=replicate, task=task_label, results=results)
-
-
-def _is_decoder_folder(path: Path) -> bool:
-    config = path / "config.json"
-    return config.is_file() and '"model_type": "mesascope"' in config.read_text(encoding="utf-8")
 
 
 def _find_condition(model: PreTrainedModel, study: str | None, subject: str) -> Condition:

@@ -58,8 +58,8 @@ def resolve_checkpoints(name: str, steps: Sequence[str] | None) -> list[ModelChe
 def parse_step(name: str) -> int:
     """Return the number of training steps in the name of a checkpoint.
 
-    It is the number beside the word step, else beside checkpoint, ckpt, iteration, iter or epoch, else the only number in
-    the name. Numbers of tokens (``4B``), of versions (``v2``) and of data types (``fp16``) are none.
+    It is the number beside the word step, else beside checkpoint, ckpt, iteration, iter or epoch, else the only number
+    in the name. Numbers of tokens (``4B``), of versions (``v2``) and of data types (``fp16``) are none.
 
     Args:
         name: The name, such as ``step1000-tokens4B``.

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mesascope.inspection._checkpoints import ModelCheckpoint, resolve_checkpoints
 from mesascope.inspection._inspection import Inspection, StageProgressFn, record_duration
@@ -17,15 +17,18 @@ from mesascope.inspection._passes import (
 )
 from mesascope.inspection._text import TokenizedText, check_sizes, non_special_tokens, read_words, tokenize_text
 from mesascope.models.load import weights_fingerprint
+from mesascope.models.weight_checks import check_forward_pass, check_weight_values, hash_weights
 from mesascope.store import Run
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 LOADING_STAGE = "opening the model"
+NUM_CHECKED_TOKENS = 8  # tokens of the forward pass that checks a model before anything is written
 
 
 def inspect_model(
-    name: str,
+    model: str | PreTrainedModel,
     *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     text: Path | None,
     tokens: int | None,
     sequences: int,
@@ -34,12 +37,14 @@ def inspect_model(
     steps: Sequence[str] | None = None,
     device: str = "cpu",
     dtype: str = "float32",
+    trust_remote_code: bool = False,
     progress: StageProgressFn = lambda what, done, total: None,
 ) -> Run:
     """Run analyses of a causal language model on a text, with controls.
 
     Args:
-        name: A Hub name, a folder, or a ``.gguf`` file.
+        model: A Hub name, a folder, a ``.gguf`` file, or a model in memory.
+        tokenizer: The tokenizer of a model in memory.
         text: A UTF-8 file; by default English prose that is installed with Python.
         tokens: Tokens per sequence; 512 by default, or fewer if the text or the context is shorter.
         sequences: Maximum number of sequences.
@@ -47,7 +52,8 @@ def inspect_model(
         analyses: Names of analyses; all by default.
         steps: Training checkpoints: revisions of a Hub name, or folders.
         device: The device to compute on.
-        dtype: Data type of the weights in memory.
+        dtype: Data type of the weights in memory. A model in memory keeps its device and its dtype.
+        trust_remote_code: Run Python code that comes with the model.
         progress: Called with (current stage, stages done, total stages).
 
     Returns:
@@ -61,37 +67,84 @@ def inspect_model(
     check_sizes(tokens, sequences)
     words, source = read_words(text)
     passes = select_passes(analyses)
-    loader = CheckpointLoader(checkpoints=resolve_checkpoints(name, steps), device=device, dtype=DTYPES[dtype])
+    name = get_model_name(model)
+    loader = _make_loader(model, tokenizer, resolve_checkpoints(name, steps), device, dtype, trust_remote_code)
     progress(LOADING_STAGE, 0, 1)
     seconds: dict[str, float] = {}
     with record_duration(seconds, LOADING_STAGE):
-        model, tokenizer = loader.load_with_tokenizer(loader.last_checkpoint)
+        loaded, tokenizer = loader.load_with_tokenizer(loader.last_checkpoint)
     if tokenizer is None:
         raise ValueError(
             f"a model must come with its tokenizer to read text, but {name} has none; add the files of "
             "tokenizer.save_pretrained to the folder of the weights"
         )
-    tokenized = tokenize_text(words, source, tokenizer, model, name, tokens, sequences)
-    weights = _fingerprint_weights(name, loader, model)
-    request = {"model": name, "weights": weights, "device": device, "dtype": dtype}
+    tokenized = tokenize_text(words, source, tokenizer, loaded, name, tokens, sequences)
+    check_forward_pass(loaded, tokenized.token_ids[:1, :NUM_CHECKED_TOKENS], name)
+    weights = _fingerprint_weights(name, loader, loaded)
+    request = {"model": name, "weights": weights, "device": loader.device, "dtype": _name_dtype(loader.dtype)}
     run = Run.create(path, {**request, **_describe_inspection(name, text, tokenized, passes, loader.checkpoints)})
     inputs = InspectionInputs(
         token_ids=tokenized.token_ids,
-        allowed_tokens=non_special_tokens(tokenizer, model),
+        allowed_tokens=non_special_tokens(tokenizer, loaded),
         prefix=tokenized.prefix,
     )
-    del model  # keep one model at a time in memory
+    del loaded  # keep one model at a time in memory
     with run.exclusive_lock():
         inspection = Inspection(run=run, loader=loader, inputs=inputs, progress=progress, seconds=seconds)
         inspection.run_passes(passes, tokenized)
     return run
 
 
+def get_model_name(model: str | PreTrainedModel) -> str:
+    """Return the name of a model: as given, or that from which a model in memory was loaded, or its class.
+
+    Args:
+        model: A name or a model.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if isinstance(model, str):
+        return model
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(
+            f"a model must be a name, a folder or a PreTrainedModel of transformers, but got {type(model).__name__}; "
+            "of a wrapped model, pass the model inside (get_base_model(), module or _orig_mod)"
+        )
+    return str(model.config.name_or_path or type(model).__name__)
+
+
+def _make_loader(
+    model: str | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    checkpoints: Sequence[ModelCheckpoint],
+    device: str,
+    dtype: str,
+    trust_remote_code: bool,
+) -> CheckpointLoader:
+    if isinstance(model, str):
+        if tokenizer is not None:
+            raise ValueError("a tokenizer must be given with a model in memory only; pass the loaded model")
+        return CheckpointLoader(
+            checkpoints=checkpoints, device=device, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code
+        )
+    if checkpoints[0].label:
+        raise ValueError("steps must be given with the name of a model, but got a model in memory; omit the steps")
+    check_weight_values(checkpoints[0].name, model)
+    return CheckpointLoader(
+        checkpoints=checkpoints, device=str(model.device), dtype=model.dtype, given=(model.eval(), tokenizer)
+    )
+
+
+def _name_dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def _fingerprint_weights(name: str, loader: CheckpointLoader, last_model: PreTrainedModel) -> dict[str, str]:
     return {
-        checkpoint.label or name: weights_fingerprint(
-            checkpoint.name, last_model if checkpoint is loader.last_checkpoint else None
-        )
+        checkpoint.label or name: hash_weights(last_model)
+        if loader.given is not None
+        else weights_fingerprint(checkpoint.name, last_model if checkpoint is loader.last_checkpoint else None)
         for checkpoint in loader.checkpoints
     }
 

@@ -18,6 +18,8 @@ class CheckpointLoader:
         checkpoints: The checkpoints, in ascending order of steps.
         device: The device of the models.
         dtype: The data type of their weights.
+        trust_remote_code: Whether Python code that comes with a model may run.
+        given: A model that the user has in memory, with its tokenizer; nothing is loaded then.
         loaded: The model in memory, if any, with its checkpoint and tokenizer.
         build_untrained: The factory of untrained models, after the first use.
         untrained_model: The untrained model in memory, if any, with its seed.
@@ -26,6 +28,8 @@ class CheckpointLoader:
     checkpoints: Sequence[ModelCheckpoint]
     device: str
     dtype: torch.dtype
+    trust_remote_code: bool = False
+    given: tuple[PreTrainedModel, PreTrainedTokenizerBase | None] | None = None
     loaded: tuple[ModelCheckpoint, PreTrainedModel, PreTrainedTokenizerBase | None] | None = None
     build_untrained: Callable[[int], PreTrainedModel] | None = None
     untrained_model: tuple[int, PreTrainedModel] | None = None
@@ -46,9 +50,17 @@ class CheckpointLoader:
         Returns:
             The model, and its tokenizer or None.
         """
+        if self.given is not None:
+            return self.given
         if self.loaded is None or self.loaded[0] != checkpoint:
             self.loaded = None
-            model, tokenizer = load_pretrained(checkpoint.name, self.dtype, self.device, checkpoint.revision)
+            model, tokenizer = load_pretrained(
+                checkpoint.name,
+                self.dtype,
+                self.device,
+                checkpoint.revision,
+                trust_remote_code=self.trust_remote_code,
+            )
             self.loaded = (checkpoint, model, tokenizer)
         return self.loaded[1:]
 

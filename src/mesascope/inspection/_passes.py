@@ -117,9 +117,7 @@ def _run_repeated_tokens(
     """Analyse random tokens that occur twice, after BOS if the tokenizer puts it before every text."""
     bos = inputs.prefix[-1] if inputs.prefix else None
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 3 * MAX_REPEATED_TOKENS
-    length = min(
-        MAX_REPEATED_TOKENS, (context - (bos is not None)) // 2, len(inputs.allowed_tokens.unique()) // 2
-    )
+    length = min(MAX_REPEATED_TOKENS, (context - (bos is not None)) // 2, len(inputs.allowed_tokens.unique()) // 2)
     generator = torch.Generator().manual_seed(inputs.seed)
     ids = sample_repeated_tokens(inputs.allowed_tokens, length, NUM_REPEATED_SEQUENCES, generator, bos)
     return _run_shared_capture(model, ids, selected)

@@ -1,6 +1,7 @@
 """Text of an inspection: reading, tokenizing and decoding."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import takewhile
@@ -103,8 +104,8 @@ def tokenize_text(
 ) -> TokenizedText:
     """Tokenize a text and split it into consecutive sequences of equal length.
 
-    Every sequence begins with the tokens that the tokenizer puts before a text, because the model was trained with them.
-    Tokens that it puts after a text, such as EOS, are left out.
+    Every sequence begins with the tokens that the tokenizer puts before a text, because the model was trained with
+    them. Tokens that it puts after a text, such as EOS, are left out.
 
     Args:
         words: The text, from `read_words`.
@@ -122,7 +123,9 @@ def tokenize_text(
         ValueError: If the text or the context is too short, or the tokenizer does not fit the model.
     """
     length = _choose_length(model, name, tokens)
-    prefix, ids = _encode_text(tokenizer, words[: length * sequences * MAX_LETTERS_PER_TOKEN], name)
+    with _convert_tokenizer_errors(name):
+        prefix, decoder = find_text_prefix(tokenizer), TokenDecoder(tokenizer)
+        ids = _encode_text(tokenizer, words[: length * sequences * MAX_LETTERS_PER_TOKEN])
     check_token_ids([*prefix, *ids], model, name)
     if tokens is None:
         length = min(length, len(prefix) + len(ids))
@@ -134,13 +137,14 @@ def tokenize_text(
     text_length = length - len(prefix)
     count = min(sequences, len(ids) // text_length)
     rows = [[*prefix, *ids[row * text_length :][:text_length]] for row in range(count)]
-    decoder = TokenDecoder(tokenizer)
+    with _convert_tokenizer_errors(name):
+        token_text = [decoder.decode_row(row) for row in rows]
     return TokenizedText(
         token_ids=torch.tensor(rows, dtype=torch.long),
-        token_text=[decoder.decode_row(row) for row in rows],
+        token_text=token_text,
         source=source,
         decode_token=decoder.decode_token,
-        prefix=tuple(prefix),
+        prefix=prefix,
     )
 
 
@@ -155,7 +159,7 @@ def check_token_ids(ids: Sequence[int], model: PreTrainedModel, name: str) -> No
     Raises:
         ValueError: If an id is negative or too large.
     """
-    count = model.get_input_embeddings().weight.shape[0]
+    count = len(model.get_input_embeddings().state_dict()["weight"])
     wrong = [token for token in ids if not 0 <= token < count]
     if wrong:
         raise ValueError(
@@ -206,14 +210,18 @@ def find_text_prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     return tuple(takewhile(special_ids.__contains__, whole))
 
 
-def _encode_text(tokenizer: PreTrainedTokenizerBase, words: str, name: str) -> tuple[list[int], list[int]]:
-    """Return the tokens before every text, and those of a text, which may be longer than the context."""
+def _encode_text(tokenizer: PreTrainedTokenizerBase, words: str) -> list[int]:
+    """Return the tokens of a text that may be longer than the context, which would otherwise cause a warning."""
     longest = tokenizer.model_max_length
-    explain = f"the tokenizer of {name} must encode the text, but fails: {{}}; use the tokenizer of the model".format
+    tokenizer.model_max_length = 10**12
+    try:
+        return list(tokenizer(words, add_special_tokens=False)["input_ids"])
+    finally:
+        tokenizer.model_max_length = longest
+
+
+@contextmanager
+def _convert_tokenizer_errors(name: str) -> Iterator[None]:
+    explain = f"the tokenizer of {name} must encode and decode text, but fails: {{}}; use that of the model".format
     with convert_load_errors(explain), silence_panics():
-        tokenizer.model_max_length = 10**12  # a longer text would otherwise cause a warning
-        try:
-            ids = list(tokenizer(words, add_special_tokens=False)["input_ids"])
-            return list(find_text_prefix(tokenizer)), ids
-        finally:
-            tokenizer.model_max_length = longest
+        yield

@@ -15,9 +15,9 @@ _BYTE_OF_LETTER = {letter: byte for byte, letter in bytes_to_unicode().items()} 
 class TokenDecoder:
     """Decoder of single tokens.
 
-    ``tokenizer.decode([token])`` is not the text that a token adds: decoders of SentencePiece strip the first space, and
-    a token of a WordPiece vocabulary begins with a space unless it continues a word. Tokens are therefore decoded after
-    another token, whose text is removed.
+    ``tokenizer.decode([token])`` is not the text that a token adds: decoders of SentencePiece strip the first space,
+    and a token of a WordPiece vocabulary begins with a space unless it continues a word. Tokens are therefore decoded
+    after another token, whose text is removed.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:

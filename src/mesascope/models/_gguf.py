@@ -27,7 +27,7 @@ def parse_gguf_once() -> Iterator[None]:
             super().__setattr__(name, np.asarray(value) if name == "data" else value)
 
         def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
-            # an array that claims more items than the file has bytes would be read for ever: reads past the end are empty
+            # an array that claims more items than the file has bytes would be read for ever: the end reads as empty
             if raw_type == gguf.GGUFValueType.ARRAY:
                 length = int(self._get(orig_offs + 4, np.uint64)[0])
                 if length > len(self.data) - orig_offs:

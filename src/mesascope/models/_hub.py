@@ -1,5 +1,8 @@
 """Files of a model on the Hugging Face Hub, with a time limit for the first answer."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging import ERROR, getLogger
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -7,8 +10,8 @@ from typing import Any
 
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
-from mesascope.models.load_errors import BrokenModelError
 from mesascope.models._weight_files import INDEX_FILE, WEIGHTS_FILE
+from mesascope.models.load_errors import BrokenModelError
 
 LOOKUP_SECONDS = 60.0  # ours: time in which the Hub must answer; downloads of weights may take longer
 
@@ -57,3 +60,15 @@ def download_weights(name: str, revision: str) -> None:
         index = cached_file(name, INDEX_FILE, **options)
         if index is not None:
             get_checkpoint_shard_files(name, index, revision=revision)
+
+
+@contextmanager
+def silence_hub_retries() -> Iterator[None]:
+    """Silence the message of every attempt to reach the Hub; the last failure is raised."""
+    logger = getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

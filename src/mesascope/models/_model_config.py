@@ -8,8 +8,8 @@ from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING_NAMES
 
-from mesascope.models.load_errors import BrokenModelError
 from mesascope.models._weight_files import read_json_object
+from mesascope.models.load_errors import BrokenModelError
 
 TRUST_HINT = "pass --trust-remote-code (trust_remote_code=True in Python) if you trust its author"
 MAX_COUNT = 100_000  # of layers, heads, experts or labels: lists of this length are built before any weight is known
@@ -38,7 +38,9 @@ def check_config_file(folder: Path, *, trust_remote_code: bool) -> None:
         raise BrokenModelError(_explain_folder_without_config(folder))
     _check_counts(config)
     if not trust_remote_code and _needs_own_code(config):
-        raise BrokenModelError(f"it needs Python code of its own (auto_map in config.json), which is not run; {TRUST_HINT}")
+        raise BrokenModelError(
+            f"it needs Python code of its own (auto_map in config.json), which is not run; {TRUST_HINT}"
+        )
 
 
 def check_causal_lm(config: PreTrainedConfig, *, trust_remote_code: bool) -> None:
@@ -54,7 +56,9 @@ def check_causal_lm(config: PreTrainedConfig, *, trust_remote_code: bool) -> Non
     if trust_remote_code and _needs_own_code(config.to_dict()):
         return
     name = next(iter(_list_architectures(config.architectures)), type(config).__name__)
-    backbones = [one for names in MODEL_MAPPING_NAMES.values() for one in ([names] if isinstance(names, str) else names)]
+    backbones = [
+        one for names in MODEL_MAPPING_NAMES.values() for one in ([names] if isinstance(names, str) else names)
+    ]
     if getattr(config, "is_encoder_decoder", False):
         kind = "an encoder-decoder"
     elif _OTHER_TASK.search(name):
@@ -98,7 +102,7 @@ def _needs_own_code(config: dict[str, Any]) -> bool:
     if CONFIG_MAPPING[model_type] not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return True
     classes = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[model_type]]
-    known = [one.__name__ for one in (classes if isinstance(classes, tuple | list) else (classes,))]
+    known = [one.__name__ for one in (classes if isinstance(classes, tuple | list) else (classes,)) if one]
     return not set(_list_architectures(config.get("architectures"))) & set(known)
 
 

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
 
-from mesascope.models.load_errors import BrokenModelError
 from mesascope.models._weight_files import StoredWeights
+from mesascope.models.load_errors import BrokenModelError
 
 MAX_TIES = 2  # tied weights are stored once and declared twice
 MAX_PACKED = 16  # parameters per stored byte of quantised weights: one bit each, declared twice
-SPARE_ELEMENTS, SPARE_TENSORS = 10_000_000, 10_000  # a small excess is harmless, and is refused as missing weights
+SPARE_ELEMENTS, SPARE_TENSORS = 10_000_000, 2_000  # a small excess is harmless, and is refused as missing weights
 
 
 @contextmanager
@@ -61,7 +61,8 @@ def _count_parameters(stored: StoredWeights, quantized: bool) -> Iterator[None]:
         if elements > max_elements or tensors > max_tensors:
             raise BrokenModelError(
                 f"config.json must fit the weight files, which hold {stored.elements:,} numbers in {stored.tensors:,} "
-                f"tensors, but it declares {elements:,} in {tensors:,} or more, such as {_describe_tensor(module, name, tensor)}"
+                f"tensors, but it declares {elements:,} in {tensors:,} or more, such as "
+                f"{_describe_tensor(module, name, tensor)}"
             )
 
     def count_buffer(module: nn.Module, name: str, tensor: torch.Tensor | None) -> None:
@@ -71,8 +72,8 @@ def _count_parameters(stored: StoredWeights, quantized: bool) -> Iterator[None]:
         buffer_bytes += tensor.numel() * tensor.element_size()
         if buffer_bytes > free:
             raise BrokenModelError(
-                f"config.json must declare a model that fits into memory, of which {free / 1e9:.1f} GB are free, but its "
-                f"buffers need {buffer_bytes / 1e9:.1f} GB, such as {_describe_tensor(module, name, tensor)}"
+                f"config.json must declare a model that fits into {free / 1e9:.1f} GB of free memory, but its buffers "
+                f"need {buffer_bytes / 1e9:.1f} GB, such as {_describe_tensor(module, name, tensor)}"
             )
 
     handles = (

@@ -7,8 +7,8 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mesascope.models._gguf import has_gguf_tokenizer
-from mesascope.models.load_errors import BrokenModelError, describe_error, is_panic, silence_panics
 from mesascope.models._weight_files import read_json_object
+from mesascope.models.load_errors import BrokenModelError, describe_error, is_panic, silence_panics
 
 _FILES = ("tokenizer*", "vocab.*", "merges.txt", "spiece.model", "sentencepiece*.model", "*.tiktoken", "tekken.json")
 _JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -48,6 +48,8 @@ def _open_tokenizer(location: str, folder: Path, options: dict[str, Any]) -> Pre
     try:
         with silence_panics():
             tokenizer = AutoTokenizer.from_pretrained(location, **options)
+            if not isinstance(tokenizer.model_max_length, int | float):
+                raise BrokenModelError(f"model_max_length must be a number, but is {tokenizer.model_max_length!r}")
             return tokenizer if len(tokenizer) > len(tokenizer.all_special_ids) else None
     except BaseException as error:
         if not isinstance(error, Exception) and not is_panic(error):

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from mesascope.models.load_errors import BrokenModelError, describe_error
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+Header = dict[str, tuple[int, str]]  # number of elements and data type of every tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,11 +22,13 @@ class StoredWeights:
         tensors: Number of tensors.
         elements: Number of elements of all tensors.
         num_bytes: Size of all files, in bytes.
+        integers: Names of the tensors that hold integers.
     """
 
     tensors: int
     elements: int
     num_bytes: int
+    integers: frozenset[str] = frozenset()
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
@@ -64,23 +67,29 @@ def read_stored_weights(folder: Path) -> StoredWeights | None:
         BrokenModelError: A file is missing, truncated or inconsistent; the message names it.
     """
     if (folder / WEIGHTS_FILE).is_file():
-        shapes = _read_header(folder / WEIGHTS_FILE)
+        header = _read_header(folder / WEIGHTS_FILE)
         files = [folder / WEIGHTS_FILE]
     elif (folder / INDEX_FILE).is_file():
-        files, shapes = _read_indexed_headers(folder)
+        files, header = _read_indexed_headers(folder)
     else:
         return None
     return StoredWeights(
-        tensors=len(shapes), elements=sum(map(prod, shapes.values())), num_bytes=sum(file.stat().st_size for file in files)
+        tensors=len(header),
+        elements=sum(elements for elements, _ in header.values()),
+        num_bytes=sum(file.stat().st_size for file in files),
+        integers=frozenset(name for name, (_, dtype) in header.items() if not dtype.startswith(("F", "BF"))),
     )
 
 
-def _read_indexed_headers(folder: Path) -> tuple[list[Path], dict[str, list[int]]]:
+def _read_indexed_headers(folder: Path) -> tuple[list[Path], Header]:
     """Read the headers of all files of an index; every tensor must be in the file that the index names."""
-    weight_map = read_json_object(folder / INDEX_FILE).get("weight_map")
+    index = read_json_object(folder / INDEX_FILE)
+    weight_map = index.get("weight_map")
+    if not isinstance(index.get("metadata", {}), dict):
+        raise BrokenModelError(f"{INDEX_FILE} must have an object as metadata, but has {index['metadata']!r}")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
         raise BrokenModelError(f"{INDEX_FILE} must have a weight_map from tensors to files, but has none")
-    shapes: dict[str, list[int]] = {}
+    joined: Header = {}
     names = sorted(set(weight_map.values()))
     for name in names:
         if Path(name).name != name or not (folder / name).is_file():
@@ -89,17 +98,18 @@ def _read_indexed_headers(folder: Path) -> tuple[list[Path], dict[str, list[int]
         missing = [tensor for tensor, file in weight_map.items() if file == name and tensor not in header]
         if missing:
             raise BrokenModelError(f"{name} must contain the tensors of {INDEX_FILE}, but {missing[0]} is missing")
-        shapes |= header
-    return [folder / name for name in names], shapes
+        joined |= header
+    return [folder / name for name in names], joined
 
 
-def _read_header(file: Path) -> dict[str, list[int]]:
-    """Return the shape of every tensor of a safetensors file."""
+def _read_header(file: Path) -> Header:
+    """Return the number of elements and the data type of every tensor of a safetensors file."""
     try:
         with safe_open(file, framework="pt") as opened:
-            shapes = {name: list(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118  no mapping
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118  not a mapping
+            header = {name: (prod(one.get_shape()), str(one.get_dtype())) for name, one in slices.items()}
     except Exception as error:  # any error of the parser
         raise BrokenModelError(f"{file.name} is not a complete safetensors file: {describe_error(error)}") from error
-    if not shapes:
+    if not header:
         raise BrokenModelError(f"{file.name} must contain weights, but has no tensors")
-    return shapes
+    return header

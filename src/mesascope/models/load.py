@@ -5,7 +5,6 @@ from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from hashlib import sha256
 from importlib.util import find_spec
-from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.utils import logging
 
 from mesascope.models._gguf import parse_gguf_once, read_gguf_weights
-from mesascope.models._hub import download_weights, find_snapshot
-from mesascope.models.load_errors import BrokenModelError, ModelNotFound, convert_load_errors
+from mesascope.models._hub import download_weights, find_snapshot, silence_hub_retries
 from mesascope.models._model_config import check_causal_lm, check_config_file
 from mesascope.models._size_limit import limit_model_size
 from mesascope.models._tokenizer import load_tokenizer
-from mesascope.models._weight_files import StoredWeights, read_stored_weights
-from mesascope.models._weight_values import check_weight_values
+from mesascope.models._weight_files import StoredWeights, read_json_object, read_stored_weights
 from mesascope.models.config import DecoderConfig
+from mesascope.models.load_errors import BrokenModelError, ModelNotFound, convert_load_errors
 from mesascope.models.transformer import Decoder
+from mesascope.models.weight_checks import check_stored_types, check_weight_values, check_weights_match
 
 _HUB_HINT = "; check the name and the network, and log in with `hf auth login` where access must be granted"
 
@@ -47,7 +46,7 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> Dec
         stored = read_stored_weights(Path(path))
         with silence_transformers(), limit_model_size(stored, torch.float32, quantized=False):
             model, loading_info = _read_decoder(path, DecoderConfig.from_pretrained(path))
-    _check_weights_match(str(path), loading_info, ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    check_weights_match(str(path), loading_info, ("missing_keys", "unexpected_keys", "mismatched_keys"))
     return model.eval().to(device)
 
 
@@ -98,27 +97,43 @@ def load_pretrained(
         f"but {name} cannot be opened: {{}}{'' if local else _HUB_HINT}"
     ).format
     options |= {"trust_remote_code": trust_remote_code}
-    quiet = silence_transformers() if local else _silence_hub_retries()
+    quiet = silence_transformers() if local else silence_hub_retries()
     with quiet, parse_gguf_once() if "gguf_file" in options else nullcontext(), convert_load_errors(explain):
         folder = Path(location) if local else find_snapshot(location, revision)
         config, stored = _read_config(location, folder, revision, options)
         quantized = "gguf_file" not in options and getattr(config, "quantization_config", None) is not None
         with limit_model_size(stored, dtype, quantized=quantized):
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                location,
-                config=config,
-                revision=revision,
-                dtype=dtype,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # reported in the loading info, and refused with their names
-                **options,
-                **_weight_format_options(options),
-            )
-        model, loading_info = loaded
-        _check_weights_match(str(name), loading_info, ("missing_keys", "mismatched_keys"))
+            model = _build_model(str(name), location, config, revision, dtype, options)
+        check_stored_types(str(name), model, stored, quantized)
         check_weight_values(str(name), model)
         vocab_size = getattr(config.get_text_config(), "vocab_size", None)
-        return model.eval().to(device), load_tokenizer(location, folder, vocab_size, revision, options)
+        tokenizer = load_tokenizer(location, folder, vocab_size, revision, options)
+        return model.eval().to(device), tokenizer  # pyright: ignore[reportArgumentType] transformers wraps torch's method
+
+
+def _build_model(
+    name: str,
+    location: str,
+    config: PreTrainedConfig,
+    revision: str,
+    dtype: torch.dtype | str,
+    options: dict[str, Any],
+) -> PreTrainedModel:
+    """Build the model of a config and load its weights, which must match."""
+    with convert_load_errors("config.json and the weights make no model: {}".format, into=BrokenModelError):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            location,
+            config=config,
+            revision=revision,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported in the loading info, and refused with their names
+            **options,
+            **({} if "gguf_file" in options else {"use_safetensors": True}),  # pickled weights are never read
+        )
+    model, loading_info = loaded
+    check_weights_match(name, loading_info, ("missing_keys", "mismatched_keys"))
+    return model
 
 
 def _read_config(
@@ -129,7 +144,8 @@ def _read_config(
     if "gguf_file" in options:
         file = folder / options["gguf_file"]
         with convert_load_errors(f"{file.name} is not a complete GGUF file: {{}}".format, into=BrokenModelError):
-            return AutoConfig.from_pretrained(location, **options), read_gguf_weights(file)
+            stored = read_gguf_weights(file)
+            return AutoConfig.from_pretrained(location, **options), stored
     check_config_file(folder, trust_remote_code=trusted)
     with convert_load_errors("config.json cannot be used: {}".format, into=BrokenModelError):
         config = AutoConfig.from_pretrained(location, revision=revision, **options)
@@ -137,6 +153,20 @@ def _read_config(
     if folder != Path(location):
         download_weights(location, revision)
     return config, read_stored_weights(folder)
+
+
+def is_decoder_folder(path: Path) -> bool:
+    """Return whether a folder contains a decoder of this package.
+
+    Args:
+        path: the folder.
+    """
+    if not (path / "config.json").is_file():
+        return False
+    try:
+        return read_json_object(path / "config.json").get("model_type") == DecoderConfig.model_type
+    except BrokenModelError:
+        return False  # not one of ours; loading it says what is wrong
 
 
 def weights_fingerprint(name: Path | str, model: PreTrainedModel | None = None) -> str:
@@ -181,18 +211,6 @@ def make_untrained_factory(model: PreTrainedModel) -> Callable[[int], PreTrained
 
 
 @contextmanager
-def _silence_hub_retries() -> Iterator[None]:
-    """Silence the message of every attempt to reach the Hub; the last failure is raised."""
-    logger = getLogger("huggingface_hub")
-    level = logger.level
-    logger.setLevel(ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-@contextmanager
 def silence_transformers() -> Iterator[None]:
     """Disable progress bars and log messages of transformers inside the context."""
     bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
@@ -214,7 +232,7 @@ def _resolve_location(name: str) -> tuple[str, dict[str, Any]]:
     if path.suffix.lower() != ".gguf":
         if path.is_file():
             raise ModelNotFound(
-                f"a model must be given by its folder or by a .gguf file, but {name} is another file; give {path.parent}"
+                f"a model must be a folder or a .gguf file, but {name} is another file; give its folder {path.parent}"
             )
         if not path.exists() and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
             raise ModelNotFound(f"the path of a model must exist, but {name} does not exist; check the path")
@@ -227,22 +245,3 @@ def _resolve_location(name: str) -> tuple[str, dict[str, Any]]:
             f"loading {path.name} needs {' and '.join(missing)}, which is not installed; pip install 'mesascope[gguf]'"
         )
     return str(path.parent), {"gguf_file": path.name}
-
-
-def _weight_format_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the option that excludes pickled weights."""
-    return {} if "gguf_file" in options else {"use_safetensors": True}
-
-
-def _check_weights_match(name: str, loading_info: dict[str, Any], kinds: tuple[str, ...]) -> None:
-    """Raise ModelNotFound if weights of the given kinds (missing, unexpected, mismatched) exist."""
-    # Missing weights would be random. Unexpected weights are an error only in our own checkpoints; published ones may
-    # contain buffers or heads that the class does not use.
-    for kind in kinds:
-        if loading_info.get(kind):
-            keys = sorted(map(str, loading_info[kind]))
-            raise ModelNotFound(
-                f"the weights of {name} must match the model exactly, but it has {len(keys)} "
-                f"{kind.replace('_', ' ')}, such as {keys[0]}; get the complete model"
-            )
-

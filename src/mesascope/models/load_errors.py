@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from tempfile import TemporaryFile
 
+from safetensors import SafetensorError
+
 MAX_REASON_LENGTH = 300  # characters of another library's message
-_PLAIN_ERRORS = (OSError, ValueError, RuntimeError, MemoryError)  # their messages are sentences
+_PLAIN_ERRORS = (OSError, ValueError, RuntimeError, MemoryError, SafetensorError)  # their messages are sentences
 
 
 class ModelNotFound(ValueError):  # noqa: N818  named for the condition
@@ -68,7 +70,8 @@ def describe_error(error: BaseException) -> str:
     name = type(error).__name__
     if not reason:
         return name
-    reason = reason if isinstance(error, _PLAIN_ERRORS) else f"{name}: {reason}"
+    if not isinstance(error, _PLAIN_ERRORS) and type(error) is not Exception:
+        reason = f"{name}: {reason}"
     shortened = reason if len(reason) <= MAX_REASON_LENGTH else reason[:MAX_REASON_LENGTH] + " ..."
     return shortened.rstrip(".:")
 

@@ -35,6 +35,7 @@ class MarkovChains(InContextTask):
             1 transitions are nearly deterministic, far above 1 nearly uniform.
         scored_from: first position that is scored.
         tokens: token of each symbol, for a model with its own vocabulary; 0, 1, 2, ... by default.
+        prefix: tokens before the symbols of every sequence, such as the BOS token of a language model; never scored.
 
     >>> MarkovChains(num_symbols=3, length=8).sample(2, torch.Generator().manual_seed(0)).inputs.shape
     torch.Size([2, 8])
@@ -45,6 +46,7 @@ class MarkovChains(InContextTask):
     concentration: float = 0.3
     scored_from: int = 0
     tokens: tuple[int, ...] | None = None
+    prefix: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Validate the fields."""
@@ -85,7 +87,15 @@ class MarkovChains(InContextTask):
         tokens = self._symbol_tokens()[torch.stack(sequence, dim=1)]
         weight = torch.ones(n, self.length)
         weight[:, : self.scored_from] = 0
-        return Batch(inputs=tokens[:, :-1].contiguous(), targets=tokens[:, 1:].contiguous(), weight=weight)
+        inputs, targets, weight = (
+            torch.cat([torch.tensor(before, dtype=values.dtype).expand(n, -1), values], dim=1)
+            for before, values in (
+                (self.prefix, tokens[:, :-1]),
+                ([self._symbol_tokens()[0]] * len(self.prefix), tokens[:, 1:]),
+                ([0] * len(self.prefix), weight),
+            )
+        )
+        return Batch(inputs=inputs.contiguous(), targets=targets.contiguous(), weight=weight)
 
     def loss(self, prediction: Float[Tensor, "batch pos d_out"], batch: Batch) -> Float[Tensor, "batch pos"]:
         """Compute the cross-entropy of the next token, in nats.
@@ -108,10 +118,10 @@ class MarkovChains(InContextTask):
         Returns:
             Pairs whose input is the current and the previous symbol, and whose target is the next symbol.
         """
-        current = self._encode_symbols(inputs)
+        current = self._encode_symbols(inputs[:, len(self.prefix) :])
         previous = torch.cat([torch.zeros_like(current[:, :1]), current[:, :-1]], dim=1)
         targets = torch.cat([current[:, 1:], torch.zeros_like(current[:, :1])], dim=1)
-        positions = tuple(range(inputs.shape[1]))
+        positions = tuple(range(len(self.prefix), inputs.shape[1]))
         return build_context(torch.cat([current, previous], dim=-1), targets, positions=positions)
 
     def convert_predictions(self, prediction: Float[Tensor, "batch query d_out"]) -> Float[Tensor, "batch query out"]:
@@ -170,13 +180,16 @@ class MarkovChains(InContextTask):
         """
         context, predictions = self.extract_examples(batch.inputs), {}
         uniform = torch.full_like(context.context_y[:, 0, :1], 1 / self.num_symbols).expand(
-            -1, batch.inputs.shape[1], -1
+            -1, batch.inputs.shape[1] - len(self.prefix), -1
         )
         predictions["chance"] = uniform
         for algorithm in self.candidate_algorithms():
             if algorithm.name in counting.SMOOTHED_COUNTS:
                 predictions[algorithm.name] = algorithm.predict(context, (1,), pseudocount=1.0)[0]
-        return {name: self._token_log_probabilities(chance) for name, chance in predictions.items()}
+        return {  # at positions of the prefix as at the first symbol
+            name: self._token_log_probabilities(torch.cat([chance[:, :1]] * len(self.prefix) + [chance], dim=1))
+            for name, chance in predictions.items()
+        }
 
     def _symbol_tokens(self) -> Int[Tensor, " symbol"]:
         return torch.tensor(self.tokens if self.tokens is not None else range(self.num_symbols))

@@ -1,0 +1,132 @@
+"""Checks of a loaded model: all weights are there, all are usable numbers, and the model runs."""
+
+from hashlib import sha256
+from typing import Any
+
+import torch
+from torch import nn
+
+from mesascope.models._weight_files import StoredWeights
+from mesascope.models.load_errors import BrokenModelError, ModelNotFound, convert_load_errors
+
+MAX_WEIGHT = 1e18  # ours: squares of larger weights overflow float32
+
+
+@torch.no_grad()
+def check_forward_pass(model: nn.Module, token_ids: torch.Tensor, name: str) -> None:
+    """Check that a model predicts finite numbers; a wrong number in a config can fail only when the model runs.
+
+    Args:
+        model: the model.
+        token_ids: a few tokens, of axes batch and pos.
+        name: its name, for the message.
+
+    Raises:
+        ModelNotFound: the model cannot run, or a logit is not finite.
+    """
+    with convert_load_errors(f"a model must predict the next token, but {name} cannot: {{}}; check its config".format):
+        logits = model(token_ids.to(next(model.parameters()).device)).logits
+        if not logits.isfinite().all():
+            raise BrokenModelError("its logits are not finite numbers")
+
+
+@torch.no_grad()
+def check_weight_values(name: str, model: nn.Module) -> None:
+    """Check that no weight is NaN, infinite or larger than any forward pass can use.
+
+    Args:
+        name: The name of the model, for the message.
+        model: The loaded model.
+
+    Raises:
+        ModelNotFound: A weight is not usable; the message names its tensor.
+    """
+    for key, buffer in model.named_buffers():  # computed from the config; masks hold the lowest number or -inf
+        if buffer.is_floating_point() and not buffer.is_meta and not (buffer.float() < torch.inf).all():
+            raise ModelNotFound(
+                f"the numbers that {name} computes from its config must be finite, but {key} has others"
+            )
+    for key, weight in model.named_parameters():
+        largest = _largest_magnitude(weight)
+        if not largest <= MAX_WEIGHT:
+            raise ModelNotFound(
+                f"the weights of {name} must be finite and below {MAX_WEIGHT:g}, but {key} has {_name_value(largest)} "
+                f"in {str(weight.dtype).removeprefix('torch.')}; get the file again, or use another dtype"
+            )
+
+
+def _largest_magnitude(weight: torch.Tensor) -> float:
+    """Return the largest magnitude, NaN if there is any; 0 for integers, which hold packed weights."""
+    if not weight.is_floating_point() or not weight.numel() or weight.is_meta:
+        return 0.0
+    low, high = torch.aminmax(weight if weight.element_size() > 1 else weight.float())
+    return float(torch.maximum(low.abs(), high.abs()))  # NaN propagates
+
+
+def _name_value(largest: float) -> str:
+    return "NaN" if largest != largest else "an infinity" if largest == float("inf") else f"{largest:.3g}"
+
+
+@torch.no_grad()
+def hash_weights(model: nn.Module) -> str:
+    """Return a hash of the names and values of all weights of a model in memory.
+
+    Args:
+        model: The model.
+    """
+    digest = sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def check_weights_match(name: str, loading_info: dict[str, Any], kinds: tuple[str, ...]) -> None:
+    """Check that no weights of the given kinds exist.
+
+    Args:
+        name: The name of the model, for the message.
+        loading_info: The names of weights by kind, from transformers.
+        kinds: The kinds: missing, unexpected or mismatched keys.
+
+    Raises:
+        ModelNotFound: There are such weights; the message names one.
+    """
+    # Missing weights would be random. Unexpected weights are an error only in our own checkpoints; published ones may
+    # contain buffers or heads that the class does not use.
+    for kind in kinds:
+        if loading_info.get(kind):
+            keys = sorted(map(_describe_key, loading_info[kind]))
+            raise ModelNotFound(
+                f"the weights of {name} must match the model exactly, but it has {len(keys)} "
+                f"{kind.replace('_', ' ')}, such as {keys[0]}; get the complete model"
+            )
+
+
+def _describe_key(key: str | tuple[str, torch.Size, torch.Size]) -> str:
+    """Return the name of a weight; for one of another shape, its shapes in the file and in the model."""
+    if isinstance(key, str):
+        return key
+    name, stored, declared = key
+    return f"{name} of shape {tuple(stored)} in the weights and {tuple(declared)} in config.json"
+
+
+def check_stored_types(name: str, model: nn.Module, stored: StoredWeights | None, quantized: bool) -> None:
+    """Check that no weights are integers, unless a config says how they are packed.
+
+    Args:
+        name: The name of the model, for the message.
+        model: The loaded model.
+        stored: The weight files.
+        quantized: Whether the config declares packed weights.
+
+    Raises:
+        ModelNotFound: A weight is stored as integers.
+    """
+    integers = stored.integers if stored and not quantized else frozenset()
+    wrong = [key for key, _ in model.named_parameters() if key in integers]
+    if wrong:
+        raise ModelNotFound(
+            f"the weights of {name} must be floating-point numbers, but {wrong[0]} has integers, and "
+            "config.json has no quantization_config; get the complete model"
+        )
