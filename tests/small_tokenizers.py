@@ -25,9 +25,7 @@ def make_sentencepiece(size: int = 400, *, eos: bool = False) -> PreTrainedToken
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>" if eos else "<s> $A", special_tokens=ids
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
 def make_bytelevel(size: int = 300) -> PreTrainedTokenizerFast:
@@ -36,9 +34,7 @@ def make_bytelevel(size: int = 300) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     end, letters = "<|endoftext|>", pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=[end], show_progress=False, initial_alphabet=letters
-    )
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=[end], show_progress=False, initial_alphabet=letters)
     tokenizer.train_from_iterator(PROSE.splitlines(), trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=end, eos_token=end)
 
@@ -52,6 +48,4 @@ def make_wordpiece(size: int = 300) -> PreTrainedTokenizerFast:
     trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=special, show_progress=False)
     tokenizer.train_from_iterator(PROSE.splitlines(), trainer)
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1))
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]")

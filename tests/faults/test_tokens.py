@@ -1,4 +1,4 @@
-"""Tokens shown are pieces of the text, sequences begin as the tokenizer begins a text, and steps are read by their word."""
+"""Tokens shown are pieces of the text, sequences begin like a text of the tokenizer, steps are read by their word."""
 
 from pathlib import Path
 
