@@ -9,7 +9,7 @@ from faults.inspect_folders import inspect_hostile, report, run_many
 RESULTS = ("folder_generation_config_broken",)  # the damage does no harm
 FAST = """
 config_width_in_quotes config_layers_null config_truncated config_list config_nested config_huge_width
-config_huge_positions config_huge_layers config_huge_vocabulary config_huge_labels config_zero_heads
+config_huge_positions config_huge_layers config_huge_vocabulary config_huge_labels config_zero_heads config_fewer_layers
 config_vocabulary_of_another_size config_llama_for_gpt2 config_type_t5 config_classifier_gpt2
 config_activation_unknown config_epsilon_nan config_rope_zero_llama config_gptq config_kernels config_code
 config_code_with_known_type weights_truncated weights_nan weights_infinity weights_1e38 weights_header_length

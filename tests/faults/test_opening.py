@@ -2,18 +2,22 @@
 
 import json
 import os
-import socket
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2Model, T5Config, T5ForConditionalGeneration
+from transformers import (
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2Model,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from commands import call
 from faults.hostile_models import add_code
 from faults.test_tokens import make_llama, save_both
 from mesascope import api
-from mesascope.models import _hub, load
 from mesascope.models._size_limit import limit_model_size
 from mesascope.models._weight_files import StoredWeights
 from mesascope.models.load import ModelNotFound, load_checkpoint, load_pretrained
@@ -171,46 +175,6 @@ def test_a_file_inside_a_folder_is_refused(tmp_path):
         load_pretrained("~nobody-of-this-name/model")
     with pytest.raises(ModelNotFound, match="cannot be read: File name too long"):
         load_pretrained("a" * 5000)
-
-
-def cache_model(hub: Path, name: str) -> Path:
-    """Put a model into a cache of the Hub, as if it had been downloaded."""
-    commit = "0123456789" * 4
-    folder = hub / f"models--{name.replace('/', '--')}"
-    save_both(folder / "snapshots" / commit, make_bytelevel())
-    (folder / "refs").mkdir()
-    (folder / "refs" / "main").write_text(commit)
-    return folder / "snapshots" / commit
-
-
-def test_a_hub_name_is_checked_like_a_folder(tmp_path, monkeypatch):
-    snapshot = cache_model(tmp_path, "some/model")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    model, tokenizer = load_pretrained("some/model")
-    assert tokenizer is not None
-    assert load.weights_fingerprint("some/model", model) == snapshot.name
-    edit_config(snapshot, hidden_size=10**9)
-    with pytest.raises(ModelNotFound, match=r"some/model cannot be opened: config\.json must fit the weight files"):
-        load_pretrained("some/model")
-    (snapshot / "config.json").write_text("{")
-    with pytest.raises(ModelNotFound, match=r"config\.json must be a JSON object.*; check the name and the network"):
-        load_pretrained("some/model")
-
-
-def test_the_hub_has_a_time_limit(monkeypatch):
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        silent.listen()
-
-        def connect(*_: object, **__: object) -> None:
-            with socket.create_connection(silent.getsockname()) as asked:
-                asked.settimeout(3)
-                asked.recv(1)
-
-        monkeypatch.setattr(_hub, "cached_file", connect)
-        monkeypatch.setattr(_hub, "LOOKUP_SECONDS", 0.1)
-        with pytest.raises(ModelNotFound, match=r"nobody/model cannot be opened: the Hub did not answer within 0\.1 s"):
-            load_pretrained("nobody/model")
 
 
 def test_the_traceback_is_shown_on_request(tmp_path, capsys, monkeypatch):

@@ -32,12 +32,26 @@ def load_tokenizer(
     Raises:
         BrokenModelError: There is a tokenizer, but it cannot be opened; the message names its file.
     """
-    if has_gguf_tokenizer(folder / options["gguf_file"]) if "gguf_file" in options else _has_tokenizer(folder):
+    if "gguf_file" in options and not has_gguf_tokenizer(folder / options["gguf_file"]):
+        return None
+    if "gguf_file" in options or _has_tokenizer(folder):
         return _open_tokenizer(location, folder, {"revision": revision, **options})
-    if Path(location).is_dir() and _has_tokenizer(folder.absolute().parent):
+    if not Path(location).is_dir():
+        return _open_hub_tokenizer(location, folder, {"revision": revision, **options})
+    if _has_tokenizer(folder.absolute().parent):
         tokenizer = _open_tokenizer(str(folder.absolute().parent), folder.absolute().parent, options)
         return tokenizer if tokenizer is not None and len(tokenizer) <= (vocab_size or 0) else None
     return None
+
+
+def _open_hub_tokenizer(location: str, folder: Path, options: dict[str, Any]) -> PreTrainedTokenizerBase | None:
+    """Download and open a tokenizer; if no file of one arrives, there is none."""
+    try:
+        return _open_tokenizer(location, folder, options)
+    except BrokenModelError:
+        if _has_tokenizer(folder):
+            raise
+        return None
 
 
 def _has_tokenizer(folder: Path) -> bool:

@@ -21,7 +21,12 @@ from mesascope.models._weight_files import StoredWeights, read_json_object, read
 from mesascope.models.config import DecoderConfig
 from mesascope.models.load_errors import BrokenModelError, ModelNotFound, convert_load_errors
 from mesascope.models.transformer import Decoder
-from mesascope.models.weight_checks import check_stored_types, check_weight_values, check_weights_match
+from mesascope.models.weight_checks import (
+    check_all_layers_used,
+    check_stored_types,
+    check_weight_values,
+    check_weights_match,
+)
 
 _HUB_HINT = "; check the name and the network, and log in with `hf auth login` where access must be granted"
 
@@ -133,6 +138,7 @@ def _build_model(
         )
     model, loading_info = loaded
     check_weights_match(name, loading_info, ("missing_keys", "mismatched_keys"))
+    check_all_layers_used(name, model, loading_info)
     return model
 
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from tempfile import TemporaryFile
+from threading import RLock
 
 from safetensors import SafetensorError
 
@@ -76,12 +77,15 @@ def describe_error(error: BaseException) -> str:
     return shortened.rstrip(".:")
 
 
+_STDERR_LOCK = RLock()  # the descriptor belongs to the process, not to a thread
+
+
 @contextmanager
 def silence_panics() -> Iterator[None]:
     """Drop what compiled Rust code prints to stderr when it panics; other output is printed afterwards."""
-    sys.stderr.flush()
-    stderr, panicked = os.dup(2), False
-    with TemporaryFile() as sink:
+    with _STDERR_LOCK, TemporaryFile() as sink:
+        sys.stderr.flush()
+        stderr, panicked = os.dup(2), False
         os.dup2(sink.fileno(), 2)
         try:
             yield

@@ -1,5 +1,6 @@
 """Checks of a loaded model: all weights are there, all are usable numbers, and the model runs."""
 
+import re
 from hashlib import sha256
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import nn
 from mesascope.models._weight_files import StoredWeights
 from mesascope.models.load_errors import BrokenModelError, ModelNotFound, convert_load_errors
 
+_NUMBER = re.compile(r"\.\d+(?=\.)")  # of a layer or an expert
 MAX_WEIGHT = 1e18  # ours: squares of larger weights overflow float32
 
 
@@ -109,6 +111,31 @@ def _describe_key(key: str | tuple[str, torch.Size, torch.Size]) -> str:
         return key
     name, stored, declared = key
     return f"{name} of shape {tuple(stored)} in the weights and {tuple(declared)} in config.json"
+
+
+def check_all_layers_used(name: str, model: nn.Module, loading_info: dict[str, Any]) -> None:
+    """Check that the config declares all layers and experts of the weights; other unused weights are allowed.
+
+    Args:
+        name: The name of the model, for the message.
+        model: The loaded model.
+        loading_info: The names of weights by kind, from transformers.
+
+    Raises:
+        ModelNotFound: An unused weight has the name of a declared one, with another number.
+    """
+    declared = {_NUMBER.sub(".N", key) for key, _ in model.named_parameters()}
+    prefixes = ("", f"{getattr(model, 'base_model_prefix', '')}.")
+    unused = [
+        key
+        for key in sorted(loading_info.get("unexpected_keys") or ())
+        if _NUMBER.search(key) and any(_NUMBER.sub(".N", prefix + key) in declared for prefix in prefixes)
+    ]
+    if unused:
+        raise ModelNotFound(
+            f"config.json of {name} must declare all layers of the weights, but leaves out {len(unused)} weights, such "
+            f"as {unused[0]}; get the config of these weights"
+        )
 
 
 def check_stored_types(name: str, model: nn.Module, stored: StoredWeights | None, quantized: bool) -> None:
