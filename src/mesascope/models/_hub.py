@@ -8,6 +8,7 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any
 
+from transformers.utils import logging
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from mesascope.models._weight_files import INDEX_FILE, WEIGHTS_FILE
@@ -64,11 +65,13 @@ def download_weights(name: str, revision: str) -> None:
 
 @contextmanager
 def silence_hub_retries() -> Iterator[None]:
-    """Silence the message of every attempt to reach the Hub; the last failure is raised."""
+    """Silence the message of every attempt to reach the Hub, and reports of weights; the last failure is raised."""
     logger = getLogger("huggingface_hub")
-    level = logger.level
+    level, verbosity = logger.level, logging.get_verbosity()
     logger.setLevel(ERROR)
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         logger.setLevel(level)
