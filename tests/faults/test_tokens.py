@@ -117,6 +117,7 @@ def test_inspection_shows_pieces_and_roles_run_with_bos(tmp_path):
         str(tmp_path / "model"),
         text=tmp_path / "t.txt",
         tokens=24,
+        sequences=2,
         out=tmp_path / "run",
         analyses=["norms", "repeated_token_heads", "top_tokens"],
     )
@@ -125,7 +126,7 @@ def test_inspection_shows_pieces_and_roles_run_with_bos(tmp_path):
     assert TEXT.startswith("".join(token[0, 1:]).strip())
     assert METASPACE not in "".join(token.ravel())
     first = float(run.read_results("norms")["first_token"].sel(layer="embedding"))
-    assert first == pytest.approx(float(model.model.embed_tokens.weight[1].norm()), rel=1e-4)
+    assert first == pytest.approx(float(model.model.embed_tokens.weight[1].detach().norm()), rel=1e-4)
     top = {str(text) for text in run.read_results("top_tokens")["top_token"].values.ravel()}
     vocabulary = {TokenDecoder(tokenizer).decode_token(token) for token in range(len(tokenizer))}
     assert top <= vocabulary

@@ -112,6 +112,8 @@ def load_pretrained(
         check_stored_types(str(name), model, stored, quantized)
         check_weight_values(str(name), model)
         vocab_size = getattr(config.get_text_config(), "vocab_size", None)
+        if not local:
+            model.config._commit_hash = folder.name  # of the snapshot; transformers leaves it empty
         tokenizer = load_tokenizer(location, folder, vocab_size, revision, options)
         return model.eval().to(device), tokenizer  # pyright: ignore[reportArgumentType] transformers wraps torch's method
 
@@ -232,7 +234,7 @@ def silence_transformers() -> Iterator[None]:
 
 def _resolve_location(name: str) -> tuple[str, dict[str, Any]]:
     """Return the path or name to pass to transformers, and the option that names a GGUF file."""
-    with convert_load_errors(f"the path of a model must exist, but {name} cannot be read: {{}}".format):
+    with convert_load_errors(f"the path of a model must exist, but {name[:200]} cannot be read: {{}}".format):
         path = Path(name).expanduser()
         path.exists()  # fails for names that are too long
     if path.suffix.lower() != ".gguf":

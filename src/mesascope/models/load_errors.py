@@ -64,7 +64,8 @@ def describe_error(error: BaseException) -> str:
     if isinstance(error, BrokenModelError):
         return str(error)
     reason = ""
-    for line in str(error).strip().splitlines():
+    message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    for line in message.strip().splitlines():
         reason = f"{reason} {line.strip()}".strip()
         if not reason.endswith(":"):
             break
