@@ -1,10 +1,12 @@
 """The run directory: what is refused, what survives a kill or a full disk, what comes back."""
 
+import contextlib
 import errno
 import json
 import math
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 import xarray as xr
 
 from mesascope.axes import to_data_array
-from mesascope.store import MANIFEST, CheckpointDamaged, LogFn, Run, RunError, do_nothing, verify_checkpoint
+from mesascope.store import CHECKPOINT_FILE, LogFn, Run, RunError, do_nothing, verify_checkpoint
 
 WHAT = {"study": "affine", "scale": "smoke", "parameters": {"training": {"steps": 5}}, "seeds": [0, 1]}
 
@@ -30,6 +32,12 @@ def put(run: Run, step: int, text: str = "weights", *, rolling: bool = False) ->
 
 def write(file: Path, text: str) -> None:
     file.write_text(text)
+
+
+def replace_in(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
 
 
 def resumed(run: Run, due: tuple[int, ...], say: LogFn = do_nothing) -> str:
@@ -112,15 +120,38 @@ def test_checkpoints_are_listed_in_order_and_damaged_ones_named(run: Run) -> Non
     [
         (lambda folder: write(folder / "model.bin", "weighty"), "its SHA-256 differs"),
         (lambda folder: (folder / "model.bin").unlink(), "model.bin must exist, but is missing"),
-        (lambda folder: (folder / MANIFEST).unlink(), "checkpoint.json must list"),
-        (lambda folder: write(folder / MANIFEST, "[]"), "checkpoint.json must list"),
+        (lambda folder: (folder / CHECKPOINT_FILE).unlink(), "checkpoint.json must exist, but is missing"),
+        (lambda folder: write(folder / CHECKPOINT_FILE, "[]"), "checkpoint.json must be a JSON object, but is an array"),
+        (lambda folder: write(folder / CHECKPOINT_FILE, "[" * 100_000), "checkpoint.json must be JSON, but is nested"),
+        (lambda folder: write(folder / CHECKPOINT_FILE, '{"files": {}, "step": 3}'), "written by an older version"),
+        (lambda folder: replace_in(folder / CHECKPOINT_FILE, '"step": 3', '"step": 4'), "must match its checksum"),
     ],
 )
 def test_every_damage_is_told(run: Run, damage, reason: str) -> None:
     folder = put(run, 3)
     assert verify_checkpoint(folder) == 3
     damage(folder)
-    with pytest.raises(CheckpointDamaged, match=reason):
+    with pytest.raises(RunError, match=rf"{reason}.*delete .*step=3 and run again"):
+        run.verified_checkpoint(0, 3)
+    assert run.list_checkpoints(0) == []
+
+
+@pytest.mark.parametrize(("source", "target"), [((1, 10), (0, 10)), ((0, 10), (0, 100))], ids=["seed", "step"])
+def test_the_checkpoint_of_another_seed_or_step_is_refused(run: Run, source, target) -> None:
+    (seed, step), (other_seed, other_step) = source, target
+    folder = run.write_checkpoint(seed, step, lambda folder: write(folder / "model.bin", "other weights"))
+    shutil.copytree(folder, run.seed_path(other_seed) / f"step={other_step}")
+    with pytest.raises(RunError, match=r"must be the checkpoint of (seed|step) \d+, but is that of \d+; delete"):
+        run.verified_checkpoint(other_seed, other_step)
+    with pytest.raises(RunError, match=r"must be the checkpoint of"):
+        run.find_resume_point(other_seed, (other_step,))
+    assert (run.seed_path(other_seed) / f"step={other_step}").exists(), "it is not removed"
+
+
+def test_a_checkpoint_of_other_settings_is_refused(run: Run) -> None:
+    put(run, 3)
+    run.write_record("models/seed=0/training", {"rate": 0.1}, "training")
+    with pytest.raises(RunError, match=r"must be the checkpoint of training '[0-9a-f]+', but is that of ''"):
         run.verified_checkpoint(0, 3)
 
 
@@ -131,11 +162,12 @@ def test_resume_from_the_newest_that_has_all_before_it(run: Run) -> None:
         put(run, step)
     assert resumed(run, due) == "step=100"
     (run.seed_path(0) / "step=10" / "model.bin").write_text("")
-    said: list[str] = []
-    assert resumed(run, due, said.append) == "step=1"
-    assert "step=10/model.bin" in said[0]
-    assert "removed, and training resumes from the previous one" in said[0]
-    assert not (run.seed_path(0) / "step=10").exists()
+    with pytest.raises(RunError, match=r"step=10/model.bin must have 7 bytes, but has 0; delete .*step=10 and run"):
+        resumed(run, due)
+    assert (run.seed_path(0) / "step=100").exists(), "nothing is removed unasked"
+    shutil.rmtree(run.seed_path(0) / "step=10")
+    assert resumed(run, due) == "step=1"
+    assert not (run.seed_path(0) / "step=100").exists()
 
 
 def test_the_rolling_checkpoint_counts_only_if_nothing_before_it_is_lacking(run: Run) -> None:
@@ -151,17 +183,152 @@ def test_the_rolling_checkpoint_counts_only_if_nothing_before_it_is_lacking(run:
     assert resumed(run, due) == "step=100"
 
 
+def test_a_damaged_rolling_checkpoint_is_removed_and_named(run: Run) -> None:
+    put(run, 0)
+    (put(run, 50, rolling=True) / "model.bin").write_text("")
+    said: list[str] = []
+    assert resumed(run, (0, 100), said.append) == "step=0"
+    assert "resume/model.bin must have 7 bytes, but has 0; it is removed, and training resumes" in said[0]
+    assert not (run.seed_path(0) / "resume").exists()
+
+
 def test_the_log_is_cut_to_the_checkpoint_and_a_torn_line_is_forgotten(run: Run) -> None:
     with run.open_log(0, keep_steps=0) as log:
         for step in range(4):
             log.add_row(step, 0.1 + step, 1e-3, 2.0, 0.5 * step)
     file = run.seed_path(0) / "log.csv"
-    file.write_text(file.read_text() + "4,0.25,0.0")
+    file.write_text(file.read_text() + "4,0.25,0.0")  # a write that was killed
     assert run.read_log(0)["step"].tolist() == [0, 1, 2, 3]
     with run.open_log(0, keep_steps=2) as log:
         assert (log.loss, log.seconds) == (1.1, 0.5)
         log.add_row(2, 7.0, 1e-3, 2.0, 1.0)
     assert run.read_log(0)["loss"].tolist() == [0.1, 1.1, 7.0]
+
+
+def test_a_damaged_log_is_refused_and_not_resumed(run: Run) -> None:
+    with run.open_log(0, keep_steps=0) as log:
+        log.add_row(0, 0.125, 1e-3, 2.0, 0.5)
+    replace_in(run.seed_path(0) / "log.csv", "0.125", "0.625")
+    for read in (lambda: run.read_log(0), lambda: run.open_log(0, keep_steps=1)):
+        with pytest.raises(RunError, match=r"log.csv must match its checksum, but differs; delete .*seed=0 and run"):
+            read()
+    (run.seed_path(0) / "log.json").unlink()
+    with pytest.raises(RunError, match=r"log.json must exist, but is missing; delete"):
+        run.read_log(0)
+    with run.open_log(0, keep_steps=0):
+        assert run.read_log(0)["step"].tolist() == []
+
+
+def test_the_log_of_another_seed_is_refused(run: Run) -> None:
+    for seed in (0, 1):
+        with run.open_log(seed, keep_steps=0) as log:
+            log.add_row(0, seed, 1e-3, 2.0, 0.5)
+    for name in ("log.csv", "log.json"):
+        shutil.copy(run.seed_path(1) / name, run.seed_path(0))
+    with pytest.raises(RunError, match=r"log.csv must be the log of seed 0, but is that of 1; delete"):
+        run.read_log(0)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_a_log_that_is_cut_can_be_killed_between_any_two_writes(run: Run, monkeypatch, stop: int) -> None:
+    with run.open_log(0, keep_steps=0) as log:
+        for step in range(4):
+            log.add_row(step, 0.1 + step, 1e-3, 2.0, 0.5 * step)
+    written = []
+
+    def killed(source: object, target: object) -> None:
+        written.append(target)
+        if len(written) == stop:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    replace = os.replace
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", killed)
+        with contextlib.suppress(KeyboardInterrupt), run.open_log(0, keep_steps=2):
+            pass
+    with run.open_log(0, keep_steps=2) as log:
+        assert log.loss == 1.1
+    assert run.read_log(0)["step"].tolist() == [0, 1]
+
+
+def test_a_record_of_another_kind_is_refused(run: Run) -> None:
+    run.write_record("models/seed=0/training", {"rate": 0.1}, "training")
+    shutil.copy(run.seed_path(0) / "training.json", run.path / "run.json")
+    with pytest.raises(RunError, match=r"run.json must be the record of a run, but is that of something else"):
+        Run.open(run.path)
+
+
+@pytest.mark.parametrize("text", ["5", "[1]", "null", '"text"', "[" * 100_000, '{"a": 1, "format": 2}', '{"sha256": 1}'])
+def test_other_json_types_are_refused(run: Run, text: str) -> None:
+    (run.path / "run.json").write_text(text)
+    with pytest.raises(RunError, match=r"run.json must .*; restore it, or delete the folder and run again"):
+        Run.open(run.path)
+
+
+def test_a_run_of_the_older_format_is_read_but_not_resumed(run: Run) -> None:
+    (run.path / "run.json").write_text(json.dumps(WHAT))
+    (run.path / "verdicts.json").write_text("[]")
+    older = Run.open(run.path)
+    assert not older.has_checksums
+    assert older.read_json("verdicts") == []
+    with pytest.raises(RunError, match=r"must have checksums to be resumed, but was written by an older version"):
+        Run.create(run.path, WHAT)
+
+
+def test_a_result_is_verified_and_a_swapped_one_is_no_other(run: Run) -> None:
+    first, second = run.write_results("inner", dataset()), run.write_results("outer", dataset() + 1)
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(RunError, match=r"inner.nc must match its checksum in manifest.json, but differs; run again"):
+        run.read_results("inner")
+    run.write_results("inner", dataset())
+    xr.testing.assert_equal(run.read_results("inner"), dataset())
+    replace_in(run.path / "results" / "manifest.json", '"started"', '"stopped"')
+    with pytest.raises(RunError, match=r"manifest.json must match its checksum, but differs"):
+        run.read_results("outer")
+
+
+def test_results_of_another_run_are_refused_even_with_their_manifest(run: Run, tmp_path: Path) -> None:
+    other = Run.create(tmp_path / "other", {**WHAT, "scale": "laptop"})
+    other.write_results("inner", dataset())
+    shutil.copytree(other.path / "results", run.path / "results")
+    with pytest.raises(RunError, match=r"manifest.json must be that of this run, but is that of another; run again"):
+        run.read_results("inner")
+
+
+def test_a_result_can_be_killed_before_and_after_its_manifest(run: Run, monkeypatch) -> None:
+    run.write_results("inner", dataset())
+    replaced, replace = [], os.replace
+
+    def killed(source: object, target: Path) -> None:
+        if Path(target).name == "inner.nc":
+            raise KeyboardInterrupt
+        replaced.append(target)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run.write_results("inner", dataset() + 1)
+    assert len(replaced) == 1
+    xr.testing.assert_equal(run.read_results("inner"), dataset())
+
+
+def test_a_damaged_partial_result_is_named_and_computed_again(run: Run) -> None:
+    run.save_partial("a-seed=0", dataset())
+    run.save_partial("a-seed=1", dataset() + 1)
+    loaded = run.load_partial("a-seed=0")
+    assert loaded is not None
+    xr.testing.assert_identical(loaded, dataset())
+    file, other = (run.path / "parts" / f"a-seed={seed}.part" for seed in (0, 1))
+    said: list[str] = []
+    original = file.read_bytes()
+    for damaged in (original[:-9], original.replace(b"loss", b"boss", 1), b"", b"[1]\n", b"no header"):
+        file.write_bytes(damaged)
+        assert run.load_partial("a-seed=0", said.append) is None
+        assert "a-seed=0.part must" in said[-1]
+        assert said[-1].endswith("it is computed again")
+    file.write_bytes(other.read_bytes())
+    assert run.load_partial("a-seed=0", said.append) is None, "it is that of another seed"
 
 
 def test_results_open_with_plain_xarray_and_carry_provenance(run: Run) -> None:

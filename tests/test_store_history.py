@@ -1,10 +1,13 @@
 """A history on disk: appended, cut back to a checkpoint, read in blocks, and refused where it is not whole."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mesascope.checksums import seal_record
 from mesascope.store import HistoryColumn, HistoryReader, HistoryWriter, RunError
 
 COLUMNS = {"x": HistoryColumn(rows=3, width=2), "t": HistoryColumn(rows=1, width=1, dtype="float64")}
@@ -72,10 +75,48 @@ def test_a_lost_description_is_written_again_and_a_spoilt_one_is_named(tmp_path:
     written(folder, range(3))
     (folder / "history.json").unlink()
     assert written(folder, range(2, 4), keep=2).steps == 4
-    for spoilt in ("[]", "{}", '{"columns": {"x": {"rows": 1}}, "facts": {}}'):
+    for spoilt in ("[]", "{}", '{"columns": {"x": {"rows": 1}}, "facts": {}}', "{"):
         (folder / "history.json").write_text(spoilt)
+        with pytest.raises(RunError, match=r"history.json must .*; delete .*run and run again to train this seed"):
+            HistoryReader(folder)
+    for columns in ({"x": {"rows": 1}}, 5):
+        record = seal_record({"columns": columns, "facts": {}}, "history")
+        (folder / "history.json").write_text(json.dumps(record))
         with pytest.raises(RunError, match=r"must describe a history, but does not; delete"):
             HistoryReader(folder)
+
+
+@pytest.mark.parametrize("read", ["column", "rows", "blocks"])
+@pytest.mark.parametrize("file", ["x.bin", "x.sha256"])
+def test_a_flipped_bit_is_named_by_its_step_however_it_is_read(tmp_path: Path, read: str, file: str) -> None:
+    history = written(tmp_path / "run" / "history", range(5))
+    history.read_column("x")
+    path, size = history.folder / file, 24 if file == "x.bin" else 16
+    content = bytearray(path.read_bytes())
+    content[3 * size + 5] ^= 1
+    path.write_bytes(content)
+    readers = {
+        "column": lambda: history.read_column("x"),
+        "rows": lambda: history.read_rows("x", np.array([0])),
+        "blocks": lambda: list(history.iterate_blocks("x")),
+    }
+    with pytest.raises(RunError, match=r"x.bin must match its checksums, but step 3 differs; delete .*run and run"):
+        readers[read]()
+    assert history.read_column("t").shape == (5, 1)
+    assert history.limit_steps(3).read_column("x").shape == (9, 2), "earlier steps are intact"
+
+
+def test_columns_and_histories_do_not_stand_for_each_other(tmp_path: Path) -> None:
+    columns = {name: COLUMNS["t"] for name in ("a", "b")}
+    for run in ("one", "two"):
+        writer = HistoryWriter(tmp_path / run / "history", columns, {"training": run}, 0)
+        writer.append_step({name: np.array([[1.0]]) for name in columns})
+        writer.close()
+    for source in (tmp_path / "one" / "history" / "b", tmp_path / "two" / "history" / "a"):
+        for suffix in (".bin", ".sha256"):
+            shutil.copy(source.with_suffix(suffix), tmp_path / "one" / "history" / f"a{suffix}")
+        with pytest.raises(RunError, match=r"a.bin must match its checksums, but step 0 differs"):
+            HistoryReader(tmp_path / "one" / "history").read_column("a")
 
 
 def test_some_rows_are_taken_by_their_places(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The record of a training gives back its maps: outputs are attention over all that they were trained on."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -132,7 +133,7 @@ def test_a_history_that_is_too_short_is_refused(tmp_path: Path) -> None:
         handle.truncate(100)
     with pytest.raises(RunError, match=r"must hold 20 steps, but has 0 complete ones"):
         HistoryReader(folder, 20)
-    (run.verified_checkpoint(0, 20) / "checkpoint.json").unlink()  # so that training has to go on
+    shutil.rmtree(run.verified_checkpoint(0, 20))  # so that training has to go on
     with pytest.raises(RunError, match=r"must hold the \d+ steps before the checkpoint, but has 0; delete"):
         train_model(TASK, MODEL, training, 0, run)
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import trainee
 
-from mesascope.store import MANIFEST, HistoryReader, Run
+from mesascope.store import CHECKPOINT_FILE, HistoryReader, Run, RunError
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +27,8 @@ def assert_same(first: Path, second: Path, seed: int = 0) -> None:
     history is whole."""
     one, two = Run.open(first), Run.open(second)
     for step in trainee.TRAINING.checkpoint_steps:
-        assert (one.verified_checkpoint(seed, step) / MANIFEST).read_text() == (
-            two.verified_checkpoint(seed, step) / MANIFEST
+        assert (one.verified_checkpoint(seed, step) / CHECKPOINT_FILE).read_text() == (
+            two.verified_checkpoint(seed, step) / CHECKPOINT_FILE
         ).read_text()
     for column in ("step", "loss", "learning rate", "gradient norm"):
         assert one.read_log(seed)[column].tolist() == two.read_log(seed)[column].tolist()
@@ -78,11 +78,11 @@ def test_a_truncated_checkpoint_is_named_and_trained_again(undisturbed: Path, tm
     good, bad = trainee.TRAINING.checkpoint_steps[-3:-1]
     weights = Run.open(tmp_path).verified_checkpoint(0, bad) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    said: list[str] = []
     heard: list[int] = []
-    trainee.train(tmp_path, 0, log=said.append, progress=lambda done, total, loss: heard.append(done))
-    assert len(said) == 1
-    assert f"step={bad}/model.safetensors must have" in said[0]
+    with pytest.raises(RunError, match=rf"step={bad}/model.safetensors must have .*; delete .*step={bad} and run"):
+        trainee.train(tmp_path, 0)
+    shutil.rmtree(weights.parent)
+    trainee.train(tmp_path, 0, progress=lambda done, total, loss: heard.append(done))
     assert heard[0] == good + 1
     assert_same(undisturbed, tmp_path)
 
@@ -94,8 +94,7 @@ def test_killed_while_a_damaged_checkpoint_is_trained_again(undisturbed: Path, t
         raise KeyboardInterrupt
 
     shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
-    weights = Run.open(tmp_path).verified_checkpoint(0, trainee.TRAINING.checkpoint_steps[1]) / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:100])
+    shutil.rmtree(Run.open(tmp_path).verified_checkpoint(0, trainee.TRAINING.checkpoint_steps[1]))
     with pytest.raises(KeyboardInterrupt):
         trainee.train(tmp_path, 0, progress=interrupt)
     assert Run.open(tmp_path).list_checkpoints(0) != list(trainee.TRAINING.checkpoint_steps)

@@ -14,7 +14,7 @@ from mesascope.analyses.sequence_losses import SequenceLosses, concatenate_losse
 from mesascope.analyses.training.history_attention import TrainingHistory
 from mesascope.models.load import load_checkpoint, make_untrained_factory
 from mesascope.models.transformer import Decoder
-from mesascope.store import HistoryReader, Run
+from mesascope.store import Run
 from mesascope.tasks.base import Batch, Task
 from mesascope.train import TrainingConfig, derive_untrained_seed, sample_batches
 
@@ -123,6 +123,6 @@ class SeedCheckpoints:
         return load_checkpoint(self.run.verified_checkpoint(self.seed, step), device=self.device)
 
     def _history(self, step: int) -> TrainingHistory:
-        history = HistoryReader(self.run.seed_path(self.seed) / "history", step)
+        history = self.run.open_history(self.seed, step)
         replay = partial(sample_batches, self.task, self.training, self.seed)
         return TrainingHistory(history=history, initial=self._load(0), replay=replay)

@@ -9,29 +9,36 @@ from mesascope.analyses import Analysis
 from mesascope.runner._evaluation import count_evaluation_sequences
 from mesascope.runner._jobs import SimulationJob, TrainingJob, prepare_task_data
 from mesascope.runner._stamps import stamp_code, stamp_condition
-from mesascope.store import LogFn, Run, do_nothing
+from mesascope.store import LogFn, Run, RunError, do_nothing
 from mesascope.studies.base import Condition, Study
 
 
 def load_finished_results(
     study: Study, scale: str, run: Run, seeds: Sequence[int], log: LogFn
 ) -> dict[str, xr.Dataset] | None:
-    """Load all results if the checkpoints are valid and the same code version computed them from these weights.
+    """Load all results if they are intact and the same code computed them from the weights in this directory.
 
     Args:
         study: The study.
         scale: The name of the scale.
         run: The run.
         seeds: The training replicates.
-        log: Receives one line for each damaged checkpoint.
+        log: Receives one line if a result is damaged.
 
     Returns:
         The results by name, or None if the study must be run.
+
+    Raises:
+        RunError: If the training of a seed is complete, but one of its files is damaged.
     """
-    complete = all(_has_all_checkpoints(condition, scale, run, seeds, log) for condition in study.conditions)
+    complete = all(_has_all_checkpoints(condition, scale, run, seeds) for condition in study.conditions)
     if not complete or not set(study.results) <= set(run.result_names()):
         return None
-    results = {name: run.read_results(name) for name in study.results}
+    try:
+        results = {name: run.read_results(name) for name in study.results}
+    except RunError as damage:
+        log(f"{str(damage).partition(';')[0]}; it is analysed again")
+        return None
     stamps = _stamp_results(study, scale, run, seeds)
     same = all(results[name].attrs.get(key) == value for name, stamp in stamps.items() for key, value in stamp.items())
     return results if same else None
@@ -46,9 +53,16 @@ def _stamp_results(study: Study, scale: str, run: Run, seeds: Sequence[int]) -> 
     return stamps
 
 
-def _has_all_checkpoints(condition: Condition, scale: str, run: Run, seeds: Sequence[int], log: LogFn) -> bool:
-    steps = list(condition.scales[scale].training.checkpoint_steps)
-    return all(run.for_condition(condition.name).list_checkpoints(seed, log) == steps for seed in seeds)
+def _has_all_checkpoints(condition: Condition, scale: str, run: Run, seeds: Sequence[int]) -> bool:
+    """Return whether all seeds are trained; their checkpoints and training records are then verified."""
+    models, steps = run.for_condition(condition.name), condition.scales[scale].training.checkpoint_steps
+    if not all((models.seed_path(seed) / f"step={step}").exists() for seed in seeds for step in steps):
+        return False
+    for seed in seeds:
+        models.verify_training_record(seed)
+        for step in steps:
+            models.verified_checkpoint(seed, step)
+    return True
 
 
 def gather_conditions(

@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Sequence
 
 from mesascope.analyses import Analysis
-from mesascope.store import MANIFEST, Run
+from mesascope.store import CHECKPOINT_FILE, Run
 from mesascope.store.provenance import collect_provenance
 from mesascope.studies.base import Condition
 from mesascope.tasks.base import Task
@@ -27,7 +27,7 @@ def stamp_condition(run: Run, condition: Condition, task: Task, scale: str, seed
     weights, models = hashlib.sha256(), run.for_condition(condition.name)
     for seed in seeds:
         for step in condition.scales[scale].training.checkpoint_steps:
-            weights.update((models.seed_path(seed) / f"step={step}" / MANIFEST).read_bytes())
+            weights.update((models.seed_path(seed) / f"step={step}" / CHECKPOINT_FILE).read_bytes())
     analyses = hashlib.sha256("\n".join(map(_describe_analysis, condition.analyses)).encode())
     data = {"data": task.token_digest} if task.token_digest else {}
     return {"weights": weights.hexdigest(), "analyses": analyses.hexdigest(), **data, **stamp_code()}

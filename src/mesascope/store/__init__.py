@@ -16,16 +16,19 @@ Every file and every checkpoint is written under a temporary name in the same fo
 package knows nothing about the science: it stores bytes.
 """
 
-from mesascope.store._checkpoints import MANIFEST, CheckpointDamaged, verify_checkpoint
+from mesascope.store._checkpoints import CHECKPOINT_FILE, CheckpointDamaged, verify_checkpoint
 from mesascope.store._files import LogFn, RunError, do_nothing
 from mesascope.store._history_columns import HistoryColumn
 from mesascope.store._history_reader import HistoryReader
 from mesascope.store._history_writer import HistoryWriter
 from mesascope.store._log import TrainingLog
 from mesascope.store._run import Run
+from mesascope.store._run_models import HISTORY_FOLDER, TRAINING_FILE
 
 __all__ = [
-    "MANIFEST",
+    "CHECKPOINT_FILE",
+    "HISTORY_FOLDER",
+    "TRAINING_FILE",
     "CheckpointDamaged",
     "HistoryColumn",
     "HistoryReader",

@@ -1,82 +1,88 @@
 """Checkpoints with a manifest of sizes and SHA-256 digests, so that damaged files are detected and named."""
 
-import hashlib
-import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from mesascope.store._files import LogFn, RunError, remove_path, to_json
+from mesascope.checksums import DamagedFile, RunError, hash_file, read_record, seal_record
+from mesascope.store._files import LogFn, remove_path, to_json
 
-MANIFEST = "checkpoint.json"
+CHECKPOINT_FILE = "checkpoint.json"
 
 
-class CheckpointDamaged(RunError):  # noqa: N818  the name states the event
+class CheckpointDamaged(DamagedFile):
     """Raised when a checkpoint does not match its manifest; the message names the file and the reason."""
 
 
-def verify_checkpoint(path: Path) -> int:
+def verify_checkpoint(path: Path, identity: Mapping[str, Any] | None = None) -> int:
     """Verify a checkpoint against its manifest.
 
     Args:
         path: The checkpoint folder.
+        identity: What the manifest must say of its origin (study, condition, seed, step); not checked if None.
 
     Returns:
         The optimizer step of the checkpoint.
 
     Raises:
-        CheckpointDamaged: If the manifest is unreadable, or a file is missing or differs from it.
+        CheckpointDamaged: If the manifest is damaged, or a file is missing or differs from it.
+        RunError: If it is the checkpoint of another training or step, or of an earlier version.
     """
+    hint = f"delete {path} and run again to train from the checkpoint before it"
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = read_record(path / CHECKPOINT_FILE, "checkpoint", hint)
         files, step = manifest["files"], int(manifest["step"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointDamaged(f"{path / MANIFEST} must list the checkpoint's files, but cannot be read") from error
+    except DamagedFile as error:
+        raise CheckpointDamaged(str(error)) from error
+    for key, value in (identity or {}).items():
+        if manifest.get(key) != value:
+            raise RunError(
+                f"{path} must be the checkpoint of {key} {value!r}, but is that of {manifest.get(key)!r}; {hint}"
+            )
     for name, expected in files.items():
-        _verify_file(path / name, expected)
+        _verify_file(path / name, expected, hint)
     return step
 
 
-def _verify_file(file: Path, expected: dict[str, str | int]) -> None:
+def _verify_file(file: Path, expected: dict[str, str | int], hint: str) -> None:
     if not file.is_file():
-        raise CheckpointDamaged(f"{file} must exist, but is missing")
+        raise CheckpointDamaged(f"{file} must exist, but is missing; {hint}")
     if file.stat().st_size != expected["size"]:
-        raise CheckpointDamaged(f"{file} must have {expected['size']} bytes, but has {file.stat().st_size}")
-    if _checksum_file(file) != expected:
-        raise CheckpointDamaged(f"{file} must match its manifest, but its SHA-256 differs")
+        raise CheckpointDamaged(f"{file} must have {expected['size']} bytes, but has {file.stat().st_size}; {hint}")
+    if hash_file(file) != expected:
+        raise CheckpointDamaged(f"{file} must match its manifest, but its SHA-256 differs; {hint}")
 
 
-def write_manifest(path: Path, step: int) -> None:
+def write_manifest(path: Path, identity: Mapping[str, Any]) -> None:
     """Write the manifest of all files in a checkpoint folder.
 
     Args:
         path: The checkpoint folder.
-        step: The optimizer step of the checkpoint.
+        identity: Study, condition, seed and step of the checkpoint.
     """
-    files = {file.name: _checksum_file(file) for file in sorted(path.iterdir())}
-    (path / MANIFEST).write_text(to_json({"step": step, "files": files}))
+    files = {file.name: hash_file(file) for file in sorted(path.iterdir())}
+    (path / CHECKPOINT_FILE).write_text(to_json(seal_record({**identity, "files": files}, "checkpoint")))
 
 
-def verify_or_remove(path: Path, log: LogFn) -> int | None:
-    """Verify a checkpoint and remove it if it is damaged.
+def verify_or_remove(path: Path, identity: Mapping[str, Any], log: LogFn) -> int | None:
+    """Verify a rolling checkpoint and remove it if it is damaged.
 
     Args:
         path: The checkpoint folder.
+        identity: Study, condition and seed of the checkpoint.
         log: Receives one line if the checkpoint is removed.
 
     Returns:
         The optimizer step, or None if the checkpoint does not exist or was damaged.
+
+    Raises:
+        RunError: If it is the checkpoint of another training.
     """
     if not path.exists():
         return None
     try:
-        return verify_checkpoint(path)
+        return verify_checkpoint(path, identity)
     except CheckpointDamaged as damage:
-        log(f"{damage}; this checkpoint is removed, and training resumes from the previous one")
+        log(f"{str(damage).partition(';')[0]}; it is removed, and training resumes from the checkpoint before it")
         remove_path(path)
         return None
-
-
-def _checksum_file(file: Path) -> dict[str, str | int]:
-    """Return the SHA-256 digest (hex) and the size in bytes of a file."""
-    with file.open("rb") as handle:
-        digest = hashlib.file_digest(handle, "sha256").hexdigest()
-    return {"sha256": digest, "size": file.stat().st_size}

@@ -15,15 +15,13 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
+from mesascope.checksums import MANIFEST, RunError, add_to_manifest, hash_bytes
+
 LogFn = Callable[[str], None]
 
 TEMP_PREFIX = ".tmp-"
 LOCK_FILE, HOLDER_FILE = ".lock", ".lock-holder"
 _DISK_FULL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-class RunError(ValueError):
-    """Raised when a run directory cannot be used or written; the message says why and what to do."""
 
 
 def do_nothing(*_: object) -> None:
@@ -168,38 +166,51 @@ def to_json(value: object) -> str:
     Returns:
         The JSON text, indented, with a newline at the end.
     """
-    return json.dumps(_to_json_types(value), indent=2, allow_nan=False) + "\n"
+    return json.dumps(to_json_types(value), indent=2, allow_nan=False) + "\n"
 
 
-def read_json(file: Path) -> Any:
-    """Read a JSON file.
+def write_atomically(target: Path, content: str | bytes) -> None:
+    """Write a whole file atomically.
 
     Args:
-        file: The file to read.
-
-    Returns:
-        The decoded value.
+        target: The file.
+        content: Text, written as UTF-8, or bytes.
 
     Raises:
-        RunError: If the file is missing or is not valid JSON.
+        RunError: If the file system refuses the write.
     """
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise RunError(f"{file} must exist, but is missing; run the study first") from error
-    except (OSError, ValueError) as error:
-        raise RunError(
-            f"{file} must be JSON, but cannot be read ({error}); restore it, or delete the folder and run again"
-        ) from error
+    with replace_atomically(target) as draft:
+        draft.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def _to_json_types(value: Any) -> Any:
+def write_listed(target: Path, content: bytes, run: Mapping[str, str]) -> None:
+    """Write a file whose checksum the manifest of its folder has.
+
+    Args:
+        target: The file.
+        content: Its content.
+        run: The identity of the run.
+
+    Raises:
+        RunError: If the file system refuses the write.
+    """
+    manifest = add_to_manifest(target.parent, run, target.name, hash_bytes(content))
+    write_atomically(target.parent / MANIFEST, to_json(manifest))
+    write_atomically(target, content)
+
+
+def to_json_types(value: Any) -> Any:
+    """Convert a value to JSON types; numbers that are not finite become null.
+
+    Args:
+        value: Mappings, sequences, numpy values, paths and scalars, nested in any way.
+    """
     if isinstance(value, Mapping):
-        return {str(key): _to_json_types(item) for key, item in value.items()}
+        return {str(key): to_json_types(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [_to_json_types(item) for item in value]
+        return [to_json_types(item) for item in value]
     if isinstance(value, np.generic | np.ndarray):
-        return _to_json_types(value.tolist())
+        return to_json_types(value.tolist())
     if isinstance(value, Path):
         return str(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value

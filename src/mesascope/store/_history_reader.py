@@ -7,13 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from mesascope.store._files import (
-    RunError,
-    read_json,
+from mesascope.checksums import DamagedFile, RunError
+from mesascope.store._history_columns import (
+    CHECKSUM_BYTES,
+    METADATA_FILE,
+    HistoryColumn,
+    checksum_path,
+    column_path,
+    count_complete_steps,
+    read_metadata,
+    start_checksum,
 )
-from mesascope.store._history_columns import METADATA_FILE, HistoryColumn, column_path, count_complete_steps
 
 MAX_BLOCK_BYTES = 8_000_000  # default size of a block, in bytes
+_verified_steps: dict[Path, tuple[tuple[int, ...], int]] = {}  # state of each column's files, and its verified steps
 
 
 class HistoryReader:
@@ -34,9 +41,7 @@ class HistoryReader:
     """
 
     def __init__(self, folder: Path, steps: int | None = None) -> None:
-        if not (folder / METADATA_FILE).is_file():
-            raise RunError(f"{folder} must hold {METADATA_FILE}, but has none; train with history=True")
-        description = read_json(folder / METADATA_FILE)
+        description = self._description = read_metadata(folder)
         self.folder = folder
         try:
             self.columns = {name: HistoryColumn(**column) for name, column in description["columns"].items()}
@@ -45,9 +50,7 @@ class HistoryReader:
             raise RunError(
                 f"{folder / METADATA_FILE} must describe a history, but does not; delete {folder.parent}"
             ) from error
-        complete_steps = min(
-            count_complete_steps(column_path(folder, name), column) for name, column in self.columns.items()
-        )
+        complete_steps = min(count_complete_steps(folder, name, column) for name, column in self.columns.items())
         if steps is not None and steps > complete_steps:
             raise RunError(
                 f"{folder} must hold {steps} steps, but has {complete_steps} complete ones; delete {folder.parent}"
@@ -68,6 +71,38 @@ class HistoryReader:
         """
         return HistoryReader(self.folder, steps)
 
+    def verify_column(self, name: str) -> None:
+        """Verify the checksum of every step of a column that is read; done once for files that do not change.
+
+        Args:
+            name: The column.
+
+        Raises:
+            DamagedFile: If a step differs from its checksum.
+        """
+        file = column_path(self.folder, name)
+        state = (*_file_state(file), *_file_state(checksum_path(self.folder, name)))
+        known, first = _verified_steps.get(file, ((), 0))
+        first = first if known == state else 0
+        if first < self.steps:
+            self._verify_steps(name, first)
+            _verified_steps[file] = state, self.steps
+
+    def _verify_steps(self, name: str, first: int) -> None:
+        size, file = self.columns[name].bytes_per_step, column_path(self.folder, name)
+        start = start_checksum(self._description, name)
+        with file.open("rb") as rows, checksum_path(self.folder, name).open("rb") as checksums:
+            rows.seek(first * size)
+            checksums.seek(first * CHECKSUM_BYTES)
+            for step in range(first, self.steps):
+                found = start.copy()
+                found.update(rows.read(size))
+                if found.digest()[:CHECKSUM_BYTES] != checksums.read(CHECKSUM_BYTES):
+                    raise DamagedFile(
+                        f"{file} must match its checksums, but step {step} differs; delete {self.folder.parent} and "
+                        "run again to train this seed again"
+                    )
+
     @property
     def size_on_disk(self) -> int:
         """Size on disk of the steps that are read, in bytes."""
@@ -85,8 +120,10 @@ class HistoryReader:
 
         Raises:
             KeyError: If there is no such column.
+            DamagedFile: If a step differs from its checksum.
         """
         column = self.columns[name]
+        self.verify_column(name)
         shape = (self.steps * column.rows, column.width)
         if not indices.size:
             return np.empty((*indices.shape, column.width), column.dtype)
@@ -103,8 +140,10 @@ class HistoryReader:
 
         Raises:
             KeyError: If there is no such column.
+            DamagedFile: If a step differs from its checksum.
         """
         column = self.columns[name]
+        self.verify_column(name)
         values = np.fromfile(
             column_path(self.folder, name), dtype=column.dtype, count=self.steps * column.rows * column.width
         )
@@ -122,8 +161,11 @@ class HistoryReader:
 
         Raises:
             KeyError: If there is no such column.
+            DamagedFile: If a step differs from its checksum.
         """
         columns = [self.columns[name] for name in names]
+        for name in names:
+            self.verify_column(name)
         widest = max(column.width * np.dtype(column.dtype).itemsize for column in columns)
         total, size = self.steps * columns[0].rows, rows or max(1, MAX_BLOCK_BYTES // widest)
         buffers = [np.empty((min(size, total), column.width), dtype=column.dtype) for column in columns]
@@ -134,6 +176,12 @@ class HistoryReader:
                 for file, part in zip(files, parts, strict=True):
                     _read_into(file, part)
                 yield start, parts
+
+
+def _file_state(file: Path) -> tuple[int, int, int]:
+    """Return what changes when a file is written: its inode, size and time of modification."""
+    status = file.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _read_into(file, rows: np.ndarray) -> None:

@@ -8,15 +8,24 @@ from typing import Any
 
 import numpy as np
 
+from mesascope.checksums import seal_record
 from mesascope.store._files import (
     RunError,
     describe_os_error,
     make_writable_folder,
-    read_json,
-    replace_atomically,
     to_json,
+    write_atomically,
 )
-from mesascope.store._history_columns import METADATA_FILE, HistoryColumn, column_path, count_complete_steps
+from mesascope.store._history_columns import (
+    CHECKSUM_BYTES,
+    METADATA_FILE,
+    HistoryColumn,
+    checksum_path,
+    column_path,
+    count_complete_steps,
+    read_metadata,
+    start_checksum,
+)
 
 
 class HistoryWriter:
@@ -38,18 +47,19 @@ class HistoryWriter:
         self.folder = folder
         self._columns = dict(columns)
         description = json.loads(to_json(_describe_columns(columns, metadata)))
+        self._hashes = {name: start_checksum(description, name) for name in columns}
         make_writable_folder(folder)
         exists = (folder / METADATA_FILE).exists()
-        if keep_steps and exists and read_json(folder / METADATA_FILE) != description:
+        if keep_steps and exists and read_metadata(folder) != description:
             raise RunError(
                 f"{folder} must hold the history of this training, but holds another one; delete {folder.parent}"
             )
         if not keep_steps or not exists:
-            with replace_atomically(folder / METADATA_FILE) as draft:
-                draft.write_text(to_json(description))
+            write_atomically(folder / METADATA_FILE, to_json(seal_record(description, "history")))
         for name, column in columns.items():
-            _truncate_column(column_path(folder, name), column, keep_steps)
+            _truncate_column(folder, name, column, keep_steps)
         self._files = {name: column_path(folder, name).open("ab") for name in columns}
+        self._checksums = {name: checksum_path(folder, name).open("ab") for name in columns}
 
     def close(self) -> None:
         """Close the files. Data that does not fit on a full disk is lost, as after a kill.
@@ -58,7 +68,7 @@ class HistoryWriter:
             RunError: If the file system refuses.
         """
         first_error: OSError | None = None
-        for file in self._files.values():
+        for file in (*self._files.values(), *self._checksums.values()):
             try:
                 file.close()
             except OSError as error:
@@ -79,7 +89,10 @@ class HistoryWriter:
         _check_rows(rows, self._columns)
         try:
             for name, values in rows.items():
-                self._files[name].write(np.ascontiguousarray(values).data)
+                content, checksum = np.ascontiguousarray(values).data, self._hashes[name].copy()
+                checksum.update(content)
+                self._files[name].write(content)
+                self._checksums[name].write(checksum.digest()[:CHECKSUM_BYTES])
         except OSError as error:
             raise RunError(describe_os_error(self.folder, error)) from error
 
@@ -90,7 +103,7 @@ class HistoryWriter:
             RunError: If the file system refuses.
         """
         try:
-            for file in self._files.values():
+            for file in (*self._files.values(), *self._checksums.values()):
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -113,21 +126,23 @@ def _describe_columns(columns: Mapping[str, HistoryColumn], metadata: Mapping[st
     return {"columns": {name: vars(column) for name, column in columns.items()}, "facts": dict(metadata)}
 
 
-def _truncate_column(path: Path, column: HistoryColumn, keep_steps: int) -> None:
-    """Truncate a column's file to ``keep_steps`` steps.
+def _truncate_column(folder: Path, name: str, column: HistoryColumn, keep_steps: int) -> None:
+    """Truncate the files of a column to ``keep_steps`` steps.
 
     Raises:
-        RunError: If the file has fewer steps.
+        RunError: If they have fewer steps.
     """
+    path = column_path(folder, name)
     try:
-        path.touch()
-        existing = count_complete_steps(path, column)
+        existing = count_complete_steps(folder, name, column)
         if existing < keep_steps:
             raise RunError(
                 f"{path} must hold the {keep_steps} steps before the checkpoint, but has {existing}; delete "
                 f"{path.parents[1]} "
                 "and run again"
             )
-        os.truncate(path, keep_steps * column.bytes_per_step)
+        for file, size in ((path, column.bytes_per_step), (checksum_path(folder, name), CHECKSUM_BYTES)):
+            file.touch()
+            os.truncate(file, keep_steps * size)
     except OSError as error:
         raise RunError(describe_os_error(path, error)) from error

@@ -1,16 +1,24 @@
-"""Training log: one CSV line per optimizer step; a torn last line is ignored."""
+"""Training log: one CSV line per optimizer step, and a record with the checksum of the lines saved so far."""
 
+import hashlib
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from mesascope.store._files import RunError, describe_os_error, replace_atomically
+from mesascope.checksums import DamagedFile, RunError, read_bytes, read_record, seal_record
+from mesascope.store._files import describe_os_error, to_json, write_atomically
 
 LOG_COLUMNS = ("step", "loss", "learning rate", "gradient norm", "seconds")
+HEADER = (",".join(LOG_COLUMNS) + "\n").encode()
 
 
 class TrainingLog:
     """Writer of ``log.csv``: step, loss of the batch before its update, learning rate, gradient norm, seconds.
+
+    Lines are appended and synced before their checksum is written to ``log.json``, which covers all lines but those of
+    the last sync if the process was killed there. No checkpoint is saved between the two.
 
     Attributes:
         seconds: Training time up to the last remaining line, in seconds.
@@ -19,17 +27,23 @@ class TrainingLog:
     Args:
         path: The CSV file.
         keep_steps: Lines of this step and later ones are removed.
+        identity: What tells this training from others.
+
+    Raises:
+        RunError: If the lines that remain are damaged.
     """
 
-    def __init__(self, path: Path, keep_steps: int) -> None:
-        rows = [row for row in read_log_rows(path) if row[0] < keep_steps]
+    def __init__(self, path: Path, keep_steps: int, identity: Mapping[str, Any]) -> None:
+        self._path, self._identity = path, identity
+        content = read_log(path, identity) if keep_steps else HEADER
+        rows = [row for row in parse_log(content) if row[0] < keep_steps]
         self.seconds = rows[-1][-1] if rows else 0.0
         self.loss = rows[-1][1] if rows else math.nan
-        self._path = path
-        self._lines = [_format_row(*row) for row in rows]
-        with replace_atomically(path) as draft:
-            draft.write_text(",".join(LOG_COLUMNS) + "\n" + "".join(self._lines))
-        self._lines.clear()
+        kept = b"".join(content.splitlines(keepends=True)[: 1 + len(rows)])
+        self._hash, self._size = hashlib.sha256(kept), len(kept)
+        self._lines: list[str] = []
+        self._write_checksum()  # first: that of fewer lines also holds for more
+        write_atomically(path, kept)
 
     def __enter__(self) -> "TrainingLog":
         """Return the log."""
@@ -58,37 +72,68 @@ class TrainingLog:
         Raises:
             RunError: If the file system refuses.
         """
+        content = "".join(self._lines).encode()
         try:
-            with self._path.open("a") as file:
-                file.writelines(self._lines)
+            os.truncate(self._path, self._size)  # lines of a write that failed
+            with self._path.open("ab") as file:
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
             raise RunError(describe_os_error(self._path, error)) from error
         self._lines.clear()
+        self._hash.update(content)
+        self._size += len(content)
+        self._write_checksum()
+
+    def _write_checksum(self) -> None:
+        checksum = {"size": self._size, "content": self._hash.hexdigest()}
+        write_atomically(checksum_path(self._path), to_json(seal_record({**self._identity, **checksum}, "log")))
 
 
-def read_log_rows(path: Path) -> list[list[float]]:
-    """Read the complete lines of a training log, up to the first torn one.
+def checksum_path(path: Path) -> Path:
+    """Return the file of the checksum of a log.
 
     Args:
-        path: The CSV file; it may be missing.
+        path: The log.
+    """
+    return path.with_suffix(".json")
+
+
+def read_log(path: Path, identity: Mapping[str, Any] | None) -> bytes:
+    """Read the lines of a training log that its checksum covers, and verify them.
+
+    Args:
+        path: The CSV file.
+        identity: What the checksum must say of the origin of the log; not checked if None.
+
+    Returns:
+        The header and the lines.
+
+    Raises:
+        DamagedFile: If the log or its checksum is missing or damaged, or is that of another training.
+    """
+    hint = f"delete {path.parent} and run again to train this seed again"
+    content, checksum = read_bytes(path, hint), read_record(checksum_path(path), "log", hint)
+    for key, value in (identity or {}).items():
+        if checksum.get(key) != value:
+            raise DamagedFile(f"{path} must be the log of {key} {value!r}, but is that of {checksum.get(key)!r}; {hint}")
+    covered = content[: checksum["size"]]
+    if len(covered) < checksum["size"] or hashlib.sha256(covered).hexdigest() != checksum["content"]:
+        raise DamagedFile(f"{path} must match its checksum, but differs; {hint}")
+    return covered
+
+
+def parse_log(content: bytes) -> list[list[float]]:
+    """Return the lines of a training log.
+
+    Args:
+        content: The header and complete lines.
 
     Returns:
         One row of numbers per step, in the order of ``LOG_COLUMNS``.
     """
-    rows: list[list[float]] = []
-    if not path.exists():
-        return rows
-    for line in path.read_text(errors="replace").splitlines(keepends=True)[1:]:
-        try:
-            row = [float(cell) for cell in line.split(",")]
-        except ValueError:
-            break
-        if len(row) != len(LOG_COLUMNS) or not line.endswith("\n"):
-            break
-        rows.append(row)
-    return rows
+    return [[float(cell) for cell in line.split(",")] for line in content.decode().splitlines()[1:]]
 
 
 def _format_row(step: float | int, *numbers: float) -> str:

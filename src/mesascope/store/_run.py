@@ -6,6 +6,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mesascope.checksums import (
+    FORMAT,
+    DamagedFile,
+    check_record,
+    describe_json_type,
+    is_older_format,
+    parse_json,
+    read_bytes,
+)
 from mesascope.store._files import (
     HOLDER_FILE,
     LOCK_FILE,
@@ -13,10 +22,10 @@ from mesascope.store._files import (
     RunError,
     hold_lock,
     make_writable_folder,
-    read_json,
     remove_path,
     to_json,
 )
+from mesascope.store._run_files import RESTORE_HINT
 from mesascope.store._run_models import RunModels
 from mesascope.store._run_results import RunResults
 from mesascope.store.provenance import collect_provenance
@@ -52,13 +61,18 @@ class Run(RunModels, RunResults):
         make_writable_folder(path)
         record = cls._resume_record(path, requested) if (path / "run.json").exists() else _new_record(path, requested)
         run = cls(path, record)
-        run.write_json("run", record)
+        run.write_record("run", record, "run")
         return run
 
     @classmethod
     def _resume_record(cls, path: Path, requested: Mapping[str, Any]) -> dict[str, Any]:
         run = cls.open(path)
         _check_same_description(path, run.description, requested)
+        if not run.has_checksums:
+            raise RunError(
+                f"{path} must have checksums to be resumed, but was written by an older version without them; choose "
+                "another directory, or delete this one"
+            )
         return {**run.record, **requested}
 
     @classmethod
@@ -77,12 +91,12 @@ class Run(RunModels, RunResults):
         file = Path(path) / "run.json"
         if not file.is_file():
             raise RunError(f"a run directory must hold run.json, but {path} has none; give the folder of a run")
-        return cls(path, read_json(file))
+        return cls(path, read_run_record(file))
 
     @property
     def description(self) -> dict[str, Any]:
         """The requested parameters: ``run.json`` without the provenance."""
-        return {key: value for key, value in self.record.items() if key != "provenance"}
+        return {key: value for key, value in self.record.items() if key not in ("provenance", "format")}
 
     def write_notes(self, lines: Sequence[str]) -> None:
         """Store remarks in ``run.json``, replacing earlier ones.
@@ -91,7 +105,7 @@ class Run(RunModels, RunResults):
             lines: One remark per line.
         """
         self.record["notes"] = list(lines)
-        self.write_json("run", self.record)
+        self.write_record("run", self.record, "run")
 
     @contextmanager
     def exclusive_lock(self, subfolder: str = "", *, wait: float = 10.0) -> Iterator[None]:
@@ -127,9 +141,27 @@ class Run(RunModels, RunResults):
         return Run(self.path, self.record, condition)
 
 
+def read_run_record(file: Path) -> dict[str, Any]:
+    """Read ``run.json``; that of an earlier version has no checksum, and no key ``format`` either.
+
+    Args:
+        file: The file.
+
+    Returns:
+        The record.
+
+    Raises:
+        RunError: If it is missing or damaged.
+    """
+    value = parse_json(read_bytes(file, RESTORE_HINT), file, RESTORE_HINT)
+    if not isinstance(value, dict):
+        raise DamagedFile(f"{file} must be a JSON object, but is {describe_json_type(value)}; {RESTORE_HINT}")
+    return value if is_older_format(value) else check_record(value, "run", file, RESTORE_HINT)
+
+
 def _new_record(path: Path, requested: Mapping[str, Any]) -> dict[str, Any]:
     _check_empty_folder(path)
-    return {**requested, "provenance": collect_provenance()}
+    return {"format": FORMAT, **requested, "provenance": collect_provenance()}
 
 
 def _check_same_description(path: Path, existing: Mapping[str, Any], requested: Mapping[str, Any]) -> None:

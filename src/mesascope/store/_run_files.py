@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mesascope.store._files import (
-    read_json,
-    replace_atomically,
-    to_json,
-)
+from mesascope.checksums import identify_run, is_older_format, parse_json, read_bytes, read_listed, seal_record
+from mesascope.store._files import to_json, to_json_types, write_atomically, write_listed
+
+RESTORE_HINT = "restore it, or delete the folder and run again"
 
 
 class RunFiles:
@@ -29,10 +28,21 @@ class RunFiles:
     def provenance_attrs(self) -> dict[str, str | int | float]:
         """The record and its provenance as flat strings and numbers, stored with every result."""
         flat = {**self.record, **self.record.get("provenance", {})}
+        flat.pop("format", None)
         return {key: value for key, value in flat.items() if isinstance(value, str | int | float)}
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """What tells this run from others; its manifests repeat it."""
+        return identify_run(self.record)
+
+    @property
+    def has_checksums(self) -> bool:
+        """Whether its files have checksums; False for a run of an earlier version, which is read but not resumed."""
+        return not is_older_format(self.record)
+
     def write_json(self, name: str, value: object) -> Path:
-        """Write ``NAME.json``; numbers that are not finite become null, since JSON has none.
+        """Write ``NAME.json``, and its checksum; numbers that are not finite become null, since JSON has none.
 
         Args:
             name: The file name without its extension.
@@ -41,24 +51,42 @@ class RunFiles:
         Returns:
             The path of the file.
         """
-        return self.write_text(f"{name}.json", to_json(value))
+        target = self.path / f"{name}.json"
+        write_listed(target, to_json(value).encode(), self.identity)
+        return target
 
-    def read_json(self, name: str) -> Any:
-        """Read ``NAME.json``.
+    def read_json(self, name: str, hint: str = RESTORE_HINT) -> Any:
+        """Read ``NAME.json`` and verify it.
 
         Args:
             name: The file name without its extension.
+            hint: What to do if it is damaged, for the message.
 
         Returns:
             The decoded value.
 
         Raises:
-            RunError: If the file is missing or is not valid JSON.
+            RunError: If the file is missing, damaged, or not valid JSON.
         """
-        return read_json(self.path / f"{name}.json")
+        file = self.path / f"{name}.json"
+        content = read_listed(file, self.identity, hint) if self.has_checksums else read_bytes(file, hint)
+        return parse_json(content, file, hint)
+
+    def write_record(self, name: str, record: Mapping[str, Any], kind: str) -> Path:
+        """Write ``NAME.json`` as a record that carries its own checksum.
+
+        Args:
+            name: The file name without its extension.
+            record: Values that `to_json` accepts.
+            kind: What is recorded, such as ``run``.
+
+        Returns:
+            The path of the file.
+        """
+        return self.write_text(f"{name}.json", to_json(seal_record(to_json_types(record), kind)))
 
     def write_text(self, name: str, text: str) -> Path:
-        """Write a text file such as ``report.html``.
+        """Write a text file such as ``report.html``, without a checksum.
 
         Args:
             name: The file name.
@@ -68,6 +96,5 @@ class RunFiles:
             The path of the file.
         """
         target = self.path / name
-        with replace_atomically(target) as temp_path:
-            temp_path.write_text(text, encoding="utf-8")
+        write_atomically(target, text)
         return target

@@ -7,10 +7,8 @@ from typing import Any
 
 import xarray as xr
 
-from mesascope.store._files import (
-    RunError,
-    replace_atomically,
-)
+from mesascope.checksums import RunError, add_header, read_bytes, read_listed, split_header
+from mesascope.store._files import LogFn, do_nothing, write_atomically, write_listed
 from mesascope.store._run_files import RunFiles
 from mesascope.store.provenance import hash_source_code
 
@@ -41,8 +39,7 @@ class RunResults(RunFiles):
             _check_attrs(f"{variable_name!r}", variable.attrs)
         target = self.path / "results" / f"{name}.nc"
         image = dataset.to_netcdf(engine="netcdf4")  # in memory: HDF5 crashes the process when a disk is full
-        with replace_atomically(target) as temp_path:
-            temp_path.write_bytes(image)
+        write_listed(target, bytes(image), self.identity)
         return target
 
     def read_results(self, name: str) -> xr.Dataset:
@@ -55,15 +52,14 @@ class RunResults(RunFiles):
             The dataset.
 
         Raises:
-            RunError: If there is no such result, or it cannot be read.
+            RunError: If there is no such result, or it is damaged.
         """
         file = self.path / "results" / f"{name}.nc"
         if not file.is_file():
             raise RunError(f"results must be one of {self.result_names()}, but got {name!r}")
-        try:
-            return xr.load_dataset(file, engine="netcdf4")
-        except (OSError, RuntimeError) as error:
-            raise RunError(f"results must be netCDF, but {file} cannot be read; delete it and run again") from error
+        hint = "run again to analyse it again"
+        content = read_listed(file, self.identity, hint) if self.has_checksums else read_bytes(file, hint)
+        return decode_netcdf(content, file, hint)
 
     def save_partial(self, name: str, dataset: xr.Dataset) -> None:
         """Save a partial result, so that a stopped run can resume from it.
@@ -72,24 +68,53 @@ class RunResults(RunFiles):
             name: The name of the partial result.
             dataset: The partial result.
         """
-        image = dataset.assign_attrs({**dataset.attrs, "code": hash_source_code()}).to_netcdf(engine="netcdf4")
-        with replace_atomically(self.path / "parts" / f"{name}.nc") as temp_path:
-            temp_path.write_bytes(image)
+        header = {"run": self.identity, "name": name, "code": hash_source_code()}
+        content = add_header(dataset.to_netcdf(engine="netcdf4"), header, "partial result")
+        write_atomically(self._partial_path(name), content)
 
-    def load_partial(self, name: str) -> xr.Dataset | None:
+    def load_partial(self, name: str, log: LogFn = do_nothing) -> xr.Dataset | None:
         """Load a partial result that was saved by the same code version.
 
         Args:
             name: The name of the partial result.
+            log: Receives one line if it is damaged.
 
         Returns:
-            The dataset, or None if it is missing, damaged, or from another code version.
+            The dataset, or None if it is missing, damaged, or from another run or code version.
         """
-        try:
-            part = xr.load_dataset(self.path / "parts" / f"{name}.nc", engine="netcdf4")
-        except (OSError, RuntimeError):  # missing, or a damaged header, or damaged data
+        file = self._partial_path(name)
+        if not file.exists():
             return None
-        return part if part.attrs.pop("code", None) == hash_source_code() else None
+        hint = "it is computed again"
+        try:
+            header, content = split_header(file, "partial result", hint)
+            expected = {"run": self.identity, "name": name, "code": hash_source_code()}
+            if any(header.get(key) != value for key, value in expected.items()):
+                return None
+            return decode_netcdf(content, file, hint)
+        except RunError as damage:
+            log(str(damage))
+            return None
+
+    def _partial_path(self, name: str) -> Path:
+        return self.path / "parts" / f"{name}.part"
+
+
+def decode_netcdf(content: bytes, file: Path, hint: str) -> xr.Dataset:
+    """Decode a result.
+
+    Args:
+        content: netCDF.
+        file: Where it was read, for the message.
+        hint: What to do if it cannot be decoded.
+
+    Raises:
+        RunError: If it cannot be decoded.
+    """
+    try:
+        return xr.load_dataset(content, engine="netcdf4")
+    except (OSError, RuntimeError, ValueError) as error:
+        raise RunError(f"results must be netCDF, but {file} cannot be read; {hint}") from error
 
 
 def _check_attrs(owner: str, attrs: Mapping[Any, Any]) -> None:

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from mesascope.models.config import DecoderConfig
 from mesascope.models.load import load_checkpoint, silence_transformers
 from mesascope.models.transformer import Decoder
-from mesascope.store import Run, RunError, verify_checkpoint
+from mesascope.checksums import read_record
+from mesascope.store import TRAINING_FILE, Run, RunError, verify_checkpoint
 from mesascope.tasks.base import Task
 from mesascope.train._batches import INIT_STREAM, derive_seed
 from mesascope.train._config import TrainingConfig
@@ -81,12 +82,13 @@ def record_training_config(run: Run, task: Task, config: DecoderConfig, training
     Raises:
         RunError: If the folder holds checkpoints of another configuration.
     """
-    name = str(run.seed_path(seed).relative_to(run.path) / "training")
-    settings = _describe_training(task, config, training, seed)
-    if (run.path / f"{name}.json").exists():
-        _check_same_settings(run.seed_path(seed), run.read_json(name), settings)
+    folder, settings = run.seed_path(seed), _describe_training(task, config, training, seed)
+    file = folder / f"{TRAINING_FILE}.json"
+    if file.exists():
+        stored = read_record(file, "training", f"delete {folder} and run again to train this seed again")
+        _check_same_settings(folder, stored, settings)
     else:
-        run.write_json(name, settings)
+        run.write_record(str(file.relative_to(run.path).with_suffix("")), settings, "training")
 
 
 def _build_decoder(config: DecoderConfig, training: TrainingConfig, seed: int, checkpoint: Path | None) -> Decoder:

@@ -35,17 +35,25 @@ class HistoryRecorder:
         rule: The configuration of the optimizer.
         folder: The folder of the history.
         keep_steps: Number of existing steps to keep.
+        identity: What tells this training from others; stored with the history.
 
     Raises:
         ValueError: If modules share weights, since an update then belongs to no single module.
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, rule: OptimizerConfig, folder: Path, keep_steps: int
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        rule: OptimizerConfig,
+        folder: Path,
+        keep_steps: int,
+        identity: Mapping[str, Any] | None = None,
     ) -> None:
         self._modules = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
         _check_unshared_weights(model)
         self._model, self._rule, self._folder, self._keep_steps = model, rule, folder, keep_steps
+        self._identity = dict(identity or {})
         self._decay = {p: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
         self._reads: dict[str, str] = {}
         self._inputs: dict[str, Tensor] = {}
@@ -124,7 +132,8 @@ class HistoryRecorder:
             for name, module in self._modules.items()
         }
         momentum = self._rule.momentum if isinstance(self._rule, SGD) else None
-        return {"rule": type(self._rule).__name__, "momentum": momentum, "labels": labels, "maps": modules}
+        rule = {"rule": type(self._rule).__name__, "momentum": momentum}
+        return {**rule, "labels": labels, "maps": modules, "training": self._identity}
 
     def _make_forward_hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def record_tensors(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from mesascope.models.config import DecoderConfig
-from mesascope.store import LogFn, Run, do_nothing
+from mesascope.store import HISTORY_FOLDER, LogFn, Run, do_nothing
 from mesascope.tasks.base import Task
 from mesascope.train._batches import prefetch_batches, sample_batches
 from mesascope.train._checkpoints import initialise_training, record_training_config, save_checkpoint
@@ -67,9 +67,8 @@ def train_model(
             save(0)
         recorder = None
         if training.history:
-            recorder = HistoryRecorder(
-                model, optimizer, training.optimizer, run.seed_path(seed) / "history", keep_steps=start
-            )
+            folder, identity = run.seed_path(seed) / HISTORY_FOLDER, run.training_identity(seed)
+            recorder = HistoryRecorder(model, optimizer, training.optimizer, folder, start, identity)
         with (
             run.open_log(seed, keep_steps=start) as training_log,
             recorder.attach_hooks() if recorder else nullcontext(),

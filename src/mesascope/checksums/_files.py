@@ -1,0 +1,144 @@
+"""Checksums of files that are no records: in a manifest, in a header, or in a comment at the end."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mesascope.checksums._records import (
+    DamagedFile,
+    RunError,
+    check_record,
+    hash_bytes,
+    parse_json,
+    read_bytes,
+    read_record,
+    seal_record,
+)
+
+MANIFEST = "manifest.json"
+PAGE_SEAL = "\n<!-- sha256:{} -->\n"
+
+
+def read_manifest(folder: Path, run: Mapping[str, str], hint: str) -> dict[str, Any]:
+    """Read the manifest of a folder.
+
+    Args:
+        folder: The folder.
+        run: The identity of the run that it belongs to.
+        hint: What to do if it is damaged.
+
+    Returns:
+        The list of checksums that each file may have, by the name of the file.
+
+    Raises:
+        DamagedFile: If it is missing or damaged, or belongs to another run.
+    """
+    file = folder / MANIFEST
+    manifest = read_record(file, "manifest", hint)
+    if manifest.get("run") != dict(run):
+        raise DamagedFile(f"{file} must be that of this run, but is that of another; {hint}")
+    return manifest["files"]
+
+
+def add_to_manifest(folder: Path, run: Mapping[str, str], name: str, checksum: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the manifest of a folder in which one file is about to be replaced.
+
+    The checksum of the file as it is stays valid, so that a process can be killed between the two writes.
+
+    Args:
+        folder: The folder.
+        run: The identity of the run.
+        name: The file that will be written.
+        checksum: Its new checksum.
+
+    Returns:
+        The manifest, with its checksum. A damaged manifest is replaced: its files must be written again.
+    """
+    try:
+        files = read_manifest(folder, run, "")
+    except RunError:
+        files = {}
+    valid = [checksum, *(one for one in files.get(name, [])[:1] if one != checksum)]
+    return seal_record({"run": dict(run), "files": {**files, name: valid}}, "manifest")
+
+
+def read_listed(file: Path, run: Mapping[str, str], hint: str) -> bytes:
+    """Read a file that the manifest of its folder lists, and verify it.
+
+    Args:
+        file: The file.
+        run: The identity of the run.
+        hint: What to do if it is damaged.
+
+    Returns:
+        Its content.
+
+    Raises:
+        DamagedFile: If it differs from the manifest or is not listed there, or the manifest is damaged.
+    """
+    content = read_bytes(file, hint)
+    valid = read_manifest(file.parent, run, hint).get(file.name)
+    if valid is None:
+        raise DamagedFile(f"{file} must be listed in {MANIFEST}, but is not; {hint}")
+    if hash_bytes(content) not in valid:
+        raise DamagedFile(f"{file} must match its checksum in {MANIFEST}, but differs; {hint}")
+    return content
+
+
+def add_header(content: bytes | memoryview, header: Mapping[str, Any], kind: str) -> bytes:
+    """Return a file with a header, which has the checksum of the content.
+
+    Args:
+        content: The content.
+        header: What identifies it, in JSON types.
+        kind: What it is, such as ``partial result``.
+    """
+    line = json.dumps(seal_record({**header, "content": hash_bytes(content)}, kind))
+    return line.encode() + b"\n" + bytes(content)
+
+
+def split_header(file: Path, kind: str, hint: str) -> tuple[dict[str, Any], bytes]:
+    """Read a file with a header and verify both.
+
+    Args:
+        file: The file.
+        kind: The kind that it must have.
+        hint: What to do if it is damaged.
+
+    Returns:
+        The header and the content.
+
+    Raises:
+        DamagedFile: If either is damaged.
+    """
+    line, _, content = read_bytes(file, hint).partition(b"\n")
+    header = check_record(parse_json(line, file, hint), kind, file, hint)
+    if header.pop("content", None) != hash_bytes(content):
+        raise DamagedFile(f"{file} must match its checksum, but differs; {hint}")
+    return header, content
+
+
+def seal_page(text: str) -> str:
+    """Return a page that ends with a comment of its checksum.
+
+    Args:
+        text: HTML.
+    """
+    return text + PAGE_SEAL.format(hashlib.sha256(text.encode()).hexdigest())
+
+
+def check_page(file: Path, hint: str) -> None:
+    """Verify a page.
+
+    Args:
+        file: The page.
+        hint: What to do if it is damaged.
+
+    Raises:
+        DamagedFile: If it differs from its checksum or has none.
+    """
+    content, length = read_bytes(file, hint), len(PAGE_SEAL.format("0" * 64))
+    if content[-length:] != PAGE_SEAL.format(hashlib.sha256(content[:-length]).hexdigest()).encode():
+        raise DamagedFile(f"{file} must match the checksum at its end, but differs; {hint}")
