@@ -230,6 +230,7 @@ def test_the_flags_are_the_ones_that_were_promised(command):
         "list": {"--json", "--help"},
         "runs": {"--json", "--help"},
         "report": {"--json", "--help"},
+        "verify": {"--help"},
         "show": {"--help"},
         "cite": {"--help"},
         "compare": {"--help"},

@@ -12,6 +12,7 @@ import xarray as xr
 from safetensors.torch import load_file
 
 from mesascope import api
+from mesascope.checksums import read_record, seal_record
 from mesascope.models.load import load_checkpoint
 from mesascope.runner import EVALUATION_SEED
 from mesascope.store import HistoryReader, Run, RunError, verify_checkpoint
@@ -143,9 +144,10 @@ def test_another_text_is_not_taken_for_the_first(finished: Run, tmp_path: Path) 
         registry.load_study(str(tmp_path / "two.py")).conditions[1].task.prepare(tmp_path / "kept", lambda line: None)
     )
     shutil.copytree(tmp_path / "kept", place / "data" / "text")
-    source = json.loads((place / "data" / "text" / "source.json").read_text())
+    file = place / "data" / "text" / "source.json"
+    source = read_record(file, "text", "")
     source["recipe"]["fallback"] = "prose"  # as if the same source gave another text
-    (place / "data" / "text" / "source.json").write_text(json.dumps(source))
+    file.write_text(json.dumps(seal_record(source, "text")))
     assert task.token_digest
     with pytest.raises(RunError, match=r"must be trained with one configuration, but holds another data"):
         api.run(str(finished.path.parent / "two.py"), scale="smoke", out=place, on="serial")

@@ -121,7 +121,10 @@ def test_checkpoints_are_listed_in_order_and_damaged_ones_named(run: Run) -> Non
         (lambda folder: write(folder / "model.bin", "weighty"), "its SHA-256 differs"),
         (lambda folder: (folder / "model.bin").unlink(), "model.bin must exist, but is missing"),
         (lambda folder: (folder / CHECKPOINT_FILE).unlink(), "checkpoint.json must exist, but is missing"),
-        (lambda folder: write(folder / CHECKPOINT_FILE, "[]"), "checkpoint.json must be a JSON object, but is an array"),
+        (
+            lambda folder: write(folder / CHECKPOINT_FILE, "[]"),
+            "checkpoint.json must be a JSON object, but is an array",
+        ),
         (lambda folder: write(folder / CHECKPOINT_FILE, "[" * 100_000), "checkpoint.json must be JSON, but is nested"),
         (lambda folder: write(folder / CHECKPOINT_FILE, '{"files": {}, "step": 3}'), "written by an older version"),
         (lambda folder: replace_in(folder / CHECKPOINT_FILE, '"step": 3', '"step": 4'), "must match its checksum"),
@@ -259,7 +262,9 @@ def test_a_record_of_another_kind_is_refused(run: Run) -> None:
         Run.open(run.path)
 
 
-@pytest.mark.parametrize("text", ["5", "[1]", "null", '"text"', "[" * 100_000, '{"a": 1, "format": 2}', '{"sha256": 1}'])
+@pytest.mark.parametrize(
+    "text", ["5", "[1]", "null", '"text"', "[" * 100_000, '{"a": 1, "format": 2}', '{"sha256": 1}']
+)
 def test_other_json_types_are_refused(run: Run, text: str) -> None:
     (run.path / "run.json").write_text(text)
     with pytest.raises(RunError, match=r"run.json must .*; restore it, or delete the folder and run again"):

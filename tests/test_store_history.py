@@ -107,7 +107,7 @@ def test_a_flipped_bit_is_named_by_its_step_however_it_is_read(tmp_path: Path, r
 
 
 def test_columns_and_histories_do_not_stand_for_each_other(tmp_path: Path) -> None:
-    columns = {name: COLUMNS["t"] for name in ("a", "b")}
+    columns = dict.fromkeys(("a", "b"), COLUMNS["t"])
     for run in ("one", "two"):
         writer = HistoryWriter(tmp_path / run / "history", columns, {"training": run}, 0)
         writer.append_step({name: np.array([[1.0]]) for name in columns})

@@ -51,6 +51,7 @@ def run(
     chosen_device = choose_device(device)
     path = Path(out) if out is not None else RUNS_FOLDER / f"{load_study(study).name}-{scale}"
     executor_name = on or ("serial" if scale == "smoke" or chosen_device != "cpu" else "processes")
+    progress = progress or NullProgress()
     finished_run = run_study(
         study,
         scale=scale,
@@ -58,11 +59,11 @@ def run(
         path=path,
         device=chosen_device,
         executor=create_executor(executor_name),
-        progress=progress or NullProgress(),
+        progress=progress,
         varied=vary,
     )
     for cell in load_cells(finished_run.path):
-        write_report(cell.path)
+        write_report(cell.path, progress.log_message)
     return finished_run
 
 

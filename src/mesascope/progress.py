@@ -52,7 +52,7 @@ class ProgressDisplay(_TerminalProgress):
     def __init__(self, console: Console) -> None:
         super().__init__(
             console,
-            TextColumn("{task.description:<18}"),
+            TextColumn("{task.description:<18}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[loss]}"),
@@ -92,7 +92,7 @@ class ProgressDisplay(_TerminalProgress):
             self._bars.update(self._tasks[index], completed=done, total=total, loss=loss_text)
         elif done == total or time.monotonic() - self._last_line_time > LINE_INTERVAL:
             self._last_line_time = time.monotonic()
-            self._console.print(f"{self._name} {self._parts[index]}: {done}/{total} {loss_text}".rstrip())
+            self._console.print(f"{self._name} {self._parts[index]}: {done}/{total} {loss_text}".rstrip(), markup=False)
 
     def log_message(self, line: str) -> None:
         """Print a message above the bars.
@@ -113,7 +113,7 @@ class StageProgressBar(_TerminalProgress):
     def __init__(self, console: Console) -> None:
         super().__init__(
             console,
-            TextColumn("{task.description:<40}"),
+            TextColumn("{task.description:<40}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),

@@ -1,11 +1,12 @@
 """Checksums of the files of a run, so that a damaged file is named and never read as if it were whole.
 
-Four kinds of file carry their SHA-256 in four ways:
+Files carry their SHA-256 in one of these ways:
 
-- a record (``run.json``, ``training.json``, ``checkpoint.json``, ``history.json``) has a field ``sha256`` over all its
-  other fields;
+- a record (``run.json``, ``training.json``, ``checkpoint.json``, ``history.json``, ``log.json``) has a field ``sha256``
+  over all its other fields;
 - other files are listed in the ``manifest.json`` of their folder, which is itself a record;
 - a file with a header (a partial result) begins with a record of one line that has the digest of all that follows;
+- a checkpoint, and a prepared text, has a record that lists its files (``checkpoint.json``, ``source.json``);
 - a page ends with a comment that has the digest of all that precedes.
 
 The digest of a record is that of its values, so that a different indentation is not damage.
@@ -20,6 +21,7 @@ from mesascope.checksums._files import (
     read_manifest,
     seal_page,
     split_header,
+    verify_folder,
 )
 from mesascope.checksums._records import (
     FORMAT,
@@ -37,10 +39,13 @@ from mesascope.checksums._records import (
     read_record,
     seal_record,
 )
+from mesascope.checksums._run_folder import RESTORE_HINT, VERDICTS_HINT, read_run_record, read_verdict_rows
 
 __all__ = [
     "FORMAT",
     "MANIFEST",
+    "RESTORE_HINT",
+    "VERDICTS_HINT",
     "DamagedFile",
     "OlderFormat",
     "RunError",
@@ -58,7 +63,10 @@ __all__ = [
     "read_listed",
     "read_manifest",
     "read_record",
+    "read_run_record",
+    "read_verdict_rows",
     "seal_page",
     "seal_record",
     "split_header",
+    "verify_folder",
 ]

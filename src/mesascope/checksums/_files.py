@@ -87,6 +87,22 @@ def read_listed(file: Path, run: Mapping[str, str], hint: str) -> bytes:
     return content
 
 
+def verify_folder(record_file: Path, kind: str, hint: str) -> None:
+    """Verify a record and the files beside it whose checksums it lists.
+
+    Args:
+        record_file: The record, with a field ``files``.
+        kind: The kind that it must have.
+        hint: What to do if a file is damaged.
+
+    Raises:
+        DamagedFile: If the record or a file is damaged.
+    """
+    for name, checksum in read_record(record_file, kind, hint)["files"].items():
+        if hash_bytes(read_bytes(record_file.parent / name, hint)) != checksum:
+            raise DamagedFile(f"{record_file.parent / name} must match its checksum, but differs; {hint}")
+
+
 def add_header(content: bytes | memoryview, header: Mapping[str, Any], kind: str) -> bytes:
     """Return a file with a header, which has the checksum of the content.
 

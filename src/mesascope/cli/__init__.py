@@ -5,12 +5,19 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.markup import escape
-
 from mesascope.cli import _catalogue, _execution, _finished_runs  # noqa: F401  registers the commands
-from mesascope.cli._app import EXIT_BAD_INPUT, EXIT_CONTRADICTED, EXIT_INTERRUPTED, EXIT_OK, app, err
+from mesascope.cli._app import (
+    EXIT_BAD_INPUT,
+    EXIT_CONTRADICTED,
+    EXIT_DAMAGED,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    app,
+    err,
+    print_line,
+)
 
-__all__ = ["EXIT_BAD_INPUT", "EXIT_CONTRADICTED", "EXIT_INTERRUPTED", "EXIT_OK", "app", "main"]
+__all__ = ["EXIT_BAD_INPUT", "EXIT_CONTRADICTED", "EXIT_DAMAGED", "EXIT_INTERRUPTED", "EXIT_OK", "app", "main"]
 
 
 def main() -> None:
@@ -31,13 +38,12 @@ def _handle_user_errors() -> Iterator[None]:
             _exit_with_error(str(error))
         raise
     except OSError as error:
-        if error.errno is None:
-            raise
-        _exit_with_error(f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror))
+        named = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        _exit_with_error(named or str(error))
 
 
 def _exit_with_error(line: str) -> None:
     if os.environ.get("MESASCOPE_DEBUG"):
         raise
-    err.print(f"mesascope: {escape(' '.join(line.split()))}", soft_wrap=True)
+    print_line(f"mesascope: {' '.join(line.split())}", err)
     sys.exit(EXIT_BAD_INPUT)

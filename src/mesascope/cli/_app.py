@@ -11,10 +11,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Identify the algorithm that a transformer runs in its forward pass, and how training produces it.",
 )
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+out = Console(highlight=False, emoji=False)
+err = Console(stderr=True, highlight=False, emoji=False)
 
-EXIT_OK, EXIT_CONTRADICTED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_OK, EXIT_CONTRADICTED, EXIT_DAMAGED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 1, 2, 130
 STATUS_COLOURS = {
     "supported": "green",
     "contradicted": "red",
@@ -30,3 +30,13 @@ TrustRemoteCode = Annotated[
     typer.Option("--trust-remote-code", help="Run Python code that comes with the model, if you trust its author."),
 ]
 StudyName = Annotated[str, typer.Argument(help="Name of a study, or a .py file that defines STUDY.")]
+
+
+def print_line(text: str, console: Console = out) -> None:
+    """Print a line as it is: without markup, which names and paths may look like, and without line breaks.
+
+    Args:
+        text: The line.
+        console: Where to print it.
+    """
+    console.print(text, markup=False, soft_wrap=True)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from mesascope.cli._app import (
     EXIT_CONTRADICTED,
@@ -18,7 +17,7 @@ from mesascope.cli._app import (
     TrustRemoteCode,
     app,
     err,
-    out,
+    print_line,
 )
 from mesascope.cli._output import print_cells, print_ranking, print_verdict
 
@@ -55,7 +54,7 @@ def run_command(
         print_verdict(verdict)
     if len(cells) > 1:
         print_cells(cells)
-    out.print(f"\nReport: {finished_run.path / 'report.html'}", soft_wrap=True)
+    print_line(f"\nReport: {finished_run.path / 'report.html'}")
     if strict and any(verdict.status == "contradicted" for verdict in verdicts):
         raise typer.Exit(EXIT_CONTRADICTED)
 
@@ -94,8 +93,8 @@ def inspect_command(
             progress=stages,
         )
     for name, reason in finished_run.read_json("model")["skipped"].items():
-        out.print(f"{name} was skipped: {escape(reason)}", soft_wrap=True)
-    out.print(f"Report: {finished_run.path / 'report.html'}", soft_wrap=True)
+        print_line(f"{name} was skipped: {reason}")
+    print_line(f"Report: {finished_run.path / 'report.html'}")
 
 
 @app.command("which-algorithm")
@@ -115,7 +114,7 @@ def which_algorithm_command(
     from mesascope.inspection.algorithm_table import summarise_report
 
     def print_log_line(line: str) -> None:
-        err.print(escape(line), soft_wrap=True)
+        print_line(line, err)
 
     with _handle_interrupt():
         reports = api.rank_algorithms(

@@ -1,4 +1,4 @@
-"""Commands about finished runs: report, compare, runs."""
+"""Commands about finished runs: report, verify, compare, runs."""
 
 import json
 from pathlib import Path
@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from mesascope.cli._app import AsJson, app, out
-from mesascope.cli._output import format_verdict_cell, print_verdict_table, read_verdict_rows
+from mesascope.cli._app import EXIT_BAD_INPUT, EXIT_DAMAGED, AsJson, app, err, out, print_line
+from mesascope.cli._output import format_verdict_cell, load_verdict_rows, print_verdict_table
 
 
 @app.command("report")
@@ -16,15 +16,38 @@ def report_command(
     run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")], as_json: AsJson = False
 ) -> None:
     """Regenerate the reports of runs and show their verdicts."""
-    from mesascope.report import summarize_run, write_report
+    from mesascope.report import NO_CHECKSUMS, summarize_run, write_report
 
     if as_json:
         print(json.dumps([summarize_run(path) for path in run_dirs], indent=2))
         return
+    problems: list[str] = []
     for path in run_dirs:
-        page = write_report(path)
+        page = write_report(path, problems.append)
         print_verdict_table(path)
-        out.print(f"Report: {page}", soft_wrap=True)
+        print_line(f"Report: {page}")
+    for problem in problems:
+        print_line(f"mesascope: {problem}", err)
+    if any(problem != NO_CHECKSUMS for problem in problems):
+        raise typer.Exit(EXIT_BAD_INPUT)
+
+
+@app.command("verify")
+def verify_command(
+    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
+) -> None:
+    """Verify the checksum of every file of runs; exit with code 1 if a file is damaged."""
+    from mesascope.store import verify_run
+
+    damaged = False
+    for path in run_dirs:
+        result = verify_run(path)
+        for line in result.problems:
+            print_line(line)
+        damaged = damaged or bool(result.problems)
+        print_line(f"{path}: {result.files} files verified, {len(result.problems)} damaged")
+    if damaged:
+        raise typer.Exit(EXIT_DAMAGED)
 
 
 @app.command("compare")
@@ -35,8 +58,8 @@ def compare_command(
     """Compare the verdicts of two runs."""
     from rich.table import Table
 
-    tables = [{row["name"]: row for row in read_verdict_rows(path)} for path in (first, second)]
-    table = Table("claim", str(first), str(second))
+    tables = [{row["name"]: row for row in load_verdict_rows(path)} for path in (first, second)]
+    table = Table("claim", escape(str(first)), escape(str(second)))
     for name in dict.fromkeys([*tables[0], *tables[1]]):
         table.add_row(escape(name), *(format_verdict_cell(rows.get(name)) for rows in tables))
     out.print(table)
@@ -54,7 +77,7 @@ def runs_command(
         print(json.dumps(rows, indent=2))
         return
     if not rows:
-        out.print(f"no runs in {folder}/", soft_wrap=True)
+        print_line(f"no runs in {folder}/")
     for row in rows:
         counts = ", ".join(f"{n} {word}" for word, n in row["verdicts"].items()) or row["state"]
-        out.print(f"{row['path']}  {row['study']} {row['scale'] or ''}  {counts}", soft_wrap=True)
+        print_line(f"{row['path']}  {row['study']} {row['scale'] or ''}  {counts}")

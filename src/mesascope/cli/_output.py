@@ -19,6 +19,15 @@ RANKING_LEGEND = (
 )
 
 
+_VERDICT_TYPES = {  # of the fields that are printed
+    "name": str,
+    "status": str,
+    "statement": str,
+    "value": int | float | None,
+    "control": int | float | None,
+}
+
+
 def print_verdict(verdict: Any) -> None:
     """Print a verdict with its numbers.
 
@@ -30,8 +39,9 @@ def print_verdict(verdict: Any) -> None:
     if verdict.value is not None:
         interval = " [{:.3g}, {:.3g}]".format(*verdict.interval) if verdict.interval else ""  # none for one seed
         out.print(
-            f"  {escape(verdict.description)}: {verdict.value:.3g}{interval}".replace("[", "\\[")
-            + f"; {escape(verdict.control_description)}: {verdict.control:.3g}"
+            f"  {verdict.description}: {verdict.value:.3g}{interval}; "
+            f"{verdict.control_description}: {verdict.control:.3g}",
+            markup=False,
         )
     out.print(f"  [dim]{escape(verdict.reason)}; {escape(verdict.source)}[/dim]")
 
@@ -47,10 +57,10 @@ def print_verdict_table(path: Path) -> None:
     if not (path / "verdicts.json").exists():
         return
     table = Table("verdict", "claim", "value", "control")
-    for row in read_verdict_rows(path):
+    for row in load_verdict_rows(path):
         colour = STATUS_COLOURS.get(row["status"], "dim")
         value, control = (f"{row[key]:.3g}" if row[key] is not None else "-" for key in ("value", "control"))
-        table.add_row(f"[{colour}]{row['status']}[/{colour}]", escape(row["statement"]), value, control)
+        table.add_row(f"[{colour}]{escape(row['status'])}[/{colour}]", escape(row["statement"]), value, control)
     out.print(table)
 
 
@@ -123,7 +133,7 @@ def _format_similarity(value: float) -> str:
     return "-" if value != value else "below -10" if value < -10 else f"{value:.3f}"
 
 
-def read_verdict_rows(path: Path) -> list[dict[str, Any]]:
+def load_verdict_rows(path: Path) -> list[dict[str, Any]]:
     """Read the verdicts of a run.
 
     Args:
@@ -131,10 +141,21 @@ def read_verdict_rows(path: Path) -> list[dict[str, Any]]:
 
     Returns:
         One row per verdict.
-    """
-    from mesascope.store import Run
 
-    return Run.open(path).read_json("verdicts")
+    Raises:
+        RunError: If the verdicts are missing, damaged, or lack what is printed.
+    """
+    from mesascope.checksums import VERDICTS_HINT, RunError, read_verdict_rows
+
+    rows = read_verdict_rows(path)
+    for row in rows:
+        for key, types in _VERDICT_TYPES.items():
+            if key not in row or not isinstance(row[key], types):
+                raise RunError(
+                    f"{path / 'verdicts.json'} must have a valid {key} in every verdict, but has {row.get(key)!r}; "
+                    f"{VERDICTS_HINT}"
+                )
+    return rows
 
 
 def format_verdict_cell(row: dict[str, Any] | None) -> str:
@@ -162,8 +183,8 @@ def format_last_verdicts(last: dict[str, Any] | None) -> str:
     """
     if last is None:
         return "[dim]no verdicts yet[/dim]"
-    origin = escape(last["run"]) if last["run"] else f"published, {last['scale']} scale"
-    counts = (f"[{STATUS_COLOURS.get(word, 'dim')}]{n} {word}[/]" for word, n in last["verdicts"].items())
+    origin = escape(last["run"]) if last["run"] else f"published, {escape(last['scale'])} scale"
+    counts = (f"[{STATUS_COLOURS.get(word, 'dim')}]{n} {escape(word)}[/]" for word, n in last["verdicts"].items())
     return f"{origin}: {', '.join(counts)}"
 
 

@@ -1,5 +1,6 @@
 """Self-contained HTML reports, one page per run. Only the run directory is read."""
 
+from mesascope.report.load_run import NO_CHECKSUMS
 from mesascope.report.page import render_report, summarize_run, write_report
 
-__all__ = ["render_report", "summarize_run", "write_report"]
+__all__ = ["NO_CHECKSUMS", "render_report", "summarize_run", "write_report"]

@@ -1,7 +1,6 @@
 """Loading of a run directory into plain values. Files that cannot be read are reported, never skipped silently."""
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +9,12 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from mesascope.checksums import RunError, read_verdict_rows
 from mesascope.report.sections import section_rank
+from mesascope.store import Run
+from mesascope.studies.cells import load_cells
 
+NO_CHECKSUMS = "this run was written by an older version without checksums, so damage to its files cannot be detected"
 VERSION_KEYS = ("mesascope", "torch", "transformers", "numpy", "python")
 
 
@@ -71,81 +74,85 @@ def load_run(run_dir: Path) -> RunRecord:
         Everything that the report needs. Files that cannot be read are listed in its ``problems``.
 
     Raises:
-        FileNotFoundError: if there is no ``run.json``.
-        ValueError: if ``run.json`` is not a JSON object.
+        RunError: if ``run.json`` is missing or damaged.
     """
-    path = Path(run_dir)
-    if not (path / "run.json").is_file():
-        raise FileNotFoundError(f"a run directory must contain run.json, but {path} does not; pass a run directory")
-    problems: list[str] = []
-    run_info = _read_json(path / "run.json", problems)
-    if not isinstance(run_info, dict):
-        raise ValueError(f"run.json must be a JSON object, but {path / 'run.json'} is not: {' '.join(problems)}")
-    verdicts = _read_json(path / "verdicts.json", problems) if (path / "verdicts.json").exists() else []
-    results = sorted((_load_result(file) for file in (path / "results").glob("*.nc")), key=lambda one: one.sort_key)
+    run = Run.open(run_dir)
+    path, problems = run.path, [] if run.has_checksums else [NO_CHECKSUMS]
+    results = sorted((_load_result(run, name) for name in run.result_names()), key=lambda one: one.sort_key)
     problems += [f"results/{one.file}: {one.problem}" for one in results if one.problem]
+    verdicts, logs = _read_verdicts(run, problems), _read_training_logs(run, problems)
+    problems += _find_damaged_cells(path, problems)
+    record = {key: value for key, value in run.record.items() if key != "format"}
     return RunRecord(
         path=path,
-        run=_merge_provenance(run_info, path, problems),
-        model=_read_model_info(path / "model.json", problems),
-        verdicts=_validate_verdicts(verdicts, problems),
-        logs=_read_training_logs(path, problems),
+        run=_merge_provenance(record, run, problems),
+        model=_read_object(run, "model", problems),
+        verdicts=verdicts,
+        logs=logs,
         results=results,
         problems=problems,
     )
 
 
-def _merge_provenance(run_info: dict[str, Any], path: Path, problems: list[str]) -> dict[str, Any]:
+def _merge_provenance(run_info: dict[str, Any], run: Run, problems: list[str]) -> dict[str, Any]:
     provenance = run_info.get("provenance")
     if not isinstance(provenance, dict):
         return run_info
     versions = {name: provenance[name] for name in VERSION_KEYS if provenance.get(name)}
-    timings_file = path / "seconds.json"
-    seconds = _read_json(timings_file, problems) if timings_file.exists() else None
-    return {**provenance, "versions": versions, "seconds": seconds, **run_info}
+    return {**provenance, "versions": versions, "seconds": _read_object(run, "seconds", problems), **run_info}
 
 
-def _read_json(file: Path, problems: list[str]) -> Any:
-    """Return the parsed file, or None after appending a message to ``problems``."""
+def _read_object(run: Run, name: str, problems: list[str]) -> dict[str, Any]:
+    """Return a JSON object; empty if there is no such file, or after appending a message to ``problems``."""
+    if not (run.path / f"{name}.json").exists():
+        return {}
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        problems.append(f"{file.name} could not be read: {error}")
-        return None
+        value = run.read_json(name)
+    except RunError as error:
+        problems.append(f"{name}.json could not be read: {error}")
+        return {}
+    if not isinstance(value, dict):
+        problems.append(f"{name}.json must contain a JSON object, but does not")
+        return {}
+    return value
 
 
-def _read_model_info(file: Path, problems: list[str]) -> Mapping[str, Any]:
-    info = _read_json(file, problems) if file.exists() else {}
-    if isinstance(info, dict) or info is None:
-        return info or {}
-    problems.append(f"{file.name} must contain a JSON object, but does not")
-    return {}
-
-
-def _validate_verdicts(verdicts: Any, problems: list[str]) -> list[Mapping[str, Any]]:
-    if verdicts is None:
+def _read_verdicts(run: Run, problems: list[str]) -> list[dict[str, Any]]:
+    if not (run.path / "verdicts.json").exists():
         return []
-    if not isinstance(verdicts, list) or not all(isinstance(one, dict) for one in verdicts):
-        problems.append("verdicts.json must contain a list of JSON objects, but does not")
-        return []
-    return verdicts
-
-
-def _load_result(file: Path) -> ResultFile:
     try:
-        return ResultFile(file=file.name, data=xr.load_dataset(file, engine="netcdf4"))
-    except Exception as error:  # a damaged file can raise anything; the page reports it
-        return ResultFile(file=file.name, data=None, problem=f"{type(error).__name__}: {error}")
+        return read_verdict_rows(run.path, run.record)
+    except RunError as error:
+        problems.append(f"verdicts.json could not be read: {error}")
+        return []
 
 
-def _read_training_logs(path: Path, problems: list[str]) -> dict[str, dict[str, dict[str, np.ndarray]]]:
+def _find_damaged_cells(path: Path, problems: list[str]) -> list[str]:
+    """Return a message if the verdicts of a cell are damaged, unless it is among the problems already."""
+    try:
+        load_cells(path)
+    except RunError as error:
+        return [] if any(str(error) in problem for problem in problems) else [str(error)]
+    return []
+
+
+def _load_result(run: Run, name: str) -> ResultFile:
+    try:
+        return ResultFile(file=f"{name}.nc", data=run.read_results(name))
+    except RunError as error:
+        return ResultFile(file=f"{name}.nc", data=None, problem=str(error))
+
+
+def _read_training_logs(run: Run, problems: list[str]) -> dict[str, dict[str, dict[str, np.ndarray]]]:
     """Return the columns of every training log, by condition, then by seed in numerical order."""
     logs: dict[str, dict[str, dict[str, np.ndarray]]] = {}
+    path = run.path
     files = [*sorted(path.glob("models/seed=*/log.csv")), *sorted(path.glob("models/*/seed=*/log.csv"))]
     for file in sorted(files, key=lambda file: len(file.parent.name)):
         seed, condition = file.parent.name.removeprefix("seed="), file.parents[1].name
+        models = run.for_condition("" if condition == "models" else condition)
         try:
-            log = _read_log(file)
+            log = models.read_log(int(seed)) if run.has_checksums else _read_log(file)
         except (OSError, ValueError, csv.Error) as error:
             problems.append(f"{file.relative_to(path)} could not be read: {error}")
             continue

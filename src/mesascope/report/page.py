@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from mesascope.checksums import RunError, seal_page
 from mesascope.report import run_info, run_tables
 from mesascope.report.explorers.combined import CombinedPanel
 from mesascope.report.explorers.head_explorer import build_head_explorer
@@ -22,7 +23,7 @@ from mesascope.report.panels.verdicts import build_claim_groups, count_verdicts
 from mesascope.report.plotting.figure import Panel
 from mesascope.report.plotting.variable import is_uncertainty
 from mesascope.report.text import add_full_stop, encode_script_json, format_sentence
-from mesascope.store import Run
+from mesascope.store import LogFn, Run, do_nothing
 
 SCRIPTS = ("figures.js", "square.js", "attention.js", "reader.js", "explorer.js", "start.js")
 VERDICT_KEYS = tuple("name status statement value interval control difference threshold unit reason".split())
@@ -56,20 +57,23 @@ class Section:
     folded_panels: list[Panel]
 
 
-def write_report(run_dir: Path | str) -> Path:
+def write_report(run_dir: Path | str, log: LogFn = do_nothing) -> Path:
     """Regenerate the report of a run.
 
     Args:
         run_dir: the run directory.
+        log: receives one line for each file that is damaged or cannot be read.
 
     Returns:
         The path of the written ``report.html``.
 
     Raises:
-        RunError: if there is no run at ``path``.
+        RunError: if there is no run at ``path``, or its ``run.json`` is damaged.
     """
-    run = Run.open(run_dir)
-    return run.write_text("report.html", render_report(run.path))
+    run, record = Run.open(run_dir), load_run(Path(run_dir))
+    for problem in record.problems:
+        log(problem)
+    return run.write_text("report.html", seal_page(_render_record(record)))
 
 
 def render_report(run_dir: Path) -> str:
@@ -82,19 +86,29 @@ def render_report(run_dir: Path) -> str:
         The HTML text.
 
     Raises:
-        FileNotFoundError: if there is no ``run.json``.
-        ValueError: if ``run.json`` is not a JSON object.
+        RunError: if ``run.json`` is missing or damaged.
     """
-    record = load_run(run_dir)
+    return _render_record(load_run(run_dir))
+
+
+def _render_record(record: RunRecord) -> str:
     return _load_template().render(
         **_describe_run(record),
         **_build_results(record),
-        cell_map=build_cell_map(record.path, record.run),
+        cell_map=_build_cell_map(record),
         problems=record.problems,
         run_name=record.path.resolve().name,
         style=Markup(_read_asset("page.css")),
         scripts=[Markup(_read_plotly_bundle()), *(Markup(_read_asset(name)) for name in SCRIPTS)],
     )
+
+
+def _build_cell_map(record: RunRecord) -> dict[str, Any] | None:
+    """Return the map of verdicts over cells; None if a cell is damaged, which the problems name."""
+    try:
+        return build_cell_map(record.path, record.run)
+    except RunError:
+        return None
 
 
 def _describe_run(record: RunRecord) -> dict[str, Any]:
@@ -144,8 +158,7 @@ def summarize_run(run_dir: Path) -> dict[str, Any]:
         The run's metadata, verdicts, result files (with variables and sizes), and the files that could not be read.
 
     Raises:
-        FileNotFoundError: if there is no ``run.json``.
-        ValueError: if ``run.json`` is not a JSON object.
+        RunError: if ``run.json`` is missing or damaged.
     """
     record = load_run(run_dir)
     return _summarize_metadata(record) | {

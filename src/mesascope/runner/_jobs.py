@@ -12,8 +12,8 @@ from mesascope.analyses.nulls import UNTRAINED, with_draws
 from mesascope.axes import with_decoded_tokens
 from mesascope.runner._checkpoints import SeedCheckpoints
 from mesascope.runner._evaluation import count_evaluation_sequences, draw_evaluation_batches
-from mesascope.runner._seed_results import load_seed_results, save_seed_results
-from mesascope.runner._stamps import stamp_condition
+from mesascope.runner._seed_results import load_seed_results, load_stamped, save_seed_results, save_stamped
+from mesascope.runner._stamps import stamp_condition, stamp_simulation
 from mesascope.store import LogFn, Run, do_nothing
 from mesascope.studies.base import Condition, Study
 from mesascope.studies.registry import load_study
@@ -97,7 +97,7 @@ def run_job(
         The result of each analysis along the axis ``step``, or of the toy model, by result name.
     """
     if isinstance(job, SimulationJob):
-        return _simulate(job, progress)
+        return _simulate(job, progress, log)
     study = load_study(job.study)
     with limit_threads(study.condition(job.condition).scales[job.scale].training.threads):
         return _train_and_analyse(study, job, progress, log)
@@ -112,7 +112,7 @@ def _train_and_analyse(
     model = condition.model_at(job.scale)
     train_model(task, model, config.training, job.seed, run, device=job.device, progress=progress, log=log)
     stamp = stamp_condition(run, condition, task, job.scale, [job.seed])
-    results = load_seed_results(run, condition, job.seed, stamp)
+    results = load_seed_results(run, condition, job.seed, stamp, log)
     if results is None:
         results = _analyse(condition, job, run, task, progress)
         save_seed_results(run, condition, job.seed, stamp, results)
@@ -156,15 +156,15 @@ def _analyse_steps(
     return {name: xr.concat(parts, dim="step", combine_attrs="override") for name, parts in by_analysis.items()}
 
 
-def _simulate(job: SimulationJob, progress: Callable[[int, int, float], None]) -> dict[str, xr.Dataset]:
+def _simulate(job: SimulationJob, progress: Callable[[int, int, float], None], log: LogFn) -> dict[str, xr.Dataset]:
     """Simulate one seed of a toy model, unless its result is stored already."""
     simulation, run = load_study(job.study).simulation(job.simulation), Run.open(job.path)
-    name = f"{simulation.name}-seed={job.seed}"
-    dataset = run.load_partial(name)
+    name, stamp = f"{simulation.name}-seed={job.seed}", stamp_simulation(simulation, job.scale, [job.seed])
+    dataset = load_stamped(run, name, stamp, log)
     if dataset is None:
         with limit_threads(1):
             dataset = simulation.scales[job.scale].simulate(job.seed, progress)
-        run.save_partial(name, dataset)
+        save_stamped(run, name, stamp, dataset)
     progress(1, 1, float("nan"))
     return {simulation.name: dataset}
 

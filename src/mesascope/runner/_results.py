@@ -8,7 +8,7 @@ import xarray as xr
 from mesascope.analyses import Analysis
 from mesascope.runner._evaluation import count_evaluation_sequences
 from mesascope.runner._jobs import SimulationJob, TrainingJob, prepare_task_data
-from mesascope.runner._stamps import stamp_code, stamp_condition
+from mesascope.runner._stamps import stamp_condition, stamp_simulation
 from mesascope.store import LogFn, Run, RunError, do_nothing
 from mesascope.studies.base import Condition, Study
 
@@ -46,7 +46,7 @@ def load_finished_results(
 
 def _stamp_results(study: Study, scale: str, run: Run, seeds: Sequence[int]) -> dict[str, dict[str, str]]:
     """Return the stamp that each result must have, by result name."""
-    stamps = {simulation.name: _simulation_stamp(seeds) for simulation in study.simulations}
+    stamps = {simulation.name: stamp_simulation(simulation, scale, seeds) for simulation in study.simulations}
     for condition in study.conditions:
         names = map(condition.result_name, condition.analyses)
         stamps |= dict.fromkeys(names, _condition_stamp(study, run, condition, scale, seeds))
@@ -97,12 +97,13 @@ def _count_sequences(condition: Condition, analysis: Analysis, scale: str) -> in
 
 
 def gather_simulations(
-    study: Study, run: Run, jobs: Sequence[SimulationJob], outcomes: Sequence[Mapping[str, xr.Dataset]]
+    study: Study, scale: str, run: Run, jobs: Sequence[SimulationJob], outcomes: Sequence[Mapping[str, xr.Dataset]]
 ) -> dict[str, xr.Dataset]:
     """Concatenate the results of the toy models along the axis ``seed``, and write them.
 
     Args:
         study: The study.
+        scale: The name of the scale.
         run: The run.
         jobs: The jobs of all simulations and seeds.
         outcomes: The result of each job.
@@ -115,7 +116,7 @@ def gather_simulations(
         name = simulation.name
         by_seed = {job.seed: one[name] for job, one in zip(jobs, outcomes, strict=True) if job.simulation == name}
         attrs = {"simulation": name, "title": simulation.title, "description": simulation.description}
-        results[name] = _concat_seeds(by_seed, attrs | _simulation_stamp(list(by_seed)))
+        results[name] = _concat_seeds(by_seed, attrs | stamp_simulation(simulation, scale, list(by_seed)))
         run.write_results(name, results[name])
     return results
 
@@ -128,7 +129,3 @@ def _concat_seeds(by_seed: Mapping[int, xr.Dataset], attrs: Mapping[str, Any]) -
 def _condition_stamp(study: Study, run: Run, condition: Condition, scale: str, seeds: Sequence[int]) -> dict[str, str]:
     task = prepare_task_data(study, condition, scale, run, do_nothing)
     return stamp_condition(run, condition, task, scale, seeds)
-
-
-def _simulation_stamp(seeds: Sequence[int]) -> dict[str, str]:
-    return {"seeds simulated": ", ".join(map(str, seeds)), **stamp_code()}

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from mesascope.analyses import Analysis
 from mesascope.store import CHECKPOINT_FILE, Run
-from mesascope.store.provenance import collect_provenance
-from mesascope.studies.base import Condition
+from mesascope.store.provenance import collect_provenance, hash_source_code
+from mesascope.store.user_code import hash_user_code
+from mesascope.studies.base import Condition, Simulation
 from mesascope.tasks.base import Task
 
 
@@ -30,13 +31,36 @@ def stamp_condition(run: Run, condition: Condition, task: Task, scale: str, seed
             weights.update((models.seed_path(seed) / f"step={step}" / CHECKPOINT_FILE).read_bytes())
     analyses = hashlib.sha256("\n".join(map(_describe_analysis, condition.analyses)).encode())
     data = {"data": task.token_digest} if task.token_digest else {}
-    return {"weights": weights.hexdigest(), "analyses": analyses.hexdigest(), **data, **stamp_code()}
+    code = stamp_code(condition.analyses, task, condition.model_at(scale))
+    return {"weights": weights.hexdigest(), "analyses": analyses.hexdigest(), **data, **code}
 
 
-def stamp_code() -> dict[str, str]:
-    """Return the versions of the package, of its source code and of torch."""
+def stamp_simulation(simulation: Simulation, scale: str, seeds: Sequence[int]) -> dict[str, str]:
+    """Return the stamp of the results of a toy model.
+
+    Args:
+        simulation: The simulation.
+        scale: The name of the scale.
+        seeds: The replicates.
+
+    Returns:
+        Texts by name; results are valid only while all of them stay the same.
+    """
+    return {"seeds simulated": ", ".join(map(str, seeds)), **stamp_code(simulation.scales[scale])}
+
+
+def stamp_code(*values: object) -> dict[str, str]:
+    """Return the versions of the package and of torch, and digests of the source code.
+
+    Args:
+        *values: What else determines the results, of which a user's own file may define parts.
+
+    Returns:
+        Texts by name. The digest of the package's code also changes with uncommitted edits, unlike the revision.
+    """
     provenance = collect_provenance()
-    return {name: provenance[name] for name in ("mesascope", "revision", "torch")}
+    versions = {name: provenance[name] for name in ("mesascope", "revision", "torch")}
+    return {**versions, "code": hash_source_code(), "user code": hash_user_code(*values)}
 
 
 def _describe_analysis(analysis: Analysis) -> str:

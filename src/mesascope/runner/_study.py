@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import xarray as xr
 
+from mesascope.checksums import VERDICTS_HINT, read_verdict_rows
 from mesascope.runner._callbacks import Executor, ProgressCallback
 from mesascope.runner._description import describe_run
 from mesascope.runner._jobs import (
@@ -22,7 +23,7 @@ from mesascope.runner._jobs import (
     train_seed_group,
 )
 from mesascope.runner._results import gather_conditions, gather_simulations, load_finished_results
-from mesascope.store import Run
+from mesascope.store import Run, RunError
 from mesascope.studies.base import SCALES, Study
 from mesascope.studies.cell_names import format_cell, parse_cell
 from mesascope.studies.cells import CELLS_FOLDER
@@ -122,8 +123,18 @@ def _run_cells(
         for cell in missing:
             cell.run.write_json("seconds", seconds)
     for cell in cells:
+        _report_damaged_verdicts(cell.run, progress)
         verdicts = judge_claims(cell.study.claims, results[cell.reference], scale)
         cell.run.write_json("verdicts", [verdict.as_json() for verdict in verdicts])
+
+
+def _report_damaged_verdicts(run: Run, progress: ProgressCallback) -> None:
+    """Log one line if the verdicts are damaged; they are judged again in any case."""
+    if (run.path / "verdicts.json").exists():
+        try:
+            run.read_json("verdicts")
+        except RunError as damage:
+            progress.log_message(f"{str(damage).partition(';')[0]}; the claims are judged again")
 
 
 def _prepare_data(study: Study, scale: str, run: Run, progress: ProgressCallback) -> None:
@@ -173,7 +184,7 @@ def _compute_results(
     for cell, (jobs, simulation_jobs) in zip(cells, jobs_by_cell, strict=True):
         trained, simulated = (list(islice(outcomes, len(kind))) for kind in (jobs, simulation_jobs))
         results[cell.reference] = gather_conditions(cell.study, scale, cell.run, jobs, trained) | gather_simulations(
-            cell.study, cell.run, simulation_jobs, simulated
+            cell.study, scale, cell.run, simulation_jobs, simulated
         )
     return results
 
@@ -205,6 +216,11 @@ def load_verdicts(run: Run) -> list[Verdict]:
         One verdict per claim.
 
     Raises:
-        RunError: If the run has no verdicts.
+        RunError: If the run has no verdicts, or they are damaged.
     """
-    return [Verdict.from_json(row) for row in run.read_json("verdicts")]
+    try:
+        return [Verdict.from_json(row) for row in read_verdict_rows(run.path)]
+    except TypeError as error:
+        raise RunError(
+            f"{run.path / 'verdicts.json'} must have the fields of verdicts, but does not ({error}); {VERDICTS_HINT}"
+        ) from error

@@ -4,16 +4,20 @@
 
     run.json                           requested parameters, versions, platform, start time; written first
     models/seed=0/training.json        the training configuration of this seed
-    models/seed=0/log.csv              one line per optimizer step
+    models/seed=0/log.csv              one line per optimizer step; log.json has its checksum
     models/seed=0/step=100/            config.json, model.safetensors, state.safetensors, checkpoint.json
     models/seed=0/resume/              the same for the newest step, overwritten; removed when training ends
-    models/seed=0/history/             inputs and output gradients of every linear module, if requested
+    models/seed=0/history/             inputs and output gradients of every linear module, if requested, with a checksum
+                                       per step
     models/CONDITION/seed=0/...        the same for the further conditions of a study
     results/NAME.nc                    xarray datasets; open them with ``xr.open_dataset(path)``
+    parts/NAME-seed=0.part             the results of one seed, from which a stopped run resumes
     verdicts.json, report.html
+    manifest.json, results/manifest.json   checksums of the files beside them
 
-Every file and every checkpoint is written under a temporary name in the same folder, synced to disk, and renamed. This
-package knows nothing about the science: it stores bytes.
+Every file and every checkpoint is written under a temporary name in the same folder, synced to disk, and renamed. Every
+file is verified when it is read: see `mesascope.checksums`. This package knows nothing about the science: it stores
+bytes.
 """
 
 from mesascope.store._checkpoints import CHECKPOINT_FILE, CheckpointDamaged, verify_checkpoint
@@ -24,6 +28,7 @@ from mesascope.store._history_writer import HistoryWriter
 from mesascope.store._log import TrainingLog
 from mesascope.store._run import Run
 from mesascope.store._run_models import HISTORY_FOLDER, TRAINING_FILE
+from mesascope.store._verify import VerificationResult, verify_run
 
 __all__ = [
     "CHECKPOINT_FILE",
@@ -37,6 +42,8 @@ __all__ = [
     "Run",
     "RunError",
     "TrainingLog",
+    "VerificationResult",
     "do_nothing",
     "verify_checkpoint",
+    "verify_run",
 ]

@@ -117,7 +117,9 @@ def read_log(path: Path, identity: Mapping[str, Any] | None) -> bytes:
     content, checksum = read_bytes(path, hint), read_record(checksum_path(path), "log", hint)
     for key, value in (identity or {}).items():
         if checksum.get(key) != value:
-            raise DamagedFile(f"{path} must be the log of {key} {value!r}, but is that of {checksum.get(key)!r}; {hint}")
+            raise DamagedFile(
+                f"{path} must be the log of {key} {value!r}, but is that of {checksum.get(key)!r}; {hint}"
+            )
     covered = content[: checksum["size"]]
     if len(covered) < checksum["size"] or hashlib.sha256(covered).hexdigest() != checksum["content"]:
         raise DamagedFile(f"{path} must match its checksum, but differs; {hint}")

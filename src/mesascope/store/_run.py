@@ -6,15 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mesascope.checksums import (
-    FORMAT,
-    DamagedFile,
-    check_record,
-    describe_json_type,
-    is_older_format,
-    parse_json,
-    read_bytes,
-)
+from mesascope.checksums import FORMAT, read_run_record
 from mesascope.store._files import (
     HOLDER_FILE,
     LOCK_FILE,
@@ -25,7 +17,6 @@ from mesascope.store._files import (
     remove_path,
     to_json,
 )
-from mesascope.store._run_files import RESTORE_HINT
 from mesascope.store._run_models import RunModels
 from mesascope.store._run_results import RunResults
 from mesascope.store.provenance import collect_provenance
@@ -88,10 +79,7 @@ class Run(RunModels, RunResults):
         Raises:
             RunError: If there is no run, or its ``run.json`` cannot be read.
         """
-        file = Path(path) / "run.json"
-        if not file.is_file():
-            raise RunError(f"a run directory must hold run.json, but {path} has none; give the folder of a run")
-        return cls(path, read_run_record(file))
+        return cls(path, read_run_record(Path(path)))
 
     @property
     def description(self) -> dict[str, Any]:
@@ -139,24 +127,6 @@ class Run(RunModels, RunResults):
             A run of the same directory.
         """
         return Run(self.path, self.record, condition)
-
-
-def read_run_record(file: Path) -> dict[str, Any]:
-    """Read ``run.json``; that of an earlier version has no checksum, and no key ``format`` either.
-
-    Args:
-        file: The file.
-
-    Returns:
-        The record.
-
-    Raises:
-        RunError: If it is missing or damaged.
-    """
-    value = parse_json(read_bytes(file, RESTORE_HINT), file, RESTORE_HINT)
-    if not isinstance(value, dict):
-        raise DamagedFile(f"{file} must be a JSON object, but is {describe_json_type(value)}; {RESTORE_HINT}")
-    return value if is_older_format(value) else check_record(value, "run", file, RESTORE_HINT)
 
 
 def _new_record(path: Path, requested: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,10 +4,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mesascope.checksums import identify_run, is_older_format, parse_json, read_bytes, read_listed, seal_record
+from mesascope.checksums import (
+    RESTORE_HINT,
+    identify_run,
+    is_older_format,
+    parse_json,
+    read_bytes,
+    read_listed,
+    seal_record,
+)
 from mesascope.store._files import to_json, to_json_types, write_atomically, write_listed
-
-RESTORE_HINT = "restore it, or delete the folder and run again"
 
 
 class RunFiles:

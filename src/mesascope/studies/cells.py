@@ -3,12 +3,12 @@
 The directory of a run holds the study in its own setting; each further cell is a run of its own under ``cells/``.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mesascope.checksums import RunError, read_run_record, read_verdict_rows
 from mesascope.studies.cell_names import Cell, parse_cell
 
 CELLS_FOLDER = "cells"
@@ -68,8 +68,11 @@ def load_cells(run_dir: Path) -> list[JudgedCell]:
         run_dir: the directory of the run.
 
     Returns:
-        the study's own setting first, then other cells in the order of their levels; cells that cannot be read are left
-        out.
+        the study's own setting first, then other cells in the order of their levels; cells that are not judged yet are
+        left out.
+
+    Raises:
+        RunError: the files of a cell are damaged.
     """
     folders = [run_dir, *sorted((run_dir / CELLS_FOLDER).glob("*"))]
     cells = [cell for folder in folders if (cell := _load_cell(folder)) is not None]
@@ -105,20 +108,23 @@ def tabulate_claims(cells: Sequence[JudgedCell]) -> list[ClaimOverCells]:
 def _read_level_order(run_dir: Path) -> dict[tuple[str, str], int]:
     """Return the position of every level of every factor, as ``run.json`` lists them."""
     try:
-        factors = json.loads((run_dir / "run.json").read_text(encoding="utf-8")).get("factors", {})
+        factors = read_run_record(run_dir).get("factors", {})
         return {
             (name, level): position for name, one in factors.items() for position, level in enumerate(one["levels"])
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (RunError, KeyError, TypeError, AttributeError):
         return {}
 
 
 def _load_cell(folder: Path) -> JudgedCell | None:
-    try:
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        verdicts = json.loads((folder / "verdicts.json").read_text(encoding="utf-8"))
-        return JudgedCell(
-            name=str(record.get("cell", "")), path=folder, seeds=len(record["seeds"]), verdicts=list(verdicts)
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    if not (folder / "verdicts.json").exists():
         return None  # unfinished: the cell has no verdicts yet
+    record = read_run_record(folder)
+    verdicts = read_verdict_rows(folder, record)
+    seeds = record.get("seeds")
+    return JudgedCell(
+        name=str(record.get("cell", "")),
+        path=folder,
+        seeds=len(seeds) if isinstance(seeds, list) else 0,
+        verdicts=verdicts,
+    )

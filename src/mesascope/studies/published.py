@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mesascope.checksums import is_older_format, read_run_record, read_verdict_rows
 from mesascope.studies.cells import CELLS_FOLDER
 
 PUBLISHED = Path(__file__).parent / "published.json"  # written with the pages under docs/studies
@@ -93,13 +94,14 @@ def _summarize_run(path: Path) -> dict[str, Any]:
     """Return the row of one run."""
     empty = {"path": str(path), "study": "?", "scale": None, "verdicts": {}}
     try:
-        record = json.loads((path / "run.json").read_text(encoding="utf-8"))
-        rows = [row for file in _list_verdict_files(path) for row in json.loads(file.read_text(encoding="utf-8"))]
+        record = read_run_record(path)
+        rows = [row for file in _list_verdict_files(path) for row in read_verdict_rows(file.parent)]
         words = [row["status"] for row in rows if row.get("kind", "replication") == "replication"]
         verdicts = {"study": record.get("study"), "scale": record.get("scale"), "verdicts": count_statuses(words)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         return {**empty, "state": f"unreadable: {error}"}
-    return {**empty, **verdicts, "state": "done" if (path / "report.html").exists() else "unfinished"}
+    state = "done" if (path / "report.html").exists() else "unfinished"
+    return {**empty, **verdicts, "state": f"{state}, without checksums" if is_older_format(record) else state}
 
 
 def _list_verdict_files(path: Path) -> list[Path]:

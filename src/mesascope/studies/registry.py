@@ -8,6 +8,7 @@ import importlib.util
 import json
 import pkgutil
 import sys
+import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,6 +27,10 @@ PACKAGES = ("mesascope.studies", "mesascope.tasks")
 
 class UnknownStudy(ValueError):  # noqa: N818  it says what happened
     """There is no study of this name."""
+
+
+class InvalidStudyFile(ValueError):  # noqa: N818  it says what happened
+    """The file of a study cannot be run; the message names the line and the error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +78,7 @@ def load_study(name: str) -> "Study":
 
     Raises:
         UnknownStudy: there is no such study; the message lists those there are.
+        InvalidStudyFile: the file cannot be run, or its ``STUDY`` is no study.
         ValueError: the study has no such factor or level.
     """
     name, _, cell = name.removesuffix("]").partition("[")
@@ -164,10 +170,31 @@ def _load_file(name: str) -> "Study":
         raise UnknownStudy(f"the file of a study must be Python, but {name} is not")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # any error of the user's code
+        del sys.modules[module_name]
+        raise InvalidStudyFile(
+            f"the file of a study must run, but {name} {_locate_error(error, file)}; correct it, or set "
+            "MESASCOPE_DEBUG=1 to see the traceback"
+        ) from error
     if not hasattr(module, "STUDY"):
         raise UnknownStudy(f"the file of a study must define STUDY = ..., but {name} does not")
+    if not isinstance(module.STUDY, importlib.import_module("mesascope.studies.base").Study):
+        raise InvalidStudyFile(
+            f"STUDY must be a mesascope.studies.base.Study, but in {name} it is of type {type(module.STUDY).__name__}"
+        )
     return module.STUDY
+
+
+def _locate_error(error: BaseException, file: Path) -> str:
+    """Return the last line of the file that an error came from, and the error."""
+    lines = [
+        frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file.resolve())
+    ]
+    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+    where = f"fails at line {line}" if line else "fails"
+    return f"{where} with {type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else error}"
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from mesascope.checksums import hash_bytes, read_record, seal_record
 from mesascope.tasks._text.documents import (
     HUB as HUB,
 )
@@ -114,8 +115,10 @@ def save_corpus(folder: Path, corpus: Corpus, tokenizer: str, recipe: Mapping[st
         ValueError: the folder is not writable.
     """
     lines = _to_json_lines(corpus)
+    texts = {_CORPUS_FILE: lines, _TOKENIZER_FILE: tokenizer}
     source = _describe_corpus(corpus) | {"recipe": dict(recipe), "digest": _hash_texts(lines, tokenizer)}
-    texts = {_CORPUS_FILE: lines, _TOKENIZER_FILE: tokenizer, _SOURCE_FILE: json.dumps(source, indent=2) + "\n"}
+    source["files"] = {name: hash_bytes(text.encode()) for name, text in texts.items()}
+    texts[_SOURCE_FILE] = json.dumps(seal_record(source, "text"), indent=2) + "\n"
     try:
         _write_files(folder, texts)
     except OSError as error:
@@ -191,13 +194,10 @@ def load_saved_corpus(folder: Path, recipe: Mapping[str, object]) -> tuple[Corpu
 def _read_saved_files(folder: Path) -> tuple[str, str, dict[str, Any]]:
     """Read the documents as JSON lines, the tokenizer and the description of the source; check their digest."""
     try:
-        lines, tokenizer, metadata = (
-            (folder / name).read_bytes().decode() for name in (_CORPUS_FILE, _TOKENIZER_FILE, _SOURCE_FILE)
-        )
-        source = json.loads(metadata)
+        lines, tokenizer = ((folder / name).read_bytes().decode() for name in (_CORPUS_FILE, _TOKENIZER_FILE))
+        source = read_record(folder / _SOURCE_FILE, "text", _RESTORE_HINT)
         intact = _hash_texts(lines, tokenizer) == source["digest"]
-        source["recipe"]  # a damaged file may have none
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"{_integrity_message(folder)} but cannot be read: {first_error_line(error)}; {_RESTORE_HINT}"
         ) from error

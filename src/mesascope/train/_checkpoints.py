@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from mesascope.checksums import read_record
 from mesascope.models.config import DecoderConfig
 from mesascope.models.load import load_checkpoint, silence_transformers
 from mesascope.models.transformer import Decoder
-from mesascope.checksums import read_record
 from mesascope.store import TRAINING_FILE, Run, RunError, verify_checkpoint
+from mesascope.store.user_code import hash_user_code
 from mesascope.tasks.base import Task
 from mesascope.train._batches import INIT_STREAM, derive_seed
 from mesascope.train._config import TrainingConfig
@@ -118,6 +119,7 @@ def _describe_training(task: Task, config: DecoderConfig, training: TrainingConf
         "seed": seed,
         "torch seed": derive_seed(seed, INIT_STREAM),
         **({"data": task.token_digest} if task.token_digest else {}),
+        **({"code": code} if (code := hash_user_code(task, config, training)) else {}),
     }
 
 
@@ -126,7 +128,9 @@ def _check_same_settings(folder: Path, stored: dict[str, Any], settings: dict[st
         **stored,
         "model": {**_config_defaults(DecoderConfig), **stored.get("model", {})},
     }
-    differing = [key for key in settings if completed.get(key) != settings[key]]
+    differing = [
+        key for key in {**completed, **settings} if completed.get(key) != settings.get(key) and key != "format"
+    ]
     if differing:
         raise RunError(
             f"{folder} must be trained with one configuration, but holds another "

@@ -1,0 +1,120 @@
+"""Verification of every file of a run."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from mesascope.checksums import (
+    MANIFEST,
+    RESTORE_HINT,
+    RunError,
+    check_page,
+    read_listed,
+    read_manifest,
+    read_record,
+    split_header,
+    verify_folder,
+)
+from mesascope.store._checkpoints import verify_checkpoint
+from mesascope.store._run import Run
+from mesascope.store._run_models import HISTORY_FOLDER, TRAINING_FILE
+
+CELLS_FOLDER = "cells"
+Check = Callable[[], object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerificationResult:
+    """Result of the verification of a run.
+
+    Attributes:
+        files: Number of files that were verified.
+        problems: One line per damaged file.
+    """
+
+    files: int
+    problems: tuple[str, ...]
+
+
+def verify_run(path: Path | str) -> VerificationResult:
+    """Verify every file of a run and of its cells.
+
+    Args:
+        path: The directory of the run.
+
+    Returns:
+        The number of files, and one line per file that is damaged, missing or not ours.
+
+    Raises:
+        RunError: If there is no run, its ``run.json`` is damaged, or it is of the older format without checksums.
+    """
+    run = Run.open(path)
+    if not run.has_checksums:
+        raise RunError(f"{path} must have checksums, but was written by an older version without them; run it again")
+    files, problems = 1, []  # run.json was verified above
+    for check in _list_checks(run):
+        files += 1
+        try:
+            check()
+        except RunError as error:
+            problems.append(str(error))
+    for folder in sorted((run.path / CELLS_FOLDER).glob("*/")):
+        try:
+            cell = verify_run(folder)
+        except RunError as error:
+            cell = VerificationResult(files=1, problems=(str(error),))
+        files, problems = files + cell.files, [*problems, *cell.problems]
+    return VerificationResult(files=files, problems=tuple(dict.fromkeys(problems)))
+
+
+def _list_checks(run: Run) -> Iterator[Check]:
+    """Yield one check per file or checkpoint; a check raises RunError."""
+    yield from _check_listed(run, run.path, RESTORE_HINT)
+    yield from _check_listed(run, run.path / "results", "run again to analyse it again")
+    for file in sorted((run.path / "parts").glob("*.part")):
+        yield partial(split_header, file, "partial result", "run again to compute it again")
+    for file in sorted(run.path.glob("report.html")):
+        yield partial(check_page, file, f"write it again with: mesascope report {run.path}")
+    for folder in sorted(run.path.glob("data/*/")):
+        yield partial(verify_folder, folder / "source.json", "text", f"delete {folder} to prepare the text again")
+    for folder in (*sorted(run.path.glob("models/seed=[0-9]*/")), *sorted(run.path.glob("models/*/seed=[0-9]*/"))):
+        condition = folder.parent.name if folder.parent.parent.name == "models" else ""
+        yield from _check_training(run.for_condition(condition), folder)
+
+
+def _check_listed(run: Run, folder: Path, hint: str) -> Iterator[Check]:
+    """Yield a check of the manifest of a folder, and one for every file that it lists or that should be listed."""
+    present = {*folder.glob("*.nc"), *folder.glob("*.json")} - {folder / MANIFEST, folder / "run.json"}
+    if not present and not (folder / MANIFEST).exists():
+        return
+    yield partial(read_manifest, folder, run.identity, hint)
+    try:
+        listed = {folder / name for name in read_manifest(folder, run.identity, hint)}
+    except RunError:
+        return  # the check above names it
+    for file in sorted(present | listed):
+        yield partial(read_listed, file, run.identity, hint)
+
+
+def _check_training(models: Run, folder: Path) -> Iterator[Check]:
+    """Yield the checks of one seed: settings, log, every column of the history, every checkpoint."""
+    seed = int(folder.name.removeprefix("seed="))
+    hint = f"delete {folder} and run again to train this seed again"
+    yield partial(read_record, folder / f"{TRAINING_FILE}.json", "training", hint)
+    if any(folder.glob("log.*")):
+        yield partial(models.read_log, seed)
+    if (folder / HISTORY_FOLDER).exists():
+        yield partial(models.open_history, seed)
+        for file in sorted((folder / HISTORY_FOLDER).glob("*.bin")):
+            yield partial(_verify_column, models, seed, file.stem)
+    for checkpoint in sorted(folder.glob("step=[0-9]*/")):
+        yield partial(models.verified_checkpoint, seed, int(checkpoint.name.removeprefix("step=")))
+    if (folder / "resume").exists():
+        yield partial(verify_checkpoint, folder / "resume", models.training_identity(seed))
+
+
+def _verify_column(models: Run, seed: int, name: str) -> None:
+    history = models.open_history(seed)
+    if name in history.columns:
+        history.verify_column(name)

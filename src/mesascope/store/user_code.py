@@ -1,0 +1,100 @@
+"""Digest of the code of a user that determines a result: definitions in files outside this package."""
+
+import ast
+import hashlib
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from functools import partial
+from pathlib import Path
+from types import FunctionType, MethodType, ModuleType
+from typing import Any
+
+PACKAGE = Path(__file__).parents[1]
+INSTALLED = {"site-packages", "dist-packages"}  # folders of installed packages, whose versions are recorded
+
+
+def hash_user_code(*values: object) -> str:
+    """Return a digest of the definitions that values depend on, if a user's own files have any.
+
+    A definition is a top-level statement of a file. Those that it names are followed, in the same file and in others,
+    so that a change of another part of the file leaves the digest as it is. Comments and layout do not count.
+
+    Args:
+        *values: Functions, classes, and dataclasses, mappings and sequences of such.
+
+    Returns:
+        16 hexadecimal digits; empty if everything is defined in this package or in installed ones.
+    """
+    pending = [origin for value in values for origin in _find_origins(value)]
+    found: dict[tuple[str, str], str] = {}
+    while pending:
+        module, name = pending.pop()
+        if (module.__name__, name) in found:
+            continue
+        nodes = _select_definitions(module, name)
+        found[module.__name__, name] = "\n".join(map(ast.dump, nodes))
+        pending += _follow_names(module, nodes)
+    return hashlib.sha256(repr(sorted(found.items())).encode()).hexdigest()[:16] if found else ""
+
+
+def _find_origins(value: object) -> Iterator[tuple[ModuleType, str]]:
+    """Yield user modules and top-level names that define a value and its parts; an empty name is the whole module."""
+    if isinstance(value, partial):
+        yield from _find_origins((value.func, value.args, value.keywords))
+    elif isinstance(value, type):
+        for base in value.__mro__:
+            yield from _locate(base)
+    elif isinstance(value, FunctionType | MethodType):
+        yield from _locate(value)
+    elif isinstance(value, Mapping):
+        yield from _find_origins(tuple(value.values()))
+    elif isinstance(value, list | tuple | set | frozenset):
+        for item in value:
+            yield from _find_origins(item)
+    elif is_dataclass(value):
+        yield from _find_origins(type(value))
+        for field in fields(value):
+            yield from _find_origins(getattr(value, field.name, None))
+    elif not isinstance(value, ModuleType):
+        yield from _find_origins(type(value))
+
+
+def _locate(value: Any) -> Iterator[tuple[ModuleType, str]]:
+    module = sys.modules.get(getattr(value, "__module__", None) or "")
+    if module is not None and _is_users(module):
+        yield module, value.__qualname__.partition(".")[0]
+
+
+def _is_users(module: ModuleType) -> bool:
+    file = getattr(module, "__file__", None)
+    if file is None or module.__name__.partition(".")[0] in sys.stdlib_module_names:
+        return False
+    path = Path(file).resolve()
+    return path.suffix == ".py" and PACKAGE not in path.parents and not INSTALLED & set(path.parts)
+
+
+def _select_definitions(module: ModuleType, name: str) -> list[ast.stmt]:
+    """Return the top-level statements that define a name; the whole module if there are none."""
+    body = ast.parse(Path(str(module.__file__)).read_bytes()).body
+    return [node for node in body if name in _defined_names(node)] or body
+
+
+def _defined_names(node: ast.stmt) -> set[str]:
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return {node.name}
+    return {one.id for one in ast.walk(node) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
+
+
+def _follow_names(module: ModuleType, nodes: list[ast.stmt]) -> Iterator[tuple[ModuleType, str]]:
+    """Yield the definitions that statements name: in the same module, or in another one of the user."""
+    body = ast.parse(Path(str(module.__file__)).read_bytes()).body
+    own = set().union(*map(_defined_names, body))
+    for node in (one for each in nodes for one in ast.walk(each) if isinstance(one, ast.Name)):
+        value = getattr(module, node.id, None)
+        if node.id in own:
+            yield module, node.id
+        elif isinstance(value, ModuleType):
+            yield from [(value, "")] if _is_users(value) else []
+        elif isinstance(value, type | FunctionType):
+            yield from _find_origins(value)
