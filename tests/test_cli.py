@@ -214,7 +214,7 @@ def test_runs_shows_what_is_there_even_if_one_is_broken(command, tmp_path):
     assert "unfinished" in out
     assert "unreadable" in out
     assert {row["state"].split(":")[0] for row in json.loads(command("runs", tmp_path, "--json")[1])} == {
-        "unfinished",
+        "unfinished, without checksums",
         "unreadable",
     }
     assert "no runs in" in command("runs", tmp_path / "none")[1]

@@ -169,15 +169,17 @@ class Listening:
 
 def test_a_damaged_setting_is_named_and_it_alone_is_trained_again(finished: Run) -> None:
     victim = finished.for_condition("text").seed_path(1) / "step=3" / "model.safetensors"
-    whole, watcher = victim.read_bytes(), Listening()
+    whole = victim.read_bytes()
     kept = (finished.seed_path(1) / "step=3" / "model.safetensors").stat().st_mtime_ns
     victim.write_bytes(whole[:-8])
     before = {name: finished.read_results(name).drop_attrs(deep=False) for name in finished.result_names()}
     file = str(finished.path.parent / "two.py")
-    again = api.run(file, scale="smoke", out=finished.path, on="serial", progress=watcher)
+    with pytest.raises(RunError, match=r"seed=1/step=3/model.safetensors must have .*; delete .*seed=1/step=3 and run"):
+        api.run(file, scale="smoke", out=finished.path, on="serial")
+    shutil.rmtree(victim.parent)
+    again = api.run(file, scale="smoke", out=finished.path, on="serial")
     for name, dataset in before.items():
         xr.testing.assert_identical(again.read_results(name).drop_attrs(deep=False), dataset)
-    assert any("seed=1/step=3/model.safetensors" in line for line in watcher.lines)
     assert victim.read_bytes() == whole
     verify_checkpoint(victim.parent)
     assert (finished.seed_path(1) / "step=3" / "model.safetensors").stat().st_mtime_ns == kept

@@ -1,7 +1,9 @@
 """The compiled sublayer is the plain one but for rounding, both ways, and gives way where it does not fit."""
 
 import copy
+import os
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,11 +17,11 @@ from mesascope.models.layers import DecoderBlock
 from mesascope.models.transformer import Decoder, DecoderConfig
 from mesascope.studies import registry
 from mesascope.tasks.affine import Affine
-from mesascope.tasks.base import Task
+from mesascope.tasks.base import Batch, Task
 from mesascope.train import AdamW, TrainingConfig, limit_threads
 from mesascope.train._batches import sample_batch
 from mesascope.train._checkpoints import initialise_training
-from mesascope.train._step import run_training_step
+from mesascope.train._step import TrainingDiverged, run_training_step
 
 SHAPE = {"d_in": 1, "d_out": 1, "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "norm": "layer"}
 
@@ -139,13 +141,68 @@ def test_nothing_comes_from_what_is_later():
     assert not torch.allclose(before[:, 11:], after[:, 11:])
 
 
-def test_what_is_no_number_is_not_hidden():
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf], ids=str)
+@pytest.mark.parametrize("norm", ["layer", "rms", "none"])
+@pytest.mark.parametrize("place", [0, 5, 19])
+def test_what_is_no_number_spoils_what_it_spoils_on_the_plain_path(bad, norm, place):
+    """All positions of its sequence and all gradients: 0 times no number is none. Other sequences stay as they are."""
     compiled(20)
-    x = random(2, 20, 32)
-    x[0, 5, 3] = torch.nan
-    y = attended(x)
-    assert y[0, 5:].isnan().all()  # those in front as well, perhaps: nothing times no number is none
-    assert y[1].isfinite().all()
+    block, given = block_of(4, 8, norm), random(3, 20, 32, seed=1)
+    x = random(3, 20, 32)
+    x[1, place, 3] = bad
+    plain, ours = (passes(block, x, given, how) for how in ("plain", "kernel"))
+    for name, expected in plain.items():
+        assert torch.equal(expected.isfinite(), ours[name].isfinite()), name
+    assert not ours["y"][1].isfinite().any()
+    assert ours["y"][::2].isfinite().all()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf], ids=str)
+@pytest.mark.parametrize("name", ["attention.k_proj.bias", "attention.v_proj.weight", "attention.q_proj.weight"])
+def test_a_weight_that_is_no_number_spoils_the_same(bad, name):
+    compiled(20)
+    block, x, given = block_of(4, 8), random(2, 20, 32), random(2, 20, 32, seed=1)
+    block.get_parameter(name).data.view(-1)[3] = bad
+    plain, ours = (passes(block, x, given, how) for how in ("plain", "kernel"))
+    assert torch.equal(plain["y"].isfinite(), ours["y"].isfinite())
+    assert not ours["y"].isfinite().any()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf], ids=str)
+def test_a_gradient_that_is_no_number_spoils_the_same(bad):
+    compiled(20)
+    block, x, given = block_of(4, 8), random(3, 20, 32), random(3, 20, 32, seed=1)
+    given[1, 5, 3] = bad
+    plain, ours = (passes(block, x, given, how) for how in ("plain", "kernel"))
+    for name, expected in plain.items():
+        assert torch.equal(expected.isfinite(), ours[name].isfinite()), name
+    assert not ours["x"][1].isfinite().any()
+
+
+class LastTermLost(Affine):
+    """The affine task whose last term, which no loss reads as an input, is no number from some sequence on."""
+
+    def sample(self, n: int, generator: torch.Generator) -> Batch:
+        batch = super().sample(n, generator)
+        inputs = batch.inputs.clone()
+        inputs[16 * 5 + 3, -1] = torch.nan  # in the batch of step 5
+        weight = batch.weight.clone()
+        weight[:, -1] = 0.0
+        return replace(batch, inputs=inputs, weight=weight)
+
+
+@pytest.mark.parametrize("path", ["kernel", "plain"])
+def test_training_stops_at_the_same_step_on_either_path(path, monkeypatch):
+    compiled(9)
+    if path == "plain":
+        monkeypatch.setattr(module, "load_kernel", lambda size: None)
+    training = TrainingConfig(steps=12, batch_size=16, optimizer=AdamW(lr=1e-2))
+    task = LastTermLost(length=9)
+    model, optimizer, _ = initialise_training(DecoderConfig(**SHAPE), training, 0, None, "cpu")
+    for step in range(5):
+        run_training_step(model, optimizer, task, sample_batch(task, training, 0, step), training, step, "here")
+    with pytest.raises(TrainingDiverged, match="the loss became nan for here"):
+        run_training_step(model, optimizer, task, sample_batch(task, training, 0, 5), training, 5, "here")
 
 
 def test_no_weight_is_below_the_normal_range():
@@ -333,12 +390,131 @@ def test_a_library_that_cannot_be_loaded_is_not_the_end_of_training(afresh, monk
     assert all(loss > 0 for loss in trained(2)[0])
 
 
-def test_a_damaged_library_is_made_anew(afresh, monkeypatch):
-    compiled(6)
-    with monkeypatch.context() as broken:
-        broken.setattr(kernels, "_run_compiler", lambda compiler, words: Path(words[-1]).write_bytes(b"no library"))
-        assert load_kernel(size(9)) is None
+@pytest.fixture(scope="module")
+def library(tmp_path_factory) -> bytes:
+    """The content of a library for six positions, compiled once."""
+    folder = tmp_path_factory.mktemp("library")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        load_kernel.cache_clear()
+        compiled(6)
+        load_kernel.cache_clear()
+        (kept,) = (folder / "mesascope").iterdir()
+        return kept.read_bytes()
+
+
+@pytest.fixture
+def builds(afresh, library, monkeypatch) -> list[Path]:
+    """Where libraries were built; a compiler that copies the one for six positions, as compiling takes seconds."""
+    made: list[Path] = []
+
+    def copy_library(compiler: str, words: list[str]) -> None:
+        made.append(Path(words[-1]))
+        made[-1].write_bytes(library)
+
+    monkeypatch.setattr(kernels, "_run_compiler", copy_library)
+    return made
+
+
+def kept_library(folder: Path) -> Path:
+    assert load_kernel(size(6)) is not None
     load_kernel.cache_clear()
-    assert any(file.read_bytes() == b"no library" for file in afresh.iterdir())
-    assert load_kernel(size(9)) is not None
-    assert not any(file.read_bytes() == b"no library" for file in afresh.iterdir())
+    (kept,) = folder.iterdir()
+    return kept
+
+
+@pytest.mark.parametrize("damage", ["cut", "bit", "emptied", "writable by others", "link", "another's name", "none"])
+def test_a_library_in_doubt_is_not_loaded_but_made_anew(damage, afresh, library, builds, monkeypatch):
+    kept = kept_library(afresh)
+    if damage == "link":
+        kept.rename(afresh.parent / "elsewhere.so")
+        kept.symlink_to(afresh.parent / "elsewhere.so")
+    elif damage == "writable by others":
+        kept.chmod(0o666)
+    elif damage == "another's name":  # its own digest, and the key of another size
+        key = "0" * 32
+        kept.rename(afresh / f"{kept.name[:10]}{key}{kept.name[42:]}")
+        monkeypatch.setattr(kernels, "_library_key", lambda *_: key)
+    elif damage != "none":
+        flipped = library[:-9] + bytes([library[-9] ^ 1]) + library[-8:]
+        kept.write_bytes({"cut": library[:20_000], "emptied": b"", "bit": flipped}[damage])
+    opened, original = [], kernels.ctypes.CDLL
+
+    def listen(name: str) -> object:
+        opened.append((name, Path(name).read_bytes()))
+        return original(name)
+
+    monkeypatch.setattr(kernels.ctypes, "CDLL", listen)
+    assert load_kernel(size(6)) is not None
+    ((name, loaded),) = opened
+    assert loaded == library
+    assert len(builds) == (1 if damage == "none" else 2)
+    assert not Path(name).exists(), "a private copy is loaded"
+    (now,) = afresh.iterdir()
+    assert now.read_bytes() == library
+    assert not now.is_symlink()
+    assert now.stat().st_mode & 0o022 == 0
+
+
+@pytest.mark.parametrize("place", ["the folder", "its parent"])
+def test_a_folder_that_others_may_write_is_not_used(place, afresh, builds):
+    kept = kept_library(afresh)
+    (afresh if place == "the folder" else afresh.parent).chmod(0o777)
+    assert load_kernel(size(6)) is not None
+    assert len(builds) == 2
+    assert afresh.parent not in builds[-1].parents
+    assert list(afresh.iterdir()) == [kept]
+
+
+def test_a_folder_of_somebody_else_is_not_used(afresh, builds, monkeypatch):
+    kept = kept_library(afresh)
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    assert load_kernel(size(6)) is not None
+    assert list(afresh.iterdir()) == [kept]
+    assert len(builds) == 2
+
+
+def test_a_relative_cache_folder_is_ignored(afresh, builds, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert load_kernel(size(6)) is not None
+    assert not afresh.exists()
+    assert len(list((tmp_path / "home" / ".cache" / "mesascope").iterdir())) == 1
+
+
+def test_the_library_of_another_processor_is_not_loaded(afresh, builds, monkeypatch):
+    kept = kept_library(afresh)
+    monkeypatch.setattr(kernels, "_processor_features", lambda: "flags : sse2")
+    assert load_kernel(size(6)) is not None
+    assert len(builds) == 2
+    assert len(set(afresh.iterdir()) - {kept}) == 1
+
+
+def test_an_unknown_processor_has_a_key_of_its_own_machine(monkeypatch):
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: "no features here")
+    names = set()
+    for name in ("one", "two"):
+        monkeypatch.setattr("platform.node", lambda name=name: name)
+        names.add(kernels._processor_features())
+    assert len(names) == 2
+
+
+COMPILE = """
+import sys
+from mesascope.models._fused_kernel import KernelSize, load_kernel
+sys.stdin.readline()
+print(load_kernel(KernelSize(H=1, D=8, L=2, NORM=1)) is not None)
+"""
+
+
+def test_two_processes_may_compile_the_same_library_at_once(afresh, library):
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen([sys.executable, "-c", COMPILE], **pipes) for _ in range(2)]
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    assert [process.communicate(timeout=100)[0] for process in processes] == ["True\n", "True\n"]
+    load_kernel.cache_clear()
+    assert load_kernel(KernelSize(H=1, D=8, L=2, NORM=1)) is not None
+    assert [file for file in afresh.iterdir() if file.suffix != ".so"] == []

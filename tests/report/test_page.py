@@ -9,7 +9,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from mesascope.report import render_report, summarize_run
+from mesascope.checksums import RunError, check_page
+from mesascope.report import NO_CHECKSUMS, render_report, summarize_run
 from mesascope.report.run_info import get_page_title
 
 
@@ -233,11 +234,17 @@ def test_a_log_cut_short_is_no_obstacle(study_run, content):
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"must contain run\.json"):
+    with pytest.raises(RunError, match=r"must hold run\.json"):
         render_report(tmp_path)
-    (tmp_path / "run.json").write_text("[]")
-    with pytest.raises(ValueError, match="must be a JSON object"):
-        render_report(tmp_path)
+    for text in ("[]", "5", "null", "[" * 100_000):
+        (tmp_path / "run.json").write_text(text)
+        with pytest.raises(RunError, match=r"run.json must be (a JSON object|JSON), but is"):
+            render_report(tmp_path)
+
+
+def test_a_run_without_checksums_says_so(study_run):
+    assert NO_CHECKSUMS in parse(render_report(study_run)).text
+    assert summarize_run(study_run)["problems"][0] == NO_CHECKSUMS
 
 
 def test_the_summary_is_plain(study_run):
@@ -258,5 +265,6 @@ def test_a_report_is_drawn_anew_without_torch(study_run, tmp_path):
     )
     words = [sys.executable, "-c", code, "report", str(place)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.stderr == ""
-    assert (place / "report.html").read_text(encoding="utf-8") == render_report(place)
+    assert done.stderr == f"mesascope: {NO_CHECKSUMS}\n"
+    check_page(place / "report.html", "")
+    assert (place / "report.html").read_text(encoding="utf-8").startswith(render_report(place))

@@ -9,6 +9,7 @@ import xarray as xr
 
 from commands import call
 from mesascope.models.config import DecoderConfig
+from mesascope.store import RunError
 from mesascope.studies.base import Factor, Level
 from mesascope.studies.cells import load_cells, tabulate_claims
 from mesascope.studies.registry import load_study
@@ -213,12 +214,22 @@ def test_a_wrong_factor_is_one_clear_line(small, tmp_path, capsys, monkeypatch, 
     assert not (tmp_path / "run").exists()
 
 
-def test_a_damaged_cell_is_left_out_of_the_map(small, tmp_path, capsys, monkeypatch):
+def test_a_damaged_cell_is_named_and_no_map_is_shown_without_it(small, tmp_path, capsys, monkeypatch):
     out = tmp_path / "run"
     words = ["run", str(small), "--scale", "smoke", "--out", str(out), "--on", "serial", "--vary", "heads=1"]
     call(*words, capsys=capsys, monkeypatch=monkeypatch)
     (out / "cells" / "heads=1,rate=usual" / "verdicts.json").write_text("{")
-    assert [cell.name for cell in load_cells(out)] == ["heads=2,rate=usual"]
+    with pytest.raises(RunError, match=r"heads=1,rate=usual/verdicts.json must match its checksum .*; run the study"):
+        load_cells(out)
+    code, _, told = call("report", str(out), capsys=capsys, monkeypatch=monkeypatch)
+    assert (code, told.count("\n")) == (2, 1)
+    assert "heads=1,rate=usual/verdicts.json must match its checksum" in told
+    assert "Verdicts by setting" not in (out / "report.html").read_text(encoding="utf-8")
+    code, _, told = call(*words, capsys=capsys, monkeypatch=monkeypatch)
+    assert code == 0
+    assert "heads=1,rate=usual/verdicts.json must match its checksum in manifest.json, but differs; the claims" in told
+    assert [cell.name for cell in load_cells(out)] == ["heads=2,rate=usual", "heads=1,rate=usual"]
+    assert call("verify", str(out), capsys=capsys, monkeypatch=monkeypatch)[0] == 0
 
 
 def test_a_stopped_run_does_not_analyse_finished_seeds_again(small, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import hashlib
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ KERNEL_CONSTANTS = (
     "NUMBERS_IN_A_PART",
     "NUMBERS_IN_A_ROW",
 )  # constants exported by the compiled kernel
+HAS_OWNERS = hasattr(os, "geteuid")  # Windows has none: the folder of a user is private there
 OPTIONAL_FLAGS = (("-march=native", "-fopenmp"), ("-march=native",), ("-mcpu=native",), ())  # tried in this order
 
 
@@ -66,48 +68,105 @@ def load_kernel(size: KernelSize) -> FusedKernel | None:
         size: compile-time constants.
 
     Returns:
-        The kernel, or ``None`` if it cannot be compiled or loaded.
+        The kernel, or ``None`` if it cannot be compiled or loaded. A kept library is loaded only if its content is what
+        was compiled here and nobody but the user could write it; otherwise it is compiled again.
     """
     compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
     if compiler is None:
         return None
     source = resources.files("mesascope.models") / "attention.cpp"
     sizes = [f"-D{name}={value}" for name, value in asdict(size).items()]
-    library_path = _library_path(compiler, source, sizes)
+    key = _library_key(compiler, source, sizes)
     try:
-        return _load_or_build(library_path, compiler, source, sizes)
+        folder = _make_private_folder(_cache_dir())
+        kept = None if folder is None else _load_kept(folder, key)
+        return kept if kept is not None else _build_kernel(folder, key, compiler, source, sizes)
     except (OSError, AttributeError, ValueError, subprocess.CalledProcessError):
-        return None  # the cache is not writable, compilation failed, or the library cannot be loaded
+        return None  # no folder is writable, compilation failed, or the library cannot be loaded
 
 
-def _library_path(compiler: str, source: Traversable, sizes: Sequence[str]) -> Path:
-    """Return the path in the cache, whose name depends on all that determines the library."""
+def _library_key(compiler: str, source: Traversable, sizes: Sequence[str]) -> str:
+    """Return a digest of all that determines the library: source, compiler, flags, size and processor."""
     text = source.read_text(encoding="utf-8")
     identity = "\0".join((text, compiler, *COMPILER_FLAGS, *map(str, OPTIONAL_FLAGS), *sizes, _processor_features()))
-    return _cache_dir() / f"attention-{hashlib.sha256(identity.encode()).hexdigest()[:32]}.so"
+    return hashlib.sha256(identity.encode()).hexdigest()[:32]
 
 
-def _load_or_build(library_path: Path, compiler: str, source: Traversable, sizes: Sequence[str]) -> FusedKernel:
-    if not library_path.exists():
-        _build_library(library_path, compiler, source, sizes)
+def _library_name(key: str, content: bytes) -> str:
+    """Return the file name of a library: its key and the digest of both, so that other content is never loaded."""
+    return f"attention-{key}-{hashlib.sha256(key.encode() + content).hexdigest()[:32]}.so"
+
+
+def _load_kept(folder: Path, key: str) -> FusedKernel | None:
+    """Load the kept library of a key; files whose content or owner is in doubt are removed, and None is returned."""
+    for file in sorted(folder.glob(f"attention-{key}-*.so")):
+        try:
+            content = file.read_bytes() if _is_private(file.lstat()) else b""
+            if _library_name(key, content) == file.name:
+                return _load_library(content, folder)
+        except (OSError, AttributeError, ValueError):
+            pass  # another process has removed it, or the dynamic linker refuses it
+        file.unlink(missing_ok=True)
+    return None
+
+
+def _make_private_folder(folder: Path) -> Path | None:
+    """Create the cache folder; None if somebody else could write there, or it is not writable."""
     try:
-        return FusedKernel(ctypes.CDLL(str(library_path)))
-    except (OSError, AttributeError, ValueError):  # a damaged or foreign file: compile again
-        _build_library(library_path, compiler, source, sizes)
-        return FusedKernel(ctypes.CDLL(str(library_path)))
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        parents_safe = all(_is_safe_parent(parent.stat()) for parent in folder.resolve().parents)
+        return folder if parents_safe and _is_private(folder.lstat()) and os.access(folder, os.W_OK) else None
+    except OSError:
+        return None
 
 
-def _build_library(library_path: Path, compiler: str, source: Traversable, sizes: Sequence[str]) -> None:
-    """Compile to a temporary file and rename it, so that no incomplete library is ever visible.
+def _is_private(status: os.stat_result) -> bool:
+    """Return whether a file or folder is no link, and belongs to the user, who alone may write it."""
+    return _owned_by_user(status) and not stat.S_ISLNK(status.st_mode) and not _writable_by_others(status)
+
+
+def _is_safe_parent(status: os.stat_result) -> bool:
+    """Return whether nobody but the user and root can replace what lies in a folder."""
+    return _owned_by_user(status, or_root=True) and (
+        not _writable_by_others(status) or bool(status.st_mode & stat.S_ISVTX)
+    )
+
+
+def _owned_by_user(status: os.stat_result, *, or_root: bool = False) -> bool:
+    return not HAS_OWNERS or status.st_uid == os.geteuid() or (or_root and status.st_uid == 0)
+
+
+def _writable_by_others(status: os.stat_result) -> bool:
+    return HAS_OWNERS and bool(status.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+
+
+def _load_library(content: bytes, folder: Path | None) -> FusedKernel:
+    """Load a library from a private copy, so that the bytes that were verified are loaded, and stay what they are."""
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        file = Path(temporary) / "kernel.so"
+        file.write_bytes(content)
+        return FusedKernel(ctypes.CDLL(str(file)))  # stays loaded after its file is removed
+
+
+def _build_kernel(
+    folder: Path | None, key: str, compiler: str, source: Traversable, sizes: Sequence[str]
+) -> FusedKernel:
+    """Compile a library in a private folder, keep it if a cache folder is given, and load it.
+
+    A library is renamed when it is complete. Several processes may compile the same one: each keeps what it built.
 
     Raises:
         CalledProcessError: the compiler fails.
-        OSError: there is no compiler, or the cache is not writable.
+        OSError: there is no compiler, or the folder is not writable.
     """
-    library_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with resources.as_file(source) as file, tempfile.TemporaryDirectory(dir=library_path.parent) as folder:
-        _run_compiler(compiler, [*sizes, str(file), "-o", f"{folder}/kernel.so"])
-        os.replace(f"{folder}/kernel.so", library_path)
+    with resources.as_file(source) as file, tempfile.TemporaryDirectory(dir=folder) as temporary:
+        library = Path(temporary) / "kernel.so"
+        _run_compiler(compiler, [*sizes, str(file), "-o", str(library)])
+        content = library.read_bytes()
+        if folder is not None:
+            library.chmod(0o600)
+            library.replace(folder / _library_name(key, content))
+    return _load_library(content, folder)
 
 
 def _run_compiler(compiler: str, arguments: list[str]) -> None:
@@ -125,7 +184,9 @@ def _run_compiler(compiler: str, arguments: list[str]) -> None:
 
 
 def _cache_dir() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mesascope"
+    """Return the cache folder; a relative ``XDG_CACHE_HOME`` is ignored, as the XDG specification asks."""
+    given = Path(os.environ.get("XDG_CACHE_HOME") or "")
+    return (given if given.is_absolute() else Path.home() / ".cache") / "mesascope"
 
 
 def _processor_features() -> str:
@@ -133,5 +194,6 @@ def _processor_features() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return f"{platform.machine()} {platform.processor()}"
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
+        lines = []
+    unknown = f"{platform.machine()} {platform.processor()} {platform.node()}"  # a library of this machine alone
+    return next((line for line in lines if line.startswith(("flags", "Features"))), unknown)

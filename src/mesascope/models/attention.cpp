@@ -9,6 +9,10 @@
 // Standard C++17 with the portable vector types of GCC and Clang. Sequences are distributed over threads if the
 // compiler supports OpenMP. Parameter gradients are summed in PARTS fixed parts of the batch, so that results are
 // bitwise independent of the number of threads.
+//
+// A key, a value or a gradient that is not finite spoils all positions of its sequence, as it does where the causal mask
+// is a sum or a product with 0 over all positions (0 times NaN is NaN). Otherwise it would stay hidden in positions that
+// no loss reads.
 
 #include <cmath>
 #include <cstring>
@@ -122,6 +126,20 @@ static void product(float* y, long row, Matrix start, Matrix x, Matrix w, int de
         constexpr int c = N - rest;
         product<M, rest>(y + c, row, {start.at ? start.at + c : nullptr, start.row}, x, {w.at + c, w.row}, depth);
     }
+}
+
+// Whether all numbers of x are finite: 0 times any other number is not 0.
+static bool all_finite(const float* x, long row, int rows, int columns) {
+    U total = {};
+    for (int i = 0; i < rows; i++)
+        for (int c = 0; c < columns; c += VW) total += load<U>(x + i * row + c) * 0.0f;
+    return sum(total) == 0.0f;
+}
+
+// Set x to NaN.
+static void spoil(float* x, long row, int rows, int columns) {
+    for (int i = 0; i < rows; i++)
+        for (int c = 0; c < columns; c++) x[i * row + c] = NAN;
 }
 
 // Add the sum of the rows of x to y.
@@ -352,6 +370,10 @@ extern "C" void forward(const float* x, const float* gain, const float* shift, c
             if (NORM) normed(room->norm, stream, gain, shift, eps);
             product<L, ROW>(own, ROW, {biases, 0}, {read, DM}, {maps, ROW}, DM);
             heads(own, p + b * H * L * LP, mix, scale);
+            if (!all_finite(own + DM, ROW, L, 2 * DM)) {  // keys and values
+                spoil(p + b * H * L * LP, LP, H * L, LP);
+                spoil(mix, DM, L, DM);
+            }
             product<L, DM>(to, DM, {stream, DM}, {mix, DM}, {out, DM}, DM);
             for (int i = 0; i < L; i++)
                 for (int c = 0; c < DM; c += VW)
@@ -379,6 +401,7 @@ extern "C" void backward(const float* x, const float* gain, const float* shift, 
             product<DM, DM>(sums.out, DM, {sums.out, DM}, {g, 1, DM}, {mix, DM}, L);
             product<L, DM>(d, DM, {nullptr, 0}, {g, DM}, {out, DM}, DM);
             heads_back(qkv + b * L * ROW, p + b * H * L * LP, d, dqkv, scale);
+            if (!all_finite(d, DM, L, DM)) spoil(dqkv + DM, ROW, L, 2 * DM);
             add_rows(sums.biases, dqkv, ROW);
             product<ROW, DM>(sums.maps, DM, {sums.maps, DM}, {dqkv, 1, ROW}, {read, DM}, L);
             if (NORM) {
