@@ -1,0 +1,41 @@
+"""Random damage to the files of a finished run is named or repaired, and never changes a number in silence."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from faults.corruptions import HARMLESS, NAMED, REPAIRED, Fragile, Trial, flip_bit
+
+
+@pytest.fixture(scope="module")
+def fragile(tmp_path_factory: pytest.TempPathFactory) -> Fragile:
+    return Fragile(tmp_path_factory.mktemp("fragile"))
+
+
+def test_no_damage_leads_to_a_traceback_or_to_other_numbers(fragile: Fragile) -> None:
+    trials: list[Trial] = [fragile.try_once(seed) for seed in range(40)]
+    wrong = [trial for trial in trials if trial.outcome not in (NAMED, REPAIRED, HARMLESS)]
+    assert not wrong, wrong
+    counts = Counter(trial.outcome for trial in trials)
+    assert counts[NAMED] > 10
+    assert counts[REPAIRED]
+
+
+def test_verify_names_every_damaged_file(fragile: Fragile, tmp_path: Path) -> None:
+    """One bit of each file is flipped in turn; a flip in the indentation of JSON may leave its values as they are."""
+    code, printed = fragile.call("verify", fragile.finished)
+    assert (code, printed.count("\n")) == (0, 1)
+    assert "0 damaged" in printed
+    import random
+
+    draw = random.Random(0)
+    for file in fragile.files:
+        content = file.read_bytes()
+        file.write_bytes(flip_bit(draw, content[:-2]) + content[-2:])
+        code, printed = fragile.call("verify", fragile.finished)
+        file.write_bytes(content)
+        assert code == (2 if file.name == "run.json" else 1), file
+        assert printed.count("must") >= 1, file
+    assert fragile.call("verify", fragile.finished)[0] == 0
+    assert fragile.call("verify", tmp_path)[0] == 2
