@@ -14,6 +14,7 @@ from figures import draw_figures
 from released import format_released_page
 
 from mesascope.report.panels.cells import describe_factors, list_varied_factors
+from mesascope.store import Run, verify_run
 from mesascope.studies import published, registry
 from mesascope.studies.cells import JudgedCell, load_cells, tabulate_claims
 
@@ -199,13 +200,23 @@ def format_verdict_row(verdict: Mapping[str, Any]) -> str:
 
 
 def load_json(file: Path) -> Any:
-    """Load a JSON file of a run."""
-    return json.loads(file.read_text(encoding="utf-8"))
+    """Load a JSON file of a run, verified."""
+    run = Run.open(file.parent)
+    return run.record if file.stem == "run" else run.read_json(file.stem)
+
+
+def refuse_damaged(run: Path) -> None:
+    """Exit with one line if a file of a run is damaged; a run of an earlier version has no checksums and says so."""
+    if not Run.open(run).has_checksums:
+        sys.stderr.write(f"{run} was written by an earlier version without checksums: nothing in it can be verified\n")
+    elif problems := verify_run(run).problems:
+        sys.exit(f"{run} must not be published: {problems[0]}")
 
 
 def main() -> None:
     """Write a page for every run given on the command line."""
     for run in map(Path, sys.argv[1:]):
+        refuse_damaged(run)
         record = load_json(run / "run.json")
         if record["study"] == "inspect":
             (PAGES / "released.md").write_text(format_released_page(run, record), encoding="utf-8")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from mesascope.store import Run
 from mesascope.studies.meta_learning.optimisation_claims import COSINE_MARGIN
 
 CONTROLS = ("keys shuffled", "other positions", "random weights")
@@ -125,5 +126,5 @@ def format_table(first: str, labels: Sequence[Any], columns: Mapping[str, xr.Dat
 
 
 def load_results(run: Path, name: str) -> xr.Dataset:
-    """Load the results of one analysis."""
-    return xr.load_dataset(run / "results" / f"{name}.nc", engine="netcdf4")
+    """Load the results of one analysis, verified."""
+    return Run.open(run).read_results(name)

@@ -88,8 +88,8 @@ class Trial:
         file: The damaged file.
         damage: The kind of damage.
         command: The command that ran next.
-        outcome: ``named`` in one line with exit code 2; ``redone`` with bit-identical outputs; ``harmless``: the damaged
-            file was not read, the outputs are the same, and ``verify`` names it; ``traceback``; ``silently wrong``.
+        outcome: ``named`` in one line with exit code 2; ``redone`` with bit-identical outputs; ``harmless``: the file
+            was not read, the outputs are the same, and ``verify`` names it; ``traceback``; ``silently wrong``.
         details: What was printed.
     """
 
@@ -271,17 +271,18 @@ def run_trials(folder: Path, seeds: range) -> list[Trial]:
     return [fragile.try_once(seed) for seed in seeds]
 
 
-def main(number: int) -> None:
-    """Run trials and print the counts, and all that is wrong."""
-    with tempfile.TemporaryDirectory() as folder:
-        trials = run_trials(Path(folder), range(number))
-    for trial in trials:
-        if trial.outcome in (TRACEBACK, WRONG):
-            print(f"{trial.seed} {trial.damage} of {trial.file}, {trial.command}: {trial.outcome}\n{trial.details}\n")
-    for (outcome, kind), count in sorted(Counter((one.outcome, one.damage) for one in trials).items()):
-        print(f"{outcome:15} {kind:15} {count}")
-    print(dict(Counter(one.outcome for one in trials)))
+def summarise(trials: list[Trial]) -> str:
+    """Return the counts of outcomes by kind of damage, after all trials that went wrong."""
+    lines = [
+        f"{trial.seed} {trial.damage} of {trial.file}, {trial.command}: {trial.outcome}\n{trial.details}\n"
+        for trial in trials
+        if trial.outcome in (TRACEBACK, WRONG)
+    ]
+    counts = Counter((one.outcome, one.damage) for one in trials)
+    lines += [f"{outcome:15} {damage:15} {count}" for (outcome, damage), count in sorted(counts.items())]
+    return "\n".join([*lines, str(dict(Counter(one.outcome for one in trials)))])
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    with tempfile.TemporaryDirectory() as place:
+        sys.stdout.write(summarise(run_trials(Path(place), range(int(sys.argv[1])))) + "\n")
