@@ -195,6 +195,16 @@ def test_a_run_of_an_earlier_version_is_read_with_a_line_and_not_resumed(command
     assert [cell.path for cell in load_cells(folder)] == [folder]
 
 
+@pytest.mark.parametrize("key", ["study", "seeds", "parameters", "citation", "factors", "provenance", "notes", "text"])
+@pytest.mark.parametrize("value", [5, None, [[1]], {"a": {"b": 1}}, "text"], ids=str)
+def test_a_record_of_an_earlier_version_with_odd_values_gives_no_traceback(command, tmp_path, key, value):
+    folder = tmp_path / "run"
+    write_run(folder, {"study": "affine", "scale": "smoke", "seeds": [0], key: value}, [], older=True)
+    code, _, err = command("report", folder)
+    assert code in (0, 2)
+    assert err.count("\n") == 1 + (code == 2)
+
+
 def test_an_error_of_the_operating_system_without_a_number_is_one_line(command, monkeypatch):
     def fail(*_, **__):
         raise FileNotFoundError("a file must exist, but does not")

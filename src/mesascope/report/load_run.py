@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from mesascope.checksums import RunError, read_verdict_rows
+from mesascope.checksums import RunError, read_record, read_verdict_rows
 from mesascope.report.sections import section_rank
 from mesascope.store import Run
 from mesascope.studies.cells import load_cells
@@ -78,7 +78,8 @@ def load_run(run_dir: Path) -> RunRecord:
     """
     run = Run.open(run_dir)
     path, problems = run.path, [] if run.has_checksums else [NO_CHECKSUMS]
-    results = sorted((_load_result(run, name) for name in run.result_names()), key=lambda one: one.sort_key)
+    names = sorted({*run.result_names(), *run.listed_results()})
+    results = sorted((_load_result(run, name) for name in names), key=lambda one: one.sort_key)
     problems += [f"results/{one.file}: {one.problem}" for one in results if one.problem]
     verdicts, logs = _read_verdicts(run, problems), _read_training_logs(run, problems)
     problems += _find_damaged_cells(path, problems)
@@ -99,7 +100,19 @@ def _merge_provenance(run_info: dict[str, Any], run: Run, problems: list[str]) -
     if not isinstance(provenance, dict):
         return run_info
     versions = {name: provenance[name] for name in VERSION_KEYS if provenance.get(name)}
-    return {**provenance, "versions": versions, "seconds": _read_object(run, "seconds", problems), **run_info}
+    return {**provenance, "versions": versions, "seconds": _read_seconds(run, problems), **run_info}
+
+
+def _read_seconds(run: Run, problems: list[str]) -> dict[str, Any]:
+    file = run.path / "seconds.json"
+    if not run.has_checksums or not file.exists():
+        return _read_object(run, "seconds", problems)
+    try:
+        seconds = read_record(file, "seconds", "delete it")
+    except RunError as error:
+        problems.append(f"seconds.json could not be read: {error}")
+        return {}
+    return {name: value for name, value in seconds.items() if name != "format"}
 
 
 def _read_object(run: Run, name: str, problems: list[str]) -> dict[str, Any]:
@@ -147,8 +160,8 @@ def _read_training_logs(run: Run, problems: list[str]) -> dict[str, dict[str, di
     """Return the columns of every training log, by condition, then by seed in numerical order."""
     logs: dict[str, dict[str, dict[str, np.ndarray]]] = {}
     path = run.path
-    files = [*sorted(path.glob("models/seed=*/log.csv")), *sorted(path.glob("models/*/seed=*/log.csv"))]
-    for file in sorted(files, key=lambda file: len(file.parent.name)):
+    found = {file.with_suffix(".csv") for depth in ("", "*/") for file in path.glob(f"models/{depth}seed=*/log.*")}
+    for file in sorted(sorted(found), key=lambda file: len(file.parent.name)):
         seed, condition = file.parent.name.removeprefix("seed="), file.parents[1].name
         models = run.for_condition("" if condition == "models" else condition)
         try:

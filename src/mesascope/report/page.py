@@ -73,7 +73,16 @@ def write_report(run_dir: Path | str, log: LogFn = do_nothing) -> Path:
     run, record = Run.open(run_dir), load_run(Path(run_dir))
     for problem in record.problems:
         log(problem)
-    return run.write_text("report.html", seal_page(_render_record(record)))
+    try:
+        page = _render_record(record)
+    except (TypeError, AttributeError, LookupError) as error:
+        if run.has_checksums:
+            raise
+        raise RunError(
+            f"{run.path} must hold the files of a run, but some have values of another kind: {type(error).__name__}: "
+            f"{error}; run the study again in another directory"
+        ) from error
+    return run.write_text("report.html", seal_page(page))
 
 
 def render_report(run_dir: Path) -> str:

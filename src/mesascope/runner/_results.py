@@ -59,7 +59,7 @@ def _has_all_checkpoints(condition: Condition, scale: str, run: Run, seeds: Sequ
     if not all((models.seed_path(seed) / f"step={step}").exists() for seed in seeds for step in steps):
         return False
     for seed in seeds:
-        models.verify_training_record(seed)
+        models.verify_training_record(seed, steps[-1])
         for step in steps:
             models.verified_checkpoint(seed, step)
     return True

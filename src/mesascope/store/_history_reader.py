@@ -50,10 +50,13 @@ class HistoryReader:
             raise RunError(
                 f"{folder / METADATA_FILE} must describe a history, but does not; delete {folder.parent}"
             ) from error
-        complete_steps = min(count_complete_steps(folder, name, column) for name, column in self.columns.items())
+        by_column = {name: count_complete_steps(folder, name, column) for name, column in self.columns.items()}
+        shortest = min(by_column, key=by_column.__getitem__)
+        complete_steps = by_column[shortest]
         if steps is not None and steps > complete_steps:
             raise RunError(
-                f"{folder} must hold {steps} steps, but has {complete_steps} complete ones; delete {folder.parent}"
+                f"{column_path(folder, shortest)} must hold {steps} steps, but has {complete_steps} complete ones; "
+                f"delete {folder.parent} and run again to train this seed again"
             )
         self.steps = complete_steps if steps is None else steps
 

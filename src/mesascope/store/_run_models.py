@@ -16,7 +16,7 @@ from mesascope.store._files import (
     replace_atomically,
 )
 from mesascope.store._history_reader import HistoryReader
-from mesascope.store._log import LOG_COLUMNS, TrainingLog, parse_log, read_log
+from mesascope.store._log import LOG_COLUMNS, TrainingLog, checksum_path, parse_log, read_log
 from mesascope.store._run_files import RunFiles
 
 TRAINING_FILE = "training"  # settings of one training, without the extension .json
@@ -178,7 +178,8 @@ class RunModels(RunFiles):
             RunError: If the log is damaged.
         """
         file = self.seed_path(seed) / "log.csv"
-        content = read_log(file, self.training_identity(seed)) if file.exists() else b""
+        started = file.exists() or checksum_path(file).exists()
+        content = read_log(file, self.training_identity(seed)) if started else b""
         table = np.array(parse_log(content), dtype=float).reshape(-1, len(LOG_COLUMNS))
         return dict(zip(LOG_COLUMNS, table.T, strict=True))
 
@@ -203,11 +204,12 @@ class RunModels(RunFiles):
             )
         return reader
 
-    def verify_training_record(self, seed: int) -> None:
+    def verify_training_record(self, seed: int, steps: int) -> None:
         """Verify the settings, the log and the description of the history of a seed, but not the history itself.
 
         Args:
             seed: The training replicate.
+            steps: Steps that the history must hold, if there is one.
 
         Raises:
             RunError: If one of them is missing or damaged.
@@ -217,4 +219,4 @@ class RunModels(RunFiles):
         read_record(folder / f"{TRAINING_FILE}.json", "training", hint)
         read_log(folder / "log.csv", self.training_identity(seed))
         if (folder / HISTORY_FOLDER).exists():
-            self.open_history(seed)
+            self.open_history(seed, steps)

@@ -7,7 +7,7 @@ from typing import Any
 
 import xarray as xr
 
-from mesascope.checksums import RunError, add_header, read_bytes, read_listed, split_header
+from mesascope.checksums import RunError, add_header, read_bytes, read_listed, read_manifest, split_header
 from mesascope.store._files import LogFn, do_nothing, write_atomically, write_listed
 from mesascope.store._run_files import RunFiles
 from mesascope.store.provenance import hash_source_code
@@ -19,6 +19,17 @@ class RunResults(RunFiles):
     def result_names(self) -> list[str]:
         """Return the names of all stored results, sorted."""
         return sorted(file.stem for file in (self.path / "results").glob("*.nc"))
+
+    def listed_results(self) -> list[str]:
+        """Return the names of the results that the manifest lists, of which a file may be missing.
+
+        Returns:
+            The names; empty if there is no manifest, or it is damaged, which reading any result then reports.
+        """
+        try:
+            return [Path(name).stem for name in read_manifest(self.path / "results", self.identity, "")]
+        except RunError:
+            return []
 
     def write_results(self, name: str, dataset: xr.Dataset) -> Path:
         """Write ``results/NAME.nc``, with the provenance of the run as attributes.

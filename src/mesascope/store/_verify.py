@@ -17,10 +17,12 @@ from mesascope.checksums import (
     verify_folder,
 )
 from mesascope.store._checkpoints import verify_checkpoint
+from mesascope.store._log import read_log
 from mesascope.store._run import Run
 from mesascope.store._run_models import HISTORY_FOLDER, TRAINING_FILE
 
 CELLS_FOLDER = "cells"
+RECORDS = ("run.json", "seconds.json")  # carry their own checksum
 Check = Callable[[], object]
 
 
@@ -73,19 +75,23 @@ def _list_checks(run: Run) -> Iterator[Check]:
     yield from _check_listed(run, run.path, RESTORE_HINT)
     yield from _check_listed(run, run.path / "results", "run again to analyse it again")
     for file in sorted((run.path / "parts").glob("*.part")):
-        yield partial(split_header, file, "partial result", "run again to compute it again")
+        yield partial(split_header, file, "partial result", "delete it")
+    for file in sorted(run.path.glob("seconds.json")):
+        yield partial(read_record, file, "seconds", "delete it")
     for file in sorted(run.path.glob("report.html")):
         yield partial(check_page, file, f"write it again with: mesascope report {run.path}")
     for folder in sorted(run.path.glob("data/*/")):
         yield partial(verify_folder, folder / "source.json", "text", f"delete {folder} to prepare the text again")
-    for folder in (*sorted(run.path.glob("models/seed=[0-9]*/")), *sorted(run.path.glob("models/*/seed=[0-9]*/"))):
-        condition = folder.parent.name if folder.parent.parent.name == "models" else ""
+    for folder in (*sorted(run.path.glob("models/seed=*/")), *sorted(run.path.glob("models/*/seed=*/"))):
+        if not folder.name.removeprefix("seed=").isdigit():
+            continue
+        condition = "" if folder.parent == run.path / "models" else folder.parent.name
         yield from _check_training(run.for_condition(condition), folder)
 
 
 def _check_listed(run: Run, folder: Path, hint: str) -> Iterator[Check]:
     """Yield a check of the manifest of a folder, and one for every file that it lists or that should be listed."""
-    present = {*folder.glob("*.nc"), *folder.glob("*.json")} - {folder / MANIFEST, folder / "run.json"}
+    present = {*folder.glob("*.nc"), *folder.glob("*.json")} - {folder / MANIFEST, *map(folder.joinpath, RECORDS)}
     if not present and not (folder / MANIFEST).exists():
         return
     yield partial(read_manifest, folder, run.identity, hint)
@@ -100,16 +106,18 @@ def _check_listed(run: Run, folder: Path, hint: str) -> Iterator[Check]:
 def _check_training(models: Run, folder: Path) -> Iterator[Check]:
     """Yield the checks of one seed: settings, log, every column of the history, every checkpoint."""
     seed = int(folder.name.removeprefix("seed="))
+    numbers = [path.name.removeprefix("step=") for path in folder.glob("step=*/")]
+    steps = sorted(int(number) for number in numbers if number.isdigit())
     hint = f"delete {folder} and run again to train this seed again"
     yield partial(read_record, folder / f"{TRAINING_FILE}.json", "training", hint)
     if any(folder.glob("log.*")):
-        yield partial(models.read_log, seed)
+        yield partial(read_log, folder / "log.csv", models.training_identity(seed))
     if (folder / HISTORY_FOLDER).exists():
-        yield partial(models.open_history, seed)
+        yield partial(models.open_history, seed, max(steps, default=0))
         for file in sorted((folder / HISTORY_FOLDER).glob("*.bin")):
             yield partial(_verify_column, models, seed, file.stem)
-    for checkpoint in sorted(folder.glob("step=[0-9]*/")):
-        yield partial(models.verified_checkpoint, seed, int(checkpoint.name.removeprefix("step=")))
+    for step in steps:
+        yield partial(models.verified_checkpoint, seed, step)
     if (folder / "resume").exists():
         yield partial(verify_checkpoint, folder / "resume", models.training_identity(seed))
 
