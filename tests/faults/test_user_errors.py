@@ -56,6 +56,16 @@ def test_a_study_file_that_fails_is_one_line(command, tmp_path, monkeypatch, tex
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_study_file_in_a_folder_with_brackets_is_found(command, tmp_path):
+    file = tmp_path / "a[1]" / "my_study[2].py"
+    file.parent.mkdir()
+    file.write_text("from mesascope.studies.affine.study import STUDY")
+    assert command("show", file)[0] == 0
+    code, _, err = command("run", f"{file}[heads=3]")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "a level of heads must be one of" in err
+
+
 def test_the_traceback_of_a_study_file_is_shown_on_request(command, tmp_path, monkeypatch):
     file = tmp_path / "my_study.py"
     file.write_text("x = 1\nSTUDY = Studie()\n")
@@ -65,7 +75,7 @@ def test_the_traceback_of_a_study_file_is_shown_on_request(command, tmp_path, mo
     assert isinstance(caught.value.__cause__, NameError)
 
 
-ODD_NAMES = ["[/x]", "[bold]", "[/x].py", ":bug:", "\\", "[link=a]b[/link]", "x[y]", "[]"]
+ODD_NAMES = ["[/x]", "[bold]", "[/x].py", ":bug:", "\\", "[link=a]b[/link]", "x[y", "[]"]
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
@@ -108,7 +118,7 @@ def test_progress_prints_names_as_they_are(capsys, monkeypatch):
     from rich.console import Console
 
     for terminal in (False, True):
-        console = Console(force_terminal=terminal, width=200)
+        console = Console(force_terminal=terminal, width=200, highlight=False)
         with ProgressDisplay(console) as display:
             display.start_stage("[/a]", ["[/b]"])
             display.update_part(0, 1, 1, 0.5)
@@ -216,8 +226,7 @@ def test_an_error_of_the_operating_system_without_a_number_is_one_line(command, 
 
 USER_CODE = """
 import dataclasses
-import helper_of_a_user
-from helper_of_a_user import SHIFT
+from helper_of_a_user import SHIFT, twice as again
 
 SCALE = 2.0
 OTHER = 3.0  # names nothing above
@@ -233,9 +242,9 @@ class Rule:
     size: int = 1
 
     def apply(self, x):
-        return helper_of_a_user.twice(double(x))
+        return again(double(x))
 """
-HELPER = "SHIFT = 1.0\n\ndef twice(x):\n    return 2 * x\n"
+HELPER = "SHIFT = 1.0\nOTHER = 1.0\n\ndef twice(x):\n    return 2 * x\n"
 
 
 def hash_of_rule(folder: Path, monkeypatch, text: str = USER_CODE, helper: str = HELPER) -> str:
@@ -260,10 +269,21 @@ def test_the_digest_of_a_users_code_follows_what_a_value_depends_on(tmp_path, mo
         "constant": (USER_CODE.replace("SCALE = 2.0", "SCALE = 2.5"), HELPER, False),
         "function": (USER_CODE.replace("SCALE * x", "SCALE + x"), HELPER, False),
         "class": (USER_CODE.replace("size: int = 1", "size: int = 2"), HELPER, False),
-        "helper": (USER_CODE, HELPER.replace("2 * x", "3 * x"), False),
+        "function of another file": (USER_CODE, HELPER.replace("2 * x", "3 * x"), False),
+        "constant of another file": (USER_CODE, HELPER.replace("SHIFT = 1.0", "SHIFT = 2.0"), False),
+        "unused in another file": (USER_CODE, HELPER.replace("OTHER = 1.0", "OTHER = 2.0"), True),
     }
     first = hash_of_rule(tmp_path / "first", monkeypatch)
     assert len(first) == 16
+    module_code = USER_CODE.replace(
+        "from helper_of_a_user import SHIFT, twice as again", "import helper_of_a_user as h"
+    )
+    module_code = module_code.replace("SHIFT", "h.SHIFT").replace("again", "h.twice")
+    by_module = [
+        hash_of_rule(tmp_path / f"module {shift}", monkeypatch, module_code, HELPER.replace("SHIFT = 1.0", shift))
+        for shift in ("SHIFT = 1.0", "SHIFT = 2.0")
+    ]
+    assert len({first, *by_module}) == 3
     for number, (name, (text, helper, same)) in enumerate(changes.items()):
         assert (hash_of_rule(tmp_path / str(number), monkeypatch, text, helper) == first) == same, name
 

@@ -45,7 +45,7 @@ def verify_command(
         for line in result.problems:
             print_line(line)
         damaged = damaged or bool(result.problems)
-        print_line(f"{path}: {result.files} files verified, {len(result.problems)} damaged")
+        print_line(f"{path}: {result.files} files and checkpoints verified, {len(result.problems)} damaged")
     if damaged:
         raise typer.Exit(EXIT_DAMAGED)
 

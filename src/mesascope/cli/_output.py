@@ -165,11 +165,12 @@ def format_verdict_cell(row: dict[str, Any] | None) -> str:
         row: The verdict; None if there is none.
 
     Returns:
-        The text of the cell.
+        The text of the cell, with markup.
     """
     if row is None:
         return "-"
-    return row["status"] if row["value"] is None else f"{row['status']} ({row['value']:.3g})"
+    status = escape(row["status"])
+    return status if row["value"] is None else f"{status} ({row['value']:.3g})"
 
 
 def format_last_verdicts(last: dict[str, Any] | None) -> str:

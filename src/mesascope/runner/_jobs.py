@@ -16,6 +16,7 @@ from mesascope.runner._seed_results import load_seed_results, load_stamped, save
 from mesascope.runner._stamps import stamp_condition, stamp_simulation
 from mesascope.store import LogFn, Run, do_nothing
 from mesascope.studies.base import Condition, Study
+from mesascope.studies.cell_names import split_reference
 from mesascope.studies.registry import load_study
 from mesascope.tasks.base import Task
 from mesascope.train import limit_threads, train_model, train_population
@@ -180,8 +181,7 @@ def job_label(job: TrainingJob | SimulationJob) -> str:
         job: The job.
     """
     name = job.simulation if isinstance(job, SimulationJob) else job.condition
-    cell = job.study.partition("[")[2].removesuffix("]")
-    return f"{cell} {name} seed {job.seed}".strip().replace("  ", " ")
+    return f"{split_reference(job.study)[1]} {name} seed {job.seed}".strip().replace("  ", " ")
 
 
 def group_label(jobs: Sequence[TrainingJob]) -> str:

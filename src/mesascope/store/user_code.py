@@ -5,7 +5,7 @@ import hashlib
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
@@ -76,8 +76,19 @@ def _is_users(module: ModuleType) -> bool:
 
 def _select_definitions(module: ModuleType, name: str) -> list[ast.stmt]:
     """Return the top-level statements that define a name; the whole module if there are none."""
-    body = ast.parse(Path(str(module.__file__)).read_bytes()).body
+    body = _parse(module)
     return [node for node in body if name in _defined_names(node)] or body
+
+
+def _parse(module: ModuleType) -> list[ast.stmt]:
+    file = Path(str(module.__file__))
+    return _parse_file(file, file.stat().st_mtime_ns, file.stat().st_size)
+
+
+@lru_cache(maxsize=64)
+def _parse_file(file: Path, changed: int, size: int) -> list[ast.stmt]:
+    """Parse a file; the time of its last change and its size make an edited file a different one."""
+    return ast.parse(file.read_bytes()).body
 
 
 def _defined_names(node: ast.stmt) -> set[str]:
@@ -86,15 +97,22 @@ def _defined_names(node: ast.stmt) -> set[str]:
     return {one.id for one in ast.walk(node) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
 
 
+def _imported_names(body: list[ast.stmt]) -> dict[str, tuple[str, str]]:
+    """Return module and name of what a file imports with ``from MODULE import NAME``, by the name that it has there."""
+    imports = [node for node in body if isinstance(node, ast.ImportFrom)]
+    return {one.asname or one.name: (node.module or "", one.name) for node in imports for one in node.names}
+
+
 def _follow_names(module: ModuleType, nodes: list[ast.stmt]) -> Iterator[tuple[ModuleType, str]]:
     """Yield the definitions that statements name: in the same module, or in another one of the user."""
-    body = ast.parse(Path(str(module.__file__)).read_bytes()).body
-    own = set().union(*map(_defined_names, body))
+    body = _parse(module)
+    own, imported = set().union(*map(_defined_names, body)), _imported_names(body)
     for node in (one for each in nodes for one in ast.walk(each) if isinstance(one, ast.Name)):
         value = getattr(module, node.id, None)
+        source, name = imported.get(node.id, ("", ""))
         if node.id in own:
             yield module, node.id
         elif isinstance(value, ModuleType):
             yield from [(value, "")] if _is_users(value) else []
-        elif isinstance(value, type | FunctionType):
-            yield from _find_origins(value)
+        elif source in sys.modules and _is_users(sys.modules[source]):
+            yield sys.modules[source], name

@@ -33,3 +33,16 @@ def parse_cell(text: str) -> Cell:
     if not all(factor and level for factor, _, level in pairs):
         raise ValueError(f"a cell must have the form FACTOR=LEVEL,FACTOR=LEVEL, but got {text!r}")
     return {factor: level for factor, _, level in pairs}
+
+
+def split_reference(text: str) -> tuple[str, str]:
+    """Return the name or file of a study, and the name of a cell; empty for the study itself.
+
+    Args:
+        text: such as ``affine[heads=4]`` or ``my_study.py``; a path may have brackets of its own.
+
+    >>> split_reference("affine[heads=4]"), split_reference("a[1]/my_study.py"), split_reference("[x]")
+    (('affine', 'heads=4'), ('a[1]/my_study.py', ''), ('[x]', ''))
+    """
+    name, _, cell = text.removesuffix("]").rpartition("[")
+    return (name, cell) if text.endswith("]") and name and cell else (text, "")

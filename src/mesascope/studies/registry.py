@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from mesascope.studies.cell_names import parse_cell
+from mesascope.studies.cell_names import parse_cell, split_reference
 from mesascope.studies.summary import StudySummary, parse_summary, summarize_study
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def load_study(name: str) -> "Study":
         InvalidStudyFile: the file cannot be run, or its ``STUDY`` is no study.
         ValueError: the study has no such factor or level.
     """
-    name, _, cell = name.removesuffix("]").partition("[")
+    name, cell = split_reference(name)
     study = _load_file(name) if name.endswith(".py") else importlib.import_module(_find_entry(name).module).STUDY
     return study.at_cell(parse_cell(cell)) if cell else study
 
