@@ -17,6 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import xarray as xr
+
 from mesascope import cli
 
 STUDY = """
@@ -106,10 +108,11 @@ class Fragile:
 
     Args:
         folder: An empty folder.
+        follow: Whether to do what the lines advise, such as to delete a folder and to train again, which takes seconds.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.study = folder, folder / "fragile.py"
+    def __init__(self, folder: Path, *, follow: bool = True) -> None:
+        self.folder, self.study, self.follow = folder, folder / "fragile.py", follow
         self.study.write_text(STUDY)
         self.finished = folder / "finished"
         code, printed = self.call("run", self.finished)
@@ -163,28 +166,31 @@ class Fragile:
             lines = [line for line in printed.splitlines() if line.startswith("mesascope: ")]
             named = any(is_named(file, path, line) for line in lines)
             return self._follow_advice(command, path, lines) if named else (WRONG, f"not named: {printed}")
-        if code != 0 or read_outputs(path) != self.outputs:
-            return WRONG, printed
+        if different := list_differences(path, self.outputs):
+            return WRONG, f"code {code}, other values in {different}: {printed}"
         if file.exists() and file.read_bytes() == content:
             return self._find(path, file)
         return REPAIRED, printed
 
     def _follow_advice(self, command: str, path: Path, lines: list[str]) -> tuple[str, str]:
         """Do what the lines say, until the run is whole again; its outputs must then be the same."""
+        advised = "\n".join(lines)
+        if not self.follow:
+            return NAMED, advised
         for _ in range(3):
             for line in lines:
                 if advice := re.search(r"; delete (\S+) and run again", line):
                     assert path in Path(advice[1]).parents, line
                     shutil.rmtree(advice[1], ignore_errors=True)
             if any("restore it, or delete the folder" in line for line in lines):
-                return NAMED, "\n".join(lines)
+                return NAMED, advised
             code, printed = self.call("run", path)
             lines = printed.splitlines()
             if code == -1:
                 return TRACEBACK, printed
             if code == 0:
-                same = read_outputs(path) == self.outputs
-                return (NAMED, "\n".join(lines)) if same else (WRONG, f"after the advice: {printed}")
+                different = list_differences(path, self.outputs)
+                return (WRONG, f"after the advice, other values in {different}") if different else (NAMED, advised)
         return WRONG, f"the advice does not help: {lines}"
 
     def _find(self, path: Path, file: Path) -> tuple[str, str]:
@@ -217,12 +223,31 @@ def same_json(first: Path, second: Path) -> bool:
         return False
 
 
-def read_outputs(path: Path) -> dict[str, bytes]:
-    """Return the bytes of all results, verdicts and weights of a run."""
-    patterns = ("results/*.nc", "verdicts.json", "models/**/step=*/model.safetensors")
-    return {
-        str(file.relative_to(path)): file.read_bytes() for pattern in patterns for file in sorted(path.glob(pattern))
-    }
+def read_outputs(path: Path) -> dict[str, object]:
+    """Return all numbers and attributes of the results, bit for bit, the verdicts and the weights of a run."""
+    outputs: dict[str, object] = {}
+    for file in sorted(path.glob("results/*.nc")):
+        data = xr.load_dataset(file.read_bytes(), engine="netcdf4")
+        outputs[file.name] = dict(data.attrs)
+        outputs |= {f"{file.name} {name}": describe_variable(one) for name, one in data.variables.items()}
+    others = [path / "verdicts.json", *path.glob("models/**/step=*/model.safetensors")]
+    return outputs | {str(file.relative_to(path)): file.read_bytes() for file in others if file.exists()}
+
+
+def describe_variable(variable: xr.Variable) -> tuple[object, ...]:
+    """Return dimensions, values (texts as they are, numbers bit for bit) and attributes."""
+    values = variable.values
+    bits = values.tolist() if values.dtype.kind in "OUST" else values.tobytes()
+    return variable.dims, values.shape, bits, dict(variable.attrs)
+
+
+def list_differences(path: Path, outputs: dict[str, object]) -> str:
+    """Return the names of the outputs that differ; empty if there are none."""
+    try:
+        found = read_outputs(path)
+    except (OSError, RuntimeError, ValueError) as error:
+        return f"unreadable: {error}"
+    return ", ".join(name for name in {**outputs, **found} if found.get(name) != outputs.get(name))
 
 
 def draw_damage(draw: random.Random, file: Path, others: list[Path]) -> tuple[str, bytes]:
