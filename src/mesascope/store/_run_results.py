@@ -123,7 +123,7 @@ def decode_netcdf(content: bytes, file: Path, hint: str) -> xr.Dataset:
         RunError: If it cannot be decoded.
     """
     try:
-        return xr.load_dataset(content, engine="netcdf4")
+        return xr.load_dataset(content, engine="netcdf4").drop_encoding()  # written again as if it were new
     except (OSError, RuntimeError, ValueError) as error:
         raise RunError(f"results must be netCDF, but {file} cannot be read; {hint}") from error
 
