@@ -45,4 +45,4 @@ def split_reference(text: str) -> tuple[str, str]:
     (('affine', 'heads=4'), ('a[1]/my_study.py', ''), ('[x]', ''))
     """
     name, _, cell = text.removesuffix("]").rpartition("[")
-    return (name, cell) if text.endswith("]") and name and cell else (text, "")
+    return (name, cell) if text.endswith("]") and name and "=" in cell else (text, "")
