@@ -226,6 +226,7 @@ def test_the_flags_are_the_ones_that_were_promised(command):
         "run": {"--scale", "--seeds", "--out", "--device", "--on", "--vary", "--strict", "--no-strict", "--help"},
         "inspect": {
             *("--text", "--tokens", "--sequences", "--out", "--analyses", "--steps", "--device", "--dtype", "--help"),
+            "--trust-remote-code",
         },
         "list": {"--json", "--help"},
         "runs": {"--json", "--help"},
@@ -234,7 +235,7 @@ def test_the_flags_are_the_ones_that_were_promised(command):
         "show": {"--help"},
         "cite": {"--help"},
         "compare": {"--help"},
-        "which-algorithm": {"--study", "--sequences", "--seed", "--device", "--json", "--help"},
+        "which-algorithm": {"--study", "--sequences", "--seed", "--device", "--json", "--trust-remote-code", "--help"},
     }
     import typer.main
 

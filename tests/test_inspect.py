@@ -38,8 +38,8 @@ def test_what_was_stopped_goes_on_where_it_was(folder, tmp_path, monkeypatch):
         api.inspect(
             str(folder), tokens=32, out=tmp_path / "a", analyses=["norms", "repeated_token_heads"], progress=stop
         )
-    kept = sorted(file.name for file in (tmp_path / "a" / "parts").glob("*.nc"))
-    assert kept == ["main-norms.nc", "main-repeated_token_heads.nc"]
+    kept = sorted(file.name for file in (tmp_path / "a" / "parts").glob("*.part"))
+    assert kept == ["main-norms.part", "main-repeated_token_heads.part"]
     before = {name: (tmp_path / "a" / "parts" / name).stat().st_mtime_ns for name in kept}
     run = api.inspect(str(folder), tokens=32, out=tmp_path / "a", analyses=["norms", "repeated_token_heads"])
     assert {name: (tmp_path / "a" / "parts" / name).stat().st_mtime_ns for name in kept} == before

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from mesascope.store import Run
 from mesascope.studies import published, registry
 from mesascope.studies.next_token_convergence.toy_model import STAGE_DESCENTS, NextTokenModel
 
@@ -189,7 +190,7 @@ def test_what_the_pages_show_is_there():
             assert (page.parent / "figures" / part.split(")")[0]).is_file()
 
 
-def save_layers(folder, name, **variables):
+def save_layers(run, name, **variables):
     """Write results of three layers: plain lists, or (values, control) for a control of the cosine."""
     data = xr.Dataset()
     for key, given in variables.items():
@@ -197,26 +198,25 @@ def save_layers(folder, name, **variables):
         attrs = {"control_of": "cosine", "control": control} if control else {}
         data[key] = xr.DataArray(np.asarray(values, float), dims=("draw", "layer")[-np.ndim(values) :], attrs=attrs)
     sublayers = xr.DataArray(["attention", "mlp"], dims="sublayer", name="sublayer")
-    (data.expand_dims(sublayer=sublayers) if "cosine" in data else data).to_netcdf(folder / f"{name}.nc")
+    run.write_results(name, data.expand_dims(sublayer=sublayers) if "cosine" in data else data)
 
 
 def test_statements_on_a_released_model_count_the_layers_that_exceed_every_control(build, tmp_path):
     import released
 
-    folder = tmp_path / "results"
-    folder.mkdir()
+    run = Run.create(tmp_path / "run", {"study": "inspect", "scale": "laptop"})
     shuffled, other = ([[0.0, 0.1, 0.0], [0.0, 0.28, 0.0]], "keys shuffled"), ([0.0, 0.0, 0.0], "other positions")
     unused = ([0.9, 0.9, 0.9], "positions shuffled")
     undefined = ([np.nan] * 3, "keys shuffled")
-    save_layers(folder, "inner_fast_weight", cosine=[0.3, 0.3, 0.04], cosine_null=shuffled, cosine_null_more=unused)
-    save_layers(folder, "inner_outer", cosine=[0.3, 0.3, 0.3], cosine_null=undefined, cosine_null_other=other)
-    save_layers(folder, "inner_readout", cosine=[-0.3, 0.0, 0.3])
+    save_layers(run, "inner_fast_weight", cosine=[0.3, 0.3, 0.04], cosine_null=shuffled, cosine_null_more=unused)
+    save_layers(run, "inner_outer", cosine=[0.3, 0.3, 0.3], cosine_null=undefined, cosine_null_other=other)
+    save_layers(run, "inner_readout", cosine=[-0.3, 0.0, 0.3])
     for name, variable in (("logit_lens", "loss"), ("affine_lens", "loss"), ("norms", "variation")):
         random = {f"{variable}_null_random_weights": [[1.0, 1.0, 2.0]]}
-        save_layers(folder, name, **{variable: [3.0, 2.0, 1.0]}, **random)
-    counts = [row.split(" | ")[1] for row in released.format_statements(tmp_path)[4:]]
+        save_layers(run, name, **{variable: [3.0, 2.0, 1.0]}, **random)
+    counts = [row.split(" | ")[1] for row in released.format_statements(run.path)[4:]]
     assert counts == ["1 of 3", "3 of 3", "3 of 3", "1 of 3", "1 of 3", "2 of 2", "2 of 2", "2 of 2"]
-    assert "random weights 0 of 2, 0.5" in released.format_statements(tmp_path)[-1]
+    assert "random weights 0 of 2, 0.5" in released.format_statements(run.path)[-1]
 
 
 def test_the_readme_lists_the_claims_of_the_papers_by_verdict(build):

@@ -72,7 +72,7 @@ class ProgressDisplay(_TerminalProgress):
         """
         self._name, self._parts, self._last_line_time = name, parts, 0.0
         if self._bars is None:
-            self._console.print(f"{name}: {', '.join(parts)}", markup=False)
+            self._console.print(f"{name}: {', '.join(parts)}", markup=False, soft_wrap=True)
             return
         for task in self._tasks.values():
             self._bars.remove_task(task)
@@ -92,7 +92,9 @@ class ProgressDisplay(_TerminalProgress):
             self._bars.update(self._tasks[index], completed=done, total=total, loss=loss_text)
         elif done == total or time.monotonic() - self._last_line_time > LINE_INTERVAL:
             self._last_line_time = time.monotonic()
-            self._console.print(f"{self._name} {self._parts[index]}: {done}/{total} {loss_text}".rstrip(), markup=False)
+            self._console.print(
+                f"{self._name} {self._parts[index]}: {done}/{total} {loss_text}".rstrip(), markup=False, soft_wrap=True
+            )
 
     def log_message(self, line: str) -> None:
         """Print a message above the bars.
@@ -100,7 +102,7 @@ class ProgressDisplay(_TerminalProgress):
         Args:
             line: One line of text.
         """
-        self._console.print(line, markup=False)
+        self._console.print(line, markup=False, soft_wrap=True)
 
 
 class StageProgressBar(_TerminalProgress):
@@ -133,4 +135,4 @@ class StageProgressBar(_TerminalProgress):
             self._bars.update(self._task, description=stage, completed=done, total=total)
         elif stage != self._last_stage and total > 1:  # a single stage is short or fails: no line
             self._last_stage = stage
-            self._console.print(f"{stage} ({done + 1}/{total})", markup=False)
+            self._console.print(f"{stage} ({done + 1}/{total})", markup=False, soft_wrap=True)

@@ -89,7 +89,9 @@ def test_the_outputs_of_heads_are_those_of_the_present_weights(change):
 
 
 def test_an_entry_that_no_fingerprint_compares_is_seen_by_a_new_capture(monkeypatch):
-    monkeypatch.setattr("mesascope.activations._fingerprint._sample_entries", lambda tensor: tensor.new_zeros(1))
+    monkeypatch.setattr(
+        "mesascope.activations.validation.fingerprint._sample_entries", lambda tensor: tensor.new_zeros(1)
+    )
     model = small.llama()
     capture(model, X, SITES).head_out()
     model.model.layers[1].self_attn.o_proj.weight.data[3, 7] += 4.0
@@ -107,7 +109,9 @@ def test_an_entry_that_no_fingerprint_compares_is_seen_by_a_new_capture(monkeypa
 
 
 def test_values_and_attention_norms_are_those_of_the_present_weights(monkeypatch):
-    monkeypatch.setattr("mesascope.activations._fingerprint._sample_entries", lambda tensor: tensor.new_zeros(1))
+    monkeypatch.setattr(
+        "mesascope.activations.validation.fingerprint._sample_entries", lambda tensor: tensor.new_zeros(1)
+    )
     model = small.llama()
     first = capture(model, X, ["value", "resid_pre"]).readout
     _ = first.value_projection, first.attention_norms, first.embed_tokens(torch.tensor([1]))

@@ -73,7 +73,9 @@ def test_an_adapted_output_projection_is_seen_through(adapt):
 
 def test_an_adapter_of_zeros_counts_once_it_is_trained(monkeypatch):
     """While it is zero, the base map alone gives the same output; the whole map is meant."""
-    monkeypatch.setattr("mesascope.activations._fingerprint._sample_entries", lambda tensor: tensor.new_zeros(1))
+    monkeypatch.setattr(
+        "mesascope.activations.validation.fingerprint._sample_entries", lambda tensor: tensor.new_zeros(1)
+    )
     model = small.llama()
     for layer in model.model.layers:
         layer.self_attn.o_proj = Adapted(layer.self_attn.o_proj, 0.0)
@@ -118,7 +120,7 @@ def test_maps_that_torch_packs():
 def test_weights_in_composed_tensors():
     from torch.testing._internal.two_tensor import TwoTensor
 
-    from mesascope.activations._fingerprint import fingerprint_tensors
+    from mesascope.activations.validation.fingerprint import fingerprint_tensors
 
     inner = torch.ones(4, 4)
     composed = TwoTensor(inner, torch.ones(4, 4))

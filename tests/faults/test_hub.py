@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 from faults.test_opening import edit_config
 from faults.test_tokens import save_both
 from mesascope.models import _hub, load
-from mesascope.models._tokenizer import load_tokenizer
+from mesascope.models._tokenizer import load_model_tokenizer
 from mesascope.models.load import ModelNotFound, load_pretrained
 from mesascope.models.load_errors import BrokenModelError
 from small_tokenizers import make_bytelevel
@@ -47,7 +47,7 @@ def test_a_tokenizer_is_downloaded_after_the_weights(tmp_path, monkeypatch):
     contents = {file: file.read_bytes() for file in files}
     for file in files:
         file.unlink()
-    assert load_tokenizer("some/model", snapshot, 300, "main", options) is None
+    assert load_model_tokenizer("some/model", snapshot, 300, "main", options) is None
     original = AutoTokenizer.from_pretrained
 
     def download(*arguments: object, **settings: object) -> object:
@@ -56,12 +56,12 @@ def test_a_tokenizer_is_downloaded_after_the_weights(tmp_path, monkeypatch):
         return original(*arguments, **settings)
 
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", download)
-    found = load_tokenizer("some/model", snapshot, 300, "main", options)
+    found = load_model_tokenizer("some/model", snapshot, 300, "main", options)
     assert found is not None
     assert len(found) == 300
     contents[snapshot / "tokenizer.json"] = b"{"
     with pytest.raises(BrokenModelError, match=r"tokenizer\.json is not a usable tokenizer"):
-        load_tokenizer("some/model", snapshot, 300, "main", options)
+        load_model_tokenizer("some/model", snapshot, 300, "main", options)
 
 
 def test_the_hub_has_a_time_limit(monkeypatch):

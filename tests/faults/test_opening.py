@@ -197,7 +197,10 @@ def test_a_model_in_memory_is_inspected_as_from_its_folder(tmp_path):
     tokenizer = make_bytelevel()
     model = save_both(tmp_path / "model", tokenizer)
     settings = {"tokens": 16, "sequences": 1, "analyses": ["norms"]}
+    model.train().get_decoder().eval()
+    modes = [module.training for module in model.modules()]
     run = api.inspect(model, tokenizer=tokenizer, out=tmp_path / "a", **settings)
+    assert [module.training for module in model.modules()] == modes
     same = api.inspect(str(tmp_path / "model"), out=tmp_path / "b", **settings)
     assert run.read_results("norms")["norm"].equals(same.read_results("norms")["norm"])
     assert run.record["dtype"] == "float32"

@@ -325,7 +325,7 @@ def test_studies_train_as_on_the_plain_path_but_for_rounding(arm, tmp_path, monk
     assert not all(map(torch.equal, fast_weights, plain_weights))  # it did run
 
 
-@pytest.mark.parametrize("how", ["no compiler", "one that fails", "no place to write"])
+@pytest.mark.parametrize("how", ["no compiler", "one that fails"])
 def test_training_without_it_is_the_same_but_for_rounding(how, afresh, monkeypatch):
     compiled(9)
     fast = trained()
@@ -333,11 +333,8 @@ def test_training_without_it_is_the_same_but_for_rounding(how, afresh, monkeypat
     if how == "no compiler":
         monkeypatch.delenv("CXX", raising=False)
         monkeypatch.setattr("shutil.which", lambda name: None)
-    elif how == "one that fails":
-        monkeypatch.setenv("CXX", "false")
     else:
-        (afresh.parent / "file").write_text("")
-        monkeypatch.setenv("XDG_CACHE_HOME", str(afresh.parent / "file"))
+        monkeypatch.setenv("CXX", "false")
     plain = trained()
     assert load_kernel(size(9)) is None
     assert fast[0] == pytest.approx(plain[0], rel=1e-4)

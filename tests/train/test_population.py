@@ -1,5 +1,6 @@
 """Seeds trained as one program have the numbers and leave the files of seeds that are trained alone."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,7 +67,8 @@ def assert_alike(
             assert (places[0] / "config.json").read_bytes() == (places[1] / "config.json").read_bytes()
             for file in ("model.safetensors", "state.safetensors"):
                 assert gap(*(load_file(place / file) for place in places)) < most, (seed, step, file)
-        assert one.read_json(f"models/seed={seed}/training") == two.read_json(f"models/seed={seed}/training")
+        settings = [run.seed_path(seed) / "training.json" for run in (one, two)]
+        assert settings[0].read_bytes() == settings[1].read_bytes()
 
 
 def names(run: Run, seed: int) -> set[str]:
@@ -203,10 +205,12 @@ def test_a_damaged_checkpoint_is_named_and_that_seed_alone_is_behind(alone: Run,
         train_population(Affine(length=6), decoder(), SHORT, [0, 1], run)
     weights = together.verified_checkpoint(1, 10) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    said: list[str] = []
-    train_population(Affine(length=6), decoder(), SHORT, [0, 1], together, log=said.append)
-    assert len(said) == 1
-    assert "seed=1/step=10/model.safetensors must have" in said[0]
+    with pytest.raises(RunError, match=r"seed=1/step=10/model.safetensors must have .*; delete .*step=10 and run"):
+        train_population(Affine(length=6), decoder(), SHORT, [0, 1], together)
+    shutil.rmtree(weights.parent)
+    unchanged = {file: file.stat().st_mtime_ns for file in together.seed_path(0).rglob("step=*/*")}
+    train_population(Affine(length=6), decoder(), SHORT, [0, 1], together)
+    assert {file: file.stat().st_mtime_ns for file in together.seed_path(0).rglob("step=*/*")} == unchanged
     assert_alike(alone, together, [0, 1])
 
 

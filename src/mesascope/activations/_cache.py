@@ -8,8 +8,8 @@ from jaxtyping import Shaped
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mesascope.activations._fingerprint import Fingerprint, fingerprint_model
 from mesascope.activations._model_structure import ModelStructure
+from mesascope.activations.validation.fingerprint import Fingerprint, fingerprint_model
 
 
 @dataclass

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel
 
-from mesascope.activations._fingerprint import Fingerprint
 from mesascope.activations._layer_spec import LayerSpec
 from mesascope.activations.readout._build import build_readout
 from mesascope.activations.readout._readout import Readout
 from mesascope.activations.structure._trace import Trace
+from mesascope.activations.validation.fingerprint import Fingerprint
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from mesascope.activations._inputs import InputsLike
 from mesascope.activations.edits import Edit
 from mesascope.activations.forward import eval_no_grad, run_model
 from mesascope.activations.gradients import enable_activation_gradients
@@ -22,6 +21,7 @@ from mesascope.activations.hooks._module_hooks import attach_hooks, replace_forw
 from mesascope.activations.recording._unedited_pass import UneditedPass
 from mesascope.activations.sites import UnsupportedModel
 from mesascope.activations.tolerances import allclose, relative_difference
+from mesascope.activations.validation.inputs import InputsLike
 
 # raised where layers cannot be skipped
 SKIPPED_LAYER_ERRORS = (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError)

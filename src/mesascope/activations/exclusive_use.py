@@ -26,15 +26,15 @@ def exclusive_use(model: nn.Module) -> Iterator[None]:
     Args:
         model: the model.
     """
-    held: list[int] = vars(_HELD).setdefault("models", [])
-    if id(model) in held:
+    in_use: list[int] = vars(_HELD).setdefault("models", [])
+    if id(model) in in_use:
         yield
         return
     with ExitStack() as stack:
         for lock in _locks_of(model):
             stack.enter_context(lock)
-        held.append(id(model))
-        stack.callback(held.remove, id(model))
+        in_use.append(id(model))
+        stack.callback(in_use.remove, id(model))
         stack.enter_context(run_uncompiled())
         yield
 
@@ -93,11 +93,11 @@ def _locks_of(model: nn.Module) -> list[Any]:
 
 
 def _lock_of(thing: object) -> Any:
-    known = _LOCKS.get(id(thing))
-    if known is None or known[0]() is not thing:
-        _LOCKS[id(thing)] = known = (ref(thing), threading.RLock())
+    entry = _LOCKS.get(id(thing))
+    if entry is None or entry[0]() is not thing:
+        _LOCKS[id(thing)] = entry = (ref(thing), threading.RLock())
         _forget_deleted()
-    return known[1]
+    return entry[1]
 
 
 def _forget_deleted() -> None:

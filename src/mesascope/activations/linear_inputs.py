@@ -12,12 +12,12 @@ from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mesascope.activations._arguments import validate_model
-from mesascope.activations._inputs import prepare_inputs
 from mesascope.activations.capture import read_structure
 from mesascope.activations.forward import eval_no_grad, run_model
 from mesascope.activations.recording.linear_recorder import LinearModuleSamples, record_linear_inputs
 from mesascope.activations.structure._linear_modules import LinearModules, find_linear_modules
+from mesascope.activations.validation.arguments import validate_model
+from mesascope.activations.validation.inputs import prepare_inputs
 
 MAX_SAMPLED_TOKENS = 2048  # maximum number of sampled tokens
 MAX_SAMPLE_BYTES = 128_000_000  # maximum size of the stored vectors

@@ -147,7 +147,7 @@ def read_record(file: Path, kind: str, hint: str) -> dict[str, Any]:
 
 
 def read_bytes(file: Path, hint: str) -> bytes:
-    """Read a whole file.
+    """Return the content of a file.
 
     Args:
         file: The file.

@@ -1,6 +1,7 @@
 """Inspection of one model, or of several checkpoints, on one text, with controls; partial results are saved."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,38 @@ def inspect_model(
     """
     if dtype not in DTYPES:
         raise ValueError(f"a dtype must be one of {', '.join(DTYPES)}, but got {dtype!r}")
+    with _evaluation_mode(model) if isinstance(model, PreTrainedModel) else nullcontext():
+        return _inspect_model(
+            model, tokenizer, text, tokens, sequences, path, analyses, steps, device, dtype, trust_remote_code, progress
+        )
+
+
+@contextmanager
+def _evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
+    """Set evaluation mode, in which dropout does nothing; the mode of every module is restored on exit."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _inspect_model(
+    model: str | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    text: Path | None,
+    tokens: int | None,
+    sequences: int,
+    path: Path,
+    analyses: Sequence[str] | None,
+    steps: Sequence[str] | None,
+    device: str,
+    dtype: str,
+    trust_remote_code: bool,
+    progress: StageProgressFn,
+) -> Run:
     check_sizes(tokens, sequences)
     words, source = read_words(text)
     passes = select_passes(analyses)
@@ -132,7 +165,7 @@ def _make_loader(
         raise ValueError("steps must be given with the name of a model, but got a model in memory; omit the steps")
     check_weight_values(checkpoints[0].name, model)
     return CheckpointLoader(
-        checkpoints=checkpoints, device=str(model.device), dtype=model.dtype, given=(model.eval(), tokenizer)
+        checkpoints=checkpoints, device=str(model.device), dtype=model.dtype, given=(model, tokenizer)
     )
 
 

@@ -68,8 +68,8 @@ def load_kernel(size: KernelSize) -> FusedKernel | None:
         size: compile-time constants.
 
     Returns:
-        The kernel, or ``None`` if it cannot be compiled or loaded. A kept library is loaded only if its content is what
-        was compiled here and nobody but the user could write it; otherwise it is compiled again.
+        The kernel, or ``None`` if it cannot be compiled or loaded. A cached library is loaded only if its content is
+        what was compiled here and nobody but the user could write it; otherwise it is compiled again.
     """
     compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
     if compiler is None:
@@ -79,8 +79,8 @@ def load_kernel(size: KernelSize) -> FusedKernel | None:
     key = _library_key(compiler, source, sizes)
     try:
         folder = _make_private_folder(_cache_dir())
-        kept = None if folder is None else _load_kept(folder, key)
-        return kept if kept is not None else _build_kernel(folder, key, compiler, source, sizes)
+        cached = None if folder is None else _load_cached(folder, key)
+        return cached if cached is not None else _build_kernel(folder, key, compiler, source, sizes)
     except (OSError, AttributeError, ValueError, subprocess.CalledProcessError):
         return None  # no folder is writable, compilation failed, or the library cannot be loaded
 
@@ -97,8 +97,8 @@ def _library_name(key: str, content: bytes) -> str:
     return f"attention-{key}-{hashlib.sha256(key.encode() + content).hexdigest()[:32]}.so"
 
 
-def _load_kept(folder: Path, key: str) -> FusedKernel | None:
-    """Load the kept library of a key; files whose content or owner is in doubt are removed, and None is returned."""
+def _load_cached(folder: Path, key: str) -> FusedKernel | None:
+    """Load the cached library of a key; files whose content or owner is in doubt are removed, and None is returned."""
     for file in sorted(folder.glob(f"attention-{key}-*.so")):
         try:
             content = file.read_bytes() if _is_private(file.lstat()) else b""

@@ -102,8 +102,8 @@ def _needs_own_code(config: dict[str, Any]) -> bool:
     if CONFIG_MAPPING[model_type] not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return True
     classes = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[model_type]]
-    known = [one.__name__ for one in (classes if isinstance(classes, tuple | list) else (classes,)) if one]
-    return not set(_list_architectures(config.get("architectures"))) & set(known)
+    mapped = [one.__name__ for one in (classes if isinstance(classes, tuple | list) else (classes,)) if one]
+    return not set(_list_architectures(config.get("architectures"))) & set(mapped)
 
 
 def _list_architectures(value: object) -> list[str]:

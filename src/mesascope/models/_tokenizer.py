@@ -14,7 +14,7 @@ _FILES = ("tokenizer*", "vocab.*", "merges.txt", "spiece.model", "sentencepiece*
 _JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
-def load_tokenizer(
+def load_model_tokenizer(
     location: str, folder: Path, vocab_size: int | None, revision: str, options: dict[str, Any]
 ) -> PreTrainedTokenizerBase | None:
     """Load the tokenizer of a model; checkpoints of a training may have it in the folder above.

@@ -16,7 +16,7 @@ from mesascope.models._gguf import parse_gguf_once, read_gguf_weights
 from mesascope.models._hub import download_weights, find_snapshot, silence_hub_retries
 from mesascope.models._model_config import check_causal_lm, check_config_file
 from mesascope.models._size_limit import limit_model_size
-from mesascope.models._tokenizer import load_tokenizer
+from mesascope.models._tokenizer import load_model_tokenizer
 from mesascope.models._weight_files import StoredWeights, read_json_object, read_stored_weights
 from mesascope.models.config import DecoderConfig
 from mesascope.models.load_errors import BrokenModelError, ModelNotFound, convert_load_errors
@@ -102,8 +102,8 @@ def load_pretrained(
         f"but {name} cannot be opened: {{}}{'' if local else _HUB_HINT}"
     ).format
     options |= {"trust_remote_code": trust_remote_code}
-    quiet = silence_transformers() if local else silence_hub_retries()
-    with quiet, parse_gguf_once() if "gguf_file" in options else nullcontext(), convert_load_errors(explain):
+    silenced = silence_transformers() if local else silence_hub_retries()
+    with silenced, parse_gguf_once() if "gguf_file" in options else nullcontext(), convert_load_errors(explain):
         folder = Path(location) if local else find_snapshot(location, revision)
         config, stored = _read_config(location, folder, revision, options)
         quantized = "gguf_file" not in options and getattr(config, "quantization_config", None) is not None
@@ -114,7 +114,7 @@ def load_pretrained(
         vocab_size = getattr(config.get_text_config(), "vocab_size", None)
         if not local:
             model.config._commit_hash = folder.name  # of the snapshot; transformers leaves it empty
-        tokenizer = load_tokenizer(location, folder, vocab_size, revision, options)
+        tokenizer = load_model_tokenizer(location, folder, vocab_size, revision, options)
         return model.eval().to(device), tokenizer  # pyright: ignore[reportArgumentType] transformers wraps torch's method
 
 

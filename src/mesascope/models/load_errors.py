@@ -48,7 +48,11 @@ def convert_load_errors(
 
 
 def is_panic(error: BaseException) -> bool:
-    """Return whether an exception is a panic of compiled Rust code, whose class cannot be imported."""
+    """Return whether an exception is a panic of compiled Rust code, whose class cannot be imported.
+
+    Args:
+        error: the exception.
+    """
     return type(error).__name__ == "PanicException"
 
 

@@ -200,7 +200,7 @@ def write_listed(target: Path, content: bytes, run: Mapping[str, str]) -> None:
 
 
 def to_json_types(value: Any) -> Any:
-    """Convert a value to JSON types; numbers that are not finite become null.
+    """Return a value as JSON types; numbers that are not finite become null.
 
     Args:
         value: Mappings, sequences, numpy values, paths and scalars, nested in any way.

@@ -85,8 +85,8 @@ class HistoryReader:
         """
         file = column_path(self.folder, name)
         state = (*_file_state(file), *_file_state(checksum_path(self.folder, name)))
-        known, first = _verified_steps.get(file, ((), 0))
-        first = first if known == state else 0
+        verified_state, first = _verified_steps.get(file, ((), 0))
+        first = first if verified_state == state else 0
         if first < self.steps:
             self._verify_steps(name, first)
             _verified_steps[file] = state, self.steps

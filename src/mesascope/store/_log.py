@@ -39,11 +39,11 @@ class TrainingLog:
         rows = [row for row in parse_log(content) if row[0] < keep_steps]
         self.seconds = rows[-1][-1] if rows else 0.0
         self.loss = rows[-1][1] if rows else math.nan
-        kept = b"".join(content.splitlines(keepends=True)[: 1 + len(rows)])
-        self._hash, self._size = hashlib.sha256(kept), len(kept)
+        valid_lines = b"".join(content.splitlines(keepends=True)[: 1 + len(rows)])
+        self._hash, self._size = hashlib.sha256(valid_lines), len(valid_lines)
         self._lines: list[str] = []
         self._write_checksum()  # first: that of fewer lines also holds for more
-        write_atomically(path, kept)
+        write_atomically(path, valid_lines)
 
     def __enter__(self) -> "TrainingLog":
         """Return the log."""
@@ -88,10 +88,10 @@ class TrainingLog:
 
     def _write_checksum(self) -> None:
         checksum = {"size": self._size, "content": self._hash.hexdigest()}
-        write_atomically(checksum_path(self._path), to_json(seal_record({**self._identity, **checksum}, "log")))
+        write_atomically(log_checksum_path(self._path), to_json(seal_record({**self._identity, **checksum}, "log")))
 
 
-def checksum_path(path: Path) -> Path:
+def log_checksum_path(path: Path) -> Path:
     """Return the file of the checksum of a log.
 
     Args:
@@ -114,7 +114,7 @@ def read_log(path: Path, identity: Mapping[str, Any] | None) -> bytes:
         DamagedFile: If the log or its checksum is missing or damaged, or is that of another training.
     """
     hint = f"delete {path.parent} and run again to train this seed again"
-    content, checksum = read_bytes(path, hint), read_record(checksum_path(path), "log", hint)
+    content, checksum = read_bytes(path, hint), read_record(log_checksum_path(path), "log", hint)
     for key, value in (identity or {}).items():
         if checksum.get(key) != value:
             raise DamagedFile(

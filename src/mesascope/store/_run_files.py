@@ -39,12 +39,12 @@ class RunFiles:
 
     @property
     def identity(self) -> dict[str, str]:
-        """What tells this run from others; its manifests repeat it."""
+        """Properties that tell this run from others; its manifests repeat them."""
         return identify_run(self.record)
 
     @property
     def has_checksums(self) -> bool:
-        """Whether its files have checksums; False for a run of an earlier version, which is read but not resumed."""
+        """``True`` if its files have checksums; runs of an earlier version have none and are not resumed."""
         return not is_older_format(self.record)
 
     def write_json(self, name: str, value: object) -> Path:

@@ -16,7 +16,7 @@ from mesascope.store._files import (
     replace_atomically,
 )
 from mesascope.store._history_reader import HistoryReader
-from mesascope.store._log import LOG_COLUMNS, TrainingLog, checksum_path, parse_log, read_log
+from mesascope.store._log import LOG_COLUMNS, TrainingLog, log_checksum_path, parse_log, read_log
 from mesascope.store._run_files import RunFiles
 
 TRAINING_FILE = "training"  # settings of one training, without the extension .json
@@ -178,7 +178,7 @@ class RunModels(RunFiles):
             RunError: If the log is damaged.
         """
         file = self.seed_path(seed) / "log.csv"
-        started = file.exists() or checksum_path(file).exists()
+        started = file.exists() or log_checksum_path(file).exists()
         content = read_log(file, self.training_identity(seed)) if started else b""
         table = np.array(parse_log(content), dtype=float).reshape(-1, len(LOG_COLUMNS))
         return dict(zip(LOG_COLUMNS, table.T, strict=True))

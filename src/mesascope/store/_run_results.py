@@ -112,7 +112,7 @@ class RunResults(RunFiles):
 
 
 def decode_netcdf(content: bytes, file: Path, hint: str) -> xr.Dataset:
-    """Decode a result.
+    """Return a result from the content of its file.
 
     Args:
         content: netCDF.

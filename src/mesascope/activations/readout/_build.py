@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mesascope.activations._fingerprint import Fingerprint, fingerprint_tensors
 from mesascope.activations._layer_spec import LayerSpec
 from mesascope.activations.readout._attention_inputs import AttentionInputs
 from mesascope.activations.readout._layer_attention_input import LayerAttentionInput
@@ -21,6 +20,7 @@ from mesascope.activations.sites import UnsupportedModel
 from mesascope.activations.structure._find_layers import get_logit_softcap
 from mesascope.activations.structure._trace import ModuleCall, Trace
 from mesascope.activations.tolerances import allclose, bitwise_equal, relative_difference
+from mesascope.activations.validation.fingerprint import Fingerprint, fingerprint_tensors
 
 UPDATES_PER_CHUNK = 8  # residual updates whose logits are in memory together
 

@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mesascope.activations._fingerprint import Fingerprint, Offloaded, fingerprint_tensors
 from mesascope.activations.readout._norm import Norm, refit_norm
 from mesascope.activations.readout._output_head import OutputHead
 from mesascope.activations.readout._unembedding import Unembedding
 from mesascope.activations.sites import UnsupportedModel
+from mesascope.activations.validation.fingerprint import Fingerprint, Offloaded, fingerprint_tensors
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -210,7 +210,15 @@ class OutputReadout:
 
 
 def check_same_weights(captured: Fingerprint, tensors: Iterable[Tensor]) -> None:
-    """Check that weights are those of the capture; those that are offloaded cannot be compared."""
+    """Check that weights are those of the capture; those that are offloaded cannot be compared.
+
+    Args:
+        captured: the fingerprint of the weights at the capture.
+        tensors: the present parameters and buffers.
+
+    Raises:
+        RuntimeError: they differ.
+    """
     if captured and not isinstance(captured[0], Offloaded) and fingerprint_tensors(tensors) != captured:
         raise RuntimeError(
             "a readout needs unchanged parameters, but they were modified after the capture; capture again"

@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mesascope.activations._fingerprint import model_tensors
 from mesascope.activations.readout._attention_inputs import AttentionInputs
 from mesascope.activations.readout._norm import Norm
 from mesascope.activations.readout._output_projection import OutputProjection
 from mesascope.activations.readout._output_readout import OutputReadout, check_same_weights
 from mesascope.activations.sites import UnsupportedModel
+from mesascope.activations.validation.fingerprint import model_tensors
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

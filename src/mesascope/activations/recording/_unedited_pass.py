@@ -6,8 +6,6 @@ from functools import cached_property
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mesascope.activations._checks import check_sites_available
-from mesascope.activations._inputs import InputsLike
 from mesascope.activations._memory import check_memory, site_bytes
 from mesascope.activations.edits import Edit, apply_edit
 from mesascope.activations.forward import eval_no_grad, run_model
@@ -17,6 +15,8 @@ from mesascope.activations.hooks._branch_hooks import (
 )
 from mesascope.activations.hooks._module_hooks import attach_hooks
 from mesascope.activations.structure._traced_model import TracedModel
+from mesascope.activations.validation.identities import check_sites_available
+from mesascope.activations.validation.inputs import InputsLike
 
 
 class UneditedPass(TracedModel):

@@ -8,9 +8,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mesascope.activations._inputs import InputsLike, prepare_inputs
 from mesascope.activations.exclusive_use import guard_hook
 from mesascope.activations.forward import eval_no_grad, run_model
+from mesascope.activations.validation.inputs import InputsLike, prepare_inputs
 
 
 def module_inputs(

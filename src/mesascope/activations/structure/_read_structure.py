@@ -7,13 +7,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mesascope.activations._cache import cached_structure
-from mesascope.activations._checks import check_output_unchanged
-from mesascope.activations._fingerprint import Fingerprint
 from mesascope.activations._model_structure import ModelStructure
 from mesascope.activations.forward import first_position_id, forget_first_position_id, run_model
 from mesascope.activations.sites import UnsupportedModel
 from mesascope.activations.structure._find_layers import find_layers
 from mesascope.activations.structure._trace import trace_forward
+from mesascope.activations.validation.fingerprint import Fingerprint
+from mesascope.activations.validation.identities import check_output_unchanged
 
 TRACE_LENGTH = 8  # positions of the first sequence that are traced to find the model structure
 

@@ -7,10 +7,10 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mesascope.activations._checks import LONG_SEQUENCE, check_hooked_forward, run_recording_stream
 from mesascope.activations._model_structure import ModelStructure
 from mesascope.activations.sites import UnsupportedModel
 from mesascope.activations.tolerances import rounding_tolerance
+from mesascope.activations.validation.identities import LONG_SEQUENCE, check_hooked_forward, run_recording_stream
 
 MAX_PADS_BEFORE = 8  # padding before the positions that are used to validate new hook points
 ATTENTION_WEIGHTS = ("attn_scores", "pattern")
@@ -85,12 +85,12 @@ def _validate_padding(
     mask: Int[Tensor, "batch pos"],
 ) -> None:
     """Check every new kind of padding: the most on the left, the most on the right, and gaps."""
-    kept = mask.bool()
-    left = kept.int().argmax(1)
-    right = kept.flip(1).int().argmax(1)
-    gaps = mask.shape[1] - left - right - kept.sum(1)
+    is_token = mask.bool()
+    left = is_token.int().argmax(1)
+    right = is_token.flip(1).int().argmax(1)
+    gaps = mask.shape[1] - left - right - is_token.sum(1)
     for amount in (left, right, gaps):
-        amount = amount.masked_fill(~kept.any(1), 0)
+        amount = amount.masked_fill(~is_token.any(1), 0)
         row = int(amount.argmax())
         key = (mask.shape[1], int(left[row]), int(right[row]), int(gaps[row]))
         if amount[row] and key not in structure.validated_padding:
@@ -106,14 +106,14 @@ def _check_padding_invariance(
     row: int,
 ) -> None:
     """Check on one sequence that padding does not change what the model computes at the other positions."""
-    kept, block = mask[0].bool(), structure.layers[-1].block
-    padded, alone = (
+    is_token, block = mask[0].bool(), structure.layers[-1].block
+    padded, unpadded = (
         run_recording_stream(model, block, inputs, mask),
-        run_recording_stream(model, block, inputs[:, kept], None),
+        run_recording_stream(model, block, inputs[:, is_token], None),
     )
-    compared = 0 if padded[0].shape[1] == len(kept) and alone[0].shape[1] == int(kept.sum()) else 1
-    deviation = _largest_deviation(padded[compared][0, kept], alone[compared][0])
-    if not deviation <= rounding_tolerance(alone[0]):
+    compared = 0 if padded[0].shape[1] == len(is_token) and unpadded[0].shape[1] == int(is_token.sum()) else 1
+    deviation = _largest_deviation(padded[compared][0, is_token], unpadded[compared][0])
+    if not deviation <= rounding_tolerance(unpadded[0]):
         raise UnsupportedModel(
             f"padding must not change the output at other positions, but that of {type(model).__name__} changes by "
             f"{deviation:.1e} (relative) in sequence {row}; pass sequences of one length"

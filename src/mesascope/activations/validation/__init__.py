@@ -1,0 +1,1 @@
+"""Validation of captures: arguments, inputs, hook points, and the state of the model."""
