@@ -10,6 +10,8 @@ from weakref import ref
 import torch
 from torch import nn
 
+from mesascope.activations.validation.fingerprint import list_configs
+
 _GUARD = threading.Lock()  # of the two values below
 _LOCKS: dict[int, tuple[ref[object], Any]] = {}  # by id, since configurations have no hash
 _UNCOMPILED: dict[str, Any] = {"users": 0, "stance": None}
@@ -81,15 +83,8 @@ def is_other_thread(owner: threading.Thread | None) -> bool:
 
 def _locks_of(model: nn.Module) -> list[Any]:
     """Return the locks of a model and of all its configurations, in one order for all threads."""
-    shared: dict[int, object] = {id(model): model}
-    queue = [vars(module)["config"] for module in model.modules() if "config" in vars(module)]
-    while queue:
-        config = queue.pop()
-        if id(config) not in shared and hasattr(config, "sub_configs"):
-            shared[id(config)] = config
-            queue += [getattr(config, name, None) for name in config.sub_configs]
     with _GUARD:
-        return [_lock_of(shared[number]) for number in sorted(shared)]
+        return [_lock_of(thing) for thing in sorted((model, *list_configs(model)), key=id)]
 
 
 def _lock_of(thing: object) -> Any:

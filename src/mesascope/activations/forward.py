@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from mesascope.activations.exclusive_use import exclusive_use, guard_hook
 from mesascope.activations.hooks._module_hooks import accepts_argument
 from mesascope.activations.sites import UnsupportedModel
+from mesascope.activations.validation.fingerprint import list_modules
 
 ModelInputs = Shaped[Tensor, "batch pos *d_in"]
 AttentionMask = Int[Tensor, "batch pos"]
@@ -27,9 +28,10 @@ def eval_no_grad(model: PreTrainedModel) -> Iterator[None]:
         model: the model.
     """
     with exclusive_use(model):
-        training = [module for module in model.modules() if module.training]
+        training = [module for module in list_modules(model) if module.training]
         try:
-            model.eval()
+            if training:
+                model.eval()
             with torch.no_grad():
                 yield
         finally:

@@ -20,6 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterf
 from mesascope.activations.exclusive_use import current_owner, is_other_thread
 from mesascope.activations.hooks import _attention_math as attention_math
 from mesascope.activations.sites import UnsupportedModel
+from mesascope.activations.validation.fingerprint import list_configs
 
 AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
 _NAME_COUNTER = itertools.count()
@@ -252,12 +253,6 @@ def _intercept_call(
 
 def _attention_configs(model: PreTrainedModel) -> list[Any]:
     """Return every configuration that selects the attention implementation of a part of the model."""
-    configs: dict[int, Any] = {}
-    queue: list[Any] = [module.config for module in model.modules() if hasattr(module, "config")]
-    while queue:
-        config = queue.pop()
-        if id(config) in configs or not hasattr(config, "_attn_implementation_internal"):
-            continue
-        configs[id(config)] = config
-        queue += [getattr(config, name) for name in config.sub_configs if getattr(config, name, None) is not None]
-    return [config for config in configs.values() if config._attn_implementation_internal is not None]
+    return [
+        config for config in list_configs(model) if getattr(config, "_attn_implementation_internal", None) is not None
+    ]

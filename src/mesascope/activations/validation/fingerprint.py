@@ -1,11 +1,12 @@
 """Fingerprints of models: values that change when weights, buffers, flags, adapters or configurations change."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from transformers import PreTrainedConfig
 
 MAX_ENTRIES = 64  # compared entries of a large tensor; a small one is compared as a whole
 SMALL_TENSOR = 1024  # entries
@@ -32,20 +33,24 @@ def fingerprint_model(model: nn.Module) -> Fingerprint:
     Returns:
         A value to compare; it equals no other if weights are offloaded, because they cannot be read.
     """
-    modules, flags, configs = [], [], {}
-    for module in model.modules():
-        state = vars(module)
-        modules.append((id(module), len(state["_forward_hooks"]), len(state["_forward_pre_hooks"])))
-        for name, value in state.items():
-            if name not in STANDARD_ATTRIBUTES:
+    states, identities, flags, configs = [], [], [], {}
+    for module in list_modules(model):
+        state = module.__dict__
+        states.append(state)
+        identities.append((id(module), len(state["_forward_hooks"]), len(state["_forward_pre_hooks"])))
+        for name in state.keys() - STANDARD_ATTRIBUTES:
+            value = state[name]
+            if type(value) in SCALARS:
+                flags.append((name, value))
+            elif is_config(value):
+                configs[id(value)] = value
+            else:
                 flags.append((name, _describe(value)))
-                if hasattr(value, "sub_configs"):
-                    configs[id(value)] = value
     return (
-        fingerprint_tensors(model_tensors(model)),
-        tuple(modules),
+        fingerprint_tensors(_collect_tensors(states)),
+        tuple(identities),
         tuple(flags),
-        tuple(_describe_config(config) for config in configs.values()),
+        tuple((number, _describe_config(config)) for number, config in configs.items()),
         tuple((kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")),
     )
 
@@ -59,9 +64,58 @@ def model_tensors(model: nn.Module) -> list[Tensor]:
     Returns:
         The tensors; one that several modules share is repeated.
     """
-    states = [vars(module) for module in model.modules()]
-    named = [entry for state in states for entry in (*state["_parameters"].values(), *state["_buffers"].values())]
-    return [tensor for tensor in named if tensor is not None]
+    return _collect_tensors([module.__dict__ for module in list_modules(model)])
+
+
+def list_modules(model: nn.Module) -> list[nn.Module]:
+    """Return a model and all its modules, each once, in no particular order.
+
+    Args:
+        model: the model.
+    """
+    found, queue = {}, [model]
+    while queue:
+        module = queue.pop()
+        if id(module) not in found:
+            found[id(module)] = module
+            queue += [child for child in module.__dict__["_modules"].values() if child is not None]
+    return list(found.values())
+
+
+def list_configs(model: nn.Module) -> list[PreTrainedConfig]:
+    """Return all configurations of a model and of its parts, each once, in no particular order.
+
+    Args:
+        model: the model.
+    """
+    configs: dict[int, PreTrainedConfig] = {}
+    queue = [module.__dict__["config"] for module in list_modules(model) if "config" in module.__dict__]
+    while queue:
+        config = queue.pop()
+        if is_config(config) and id(config) not in configs:
+            configs[id(config)] = config
+            entries = object.__getattribute__(config, "__dict__")  # faster than attributes of a configuration
+            queue += [entries.get(name) for name in type(config).sub_configs]
+    return list(configs.values())
+
+
+def is_config(value: object) -> bool:
+    """Return whether a value is a configuration of transformers.
+
+    Args:
+        value: an attribute of a module or of a configuration.
+    """
+    return issubclass(type(value), PreTrainedConfig)  # not isinstance, which calls a slow property of configurations
+
+
+def _collect_tensors(states: Sequence[dict[str, Any]]) -> list[Tensor]:
+    return [
+        tensor
+        for state in states
+        for group in (state["_parameters"], state["_buffers"])
+        for tensor in group.values()
+        if tensor is not None
+    ]
 
 
 def fingerprint_tensors(tensors: Iterable[Tensor]) -> Fingerprint:
@@ -118,5 +172,12 @@ def _describe(value: Any) -> object:
 
 
 def _describe_config(config: Any) -> Fingerprint:
-    """Return the entries of a configuration; those of the configurations in it have their own."""
-    return tuple((name, _describe(value)) for name, value in vars(config).items())
+    """Return the entries of a configuration, with those of the configurations in it."""
+    entries = object.__getattribute__(config, "__dict__")
+    return tuple(
+        (
+            name,
+            value if type(value) in SCALARS else _describe_config(value) if is_config(value) else _describe(value),
+        )
+        for name, value in entries.items()
+    )
