@@ -121,6 +121,7 @@ def test_what_cannot_be_is_refused_before_any_forward_pass_and_named():
         (zero("z", {"layer": 3}), IndexError, r"where\['layer'\] must lie within 3 entries, but got 3"),
         (zero("z", {"batch": 3}), IndexError, r"where\['batch'\] must lie within 3 entries, but got 3"),
         (steer("resid_pre", torch.ones(5)), ValueError, r"at resid_pre must have 16 entries, but got shape \(5,\)"),
+        (mean("z", padded), ValueError, "must have the attention mask of the run"),
         (Edit(site="value", fn=lambda v: v[..., :2]), ValueError, r"must .* broadcasts to \(3, 4, 12, 4\)"),
     ):
         with pytest.raises(error, match=line):
@@ -129,7 +130,6 @@ def test_what_cannot_be_is_refused_before_any_forward_pass_and_named():
         (lambda: zero("heads"), "a site must be one of resid_pre, attn_out"),
         (lambda: replace("mlp_out", partly), "'mlp_out' was not recorded; recorded are z"),
         (lambda: replace("pattern", rows), "pattern must be recorded at all query positions"),
-        (lambda: mean("z", padded), "must have sequences of one length, but has padding"),
         (lambda: zero("attn_scores"), "attn_scores must stay -inf where a key is masked"),
         (lambda: scale("attn_scores", 2.0), "attn_scores must stay -inf where a key is masked"),
         (lambda: replace("output", partly), "an edit must act before the output"),

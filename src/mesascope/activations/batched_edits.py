@@ -3,11 +3,14 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import cached_property
+from typing import Any
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
+from mesascope.activations._inputs import InputsLike
+from mesascope.activations._padding import zero_padding
 from mesascope.activations.edits import Edit
 from mesascope.activations.forward import eval_no_grad, run_model
 from mesascope.activations.gradients import enable_activation_gradients
@@ -19,9 +22,8 @@ from mesascope.activations.hooks._branch_hooks import (
 )
 from mesascope.activations.hooks._module_hooks import attach_hooks, replace_forwards
 from mesascope.activations.recording._unedited_pass import UneditedPass
-from mesascope.activations.sites import UnsupportedModel
+from mesascope.activations.sites import UnsupportedModel, get_site
 from mesascope.activations.tolerances import allclose, relative_difference
-from mesascope.activations.validation.inputs import InputsLike
 
 # raised where layers cannot be skipped
 SKIPPED_LAYER_ERRORS = (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError)
@@ -36,16 +38,26 @@ class BatchedEdits(UneditedPass):
 
     Args:
         model: any model that `capture` supports.
-        inputs: tokens, vectors or a batch of a task; all sequences have the same length.
+        inputs: tokens, vectors, a batch of a task, or the output of a tokenizer with its attention mask.
         site: the site to edit.
-        all_positions: compute outputs at every position; otherwise at the last position only, if the model class can.
+        attention_mask: (batch, pos), 1 where an input is not padding; padding is neither edited nor compared.
+        all_positions: compute outputs at every position; otherwise at the last position only, if the model class can
+            and no sequence ends with padding.
 
     Raises:
         UnsupportedModel: the model cannot be captured.
     """
 
-    def __init__(self, model: nn.Module, inputs: InputsLike, site: str, *, all_positions: bool = True) -> None:
-        super().__init__(model, inputs, site, all_positions=all_positions)
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: InputsLike,
+        site: str,
+        *,
+        attention_mask: Any = None,
+        all_positions: bool = True,
+    ) -> None:
+        super().__init__(model, inputs, site, attention_mask=attention_mask, all_positions=all_positions)
         self._validated: set[tuple[int, HookPoint | None]] = set()
 
     @cached_property
@@ -119,7 +131,8 @@ class BatchedEdits(UneditedPass):
         if (first, target) in self._validated:
             return self._run_branches(edits_by_branch, first, target)
         unedited = BranchHook([], self.num_layers, 0, 0, self.inputs, target)
-        self._run_from_layer(self.inputs.flip(1), unedited, 0)  # other inputs, in case the model caches its last pass
+        mask = None if self.attention_mask is None else self.attention_mask.flip(1)
+        self._run_from_layer(self.inputs.flip(1), mask, unedited, 0)  # other inputs: the model may cache its last pass
         try:
             results = self._run_branches([*edits_by_branch, ()], first, target)
         except torch.OutOfMemoryError:
@@ -142,7 +155,9 @@ class BatchedEdits(UneditedPass):
     def _reproduces_unedited(self, result: Tensor, target: HookPoint | None, *, required: bool) -> bool:
         """Return whether the result of an unedited branch is that of the unedited pass; raise if it must be."""
         expected = self.unedited_output if target is None else self.unedited_activation(*target)
-        actual, expected = (x.masked_fill(x.isneginf(), 0.0) for x in (result, expected))  # of masked attn_scores
+        axes = ("batch", "pos", "d_out") if target is None else get_site(target[0]).axes_within_layer
+        actual, expected = (zero_padding(x, axes, self.attention_mask) for x in (result, expected))
+        actual, expected = (x.masked_fill(x.isneginf(), 0.0) for x in (actual, expected))  # of masked attn_scores
         if allclose(actual, expected):
             return True
         if required:
@@ -161,16 +176,23 @@ class BatchedEdits(UneditedPass):
         *,
         enable_gradients: bool = False,
     ) -> Float[Tensor, "branch batch *rest"]:
-        branches, rows = len(edits_by_branch), len(self.inputs)
+        branches, rows, mask = len(edits_by_branch), len(self.inputs), self.attention_mask
         stream = self.unedited_activation("resid_pre", first_layer)
-        hook_fn = BranchHook(edits_by_branch, self.num_layers, rows, first_layer, stream, target)
+        hook_fn = BranchHook(edits_by_branch, self.num_layers, rows, first_layer, stream, target, mask)
         repeated_inputs = self.inputs.repeat(branches, *[1] * (self.inputs.ndim - 1))
-        results = self._run_from_layer(repeated_inputs, hook_fn, first_layer, enable_gradients=enable_gradients)
+        results = self._run_from_layer(
+            repeated_inputs,
+            None if mask is None else mask.repeat(branches, 1),
+            hook_fn,
+            first_layer,
+            enable_gradients=enable_gradients,
+        )
         return results.unflatten(0, (branches, rows))
 
     def _run_from_layer(
         self,
         inputs: Shaped[Tensor, "rows pos *d_in"],
+        mask: Int[Tensor, "rows pos"] | None,
         hook_fn: BranchHook,
         first_layer: int,
         *,
@@ -185,7 +207,7 @@ class BatchedEdits(UneditedPass):
             contexts.enter_context(skip_layers)
             contexts.enter_context(attach_hooks(self.model, self._structure.layers, hook_fn.layers_by_site, hook_fn))
             try:
-                return run_model(self.model, inputs, all_positions=self._all_positions)
+                return run_model(self.model, inputs, mask, all_positions=self._all_positions)
             except TargetReachedError as reached:
                 return reached.value
 

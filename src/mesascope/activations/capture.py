@@ -4,9 +4,21 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from mesascope.activations._arguments import (
+    select_layers,
+    select_query_positions,
+    stored_layers_by_site,
+    validate_model,
+    validate_names,
+)
+from mesascope.activations._checks import check_sites_available
+from mesascope.activations._edit_padding import validate_edit_padding
+from mesascope.activations._inputs import InputsLike, prepare_inputs
 from mesascope.activations._layer_spec import LayerSpec
 from mesascope.activations._layer_view import LayerReduction
 from mesascope.activations._memory import check_memory, site_bytes, site_shape
+from mesascope.activations._padding import validate_accepts_mask
+from mesascope.activations._validation import validate_hook_points
 from mesascope.activations.edits import Edit, validate_edit
 from mesascope.activations.forward import eval_no_grad
 from mesascope.activations.gradients import ObjectiveFn
@@ -17,16 +29,6 @@ from mesascope.activations.recording._recorder import Recorder
 from mesascope.activations.recording._run import RunInputs, run_micro_batches
 from mesascope.activations.sites import SITES, strip_gradient_suffix
 from mesascope.activations.structure._read_structure import read_structure
-from mesascope.activations.validation.arguments import (
-    select_layers,
-    select_query_positions,
-    stored_layers_by_site,
-    validate_model,
-    validate_names,
-)
-from mesascope.activations.validation.hook_points import validate_hook_points
-from mesascope.activations.validation.identities import check_sites_available
-from mesascope.activations.validation.inputs import InputsLike, prepare_inputs
 from mesascope.tasks.base import Batch
 
 DEFAULT_SITES = ("resid_pre", "resid_post", "output")
@@ -68,7 +70,8 @@ def capture(
         layers: the layers to record; all by default.
         queries: the query positions whose rows of ``attn_scores`` and ``pattern`` are recorded; all by default.
         objective: a function from outputs (batch, pos, d_out) to (batch) that replaces the loss in gradients, such as a
-            metric of :mod:`mesascope.interventions`. It needs all sequences in one forward pass.
+            metric of :mod:`mesascope.interventions`. It needs all sequences in one forward pass; with padding, it must
+            have a parameter ``attention_mask``.
         check: compare the longest sequence with and without hooks before the run, and check all identities, once for
             every new hook point, length and kind of padding. Results are cached until the model changes.
 
@@ -95,6 +98,8 @@ def capture(
         raise ValueError(f"batch_size must be 1 or more, but got {batch_size}")
     if objective is not None and batch_size is not None:
         raise ValueError("an objective needs the whole batch, but batch_size splits it; omit objective or batch_size")
+    if objective is not None:
+        validate_accepts_mask(objective, "an objective", mask)
     edits = (edits,) if isinstance(edits, Edit) else edits
     query_positions = select_query_positions(queries, x.shape[1], edits)
     with eval_no_grad(model):
@@ -118,6 +123,7 @@ def capture(
         for edit in edits:
             shapes = {n: site_shape(structure, n, edit.site, *x.shape[:2]) for n in edit.edited_layers(num_layers)}
             validate_edit(edit, shapes, min(batch_size or len(x), len(x)), structure.trace.logits)
+            validate_edit_padding(edit, x, mask)
         if check:
             validate_hook_points(model, structure, layers_by_site, x, mask)
         readout = structure.readout(model, selected_layers)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mesascope.activations._padding import SourceInputs, find_real_entries
 from mesascope.activations.sites import OUTPUT_SITES, get_site, strip_gradient_suffix
 
 AxisIndex = int | slice | Sequence[int]
@@ -28,10 +29,12 @@ class Edit:
             micro-batch (the axes of the site without ``layer``, restricted to ``where``, none of them dropped) and
             returns a tensor that broadcasts to it. It is first tried on zeros, and may be called more than once.
         where: by axis, the indices to edit: an int, a slice or a list of ints. ``layer`` selects layers of the whole
-            model; ``batch`` selects sequences of the whole batch. Other axes are edited throughout.
+            model; ``batch`` selects sequences of the whole batch. Other axes are edited throughout. Positions are
+            columns of the padded inputs; entries that belong to padding, as queries or as keys, are never changed.
         source: by layer, a tensor that ``fn`` receives as a second argument, restricted to ``where``: the axes of the
             site without ``layer``, for the whole batch.
         shared_source: the source has one sequence, which is used for all.
+        source_inputs: the inputs and the padding of the run that the source comes from, if any.
 
     Raises:
         ValueError: the site does not exist or cannot be edited, or it lacks an axis of ``where``.
@@ -45,6 +48,7 @@ class Edit:
     where: Mapping[str, AxisIndex] = field(default_factory=dict)
     source: Mapping[int, Tensor] | None = None
     shared_source: bool = False
+    source_inputs: SourceInputs | None = None
 
     def __post_init__(self) -> None:
         """Validate the site and the axes."""
@@ -174,7 +178,12 @@ def _validate_source(edit: Edit, source: Mapping[int, Tensor], layer: int, shape
 
 
 def apply_edit(
-    edit: Edit, value: Float[Tensor, "..."], layer: int, rows: range, batch_size: int
+    edit: Edit,
+    value: Float[Tensor, "..."],
+    layer: int,
+    rows: range,
+    batch_size: int,
+    mask: Int[Tensor, "batch pos"] | None = None,
 ) -> Float[Tensor, "..."] | None:
     """Return an activation after an edit.
 
@@ -184,6 +193,7 @@ def apply_edit(
         layer: the layer, counted from 0.
         rows: the indices of these sequences in the whole batch.
         batch_size: the number of sequences of the whole batch.
+        mask: of these sequences, 1 where an input is not padding; entries that belong to padding stay as they are.
 
     Returns:
         The new activation, or ``None`` if the edit changes no bit of it.
@@ -198,6 +208,9 @@ def apply_edit(
     block = _block_index([index[0] - rows.start, *index[1:]])
     old = value[block] if edit.where else value.clone()
     new = edit.compute_replacement(old, layer, index)
+    if mask is not None:
+        real = find_real_entries(get_site(edit.site).axes_within_layer, [index[0] - rows.start, *index[1:]], mask)
+        new = torch.where(real.to(old.device), new, old)
     if torch.equal(new, old):
         return None
     changed = value.clone()

@@ -13,11 +13,12 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from mesascope.activations._layer_spec import LayerSpec
+from mesascope.activations._padding import accepts_mask
 from mesascope.activations.hooks._module_hooks import replace_forwards
 from mesascope.activations.hooks._query_recomputation import ORIGINAL_FORWARD
 from mesascope.tasks.base import Batch
 
-ObjectiveFn = Callable[[Tensor], Tensor]
+ObjectiveFn = Callable[..., Tensor]  # outputs (batch, pos, d_out) and, with padding, attention_mask
 
 LOSS_CHUNK = 256  # positions of one loss computation, which bounds the memory of the softmax
 
@@ -61,14 +62,16 @@ def backpropagate_loss(
         inputs: the model inputs: without a batch, the next token is the target.
         mask: 1 where an input is not padding.
         batch: targets and weights of these sequences.
-        objective: a function from outputs to one number per sequence that replaces the loss.
+        objective: a function from outputs to one number per sequence that replaces the loss; with padding, it must
+            have a parameter ``attention_mask``.
 
     Raises:
         ValueError: there are no targets for vectors.
     """
     if objective is not None:
         leaf = output.detach().requires_grad_()
-        torch.autograd.backward(output, torch.autograd.grad(objective(leaf).sum(), leaf)[0])
+        values = objective(leaf, attention_mask=mask) if accepts_mask(objective) else objective(leaf)
+        torch.autograd.backward(output, torch.autograd.grad(values.sum(), leaf)[0])
         return
     targets, weight = loss_targets(output, inputs, mask, batch)
     gradient = torch.empty_like(output)
@@ -88,7 +91,7 @@ def loss_targets(
 ) -> tuple[Shaped[Tensor, "batch pos *d_out"], Float[Tensor, "batch pos"]]:
     """Return the targets of a loss and the weight of each position.
 
-    Without a batch, a position has weight 0 if it is the last one, or if its input or the next one is padding.
+    Padding has weight 0. Without a batch, the last position, and one whose next input is padding, have weight 0 too.
 
     Args:
         output: the model's output.
@@ -103,7 +106,8 @@ def loss_targets(
         ValueError: the inputs are vectors and there is no batch.
     """
     if batch is not None:
-        return batch.targets, batch.weight.to(output.dtype)
+        weight = batch.weight.to(output.dtype)
+        return batch.targets, weight if mask is None else weight * mask.to(weight)
     if inputs.is_floating_point():
         raise ValueError("gradients need a loss, but the vectors have no targets; pass a Batch with targets")
     weight = torch.ones(inputs.shape, dtype=output.dtype, device=inputs.device)
@@ -127,7 +131,7 @@ def position_losses(
     """
     if targets.is_floating_point():
         return (output - targets).square().sum(-1)
-    return functional.cross_entropy(output.float().mT, targets, reduction="none").to(output.dtype)
+    return functional.cross_entropy(output.float().mT, targets.long(), reduction="none").to(output.dtype)
 
 
 def _checkpoint_forward(forward: Callable[..., Any]) -> Callable[..., Any]:

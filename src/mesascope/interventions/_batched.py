@@ -55,13 +55,13 @@ def run_batched_edits(
     """
     run_edits = run_edits or (lambda edits: edit_runner.run_edits([[edit] for edit in edits]))
     changed = [edit_runner.has_effect(edit) for edit in edits]
-    value = metric(edit_runner.unedited_output).repeat(len(edits), 1)
+    value = metric(edit_runner.unedited_output, edit_runner.attention_mask).repeat(len(edits), 1)
     num_done = changed.count(False)
     if progress is not None:
         progress(num_done, len(edits))
     for chunk in _chunk_edits(edit_runner, edits, changed, max_positions):
         for number, output in zip(chunk, run_edits([edits[number] for number in chunk]), strict=True):
-            value[number] = metric(output)
+            value[number] = metric(output, edit_runner.attention_mask)
         num_done += len(chunk)
         if progress is not None:
             progress(num_done, len(edits))

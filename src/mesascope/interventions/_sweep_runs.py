@@ -7,12 +7,14 @@ from dataclasses import replace as with_other
 
 import torch
 import xarray as xr
+from jaxtyping import Float
 from torch import Tensor
 
 from mesascope.activations import BatchedEdits, Edit, EditHadNoEffect
 from mesascope.activations import get_site as site_of
 from mesascope.axes import to_data_array
 from mesascope.interventions._batched import ProgressFn, run_batched_edits
+from mesascope.interventions._sequence_means import SequenceMeans, count_sequences
 from mesascope.interventions.metrics import Metric
 
 SweepIndex = tuple[int, ...]
@@ -66,7 +68,7 @@ def resolve_sweep_indices(
         if not indices or len(set(indices)) < len(indices):
             raise ValueError(f"where[{axis!r}] must select one or more indices, each once, but selects {indices}")
     if isinstance(metric, Metric):
-        metric(edit_runner.zeros_like_output())
+        metric(edit_runner.zeros_like_output(), edit_runner.attention_mask)
     return edit, {axis: edit.edited_indices(axis, sizes[axis]) for axis in axes}
 
 
@@ -109,6 +111,8 @@ def run_sweep(
     max_positions: int,
     progress: ProgressFn | None,
     run_edits: Callable[[Sequence[Edit]], Tensor] | None = None,
+    target: Float[Tensor, " batch"] | None = None,
+    receiver: Edit | None = None,
 ) -> xr.Dataset:
     """Run an edit at every index and return the results by index.
 
@@ -120,30 +124,40 @@ def run_sweep(
         max_positions: as in `mesascope.interventions.sweep`.
         progress: as in `mesascope.interventions.sweep`.
         run_edits: as in `run_batched_edits`.
+        target: the metric of each sequence in another run.
+        receiver: a further edit; with padding, only sequences that have an input at its positions count.
 
     Returns:
-        ``effect``, ``value`` and ``changed`` by index, and ``intact``.
+        ``effect``, ``value`` and ``changed`` by index, and ``intact``; with padding also ``num_sequences``, and
+        ``intact`` by position; with a target also ``target``.
 
     Raises:
         UnsupportedModel: If the output for one sequence depends on the other sequences in the batch.
     """
+    edit_runner.validate_edit(edit)
     edit_runner.validate_sites({edit.site: edit.edited_layers(edit_runner.num_layers)})
-    intact = float(metric(edit_runner.unedited_output).mean())
     edits = [restrict_edit(edit, tuple(axis_indices), index) for index in itertools.product(*axis_indices.values())]
     edited_values, had_effect = run_batched_edits(
         edit_runner, edits, metric, max_positions=max_positions, progress=progress, run_edits=run_edits
     )
     changed = torch.tensor(had_effect)
-    value = torch.where(changed.to(edited_values.device), edited_values.mean(1), intact).cpu()
+    means = count_sequences(edit_runner, edits, axis_indices, receiver)
+    intact = means.average(metric(edit_runner.unedited_output, edit_runner.attention_mask))
+    value = torch.where(changed.to(edited_values.device), means.average_by_edit(edited_values), intact)
     if not changed.any():
         line = f"none of {len(edits)} edits of {edit.site} had any effect (bitwise)"
         warnings.warn(line, EditHadNoEffect, stacklevel=3)
-    return _build_dataset(metric, intact, value, changed, axis_indices)
+    results = _build_dataset(metric, means, intact, value, changed)
+    if target is not None:
+        about = f"{metric.description}; on the source run"
+        results["target"] = means.label(means.average(target.to(value.device)), metric.units, about)
+    return results
 
 
 def _build_dataset(
-    metric: Metric, intact: float, value: Tensor, changed: Tensor, axis_indices: Mapping[str, Sequence[int]]
+    metric: Metric, means: SequenceMeans, intact: Tensor | float, value: Tensor, changed: Tensor
 ) -> xr.Dataset:
+    axis_indices = means.axis_indices
     sizes = [len(indices) for indices in axis_indices.values()]
 
     def label_values(numbers: Tensor, units: str, about: str) -> xr.DataArray:
@@ -156,6 +170,7 @@ def _build_dataset(
             ).assign_attrs(headline=1),
             "value": label_values(value, metric.units, f"{metric.description}; with the edit"),
             "changed": label_values(changed.to(torch.int8), "1", "1 if the edit changed any bit of the activation"),
-            "intact": to_data_array(intact, units=metric.units, description=f"{metric.description}; without an edit"),
+            "intact": means.label(intact, metric.units, f"{metric.description}; without an edit"),
+            **means.label_counts(),
         }
     )

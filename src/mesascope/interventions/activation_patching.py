@@ -1,30 +1,34 @@
 """Activation patching: one index of a site after another takes its activation from another run."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import xarray as xr
 from torch import Tensor, nn
 
 from mesascope.activations import BatchedEdits, Edit, capture
+from mesascope.activations._inputs import InputsLike
 from mesascope.interventions._batched import MAX_BATCH_POSITIONS, ProgressFn
 from mesascope.interventions._metric_arguments import resolve_directed_metric
-from mesascope.interventions._recovery import add_recovered_fraction, compute_target_metric, validate_same_shape
+from mesascope.interventions._recovery import add_recovered_fraction, compute_target_metric
+from mesascope.interventions._run_inputs import prepare_pair
 from mesascope.interventions._sweep_runs import resolve_sweep_indices, run_sweep, validate_sweep_axes
 from mesascope.interventions.edits import IndexByAxis, replace
 from mesascope.interventions.metrics import Metric
-from mesascope.tasks.base import Batch
 
 
 def patch(
     model: nn.Module,
-    inputs: Tensor | Batch,
-    source: Tensor | Batch,
+    inputs: InputsLike,
+    source: InputsLike,
     metric: Metric | str | Callable[[Tensor], Tensor],
     site: str = "resid_pre",
     axes: Sequence[str] = ("layer", "pos"),
     *,
     where: IndexByAxis | None = None,
+    attention_mask: Any = None,
+    source_attention_mask: Any = None,
     max_positions: int = MAX_BATCH_POSITIONS,
     progress: ProgressFn | None = None,
 ) -> xr.Dataset:
@@ -33,16 +37,25 @@ def patch(
     With corrupted ``inputs`` and a clean ``source``, this finds the patches that restore the answer (denoising). The
     other way round, it finds the patches that break it (noising). The two sets of indices need not be the same.
 
+    With padding, positions are columns of the padded inputs, and means are over the sequences that have an input at an
+    edited position, as in `sweep`; ``target`` then has the axes of ``intact``. Where the edited columns of ``inputs``
+    have an input, the source must have one, too. A pair of unequal length can therefore be patched only in columns that
+    are real in both (``where={"pos": ...}``), such as the last ones of prompts that are padded on the left.
+
     Args:
         model: any model that `capture` supports.
         inputs: the run that is patched.
-        source: the run that is patched in: as many sequences of the same length.
+        source: the run that is patched in: as many sequences of the same length, or padded to
+            it in the same columns.
         metric: a metric that differs between the two runs, such as ``logit_difference(correct, incorrect)``: one of
             `mesascope.interventions.metrics`, or a function from (batch, pos, d_out) to (batch). A distance from the
             unedited output is not allowed, since any perturbation would count as recovery.
         site: name of the site.
         axes: axes of the site whose indices are patched one at a time.
         where: index by axis, which limits the patches; layers that lack the site are excluded unless it names them.
+        attention_mask: (batch, pos), 1 where one of ``inputs`` is not padding; both masks are needed if either run has
+            padding.
+        source_attention_mask: the same for ``source``.
         max_positions: as in `sweep`.
         progress: called with the number of finished patches and the number of all patches.
 
@@ -55,23 +68,28 @@ def patch(
         IndexError: As in `sweep`.
         UnsupportedModel: As in `sweep`.
     """
-    validate_same_shape(inputs, source)
+    run, other = prepare_pair(model, inputs, source, attention_mask, source_attention_mask)
     axes = validate_sweep_axes(site, axes, max_positions)
-    resolved_metric = resolve_directed_metric(metric, inputs)
-    edit_runner = BatchedEdits(model, inputs, site, all_positions=not resolved_metric.last_position_only)
+    resolved_metric = resolve_directed_metric(metric, run.inputs)
+    edit_runner = BatchedEdits(
+        model,
+        run.inputs,
+        site,
+        attention_mask=run.mask,
+        all_positions=not resolved_metric.last_position_only,
+    )
     identity_edit, axis_indices = resolve_sweep_indices(
         edit_runner, Edit(site=site, where=dict(where or {}), fn=torch.clone), axes, resolved_metric
     )
     source_activations = capture(
-        model, source, [site, "output"], layers=identity_edit.edited_layers(edit_runner.num_layers)
+        model,
+        other.inputs,
+        [site, "output"],
+        layers=identity_edit.edited_layers(edit_runner.num_layers),
+        attention_mask=other.mask,
     )
-    target = compute_target_metric(resolved_metric, edit_runner.unedited_output, source_activations["output"])
-    results = run_sweep(
-        edit_runner,
-        replace(site, source_activations, identity_edit.where),
-        axis_indices,
-        resolved_metric,
-        max_positions,
-        progress,
-    )
-    return add_recovered_fraction(results, resolved_metric, target)
+    target = compute_target_metric(resolved_metric, edit_runner, source_activations["output"], other.mask)
+    edit = replace(site, source_activations, identity_edit.where)
+    edit_runner.validate_edit(edit)
+    results = run_sweep(edit_runner, edit, axis_indices, resolved_metric, max_positions, progress, target=target)
+    return add_recovered_fraction(results, resolved_metric)

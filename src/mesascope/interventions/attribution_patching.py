@@ -1,7 +1,8 @@
 """Attribution patching: first-order estimates of all edits from one forward and backward pass."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,15 +10,18 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mesascope.activations import BatchedEdits, Capture, Edit, capture
+from mesascope.activations import SITES, BatchedEdits, Capture, Edit, capture
+from mesascope.activations._inputs import InputsLike
+from mesascope.activations._padding import zero_padding
 from mesascope.activations.edits import apply_edit
 from mesascope.axes import to_data_array
 from mesascope.interventions._batched import MAX_BATCH_POSITIONS, ProgressFn, compute_max_edits
 from mesascope.interventions._metric_arguments import resolve_metric
+from mesascope.interventions._run_inputs import prepare_run
+from mesascope.interventions._sequence_means import count_sequences
 from mesascope.interventions._sweep_runs import resolve_sweep_indices, restrict_edit, validate_sweep_axes
 from mesascope.interventions.metrics import Metric
 from mesascope.interventions.sweep import sweep
-from mesascope.tasks.base import Batch
 
 GRADIENT_SITES = {"resid_pre": "resid_pre", "attn_out": "attn_out", "mlp_out": "mlp_out", "z": "attn_out"}
 AGREEMENT_STATS = ("correlation", "same_sign", "relative_error")
@@ -25,11 +29,12 @@ AGREEMENT_STATS = ("correlation", "same_sign", "relative_error")
 
 def attribution_patch(
     model: nn.Module,
-    inputs: Tensor | Batch,
+    inputs: InputsLike,
     edit: Edit,
     axes: Sequence[str] = ("layer", "head"),
     metric: Metric | str | Callable[[Tensor], Tensor] = "loss",
     *,
+    attention_mask: Any = None,
     steps: int = 0,
     compare: bool = False,
     max_positions: int = MAX_BATCH_POSITIONS,
@@ -51,6 +56,7 @@ def attribution_patch(
         edit: as in `sweep`, at resid_pre, attn_out, mlp_out or z.
         axes: as in `sweep`.
         metric: as in `sweep`; ``kl_divergence`` and ``squared_distance`` have zero gradient at the unedited output.
+        attention_mask: as in `sweep`, where positions and means with padding are described.
         steps: number of gradients that are averaged along the path, for each layer; with 0, the gradient is that of the
             unedited model.
         compare: also measure the effects with `sweep`, and report how well the estimates agree.
@@ -87,34 +93,38 @@ def attribution_patch(
         raise ValueError(
             f"{metric} cannot be the metric, because its gradient is 0 at the unedited output, its minimum; use sweep"
         )
-    resolved_metric = resolve_metric(metric, inputs)
+    run = prepare_run(model, inputs, attention_mask)
+    resolved_metric = resolve_metric(metric, run.inputs)
     assert isinstance(resolved_metric, Metric)
-    edit_runner = BatchedEdits(model, inputs, edit.site, all_positions=not resolved_metric.last_position_only)
+    edit_runner = BatchedEdits(
+        model,
+        run.inputs,
+        edit.site,
+        attention_mask=run.mask,
+        all_positions=not resolved_metric.last_position_only,
+    )
     edit, axis_indices = resolve_sweep_indices(edit_runner, edit, axes, resolved_metric)
     layers = edit.edited_layers(edit_runner.num_layers)
     if steps:
         value, gradient = _integrate_gradients(edit_runner, edit, resolved_metric, steps, max_positions)
     else:
         activations = capture(
-            model, inputs, [edit.site, f"{GRADIENT_SITES[edit.site]}_grad"], layers=layers, objective=resolved_metric
+            model,
+            run.inputs,
+            [edit.site, f"{GRADIENT_SITES[edit.site]}_grad"],
+            layers=layers,
+            objective=resolved_metric,
+            attention_mask=run.mask,
         )
         value, gradient = (
             dict(zip(layers, each, strict=True))
             for each in (activations[edit.site], _get_gradient(activations, edit.site))
         )
-    rows = range(len(edit_runner.inputs))
-    estimates = []
-    for index in itertools.product(*axis_indices.values()):
-        single_edit, total = restrict_edit(edit, axes, index), 0.0
-        for layer in single_edit.edited_layers(edit_runner.num_layers):
-            new = apply_edit(single_edit, value[layer], layer, rows, len(rows))
-            if new is not None:
-                total += float(((new - value[layer]) * gradient[layer]).double().sum())
-        estimates.append(total / len(rows))
+    estimates = _estimate_effects(edit_runner, edit, axis_indices, value, gradient)
     sizes = [len(indices) for indices in axis_indices.values()]
     about = f"{resolved_metric.description}: first-order estimate of the change by the edit"
     estimate = to_data_array(
-        np.array(estimates).reshape(sizes),
+        estimates.reshape(sizes),
         *axis_indices,
         units=resolved_metric.units,
         description=about,
@@ -122,18 +132,48 @@ def attribution_patch(
     ).assign_attrs(headline=1)
     if not compare:
         return xr.Dataset({"estimate": estimate})
-    measured = sweep(model, inputs, edit, axes, resolved_metric, max_positions=max_positions, progress=progress)
+    measured = sweep(
+        model,
+        run.inputs,
+        edit,
+        axes,
+        resolved_metric,
+        attention_mask=run.mask,
+        max_positions=max_positions,
+        progress=progress,
+    )
     error = (estimate - measured["effect"]).assign_attrs(
         units=resolved_metric.units, description="estimate minus effect"
     )
+    measured_somewhere = np.isfinite(estimate.values)  # not in columns of padding alone
     agreement = to_data_array(
-        compute_agreement(estimate.values.ravel(), measured["effect"].values.ravel()),
+        compute_agreement(estimate.values[measured_somewhere], measured["effect"].values[measured_somewhere]),
         "stat",
         units="1",
         description="agreement of estimate and measured effect over all edits; NaN where one of the two does not vary",
         coords={"stat": list(AGREEMENT_STATS)},
     )
     return measured.assign(estimate=estimate, error=error, agreement=agreement)
+
+
+def _estimate_effects(
+    edit_runner: BatchedEdits,
+    edit: Edit,
+    axis_indices: Mapping[str, Sequence[int]],
+    value: Mapping[int, Tensor],
+    gradient: Mapping[int, Tensor],
+) -> Float[Tensor, " place"]:
+    """Return the estimate at every index: change times gradient, mean over the sequences that count there."""
+    rows, mask, site_axes = range(len(edit_runner.inputs)), edit_runner.attention_mask, SITES[edit.site].axes[1:]
+    edits = [restrict_edit(edit, tuple(axis_indices), index) for index in itertools.product(*axis_indices.values())]
+    by_sequence = torch.zeros(len(edits), len(rows), dtype=torch.float64, device=edit_runner.inputs.device)
+    for number, single_edit in enumerate(edits):
+        for layer in single_edit.edited_layers(edit_runner.num_layers):
+            new = apply_edit(single_edit, value[layer], layer, rows, len(rows), mask)
+            if new is not None:
+                product = zero_padding((new - value[layer]) * gradient[layer], site_axes, mask)
+                by_sequence[number] += product.double().flatten(1).sum(1).to(by_sequence.device)
+    return count_sequences(edit_runner, edits, axis_indices).average_by_edit(by_sequence)
 
 
 def _integrate_gradients(
@@ -145,16 +185,22 @@ def _integrate_gradients(
     """
     edit_runner.validate_sites({edit.site: edit.edited_layers(edit_runner.num_layers)})
     rows, value, gradient = range(len(edit_runner.inputs)), {}, {}
+    mask = edit_runner.attention_mask
     for layer in edit.edited_layers(edit_runner.num_layers):
         activation = value[layer] = edit_runner.unedited_activation(edit.site, layer)
-        new = apply_edit(edit, activation, layer, rows, len(rows))
+        new = apply_edit(edit, activation, layer, rows, len(rows), mask)
         gradient[layer] = torch.zeros_like(activation)
         if new is None:
             continue
         fractions = ((torch.arange(steps) + 0.5) / steps).to(activation)
         for fraction_chunk in fractions.split(compute_max_edits(edit_runner, max_positions)):
             interpolated = activation + fraction_chunk.reshape(-1, *[1] * activation.ndim) * (new - activation)
-            gradient[layer] += edit_runner.activation_gradients(edit.site, layer, interpolated, metric).sum(0) / steps
+            gradient[layer] += (
+                edit_runner.activation_gradients(
+                    edit.site, layer, interpolated, lambda output: metric(output, mask)
+                ).sum(0)
+                / steps
+            )
     return value, gradient
 
 

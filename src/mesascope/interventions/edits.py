@@ -4,9 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace as with_other
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mesascope.activations import Capture, Edit
+from mesascope.activations._padding import SourceInputs, find_real_entries
 from mesascope.activations.edits import AxisIndex
 from mesascope.statistics import derangement
 
@@ -84,6 +86,9 @@ def steer(
 def replace(site: str, source: Capture, where: IndexByAxis | None = None) -> Edit:
     """Replace an activation by its value in another run (activation patching).
 
+    With padding, columns of the padded inputs correspond: the source must have an input in every edited column in which
+    the edited run has one, and the same padding at attn_scores and pattern.
+
     Args:
         site: name of the site; the other run must have recorded it.
         source: the other run, with as many sequences of the same length.
@@ -94,13 +99,17 @@ def replace(site: str, source: Capture, where: IndexByAxis | None = None) -> Edi
 
     Raises:
         NotRecorded: If the other run did not record the site.
-        ValueError: If the other run recorded only some query positions of attn_scores or pattern, or has padding.
+        ValueError: If the other run recorded only some query positions of attn_scores or pattern; and when the edit is
+            run, if the padding of the two runs does not fit.
     """
     return _edit_from_capture(site, source, where, lambda activation: activation)
 
 
 def mean(site: str, source: Capture, where: IndexByAxis | None = None) -> Edit:
     """Replace an activation by its mean over sequences at the same position (mean ablation).
+
+    With padding, positions are columns of the padded inputs, and the mean is over the sequences that have an input in
+    the column. At attn_scores and pattern, sequences of unequal length have no mean, since they attend to other keys.
 
     Args:
         site: name of the site; the source must have recorded it.
@@ -115,13 +124,19 @@ def mean(site: str, source: Capture, where: IndexByAxis | None = None) -> Edit:
         NotRecorded: As for `replace`.
         ValueError: As for `replace`.
     """
-    return _edit_from_capture(site, source, where, lambda activation: activation.mean(1, keepdim=True), shared=True)
+
+    def average(activation: Tensor) -> Tensor:
+        mask = source.attention_mask
+        return activation.mean(1, keepdim=True) if mask is None else _average_real(activation, source.axes[site], mask)
+
+    return _edit_from_capture(site, source, where, average, shared=True)
 
 
 def resample(site: str, source: Capture, where: IndexByAxis | None = None, seed: int = 0) -> Edit:
     """Replace an activation by its value on another sequence of the batch (resample ablation, Chan et al. 2022).
 
-    Sequences are permuted in one random cycle, so that none keeps its own activation.
+    Sequences are permuted in one random cycle, so that none keeps its own activation; with padding, in one cycle for
+    each length and side of padding.
 
     Args:
         site: name of the site; the source must have recorded it.
@@ -134,12 +149,41 @@ def resample(site: str, source: Capture, where: IndexByAxis | None = None, seed:
 
     Raises:
         NotRecorded: As for `replace`.
-        ValueError: As for `replace`, or if the source has one sequence.
+        ValueError: As for `replace`, or if the source has one sequence, or with padding one of some length.
     """
-    if len(source.inputs) < 2:
+    order = _draw_order(source, seed)
+    return _edit_from_capture(
+        site, source, where, lambda activation: activation[:, order.to(activation.device)], order=order
+    )
+
+
+def _draw_order(source: Capture, seed: int) -> Int[Tensor, " batch"]:
+    """Draw a random cycle of the sequences with the same padding, for each kind of padding."""
+    num_sequences, generator = len(source.inputs), torch.Generator().manual_seed(seed)
+    if num_sequences < 2:
         raise ValueError("resample needs two or more sequences, but the source has one; pass a larger batch")
-    order = derangement(len(source.inputs), torch.Generator().manual_seed(seed))
-    return _edit_from_capture(site, source, where, lambda activation: activation[:, order.to(activation.device)])
+    if source.attention_mask is None:
+        return derangement(num_sequences, generator)
+    kinds, kind = source.attention_mask.cpu().unique(dim=0, return_inverse=True)
+    order = torch.arange(num_sequences)
+    for number, mask in enumerate(kinds):
+        rows = (kind == number).nonzero()[:, 0]
+        if len(rows) < 2:
+            raise ValueError(
+                f"with padding, resample needs two or more sequences of each length, but sequence {int(rows[0])} is "
+                f"the only one with {int(mask.sum())} inputs in these columns; leave it out, or use mean"
+            )
+        order[rows] = rows[derangement(len(rows), generator)]
+    return order
+
+
+def _average_real(
+    activation: Float[Tensor, "layer batch *rest"], axes: Sequence[str], mask: Int[Tensor, "batch pos"]
+) -> Float[Tensor, "layer 1 *rest"]:
+    """Return the mean over the sequences that have no padding at an entry; 0 where all have."""
+    index = [torch.arange(size) for size in activation.shape[1:]]
+    real = find_real_entries(axes[1:], index, mask).to(activation.device)
+    return activation.where(real, 0.0).sum(1, keepdim=True) / real.sum(0, keepdim=True).clamp(min=1)
 
 
 def _edit_from_capture(
@@ -149,17 +193,19 @@ def _edit_from_capture(
     transform: Callable[[Tensor], Tensor],
     *,
     shared: bool = False,
+    order: Int[Tensor, " batch"] | None = None,
 ) -> Edit:
     indices = {"layer": list(source.layers)} | dict(where or {})
-    edit = Edit(site=site, where=indices, fn=lambda old, other: other, shared_source=shared)
+    source_inputs = SourceInputs(inputs=source.inputs, mask=source.attention_mask, order=order)
+    edit = Edit(site=site, where=indices, fn=_take_source, shared_source=shared, source_inputs=source_inputs)
     activation = source[site]
     if site in ("attn_scores", "pattern") and len(source.queries) < source.inputs.shape[1]:
         raise ValueError(f"{site} must be recorded at all query positions, but queries= selected some; omit queries=")
-    if source.attention_mask is not None:
-        raise ValueError(
-            "the source must have sequences of one length, but has padding; pass sequences without padding"
-        )
     return with_other(edit, source=dict(zip(source.layers, transform(activation), strict=True)))
+
+
+def _take_source(old: Tensor, source: Tensor) -> Tensor:
+    return source
 
 
 def _validate_not_scores(site: str) -> str:

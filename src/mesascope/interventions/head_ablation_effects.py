@@ -2,17 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mesascope.activations import BatchedEdits, Capture, Edit, capture
+from mesascope.activations._inputs import InputsLike
 from mesascope.interventions._batched import MAX_BATCH_POSITIONS, run_batched_edits
+from mesascope.interventions._run_inputs import prepare_run
 from mesascope.interventions.edits import mean, resample
 from mesascope.interventions.metrics import Metric
 from mesascope.statistics import MIN_LOSS
-from mesascope.tasks.base import Batch
 
 ABLATION_KINDS = ("mean", "resample")
 ROUNDING = 1e-12  # of a loss in double precision, relative
@@ -37,7 +39,13 @@ class HeadAblationEffects:
 
 
 def head_ablation_effects(
-    model: nn.Module, inputs: Tensor | Batch, metric: Metric, *, seed: int = 0, max_positions: int = MAX_BATCH_POSITIONS
+    model: nn.Module,
+    inputs: InputsLike,
+    metric: Metric,
+    *,
+    attention_mask: Any = None,
+    seed: int = 0,
+    max_positions: int = MAX_BATCH_POSITIONS,
 ) -> HeadAblationEffects:
     """Measure the effect of ablating each head: mean ablation and resample ablation of its ``z``.
 
@@ -45,10 +53,15 @@ def head_ablation_effects(
     added: its coordinates are permuted and their signs redrawn, differently for each sequence. Its norm is the same,
     but it carries no information. If ablating a head has no larger effect, any perturbation there has that effect.
 
+    With padding, means are over the sequences that have an input in the column, and each sequence is resampled from
+    those with the same padding (`mesascope.interventions.mean`, `mesascope.interventions.resample`).
+
     Args:
         model: any model that `capture` supports and whose output projections are known.
-        inputs: tokens, vectors, or a batch of a task; two sequences or more.
+        inputs: tokens, vectors, a batch of a task, or the output of a tokenizer with its attention mask;
+            two sequences or more, with padding two or more of each length.
         metric: one number per sequence, such as `mesascope.interventions.metrics.task_loss`.
+        attention_mask: (batch, pos), 1 where an input is not padding.
         seed: seed of the resampling and of the perturbations.
         max_positions: maximum of sequences times length over all edits that run as one batch.
 
@@ -57,7 +70,8 @@ def head_ablation_effects(
 
     Raises:
         UnsupportedModel: If a layer has no linear output projection.
-        ValueError: If there is one sequence.
+        ValueError: If there is one sequence, or with padding one of some length, or the metric would take padding for
+            inputs.
 
     >>> from mesascope.interventions.metrics import task_loss
     >>> from mesascope.ground_truth.models.vectors import build_planted_model
@@ -67,7 +81,8 @@ def head_ablation_effects(
     >>> found.effect.shape, int(found.effect[0, :, 0].mean(-1).argmax())
     (torch.Size([1, 4, 2, 16]), 0)
     """
-    activations = capture(model, inputs, ["z"])
+    run = prepare_run(model, inputs, attention_mask)
+    activations = capture(model, run.inputs, ["z"], attention_mask=run.mask)
     ablations = (mean("z", activations), resample("z", activations, seed=seed))
     layers, heads = activations["z"].shape[0], activations["z"].shape[3]
     head_indices = [(layer, head) for layer in activations.layers for head in range(heads)]
@@ -80,8 +95,10 @@ def head_ablation_effects(
     perturbation_edits = [
         build_perturbation_edit(activations, layer, head, ablations[0], permutations) for layer, head in head_indices
     ]
-    intact, effect = measure_edit_effects(model, inputs, ablation_edits, metric, max_positions)
-    _, perturbation_effect = measure_edit_effects(model, inputs, perturbation_edits, metric, max_positions)
+    intact, effect = measure_edit_effects(model, run.inputs, ablation_edits, metric, max_positions, run.mask)
+    _, perturbation_effect = measure_edit_effects(
+        model, run.inputs, perturbation_edits, metric, max_positions, run.mask
+    )
     return HeadAblationEffects(
         intact=intact,
         effect=effect.reshape(layers, heads, len(ablations), -1),
@@ -91,29 +108,35 @@ def head_ablation_effects(
 
 def measure_edit_effects(
     model: nn.Module,
-    inputs: Tensor | Batch,
+    inputs: InputsLike,
     edits: Sequence[Edit],
     metric: Metric,
     max_positions: int = MAX_BATCH_POSITIONS,
+    attention_mask: Any = None,
 ) -> tuple[Float[Tensor, " batch"], Float[Tensor, "edit batch"]]:
     """Measure the increase of a metric under each of several edits.
 
     Args:
         model: any model that `capture` supports.
-        inputs: tokens, vectors, or a batch of a task.
+        inputs: tokens, vectors, a batch of a task, or the output of a tokenizer with its attention mask.
         edits: edits of one site.
         metric: one number per sequence.
         max_positions: maximum of sequences times length over all edits that run as one batch.
+        attention_mask: (batch, pos), 1 where an input is not padding; an edit leaves padding as it is.
 
     Returns:
         The metric of each sequence without an edit, and its increase under each edit.
 
     Raises:
         UnsupportedModel: If the output for one sequence depends on the other sequences in the batch.
+        ValueError: If the metric or the source of an edit does not fit the padding.
     """
-    edit_runner = BatchedEdits(model, inputs, edits[0].site)
+    edit_runner = BatchedEdits(model, inputs, edits[0].site, attention_mask=attention_mask)
+    if edit_runner.attention_mask is not None:
+        for edit in edits:
+            edit_runner.validate_edit(edit)
     edit_runner.validate_sites({edits[0].site: edits[0].edited_layers(edit_runner.num_layers)})
-    intact = metric(edit_runner.unedited_output)
+    intact = metric(edit_runner.unedited_output, edit_runner.attention_mask)
     value, _ = run_batched_edits(edit_runner, edits, metric, max_positions=max_positions)
     return intact.cpu(), (value - intact).cpu()
 

@@ -2,19 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from mesascope.activations import BatchedEdits, Edit, capture
+from mesascope.activations._inputs import InputsLike
 from mesascope.interventions._batched import MAX_BATCH_POSITIONS, compute_max_edits
+from mesascope.interventions._run_inputs import prepare_run
 from mesascope.interventions.edits import mean
-from mesascope.tasks.base import Batch
 
 
 def total_head_contributions(
-    model: nn.Module, inputs: Tensor | Batch, *, max_positions: int = MAX_BATCH_POSITIONS
+    model: nn.Module, inputs: InputsLike, *, attention_mask: Any = None, max_positions: int = MAX_BATCH_POSITIONS
 ) -> Float[Tensor, "layer head batch pos d_out"]:
     """Compute the change of the output that each head makes along all paths, through later layers and MLPs too.
 
@@ -24,11 +26,14 @@ def total_head_contributions(
 
     Args:
         model: any model that `capture` supports.
-        inputs: tokens, vectors, or a batch of a task; of one length, two sequences or more.
+        inputs: tokens, vectors, a batch of a task, or the output of a tokenizer with its attention mask;
+            two sequences or more.
+        attention_mask: (batch, pos), 1 where an input is not padding; means are over the sequences that have an input
+            in the column.
         max_positions: maximum of sequences times length over all edits that run as one batch.
 
     Returns:
-        The contributions, in units of the output.
+        The contributions, in units of the output; NaN at padding.
 
     Raises:
         UnsupportedModel: If a layer has no attention heads, or the output for one sequence depends on the others.
@@ -40,17 +45,21 @@ def total_head_contributions(
     >>> contributions.shape, [bool(head.abs().max() > 0.1) for head in contributions[0]]
     (torch.Size([1, 4, 8, 6, 1]), [True, False, False, False])
     """
-    activations = capture(model, inputs, ["z"])
+    run = prepare_run(model, inputs, attention_mask)
+    activations = capture(model, run.inputs, ["z"], attention_mask=run.mask)
     num_sequences, num_heads = activations["z"].shape[1], activations["z"].shape[3]
     if num_sequences < 2:
         raise ValueError("contributions need two or more sequences, but got one; pass a larger batch")
-    ablation, runner = mean("z", activations), BatchedEdits(model, inputs, "z")
+    ablation, runner = mean("z", activations), BatchedEdits(model, run.inputs, "z", attention_mask=run.mask)
     max_edits = compute_max_edits(runner, max_positions)
     edits_by_layer = [
         [replace(ablation, where={"layer": layer, "head": head}) for head in range(num_heads)]
         for layer in activations.layers
     ]
-    return torch.stack([_measure_contributions(runner, edits, max_edits) for edits in edits_by_layer])
+    contributions = torch.stack([_measure_contributions(runner, edits, max_edits) for edits in edits_by_layer])
+    if run.mask is not None:
+        contributions.masked_fill_(~run.mask.bool().to(contributions.device)[:, :, None], torch.nan)
+    return contributions
 
 
 def _measure_contributions(

@@ -4,14 +4,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from mesascope.activations._padding import accepts_mask, validate_accepts_mask
 from mesascope.activations.gradients import loss_targets, position_losses
+from mesascope.interventions._padded_outputs import average_over_positions, select_last_position
 from mesascope.tasks.base import Batch, Task
 
 OutputValues = Float[Tensor, "batch predicted d_out"]
 AnswerTokens = Tensor | int  # token ids (batch), or one for all
+AttentionMask = Int[Tensor, "batch pos"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,31 +26,34 @@ class Metric:
         units: units of the number.
         description: description in one sentence.
         fn: maps outputs (batch, pos, d_out) to (batch). The last position of the output is always the last of the
-            sequence.
-        last_position_only: the metric uses the last position only, so that other positions need not be computed.
+            sequence. A parameter ``attention_mask``, if it has one, receives (batch, pos), 1 where an input is not
+            padding, or ``None`` without padding; without it, a metric of several positions refuses padded sequences.
+        last_position_only: the metric uses the last position only, so that other positions need not be computed; with
+            padding, ``fn`` receives the last position of each sequence that is not padding, (batch, 1, d_out).
         output_kind: ``tokens`` or ``vectors``, if the metric is only defined for one of them.
     """
 
     name: str
     units: str
     description: str
-    fn: Callable[[OutputValues], Tensor]
+    fn: Callable[..., Tensor]
     last_position_only: bool = False
     output_kind: str = ""
 
-    def __call__(self, output: OutputValues) -> Float[Tensor, " batch"]:
+    def __call__(self, output: OutputValues, attention_mask: AttentionMask | None = None) -> Float[Tensor, " batch"]:
         """Compute the metric, at least in single precision.
 
         Args:
             output: outputs of the model.
+            attention_mask: 1 where an input is not padding; ``None`` without padding.
 
         Returns:
             One number per sequence, in double precision.
 
         Raises:
-            ValueError: If the function does not return one number per sequence.
+            ValueError: If the function does not return one number per sequence, or would take padding for inputs.
         """
-        values = self.fn(output if output.dtype == torch.float64 else output.float())
+        values = self._compute(output if output.dtype == torch.float64 else output.float(), attention_mask)
         if values.shape != output.shape[:1]:
             raise ValueError(
                 f"a metric must return one number for each of {len(output)} sequences, but {self.name} returned "
@@ -55,9 +61,19 @@ class Metric:
             )
         return values.double()
 
+    def _compute(self, output: OutputValues, mask: AttentionMask | None) -> Tensor:
+        if self.last_position_only:
+            return self.fn(output if mask is None else select_last_position(output, mask))
+        if accepts_mask(self.fn):
+            return self.fn(output, attention_mask=mask)
+        validate_accepts_mask(self.fn, f"the metric {self.name}", mask)
+        return self.fn(output)
+
 
 def logit_difference(correct: AnswerTokens, incorrect: AnswerTokens) -> Metric:
     """Build the logit difference at the last position: logit of the correct token minus logit of the incorrect one.
+
+    With padding, it is the last position of each sequence that is not padding.
 
     Args:
         correct: token id per sequence, or one for all.
@@ -82,7 +98,7 @@ def logit_difference(correct: AnswerTokens, incorrect: AnswerTokens) -> Metric:
 
 
 def log_probability(answer: AnswerTokens) -> Metric:
-    """Build the log probability of a token at the last position.
+    """Build the log probability of a token at the last position that is no padding.
 
     Args:
         answer: token id per sequence, or one for all.
@@ -108,6 +124,8 @@ def log_probability(answer: AnswerTokens) -> Metric:
 def loss(inputs: Tensor | Batch) -> Metric:
     """Build the mean loss per sequence: cross-entropy of the next token, or of the batch's targets with its weights.
 
+    Padding has weight 0: the mean is over the positions of a sequence that are not padding.
+
     Args:
         inputs: tokens, or a batch of a task; what the model is run on.
 
@@ -118,6 +136,7 @@ def loss(inputs: Tensor | Batch) -> Metric:
         ValueError: If there are no targets, or a sequence has no position of nonzero weight.
     """
     batch, model_inputs = (inputs, inputs.inputs) if isinstance(inputs, Batch) else (None, inputs)
+    model_inputs = model_inputs if model_inputs.is_floating_point() else model_inputs.long()
     if batch is None and (model_inputs.is_floating_point() or model_inputs.shape[1] < 2):
         raise ValueError(
             "loss needs targets, but got only inputs; vectors and sequences of one token must be passed as a Batch"
@@ -127,10 +146,16 @@ def loss(inputs: Tensor | Batch) -> Metric:
             "loss needs a position of nonzero weight in every sequence, but one has none; remove that sequence"
         )
 
-    def compute_loss(prediction: OutputValues) -> Tensor:
+    def compute_loss(prediction: OutputValues, attention_mask: AttentionMask | None = None) -> Tensor:
+        mask = None if attention_mask is None else attention_mask.to(prediction.device)
         targets, weight = loss_targets(
-            prediction, model_inputs.to(prediction.device), None, batch and batch.to(prediction.device)
+            prediction, model_inputs.to(prediction.device), mask, batch and batch.to(prediction.device)
         )
+        if mask is not None and not (weight.sum(1) > 0).all():
+            row = int((weight.sum(1) > 0).int().argmin())
+            raise ValueError(
+                f"loss needs a target that is not padding in every sequence, but sequence {row} has none; leave it out"
+            )
         return (position_losses(prediction, targets) * weight).sum(1) / weight.sum(1)
 
     tokens = not (batch.targets if batch is not None else model_inputs).is_floating_point()
@@ -180,9 +205,10 @@ def kl_divergence(intact: OutputValues) -> Metric:
     """
     unedited_log_probs = (intact if intact.dtype == torch.float64 else intact.float()).log_softmax(-1)
 
-    def compute_divergence(prediction: OutputValues) -> Tensor:
+    def compute_divergence(prediction: OutputValues, attention_mask: AttentionMask | None = None) -> Tensor:
         after = prediction.log_softmax(-1)
-        return (unedited_log_probs.exp() * (unedited_log_probs - after)).sum(-1).mean(1)
+        divergence = (unedited_log_probs.exp() * (unedited_log_probs - after)).sum(-1)
+        return average_over_positions(divergence, attention_mask)
 
     about = "KL divergence of the edited from the unedited output, mean over positions"
     return Metric(name="kl_divergence", units="nat", description=about, fn=compute_divergence, output_kind="tokens")
@@ -198,8 +224,8 @@ def squared_distance(intact: OutputValues) -> Metric:
         The metric.
     """
 
-    def compute_distance(prediction: OutputValues) -> Tensor:
-        return (prediction - intact.to(prediction)).square().sum(-1).mean(1)
+    def compute_distance(prediction: OutputValues, attention_mask: AttentionMask | None = None) -> Tensor:
+        return average_over_positions((prediction - intact.to(prediction)).square().sum(-1), attention_mask)
 
     about = "squared distance of the edited from the unedited output, mean over positions"
     return Metric(name="squared_distance", units="squared value", description=about, fn=compute_distance)
@@ -214,6 +240,7 @@ def _select_answer(values: Float[Tensor, "batch d_out"], tokens: AnswerTokens) -
     index = torch.as_tensor(tokens, device=values.device).reshape(-1)
     if index.is_floating_point():
         raise ValueError(f"answers must be integer token ids, but got {index.dtype}")
+    index = index.long()
     if len(index) not in (1, len(values)):
         raise ValueError(
             f"answers must be one token id, or one for each of {len(values)} sequences, but got {len(index)}"

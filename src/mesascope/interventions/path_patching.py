@@ -2,26 +2,28 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace as with_other
+from typing import Any
 
 import torch
 import xarray as xr
 from torch import Tensor, nn
 
 from mesascope.activations import BatchedEdits, Edit, capture
+from mesascope.activations._inputs import InputsLike
 from mesascope.interventions._batched import MAX_BATCH_POSITIONS, ProgressFn
 from mesascope.interventions._metric_arguments import resolve_directed_metric
 from mesascope.interventions._patching_path import FROZEN_SITES, PatchingPath
-from mesascope.interventions._recovery import add_recovered_fraction, compute_target_metric, validate_same_shape
+from mesascope.interventions._recovery import add_recovered_fraction, compute_target_metric
+from mesascope.interventions._run_inputs import prepare_pair
 from mesascope.interventions._sweep_runs import resolve_sweep_indices, run_sweep, validate_sweep_axes
 from mesascope.interventions.edits import IndexByAxis, replace
 from mesascope.interventions.metrics import Metric
-from mesascope.tasks.base import Batch
 
 
 def path_patch(
     model: nn.Module,
-    inputs: Tensor | Batch,
-    source: Tensor | Batch,
+    inputs: InputsLike,
+    source: InputsLike,
     metric: Metric | str | Callable[[Tensor], Tensor],
     site: str = "z",
     axes: Sequence[str] = ("layer", "head"),
@@ -30,6 +32,8 @@ def path_patch(
     receiver_where: IndexByAxis | None = None,
     through: str = "residual",
     where: IndexByAxis | None = None,
+    attention_mask: Any = None,
+    source_attention_mask: Any = None,
     max_positions: int = MAX_BATCH_POSITIONS,
     progress: ProgressFn | None = None,
 ) -> xr.Dataset:
@@ -38,12 +42,14 @@ def path_patch(
     Each sender takes three forward passes of ``inputs`` (Wang et al. 2022, appendix B; Goldowsky-Dill et al. 2023): one
     unedited; one in which the sender has its activation from ``source``, components off the path are frozen at their
     unedited activations, and the receiver's activation is recorded; and one in which only the receiver has the recorded
-    activation, and the metric is measured.
+    activation, and the metric is measured. Padding is treated as in `patch`; a sequence counts if it has an input
+    at the positions of the sender and of the receiver.
 
     Args:
         model: any model that `capture` supports.
         inputs: the run that is patched.
-        source: the run that the senders' activations come from: as many sequences of the same length.
+        source: the run that the senders' activations come from: as many sequences of the same length, or padded to
+            it in the same columns.
         metric: a metric that differs between the two runs, as in `patch`.
         site: site of the senders.
         axes: axes of the site; each index along them is one sender.
@@ -54,6 +60,9 @@ def path_patch(
             Wang et al. ``all``: everything; nothing is frozen.
         where: index of the senders by axis; layers that do not precede the receiver, or lack the site, are excluded
             unless it names them.
+        attention_mask: (batch, pos), 1 where one of ``inputs`` is not padding; both masks are needed if either run has
+            padding.
+        source_attention_mask: the same for ``source``.
         max_positions: as in `sweep`.
         progress: called with the number of finished senders and the number of all senders.
 
@@ -78,11 +87,17 @@ def path_patch(
     >>> int(abs(found["effect"]).sel(layer=0).argmax("head"))  # the previous-token head
     3
     """
-    validate_same_shape(inputs, source)
+    run, other = prepare_pair(model, inputs, source, attention_mask, source_attention_mask)
     axes = validate_sweep_axes(site, axes, max_positions)
-    resolved_metric = resolve_directed_metric(metric, inputs)
+    resolved_metric = resolve_directed_metric(metric, run.inputs)
     receiver_edit = _parse_receiver(receiver, receiver_where, through)
-    edit_runner = BatchedEdits(model, inputs, site, all_positions=not resolved_metric.last_position_only)
+    edit_runner = BatchedEdits(
+        model,
+        run.inputs,
+        site,
+        attention_mask=run.mask,
+        all_positions=not resolved_metric.last_position_only,
+    )
     patching_path = PatchingPath(
         edit_runner=edit_runner,
         receiver=receiver_edit,
@@ -94,20 +109,29 @@ def path_patch(
     identity_edit, axis_indices = resolve_sweep_indices(edit_runner, senders, axes, resolved_metric)
     layers = identity_edit.edited_layers(edit_runner.num_layers)
     patching_path.select_activations(site, layers)
-    source_activations = capture(model, source, [site, "output"], layers=layers)
-    target = compute_target_metric(resolved_metric, edit_runner.unedited_output, source_activations["output"])
+    source_activations = capture(model, other.inputs, [site, "output"], layers=layers, attention_mask=other.mask)
+    target = compute_target_metric(resolved_metric, edit_runner, source_activations["output"], other.mask)
     if through == "residual":
         patching_path.validate_stream(layers)
     edit = replace(site, source_activations, identity_edit.where)
+    edit_runner.validate_edit(edit)
     results = run_sweep(
-        edit_runner, edit, axis_indices, resolved_metric, max_positions, progress, patching_path.compute_outputs
+        edit_runner,
+        edit,
+        axis_indices,
+        resolved_metric,
+        max_positions,
+        progress,
+        patching_path.compute_outputs,
+        target=target,
+        receiver=receiver_edit,
     )
     about = (
         f"{resolved_metric.description}: change through the path to {_describe_receiver(receiver_edit)} "
         f"(through={through})"
     )
     results["effect"] = results["effect"].assign_attrs(description=about)
-    return add_recovered_fraction(results, resolved_metric, target)
+    return add_recovered_fraction(results, resolved_metric)
 
 
 def _parse_receiver(receiver: str, receiver_where: IndexByAxis | None, through: str) -> Edit | None:

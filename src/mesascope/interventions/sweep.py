@@ -1,25 +1,28 @@
 """Sweeps of one edit over layers, heads and positions, and activation patching; many edits per forward pass."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import xarray as xr
 from torch import Tensor, nn
 
 from mesascope.activations import BatchedEdits, Edit
+from mesascope.activations._inputs import InputsLike
 from mesascope.interventions._batched import MAX_BATCH_POSITIONS, ProgressFn
 from mesascope.interventions._metric_arguments import resolve_metric
+from mesascope.interventions._run_inputs import prepare_run
 from mesascope.interventions._sweep_runs import resolve_sweep_indices, run_sweep, validate_sweep_axes
 from mesascope.interventions.metrics import Metric
-from mesascope.tasks.base import Batch
 
 
 def sweep(
     model: nn.Module,
-    inputs: Tensor | Batch,
+    inputs: InputsLike,
     edit: Edit,
     axes: Sequence[str] = ("layer", "head"),
     metric: Metric | str | Callable[[Tensor], Tensor] = "loss",
     *,
+    attention_mask: Any = None,
     max_positions: int = MAX_BATCH_POSITIONS,
     progress: ProgressFn | None = None,
 ) -> xr.Dataset:
@@ -28,14 +31,22 @@ def sweep(
     Edits run together along the batch axis, as many as fit; layers before the first edited one are not computed again
     (`mesascope.activations.BatchedEdits`). An edit that changes no bit has exactly the unedited value.
 
+    With padding (``attention_mask``), positions are columns of the padded inputs, as in `capture`: pad on the left to
+    align the ends of the sequences, so that ``pos`` -1 is the last position of all, or on the right to align their
+    beginnings. Padding is neither edited nor measured. At each index, the means are over the sequences that have an
+    input at an edited position: ``num_sequences``. Where ``pos``, ``query`` or ``key`` is swept, they
+    differ by position, so ``intact`` has that axis too; the numbers of a column without any input are NaN.
+
     Args:
         model: any model that `capture` supports.
-        inputs: tokens (batch, pos), vectors, or a batch of a task; of one length, without padding.
+        inputs: tokens (batch, pos), vectors, a batch of a task, or the output of a tokenizer with its attention mask.
         edit: the edit, such as ``zero("z")`` or ``mean("mlp_out", activations)``; its ``where`` limits the indices.
             Layers that lack its site are excluded unless it names them.
         axes: axes of the site whose indices are edited one at a time; along all other axes, the whole site is edited.
         metric: ``loss``; ``kl_divergence`` (tokens) or ``squared_distance`` (vectors) from the unedited output; one of
-            `mesascope.interventions.metrics`; or a function from (batch, pos, d_out) to (batch).
+            `mesascope.interventions.metrics`; or a function from (batch, pos, d_out) to (batch), which needs a
+            parameter ``attention_mask`` if there is padding.
+        attention_mask: (batch, pos), 1 where an input is not padding; padding may be on the left or on the right.
         max_positions: maximum of sequences times length over all edits that run as one batch. One edit and an unedited
             copy always run together: pass fewer sequences if these do not fit in memory.
         progress: called with the number of finished edits and the number of all edits.
@@ -43,10 +54,10 @@ def sweep(
     Returns:
         By ``axes``: ``value`` (the metric with the edit, mean over sequences), ``effect`` (``value`` minus the unedited
         metric) and ``changed`` (1 where the edit changed any bit of the activation); and ``intact``, the metric without
-        an edit.
+        an edit; with padding also ``num_sequences``.
 
     Raises:
-        ValueError: If an argument is invalid.
+        ValueError: If an argument is invalid, or the metric or the source of the edit does not fit the padding.
         IndexError: If an index of the edit is out of range.
         UnsupportedModel: If a layer lacks the site. Every error is raised before the first edited pass.
 
@@ -60,11 +71,13 @@ def sweep(
     (('layer', 'head'), 0)
     """
     axes = validate_sweep_axes(edit.site, axes, max_positions)
-    metric_or_factory = resolve_metric(metric, inputs)
+    run = prepare_run(model, inputs, attention_mask)
+    metric_or_factory = resolve_metric(metric, run.inputs)
     edit_runner = BatchedEdits(
         model,
-        inputs,
+        run.inputs,
         edit.site,
+        attention_mask=run.mask,
         all_positions=not (isinstance(metric_or_factory, Metric) and metric_or_factory.last_position_only),
     )
     edit, axis_indices = resolve_sweep_indices(edit_runner, edit, axes, metric_or_factory)

@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -47,7 +47,9 @@ class BranchHook:
         first_layer: int,
         stream: Shaped[Tensor, "..."],
         target: HookPoint | None,
+        mask: Int[Tensor, "batch pos"] | None = None,
     ) -> None:
+        self._mask = mask
         self._num_branches, self._rows, self._first_layer, self._stream, self._target = (
             len(edits_by_branch),
             rows,
@@ -74,7 +76,7 @@ class BranchHook:
         for number, edit in self._edits.get((site, layer), ()):
             branch_rows = slice(number * self._rows, (number + 1) * self._rows)
             old = (value if replacement is None else replacement)[branch_rows]
-            new = apply_edit(edit, old, layer, range(self._rows), self._rows)
+            new = apply_edit(edit, old, layer, range(self._rows), self._rows, self._mask)
             if new is not None:
                 replacement = value.clone() if replacement is None else replacement
                 replacement[branch_rows] = new

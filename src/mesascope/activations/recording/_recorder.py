@@ -117,7 +117,8 @@ class Recorder:
         replacement = None
         for number, edit in enumerate(self._edits):
             if edit.site == site_name and layer in self._edited_layers[number]:
-                changed = apply_edit(edit, value, layer, self.micro_batch.rows, self._batch_size)
+                rows, mask = self.micro_batch.rows, self.micro_batch.context.mask
+                changed = apply_edit(edit, value, layer, rows, self._batch_size, mask)
                 if changed is not None:
                     value = replacement = changed
                     self._had_effect[number] = True

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from mesascope.activations._memory import check_memory, site_bytes
+from mesascope.activations._padding import pads_the_end
 from mesascope.activations.edits import Edit, apply_edit
 from mesascope.activations.forward import eval_no_grad, run_model
 from mesascope.activations.hooks._branch_hooks import (
@@ -24,17 +26,27 @@ class UneditedPass(TracedModel):
 
     Args:
         model: any model that `capture` supports.
-        inputs: tokens, vectors or a batch of a task; all sequences have the same length.
+        inputs: tokens, vectors, a batch of a task, or the output of a tokenizer with its attention mask.
         site: the site to edit; it and the residual stream are recorded.
-        all_positions: compute outputs at every position; otherwise at the last position only, if the model class can.
+        attention_mask: (batch, pos), 1 where an input is not padding.
+        all_positions: compute outputs at every position; otherwise at the last position only, if the model class can
+            and no sequence ends with padding.
 
     Raises:
         UnsupportedModel: the model cannot be captured.
     """
 
-    def __init__(self, model: nn.Module, inputs: InputsLike, site: str, *, all_positions: bool = True) -> None:
-        super().__init__(model, inputs)
-        self._all_positions = all_positions
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: InputsLike,
+        site: str,
+        *,
+        attention_mask: Any = None,
+        all_positions: bool = True,
+    ) -> None:
+        super().__init__(model, inputs, attention_mask)
+        self._all_positions = all_positions or pads_the_end(self.attention_mask)
         self._edited_site, self._requested = site, dict[str, set[int]]()
 
     @cached_property
@@ -80,7 +92,8 @@ class UneditedPass(TracedModel):
             attach_hooks(self.model, self._structure.layers, layers_by_site, hook),
             record_output_types(self.model, self._structure.layers, hook),
         ):
-            return run_model(self.model, self.inputs, all_positions=self._all_positions), hook
+            output = run_model(self.model, self.inputs, self.attention_mask, all_positions=self._all_positions)
+            return output, hook
 
     @cached_property
     def _block_output_types(self) -> list[type | None]:
@@ -106,9 +119,9 @@ class UneditedPass(TracedModel):
         Returns:
             ``False`` if the edited pass would be identical to the unedited one.
         """
-        rows = len(self.inputs)
+        rows, mask = len(self.inputs), self.attention_mask
         layers = edit.edited_layers(self.num_layers)
         return any(
-            apply_edit(edit, self._unedited_run[1].activations[edit.site, n], n, range(rows), rows) is not None
+            apply_edit(edit, self._unedited_run[1].activations[edit.site, n], n, range(rows), rows, mask) is not None
             for n in layers
         )

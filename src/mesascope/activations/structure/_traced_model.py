@@ -1,17 +1,19 @@
 """A model with its inputs and its layers: the sites of each layer and their shapes."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
+from mesascope.activations._arguments import validate_model
+from mesascope.activations._checks import check_sites_available
+from mesascope.activations._edit_padding import validate_edit_padding
+from mesascope.activations._inputs import InputsLike, prepare_inputs
 from mesascope.activations._memory import site_shape
+from mesascope.activations._validation import validate_hook_points
 from mesascope.activations.edits import Edit, validate_edit
 from mesascope.activations.forward import eval_no_grad
 from mesascope.activations.structure._read_structure import read_structure
-from mesascope.activations.validation.arguments import validate_model
-from mesascope.activations.validation.hook_points import validate_hook_points
-from mesascope.activations.validation.identities import check_sites_available
-from mesascope.activations.validation.inputs import InputsLike, prepare_inputs
 
 
 class TracedModel:
@@ -19,23 +21,22 @@ class TracedModel:
 
     Args:
         model: any model that `capture` supports.
-        inputs: tokens, vectors or a batch of a task; all sequences have the same length.
+        inputs: tokens, vectors, a batch of a task, or the output of a tokenizer with its attention mask.
+        attention_mask: (batch, pos), 1 where an input is not padding; padding may be on the left or on the right.
 
     Raises:
         UnsupportedModel: the model cannot be captured.
-        ValueError: the inputs come with an attention mask that hides some.
+        ValueError: a sequence is all padding.
     """
 
-    def __init__(self, model: nn.Module, inputs: InputsLike) -> None:
+    def __init__(self, model: nn.Module, inputs: InputsLike, attention_mask: Any = None) -> None:
         self.model = validate_model(model)
-        self.inputs, mask = prepare_inputs(self.model, inputs)
-        if mask is not None:
-            raise ValueError(
-                "batched edits need sequences of one length, but the attention mask of the inputs hides some; group "
-                "the sequences by length, or use capture with edits and attention_mask"
-            )
+        self.inputs, self.attention_mask = prepare_inputs(self.model, inputs, attention_mask)
+        if self.attention_mask is not None and not self.attention_mask.any(1).all():
+            row = self.attention_mask.any(1).int().argmin().item()
+            raise ValueError(f"a sequence must not be all padding, but sequence {row} is; leave it out")
         with eval_no_grad(self.model):
-            self._structure = read_structure(self.model, self.inputs)
+            self._structure = read_structure(self.model, self.inputs, self.attention_mask)
 
     @property
     def num_layers(self) -> int:
@@ -97,7 +98,7 @@ class TracedModel:
 
         Raises:
             UnsupportedModel: a layer lacks the site.
-            ValueError: the source or the result of the edit has the wrong shape.
+            ValueError: the source or the result of the edit has the wrong shape, or does not fit the padding.
             IndexError: an index is out of range.
         """
         layers = edit.edited_layers(self.num_layers)
@@ -105,9 +106,10 @@ class TracedModel:
         validate_edit(
             edit, {n: self.site_shape(edit.site, n) for n in layers}, len(self.inputs), self._structure.trace.logits
         )
+        validate_edit_padding(edit, self.inputs, self.attention_mask)
 
     def validate_sites(self, layers_by_site: Mapping[str, Sequence[int]]) -> None:
-        """Validate hook points on the first sequence, as `capture` does.
+        """Validate hook points on the longest sequence, as `capture` does.
 
         Args:
             layers_by_site: layers by site.
@@ -116,4 +118,4 @@ class TracedModel:
             UnsupportedModel: a check fails.
         """
         with eval_no_grad(self.model):
-            validate_hook_points(self.model, self._structure, layers_by_site, self.inputs, None)
+            validate_hook_points(self.model, self._structure, layers_by_site, self.inputs, self.attention_mask)
