@@ -5,7 +5,7 @@ Each axis has one name in the whole project, used in shape annotations, dims of 
 - ``seed``: training replicate; only the random seed of training differs along it.
 - ``step``: optimizer steps taken so far; step 0 is the untrained model.
 - ``layer``: decoder layer, counted from 0.
-- ``batch``: sequence. ``pos``: position in a sequence, counted from 0.
+- ``batch``: sequence. ``pos``: position in a sequence, counted from 0; with padding, the column of the padded inputs.
 - ``query``, ``key``: positions as the two sides of attention; ``query`` attends to ``key``.
 - ``head``: query head. ``kv_head``: key-value head (fewer than query heads in grouped-query attention).
 - ``d_model``: coordinate of the residual stream. ``d_head``: coordinate inside one head.

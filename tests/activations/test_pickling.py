@@ -9,7 +9,7 @@ import torch
 
 import small
 from mesascope import capture
-from mesascope.activations import BatchedEdits
+from mesascope.activations import BatchedEdits, Edit
 
 X = torch.randint(1, 20, (2, 12), generator=torch.Generator().manual_seed(0))
 MASK = torch.ones_like(X).index_put((torch.tensor([0]), torch.tensor([0])), torch.tensor(0))
@@ -51,6 +51,10 @@ def test_a_readout_says_that_it_cannot_be_pickled():
         pickle.dumps(capture(small.llama(), X, ["z"]).readout)
 
 
-def test_batched_edits_refuse_a_mask_that_they_would_not_read():
-    with pytest.raises(ValueError, match="need sequences of one length"):
-        BatchedEdits(small.llama(), {"input_ids": X, "attention_mask": MASK}, "z")
+def test_batched_edits_read_the_mask_of_a_tokenizer():
+    model, edit = small.llama(), Edit(site="z", where={"layer": 1}, fn=torch.zeros_like)
+    found = BatchedEdits(model, {"input_ids": X, "attention_mask": MASK}, "z").run_edits([[edit]])[0]
+    expected = capture(model, X, ["output"], edits=[edit], attention_mask=MASK)["output"]
+    kept = torch.as_tensor(MASK).bool()
+    torch.testing.assert_close(found[kept], expected[kept])
+    assert not torch.allclose(found[kept], capture(model, X, ["output"], edits=[edit])["output"][kept])

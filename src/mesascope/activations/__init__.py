@@ -1,5 +1,7 @@
 """Record and edit the activations of a forward pass, with one mechanism for every model."""
 
+from mesascope.activations._arguments import validate_model
+from mesascope.activations._inputs import InputsLike, prepare_inputs
 from mesascope.activations._layer_view import SUBLAYER_OUTPUTS, SUBLAYERS, LayerReduction, LayerView
 from mesascope.activations._memory import NotEnoughMemory
 from mesascope.activations.batched_edits import BatchedEdits
@@ -20,6 +22,7 @@ __all__ = [
     "Capture",
     "Edit",
     "EditHadNoEffect",
+    "InputsLike",
     "LayerReduction",
     "LayerView",
     "NotEnoughMemory",
@@ -33,4 +36,6 @@ __all__ = [
     "capture",
     "estimate_capture_bytes",
     "get_site",
+    "prepare_inputs",
+    "validate_model",
 ]

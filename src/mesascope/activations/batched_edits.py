@@ -10,7 +10,6 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from mesascope.activations._inputs import InputsLike
-from mesascope.activations._padding import zero_padding
 from mesascope.activations.edits import Edit
 from mesascope.activations.forward import eval_no_grad, run_model
 from mesascope.activations.gradients import enable_activation_gradients
@@ -21,6 +20,7 @@ from mesascope.activations.hooks._branch_hooks import (
     make_identity_forward,
 )
 from mesascope.activations.hooks._module_hooks import attach_hooks, replace_forwards
+from mesascope.activations.padding.masks import zero_padding
 from mesascope.activations.recording._unedited_pass import UneditedPass
 from mesascope.activations.sites import UnsupportedModel, get_site
 from mesascope.activations.tolerances import allclose, relative_difference

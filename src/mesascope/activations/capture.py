@@ -12,17 +12,17 @@ from mesascope.activations._arguments import (
     validate_names,
 )
 from mesascope.activations._checks import check_sites_available
-from mesascope.activations._edit_padding import validate_edit_padding
 from mesascope.activations._inputs import InputsLike, prepare_inputs
 from mesascope.activations._layer_spec import LayerSpec
 from mesascope.activations._layer_view import LayerReduction
 from mesascope.activations._memory import check_memory, site_bytes, site_shape
-from mesascope.activations._padding import validate_accepts_mask
 from mesascope.activations._validation import validate_hook_points
 from mesascope.activations.edits import Edit, validate_edit
 from mesascope.activations.forward import eval_no_grad
 from mesascope.activations.gradients import ObjectiveFn
 from mesascope.activations.hooks.attention_interface import attn_implementation
+from mesascope.activations.padding.masks import validate_accepts_mask
+from mesascope.activations.padding.validate_edits import validate_edit_padding
 from mesascope.activations.recording._captured import Capture
 from mesascope.activations.recording._micro_batch import Reduction
 from mesascope.activations.recording._recorder import Recorder

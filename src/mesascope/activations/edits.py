@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mesascope.activations._padding import SourceInputs, find_real_entries
+from mesascope.activations.padding.masks import find_real_entries
+from mesascope.activations.padding.source_inputs import SourceInputs
 from mesascope.activations.sites import OUTPUT_SITES, get_site, strip_gradient_suffix
 
 AxisIndex = int | slice | Sequence[int]

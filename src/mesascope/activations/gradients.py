@@ -13,9 +13,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from mesascope.activations._layer_spec import LayerSpec
-from mesascope.activations._padding import accepts_mask
 from mesascope.activations.hooks._module_hooks import replace_forwards
 from mesascope.activations.hooks._query_recomputation import ORIGINAL_FORWARD
+from mesascope.activations.padding.masks import accepts_mask
 from mesascope.tasks.base import Batch
 
 ObjectiveFn = Callable[..., Tensor]  # outputs (batch, pos, d_out) and, with padding, attention_mask

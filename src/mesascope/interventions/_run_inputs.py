@@ -7,8 +7,7 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from mesascope.activations._arguments import validate_model
-from mesascope.activations._inputs import InputsLike, prepare_inputs
+from mesascope.activations import InputsLike, prepare_inputs, validate_model
 from mesascope.tasks.base import Batch
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mesascope.activations import BatchedEdits, Edit
 from mesascope.activations import get_site as site_of
-from mesascope.activations._padding import POSITION_AXES
+from mesascope.activations.padding.masks import POSITION_AXES
 from mesascope.axes import to_data_array
 
 

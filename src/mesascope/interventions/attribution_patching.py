@@ -10,10 +10,9 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mesascope.activations import SITES, BatchedEdits, Capture, Edit, capture
-from mesascope.activations._inputs import InputsLike
-from mesascope.activations._padding import zero_padding
+from mesascope.activations import SITES, BatchedEdits, Capture, Edit, InputsLike, capture
 from mesascope.activations.edits import apply_edit
+from mesascope.activations.padding.masks import zero_padding
 from mesascope.axes import to_data_array
 from mesascope.interventions._batched import MAX_BATCH_POSITIONS, ProgressFn, compute_max_edits
 from mesascope.interventions._metric_arguments import resolve_metric

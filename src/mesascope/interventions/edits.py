@@ -8,8 +8,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mesascope.activations import Capture, Edit
-from mesascope.activations._padding import SourceInputs, find_real_entries
 from mesascope.activations.edits import AxisIndex
+from mesascope.activations.padding.masks import find_real_entries
+from mesascope.activations.padding.source_inputs import SourceInputs
 from mesascope.statistics import derangement
 
 IndexByAxis = Mapping[str, AxisIndex]

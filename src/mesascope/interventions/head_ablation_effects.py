@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mesascope.activations import BatchedEdits, Capture, Edit, capture
-from mesascope.activations._inputs import InputsLike
+from mesascope.activations import BatchedEdits, Capture, Edit, InputsLike, capture
 from mesascope.interventions._batched import MAX_BATCH_POSITIONS, run_batched_edits
 from mesascope.interventions._run_inputs import prepare_run
 from mesascope.interventions.edits import mean, resample

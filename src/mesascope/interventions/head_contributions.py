@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mesascope.activations import BatchedEdits, Edit, capture
-from mesascope.activations._inputs import InputsLike
+from mesascope.activations import BatchedEdits, Edit, InputsLike, capture
 from mesascope.interventions._batched import MAX_BATCH_POSITIONS, compute_max_edits
 from mesascope.interventions._run_inputs import prepare_run
 from mesascope.interventions.edits import mean

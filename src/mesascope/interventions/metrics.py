@@ -7,9 +7,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mesascope.activations._padding import accepts_mask, validate_accepts_mask
 from mesascope.activations.gradients import loss_targets, position_losses
-from mesascope.interventions._padded_outputs import average_over_positions, select_last_position
+from mesascope.activations.padding.masks import (
+    accepts_mask,
+    average_over_positions,
+    select_last_position,
+    validate_accepts_mask,
+)
 from mesascope.tasks.base import Batch, Task
 
 OutputValues = Float[Tensor, "batch predicted d_out"]

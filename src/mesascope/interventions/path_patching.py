@@ -8,8 +8,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from mesascope.activations import BatchedEdits, Edit, capture
-from mesascope.activations._inputs import InputsLike
+from mesascope.activations import BatchedEdits, Edit, InputsLike, capture
 from mesascope.interventions._batched import MAX_BATCH_POSITIONS, ProgressFn
 from mesascope.interventions._metric_arguments import resolve_directed_metric
 from mesascope.interventions._patching_path import FROZEN_SITES, PatchingPath

@@ -6,8 +6,7 @@ from typing import Any
 import xarray as xr
 from torch import Tensor, nn
 
-from mesascope.activations import BatchedEdits, Edit
-from mesascope.activations._inputs import InputsLike
+from mesascope.activations import BatchedEdits, Edit, InputsLike
 from mesascope.interventions._batched import MAX_BATCH_POSITIONS, ProgressFn
 from mesascope.interventions._metric_arguments import resolve_metric
 from mesascope.interventions._run_inputs import prepare_run

@@ -8,7 +8,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mesascope.activations._memory import check_memory, site_bytes
-from mesascope.activations._padding import pads_the_end
 from mesascope.activations.edits import Edit, apply_edit
 from mesascope.activations.forward import eval_no_grad, run_model
 from mesascope.activations.hooks._branch_hooks import (
@@ -16,6 +15,7 @@ from mesascope.activations.hooks._branch_hooks import (
     record_output_types,
 )
 from mesascope.activations.hooks._module_hooks import attach_hooks
+from mesascope.activations.padding.masks import pads_the_end
 from mesascope.activations.structure._traced_model import TracedModel
 from mesascope.activations.validation.identities import check_sites_available
 from mesascope.activations.validation.inputs import InputsLike

@@ -1,38 +1,15 @@
-"""Padding in edits and objectives: which entries are padding, and whether those of two runs fit each other."""
+"""Attention masks: the entries that are padding, and outputs and functions of the output that leave it out."""
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 POSITION_AXES = ("pos", "query", "key")
 MASK_ARGUMENT = "attention_mask"
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SourceInputs:
-    """The inputs of the run that the source of an edit comes from.
-
-    Attributes:
-        inputs: the inputs of that run.
-        mask: 1 where an input is not padding; ``None`` without padding.
-        order: the sequence of that run from which each sequence takes its values; ``None`` if it is its own.
-    """
-
-    inputs: Shaped[Tensor, "batch pos *d_in"]
-    mask: Int[Tensor, "batch pos"] | None
-    order: Int[Tensor, " batch"] | None = None
-
-    @property
-    def row_mask(self) -> Bool[Tensor, "batch pos"]:
-        """``True`` where the source has no padding, by the sequence that takes its values."""
-        shape, device = self.inputs.shape[:2], self.inputs.device
-        real = torch.ones(shape, dtype=torch.bool, device=device) if self.mask is None else self.mask.bool()
-        return real if self.order is None else real[self.order.to(device)]
 
 
 def find_real_entries(
@@ -84,6 +61,43 @@ def pads_the_end(mask: Int[Tensor, "batch pos"] | None) -> bool:
         mask: 1 where an input is not padding; ``None`` without padding.
     """
     return mask is not None and not bool(mask[:, -1].all())
+
+
+def select_last_position(
+    output: Float[Tensor, "batch predicted d_out"], mask: Int[Tensor, "batch pos"]
+) -> Float[Tensor, "batch 1 d_out"]:
+    """Return the output of each sequence at its last position that is not padding.
+
+    Args:
+        output: outputs at every position, or at the last one only, where no sequence then ends with padding.
+        mask: 1 where an input is not padding.
+
+    >>> output = torch.arange(6.0).reshape(2, 3, 1)
+    >>> select_last_position(output, torch.tensor([[1, 1, 0], [0, 1, 1]])).flatten().tolist()
+    [1.0, 5.0]
+    """
+    if output.shape[1] < mask.shape[1]:
+        return output[:, -1:]
+    last = mask.shape[1] - 1 - mask.flip(1).argmax(1).to(output.device)
+    return output[torch.arange(len(output), device=output.device), last][:, None]
+
+
+def average_over_positions(
+    values: Float[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"] | None
+) -> Float[Tensor, " batch"]:
+    """Return the mean over the positions of each sequence that are not padding.
+
+    Args:
+        values: one number per position.
+        mask: 1 where an input is not padding; ``None`` without padding.
+
+    >>> average_over_positions(torch.tensor([[1.0, 3.0, 9.0]]), torch.tensor([[1, 1, 0]])).tolist()
+    [2.0]
+    """
+    if mask is None:
+        return values.mean(1)
+    real = mask.bool().to(values.device)
+    return values.where(real, 0.0).sum(1) / real.sum(1)
 
 
 def accepts_mask(function: Callable[..., Any]) -> bool:

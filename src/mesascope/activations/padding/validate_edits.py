@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
-from mesascope.activations._padding import POSITION_AXES, SourceInputs, pads_the_end
 from mesascope.activations.edits import AxisIndex, Edit
+from mesascope.activations.padding.masks import POSITION_AXES, pads_the_end
+from mesascope.activations.padding.source_inputs import SourceInputs
 from mesascope.activations.sites import get_site
 
 ROTARY_SITES = ("query", "key")  # they depend on the position of their token

@@ -1,0 +1,1 @@
+"""Padding of sequences of unequal length: masks, and edits of padded sequences."""
