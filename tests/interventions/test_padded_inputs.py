@@ -6,9 +6,9 @@ import pytest
 import torch
 import xarray as xr
 from torch.testing import assert_close
-from transformers import BatchEncoding
+from transformers import BatchEncoding, LlamaForCausalLM
 
-from mesascope.activations import Edit, capture
+from mesascope.activations import Edit, UnsupportedModel, capture
 from mesascope.interventions import (
     Metric,
     attribution_patch,
@@ -20,7 +20,9 @@ from mesascope.interventions import (
     zero,
 )
 from mesascope.interventions.head_ablation_effects import head_ablation_effects
-from mesascope.interventions.metrics import kl_divergence, loss
+from mesascope.interventions.metrics import kl_divergence, loss, task_loss
+from mesascope.models.transformer import Decoder, DecoderConfig
+from mesascope.tasks.affine import Affine
 from mesascope.tasks.base import Batch
 
 from .ragged import CLOSE, DIFFERENCE, WIDTH, both_models, mean_alone, padded, prompts, values_of
@@ -127,3 +129,32 @@ def test_an_edit_never_reaches_padding(name, side):
     for row, text in enumerate(prompts()):
         alone = capture(model, text, ["output"], edits=[flat])["output"]
         assert_close(edited["output"][row, real[row]], alone[0], **CLOSE)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_vectors_can_have_padding_and_a_loss_of_a_task_refuses_it(side):
+    torch.manual_seed(0)
+    model = Decoder(DecoderConfig(d_in=2, d_out=2, hidden_size=16, max_position_embeddings=20, initializer_range=0.5))
+    x = torch.randn(2, 7, 2, generator=torch.Generator().manual_seed(0))
+    kept = slice(3, 7) if side == "left" else slice(4)
+    mask = torch.ones(2, 7, dtype=torch.long)
+    mask[0] = 0
+    mask[0, kept] = 1
+    found = sweep(model, x, zero("z"), metric="squared_distance", attention_mask=mask)
+    alone = [sweep(model, one, zero("z"), metric="squared_distance") for one in (x[:1, kept], x[1:])]
+    assert_close(values_of(found), mean_alone(alone), **CLOSE)
+    metric = task_loss(Affine(), Batch(inputs=x, targets=x, weight=torch.ones(2, 7)))
+    with pytest.raises(
+        ValueError, match="with padding, the metric loss must leave it out, but takes no attention_mask"
+    ):
+        sweep(model, x, zero("z"), metric=metric, attention_mask=mask)
+
+
+def test_a_model_whose_padding_changes_its_output_is_refused():
+    class SeesPadding(LlamaForCausalLM):
+        def forward(self, input_ids=None, attention_mask=None, **given):
+            return super().forward(input_ids, **given)
+
+    model, (ids, mask) = SeesPadding(MODELS["llama"].config).eval(), padded(prompts(), "left")
+    with pytest.raises(UnsupportedModel, match=r"padding must not change .*; pass sequences of one length"):
+        sweep(model, ids, zero("z"), ("layer",), DIFFERENCE, attention_mask=mask)

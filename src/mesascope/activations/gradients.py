@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 from mesascope.activations._layer_spec import LayerSpec
 from mesascope.activations.hooks._module_hooks import replace_forwards
 from mesascope.activations.hooks._query_recomputation import ORIGINAL_FORWARD
-from mesascope.activations.padding.masks import accepts_mask
 from mesascope.tasks.base import Batch
 
 ObjectiveFn = Callable[..., Tensor]  # outputs (batch, pos, d_out) and, with padding, attention_mask
@@ -70,7 +69,7 @@ def backpropagate_loss(
     """
     if objective is not None:
         leaf = output.detach().requires_grad_()
-        values = objective(leaf, attention_mask=mask) if accepts_mask(objective) else objective(leaf)
+        values = objective(leaf) if mask is None else objective(leaf, attention_mask=mask)
         torch.autograd.backward(output, torch.autograd.grad(values.sum(), leaf)[0])
         return
     targets, weight = loss_targets(output, inputs, mask, batch)

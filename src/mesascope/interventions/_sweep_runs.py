@@ -118,7 +118,7 @@ def run_sweep(
 
     Args:
         edit_runner: holds the model and its inputs.
-        edit: edit from `resolve_sweep_indices`.
+        edit: edit from `resolve_sweep_indices`, or another that has been validated at its indices.
         axis_indices: indices by axis, from `resolve_sweep_indices`.
         metric: one number per sequence.
         max_positions: as in `mesascope.interventions.sweep`.
@@ -134,7 +134,6 @@ def run_sweep(
     Raises:
         UnsupportedModel: If the output for one sequence depends on the other sequences in the batch.
     """
-    edit_runner.validate_edit(edit)
     edit_runner.validate_sites({edit.site: edit.edited_layers(edit_runner.num_layers)})
     edits = [restrict_edit(edit, tuple(axis_indices), index) for index in itertools.product(*axis_indices.values())]
     edited_values, had_effect = run_batched_edits(

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from mesascope.activations.gradients import loss_targets, position_losses
 from mesascope.activations.padding.masks import (
-    accepts_mask,
     average_over_positions,
     select_last_position,
     validate_accepts_mask,
@@ -30,8 +29,8 @@ class Metric:
         units: units of the number.
         description: description in one sentence.
         fn: maps outputs (batch, pos, d_out) to (batch). The last position of the output is always the last of the
-            sequence. A parameter ``attention_mask``, if it has one, receives (batch, pos), 1 where an input is not
-            padding, or ``None`` without padding; without it, a metric of several positions refuses padded sequences.
+            sequence. With padding, a parameter ``attention_mask=None`` receives (batch, pos), 1 where an input is not
+            padding; without it, a metric of several positions refuses padded sequences.
         last_position_only: the metric uses the last position only, so that other positions need not be computed; with
             padding, ``fn`` receives the last position of each sequence that is not padding, (batch, 1, d_out).
         output_kind: ``tokens`` or ``vectors``, if the metric is only defined for one of them.
@@ -66,12 +65,12 @@ class Metric:
         return values.double()
 
     def _compute(self, output: OutputValues, mask: AttentionMask | None) -> Tensor:
+        if mask is None:
+            return self.fn(output)
         if self.last_position_only:
-            return self.fn(output if mask is None else select_last_position(output, mask))
-        if accepts_mask(self.fn):
-            return self.fn(output, attention_mask=mask)
+            return self.fn(select_last_position(output, mask))
         validate_accepts_mask(self.fn, f"the metric {self.name}", mask)
-        return self.fn(output)
+        return self.fn(output, attention_mask=mask)
 
 
 def logit_difference(correct: AnswerTokens, incorrect: AnswerTokens) -> Metric:
