@@ -1,7 +1,5 @@
 """Record and edit the activations of a forward pass, with one mechanism for every model."""
 
-from mesascope.activations._arguments import validate_model
-from mesascope.activations._inputs import InputsLike, prepare_inputs
 from mesascope.activations._layer_view import SUBLAYER_OUTPUTS, SUBLAYERS, LayerReduction, LayerView
 from mesascope.activations._memory import NotEnoughMemory
 from mesascope.activations.batched_edits import BatchedEdits
@@ -12,6 +10,8 @@ from mesascope.activations.readout._readout import Readout
 from mesascope.activations.recording._captured import Capture, NotRecorded
 from mesascope.activations.recording._micro_batch import Reduction
 from mesascope.activations.sites import FORWARD_SITES, SITES, Site, UnsupportedModel, get_site
+from mesascope.activations.validation.arguments import validate_model
+from mesascope.activations.validation.inputs import InputsLike, prepare_inputs
 
 __all__ = [
     "FORWARD_SITES",

@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from mesascope.activations._inputs import InputsLike
 from mesascope.activations.edits import Edit
 from mesascope.activations.forward import eval_no_grad, run_model
 from mesascope.activations.gradients import enable_activation_gradients
@@ -24,6 +23,7 @@ from mesascope.activations.padding.masks import zero_padding
 from mesascope.activations.recording._unedited_pass import UneditedPass
 from mesascope.activations.sites import UnsupportedModel, get_site
 from mesascope.activations.tolerances import allclose, relative_difference
+from mesascope.activations.validation.inputs import InputsLike
 
 # raised where layers cannot be skipped
 SKIPPED_LAYER_ERRORS = (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError)

@@ -4,19 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from mesascope.activations._arguments import (
-    select_layers,
-    select_query_positions,
-    stored_layers_by_site,
-    validate_model,
-    validate_names,
-)
-from mesascope.activations._checks import check_sites_available
-from mesascope.activations._inputs import InputsLike, prepare_inputs
 from mesascope.activations._layer_spec import LayerSpec
 from mesascope.activations._layer_view import LayerReduction
 from mesascope.activations._memory import check_memory, site_bytes, site_shape
-from mesascope.activations._validation import validate_hook_points
 from mesascope.activations.edits import Edit, validate_edit
 from mesascope.activations.forward import eval_no_grad
 from mesascope.activations.gradients import ObjectiveFn
@@ -29,6 +19,16 @@ from mesascope.activations.recording._recorder import Recorder
 from mesascope.activations.recording._run import RunInputs, run_micro_batches
 from mesascope.activations.sites import SITES, strip_gradient_suffix
 from mesascope.activations.structure._read_structure import read_structure
+from mesascope.activations.validation.arguments import (
+    select_layers,
+    select_query_positions,
+    stored_layers_by_site,
+    validate_model,
+    validate_names,
+)
+from mesascope.activations.validation.hook_points import validate_hook_points
+from mesascope.activations.validation.identities import check_sites_available
+from mesascope.activations.validation.inputs import InputsLike, prepare_inputs
 from mesascope.tasks.base import Batch
 
 DEFAULT_SITES = ("resid_pre", "resid_post", "output")

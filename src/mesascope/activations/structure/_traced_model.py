@@ -5,15 +5,15 @@ from typing import Any
 
 from torch import nn
 
-from mesascope.activations._arguments import validate_model
-from mesascope.activations._checks import check_sites_available
-from mesascope.activations._inputs import InputsLike, prepare_inputs
 from mesascope.activations._memory import site_shape
-from mesascope.activations._validation import validate_hook_points
 from mesascope.activations.edits import Edit, validate_edit
 from mesascope.activations.forward import eval_no_grad
 from mesascope.activations.padding.validate_edits import validate_edit_padding
 from mesascope.activations.structure._read_structure import read_structure
+from mesascope.activations.validation.arguments import validate_model
+from mesascope.activations.validation.hook_points import validate_hook_points
+from mesascope.activations.validation.identities import check_sites_available
+from mesascope.activations.validation.inputs import InputsLike, prepare_inputs
 
 
 class TracedModel:
