@@ -42,8 +42,8 @@ def validate_hook_points(
     row_input, row_mask = inputs[row : row + 1], None if mask is None else mask[row : row + 1]
     new_hook_points = _hook_points(layers_by_site) - structure.validated
     length_key = (inputs.shape[1], mask is not None, any(layers_by_site.get(site) for site in ATTENTION_WEIGHTS))
+    part = _validation_window(row_mask, inputs.shape[1])
     if new_hook_points:
-        part = _validation_window(row_mask, inputs.shape[1])
         part_mask = None if row_mask is None else row_mask[:, part]
         check_hooked_forward(model, structure.layers, layers_by_site, row_input[:, part], part_mask)
         structure.validated.update(new_hook_points)
