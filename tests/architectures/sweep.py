@@ -11,6 +11,7 @@ from transformers import logging as transformers_logging
 
 from mesascope.activations import FORWARD_SITES, Capture, UnsupportedModel, capture
 from mesascope.activations._layer_spec import LayerSpec
+from mesascope.activations._model_structure import ModelStructure
 from mesascope.activations.capture import read_structure
 from mesascope.activations.forward import eval_no_grad
 from mesascope.activations.hooks import _attention_math as attention_math
@@ -19,6 +20,8 @@ from mesascope.activations.tolerances import allclose
 from .tiny import VOCABULARY, build, every_type
 
 LENGTHS = (11, 7, 9)
+RAGGED = (1, 11, 7)  # the first sequence of a padded batch has a single token
+LONG = 600  # tokens; some models choose among keys, or change their positions, beyond a few hundred
 STREAM = ("resid_pre", "resid_post")
 WRITES = ("attn_out", "mlp_out")
 HEADS = ("query", "key", "value", "pattern", "z")  # without these a model is not captured
@@ -34,7 +37,9 @@ class Outcome:
         why: the message, where it was not captured.
         layers: the layers whose attention was captured, and ``count`` of how many.
         missing: by site, the reason why it is not offered in those layers.
-        padding: ``yes``, or by side why it was refused.
+        padding: by side, why it was refused.
+        long: why sequences of 600 tokens were refused.
+        alike: the layers whose attention was captured, in groups whose heads have the same shapes.
         wrong: what contradicts the untouched model; must be empty.
     """
 
@@ -46,6 +51,8 @@ class Outcome:
     count: int = 0
     missing: dict[str, str] = field(default_factory=dict)
     padding: dict[str, str] = field(default_factory=dict)
+    long: str = ""
+    alike: list[list[int]] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
 
 
@@ -77,6 +84,8 @@ def outcome_of(kind: str) -> Outcome:
         _hold(build(kind, "eager"), outcome)
         for side in ("left", "right"):
             _pad(model, side, outcome)
+        _lengthen(model, outcome)
+        _change(model, outcome)
     except UnsupportedModel as refusal:
         outcome.word, outcome.why = "refused", str(refusal)
     except Exception as error:
@@ -85,10 +94,9 @@ def outcome_of(kind: str) -> Outcome:
     return outcome
 
 
-def tokens() -> Tensor:
+def tokens(batch: int = len(LENGTHS), length: int = max(LENGTHS)) -> Tensor:
     """Random tokens; none of them is special."""
-    generator = torch.Generator().manual_seed(1)
-    return torch.randint(3, VOCABULARY, (len(LENGTHS), max(LENGTHS)), generator=generator)
+    return torch.randint(3, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(1))
 
 
 def _hold(model: PreTrainedModel, outcome: Outcome) -> None:
@@ -99,18 +107,26 @@ def _hold(model: PreTrainedModel, outcome: Outcome) -> None:
     attending = [number for number, layer in enumerate(layers) if layer.attention is not None]
     outcome.layers, outcome.count = tuple(attending), len(layers)
     outcome.missing |= _missing(layers, attending)
-    shapes = {
-        each.name: (each.call.query.shape, each.call.key.shape, each.output.shape)
-        for each in structure.trace.attentions
-    }
-    for shape in dict.fromkeys(shapes.values()):
-        alike = [number for number in attending if shapes[layers[number].attention or ""] == shape]
+    outcome.alike = _group_by_shape(structure, attending)
+    for alike in outcome.alike:
         recorded = _largest(model, alike, outcome)
         _closed(recorded, layers, outcome)
         _compared(model, recorded, attending, len(layers), outcome)
     lacking = [site for site in HEADS if site in outcome.missing]
     if lacking:
         raise UnsupportedModel(f"{lacking[0]}: {outcome.missing[lacking[0]]}")
+
+
+def _group_by_shape(structure: ModelStructure, attending: list[int]) -> list[list[int]]:
+    """The layers that attend, in groups whose heads have the same shapes."""
+    shapes = {
+        each.name: (each.call.query.shape, each.call.key.shape, each.output.shape)
+        for each in structure.trace.attentions
+    }
+    names = {number: structure.layers[number].attention or "" for number in attending}
+    return [
+        [number for number in attending if shapes[names[number]] == shape] for shape in dict.fromkeys(shapes.values())
+    ]
 
 
 def _compared(model: PreTrainedModel, recorded: Capture, attending: list[int], count: int, outcome: Outcome) -> None:
@@ -185,7 +201,7 @@ def _closed(recorded: Capture, layers: tuple[LayerSpec, ...], outcome: Outcome) 
 
 def _pad(model: PreTrainedModel, side: str, outcome: Outcome) -> None:
     """A padded batch of sequences of different lengths must predict what each predicts alone."""
-    mask = torch.stack([torch.arange(max(LENGTHS)) < length for length in LENGTHS]).long()
+    mask = torch.stack([torch.arange(max(RAGGED)) < length for length in RAGGED]).long()
     mask = mask.flip(1) if side == "left" else mask
     inputs = torch.where(mask.bool(), tokens(), 0)
     try:
@@ -197,6 +213,36 @@ def _pad(model: PreTrainedModel, side: str, outcome: Outcome) -> None:
         alone = _untouched(model, inputs[row : row + 1, real])[0]
         if not allclose(padded[row, real], alone):
             outcome.wrong.append(f"sequence {row} padded on the {side} predicts otherwise than alone")
+
+
+def _lengthen(model: PreTrainedModel, outcome: Outcome) -> None:
+    """A long sequence must have the prediction of the untouched model at every position, or be refused."""
+    inputs = tokens(1, LONG)
+    try:
+        recorded = capture(model, inputs, ["output", "resid_post"], layers=outcome.layers)
+    except UnsupportedModel as refusal:
+        outcome.long = str(refusal)
+        return
+    if not torch.equal(recorded["output"], _untouched(model, inputs)):
+        outcome.wrong.append(f"the prediction for {LONG} tokens is not the untouched model's")
+
+
+def _change(model: PreTrainedModel, outcome: Outcome) -> None:
+    """After a write through ``.data``, which no version counter sees, everything must be that of the new weights."""
+    for parameter in model.parameters():
+        parameter.data.mul_(1.25)
+    sites = [site for site in ("attn_out", "z", "output") if site not in outcome.missing]
+    for alike in outcome.alike:
+        recorded = capture(model, tokens(), sites, layers=alike)
+        if not torch.equal(recorded["output"], _untouched(model, tokens())):
+            outcome.wrong.append("the prediction after a change of weights is not the untouched model's")
+        if {"attn_out", "z"} <= set(sites):
+            try:
+                total = recorded.head_out().sum(2) + recorded.readout.output_bias[:, None, None]
+            except UnsupportedModel:
+                continue
+            if not allclose(total, recorded["attn_out"]):
+                outcome.wrong.append("contributions of heads do not sum to attn_out after a change of weights")
 
 
 def _untouched(model: PreTrainedModel, inputs: Tensor) -> Tensor:

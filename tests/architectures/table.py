@@ -16,19 +16,22 @@ ABOUT = """\
 Every causal language model type of transformers {version}, as a tiny random model: {captured} of {total} types are
 captured, {refused} are refused by name, {unbuilt} cannot be built so; {wrong} contradict the untouched model.
 
-*Captured* means: with the kernel that transformers chooses and with the eager one, the logits are bit for bit those of
-the untouched model; the streams and attention weights are those that the model itself tells of, where it tells of any;
-wherever the writes of attention and MLP are offered, they sum to the difference that a layer makes. A site that does
-not hold is not offered, and listed. *Padding* says whether a batch of sequences of different lengths predicts what each
-predicts alone, with the padding on the left and on the right; where it does not, capture refuses the batch.
+*Captured* means: with the kernel that transformers chooses and with the eager one, the logits are bit for bit those
+of the untouched model; the streams and attention weights are those that the model itself tells of, where it tells of
+any; wherever the writes of attention and MLP are offered, they sum to the difference that a layer makes. A site that
+does not hold is not offered, and listed. *Padding* says whether a batch of sequences of different lengths predicts
+what each predicts alone (the first has a single token), with the padding on the left and on the right; where it does
+not, capture refuses the batch. *600 tokens* says whether a sequence of that length has the untouched model's logits
+at every position, or is refused. Last, all weights are changed through `.data`, and a second capture must show the
+changed model.
 
 A layer that mixes positions without softmax attention shows its stream alone: pass the `layers=` of the table for the
 sites of attention.
 
 Written by `make architectures`.
 
-| type | class | outcome | sites that are missing, and why | padding |
-|---|---|---|---|---|
+| type | class | outcome | sites that are missing, and why | padding | 600 tokens |
+|---|---|---|---|---|---|
 """
 
 
@@ -48,7 +51,7 @@ def page(outcomes: list[Outcome]) -> str:
 
 def row(outcome: Outcome) -> str:
     """One type as a line."""
-    cells = [outcome.kind, outcome.model, _word(outcome), _missing(outcome), _padding(outcome)]
+    cells = [outcome.kind, outcome.model, _word(outcome), _missing(outcome), _padding(outcome), _long(outcome)]
     return "| " + " | ".join(cells) + " |"
 
 
@@ -77,6 +80,13 @@ def _padding(outcome: Outcome) -> str:
     if outcome.word != "captured":
         return ""
     return ", ".join(f"{side} refused" if side in outcome.padding else side for side in ("left", "right"))
+
+
+def _long(outcome: Outcome) -> str:
+    """Whether long sequences are captured."""
+    if outcome.word != "captured":
+        return ""
+    return f"refused: {_short(outcome.long)}" if outcome.long else "captured"
 
 
 def _short(reason: str) -> str:

@@ -67,9 +67,10 @@ _SAME: tuple[tuple[int, str], ...] = (
     ),
     (6, "v_head_dim"),
     (12, "qk_head_dim"),
+    (64, "mamba_d_ssm"),
     (
-        64,
-        "context_length mamba_d_ssm max_position_embeddings max_seq_len max_source_positions max_target_positions "
+        640,
+        "context_length max_position_embeddings max_seq_len max_source_positions max_target_positions "
         "model_max_length n_ctx n_positions original_max_position_embeddings position_bias_max_distance "
         "relative_max_distance",
     ),
@@ -106,7 +107,7 @@ OWN: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "mamba2": {"head_dim": 16},
     "qwen4_exp_text": {"indexer_kv_heads": 1},
-    "reformer": {"axial_pos_embds_dim": (16, 16), "axial_pos_shape": (8, 8)},
+    "reformer": {"axial_pos_embds_dim": (16, 16), "axial_pos_shape": (20, 32)},
     "xmod": {"default_language": "en_XX"},
     "zamba": TWICE,
     "zamba2": TWICE | {"mamba_headdim": 16},
