@@ -81,14 +81,12 @@ def _select_definitions(module: ModuleType, name: str) -> list[ast.stmt]:
 
 
 def _parse(module: ModuleType) -> list[ast.stmt]:
-    file = Path(str(module.__file__))
-    return _parse_file(file, file.stat().st_mtime_ns, file.stat().st_size)
+    return _parse_source(Path(str(module.__file__)).read_bytes())
 
 
 @lru_cache(maxsize=64)
-def _parse_file(file: Path, changed: int, size: int) -> list[ast.stmt]:
-    """Parse a file; the time of its last change and its size make an edited file a different one."""
-    return ast.parse(file.read_bytes()).body
+def _parse_source(content: bytes) -> list[ast.stmt]:
+    return ast.parse(content).body
 
 
 def _defined_names(node: ast.stmt) -> set[str]:

@@ -11,8 +11,9 @@ import sys
 import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from mesascope.studies.cell_names import parse_cell, split_reference
@@ -159,19 +160,28 @@ def _task_entry(task: type) -> Entry:
     )
 
 
+class _SourceLoader(SourceFileLoader):
+    """Compiles the file anew: kept bytecode is that of an earlier text if both have one size and one second."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def _load_file(name: str) -> "Study":
     """Load a user's file as a module, under a name that child processes can find again."""
     file = Path(name)
     if not file.is_file():
         raise UnknownStudy(f"the file of a study must exist, but {name} does not exist; check the path")
     module_name = f"mesascope_user_{file.stem}"
-    spec = importlib.util.spec_from_file_location(module_name, file.resolve())
-    if spec is None or spec.loader is None:
+    if file.suffix != ".py":
         raise UnknownStudy(f"the file of a study must be Python, but {name} is not")
+    loader = _SourceLoader(module_name, str(file.resolve()))
+    spec = ModuleSpec(module_name, loader, origin=loader.path)
+    spec.has_location = True
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     try:
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
     except (Exception, SystemExit) as error:  # any error of the user's code
         del sys.modules[module_name]
         raise InvalidStudyFile(
