@@ -27,16 +27,25 @@ def eval_no_grad(model: PreTrainedModel) -> Iterator[None]:
     Args:
         model: the model.
     """
-    with exclusive_use(model):
-        training = [module for module in list_modules(model) if module.training]
-        try:
-            if training:
-                model.eval()
-            with torch.no_grad():
-                yield
-        finally:
-            for module in training:
-                module.training = True
+    with exclusive_use(model), evaluation_mode(model), torch.no_grad():
+        yield
+
+
+@contextmanager
+def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
+    """Set evaluation mode, in which dropout does nothing; every module's mode is restored on exit.
+
+    Args:
+        model: the model.
+    """
+    training = [module for module in list_modules(model) if module.training]
+    try:
+        if training:
+            model.eval()
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def run_model(

@@ -1,13 +1,14 @@
 """Inspection of one model, or of several checkpoints, on one text, with controls; partial results are saved."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mesascope.activations.forward import evaluation_mode
 from mesascope.inspection._checkpoints import ModelCheckpoint, resolve_checkpoints
 from mesascope.inspection._inspection import Inspection, StageProgressFn, record_duration
 from mesascope.inspection._loader import CheckpointLoader
@@ -65,67 +66,36 @@ def inspect_model(
     """
     if dtype not in DTYPES:
         raise ValueError(f"a dtype must be one of {', '.join(DTYPES)}, but got {dtype!r}")
-    with _evaluation_mode(model) if isinstance(model, PreTrainedModel) else nullcontext():
-        return _inspect_model(
-            model, tokenizer, text, tokens, sequences, path, analyses, steps, device, dtype, trust_remote_code, progress
+    with evaluation_mode(model) if isinstance(model, PreTrainedModel) else nullcontext():
+        check_sizes(tokens, sequences)
+        words, source = read_words(text)
+        passes = select_passes(analyses)
+        name = get_model_name(model)
+        loader = _make_loader(model, tokenizer, resolve_checkpoints(name, steps), device, dtype, trust_remote_code)
+        progress(LOADING_STAGE, 0, 1)
+        seconds: dict[str, float] = {}
+        with record_duration(seconds, LOADING_STAGE):
+            loaded, tokenizer = loader.load_with_tokenizer(loader.last_checkpoint)
+        if tokenizer is None:
+            raise ValueError(
+                f"a model must come with its tokenizer to read text, but {name} has none; add the files of "
+                "tokenizer.save_pretrained to the folder of the weights"
+            )
+        tokenized = tokenize_text(words, source, tokenizer, loaded, name, tokens, sequences)
+        check_forward_pass(loaded, tokenized.token_ids[:1, :NUM_CHECKED_TOKENS], name)
+        weights = _fingerprint_weights(name, loader, loaded)
+        request = {"model": name, "weights": weights, "device": loader.device, "dtype": _name_dtype(loader.dtype)}
+        run = Run.create(path, {**request, **_describe_inspection(name, text, tokenized, passes, loader.checkpoints)})
+        inputs = InspectionInputs(
+            token_ids=tokenized.token_ids,
+            allowed_tokens=non_special_tokens(tokenizer, loaded),
+            prefix=tokenized.prefix,
         )
-
-
-@contextmanager
-def _evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
-    """Set evaluation mode, in which dropout does nothing; the mode of every module is restored on exit."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def _inspect_model(
-    model: str | PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | None,
-    text: Path | None,
-    tokens: int | None,
-    sequences: int,
-    path: Path,
-    analyses: Sequence[str] | None,
-    steps: Sequence[str] | None,
-    device: str,
-    dtype: str,
-    trust_remote_code: bool,
-    progress: StageProgressFn,
-) -> Run:
-    check_sizes(tokens, sequences)
-    words, source = read_words(text)
-    passes = select_passes(analyses)
-    name = get_model_name(model)
-    loader = _make_loader(model, tokenizer, resolve_checkpoints(name, steps), device, dtype, trust_remote_code)
-    progress(LOADING_STAGE, 0, 1)
-    seconds: dict[str, float] = {}
-    with record_duration(seconds, LOADING_STAGE):
-        loaded, tokenizer = loader.load_with_tokenizer(loader.last_checkpoint)
-    if tokenizer is None:
-        raise ValueError(
-            f"a model must come with its tokenizer to read text, but {name} has none; add the files of "
-            "tokenizer.save_pretrained to the folder of the weights"
-        )
-    tokenized = tokenize_text(words, source, tokenizer, loaded, name, tokens, sequences)
-    check_forward_pass(loaded, tokenized.token_ids[:1, :NUM_CHECKED_TOKENS], name)
-    weights = _fingerprint_weights(name, loader, loaded)
-    request = {"model": name, "weights": weights, "device": loader.device, "dtype": _name_dtype(loader.dtype)}
-    run = Run.create(path, {**request, **_describe_inspection(name, text, tokenized, passes, loader.checkpoints)})
-    inputs = InspectionInputs(
-        token_ids=tokenized.token_ids,
-        allowed_tokens=non_special_tokens(tokenizer, loaded),
-        prefix=tokenized.prefix,
-    )
-    del loaded  # keep one model at a time in memory
-    with run.exclusive_lock():
-        inspection = Inspection(run=run, loader=loader, inputs=inputs, progress=progress, seconds=seconds)
-        inspection.run_passes(passes, tokenized)
-    return run
+        del loaded  # keep one model at a time in memory
+        with run.exclusive_lock():
+            inspection = Inspection(run=run, loader=loader, inputs=inputs, progress=progress, seconds=seconds)
+            inspection.run_passes(passes, tokenized)
+        return run
 
 
 def get_model_name(model: str | PreTrainedModel) -> str:
