@@ -23,7 +23,7 @@ def validate_hook_points(
     inputs: Shaped[Tensor, "batch pos *d_in"],
     mask: Int[Tensor, "batch pos"] | None,
 ) -> None:
-    """Validate new hook points on up to 256 inputs, and every new length and kind of padding on whole sequences.
+    """Validate a new length or kind of padding on a whole sequence, and other new hook points on up to 256 inputs.
 
     The longest sequence is used. What a model does may depend on the length (a window, a sparse selection of keys), so
     that a shorter text cannot vouch for a longer one.
@@ -42,15 +42,14 @@ def validate_hook_points(
     row_input, row_mask = inputs[row : row + 1], None if mask is None else mask[row : row + 1]
     new_hook_points = _hook_points(layers_by_site) - structure.validated
     length_key = (inputs.shape[1], mask is not None, any(layers_by_site.get(site) for site in ATTENTION_WEIGHTS))
-    part = _validation_window(row_mask, inputs.shape[1])
-    if new_hook_points:
+    if length_key not in structure.validated_lengths:
+        check_hooked_forward(model, structure.layers, layers_by_site, row_input, row_mask)
+        structure.validated_lengths.update({length_key, (*length_key[:2], False)})
+    elif new_hook_points:
+        part = _validation_window(row_mask, inputs.shape[1])
         part_mask = None if row_mask is None else row_mask[:, part]
         check_hooked_forward(model, structure.layers, layers_by_site, row_input[:, part], part_mask)
-        structure.validated.update(new_hook_points)
-    if length_key not in structure.validated_lengths:
-        if not new_hook_points or part != slice(0, inputs.shape[1]):
-            check_hooked_forward(model, structure.layers, layers_by_site, row_input, row_mask)
-        structure.validated_lengths.update({length_key, (*length_key[:2], False)})
+    structure.validated.update(new_hook_points)
     if mask is not None:
         _validate_padding(model, structure, inputs, mask)
 
