@@ -5,7 +5,6 @@ Run any number with ``python tests/faults/corruptions.py 1000`` (from the root, 
 
 import contextlib
 import io
-import json
 import random
 import re
 import shutil
@@ -13,69 +12,14 @@ import sys
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import xarray as xr
-
+from faults.random_damage import draw_damage
+from faults.small_study import STUDY, list_differences, read_outputs, same_json
 from mesascope import cli
 
-STUDY = """
-from dataclasses import replace
-from mesascope import analyses
-from mesascope.analyses.training.history_attention import history_attention
-from mesascope.models.config import DecoderConfig
-from mesascope.studies.base import SCALES, Citation, Claim, Condition, Quantity, ScaleConfig, Simulation, Study
-from mesascope.studies.next_token_convergence.toy_model import NextTokenModel
-from mesascope.tasks.seeded import SeededSequences
-from mesascope.tasks.text import TextTask
-from mesascope.train import SGD, TrainingConfig
-
-TASK = SeededSequences(num_symbols=5, num_generators=3, prefix_length=1, length=6)
-TEXT = TextTask(length=6, vocab_size=260, source="prose", max_characters=5_000)
-SHAPE = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "max_position_embeddings": 6}
-TRAINING = TrainingConfig(steps=3, batch_size=4, optimizer=SGD(lr=0.1, momentum=0.5), checkpoints=3, history=True)
-TOY = NextTokenModel(vocabulary=5, length=3, sentences=8, unseen=30, steps=150, checkpoints=9)
-
-
-def error(step):
-    def read(results):
-        return results["loss_vs_baselines"]["error"].isel(step=step, predictor=0, drop=True).mean("pos")
-    return Quantity(description="error", read=read)
-
-
-CLAIM = Claim(name="it learns", statement="It learns.", source="ours", value=error(-1), control=error(0),
-              direction="below", scales=("smoke",))
-STUDY = Study(
-    name="fragile",
-    title="A study for a test",
-    description="For a test.",
-    citation=Citation(key="k", authors="A", title="T", year=2024, venue="V", url="https://example.org"),
-    conditions=(
-        Condition(
-            task=TASK,
-            model=DecoderConfig(vocab_size=5, **SHAPE),
-            scales={name: ScaleConfig(training=TRAINING, sequences=8, evaluation_sequences=8) for name in SCALES},
-            analyses=(analyses.loss_vs_baselines, history_attention),
-        ),
-        Condition(
-            name="text",
-            title="real text",
-            task=TEXT,
-            model=DecoderConfig(vocab_size=260, **SHAPE),
-            scales={name: ScaleConfig(training=replace(TRAINING, history=False), sequences=4) for name in SCALES},
-            analyses=(analyses.loss_vs_baselines,),
-        ),
-    ),
-    simulations=(Simulation(name="toy", title="A toy model", description="", scales=dict.fromkeys(SCALES, TOY)),),
-    claims=(CLAIM,),
-    seeds=dict.fromkeys(SCALES, 2),
-    minutes=dict.fromkeys(SCALES, 1.0),
-)
-"""
 UNREAD = {".lock", ".lock-holder"}
-JSON_VALUES = ("5", "[1]", "null", '"text"', "{}", "[[]]", "true", "[" * 100_000, '{"a": {"b": []}}')
 COMMANDS = ("run", "run", "report")
 
 NAMED, REPAIRED, HARMLESS, TRACEBACK, WRONG = "named", "redone", "harmless", "traceback", "silently wrong"
@@ -214,76 +158,6 @@ def is_named(file: Path, run: Path, line: str) -> bool:
     names |= {file.parent.name} if file.parent.parent == run / "data" else set()
     names |= {"history", "seed="} if file.name in ("history.json", "training.json") else set()
     return any(name in line for name in names)
-
-
-def same_json(first: Path, second: Path) -> bool:
-    """Whether two files have the same values."""
-    try:
-        return json.loads(first.read_bytes()) == json.loads(second.read_bytes())
-    except (ValueError, RecursionError):
-        return False
-
-
-def read_outputs(path: Path) -> dict[str, object]:
-    """Return all numbers and attributes of the results, bit for bit, the verdicts and the weights of a run."""
-    outputs: dict[str, object] = {}
-    for file in sorted(path.glob("results/*.nc")):
-        data = xr.load_dataset(file.read_bytes(), engine="netcdf4")
-        outputs[file.name] = dict(data.attrs)
-        outputs |= {f"{file.name} {name}": describe_variable(one) for name, one in data.variables.items()}
-    others = [path / "verdicts.json", *path.glob("models/**/step=*/model.safetensors")]
-    return outputs | {str(file.relative_to(path)): file.read_bytes() for file in others if file.exists()}
-
-
-def describe_variable(variable: xr.Variable) -> tuple[object, ...]:
-    """Return dimensions, values (texts as they are, numbers bit for bit) and attributes."""
-    values = variable.values
-    bits = values.tolist() if values.dtype.kind in "OUST" else values.tobytes()
-    return variable.dims, values.shape, bits, dict(variable.attrs)
-
-
-def list_differences(path: Path, outputs: dict[str, object]) -> list[str]:
-    """Return the names of the outputs that differ."""
-    try:
-        found = read_outputs(path)
-    except (OSError, RuntimeError, ValueError) as error:
-        return [f"unreadable: {error}"]
-    return [name for name in {**outputs, **found} if found.get(name) != outputs.get(name)]
-
-
-def draw_damage(draw: random.Random, file: Path, others: list[Path]) -> tuple[str, bytes]:
-    """Draw a kind of damage; return its name and the damaged content, which differs from the file's."""
-    content = file.read_bytes()
-    kinds: dict[str, Callable[[], bytes]] = {
-        "bit flip": lambda: flip_bit(draw, content),
-        "zeros": lambda: write_zeros(draw, content),
-        "truncation": lambda: content[: draw.randrange(len(content))] if content else b"x",
-        "emptied": lambda: b"",
-        "swapped": lambda: draw.choice([one for one in others if one.suffix == file.suffix]).read_bytes(),
-    }
-    if file.suffix == ".json":
-        kinds["another type"] = lambda: draw.choice(JSON_VALUES).encode()
-    for _ in range(100):
-        name = draw.choice(list(kinds))
-        damaged = kinds[name]()
-        if damaged != content:
-            return name, damaged
-    return "one more byte", content + b"x"
-
-
-def flip_bit(draw: random.Random, content: bytes) -> bytes:
-    """Flip one bit."""
-    if not content:
-        return b"\x01"
-    changed = bytearray(content)
-    changed[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
-    return bytes(changed)
-
-
-def write_zeros(draw: random.Random, content: bytes) -> bytes:
-    """Overwrite a run of up to 512 bytes with zeros."""
-    start, length = draw.randrange(len(content) + 1), draw.randrange(1, 513)
-    return content[:start] + bytes(len(content[start : start + length])) + content[start + length :]
 
 
 def run_trials(folder: Path, seeds: range) -> list[Trial]:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from faults.corruptions import HARMLESS, NAMED, REPAIRED, Fragile, Trial, flip_bit
+from faults.corruptions import HARMLESS, NAMED, REPAIRED, Fragile, Trial
+from faults.random_damage import flip_bit
 
 
 @pytest.fixture(scope="module")
