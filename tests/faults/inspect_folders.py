@@ -1,28 +1,17 @@
 """Inspects hostile folders, each in a process of its own with bounded memory and time."""
 
-import os
 import resource
-import signal
-import sys
 import time
-import traceback
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-import mesascope.analyses
-import mesascope.cli
-import mesascope.inspection
-import mesascope.report
 from faults.damages import DAMAGES
+from faults.forked import EXTRA_BYTES, call_main, limit_memory, run_forked
 from faults.hostile_models import MARKER, make_hostile_folder, save_victims
 from mesascope import api  # noqa: F401
-
-EXTRA_BYTES = 1_500_000_000  # address space that a child may add to that of its parent
-MAX_SECONDS = 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +54,8 @@ def inspect_hostile(place: Path, kind: str, seed: int) -> Outcome:
     folder = make_hostile_folder(place / "victims", home, kind, seed)
     words = ["inspect", str(folder), "--analyses", "norms", "--tokens", "16", "--sequences", "1"]
     started = time.perf_counter()
-    code = _run_in_child([*words, "--out", str(home / "out")], home / "output")
     peak = home / "output.peak"
+    code = run_forked(lambda: _run_limited([*words, "--out", str(home / "out")], peak), home / "output")
     return Outcome(
         kind=kind,
         seed=seed,
@@ -78,44 +67,15 @@ def inspect_hostile(place: Path, kind: str, seed: int) -> Outcome:
     )
 
 
-def _run_in_child(words: list[str], output: Path) -> int:
-    """Exit code of a command in a forked process; minus the signal if one ended it."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    with warnings.catch_warnings(action="ignore"):  # the child uses no other thread of its parent
-        child = os.fork()
-    if child == 0:
-        os._exit(_run_command(words, output))
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def _run_command(words: list[str], output: Path) -> int:
-    """The command line in this process, with limits; everything that it prints goes to a file."""
-    memory = psutil.Process().memory_info()
-    size = memory.vms + EXTRA_BYTES
-    resource.setrlimit(resource.RLIMIT_AS, (size, size))
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.alarm(MAX_SECONDS)
-    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    with open(os.devnull) as nothing:
-        os.dup2(nothing.fileno(), 0)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w")
-    sys.argv = ["mesascope", *words]
-    code = 0
+def _run_limited(words: list[str], peak: Path) -> int:
+    """The command line with a limit of memory; its peak is written to a file."""
+    before = psutil.Process().memory_info().rss
+    limit_memory()
     try:
-        mesascope.cli.main()
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    output.with_suffix(".peak").write_text(str(max(0, peak - memory.rss)))
-    return code
+        return call_main(words)
+    finally:
+        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak.write_text(str(max(0, used - before)))
 
 
 def report(outcomes: Iterable[Outcome]) -> Iterator[str]:

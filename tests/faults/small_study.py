@@ -69,11 +69,11 @@ def same_json(first: Path, second: Path) -> bool:
 
 
 def read_outputs(path: Path) -> dict[str, object]:
-    """Return all numbers and attributes of the results, bit for bit, the verdicts and the weights of a run."""
+    """Return all numbers and attributes (but the date) of the results, bit for bit, the verdicts and the weights."""
     outputs: dict[str, object] = {}
     for file in sorted(path.glob("results/*.nc")):
         data = xr.load_dataset(file.read_bytes(), engine="netcdf4")
-        outputs[file.name] = dict(data.attrs)
+        outputs[file.name] = {name: value for name, value in data.attrs.items() if name != "started"}
         outputs |= {f"{file.name} {name}": describe_variable(one) for name, one in data.variables.items()}
     others = [path / "verdicts.json", *path.glob("models/**/step=*/model.safetensors")]
     return outputs | {str(file.relative_to(path)): file.read_bytes() for file in others if file.exists()}

@@ -1,29 +1,78 @@
 """Command line of mesascope. Each command imports its dependencies only when it runs."""
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-from mesascope.cli import _catalogue, _execution, _finished_runs  # noqa: F401  registers the commands
-from mesascope.cli._app import (
+from mesascope.cli._exit_codes import (
     EXIT_BAD_INPUT,
     EXIT_CONTRADICTED,
     EXIT_DAMAGED,
     EXIT_INTERRUPTED,
     EXIT_OK,
-    app,
-    err,
-    print_line,
 )
 
+if TYPE_CHECKING:
+    from mesascope.cli._app import app
+
 __all__ = ["EXIT_BAD_INPUT", "EXIT_CONTRADICTED", "EXIT_DAMAGED", "EXIT_INTERRUPTED", "EXIT_OK", "app", "main"]
+_RESUME_HINT = "interrupted; run the same command again to resume"
 
 
 def main() -> None:
-    """Run the command line; user errors print one line and exit with code 2."""
-    with _handle_user_errors():
-        app()
+    """Run the command line; user errors print one line and exit with code 2, SIGINT and SIGTERM with code 130."""
+    with _handle_interrupts(), _handle_user_errors():
+        _load_app()()
+
+
+def __getattr__(name: str) -> Any:
+    """Import the application on first access, so that `main` can handle interrupts while it is imported."""
+    if name == "app":
+        return _load_app()
+    raise AttributeError(f"module 'mesascope.cli' has no attribute {name!r}")
+
+
+def _load_app() -> Any:
+    from mesascope.cli import _catalogue, _execution, _finished_runs  # noqa: F401  registers the commands
+    from mesascope.cli._app import app
+
+    return app
+
+
+@contextmanager
+def _handle_interrupts() -> Iterator[None]:
+    """Print how to resume after SIGINT (Ctrl-C) or SIGTERM; a second signal cannot stop the clean-up."""
+    in_main_thread = threading.current_thread() is threading.main_thread()  # only that one may set handlers
+    old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if in_main_thread}
+    try:
+        for number, handler in old.items():
+            if handler != signal.SIG_IGN:  # as nohup and shells set it
+                signal.signal(number, _raise_interrupt)
+        yield
+    except KeyboardInterrupt:
+        _exit_interrupted()
+    except SystemExit as stop:
+        if stop.code == EXIT_INTERRUPTED:  # typer has converted the KeyboardInterrupt
+            _exit_interrupted()
+        raise
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _raise_interrupt(*_: object) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _exit_interrupted() -> None:
+    print(_RESUME_HINT, file=sys.stderr)
+    sys.exit(EXIT_INTERRUPTED)
 
 
 @contextmanager
@@ -45,5 +94,7 @@ def _handle_user_errors() -> Iterator[None]:
 def _exit_with_error(line: str) -> None:
     if os.environ.get("MESASCOPE_DEBUG"):
         raise
+    from mesascope.cli._app import err, print_line
+
     print_line(f"mesascope: {' '.join(line.split())}", err)
     sys.exit(EXIT_BAD_INPUT)

@@ -14,7 +14,6 @@ app = typer.Typer(
 out = Console(highlight=False, emoji=False)
 err = Console(stderr=True, highlight=False, emoji=False)
 
-EXIT_OK, EXIT_CONTRADICTED, EXIT_DAMAGED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 1, 2, 130
 STATUS_COLOURS = {
     "supported": "green",
     "contradicted": "red",

@@ -1,16 +1,12 @@
 """Commands that compute: run, inspect, which-algorithm."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mesascope.cli._app import (
-    EXIT_CONTRADICTED,
-    EXIT_INTERRUPTED,
     AsJson,
     Device,
     StudyName,
@@ -19,6 +15,7 @@ from mesascope.cli._app import (
     err,
     print_line,
 )
+from mesascope.cli._exit_codes import EXIT_CONTRADICTED
 from mesascope.cli._output import print_cells, print_ranking, print_verdict
 
 
@@ -45,7 +42,7 @@ def run_command(
     from mesascope.studies.cells import load_cells
 
     varied = parse_varied(vary)
-    with _handle_interrupt(), ProgressDisplay(err) as display:
+    with ProgressDisplay(err) as display:
         finished_run = api.run(
             study, scale=scale, seeds=seeds, out=out_dir, device=device, on=on, vary=varied, progress=display
         )
@@ -78,7 +75,7 @@ def inspect_command(
     from mesascope import api
     from mesascope.progress import StageProgressBar
 
-    with _handle_interrupt(), StageProgressBar(err) as stages:
+    with StageProgressBar(err) as stages:
         finished_run = api.inspect(
             model,
             text=text,
@@ -116,16 +113,15 @@ def which_algorithm_command(
     def print_log_line(line: str) -> None:
         print_line(line, err)
 
-    with _handle_interrupt():
-        reports = api.rank_algorithms(
-            subject,
-            study=study,
-            sequences=sequences,
-            seed=seed,
-            device=device,
-            trust_remote_code=trust_remote_code,
-            log=print_log_line,
-        )
+    reports = api.rank_algorithms(
+        subject,
+        study=study,
+        sequences=sequences,
+        seed=seed,
+        device=device,
+        trust_remote_code=trust_remote_code,
+        log=print_log_line,
+    )
     summaries = [summarise_report(answer) for answer in reports]
     if as_json:
         print(json.dumps(summaries, indent=2))
@@ -163,13 +159,3 @@ def parse_varied(options: list[str] | None) -> dict[str, list[str]] | None:
             raise ValueError(f"--vary must name each factor once, as in --vary FACTOR=LEVEL,LEVEL, but got {option!r}")
         varied[factor.strip()] = names
     return varied
-
-
-@contextmanager
-def _handle_interrupt() -> Iterator[None]:
-    """Print how to resume after Ctrl-C."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        err.print("interrupted; run the same command again to resume")
-        raise typer.Exit(EXIT_INTERRUPTED) from None

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from mesascope.cli._app import EXIT_BAD_INPUT, EXIT_DAMAGED, AsJson, app, err, out, print_line
+from mesascope.cli._app import AsJson, app, err, out, print_line
+from mesascope.cli._exit_codes import EXIT_BAD_INPUT, EXIT_DAMAGED
 from mesascope.cli._output import format_verdict_cell, load_verdict_rows, print_verdict_table
 
 

@@ -1,0 +1,3 @@
+"""Exit codes of the command line."""
+
+EXIT_OK, EXIT_CONTRADICTED, EXIT_DAMAGED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 1, 2, 130

@@ -1,0 +1,133 @@
+"""Property-based calls of public functions with odd values, in processes with limits of memory and time."""
+
+import dis
+import json
+import traceback
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import xarray as xr
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+
+from faults.call_targets import ODD_VALUES, Target, build_targets
+from faults.forked import limit_memory, run_forked
+from faults.trial_result import TrialResult
+from mesascope.activations import Capture
+from mesascope.activations._fingerprint import fingerprint_model
+
+PACKAGE = "/mesascope/"
+RAISES = {dis.opmap["RAISE_VARARGS"], dis.opmap["RERAISE"]}
+MAX_SECONDS = 60
+RESULT, REFUSED = "result", "refused in one line"
+
+
+@st.composite
+def draw_call(draw: st.DrawFn, names: list[str], arguments: Mapping[str, list[str]]) -> tuple[str, dict[str, str]]:
+    """Draw a function, and odd values for one or two of its arguments."""
+    name = draw(st.sampled_from(names))
+    replaced = draw(st.lists(st.sampled_from(arguments[name]), min_size=1, max_size=2, unique=True))
+    return name, {argument: draw(st.sampled_from(sorted(ODD_VALUES))) for argument in replaced}
+
+
+def try_call(target: Target, odd: Mapping[str, str], answer: Path) -> int:
+    """Call a function with odd values, and write the outcome and the fault as JSON."""
+    limit_memory()
+    arguments = {**target.arguments, **{name: ODD_VALUES[value]() for name, value in odd.items()}}
+    models = [target.arguments[name] for name in target.models if name in target.arguments]
+    before = [_describe_model(model) for model in models]
+    try:
+        outcome, fault = RESULT, judge_result(target.function(**arguments), arguments)
+    except Exception as error:
+        outcome, fault = REFUSED, judge_error(error)
+    if [_describe_model(model) for model in models] != before:
+        fault = f"the model has changed; {fault}"
+    answer.write_text(json.dumps([outcome, fault]))
+    return 0
+
+
+def _describe_model(model: torch.nn.Module) -> tuple[object, ...]:
+    modes = tuple((module.training, len(module._backward_hooks)) for module in model.modules())
+    return fingerprint_model(model), modes, tuple(one.requires_grad for one in model.parameters())
+
+
+def judge_error(error: Exception) -> str:
+    """Return what is wrong with an exception: it must be raised by this package, with one line.
+
+    An exception is ours if the innermost frame of its traceback is in the package, and stands at a ``raise``.
+    """
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    assert trace is not None
+    code = trace.tb_frame.f_code
+    ours = PACKAGE in code.co_filename and "/tests/" not in code.co_filename
+    raised = code.co_code[trace.tb_lasti] in RAISES
+    known = isinstance(error, ValueError | TypeError) or type(error).__module__.startswith("mesascope")
+    where = f"{code.co_filename.rpartition('site-packages/')[2].rpartition('/src/')[2]}:{trace.tb_lineno}"
+    checks = {
+        f"raised by {where}": not (ours and raised),
+        f"a {type(error).__name__}": not known,
+        "not one line": len(str(error).splitlines()) != 1,
+    }
+    found = [name for name, is_wrong in checks.items() if is_wrong]
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if "/src/mesascope/" in frame.filename]
+    last = f"{own[-1].filename.rpartition('/src/')[2]}:{own[-1].lineno}" if own else "no frame of ours"
+    return f"{', '.join(found)} ({last}): {type(error).__name__}: {str(error)[:200]}" if found else ""
+
+
+def judge_result(result: Any, arguments: Mapping[str, Any]) -> str:
+    """Return what is wrong with the shapes and numbers of a result."""
+    if isinstance(result, Capture):
+        wrong = [name for name in result.axes if result[name].ndim != len(result.axes[name])]
+        endless = [name for name in result.axes if not torch.isfinite(result[name]).all()]
+        return f"wrong shapes of {wrong}, not finite: {endless}" if wrong or endless else ""
+    if isinstance(result, xr.Dataset | xr.DataArray):
+        data = result if isinstance(result, xr.Dataset) else result.to_dataset(name="result")
+        empty = [str(name) for name, one in data.variables.items() if 0 in one.shape]
+        all_nan = [str(n) for n, one in data.data_vars.items() if one.dtype.kind == "f" and one.isnull().all()]
+        return f"empty: {empty}, without a number: {all_nan}" if empty or all_nan else ""
+    if isinstance(result, Mapping):
+        return "; ".join(filter(None, (judge_result(one, arguments) for one in result.values())))
+    tensors = (
+        [one for one in vars(result).values() if isinstance(one, torch.Tensor)] if hasattr(result, "__dict__") else []
+    )
+    real = [one for one in tensors if one.is_floating_point() and not one.is_meta]
+    return "" if all(bool(torch.isfinite(one).all()) for one in real) else f"not finite: {type(result).__name__}"
+
+
+def run_calls(
+    folder: Path, count: int, first_seed: int = 0, log: Callable[[str], None] = lambda line: None
+) -> TrialResult:
+    """Call public functions ``count`` times; the calls depend on the seed alone."""
+    result = TrialResult(name="odd values for public functions", seeds=str(first_seed))
+    written = folder / "written"
+    written.mkdir()
+    targets = build_targets(written)
+    free = {name: sorted(set(one.arguments) - one.fixed) for name, one in targets.items()}
+
+    @seed(first_seed)
+    @settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(draw_call(sorted(targets), free))
+    def try_odd_values(call: tuple[str, dict[str, str]]) -> None:
+        name, odd = call
+        answer, output = folder / "answer", folder / "output"
+        answer.unlink(missing_ok=True)
+        code = run_forked(partial(try_call, targets[name], odd, answer), output, MAX_SECONDS)
+        ended = ["ended", f"exit code {code}: {output.read_text(errors='replace')[-500:]}"]
+        outcome, fault = json.loads(answer.read_text()) if answer.exists() else ended
+        result.add(outcome, f"{name}({', '.join(f'{k}={v}' for k, v in odd.items())}): {fault}" if fault else "")
+        if len(result.outcomes) % 100 == 0:
+            log(f"{result.name}: {len(result.outcomes)}/{count}")
+
+    try_odd_values()
+    return result

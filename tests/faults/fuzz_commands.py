@@ -1,0 +1,142 @@
+"""Property-based calls of the command line: odd words and combinations of options, in processes with limits."""
+
+import os
+import random
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+
+from faults.forked import call_main, limit_memory, run_forked
+from faults.trial_result import TrialResult
+
+COMMANDS = ("run", "inspect", "which-algorithm", "list", "show", "cite", "report", "verify", "compare", "runs", "")
+OPTIONS = (
+    "--scale --seeds --out --device --on --vary --strict --text --tokens --sequences --analyses --steps --dtype "
+    "--study --seed --trust-remote-code --json --help --no-such-option -x"
+).split()
+FLAGS = {"--strict", "--trust-remote-code", "--json", "--help"}
+ODD_WORDS = (
+    *("", " ", "-", "--", "-1", "0", "1e400", "nan", "99999999999999999999", "3.5", "null", "[/x]", "[bold]", "[]"),
+    *(
+        "x[y",
+        "affine[",
+        "affine[heads=1]",
+        "affine[=]",
+        "affine[heads=1,heads=1]",
+        ":bug:",
+        "\\",
+        "..",
+        "/",
+        "/dev/null",
+    ),
+    *("~", "\udcff", "\x1b[31m", "a\nb", "é", "目", "🙂", "\u202e", "a" * 300, "a" * 5000, "x/" * 200, "%s", "{}", "'"),
+    *("heads=", "=", "heads=0", "heads=1,1", "a=b=c", ",", ",,,", "cuda", "cuda:99", "cuda:-1", "cpu:x", "mps", "ray:"),
+    *("serial", "processes", "smoke", "file.txt", "folder", "missing.gguf", "bad.py", "bad.gguf", "bad.json", "-0"),
+    *("norms", "float16", "inner,norms", "all", "gpt2/x", "a/b/c", "https://example.org/x", "hf://x", "\0"),
+)
+WORDS = st.one_of(st.sampled_from(ODD_WORDS), st.text(max_size=8), st.integers().map(str), st.floats().map(str))
+MAX_LINES, MAX_SECONDS = 4, 60
+HELP_CODES, CODES = {0, 2}, {0, 1, 2, 130}
+
+
+@st.composite
+def draw_words(draw: st.DrawFn) -> list[str]:
+    """Draw a command with odd arguments and options, in any order."""
+    command = draw(st.sampled_from(COMMANDS))
+    words = draw(st.lists(WORDS, max_size=3))
+    for option in draw(st.lists(st.sampled_from(OPTIONS), max_size=3)):
+        words += [option] if option in FLAGS else [option, draw(WORDS)]
+    return [command, *words] if command else words
+
+
+def make_place(folder: Path) -> Path:
+    """A folder with files that odd words name; what a command writes must be below it."""
+    place = folder / "place"
+    (place / "folder").mkdir(parents=True)
+    (place / "file.txt").write_text("words")
+    (place / "bad.py").write_text("STUDY = Studie()\n")
+    (place / "bad.gguf").write_bytes(b"GGUF\0\0")
+    (place / "bad.json").write_text("[" * 10_000)
+    return place
+
+
+def run_words(words: list[str], place: Path) -> int:
+    """The command line in a place, without network, with limits."""
+    limit_memory()
+    os.chdir(place)
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HOME": str(place), "COLUMNS": "200"}
+    FileWatch(place)
+    return call_main([word.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape") for word in words])
+
+
+class FileWatch:
+    """Reports files that are written outside of a folder, and connections, on the error output."""
+
+    def __init__(self, place: Path) -> None:
+        import sys
+
+        self.allowed = (str(place), "/dev/", "/proc/")
+        sys.addaudithook(self._receive)
+
+    def _receive(self, event: str, arguments: tuple) -> None:
+        if event == "socket.connect":
+            os.write(2, f"OUTSIDE: connects to {arguments[1]!r}\n".encode())
+        elif event in ("open", "os.mkdir", "os.rename") and isinstance(arguments[0], str):
+            writes = event != "open" or bool((arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR))
+            path = os.path.abspath(arguments[0])
+            if writes and not path.startswith(self.allowed) and "__pycache__" not in path and not _is_scratch(path):
+                os.write(2, f"OUTSIDE: {event} {path!r}\n".encode())
+
+
+def _is_scratch(path: str) -> bool:
+    return path.startswith("/tmp/") or path == "/"
+
+
+def judge_call(words: list[str], code: int, printed: str) -> str:
+    """Return what is wrong with a call, or an empty text."""
+    lines = [line for line in printed.splitlines() if line.strip()]
+    usage = any(line.startswith(("Usage:", " Usage:")) for line in lines)  # typer's box with the offending word
+    checks = {
+        f"exit code {code}": code not in CODES,
+        "a traceback": "Traceback (most recent" in printed or "panicked" in printed,
+        "exit code 1 without --strict": code == 1 and "--strict" not in words and "verify" not in words,
+        f"{len(lines)} lines for a refusal": code == 2 and not usage and len(lines) > MAX_LINES,
+        "no line for a refusal": code == 2 and not lines,
+        "written outside, or connected": "OUTSIDE: " in printed,
+    }
+    found = [name for name, is_wrong in checks.items() if is_wrong]
+    return f"{words!r}: {', '.join(found)}: {printed[-1500:]}" if found else ""
+
+
+def run_commands(
+    folder: Path, count: int, first_seed: int = 0, log: Callable[[str], None] = lambda line: None
+) -> TrialResult:
+    """Call the command line ``count`` times; the calls depend on the seed alone."""
+    result = TrialResult(name="odd arguments of the command line", seeds=str(first_seed))
+    place = make_place(folder)
+
+    @seed(first_seed)
+    @settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(draw_words())
+    def try_words(words: list[str]) -> None:
+        if len(result.outcomes) >= count:
+            return
+        output = folder / "output"
+        code = run_forked(partial(run_words, words, place), output, MAX_SECONDS)
+        printed = output.read_text(errors="replace")
+        result.add(f"exit code {code}", judge_call(words, code, printed))
+        if len(result.outcomes) % 50 == 0:
+            log(f"{result.name}: {len(result.outcomes)}/{count}")
+
+    try_words()
+    random.seed(first_seed)
+    return result
