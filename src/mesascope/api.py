@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mesascope.argument_types import validate_arguments
 from mesascope.executors import create_executor
 from mesascope.inspection import AlgorithmReport, StageProgressFn, get_model_name, identify_algorithms, inspect_model
 from mesascope.report import write_report
@@ -17,6 +18,7 @@ from mesascope.studies.registry import load_study
 RUNS_FOLDER = Path("runs")
 
 
+@validate_arguments
 def run(
     study: str,
     *,
@@ -67,6 +69,7 @@ def run(
     return finished_run
 
 
+@validate_arguments
 def inspect(
     model: str | PreTrainedModel,
     *,
@@ -122,6 +125,7 @@ def inspect(
     return finished_run
 
 
+@validate_arguments
 def rank_algorithms(
     subject: Path | str,
     *,
@@ -161,6 +165,7 @@ def rank_algorithms(
     )
 
 
+@validate_arguments
 def choose_device(device: str) -> str:
     """Return the name of an available device.
 

@@ -70,6 +70,21 @@ def validate_fields(instance: Any) -> None:
             validate_type(one.name, getattr(instance, one.name), hints[one.name])
 
 
+def validate_first_argument(name: str, function: Callable[..., object], value: object) -> None:
+    """Validate the type of the first argument of a function.
+
+    Args:
+        name: What the message calls the argument.
+        function: The function.
+        value: The argument.
+
+    Raises:
+        ValueError: The value has another type.
+    """
+    for hint in list(_read_hints(function).values())[:1]:
+        validate_type(name, value, hint)
+
+
 def validate_type(name: str, value: object, hint: Any) -> None:
     """Validate the type of a value.
 
@@ -104,7 +119,9 @@ def describe_value(value: object) -> str:
     if isinstance(value, list | tuple | set | frozenset):
         shown = [describe_value(one) for one in list(value)[:8]]
         return f"[{', '.join(shown)}{', ...' if len(value) > len(shown) else ''}]"
-    text = repr(value) if isinstance(value, str | bytes | Real | type(None)) else f"an instance of {type(value).__name__}"
+    text = (
+        repr(value) if isinstance(value, str | bytes | Real | type(None)) else f"an instance of {type(value).__name__}"
+    )
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
@@ -129,10 +146,13 @@ def _matches(value: object, hint: Any) -> bool:
     if hint is bool:
         return isinstance(value, bool | np.bool_)
     kind = origin or hint
-    if kind is Sequence or kind in (list, tuple):
-        return isinstance(value, Collection) and not (isinstance(value, Tensor | np.ndarray) and value.ndim == 0)
-    if not isinstance(kind, type) or getattr(kind, "_is_protocol", False) and kind.__module__.startswith("mesascope"):
-        return True
+    if kind in (Sequence, list, tuple):
+        excluded = (Mapping, bytes) if kind is Sequence else (Mapping, bytes, Tensor, np.ndarray)
+        return isinstance(value, Collection) and not isinstance(value, excluded) and getattr(value, "ndim", 1) > 0
+    if not isinstance(kind, type) or (
+        getattr(kind, "_is_protocol", False) and not getattr(kind, "_is_runtime_protocol", False)
+    ):
+        return True  # nothing that can be checked
     return isinstance(value, kind)
 
 
@@ -143,6 +163,6 @@ def _describe_hint(hint: Any) -> str:
     if origin is Literal:
         return f"one of {', '.join(map(str, get_args(hint)))}"
     if isinstance(hint, type) and issubclass(hint, jaxtyping.AbstractArray):
-        dtypes = "/".join(hint.dtypes) if isinstance(hint.dtypes, tuple | list) and len(hint.dtypes) < 3 else hint.dtype.__name__
+        dtypes = hint.dtypes[0] if len(hint.dtypes) == 1 else hint.dtype.__name__.lower()
         return f"a {dtypes} {hint.array_type.__name__} with the axes ({hint.dim_str.strip()})"
     return _NAMES.get(hint, f"a {getattr(origin or hint, '__name__', hint)}")

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mesascope.argument_types import validate_arguments
+
 # in units of the mean square of the features; at the square of float32's precision, what is left to shrink is rounding
 LOG10_PENALTIES = tuple(power / 2 for power in range(-28, 13))
 Features = Float[Tensor, "row feature"]
@@ -108,6 +110,7 @@ class RidgeDesign:
         return y.double() if self.mean is None else y.double() - y.double().mean(0)
 
 
+@validate_arguments
 def decompose_features(x: Features, *, center: bool = True, exact: bool = True) -> RidgeDesign:
     """Decompose the features of a ridge regression in float64.
 
@@ -135,6 +138,7 @@ def decompose_features(x: Features, *, center: bool = True, exact: bool = True) 
     return RidgeDesign(left=left[:, is_kept], singular_values=singular_values[is_kept], right=right[is_kept], mean=mean)
 
 
+@validate_arguments
 def fit_ridge(x: Features, y: Targets) -> RidgeFit:
     """Fit an affine map by ridge regression; the intercept is not penalised.
 

@@ -104,6 +104,7 @@ def _build_captures(vectors: Decoder, tokens: Decoder, batch: Any, words: torch.
             | {"batch_size": None, "queries": None, "layers": None},
         ),
     }
+    baselines = Affine(length=6).baselines(batch)
     for one in (
         analyses.norms,
         analyses.similarity,
@@ -112,10 +113,11 @@ def _build_captures(vectors: Decoder, tokens: Decoder, batch: Any, words: torch.
         analyses.logit_lens,
     ):
         targets[one.name] = Target(
-            function=lambda model, inputs, one=one: analyses.run_analyses(model, inputs, [one]),
+            function=lambda model, inputs, one=one: analyses.run_analyses(model, inputs, [one], baselines=baselines),
             arguments={"model": vectors, "inputs": batch},
         )
-        targets[f"{one.name} of a capture"] = Target(function=lambda acts, one=one: one(acts), arguments={"acts": None})
+        acts = mesascope.capture(vectors, batch, sorted(one.sites), reduce=one.reductions, baselines=baselines)
+        targets[f"{one.name} of a capture"] = Target(function=lambda acts, one=one: one(acts), arguments={"acts": acts})
     return targets
 
 

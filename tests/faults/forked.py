@@ -52,13 +52,13 @@ def run_forked(function: Callable[[], int | None], output: Path, seconds: int = 
 
 
 def list_orphans(group: int) -> list[str]:
-    """Return the processes of a group that are alive, after a moment in which they may end."""
+    """Return the processes of a group that are alive, after a minute in which they may end."""
     alive: list[psutil.Process] = []
     for one in psutil.process_iter():
         with suppress(psutil.Error, ProcessLookupError):
             if os.getpgid(one.pid) == group and one.status() != psutil.STATUS_ZOMBIE:
                 alive.append(one)
-    psutil.wait_procs(alive, timeout=10)
+    psutil.wait_procs(alive, timeout=60)  # a fork server that still imports modules ends after that
     return [" ".join(one.cmdline()) for one in alive if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
 
 

@@ -12,17 +12,17 @@ import torch
 import xarray as xr
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from mesascope.activations._fingerprint import fingerprint_model
 
 from faults.call_targets import ODD_VALUES, Target, build_targets
 from faults.forked import limit_memory, run_forked
 from faults.trial_result import TrialResult
 from mesascope.activations import Capture
-from mesascope.activations._fingerprint import fingerprint_model
 
 PACKAGE = "/mesascope/"
 RAISES = {dis.opmap["RAISE_VARARGS"], dis.opmap["RERAISE"]}
 MAX_SECONDS = 60
-RESULT, REFUSED = "result", "refused in one line"
+RESULT, REFUSED, OUT_OF_MEMORY = "result", "refused in one line", "more memory than there is"
 
 
 @st.composite
@@ -41,6 +41,9 @@ def try_call(target: Target, odd: Mapping[str, str], answer: Path) -> int:
     before = [_describe_model(model) for model in models]
     try:
         outcome, fault = RESULT, judge_result(target.function(**arguments), arguments)
+    except (MemoryError, RuntimeError) as error:
+        is_full = isinstance(error, MemoryError) or "allocate memory" in str(error)
+        outcome, fault = (OUT_OF_MEMORY, "") if is_full else (REFUSED, judge_error(error))
     except Exception as error:
         outcome, fault = REFUSED, judge_error(error)
     if [_describe_model(model) for model in models] != before:
@@ -109,6 +112,18 @@ def run_calls(
     targets = build_targets(written)
     free = {name: sorted(set(one.arguments) - one.fixed) for name, one in targets.items()}
 
+    def call_once(name: str, odd: Mapping[str, str]) -> tuple[str, str]:
+        answer, output = folder / "answer", folder / "output"
+        answer.unlink(missing_ok=True)
+        code = run_forked(partial(try_call, targets[name], odd, answer), output, MAX_SECONDS)
+        ended = ["ended", f"exit code {code}: {output.read_text(errors='replace')[-500:]}"]
+        outcome, fault = json.loads(answer.read_text()) if answer.exists() else ended
+        return outcome, f"{name}({', '.join(f'{k}={v}' for k, v in odd.items())}): {fault}" if fault else ""
+
+    for name in targets:  # with valid arguments
+        outcome, fault = call_once(name, {})
+        result.add(outcome, fault or (f"{name} does not accept valid arguments" if outcome != RESULT else ""))
+
     @seed(first_seed)
     @settings(
         max_examples=count,
@@ -119,13 +134,7 @@ def run_calls(
     )
     @given(draw_call(sorted(targets), free))
     def try_odd_values(call: tuple[str, dict[str, str]]) -> None:
-        name, odd = call
-        answer, output = folder / "answer", folder / "output"
-        answer.unlink(missing_ok=True)
-        code = run_forked(partial(try_call, targets[name], odd, answer), output, MAX_SECONDS)
-        ended = ["ended", f"exit code {code}: {output.read_text(errors='replace')[-500:]}"]
-        outcome, fault = json.loads(answer.read_text()) if answer.exists() else ended
-        result.add(outcome, f"{name}({', '.join(f'{k}={v}' for k, v in odd.items())}): {fault}" if fault else "")
+        result.add(*call_once(*call))
         if len(result.outcomes) % 100 == 0:
             log(f"{result.name}: {len(result.outcomes)}/{count}")
 

@@ -111,8 +111,10 @@ def send_signal(child: int, number: signal.Signals | None, draw: random.Random) 
     with suppress(ProcessLookupError, psutil.Error):
         if number is not None:
             os.kill(child, number)
-        elif workers := psutil.Process(child).children(recursive=True):
-            draw.choice(workers).kill()
+        else:
+            servers = psutil.Process(child).children()  # the fork server and the resource tracker; workers are below
+            if workers := [one for one in psutil.Process(child).children(recursive=True) if one not in servers]:
+                draw.choice(workers).kill()
 
 
 def judge_stop(code: int, number: signal.Signals | None, printed: str) -> list[str]:

@@ -11,7 +11,8 @@ from mesascope.models.config import DecoderConfig
 from mesascope.models.transformer import Decoder
 from mesascope.train import SGD, AdaFactor, AdamW, ConstantSchedule, CosineSchedule, InverseSqrtSchedule, LinearSchedule
 from mesascope.train._optimizer_state import restore_state, state_tensors
-from mesascope.train.optim import LearningRateSchedule, OptimizerConfig, scheduled_learning_rate
+from mesascope.train.optim import OptimizerConfig
+from mesascope.train.schedules import LearningRateSchedule, scheduled_learning_rate
 
 
 def decoder(**options) -> Decoder:

@@ -29,11 +29,13 @@ from mesascope.activations.validation.arguments import (
 from mesascope.activations.validation.hook_points import validate_hook_points
 from mesascope.activations.validation.identities import check_sites_available
 from mesascope.activations.validation.inputs import InputsLike, prepare_inputs
+from mesascope.argument_types import validate_arguments
 from mesascope.tasks.base import Batch
 
 DEFAULT_SITES = ("resid_pre", "resid_post", "output")
 
 
+@validate_arguments
 def capture(
     model: nn.Module,
     inputs: InputsLike,

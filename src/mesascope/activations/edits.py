@@ -12,6 +12,7 @@ from torch import Tensor
 from mesascope.activations.padding.masks import find_real_entries
 from mesascope.activations.padding.source_inputs import SourceInputs
 from mesascope.activations.sites import OUTPUT_SITES, get_site, strip_gradient_suffix
+from mesascope.argument_types import validate_fields
 
 AxisIndex = int | slice | Sequence[int]
 
@@ -53,6 +54,7 @@ class Edit:
 
     def __post_init__(self) -> None:
         """Validate the site and the axes."""
+        validate_fields(self)
         axes = get_site(self.site).axes
         if self.site in OUTPUT_SITES:
             raise ValueError(

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from mesascope.argument_types import describe_value
+
 
 class UnsupportedModel(ValueError):  # noqa: N818  the name says what is wrong
     """The model, or one of its layers, lacks a site or violates an identity that the site must satisfy."""
@@ -112,6 +114,6 @@ def get_site(name: str) -> Site:
     >>> get_site("pattern").axes_within_layer
     ('batch', 'head', 'query', 'key')
     """
-    if name not in SITES:
-        raise ValueError(f"a site must be one of {', '.join(SITES)}, but got {name!r}")
+    if not isinstance(name, str) or name not in SITES:
+        raise ValueError(f"a site must be one of {', '.join(SITES)}, but got {describe_value(name)}")
     return SITES[name]

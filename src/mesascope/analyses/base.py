@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mesascope.activations import Capture, LayerReduction, Reduction, capture
+from mesascope.argument_types import validate_arguments, validate_first_argument, validate_type
 from mesascope.tasks.base import Batch
 
 AnalysisInput = Literal["capture", "model", "history", "checkpoints"]
@@ -75,6 +76,8 @@ class Analysis:
                 f"{self.name} needs sequences of one length, but some of the capture's are padded; capture sequences "
                 "of each length separately"
             )
+        if self.input == "capture":
+            validate_first_argument(f"the capture of {self.name}", self.compute, subject[0])
         used = {**self.options, **options}
         attrs = {"analysis": self.name, "title": self.title, "description": self.description}
         option_attrs = {f"option {name}": str(value) for name, value in used.items()}
@@ -168,6 +171,7 @@ def analysis(
     return decorate
 
 
+@validate_arguments
 def run_analyses(
     model: PreTrainedModel,
     inputs: Tensor | Batch,
@@ -192,6 +196,8 @@ def run_analyses(
     Returns:
         results by the name of the analysis.
     """
+    for one in analyses:
+        validate_type("an element of analyses", one, Analysis)
     sites = sorted({site for one in analyses for site in one.sites})
     reductions = {name: how for one in analyses for name, how in one.reductions.items()}
     acts = capture(

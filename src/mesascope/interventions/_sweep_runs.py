@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mesascope.activations import BatchedEdits, Edit, EditHadNoEffect
 from mesascope.activations import get_site as site_of
+from mesascope.argument_types import describe_value
 from mesascope.axes import to_data_array
 from mesascope.interventions._batched import ProgressFn, run_batched_edits
 from mesascope.interventions._sequence_means import SequenceMeans, count_sequences
@@ -37,7 +38,9 @@ def validate_sweep_axes(site: str, axes: Sequence[str], max_positions: int) -> t
     site_axes = [axis for axis in site_of(site).axes if axis != "batch"]
     unknown = [axis for axis in axes if axis not in site_axes]
     if unknown or not axes or len(set(axes)) < len(axes):
-        raise ValueError(f"axes must name axes of {site} ({', '.join(site_axes)}) once each, but got {list(axes)}")
+        raise ValueError(
+            f"axes must name axes of {site} ({', '.join(site_axes)}) once each, but got {describe_value(axes)}"
+        )
     return axes
 
 

@@ -8,6 +8,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from mesascope.activations import BatchedEdits, Edit, InputsLike, capture
+from mesascope.argument_types import validate_arguments
 from mesascope.interventions._batched import MAX_BATCH_POSITIONS, ProgressFn
 from mesascope.interventions._metric_arguments import resolve_directed_metric
 from mesascope.interventions._recovery import add_recovered_fraction, compute_target_metric
@@ -17,6 +18,7 @@ from mesascope.interventions.edits import IndexByAxis, replace
 from mesascope.interventions.metrics import Metric
 
 
+@validate_arguments
 def patch(
     model: nn.Module,
     inputs: InputsLike,

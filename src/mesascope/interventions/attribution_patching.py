@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mesascope.activations import SITES, BatchedEdits, Capture, Edit, InputsLike, capture
 from mesascope.activations.edits import apply_edit
 from mesascope.activations.padding.masks import zero_padding
+from mesascope.argument_types import validate_arguments
 from mesascope.axes import to_data_array
 from mesascope.interventions._batched import MAX_BATCH_POSITIONS, ProgressFn, compute_max_edits
 from mesascope.interventions._metric_arguments import resolve_metric
@@ -26,6 +27,7 @@ GRADIENT_SITES = {"resid_pre": "resid_pre", "attn_out": "attn_out", "mlp_out": "
 AGREEMENT_STATS = ("correlation", "same_sign", "relative_error")
 
 
+@validate_arguments
 def attribution_patch(
     model: nn.Module,
     inputs: InputsLike,

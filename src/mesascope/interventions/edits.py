@@ -11,11 +11,13 @@ from mesascope.activations import Capture, Edit
 from mesascope.activations.edits import AxisIndex
 from mesascope.activations.padding.masks import find_real_entries
 from mesascope.activations.padding.source_inputs import SourceInputs
+from mesascope.argument_types import describe_value, validate_arguments
 from mesascope.statistics import derangement
 
 IndexByAxis = Mapping[str, AxisIndex]
 
 
+@validate_arguments
 def zero(site: str, where: IndexByAxis | None = None) -> Edit:
     """Set an activation to zero (zero ablation).
 
@@ -37,6 +39,7 @@ def zero(site: str, where: IndexByAxis | None = None) -> Edit:
     return Edit(site=_validate_not_scores(site), where=dict(where or {}), fn=torch.zeros_like)
 
 
+@validate_arguments
 def scale(site: str, factor: float, where: IndexByAxis | None = None) -> Edit:
     """Multiply an activation by a factor.
 
@@ -54,6 +57,7 @@ def scale(site: str, factor: float, where: IndexByAxis | None = None) -> Edit:
     return Edit(site=_validate_not_scores(site), where=dict(where or {}), fn=lambda old: factor * old)
 
 
+@validate_arguments
 def steer(
     site: str, direction: Tensor | Sequence[float], coefficient: float = 1.0, where: IndexByAxis | None = None
 ) -> Edit:
@@ -72,7 +76,10 @@ def steer(
         ValueError: As for `zero`; and when the edit is run, if the direction has the wrong size.
     """
 
-    direction = torch.as_tensor(direction)
+    try:
+        direction = torch.as_tensor(direction)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"direction must be a vector of numbers, but got {describe_value(direction)}") from None
 
     def add_direction(old: Tensor) -> Tensor:
         if direction.shape != old.shape[-1:]:
@@ -84,6 +91,7 @@ def steer(
     return Edit(site=_validate_not_scores(site), where=dict(where or {}), fn=add_direction)
 
 
+@validate_arguments
 def replace(site: str, source: Capture, where: IndexByAxis | None = None) -> Edit:
     """Replace an activation by its value in another run (activation patching).
 
@@ -106,6 +114,7 @@ def replace(site: str, source: Capture, where: IndexByAxis | None = None) -> Edi
     return _edit_from_capture(site, source, where, lambda activation: activation)
 
 
+@validate_arguments
 def mean(site: str, source: Capture, where: IndexByAxis | None = None) -> Edit:
     """Replace an activation by its mean over sequences at the same position (mean ablation).
 
@@ -133,6 +142,7 @@ def mean(site: str, source: Capture, where: IndexByAxis | None = None) -> Edit:
     return _edit_from_capture(site, source, where, average, shared=True)
 
 
+@validate_arguments
 def resample(site: str, source: Capture, where: IndexByAxis | None = None, seed: int = 0) -> Edit:
     """Replace an activation by its value on another sequence of the batch (resample ablation, Chan et al. 2022).
 

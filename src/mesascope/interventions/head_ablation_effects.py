@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mesascope.activations import BatchedEdits, Capture, Edit, InputsLike, capture
+from mesascope.argument_types import validate_arguments
 from mesascope.interventions._batched import MAX_BATCH_POSITIONS, run_batched_edits
 from mesascope.interventions._run_inputs import prepare_run
 from mesascope.interventions.edits import mean, resample
@@ -37,6 +38,7 @@ class HeadAblationEffects:
     perturbation_effect: Float[Tensor, "layer head batch"]
 
 
+@validate_arguments
 def head_ablation_effects(
     model: nn.Module,
     inputs: InputsLike,

@@ -9,11 +9,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mesascope.activations import BatchedEdits, Edit, InputsLike, capture
+from mesascope.argument_types import validate_arguments
 from mesascope.interventions._batched import MAX_BATCH_POSITIONS, compute_max_edits
 from mesascope.interventions._run_inputs import prepare_run
 from mesascope.interventions.edits import mean
 
 
+@validate_arguments
 def total_head_contributions(
     model: nn.Module, inputs: InputsLike, *, attention_mask: Any = None, max_positions: int = MAX_BATCH_POSITIONS
 ) -> Float[Tensor, "layer head batch pos d_out"]:

@@ -13,6 +13,7 @@ from mesascope.activations.padding.masks import (
     select_last_position,
     validate_accepts_mask,
 )
+from mesascope.argument_types import validate_arguments
 from mesascope.tasks.base import Batch, Task
 
 OutputValues = Float[Tensor, "batch predicted d_out"]
@@ -73,6 +74,7 @@ class Metric:
         return self.fn(output, attention_mask=mask)
 
 
+@validate_arguments
 def logit_difference(correct: AnswerTokens, incorrect: AnswerTokens) -> Metric:
     """Build the logit difference at the last position: logit of the correct token minus logit of the incorrect one.
 
@@ -100,6 +102,7 @@ def logit_difference(correct: AnswerTokens, incorrect: AnswerTokens) -> Metric:
     )
 
 
+@validate_arguments
 def log_probability(answer: AnswerTokens) -> Metric:
     """Build the log probability of a token at the last position that is no padding.
 
@@ -124,6 +127,7 @@ def log_probability(answer: AnswerTokens) -> Metric:
     )
 
 
+@validate_arguments
 def loss(inputs: Tensor | Batch) -> Metric:
     """Build the mean loss per sequence: cross-entropy of the next token, or of the batch's targets with its weights.
 
@@ -166,6 +170,7 @@ def loss(inputs: Tensor | Batch) -> Metric:
     return Metric(name="loss", units="nat" if tokens else "squared value", description=about, fn=compute_loss)
 
 
+@validate_arguments
 def task_loss(task: Task, batch: Batch, first_position: int = 0) -> Metric:
     """Build the mean of the task's loss over positions, per sequence; positions are not weighted.
 
@@ -197,6 +202,7 @@ def task_loss(task: Task, batch: Batch, first_position: int = 0) -> Metric:
     return Metric(name="loss", units="units of the loss", description=about, fn=compute_task_loss)
 
 
+@validate_arguments
 def kl_divergence(intact: OutputValues) -> Metric:
     """Build the mean over positions of KL(unedited || edited), for tokens.
 
@@ -217,6 +223,7 @@ def kl_divergence(intact: OutputValues) -> Metric:
     return Metric(name="kl_divergence", units="nat", description=about, fn=compute_divergence, output_kind="tokens")
 
 
+@validate_arguments
 def squared_distance(intact: OutputValues) -> Metric:
     """Build the mean over positions of the squared distance from the unedited output, for vectors.
 

@@ -9,6 +9,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from mesascope.activations import BatchedEdits, Edit, InputsLike, capture
+from mesascope.argument_types import validate_arguments
 from mesascope.interventions._batched import MAX_BATCH_POSITIONS, ProgressFn
 from mesascope.interventions._metric_arguments import resolve_directed_metric
 from mesascope.interventions._patching_path import FROZEN_SITES, PatchingPath
@@ -19,6 +20,7 @@ from mesascope.interventions.edits import IndexByAxis, replace
 from mesascope.interventions.metrics import Metric
 
 
+@validate_arguments
 def path_patch(
     model: nn.Module,
     inputs: InputsLike,

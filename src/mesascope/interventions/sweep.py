@@ -7,6 +7,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from mesascope.activations import BatchedEdits, Edit, InputsLike
+from mesascope.argument_types import validate_arguments
 from mesascope.interventions._batched import MAX_BATCH_POSITIONS, ProgressFn
 from mesascope.interventions._metric_arguments import resolve_metric
 from mesascope.interventions._run_inputs import prepare_run
@@ -14,6 +15,7 @@ from mesascope.interventions._sweep_runs import resolve_sweep_indices, run_sweep
 from mesascope.interventions.metrics import Metric
 
 
+@validate_arguments
 def sweep(
     model: nn.Module,
     inputs: InputsLike,

@@ -4,6 +4,8 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+from mesascope.argument_types import validate_arguments
+
 _CHOICES = {
     "attention": ("softmax", "linear"),
     "mask": ("causal", "full", "context_only", "multiplicative"),
@@ -64,6 +66,7 @@ class DecoderConfig(PretrainedConfig):
     model_type = "mesascope"
     has_no_defaults_at_init = True  # tokens or vectors must be chosen
 
+    @validate_arguments
     def __init__(
         self,
         *,

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mesascope.argument_types import validate_arguments
 from mesascope.checksums import FORMAT, read_run_record
 from mesascope.store._files import (
     HOLDER_FILE,
@@ -34,6 +35,7 @@ class Run(RunModels, RunResults):
     """
 
     @classmethod
+    @validate_arguments
     def create(cls, path: Path | str, description: Mapping[str, Any]) -> "Run":
         """Create a run, or resume the run of the same description that already exists.
 
@@ -67,6 +69,7 @@ class Run(RunModels, RunResults):
         return {**run.record, **requested}
 
     @classmethod
+    @validate_arguments
     def open(cls, path: Path | str) -> "Run":
         """Open an existing run.
 

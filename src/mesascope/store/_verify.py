@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from mesascope.argument_types import validate_arguments
 from mesascope.checksums import (
     MANIFEST,
     RESTORE_HINT,
@@ -39,6 +40,7 @@ class VerificationResult:
     problems: tuple[str, ...]
 
 
+@validate_arguments
 def verify_run(path: Path | str) -> VerificationResult:
     """Verify every file of a run and of its cells.
 

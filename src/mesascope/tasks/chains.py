@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from mesascope.argument_types import validate_arguments, validate_fields
 from mesascope.tasks import counting
 from mesascope.tasks.algorithms import Algorithm
 from mesascope.tasks.base import Batch
@@ -50,6 +51,7 @@ class MarkovChains(InContextTask):
 
     def __post_init__(self) -> None:
         """Validate the fields."""
+        validate_fields(self)
         if self.num_symbols < 2:
             raise ValueError(f"num_symbols must be at least 2, but got {self.num_symbols}")
         if self.length < 3:
@@ -63,6 +65,7 @@ class MarkovChains(InContextTask):
                 f"tokens must be {self.num_symbols} distinct tokens, one per symbol, but got {self.tokens}"
             )
 
+    @validate_arguments
     def sample(self, n: int, generator: torch.Generator) -> Batch:
         """Draw transition matrices and a sequence from each; the first symbol is uniform.
 

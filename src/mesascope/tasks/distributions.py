@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mesascope.argument_types import validate_fields
+
 
 class Distribution(ABC):
     """A distribution of independent scalars."""
@@ -32,6 +34,7 @@ class Uniform(Distribution):
 
     def __post_init__(self) -> None:
         """Validate the fields."""
+        validate_fields(self)
         if self.low > self.high:
             raise ValueError(f"low must not exceed high, but got {self.low} > {self.high}")
 
@@ -57,6 +60,10 @@ class Normal(Distribution):
     """
 
     std: float
+
+    def __post_init__(self) -> None:
+        """Validate the fields."""
+        validate_fields(self)
 
     def sample(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Draw a float32 tensor.

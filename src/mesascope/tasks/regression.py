@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from mesascope.argument_types import validate_arguments, validate_fields
 from mesascope.tasks import algorithms, learners
 from mesascope.tasks.algorithms import Algorithm
 from mesascope.tasks.base import Batch
@@ -63,6 +64,7 @@ class Regression(InContextTask):
 
     def __post_init__(self) -> None:
         """Validate the fields."""
+        validate_fields(self)
         for name in ("dim", "num_examples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, but got {getattr(self, name)}")
@@ -88,6 +90,7 @@ class Regression(InContextTask):
         """The dimension of an input vector."""
         return self.dim if self.layout == "alternating" else self.dim + 1
 
+    @validate_arguments
     def sample(self, n: int, generator: torch.Generator) -> Batch:
         """Draw functions and the inputs of their sequences.
 

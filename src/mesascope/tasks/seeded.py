@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from mesascope.argument_types import validate_arguments, validate_fields
 from mesascope.tasks._generator_rules import (
     Transitions,
     build_transitions,
@@ -74,6 +75,7 @@ class SeededSequences(Task):
 
     def __post_init__(self) -> None:
         """Validate the fields."""
+        validate_fields(self)
         kinds = self.generator_kinds
         _raise_unless(
             isinstance(kinds, tuple) and bool(kinds) and set(kinds) <= set(GENERATOR_KINDS),
@@ -136,6 +138,7 @@ class SeededSequences(Task):
         """Return the same data set with the held-out prefixes."""
         return replace(self, split="validation")
 
+    @validate_arguments
     def sample(self, n: int, generator: torch.Generator) -> Batch:
         """Draw generators and prefixes of this split, and their continuations.
 

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from mesascope.argument_types import validate_arguments, validate_fields
 from mesascope.tasks import corpora
 from mesascope.tasks._text.tokenized import DOCUMENT_END, Split, TokenizedCorpus, TokenStream, select_held_out
 from mesascope.tasks._text.tokenizers import load_tokenizer, train_byte_pair_tokenizer
@@ -63,6 +64,7 @@ class TextTask(Task):
 
     def __post_init__(self) -> None:
         """Validate the fields."""
+        validate_fields(self)
         if not self.tokenizer and self.vocab_size <= NUM_BYTES:
             raise ValueError(
                 f"vocab_size must be at least {NUM_BYTES + 1} (all bytes and one merge), but got {self.vocab_size}"
@@ -80,6 +82,7 @@ class TextTask(Task):
                 f"fallback must be a local source, but got {self.fallback!r}; give a file, a folder or prose"
             )
 
+    @validate_arguments
     def sample(self, n: int, generator: torch.Generator) -> Batch:
         """Draw windows that start at random positions of the split; documents are joined by an empty line.
 

@@ -6,14 +6,10 @@ from typing import Literal
 import numpy as np
 import torch
 
+from mesascope.argument_types import validate_fields
 from mesascope.statistics import evenly_spaced_steps
-from mesascope.train.optim import (
-    AdamW,
-    CosineSchedule,
-    LearningRateSchedule,
-    OptimizerConfig,
-    scheduled_learning_rate,
-)
+from mesascope.train.optim import AdamW, OptimizerConfig
+from mesascope.train.schedules import CosineSchedule, LearningRateSchedule, scheduled_learning_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +47,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         """Validate the configuration."""
+        validate_fields(self)
         for name, minimum in (("steps", 1), ("batch_size", 1), ("warmup", 0), ("checkpoints", 2), ("threads", 1)):
             if getattr(self, name) < minimum:
                 raise ValueError(f"{name} must be at least {minimum}, but got {getattr(self, name)}")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from mesascope.argument_types import validate_arguments
 from mesascope.models.config import DecoderConfig
 from mesascope.store import HISTORY_FOLDER, LogFn, Run, do_nothing
 from mesascope.tasks.base import Task
@@ -26,6 +27,7 @@ TrainingProgressFn = Callable[[int, int, float], None]
 PROGRESS_INTERVAL = 0.1  # seconds between calls of `progress`
 
 
+@validate_arguments
 def train_model(
     task: Task,
     config: DecoderConfig,
@@ -55,9 +57,11 @@ def train_model(
         The folder of the last checkpoint.
 
     Raises:
+        ValueError: If an argument has the wrong type, or there is no such device.
         TrainingDiverged: If a loss or gradient is not finite; earlier checkpoints remain.
         RunError: If the folder is not writable, or holds this seed trained with another configuration.
     """
+    _validate_device(device)
     with run.exclusive_lock(str(run.seed_path(seed).relative_to(run.path))), limit_threads(training.threads):
         record_training_config(run, task, config, training, seed)
         checkpoint = run.find_resume_point(seed, training.checkpoint_steps, log)
@@ -96,6 +100,16 @@ def train_model(
         progress(training.steps, training.steps, loss)
         run.remove_resume(seed)
         return run.verified_checkpoint(seed, training.steps)
+
+
+def _validate_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+        is_available = torch.device(device).type != "meta"
+    except (RuntimeError, AssertionError):  # of builds of torch without this device
+        is_available = False
+    if not is_available:
+        raise ValueError(f"device must be a device of this machine, but got {device!r}; pass cpu")
 
 
 @contextmanager

@@ -1,13 +1,15 @@
-"""Optimizers and learning-rate schedules as configuration values."""
+"""Optimizers as configuration values."""
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from mesascope.argument_types import validate_fields
 
 
 @runtime_checkable
@@ -31,22 +33,6 @@ class OptimizerConfig(Protocol):
         ...
 
 
-@runtime_checkable
-class LearningRateSchedule(Protocol):
-    """Learning-rate schedule from the end of warm-up to the end of training."""
-
-    def rate_factor(self, progress: float) -> float:
-        """Return the learning rate as a fraction of its peak.
-
-        Args:
-            progress: The fraction of training done since warm-up, in [0, 1].
-
-        Returns:
-            The multiplicative factor of the peak learning rate.
-        """
-        ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class AdamW:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019); only linear weights decay.
@@ -62,6 +48,10 @@ class AdamW:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Validate the fields."""
+        _validate_optimizer(self)
 
     def build_optimizer(self, model: PreTrainedModel) -> torch.optim.Optimizer:
         """Build ``torch.optim.AdamW``, fused: one kernel call updates all parameters.
@@ -89,6 +79,10 @@ class SGD:
     lr: float = 1e-2
     momentum: float = 0.0
     weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Validate the fields."""
+        _validate_optimizer(self)
 
     def build_optimizer(self, model: PreTrainedModel) -> torch.optim.Optimizer:
         """Build ``torch.optim.SGD``, fused: one kernel call updates all parameters.
@@ -126,6 +120,10 @@ class AdaFactor:
     clip: float = 1.0
     weight_decay: float = 0.0
 
+    def __post_init__(self) -> None:
+        """Validate the fields."""
+        _validate_optimizer(self)
+
     def build_optimizer(self, model: PreTrainedModel) -> torch.optim.Optimizer:
         """Build ``torch.optim.Adafactor``.
 
@@ -139,117 +137,12 @@ class AdaFactor:
         return torch.optim.Adafactor(groups, lr=self.lr, beta2_decay=self.beta2_decay, eps=eps, d=self.clip)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ConstantSchedule:
-    """Constant learning rate."""
-
-    def rate_factor(self, progress: float) -> float:
-        """Return 1.
-
-        Args:
-            progress: The fraction of training done since warm-up; unused.
-        """
-        return 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class CosineSchedule:
-    """Cosine decay from the peak learning rate to ``final_fraction`` of it.
-
-    Attributes:
-        final_fraction: The final learning rate, as a fraction of the peak.
-    """
-
-    final_fraction: float = 0.0
-
-    def rate_factor(self, progress: float) -> float:
-        """Return f + (1 - f) (1 + cos(pi progress)) / 2, with f = ``final_fraction``.
-
-        Args:
-            progress: The fraction of training done since warm-up, in [0, 1].
-
-        Returns:
-            The multiplicative factor of the peak learning rate.
-        """
-        return self.final_fraction + (1 - self.final_fraction) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-@dataclass(frozen=True, kw_only=True)
-class LinearSchedule:
-    """Linear decay from the peak learning rate to ``final_fraction`` of it.
-
-    Attributes:
-        final_fraction: The final learning rate, as a fraction of the peak.
-    """
-
-    final_fraction: float = 0.0
-
-    def rate_factor(self, progress: float) -> float:
-        """Return 1 - (1 - f) progress, with f = ``final_fraction``.
-
-        Args:
-            progress: The fraction of training done since warm-up, in [0, 1].
-
-        Returns:
-            The multiplicative factor of the peak learning rate.
-        """
-        return 1 - (1 - self.final_fraction) * progress
-
-
-@dataclass(frozen=True, kw_only=True)
-class InverseSqrtSchedule:
-    """Inverse square-root decay after a constant phase, as in T5 (Raffel et al. 2020).
-
-    With ``constant_fraction`` = k / n, for the first k of n steps, this is T5's 1 / sqrt(max(t, k)), up to a constant
-    factor.
-
-    Attributes:
-        constant_fraction: The fraction of training at the peak learning rate.
-
-    Raises:
-        ValueError: If ``constant_fraction`` is not between 0 and 1.
-    """
-
-    constant_fraction: float = 0.01
-
-    def __post_init__(self) -> None:
-        """Reject fractions whose learning rate would be infinite at the start, or would never decay."""
-        if not 0 < self.constant_fraction < 1:
-            raise ValueError(f"constant_fraction must be between 0 and 1, but got {self.constant_fraction}")
-
-    def rate_factor(self, progress: float) -> float:
-        """Return sqrt(c / max(progress, c)), with c = ``constant_fraction``.
-
-        Args:
-            progress: The fraction of training done since warm-up, in [0, 1].
-
-        Returns:
-            The multiplicative factor of the peak learning rate.
-        """
-        return math.sqrt(self.constant_fraction / max(progress, self.constant_fraction))
-
-
-def scheduled_learning_rate(
-    step: int, *, steps: int, warmup: int, peak: float, schedule: LearningRateSchedule
-) -> float:
-    """Return the learning rate of one update: linear warm-up, then the schedule.
-
-    Args:
-        step: Updates taken before this one.
-        steps: Total number of updates.
-        warmup: Number of warm-up updates.
-        peak: Peak learning rate.
-        schedule: The schedule after warm-up.
-
-    Returns:
-        The learning rate.
-
-    >>> [scheduled_learning_rate(n, steps=6, warmup=2, peak=1.0, schedule=LinearSchedule()) for n in range(6)]
-    [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
-    """
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * schedule.rate_factor((step - warmup) / (steps - warmup))
+def _validate_optimizer(optimizer: Any) -> None:
+    """Raise a ValueError for fields of another type, and for negative or infinite learning rates and weight decays."""
+    validate_fields(optimizer)
+    for name in ("lr", "weight_decay"):
+        if not 0 <= getattr(optimizer, name) < math.inf:
+            raise ValueError(f"{name} must be 0 or more and finite, but got {getattr(optimizer, name)}")
 
 
 def _parameter_groups(model: PreTrainedModel, weight_decay: float) -> list[dict]:

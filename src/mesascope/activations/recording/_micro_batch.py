@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mesascope.activations.readout._readout import Readout
 from mesascope.activations.sites import get_site
+from mesascope.argument_types import validate_fields
 from mesascope.tasks.base import Batch
 
 
@@ -30,6 +31,7 @@ class Reduction:
 
     def __post_init__(self) -> None:
         """Validate the site and the axes of the result."""
+        validate_fields(self)
         get_site(self.site)
         if not self.axes or self.axes[0] != "batch":
             raise ValueError(f"the first axis of a reduction must be batch, but got {self.axes}")

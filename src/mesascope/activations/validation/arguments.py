@@ -13,6 +13,7 @@ from mesascope.activations._layer_view import LayerReduction
 from mesascope.activations.edits import Edit
 from mesascope.activations.recording._micro_batch import Reduction
 from mesascope.activations.sites import SITES, UnsupportedModel, get_site
+from mesascope.argument_types import describe_value
 
 # where wrappers keep the model: PEFT; torch.compile; DataParallel, DistributedDataParallel and FSDP; TRL's value heads
 WRAPPED_MODELS = ("get_base_model", "_orig_mod", "module", "pretrained_model")
@@ -117,10 +118,12 @@ def _as_integers(name: str, values: Sequence[int]) -> list[int]:
         integers = [index(value) for value in values]
     except TypeError:
         raise ValueError(
-            f"{name} must be a list of integers, but got {values!r}; pass {name}=[0], for example"
+            f"{name} must be a list of integers, but got {describe_value(values)}; pass {name}=[0], for example"
         ) from None
     if any(isinstance(value, bool) for value in values):
-        raise ValueError(f"{name} must be a list of integers, but got the booleans {values!r}; pass their indices")
+        raise ValueError(
+            f"{name} must be a list of integers, but got the booleans {describe_value(values)}; pass their indices"
+        )
     return integers
 
 

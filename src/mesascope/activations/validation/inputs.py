@@ -47,8 +47,11 @@ def prepare_inputs(
     x = _as_tensor("inputs", inputs.inputs if isinstance(inputs, Batch) else inputs).to(device)
     if x.ndim not in (2, 3) or 0 in x.shape:
         raise ValueError(f"inputs must be (batch, pos) or (batch, pos, d_in) and not empty, but got {tuple(x.shape)}")
+    if x.is_complex() or x.layout != torch.strided:
+        raise ValueError(f"inputs must be dense and real, but got {x.dtype} with the layout {x.layout}; {ADVICE}")
     if x.is_floating_point():
         x = x if isinstance(inputs, Tensor | Batch) else x.to(model.dtype)
+        _validate_vectors(model, x)
     else:
         x = x.long()
         _validate_tokens(model, x)
@@ -101,12 +104,32 @@ def _as_tensor(name: str, values: Any) -> Tensor:
         raise ValueError(f"{name} must be a tensor, but got a {given} that is none ({error}); {ADVICE}") from None
 
 
+def _validate_vectors(model: PreTrainedModel, vectors: Shaped[Tensor, "batch pos *d_in"]) -> None:
+    """Check that vectors can be embedded by a linear layer."""
+    try:
+        embedding = model.get_input_embeddings()
+    except (NotImplementedError, AttributeError):
+        return
+    if type(embedding) is not nn.Linear or torch.is_autocast_enabled(vectors.device.type):
+        return
+    expected, dtype = embedding.in_features, embedding.weight.dtype
+    if vectors.ndim != 3 or vectors.shape[-1] != expected or vectors.dtype != dtype:
+        raise ValueError(
+            f"inputs must be vectors (batch, pos, {expected}) in {dtype}, but got shape {tuple(vectors.shape)} in "
+            f"{vectors.dtype}"
+        )
+
+
 def _validate_tokens(model: PreTrainedModel, tokens: Shaped[Tensor, "batch pos *d_in"]) -> None:
     """Check that all tokens can be embedded: on a GPU, another one would end the process."""
     try:
         embedding = model.get_input_embeddings()
     except (NotImplementedError, AttributeError):
         return
+    if isinstance(embedding, nn.Linear):
+        raise ValueError(
+            "inputs must be vectors (batch, pos, d_in), because the model embeds vectors, but got integers"
+        )
     if not isinstance(embedding, nn.Embedding):
         return
     low, high = (int(value) for value in torch.aminmax(tokens))

@@ -21,7 +21,7 @@ from mesascope.studies.norm_growth.task import ShuffledTargets
 from mesascope.studies.norm_growth.toy_model import NormGrowth
 from mesascope.tasks.text import TextTask
 from mesascope.train import AdaFactor, AdamW, ConstantSchedule, InverseSqrtSchedule, LinearSchedule, TrainingConfig
-from mesascope.train.optim import LearningRateSchedule
+from mesascope.train.schedules import LearningRateSchedule
 
 Optimizer = AdamW | AdaFactor
 TEXT = TextTask(vocab_size=300, length=48)  # ours

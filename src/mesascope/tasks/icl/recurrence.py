@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mesascope.argument_types import validate_arguments, validate_fields
 from mesascope.tasks import algorithms, baselines
 from mesascope.tasks.algorithms import Algorithm
 from mesascope.tasks.base import Batch
@@ -34,6 +35,7 @@ class Recurrence(InContextTask):
 
     def __post_init__(self) -> None:
         """Validate the fields."""
+        validate_fields(self)
         if self.length < self.num_coefficients + 2:
             raise ValueError(
                 f"length must be at least {self.num_coefficients + 2}, so that some position determines the rule, "
@@ -84,6 +86,7 @@ class Recurrence(InContextTask):
         """The first position at which the earlier pairs determine the rule."""
         return self.num_coefficients
 
+    @validate_arguments
     def sample(self, n: int, generator: torch.Generator) -> Batch:
         """Draw sequences, computed in float64 and rounded once to float32.
 
