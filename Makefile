@@ -1,6 +1,7 @@
 # make demo           train three small transformers, analyse them, inspect a language model; writes two reports
 # make test           run every check: format, lint, types, layers, tests, doctests
 # make test-slow      run the tests that take minutes each
+# make test-faults   stop, damage and misuse mesascope on purpose, and write the table of outcomes
 # make lint           run the checks without the tests
 # make docs           run all studies at laptop scale (three hours) and write their pages under docs/studies
 # make docs-paper     run the affine study at paper scale in all cells of its grid (three hours) and write its page
@@ -25,7 +26,7 @@ WHEELS := $(addprefix --find-links ,$(PIP_FIND_LINKS)) $(addprefix --default-ind
 unexport PYTHONDONTWRITEBYTECODE  # what is imported is compiled once, not by every process
 
 .DEFAULT_GOAL := help
-.PHONY: help setup models index demo test tests types style test-slow lint docs docs-paper architectures \
+.PHONY: help setup models index demo test tests types style test-slow test-faults lint docs docs-paper architectures \
   ground-truth clean bench bench-opening bench-training bench-seeds bench-capturing bench-scaling
 
 help:
@@ -95,6 +96,9 @@ test: style $(GGUF)
 
 test-slow: $(STAMP)
 	$(BIN)/pytest -m slow
+
+test-faults: $(STAMP)
+	$(BIN)/python -m tests.faults
 
 bench: $(STAMP) $(GGUF) .peers/lens2/.installed .peers/lens4/.installed .peers/nnsight/.installed
 	@$(MAKE) --no-print-directory -k -j1 bench-opening bench-training bench-seeds bench-capturing bench-scaling

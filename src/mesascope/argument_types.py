@@ -13,6 +13,8 @@ import jaxtyping
 import numpy as np
 from torch import Tensor
 
+# arguments whose functions say more: what to pass in place of a wrapper, or an example
+_VALIDATED_BY_FUNCTION = {"model", "inputs", "layers", "queries", "attention_mask"}
 MAX_SHOWN = 80  # characters of a value in a message
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -23,7 +25,7 @@ def validate_arguments(function: Callable[_Arguments, _Result]) -> Callable[_Arg
     """Validate the arguments of a function before it is called.
 
     The classes, choices and dtypes in its annotations are checked, and the number of axes of a tensor; elements of
-    collections are not. ``model`` is left to the function, which names what to pass in place of a wrapper.
+    collections are not. Models, inputs and indices are left to the function, which says more about them.
 
     Args:
         function: A function with annotations.
@@ -48,7 +50,7 @@ def validate_arguments(function: Callable[_Arguments, _Result]) -> Callable[_Arg
     def validated(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
         hints = _read_hints(function)
         for name, value in (*zip(named, args, strict=False), *kwargs.items()):
-            if name in hints and name != "model":
+            if name in hints and name not in _VALIDATED_BY_FUNCTION:
                 validate_type(name, value, hints[name])
         return function(*args, **kwargs)
 
@@ -161,7 +163,8 @@ def _describe_hint(hint: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(dict.fromkeys(map(_describe_hint, get_args(hint))))
     if origin is Literal:
-        return f"one of {', '.join(map(str, get_args(hint)))}"
+        choices = [str(one) for one in get_args(hint)]
+        return " or ".join(choices) if len(choices) < 3 else f"one of {', '.join(choices)}"
     if isinstance(hint, type) and issubclass(hint, jaxtyping.AbstractArray):
         dtypes = hint.dtypes[0] if len(hint.dtypes) == 1 else hint.dtype.__name__.lower()
         return f"a {dtypes} {hint.array_type.__name__} with the axes ({hint.dim_str.strip()})"
