@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
-from mesascope.activations._fingerprint import fingerprint_model
+from mesascope.activations.validation.fingerprint import fingerprint_model
 
 from faults.call_targets import ODD_VALUES, Target, build_targets
 from faults.forked import limit_memory, run_forked
