@@ -153,6 +153,14 @@ def test_weights_that_were_never_loaded_are_refused():
         capture(model, X)
 
 
+@pytest.mark.parametrize("name", ["model.layers.1.self_attn.q_proj", "model.norm", "lm_head"])
+def test_one_weight_that_was_never_loaded_is_named(name):
+    model = small.llama()
+    model.get_submodule(name).to("meta")
+    with pytest.raises(UnsupportedModel, match=rf"must have all its weights, but {name}\.weight of .*; load it"):
+        capture(model, X)
+
+
 class Peft(nn.Module):
     def __init__(self, model):
         super().__init__()

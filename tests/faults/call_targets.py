@@ -1,7 +1,7 @@
 """Public functions with valid arguments, and odd values to put in their place."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ ODD_VALUES: Mapping[str, Callable[[], Any]] = {
     },
     "object": object,
     "module": lambda: nn.Linear(2, 2),
+    "model without weights": lambda: Decoder(DecoderConfig(vocab_size=12, **SHAPE)).to("meta"),
     "NaN": lambda: torch.full((2, 6, 1), NAN),
     "infinity": lambda: torch.full((2, 6, 1), INFINITY),
     "no sequences": lambda: torch.zeros(0, 6, 1),
@@ -80,6 +81,7 @@ def build_targets(folder: Path) -> Mapping[str, Target]:
     torch.manual_seed(0)
     vectors, tokens = Decoder(DecoderConfig(d_in=1, d_out=1, **SHAPE)), Decoder(DecoderConfig(vocab_size=12, **SHAPE))
     batch = Affine(length=6).sample(4, torch.Generator().manual_seed(0))
+    batch = replace(batch, latents={"label": torch.arange(4)[:, None].expand(4, 6) % 2})
     words = torch.arange(12).reshape(2, 6)
     return {
         **_build_captures(vectors, tokens, batch, words),
@@ -104,21 +106,21 @@ def _build_captures(vectors: Decoder, tokens: Decoder, batch: Any, words: torch.
             | {"batch_size": None, "queries": None, "layers": None},
         ),
     }
-    baselines = Affine(length=6).baselines(batch)
-    for one in (
-        analyses.norms,
-        analyses.similarity,
-        analyses.loss_vs_baselines,
-        analyses.clusters,
-        analyses.logit_lens,
-    ):
-        targets[one.name] = Target(
-            function=lambda model, inputs, one=one: analyses.run_analyses(model, inputs, [one], baselines=baselines),
-            arguments={"model": vectors, "inputs": batch},
-        )
-        acts = mesascope.capture(vectors, batch, sorted(one.sites), reduce=one.reductions, baselines=baselines)
-        targets[f"{one.name} of a capture"] = Target(function=lambda acts, one=one: one(acts), arguments={"acts": acts})
-    return targets
+    for one in (analyses.norms, analyses.similarity, analyses.loss_vs_baselines, analyses.clusters):
+        targets |= _build_analysis(one, vectors, batch, Affine(length=6).baselines(batch))
+    return targets | _build_analysis(analyses.logit_lens, tokens, words, None)
+
+
+def _build_analysis(one: analyses.Analysis, model: Decoder, inputs: Any, baselines: Any) -> dict[str, Target]:
+    """An analysis of a model, and of a capture."""
+    acts = mesascope.capture(model, inputs, sorted(one.sites), reduce=one.reductions, baselines=baselines)
+    return {
+        one.name: Target(
+            function=lambda model, inputs: analyses.run_analyses(model, inputs, [one], baselines=baselines),
+            arguments={"model": model, "inputs": inputs},
+        ),
+        f"{one.name} of a capture": Target(function=lambda acts: one(acts), arguments={"acts": acts}),
+    }
 
 
 def _build_interventions(tokens: Decoder, words: torch.Tensor) -> dict[str, Target]:
@@ -130,7 +132,8 @@ def _build_interventions(tokens: Decoder, words: torch.Tensor) -> dict[str, Targ
         ),
         "patch": Target(
             function=interventions.patch,
-            arguments={**shared, "source": words.flip(1), "site": "resid_pre", "axes": ("layer",), "where": None},
+            arguments={**shared, "metric": interventions.logit_difference(1, 2), "source": words.flip(1)}
+            | {"site": "resid_pre", "axes": ("layer",), "where": None},
         ),
         "zero": Target(function=interventions.zero, arguments={"site": "z", "where": {"layer": 0}}),
         "scale": Target(function=interventions.scale, arguments={"site": "z", "factor": 2.0, "where": None}),
@@ -166,6 +169,7 @@ def _build_others(folder: Path, vectors: Decoder, batch: Any) -> dict[str, Targe
         run = Run.create(folder / f"run-{len(list(folder.iterdir()))}", {"a": 1})
         train_model(run=run, **changed)
 
+    whole = Run.create(folder / "whole", {"a": 1}).path
     training = {"task": Affine(length=6), "config": DecoderConfig(d_in=1, d_out=1, **SHAPE), "seed": 0, "device": "cpu"}
     return {
         "fit_ridge": Target(function=fit_ridge, arguments={"x": torch.randn(9, 3), "y": torch.randn(9, 2)}),
@@ -176,6 +180,6 @@ def _build_others(folder: Path, vectors: Decoder, batch: Any) -> dict[str, Targe
         "train_model": Target(
             function=train, arguments={**training, "training": TrainingConfig(steps=1, batch_size=2, checkpoints=2)}
         ),
-        "verify_run": Target(function=verify_run, arguments={"path": folder}),
-        "Run.open": Target(function=Run.open, arguments={"path": folder}),
+        "verify_run": Target(function=verify_run, arguments={"path": whole}),
+        "Run.open": Target(function=Run.open, arguments={"path": whole}),
     }

@@ -14,6 +14,7 @@ from mesascope.activations.structure._find_layers import find_layers
 from mesascope.activations.structure._trace import trace_forward
 from mesascope.activations.validation.fingerprint import Fingerprint
 from mesascope.activations.validation.identities import check_output_unchanged
+from mesascope.activations.validation.inputs import validate_weights_loaded
 
 TRACE_LENGTH = 8  # positions of the first sequence that are traced to find the model structure
 
@@ -51,6 +52,7 @@ def read_structure(
 def _find_structure(
     model: PreTrainedModel, trace_input: Shaped[Tensor, "batch pos *d_in"], weights: Fingerprint
 ) -> ModelStructure:
+    validate_weights_loaded(model)
     forget_first_position_id(model)
     expected = run_model(model, trace_input)
     try:

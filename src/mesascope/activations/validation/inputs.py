@@ -79,6 +79,24 @@ def find_input_device(model: PreTrainedModel) -> torch.device:
     )
 
 
+def validate_weights_loaded(model: PreTrainedModel) -> None:
+    """Check that no weight is on the meta device, except those that accelerate loads while a module runs.
+
+    Args:
+        model: the model.
+
+    Raises:
+        UnsupportedModel: a weight is not loaded.
+    """
+    hooked = [name for name, module in model.named_modules() if "_hf_hook" in vars(module)]
+    for name, weight in (*model.named_parameters(), *model.named_buffers()):
+        if weight.is_meta and not any(name.startswith(f"{module}." if module else "") for module in hooked):
+            raise UnsupportedModel(
+                f"a model must have all its weights, but {name} of {type(model).__name__} is on the meta device; load "
+                "it with from_pretrained"
+            )
+
+
 def _read_tokenizer_output(output: Mapping[str, Any], attention_mask: Any) -> tuple[Any, Any]:
     """Return tokens and mask from the output of a tokenizer."""
     if "input_ids" not in output:
