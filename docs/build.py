@@ -14,7 +14,7 @@ from figures import draw_figures
 from released import format_released_page
 
 from mesascope.report.panels.cells import describe_factors, list_varied_factors
-from mesascope.store import Run, verify_run
+from mesascope.store import Run, remove_drafts, verify_run, write_atomically
 from mesascope.studies import published, registry
 from mesascope.studies.cells import JudgedCell, load_cells, tabulate_claims
 
@@ -140,7 +140,7 @@ def publish_verdicts(run: Path, record: dict) -> None:
     else:
         studies[record["study"]] = present | {"further_scales": scales | {record["scale"]: entry}}
     text = json.dumps(dict(sorted(studies.items())), indent=1, ensure_ascii=False)
-    published.PUBLISHED.write_text(text + "\n", encoding="utf-8")
+    write_atomically(published.PUBLISHED, text + "\n")
 
 
 def collect_statuses(cell: JudgedCell) -> dict[str, Any]:
@@ -187,7 +187,7 @@ def write_readme_table() -> None:
     """Write the table of claims into the README."""
     text = README.read_text(encoding="utf-8")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
-    README.write_text("\n".join([before + BEGIN, *format_readme_table(), END + after]), encoding="utf-8")
+    write_atomically(README, "\n".join([before + BEGIN, *format_readme_table(), END + after]))
 
 
 def format_verdict_row(verdict: Mapping[str, Any]) -> str:
@@ -214,16 +214,18 @@ def refuse_damaged(run: Path) -> None:
 
 
 def main() -> None:
-    """Write a page for every run given on the command line."""
+    """Write a page for every run given on the command line; every file is whole if this is stopped."""
+    for folder in (PAGES, FIGURES, README.parent, published.PUBLISHED.parent):
+        remove_drafts(folder)
     for run in map(Path, sys.argv[1:]):
         refuse_damaged(run)
         record = load_json(run / "run.json")
         if record["study"] == "inspect":
-            (PAGES / "released.md").write_text(format_released_page(run, record), encoding="utf-8")
+            write_atomically(PAGES / "released.md", format_released_page(run, record))
             continue
         verdicts = load_json(run / "verdicts.json")
         publish_verdicts(run, record)
-        (PAGES / f"{name_page(record)}.md").write_text(format_study_page(run, record, verdicts), encoding="utf-8")
+        write_atomically(PAGES / f"{name_page(record)}.md", format_study_page(run, record, verdicts))
     write_readme_table()
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from mesascope.report.load_run import ResultFile, load_run
 from mesascope.report.panels.choose_view import build_panels
 from mesascope.report.plotting.figure import Panel
+from mesascope.store import write_atomically
 
 WIDTH, HEIGHT, DPI = 4.6, 2.9, 88  # of one plot, in inches; two stand side by side
 COLOURS = 64  # of a figure: a third of the file size
@@ -85,8 +86,8 @@ def _draw_grid(plots: Sequence[tuple[Panel, Mapping[str, Any]]], file: Path) -> 
             axes.set_visible(False)
         buffer = BytesIO()
         figure.savefig(buffer, dpi=DPI)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.open(buffer).convert("RGB").quantize(COLOURS).save(file, optimize=True)
+    Image.open(buffer).convert("RGB").quantize(COLOURS).save(image := BytesIO(), format="PNG", optimize=True)
+    write_atomically(file, image.getvalue())
 
 
 def _draw_plot(axes: Axes, panel: Panel, plot: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
 import jaxtyping
 import numpy as np
+import torch
 from torch import Tensor
 
 # arguments whose functions say more: what to pass in place of a wrapper, or an example
@@ -18,6 +19,7 @@ _VALIDATED_BY_FUNCTION = {"model", "inputs", "layers", "queries", "attention_mas
 MAX_SHOWN = 80  # characters of a value in a message
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
+_Check = Callable[[object], bool]
 _NAMES = {int: "an integer", float: "a number", bool: "True or False", str: "a text", type(None): "None"}
 
 
@@ -41,17 +43,21 @@ def validate_arguments(function: Callable[_Arguments, _Result]) -> Callable[_Arg
     ...
     ValueError: x must be an integer, but got '2'
     """
-    signature = inspect.signature(function)
     named = [
-        name for name, one in signature.parameters.items() if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)
+        name
+        for name, one in inspect.signature(function).parameters.items()
+        if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)
     ]
 
     @wraps(function)
     def validated(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
-        hints = _read_hints(function)
-        for name, value in (*zip(named, args, strict=False), *kwargs.items()):
-            if name in hints and name not in _VALIDATED_BY_FUNCTION:
-                validate_type(name, value, hints[name])
+        checks = _read_argument_checks(function)
+        for name, value in zip(named, args, strict=False):
+            if name in checks:
+                _validate_value(name, value, *checks[name])
+        for name, value in kwargs.items():
+            if name in checks:
+                _validate_value(name, value, *checks[name])
         return function(*args, **kwargs)
 
     return validated
@@ -66,10 +72,10 @@ def validate_fields(instance: Any) -> None:
     Raises:
         ValueError: A field has another type.
     """
-    hints = _read_hints(type(instance))
+    checks = _read_checks(type(instance))
     for one in fields(instance):
-        if one.name in hints:
-            validate_type(one.name, getattr(instance, one.name), hints[one.name])
+        if one.name in checks:
+            _validate_value(one.name, getattr(instance, one.name), *checks[one.name])
 
 
 def validate_first_argument(name: str, function: Callable[..., object], value: object) -> None:
@@ -83,8 +89,8 @@ def validate_first_argument(name: str, function: Callable[..., object], value: o
     Raises:
         ValueError: The value has another type.
     """
-    for hint in list(_read_hints(function).values())[:1]:
-        validate_type(name, value, hint)
+    for check in list(_read_checks(function).values())[:1]:
+        _validate_value(name, value, *check)
 
 
 def validate_type(name: str, value: object, hint: Any) -> None:
@@ -98,10 +104,23 @@ def validate_type(name: str, value: object, hint: Any) -> None:
     Raises:
         ValueError: The value has another type, is not a number (NaN), or is on the meta device.
     """
-    if isinstance(value, Tensor) and value.is_meta:
+    _validate_value(name, value, _compile_check(hint), hint)
+
+
+def validate_tensor(name: str, value: Tensor) -> None:
+    """Check that a tensor has values, which are stored one by one.
+
+    Args:
+        name: The name of the argument.
+        value: A tensor.
+
+    Raises:
+        ValueError: It is on the meta device, or sparse.
+    """
+    if value.is_meta:
         raise ValueError(f"{name} must have values, but got a tensor on the meta device; load or compute it first")
-    if not _matches(value, hint):
-        raise ValueError(f"{name} must be {_describe_hint(hint)}, but got {describe_value(value)}")
+    if value.layout != torch.strided:
+        raise ValueError(f"{name} must be dense, but got a tensor with the layout {value.layout}; pass its to_dense()")
 
 
 def describe_value(value: object) -> str:
@@ -119,43 +138,107 @@ def describe_value(value: object) -> str:
     if isinstance(value, Mapping):
         return f"a {type(value).__name__} with {', '.join(map(describe_value, list(value)[:3])) or 'no keys'}"
     if isinstance(value, list | tuple | set | frozenset):
-        shown = [describe_value(one) for one in list(value)[:8]]
-        return f"[{', '.join(shown)}{', ...' if len(value) > len(shown) else ''}]"
+        parts = [describe_value(one) for one in list(value)[:8]]
+        return f"[{', '.join(parts)}{', ...' if len(value) > len(parts) else ''}]"
     text = (
         repr(value) if isinstance(value, str | bytes | Real | type(None)) else f"an instance of {type(value).__name__}"
     )
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
+def _validate_value(name: str, value: object, check: _Check, hint: Any) -> None:
+    if isinstance(value, Tensor):
+        validate_tensor(name, value)
+    if not check(value):
+        raise ValueError(f"{name} must be {_describe_hint(hint)}, but got {describe_value(value)}")
+
+
 @cache
-def _read_hints(function: Any) -> Mapping[str, Any]:
+def _read_argument_checks(function: Any) -> Mapping[str, tuple[_Check, Any]]:
+    return {name: check for name, check in _read_checks(function).items() if name not in _VALIDATED_BY_FUNCTION}
+
+
+@cache
+def _read_checks(function: Any) -> Mapping[str, tuple[_Check, Any]]:
+    """Return a check and the annotation of every annotated argument or field, by name."""
     try:
-        return {name: hint for name, hint in get_type_hints(function).items() if name != "return"}
-    except NameError:  # annotations that only a type checker can resolve
+        hints = get_type_hints(function)
+    except (NameError, TypeError):  # annotations that only a type checker can resolve; a callable object
         return {}
+    return {name: (_compile_check(hint), hint) for name, hint in hints.items() if name != "return"}
 
 
-def _matches(value: object, hint: Any) -> bool:
+def _compile_check(hint: Any) -> _Check:
+    """Return a function that says whether a value matches an annotation; it is called in every call."""
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
-        return any(_matches(value, one) for one in get_args(hint))
+        return _compile_union(get_args(hint))
     if origin is Literal:
-        return isinstance(value, str | int) and value in get_args(hint)
-    if hint is float:
-        return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
-    if hint is int:
-        return isinstance(value, Integral) and not isinstance(value, bool)
-    if hint is bool:
-        return isinstance(value, bool | np.bool_)
+        choices = get_args(hint)
+        return lambda value: isinstance(value, str | int) and value in choices
     kind = origin or hint
-    if kind in (Sequence, list, tuple):
-        excluded = (Mapping, bytes) if kind is Sequence else (Mapping, bytes, Tensor, np.ndarray)
-        return isinstance(value, Collection) and not isinstance(value, excluded) and getattr(value, "ndim", 1) > 0
-    if not isinstance(kind, type) or (
-        getattr(kind, "_is_protocol", False) and not getattr(kind, "_is_runtime_protocol", False)
-    ):
-        return True  # nothing that can be checked
-    return isinstance(value, kind)
+    if isinstance(kind, type) and issubclass(kind, jaxtyping.AbstractArray):
+        return _compile_array_check(kind)
+    if kind is Sequence and (classes := _element_classes(hint)):
+        return lambda value: _is_plain_sequence(value) and all(isinstance(one, classes) for one in value)
+    if kind in _CHECKS:
+        return _CHECKS[kind]
+    is_protocol = getattr(kind, "_is_protocol", False) and not getattr(kind, "_is_runtime_protocol", False)
+    if not isinstance(kind, type) or is_protocol or kind is Any:
+        return lambda value: True  # nothing that can be checked
+    return lambda value: isinstance(value, kind)
+
+
+def _compile_union(hints: Sequence[Any]) -> _Check:
+    classes = tuple(one for one in hints if type(one) is type and one not in _CHECKS)  # checked with one call
+    others = [_compile_check(one) for one in hints if one not in classes]
+    return lambda value: isinstance(value, classes) or any(check(value) for check in others)
+
+
+def _element_classes(hint: Any) -> tuple[type, ...]:
+    """Return the class of the elements of a sequence, if it is one of this package; functions check other elements."""
+    package = __name__.partition(".")[0]
+    return tuple(one for one in get_args(hint) if getattr(one, "__module__", "").startswith(f"{package}."))
+
+
+def _compile_array_check(hint: Any) -> _Check:
+    """Check class, dtype and number of axes; isinstance would also compare sizes of axes that a caller has bound."""
+    axes = hint.dim_str.split()
+    num_fixed = sum("*" not in axis and axis != "..." for axis in axes)
+    dtypes = hint.dtypes if isinstance(hint.dtypes, tuple) else None  # Shaped has all
+
+    def check(value: Any) -> bool:
+        return (
+            isinstance(value, hint.array_type)
+            and (dtypes is None or str(value.dtype).removeprefix("torch.") in dtypes)
+            and (value.ndim >= num_fixed if num_fixed < len(axes) else value.ndim == num_fixed)
+        )
+
+    return check
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def _is_sequence(value: object, excluded: tuple[type, ...] = (Mapping, bytes)) -> bool:
+    return isinstance(value, list | tuple) or (
+        isinstance(value, Collection) and not isinstance(value, excluded) and getattr(value, "ndim", 1) > 0
+    )
+
+
+def _is_plain_sequence(value: object) -> bool:
+    return _is_sequence(value, (Mapping, bytes, Tensor, np.ndarray))
+
+
+_CHECKS: Mapping[Any, _Check] = {
+    float: _is_number,
+    int: lambda value: isinstance(value, Integral) and not isinstance(value, bool),
+    bool: lambda value: isinstance(value, bool | np.bool_),
+    Sequence: _is_sequence,
+    list: _is_plain_sequence,
+    tuple: _is_plain_sequence,
+}
 
 
 def _describe_hint(hint: Any) -> str:
@@ -168,4 +251,7 @@ def _describe_hint(hint: Any) -> str:
     if isinstance(hint, type) and issubclass(hint, jaxtyping.AbstractArray):
         dtypes = hint.dtypes[0] if len(hint.dtypes) == 1 else hint.dtype.__name__.lower()
         return f"a {dtypes} {hint.array_type.__name__} with the axes ({hint.dim_str.strip()})"
-    return _NAMES.get(hint, f"a {getattr(origin or hint, '__name__', hint)}")
+    if classes := _element_classes(hint) if origin is Sequence else ():
+        return f"a Sequence of {classes[0].__name__}"
+    name = getattr(origin or hint, "__name__", str(hint))
+    return _NAMES.get(hint, f"{'an' if name[0] in 'AEIO' else 'a'} {name}")

@@ -1,36 +1,35 @@
 """Try faults and write docs/reliability.md: ``python -m tests.faults`` (``make test-faults``)."""
 
 import argparse
+import json
 import os
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for the helpers beside the tests
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: a trial never asks the network
 
-from faults import corruptions, disk, fuzz_calls, fuzz_commands, inspect_folders, kills
+from faults import corruptions, disk, fuzz_calls, fuzz_commands, inspect_folders, kills, publication
 from faults.trial_result import TrialResult, write_table
 
-DEFAULTS = {
-    "corruptions": 60,
-    "kills": 16,
-    "worker_kills": 3,
-    "disks": 14,
-    "commands": 150,
-    "calls": 500,
-    "folders": 100,
+# tries by default, with --full, and in one part, which is a process of its own
+COUNTS = {
+    "disks": (14, 21, 7),
+    "publications": (10, 24, 12),
+    "worker_kills": (4, 24, 12),
+    "kills": (16, 60, 20),
+    "commands": (150, 500, 250),
+    "calls": (500, 2000, 500),
+    "folders": (100, 200, 100),
+    "corruptions": (60, 1000, 100),
 }
-FULL = {
-    "corruptions": 1000,
-    "kills": 80,
-    "worker_kills": 20,
-    "disks": 20,
-    "commands": 500,
-    "calls": 1500,
-    "folders": 200,
-}
+Part = tuple[str, int, int]  # the name of a trial, its first seed, and the seed after its last one
 
 
 def show(line: str) -> None:
@@ -39,56 +38,83 @@ def show(line: str) -> None:
     sys.stdout.flush()
 
 
-def run_trials(place: Path, counts: dict[str, int]) -> Iterator[TrialResult]:
-    """Run all trials whose count is not 0."""
-    trials: dict[str, Callable[[Path, int], TrialResult]] = {
-        "kills": lambda folder, count: kills.run_kills(folder, range(count), "serial", show),
-        "worker_kills": lambda folder, count: kills.run_kills(folder, range(count), "processes", show),
-        "disks": lambda folder, count: disk.run_full_disks(folder, range(count), show),
-        "corruptions": try_corruptions,
-        "folders": try_folders,
-        "commands": lambda folder, count: fuzz_commands.run_commands(folder, count, log=show),
-        "calls": lambda folder, count: fuzz_calls.run_calls(folder, count, log=show),
-    }
-    for name, trial in trials.items():
-        if counts[name]:
-            folder = place / name
-            folder.mkdir()
-            show(f"{name}: {counts[name]} tries")
-            yield trial(folder, counts[name])
+TRIALS: dict[str, Callable[[Path, range], TrialResult]] = {
+    "kills": partial(kills.run_kills, executor="serial", log=show),
+    "worker_kills": partial(kills.run_kills, executor="processes", log=show),
+    "publications": partial(publication.run_publications, log=show),
+    "disks": partial(disk.run_full_disks, log=show),
+    "corruptions": partial(corruptions.run_corruptions, log=show),
+    "folders": partial(inspect_folders.run_folders, log=show),
+    "commands": partial(fuzz_commands.run_commands, log=show),
+    "calls": partial(fuzz_calls.run_calls, log=show),
+}
 
 
-def try_corruptions(folder: Path, count: int) -> TrialResult:
-    """Damage a file of a finished run, once per seed."""
-    result = TrialResult(name="random damage to a file of a finished run", seeds=f"0-{count - 1}")
-    for one in corruptions.run_trials(folder, range(count)):
-        fault = one.outcome in (corruptions.TRACEBACK, corruptions.WRONG)
-        result.add(one.outcome, f"seed {one.seed}, {one.damage} of {one.file}: {one.details}" if fault else "")
-    return result
+def split_into_parts(counts: dict[str, int]) -> list[Part]:
+    """Return the parts of all trials whose count is not 0."""
+    return [
+        (name, first, min(first + COUNTS[name][2], count))
+        for name, count in counts.items()
+        for first in range(0, count, COUNTS[name][2])
+    ]
 
 
-def try_folders(folder: Path, count: int) -> TrialResult:
-    """Inspect hostile model folders."""
-    result = TrialResult(name="broken and hostile model folders", seeds=f"0-{count - 1}")
-    for one in inspect_folders.run_many(folder, count):
-        fault = f"{one.kind}-{one.seed}: {one.faults}: {one.output}" if one.faults else ""
-        result.add("refused in one line" if one.code else "opened", fault)
-    return result
+def run_part(part: Part, results: Path, *, in_process: bool) -> TrialResult:
+    """Run a part, in a process of its own or in this one; its result is read from a file if it is there already."""
+    name, first, stop = part
+    file = results / f"{name}-{first}-{stop}.json"
+    if not file.exists() and in_process:
+        with tempfile.TemporaryDirectory() as folder:
+            result = TRIALS[name](Path(folder), range(first, stop))
+        file.with_suffix(".part").write_text(json.dumps(asdict(result)))
+        file.with_suffix(".part").rename(file)
+    elif not file.exists():
+        words = ["--part", name, str(first), str(stop), "--results", str(results)]
+        subprocess.run([sys.executable, "-m", "tests.faults", *words], check=True)
+    return TrialResult(**json.loads(file.read_text()))
+
+
+def merge_parts(parts: Sequence[Part], results: Sequence[TrialResult]) -> Iterator[TrialResult]:
+    """Yield one result per trial."""
+    for trial in dict.fromkeys(name for name, _, _ in parts):
+        own = [result for (name, _, _), result in zip(parts, results, strict=True) if name == trial]
+        outcomes = [outcome for one in own for outcome in one.outcomes]
+        last = max(stop for name, _, stop in parts if name == trial) - 1
+        yield replace(
+            own[0], seeds=f"0-{last}", outcomes=outcomes, faults=[fault for one in own for fault in one.faults]
+        )
+
+
+def parse_options() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--full", action="store_true", help="run as many tries as docs/reliability.md says")
+    parser.add_argument("--no-page", action="store_true", help="do not write docs/reliability.md")
+    parser.add_argument("--jobs", type=int, default=2, help="processes at a time; 1 runs all in this one")
+    parser.add_argument("--results", type=Path, help="keep the results of parts here, and use those that it has")
+    parser.add_argument("--part", nargs=3, metavar=("TRIAL", "FIRST", "STOP"), help="run a part of one trial")
+    for name, (count, full, _) in COUNTS.items():
+        help_text = f"tries: {count} by default, {full} with --full"
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=help_text)
+    return parser.parse_args()
 
 
 def main() -> int:
     """Run the trials; return 1 if there was a fault."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--full", action="store_true", help="run as many tries as docs/reliability.md says")
-    parser.add_argument("--no-page", action="store_true", help="do not write docs/reliability.md")
-    for name, count in DEFAULTS.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=f"tries, by default {count}")
-    options = vars(parser.parse_args())
-    counts = FULL if options["full"] else DEFAULTS
-    counts = {name: count if options[name] is None else options[name] for name, count in counts.items()}
-    with tempfile.TemporaryDirectory() as place:
-        results = list(run_trials(Path(place), counts))
-    if not options["no_page"]:
+    options = parse_options()
+    if options.part:
+        name, first, stop = options.part
+        run_part((name, int(first), int(stop)), options.results, in_process=True)
+        return 0
+    default = {name: full if options.full else count for name, (count, full, _) in COUNTS.items()}
+    given = {name: getattr(options, name) for name in COUNTS}
+    parts = split_into_parts({name: default[name] if given[name] is None else given[name] for name in COUNTS})
+    with tempfile.TemporaryDirectory() as place, ThreadPoolExecutor(options.jobs) as pool:
+        folder = options.results or Path(place)
+        folder.mkdir(exist_ok=True, parents=True)
+        run = partial(run_part, results=folder, in_process=options.jobs == 1)
+        results = list(merge_parts(parts, list((map if options.jobs == 1 else pool.map)(run, parts))))
+    if not options.no_page:
         write_table(results)
     faults = [f"{one.name}: {fault}" for one in results for fault in one.faults]
     show("\n".join([*faults, f"{sum(len(one.outcomes) for one in results)} tries, {len(faults)} faults"]))

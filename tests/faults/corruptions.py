@@ -5,6 +5,7 @@ Run any number with ``python tests/faults/corruptions.py 1000`` (from the root, 
 
 import contextlib
 import io
+import json
 import random
 import re
 import shutil
@@ -12,15 +13,20 @@ import sys
 import tempfile
 import traceback
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
+from faults.forked import limit_memory, run_forked
 from faults.random_damage import draw_damage
 from faults.small_study import STUDY, list_differences, read_outputs, same_json
+from faults.trial_result import TrialResult
 from mesascope import cli
 
 UNREAD = {".lock", ".lock-holder"}
 COMMANDS = ("run", "run", "report")
+MAX_SECONDS = 120  # of a trial, which may run the study four times
 
 NAMED, REPAIRED, HARMLESS, TRACEBACK, WRONG = "named", "redone", "harmless", "traceback", "silently wrong"
 
@@ -160,15 +166,39 @@ def is_named(file: Path, run: Path, line: str) -> bool:
     return any(name in line for name in names)
 
 
-def run_trials(folder: Path, seeds: range) -> list[Trial]:
-    """Run one trial per seed on copies of one finished run.
+def run_trials(folder: Path, seeds: range) -> Iterator[Trial]:
+    """Run one trial per seed on copies of one finished run, each in a process with limits of memory and time.
 
     Args:
         folder: An empty folder.
         seeds: The seeds.
     """
-    fragile = Fragile(folder)
-    return [fragile.try_once(seed) for seed in seeds]
+    fragile, answer, output = Fragile(folder), folder / "answer", folder / "output"
+
+    def try_once(seed: int) -> None:
+        limit_memory()
+        answer.write_text(json.dumps(asdict(fragile.try_once(seed))))
+
+    for seed in seeds:
+        answer.unlink(missing_ok=True)
+        code = run_forked(partial(try_once, seed), output, MAX_SECONDS)
+        if answer.exists():
+            yield Trial(**json.loads(answer.read_text()))
+        else:
+            shutil.rmtree(folder / "damaged", ignore_errors=True)
+            details = f"ended with {code}: {output.read_text(errors='replace')[-2000:]}"
+            yield Trial(seed=seed, file="", damage="", command="", outcome=TRACEBACK, details=details)
+
+
+def run_corruptions(folder: Path, seeds: range, log: Callable[[str], None] = lambda line: None) -> TrialResult:
+    """Damage a file of a finished run, once per seed."""
+    result = TrialResult(name="random damage to a file of a finished run", seeds=f"{seeds.start}-{seeds.stop - 1}")
+    for one in run_trials(folder, seeds):
+        fault = one.outcome in (TRACEBACK, WRONG)
+        result.add(one.outcome, f"seed {one.seed}, {one.damage} of {one.file}: {one.details}" if fault else "")
+        if len(result.outcomes) % 20 == 0:
+            log(f"{result.name}: {len(result.outcomes)}/{len(seeds)}")
+    return result
 
 
 def summarise(trials: list[Trial]) -> str:
@@ -185,4 +215,4 @@ def summarise(trials: list[Trial]) -> str:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as place:
-        sys.stdout.write(summarise(run_trials(Path(place), range(int(sys.argv[1])))) + "\n")
+        sys.stdout.write(summarise(list(run_trials(Path(place), range(int(sys.argv[1]))))) + "\n")

@@ -12,12 +12,12 @@ import torch
 import xarray as xr
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
-from mesascope.activations.validation.fingerprint import fingerprint_model
 
 from faults.call_targets import ODD_VALUES, Target, build_targets
 from faults.forked import limit_memory, run_forked
 from faults.trial_result import TrialResult
 from mesascope.activations import Capture
+from mesascope.activations.validation.fingerprint import fingerprint_model
 
 PACKAGE = "/mesascope/"
 RAISES = {dis.opmap["RAISE_VARARGS"], dis.opmap["RERAISE"]}
@@ -102,11 +102,9 @@ def judge_result(result: Any, arguments: Mapping[str, Any]) -> str:
     return "" if all(bool(torch.isfinite(one).all()) for one in real) else f"not finite: {type(result).__name__}"
 
 
-def run_calls(
-    folder: Path, count: int, first_seed: int = 0, log: Callable[[str], None] = lambda line: None
-) -> TrialResult:
-    """Call public functions ``count`` times; the calls depend on the seed alone."""
-    result = TrialResult(name="odd values for public functions", seeds=str(first_seed))
+def run_calls(folder: Path, seeds: range, log: Callable[[str], None] = lambda line: None) -> TrialResult:
+    """Call public functions once per seed; all calls depend on the first seed."""
+    result = TrialResult(name="odd values for public functions", seeds=f"{seeds.start}-{seeds.stop - 1}")
     written = folder / "written"
     written.mkdir()
     targets = build_targets(written)
@@ -124,9 +122,9 @@ def run_calls(
         outcome, fault = call_once(name, {})
         result.add(outcome, fault or (f"{name} does not accept valid arguments" if outcome != RESULT else ""))
 
-    @seed(first_seed)
+    @seed(seeds.start)
     @settings(
-        max_examples=count,
+        max_examples=len(seeds),
         deadline=None,
         database=None,
         phases=[Phase.generate],
@@ -136,7 +134,7 @@ def run_calls(
     def try_odd_values(call: tuple[str, dict[str, str]]) -> None:
         result.add(*call_once(*call))
         if len(result.outcomes) % 100 == 0:
-            log(f"{result.name}: {len(result.outcomes)}/{count}")
+            log(f"{result.name}: {len(result.outcomes)}/{len(seeds)}")
 
     try_odd_values()
     return result

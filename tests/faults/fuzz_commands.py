@@ -1,7 +1,6 @@
 """Property-based calls of the command line: odd words and combinations of options, in processes with limits."""
 
 import os
-import random
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -111,16 +110,14 @@ def judge_call(words: list[str], code: int, printed: str) -> str:
     return f"{words!r}: {', '.join(found)}: {printed[-1500:]}" if found else ""
 
 
-def run_commands(
-    folder: Path, count: int, first_seed: int = 0, log: Callable[[str], None] = lambda line: None
-) -> TrialResult:
-    """Call the command line ``count`` times; the calls depend on the seed alone."""
-    result = TrialResult(name="odd arguments of the command line", seeds=str(first_seed))
+def run_commands(folder: Path, seeds: range, log: Callable[[str], None] = lambda line: None) -> TrialResult:
+    """Call the command line once per seed; all calls depend on the first seed."""
+    result = TrialResult(name="odd arguments of the command line", seeds=f"{seeds.start}-{seeds.stop - 1}")
     place = make_place(folder)
 
-    @seed(first_seed)
+    @seed(seeds.start)
     @settings(
-        max_examples=count,
+        max_examples=len(seeds),
         deadline=None,
         database=None,
         phases=[Phase.generate],
@@ -128,15 +125,14 @@ def run_commands(
     )
     @given(draw_words())
     def try_words(words: list[str]) -> None:
-        if len(result.outcomes) >= count:
+        if len(result.outcomes) >= len(seeds):
             return
         output = folder / "output"
         code = run_forked(partial(run_words, words, place), output, MAX_SECONDS)
         printed = output.read_text(errors="replace")
         result.add(f"exit code {code}", judge_call(words, code, printed))
         if len(result.outcomes) % 50 == 0:
-            log(f"{result.name}: {len(result.outcomes)}/{count}")
+            log(f"{result.name}: {len(result.outcomes)}/{len(seeds)}")
 
     try_words()
-    random.seed(first_seed)
     return result

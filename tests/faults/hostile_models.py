@@ -1,6 +1,6 @@
 """Broken and hostile folders of models: small, seeded, each with one kind of damage; and a harness that inspects them.
 
-``run_many(place, 200)`` is the full trial: it returns exit code, output, seconds and peak memory of each.
+``run_many(place)`` is the full trial: it yields exit code, output, seconds and peak memory of each.
 """
 
 import json

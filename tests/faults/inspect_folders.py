@@ -2,7 +2,7 @@
 
 import resource
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import psutil
 from faults.damages import DAMAGES
 from faults.forked import EXTRA_BYTES, call_main, limit_memory, run_forked
 from faults.hostile_models import MARKER, make_hostile_folder, save_victims
+from faults.trial_result import TrialResult
 from mesascope import api  # noqa: F401
 
 
@@ -40,11 +41,22 @@ class Outcome:
         return [fault for fault, found in checks.items() if found]
 
 
-def run_many(place: Path, count: int = 200, kinds: Iterable[str] = DAMAGES) -> list[Outcome]:
-    """Inspect that many hostile folders, one seed of every kind after the other."""
+def run_many(place: Path, numbers: range = range(200), kinds: Iterable[str] = DAMAGES) -> Iterator[Outcome]:
+    """Inspect hostile folders by their numbers, which count one seed of every kind after the other."""
     kinds = list(kinds)
     save_victims(place / "victims")
-    return [inspect_hostile(place, kinds[i % len(kinds)], i // len(kinds)) for i in range(count)]
+    return (inspect_hostile(place, kinds[i % len(kinds)], i // len(kinds)) for i in numbers)
+
+
+def run_folders(place: Path, seeds: range, log: Callable[[str], None] = lambda line: None) -> TrialResult:
+    """Inspect one hostile model folder per seed."""
+    result = TrialResult(name="broken and hostile model folders", seeds=f"{seeds.start}-{seeds.stop - 1}")
+    for one in run_many(place, seeds):
+        fault = f"{one.kind}-{one.seed}: {one.faults}: {one.output}" if one.faults else ""
+        result.add("refused in one line" if one.code else "opened", fault)
+        if len(result.outcomes) % 20 == 0:
+            log(f"{result.name}: {len(result.outcomes)}/{len(seeds)}")
+    return result
 
 
 def inspect_hostile(place: Path, kind: str, seed: int) -> Outcome:

@@ -19,7 +19,8 @@ from faults.small_study import STUDY, list_differences, read_outputs
 from faults.trial_result import TrialResult
 
 SIGNALS = (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
-WORKER = "SIGKILL of a worker"
+WORKER = "SIGKILL of a child"
+GROUP_SHARE = 0.5  # of the signals go to all processes of a run, as those of terminals and of `timeout` do
 EVENT_SHARE = 0.6  # of the stops of serial runs that come at a change of a file; the others come at a random time
 MAX_SECONDS = 300
 HINT = "interrupted; run the same command again to resume"
@@ -37,12 +38,11 @@ class Stoppable:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.executor, self.study, self.output = folder, executor, folder / "small.py", folder / "output"
         self.study.write_text(STUDY)
-        self.finished, counted = folder / "finished", folder / "count"
+        self.finished = folder / "finished"
         self._import_everything()
-        started = time.perf_counter()
-        code = run_forked(partial(self._count_changes, self.finished, counted), self.output, MAX_SECONDS)
-        assert code == 0, self.output.read_text()
-        self.seconds, self.changes = time.perf_counter() - started, int(counted.read_text())
+        self.seconds, self.changes = count_changes(
+            partial(call_main, self.words(self.finished)), self.finished, self.output
+        )
         self.outputs = read_outputs(self.finished)
 
     def _import_everything(self) -> None:
@@ -54,12 +54,6 @@ class Stoppable:
     def words(self, path: Path) -> list[str]:
         """The command of a run."""
         return ["run", str(self.study), "--scale", "smoke", "--on", self.executor, "--out", str(path)]
-
-    def _count_changes(self, path: Path, counted: Path) -> int:
-        events = FileEvents(path, 0, lambda event, file: None)
-        code = call_main(self.words(path))
-        counted.write_text(str(events.count))
-        return code
 
     def try_once(self, seed: int) -> tuple[str, str]:
         """Stop a run and resume it; return the outcome and the faults."""
@@ -81,40 +75,80 @@ class Stoppable:
 
     def _stop_once(self, draw: random.Random, path: Path) -> tuple[str, str]:
         serial = self.executor == "serial"
-        by_event = serial and draw.random() < EVENT_SHARE
         number = draw.choice([*SIGNALS, *([] if serial else [None])])
-        if by_event and number is not None:
-            child = start_forked(
-                partial(self._stop_at_change, path, draw.randrange(self.changes), number), self.output, MAX_SECONDS
-            )
-        else:
-            child = start_forked(lambda: call_main(self.words(path)), self.output, MAX_SECONDS)
-            time.sleep(draw.uniform(0, self.seconds))
-            send_signal(child, number, draw)
+        command = partial(call_main, self.words(path))
+        child = start_and_stop(draw, command, path, self.output, self.seconds, self.changes if serial else 0, number)
         code = wait_for(child)
         printed = self.output.read_text()
         orphans = list_orphans(child)
         name = WORKER if number is None else signal.Signals(number).name
         return name, "; ".join([*judge_stop(code, number, printed), *(f"orphan {one}" for one in orphans)])
 
-    def _stop_at_change(self, path: Path, first: int, number: signal.Signals) -> int:
+
+def count_changes(command: Callable[[], int | None], folder: Path, output: Path) -> tuple[float, int]:
+    """Return the seconds that a command takes, and the number of changes of files below a folder."""
+    counted = output.with_name("count")
+
+    def count() -> int:
+        events = FileEvents(folder, 0, lambda event, file: None)
+        code = command() or 0
+        counted.write_text(str(events.count))
+        return code
+
+    started = time.perf_counter()
+    code = run_forked(count, output, MAX_SECONDS)
+    assert code == 0, output.read_text()
+    return time.perf_counter() - started, int(counted.read_text())
+
+
+def start_and_stop(
+    draw: random.Random,
+    command: Callable[[], int | None],
+    folder: Path,
+    output: Path,
+    seconds: float,
+    changes: int,
+    number: signal.Signals | None,
+) -> int:
+    """Start a command in a process, and send it a signal at a change of a file or at a random time.
+
+    Args:
+        draw: Draws the moment.
+        command: The command.
+        folder: Where it changes files.
+        output: Receives what it prints.
+        seconds: How long it takes.
+        changes: How many changes of files it makes; 0 for a signal at a random time only.
+        number: The signal; None for SIGKILL of a process that it has started.
+
+    Returns:
+        The process id.
+    """
+    if not changes or draw.random() >= EVENT_SHARE:
+        child = start_forked(command, output, MAX_SECONDS)
+        time.sleep(draw.uniform(0, seconds))
+        send_signal(child, number, draw)
+        return child
+    first = draw.randrange(changes)
+
+    def stop_at_change() -> int:
         def stop(event: str, file: str) -> None:
             if events.count == first + 1:
-                os.kill(os.getpid(), number)
+                os.kill(os.getpid(), number or signal.SIGKILL)
 
-        events = FileEvents(path, first, stop)
-        return call_main(self.words(path))
+        events = FileEvents(folder, first, stop)
+        return command() or 0
+
+    return start_forked(stop_at_change, output, MAX_SECONDS)
 
 
 def send_signal(child: int, number: signal.Signals | None, draw: random.Random) -> None:
-    """Send a signal to a process, or SIGKILL to one of its workers."""
+    """Send a signal to a process or its group, or SIGKILL to one of the processes that it has started."""
     with suppress(ProcessLookupError, psutil.Error):
         if number is not None:
-            os.kill(child, number)
-        else:
-            servers = psutil.Process(child).children()  # the fork server and the resource tracker; workers are below
-            if workers := [one for one in psutil.Process(child).children(recursive=True) if one not in servers]:
-                draw.choice(workers).kill()
+            (os.killpg if draw.random() < GROUP_SHARE else os.kill)(child, number)
+        elif started := psutil.Process(child).children(recursive=True):
+            draw.choice(started).kill()  # a worker, the fork server or the resource tracker
 
 
 def judge_stop(code: int, number: signal.Signals | None, printed: str) -> list[str]:

@@ -33,7 +33,10 @@ def test_runs_on_full_disks_are_resumed(tmp_path):
 
 def test_odd_calls_and_commands_are_refused_in_one_line():
     """In a process of its own, where no import hook of the tests checks types first."""
-    words = ["--no-page", *"--kills 0 --worker-kills 0 --disks 0 --corruptions 0 --folders 0".split()]
+    words = [
+        "--no-page",
+        *"--jobs 1 --kills 0 --worker-kills 0 --publications 0 --disks 0 --corruptions 0 --folders 0".split(),
+    ]
     path = os.pathsep.join([str(ROOT / "src"), *sys.path])
     done = subprocess.run(
         [sys.executable, "-m", "tests.faults", *words, "--commands", "8", "--calls", "40"],

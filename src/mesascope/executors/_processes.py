@@ -19,6 +19,7 @@ from mesascope.executors._jobs import ExecutorError, JobFn, JobLogFn, JobProgres
 from mesascope.store import do_nothing
 
 SHARED_CPU_SPEED = 0.85  # of two processes on one CPU, relative to one after the other; measured in training
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 _USE_FORKSERVER = sys.platform == "linux"  # on other systems, libraries are not safe to fork
 
 
@@ -145,9 +146,9 @@ def _start_worker(context: Any) -> _Worker:
 
 @contextmanager
 def _block_interrupts() -> Iterator[None]:
-    """Block SIGINT; processes started inside never receive it, so that only their parent stops them."""
-    resource_tracker.ensure_running()  # starting it later would unblock SIGINT
-    old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Block SIGINT and SIGTERM, which terminals and `timeout` send to a group: only their parent stops the workers."""
+    resource_tracker.ensure_running()  # starting it later would unblock them
+    old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
     try:
         yield
     finally:
@@ -166,7 +167,7 @@ def _describe_exit_code(code: int | None) -> str:
 
 def _run_worker(pipe: Connection) -> None:
     """Run a worker process: receive the function, then run jobs until it is killed or its parent is gone."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the fork server may have it unblocked
+    signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)  # the fork server may have them unblocked
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         try:

@@ -21,7 +21,7 @@ bytes.
 """
 
 from mesascope.store._checkpoints import CHECKPOINT_FILE, CheckpointDamaged, verify_checkpoint
-from mesascope.store._files import LogFn, RunError, do_nothing
+from mesascope.store._files import LogFn, RunError, do_nothing, remove_drafts, write_atomically
 from mesascope.store._history_columns import HistoryColumn
 from mesascope.store._history_reader import HistoryReader
 from mesascope.store._history_writer import HistoryWriter
@@ -44,6 +44,8 @@ __all__ = [
     "TrainingLog",
     "VerificationResult",
     "do_nothing",
+    "remove_drafts",
     "verify_checkpoint",
     "verify_run",
+    "write_atomically",
 ]

@@ -71,6 +71,16 @@ def _move_draft(draft: Path, target: Path) -> None:
     _sync_to_disk(target.parent)
 
 
+def remove_drafts(folder: Path) -> None:
+    """Remove the temporary paths that killed processes have left in a folder; no other process may write to it.
+
+    Args:
+        folder: A folder, which need not exist.
+    """
+    for draft in folder.glob(f"{TEMP_PREFIX}*"):
+        remove_path(draft)
+
+
 def make_writable_folder(path: Path) -> None:
     """Create a writable folder, or raise if that is not possible.
 

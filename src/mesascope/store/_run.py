@@ -15,7 +15,7 @@ from mesascope.store._files import (
     RunError,
     hold_lock,
     make_writable_folder,
-    remove_path,
+    remove_drafts,
     to_json,
 )
 from mesascope.store._run_models import RunModels
@@ -116,8 +116,7 @@ class Run(RunModels, RunResults):
         make_writable_folder(folder)
         with hold_lock(folder, wait):
             for directory in (folder, folder / "results", folder / "parts"):
-                for temp_path in directory.glob(f"{TEMP_PREFIX}*"):
-                    remove_path(temp_path)
+                remove_drafts(directory)
             yield
 
     def for_condition(self, condition: str) -> "Run":

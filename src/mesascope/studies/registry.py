@@ -113,8 +113,10 @@ def build_index() -> list[Entry]:
 
 def write_index() -> None:
     """Write the index file again."""
+    from mesascope.store import write_atomically  # imports much that `mesascope list` does not need
+
     rows = [asdict(entry) for entry in build_index()]
-    INDEX.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_atomically(INDEX, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
 
 
 def _read_index() -> list[Entry]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mesascope.activations.sites import UnsupportedModel
+from mesascope.argument_types import validate_tensor
 from mesascope.tasks.base import Batch
 
 InputsLike = Tensor | Batch | Mapping[str, Any] | Sequence[Any] | np.ndarray
@@ -41,14 +42,17 @@ def prepare_inputs(
         ValueError: the inputs are no tensor of tokens or vectors or are empty, or a shape or a token is wrong.
         UnsupportedModel: the weights of the model are not loaded.
     """
+    if isinstance(inputs, Batch):
+        for name, tensor in {"targets": inputs.targets, "weight": inputs.weight, **inputs.latents}.items():
+            validate_tensor(name, tensor)
     if isinstance(inputs, Mapping):
         inputs, attention_mask = _read_tokenizer_output(inputs, attention_mask)
     device = find_input_device(model)
     x = _as_tensor("inputs", inputs.inputs if isinstance(inputs, Batch) else inputs).to(device)
     if x.ndim not in (2, 3) or 0 in x.shape:
         raise ValueError(f"inputs must be (batch, pos) or (batch, pos, d_in) and not empty, but got {tuple(x.shape)}")
-    if x.is_complex() or x.layout != torch.strided:
-        raise ValueError(f"inputs must be dense and real, but got {x.dtype} with the layout {x.layout}; {ADVICE}")
+    if x.is_complex():
+        raise ValueError(f"inputs must be real, but got {x.dtype}; {ADVICE}")
     if x.is_floating_point():
         x = x if isinstance(inputs, Tensor | Batch) else x.to(model.dtype)
         _validate_vectors(model, x)
@@ -114,6 +118,7 @@ def _read_tokenizer_output(output: Mapping[str, Any], attention_mask: Any) -> tu
 
 def _as_tensor(name: str, values: Any) -> Tensor:
     if isinstance(values, Tensor):
+        validate_tensor(name, values)
         return values
     try:
         return torch.as_tensor(values if not isinstance(values, str) else None)
@@ -123,11 +128,13 @@ def _as_tensor(name: str, values: Any) -> Tensor:
 
 
 def _validate_vectors(model: PreTrainedModel, vectors: Shaped[Tensor, "batch pos *d_in"]) -> None:
-    """Check that vectors can be embedded by a linear layer."""
+    """Check that the model takes vectors, and that its linear layer can embed these."""
     try:
         embedding = model.get_input_embeddings()
     except (NotImplementedError, AttributeError):
         return
+    if isinstance(embedding, nn.Embedding) and model.main_input_name == "input_ids":
+        raise ValueError(f"inputs must be tokens (integers), which the model embeds, but got {vectors.dtype}; {ADVICE}")
     if type(embedding) is not nn.Linear or torch.is_autocast_enabled(vectors.device.type):
         return
     expected, dtype = embedding.in_features, embedding.weight.dtype
