@@ -134,7 +134,7 @@ def describe_value(value: object) -> str:
     """
     if isinstance(value, Tensor | np.ndarray):
         dtype = str(value.dtype).removeprefix("torch.")
-        return f"a {dtype} {type(value).__name__} of shape {tuple(value.shape)}"
+        return f"{_add_article(f'{dtype} {type(value).__name__}')} of shape {tuple(value.shape)}"
     if isinstance(value, Mapping):
         return f"a {type(value).__name__} with {', '.join(map(describe_value, list(value)[:3])) or 'no keys'}"
     if isinstance(value, list | tuple | set | frozenset):
@@ -249,9 +249,14 @@ def _describe_hint(hint: Any) -> str:
         choices = [str(one) for one in get_args(hint)]
         return " or ".join(choices) if len(choices) < 3 else f"one of {', '.join(choices)}"
     if isinstance(hint, type) and issubclass(hint, jaxtyping.AbstractArray):
-        dtypes = hint.dtypes[0] if len(hint.dtypes) == 1 else hint.dtype.__name__.lower()
-        return f"a {dtypes} {hint.array_type.__name__} with the axes ({hint.dim_str.strip()})"
+        is_single = isinstance(hint.dtypes, tuple) and len(hint.dtypes) == 1
+        dtypes = hint.dtypes[0] if is_single else hint.dtype.__name__.lower().replace("shaped", "")
+        name = f"{dtypes} {hint.array_type.__name__}".strip()
+        return f"{_add_article(name)} with the axes ({hint.dim_str.strip()})"
     if classes := _element_classes(hint) if origin is Sequence else ():
         return f"a Sequence of {classes[0].__name__}"
-    name = getattr(origin or hint, "__name__", str(hint))
-    return _NAMES.get(hint, f"{'an' if name[0] in 'AEIO' else 'a'} {name}")
+    return _NAMES.get(hint, _add_article(getattr(origin or hint, "__name__", str(hint))))
+
+
+def _add_article(name: str) -> str:
+    return f"{'an' if name[0] in 'AEIOaeio' else 'a'} {name}"
