@@ -25,12 +25,12 @@ class FullDisk:
     """An undisturbed run, and trials in which the same run finds the disk full or read-only.
 
     Args:
-        folder: An empty folder.
+        folder: A folder.
+        run: The undisturbed run.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.run = folder, Stoppable(folder, "serial")
-        self.disk = folder / "disk"
+    def __init__(self, folder: Path, run: Stoppable) -> None:
+        self.folder, self.run, self.disk = folder, run, folder / "disk"
         self.disk.mkdir()
         self.kinds = [*ERRORS, FILE_LIMIT, *([SMALL_DISK] if can_mount(self.disk) else [])]
 
@@ -105,7 +105,7 @@ def can_mount(folder: Path) -> bool:
 def run_full_disks(folder: Path, seeds: range, log: Callable[[str], None] = lambda line: None) -> TrialResult:
     """Run on one full disk per seed."""
     result = TrialResult(name="disk full or read-only at random moments", seeds=f"{seeds.start}-{seeds.stop - 1}")
-    full = FullDisk(folder)
+    full = FullDisk(folder, Stoppable(folder, "serial"))
     for seed in seeds:
         result.add(*full.try_once(seed))
         log(f"{result.name}: {len(result.outcomes)}/{len(seeds)}")

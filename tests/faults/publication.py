@@ -28,23 +28,23 @@ class Publication:
     """A finished run with a report and pages, and trials in which they are written again.
 
     Args:
-        folder: An empty folder.
+        folder: A folder.
+        stoppable: The finished run.
     """
 
-    def __init__(self, folder: Path) -> None:
-        stoppable = Stoppable(folder, "serial")
+    def __init__(self, folder: Path, stoppable: Stoppable) -> None:
         self.finished, self.output, self.place = stoppable.finished, stoppable.output, folder / "place"
         self.run, self.study = self.place / "run", stoppable.study
         self.commands: dict[str, Callable[[], int | None]] = {
             REPORT: partial(call_main, ["report", str(self.run)]),
             PUBLISH: self._publish,
         }
-        self.before = self._prepare()
+        self.before = self.prepare()
         self.costs, self.after = {}, {}
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             self._publish()  # imports everything, so that no forked process has to
         for name, command in self.commands.items():
-            self._prepare()
+            self.prepare()
             self.costs[name] = count_changes(command, self.place, self.output)
             self.after[name] = read_files(self.place)
 
@@ -52,12 +52,12 @@ class Publication:
         """Stop a command at a random moment, then repeat it; return the outcome and the faults."""
         draw = random.Random(seed)
         name, number = draw.choice(list(self.commands)), draw.choice(SIGNALS)
-        self._prepare()
+        self.prepare()
         child = start_and_stop(draw, self.commands[name], self.place, self.output, *self.costs[name], number)
         code, printed = wait_for(child), self.output.read_text()
         faults = judge_stop(code, number, printed) if name == REPORT else []  # a script has no message of its own
         faults += [f"orphan {one}" for one in list_orphans(child)]
-        faults += [f"{one} is not whole" for one in self._list_torn(name)]
+        faults += [f"{one} is not whole" for one in self.list_torn(name)]
         code = run_forked(self.commands[name], self.output, MAX_SECONDS)
         faults += [f"repeated with exit code {code}: {self.output.read_text()}"] if code else []
         found, expected = read_files(self.place), self.after[name]
@@ -66,7 +66,7 @@ class Publication:
         prefix = f"{name}, seed {seed}, {signal.Signals(number).name}: "
         return "repeated, bit-identical", "; ".join(map(prefix.__add__, faults))
 
-    def _prepare(self) -> dict[str, bytes]:
+    def prepare(self) -> dict[str, bytes]:
         """Restore all files as they were before the report and the pages are written again."""
         shutil.rmtree(self.place, ignore_errors=True)
         shutil.copytree(self.finished, self.run)
@@ -75,7 +75,7 @@ class Publication:
         shutil.copy(published.PUBLISHED, self.place / "published.json")
         return read_files(self.place)
 
-    def _list_torn(self, name: str) -> Iterator[str]:
+    def list_torn(self, name: str) -> Iterator[str]:
         """Yield the files that are neither as before nor as after the command."""
         for file, content in read_files(self.place).items():
             if content not in (self.before.get(file), self.after[name].get(file)) and ".tmp-" not in file:
@@ -120,7 +120,7 @@ def read_files(folder: Path) -> dict[str, bytes]:
 def run_publications(folder: Path, seeds: range, log: Callable[[str], None] = lambda line: None) -> TrialResult:
     """Stop one report or publication per seed."""
     result = TrialResult(name="stopped reports and publications", seeds=f"{seeds.start}-{seeds.stop - 1}")
-    publication = Publication(folder)
+    publication = Publication(folder, Stoppable(folder, "serial"))
     for seed in seeds:
         result.add(*publication.try_once(seed))
         log(f"{result.name}: {len(result.outcomes)}/{len(seeds)}")

@@ -3,32 +3,45 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
-from faults.disk import run_full_disks
-from faults.kills import run_kills
+from faults.disk import FullDisk
+from faults.kills import Stoppable
+from faults.publication import PUBLISH, Publication
 from faults.trial_result import END, START, TrialResult, format_table, write_table
 from mesascope.train import SGD, TrainingConfig
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(autouse=True)
-def quick_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports load everything, but draw nothing, which takes most of the time."""
-    monkeypatch.setattr("mesascope.report.page._render_record", lambda record: "page")
+@pytest.fixture(scope="module")
+def stoppable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stoppable]:
+    """An undisturbed run; reports load everything, but draw nothing, which takes most of the time."""
+    with mock.patch("mesascope.report.page._render_record", return_value="page"):
+        yield Stoppable(tmp_path_factory.mktemp("stoppable"), "serial")
 
 
-def test_stopped_runs_are_resumed(tmp_path):
-    result = run_kills(tmp_path, range(3), "serial")
-    assert result.faults == []
-    assert len(result.outcomes) == 3
+@pytest.mark.parametrize("seed", range(2))
+def test_a_stopped_run_is_resumed(stoppable, seed):
+    assert stoppable.try_once(seed) == ("resumed, bit-identical", "")
 
 
-def test_runs_on_full_disks_are_resumed(tmp_path):
-    assert run_full_disks(tmp_path, range(2)).faults == []
+def test_a_run_on_a_full_disk_is_resumed(stoppable, tmp_path):
+    assert FullDisk(tmp_path, stoppable).try_once(0) == ("named, then resumed, bit-identical", "")
+
+
+@pytest.mark.slow
+def test_a_stopped_publication_is_repeated(stoppable, tmp_path):
+    publication = Publication(tmp_path, stoppable)
+    assert publication.try_once(0) == ("repeated, bit-identical", "")
+    publication.prepare()
+    assert list(publication.list_torn(PUBLISH)) == []
+    (publication.place / "README.md").write_text("bef")
+    assert list(publication.list_torn(PUBLISH)) == ["README.md"]
 
 
 def test_odd_calls_and_commands_are_refused_in_one_line():
@@ -39,7 +52,7 @@ def test_odd_calls_and_commands_are_refused_in_one_line():
     ]
     path = os.pathsep.join([str(ROOT / "src"), *sys.path])
     done = subprocess.run(
-        [sys.executable, "-m", "tests.faults", *words, "--commands", "8", "--calls", "40"],
+        [sys.executable, "-m", "tests.faults", *words, "--commands", "8", "--calls", "30"],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
