@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +15,8 @@ import psutil
 import pytest
 
 from mesascope.executors import ExecutorError, ProcessExecutor, RayExecutor, SerialExecutor, create_executor
+
+HELPERS = "resource_tracker|forkserver"  # in the command lines of Python's own two processes
 
 
 @pytest.fixture
@@ -26,9 +29,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def children() -> list[psutil.Process]:
     """All below us, but for Python's own two helpers; what branches off those looks like them, and counts."""
     ours = psutil.Process()
-    helpers = [
-        child for child in ours.children() if re.search("resource_tracker|forkserver", " ".join(child.cmdline()))
-    ]
+    helpers = [child for child in ours.children() if re.search(HELPERS, " ".join(child.cmdline()))]
     return [child for child in ours.children(recursive=True) if child not in helpers]
 
 
@@ -71,6 +72,33 @@ def test_an_error_that_cannot_travel_is_told_in_words(jobs: ModuleType) -> None:
 def test_a_process_that_is_killed_is_told(jobs: ModuleType) -> None:
     with pytest.raises(ExecutorError, match="but one ended with signal SIGKILL; run again"):
         ProcessExecutor().map_jobs(jobs.die, [0])
+
+
+@pytest.mark.parametrize("error", [EOFError("unexpected EOF"), ConnectionRefusedError(111, "refused")], ids=repr)
+def test_processes_that_cannot_start_are_named(jobs: ModuleType, monkeypatch, error: Exception) -> None:
+    """A killed fork server answers with the first error, and one that is gone with the second."""
+
+    def fail(self) -> None:
+        raise error
+
+    monkeypatch.setattr("multiprocessing.context.ForkServerProcess.start", fail)
+    with pytest.raises(ExecutorError, match=r"a worker process must start, but none could .*; run again to resume"):
+        ProcessExecutor().map_jobs(jobs.square, [1])
+    monkeypatch.undo()
+    assert ProcessExecutor().map_jobs(jobs.square, [2]) == [4]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no fork server")
+def test_a_killed_fork_server_is_started_again(jobs: ModuleType) -> None:
+    assert ProcessExecutor().map_jobs(jobs.square, [3]) == [9]
+    helpers = [one for one in psutil.Process().children() if re.search(HELPERS, " ".join(one.cmdline()))]
+    assert helpers
+    for one in helpers:
+        one.kill()
+    while any(one.status() != psutil.STATUS_ZOMBIE for one in helpers):  # waiting would reap them
+        time.sleep(0.01)
+    with warnings.catch_warnings(action="ignore"):  # that the resource tracker has died
+        assert ProcessExecutor().map_jobs(jobs.square, [4]) == [16]
 
 
 SLEEPERS = """

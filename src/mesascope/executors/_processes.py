@@ -137,10 +137,23 @@ def _start_workers(fn: JobFn, count: int) -> Iterator[list[_Worker]]:
 
 
 def _start_worker(context: Any) -> _Worker:
+    try:
+        return _start_process(context)
+    except (ConnectionError, EOFError):
+        pass  # the fork server was killed; the next attempt starts it again
+    try:
+        return _start_process(context)
+    except (OSError, EOFError) as error:
+        raise ExecutorError(
+            f"a worker process must start, but none could ({error or type(error).__name__}); run again to resume"
+        ) from error
+
+
+def _start_process(context: Any) -> _Worker:
     parent_end, child_end = context.Pipe()
     process = context.Process(target=_run_worker, args=(child_end,), daemon=True)
-    process.start()
-    child_end.close()
+    with child_end:
+        process.start()
     return _Worker(process, parent_end)
 
 
