@@ -59,10 +59,14 @@ def split_into_parts(counts: dict[str, int]) -> list[Part]:
     ]
 
 
+def name_file(results: Path, part: Part) -> Path:
+    """Return the file of the result of a part."""
+    return results / "{}-{}-{}.json".format(*part)
+
+
 def run_part(part: Part, results: Path, *, in_process: bool) -> TrialResult:
     """Run a part, in a process of its own or in this one; its result is read from a file if it is there already."""
-    name, first, stop = part
-    file = results / f"{name}-{first}-{stop}.json"
+    (name, first, stop), file = part, name_file(results, part)
     if not file.exists() and in_process:
         with tempfile.TemporaryDirectory() as folder:
             result = TRIALS[name](Path(folder), range(first, stop))
@@ -77,12 +81,28 @@ def run_part(part: Part, results: Path, *, in_process: bool) -> TrialResult:
 def merge_parts(parts: Sequence[Part], results: Sequence[TrialResult]) -> Iterator[TrialResult]:
     """Yield one result per trial."""
     for trial in dict.fromkeys(name for name, _, _ in parts):
-        own = [result for (name, _, _), result in zip(parts, results, strict=True) if name == trial]
-        outcomes = [outcome for one in own for outcome in one.outcomes]
-        last = max(stop for name, _, stop in parts if name == trial) - 1
+        own = [(part, result) for part, result in zip(parts, results, strict=True) if part[0] == trial]
         yield replace(
-            own[0], seeds=f"0-{last}", outcomes=outcomes, faults=[fault for one in own for fault in one.faults]
+            own[0][1],
+            seeds=format_seeds([(first, stop) for (_, first, stop), _ in own]),
+            outcomes=[outcome for _, one in own for outcome in one.outcomes],
+            faults=[fault for _, one in own for fault in one.faults],
         )
+
+
+def format_seeds(ranges: Sequence[tuple[int, int]]) -> str:
+    """Return ranges of seeds as a text; those that touch are joined.
+
+    >>> format_seeds([(0, 10), (10, 20), (30, 40)])
+    '0-19, 30-39'
+    """
+    joined: list[list[int]] = []
+    for first, stop in ranges:
+        if joined and joined[-1][1] == first:
+            joined[-1][1] = stop
+        else:
+            joined.append([first, stop])
+    return ", ".join(f"{first}-{stop - 1}" for first, stop in joined)
 
 
 def parse_options() -> argparse.Namespace:
@@ -92,6 +112,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--no-page", action="store_true", help="do not write docs/reliability.md")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time; 1 runs all in this one")
     parser.add_argument("--results", type=Path, help="keep the results of parts here, and use those that it has")
+    parser.add_argument("--finished", action="store_true", help="run nothing: write the page of the parts in --results")
     parser.add_argument("--part", nargs=3, metavar=("TRIAL", "FIRST", "STOP"), help="run a part of one trial")
     for name, (count, full, _) in COUNTS.items():
         help_text = f"tries: {count} by default, {full} with --full"
@@ -112,6 +133,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as place, ThreadPoolExecutor(options.jobs) as pool:
         folder = options.results or Path(place)
         folder.mkdir(exist_ok=True, parents=True)
+        if options.finished:
+            parts = [part for part in parts if name_file(folder, part).exists()]
         run = partial(run_part, results=folder, in_process=options.jobs == 1)
         results = list(merge_parts(parts, list((map if options.jobs == 1 else pool.map)(run, parts))))
     if not options.no_page:
