@@ -1,5 +1,6 @@
 """Runs a function or a command in a forked process, with limits of memory and time; its output goes to a file."""
 
+import faulthandler
 import os
 import resource
 import signal
@@ -15,6 +16,7 @@ import psutil
 import mesascope.cli
 
 MAX_SECONDS = 60
+DUMP_SECONDS = 3  # before the limit of time, in which the positions of threads are written
 EXTRA_BYTES = 1_500_000_000  # address space that a child may add to that of its parent
 
 
@@ -24,7 +26,7 @@ def start_forked(function: Callable[[], int | None], output: Path, seconds: int 
     Args:
         function: Returns the exit code.
         output: Receives what it prints to both streams.
-        seconds: Limit of time; SIGALRM ends the process after it.
+        seconds: Limit of time; SIGALRM ends the process after it, and the output says where each thread was.
 
     Returns:
         The process id.
@@ -34,8 +36,13 @@ def start_forked(function: Callable[[], int | None], output: Path, seconds: int 
     with warnings.catch_warnings(action="ignore"):  # the child uses no other thread of its parent
         child = os.fork()
     if child == 0:
-        os.setpgid(0, 0)
-        os._exit(_run_function(function, output, seconds))
+        try:
+            os.setpgid(0, 0)
+            code = _run_function(function, output, seconds)
+        except BaseException:  # a signal came before the function was called
+            code = 1
+        finally:
+            os._exit(code)
     with suppress(OSError):
         os.setpgid(child, child)
     return child
@@ -85,6 +92,7 @@ def _run_function(function: Callable[[], int | None], output: Path, seconds: int
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     signal.alarm(seconds)
     _redirect_streams(output)
+    faulthandler.dump_traceback_later(max(1, seconds - DUMP_SECONDS), file=sys.stderr)
     try:
         code = function() or 0
     except BaseException:

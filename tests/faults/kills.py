@@ -156,7 +156,9 @@ def judge_stop(code: int, number: signal.Signals | None, printed: str) -> list[s
     lines = [line for line in printed.splitlines() if line.startswith(("mesascope: ", HINT))]
     checks: dict[str, Callable[[], bool]] = {
         f"a traceback: {printed}": lambda: "Traceback" in printed,
-        f"exit code {code}": lambda: code not in {0, -signal.SIGKILL if number == signal.SIGKILL else 130, 2},
+        f"exit code {code}: {printed}": lambda: (
+            code not in {0, -signal.SIGKILL if number == signal.SIGKILL else 130, 2}
+        ),
         f"exit code {code} for {number}": lambda: code == 2 and number is not None,
         f"{len(lines)} messages: {printed}": lambda: code in (2, 130) and len(lines) != 1,
     }
