@@ -53,7 +53,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("value", "hint"), ACCEPTED, ids=str)
+@pytest.mark.parametrize(("value", "hint"), ACCEPTED, ids=[str(number) for number in range(len(ACCEPTED))])
 def test_values_of_the_annotated_type_are_accepted(value, hint):
     validate_type("x", value, hint)
 
