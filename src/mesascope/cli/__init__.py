@@ -1,10 +1,12 @@
 """Command line of mesascope. Each command imports its dependencies only when it runs."""
 
+import math
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from mesascope.cli._app import app
 
 __all__ = ["EXIT_BAD_INPUT", "EXIT_CONTRADICTED", "EXIT_DAMAGED", "EXIT_INTERRUPTED", "EXIT_OK", "app", "main"]
+MIN_INTERRUPT_INTERVAL = 2.0  # seconds between two signals that both interrupt
 _RESUME_HINT = "interrupted; run the same command again to resume"
 
 
@@ -45,13 +48,14 @@ def _load_app() -> Any:
 
 @contextmanager
 def _handle_interrupts() -> Iterator[None]:
-    """Print how to resume after SIGINT (Ctrl-C) or SIGTERM; a second signal cannot stop the clean-up."""
+    """Print how to resume after SIGINT (Ctrl-C) or SIGTERM."""
     in_main_thread = threading.current_thread() is threading.main_thread()  # only that one may set handlers
     old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if in_main_thread}
+    raise_interrupt = _make_interrupt_handler()
     try:
         for number, handler in old.items():
             if handler != signal.SIG_IGN:  # as nohup and shells set it
-                signal.signal(number, _raise_interrupt)
+                signal.signal(number, raise_interrupt)
         yield
     except KeyboardInterrupt:
         _exit_interrupted()
@@ -64,10 +68,21 @@ def _handle_interrupts() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _raise_interrupt(*_: object) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
+def _make_interrupt_handler() -> Callable[..., None]:
+    """Return a handler that raises KeyboardInterrupt, once for signals that come together.
+
+    A terminal or `timeout` may send several, and a second one must not stop the clean-up. A later one raises again, since
+    an exception that is raised in a destructor or a callback is lost.
+    """
+    last = -math.inf
+
+    def raise_interrupt(*_: object) -> None:
+        nonlocal last
+        if time.monotonic() - last > MIN_INTERRUPT_INTERVAL:
+            last = time.monotonic()
+            raise KeyboardInterrupt
+
+    return raise_interrupt
 
 
 def _exit_interrupted() -> None:
