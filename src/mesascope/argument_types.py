@@ -2,17 +2,30 @@
 
 import inspect
 import math
+import sys
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from numbers import Integral, Real
-from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    ParamSpec,
+    TypeGuard,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import jaxtyping
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # arguments whose functions say more: what to pass in place of a wrapper, or an example
 _VALIDATED_BY_FUNCTION = {"model", "inputs", "layers", "queries", "attention_mask"}
@@ -107,7 +120,7 @@ def validate_type(name: str, value: object, hint: Any) -> None:
     _validate_value(name, value, _compile_check(hint), hint)
 
 
-def validate_tensor(name: str, value: Tensor) -> None:
+def validate_tensor(name: str, value: "Tensor") -> None:
     """Check that a tensor has values, which are stored one by one.
 
     Args:
@@ -119,8 +132,17 @@ def validate_tensor(name: str, value: Tensor) -> None:
     """
     if value.is_meta:
         raise ValueError(f"{name} must have values, but got a tensor on the meta device; load or compute it first")
-    if value.layout != torch.strided:
+    if str(value.layout) != "torch.strided":
         raise ValueError(f"{name} must be dense, but got a tensor with the layout {value.layout}; pass its to_dense()")
+
+
+def is_tensor(value: Any) -> "TypeGuard[Tensor]":
+    """Return whether a value is a tensor; torch is not imported for values that cannot be one.
+
+    Args:
+        value: Any value.
+    """
+    return "torch" in sys.modules and isinstance(value, sys.modules["torch"].Tensor)
 
 
 def describe_value(value: object) -> str:
@@ -132,7 +154,7 @@ def describe_value(value: object) -> str:
     >>> describe_value(np.ones((2, 3)))
     'a float64 ndarray of shape (2, 3)'
     """
-    if isinstance(value, Tensor | np.ndarray):
+    if is_tensor(value) or isinstance(value, np.ndarray):
         dtype = str(value.dtype).removeprefix("torch.")
         return f"{_add_article(f'{dtype} {type(value).__name__}')} of shape {tuple(value.shape)}"
     if isinstance(value, Mapping):
@@ -147,7 +169,7 @@ def describe_value(value: object) -> str:
 
 
 def _validate_value(name: str, value: object, check: _Check, hint: Any) -> None:
-    if isinstance(value, Tensor):
+    if is_tensor(value):
         validate_tensor(name, value)
     if not check(value):
         raise ValueError(f"{name} must be {_describe_hint(hint)}, but got {describe_value(value)}")
@@ -180,13 +202,17 @@ def _compile_check(hint: Any) -> _Check:
     if isinstance(kind, type) and issubclass(kind, jaxtyping.AbstractArray):
         return _compile_array_check(kind)
     if kind is Sequence and (classes := _element_classes(hint)):
-        return lambda value: _is_plain_sequence(value) and all(isinstance(one, classes) for one in value)
+        return partial(_has_elements, classes)
     if kind in _CHECKS:
         return _CHECKS[kind]
     is_protocol = getattr(kind, "_is_protocol", False) and not getattr(kind, "_is_runtime_protocol", False)
     if not isinstance(kind, type) or is_protocol or kind is Any:
         return lambda value: True  # nothing that can be checked
     return lambda value: isinstance(value, kind)
+
+
+def _has_elements(classes: tuple[type, ...], value: Any) -> bool:
+    return _is_plain_sequence(value) and all(isinstance(one, classes) for one in value)
 
 
 def _compile_union(hints: Sequence[Any]) -> _Check:
@@ -227,8 +253,8 @@ def _is_sequence(value: object, excluded: tuple[type, ...] = (Mapping, bytes)) -
     )
 
 
-def _is_plain_sequence(value: object) -> bool:
-    return _is_sequence(value, (Mapping, bytes, Tensor, np.ndarray))
+def _is_plain_sequence(value: Any) -> bool:
+    return not is_tensor(value) and _is_sequence(value, (Mapping, bytes, np.ndarray))
 
 
 _CHECKS: Mapping[Any, _Check] = {

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+import torch
 
 import mesascope.cli
 
@@ -91,6 +92,7 @@ def _run_function(function: Callable[[], int | None], output: Path, seconds: int
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     signal.alarm(seconds)
+    torch.set_num_threads(1)  # it would wait for ever for OpenMP threads that its parent has started
     _redirect_streams(output)
     faulthandler.dump_traceback_later(max(1, seconds - DUMP_SECONDS), file=sys.stderr)
     try:

@@ -71,8 +71,8 @@ def _handle_interrupts() -> Iterator[None]:
 def _make_interrupt_handler() -> Callable[..., None]:
     """Return a handler that raises KeyboardInterrupt, once for signals that come together.
 
-    A terminal or `timeout` may send several, and a second one must not stop the clean-up. A later one raises again, since
-    an exception that is raised in a destructor or a callback is lost.
+    A terminal or `timeout` may send several, and a second one must not stop the clean-up. A later one raises again,
+    since an exception that is raised in a destructor or a callback is lost.
     """
     last = -math.inf
 
