@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from mesascope.activations._layer_spec import LayerSpec
 from mesascope.activations.hooks._module_hooks import replace_forwards
-from mesascope.activations.hooks._query_recomputation import ORIGINAL_FORWARD
+from mesascope.activations.hooks._block_call import ORIGINAL_FORWARD
 from mesascope.tasks.base import Batch
 
 ObjectiveFn = Callable[..., Tensor]  # outputs (batch, pos, d_out) and, with padding, attention_mask

@@ -4,9 +4,8 @@ Only this folder and ``structure`` depend on private conventions of transformers
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from copy import copy
 from functools import partial
 from typing import Any
 
@@ -23,12 +22,12 @@ from mesascope.activations.hooks._attention_patterns import (
     SiteHook,
     run_hooked_attention,
 )
-from mesascope.activations.hooks._module_arguments import read_argument, replace_argument
-from mesascope.activations.hooks._query_recomputation import offer_query_recomputation
+from mesascope.activations.hooks._block_call import BlockCall
+from mesascope.activations.hooks._module_arguments import first_tensor, read_argument, replace_argument, replace_output
 from mesascope.activations.hooks.attention_interface import AttentionCall, route_attention
 from mesascope.activations.sites import GRADIENT_SUFFIX, UnsupportedModel, strip_gradient_suffix
 
-LayerStartHook = Callable[[int, Callable[[Tensor], Tensor]], None]
+LayerStartHook = Callable[[int, BlockCall], None]
 AttentionCallHook = Callable[[int, AttentionCall], None]
 
 
@@ -55,8 +54,8 @@ def attach_hooks(
         hook_fn: the hook function ``hook_fn(site, layer, value)``; it returns a replacement, or ``None`` (unchanged).
         queries: the only positions whose rows of ``attn_scores`` and ``pattern`` are computed; their replacements are
             ignored then.
-        on_layer_start: called as ``on_layer_start(layer, recompute_query)`` before a layer runs; ``recompute_query``
-            returns its queries for another residual stream.
+        on_layer_start: called as ``on_layer_start(layer, call)`` before a layer runs and before its hooks are called; the
+            call can be repeated on another residual stream.
         on_attention_call: called as ``on_attention_call(layer, call)`` before a layer computes attention.
         allocate: called as ``allocate(site, layer, like)``; returns a preallocated output buffer for a value like this,
             or ``None``.
@@ -76,12 +75,12 @@ def attach_hooks(
 
     with run_uncompiled(), route_attention(model, intercept_attention), ExitStack() as hooks:
         for number, layer in enumerate(layers):
+            if on_layer_start is not None:
+                start = guard_hook(partial(_start_layer, model, layer, partial(on_layer_start, number)))
+                block = model.get_submodule(layer.block)
+                hooks.callback(block.register_forward_pre_hook(start, with_kwargs=True).remove)
             for module, hook, after in _hook_modules(model, layer, number, hook_points, hook_fn):
                 hooks.callback(_register_hook(module, guard_hook(hook), after))
-            if on_layer_start is not None:
-                block = model.get_submodule(layer.block)
-                note = guard_hook(partial(offer_query_recomputation, model, layer, partial(on_layer_start, number)))
-                hooks.callback(block.register_forward_pre_hook(note, with_kwargs=True).remove)
         yield
 
 
@@ -119,20 +118,16 @@ def accepts_argument(model: PreTrainedModel, argument: str) -> bool:
     return argument in inspect.signature(model.forward).parameters
 
 
-def first_tensor(output: Any) -> Tensor | None:
-    """Return a module's output, or the first element of a tuple, list or mapping.
-
-    Args:
-        output: the output.
-
-    Returns:
-        The tensor, or ``None`` if it is not a tensor.
-    """
-    if isinstance(output, Mapping):
-        output = tuple(output.values())
-    if isinstance(output, tuple | list):
-        output = output[0] if output else None
-    return output if isinstance(output, Tensor) else None
+def _start_layer(
+    model: PreTrainedModel,
+    layer: LayerSpec,
+    on_start: Callable[[BlockCall], None],
+    module: nn.Module,
+    args: tuple,
+    kwargs: dict[str, Any],
+) -> None:
+    """Pre-forward hook: pass the call of a block on."""
+    on_start(BlockCall(model=model, layer=layer, module=module, args=args, kwargs=kwargs))
 
 
 def _hook_modules(
@@ -253,10 +248,4 @@ def _hook_output(
     if new is None:
         return None
     new = (new if update.gain == 1.0 else new / update.gain).reshape(tensor.shape)
-    if isinstance(output, Tensor):
-        return new
-    if isinstance(output, MutableMapping):
-        changed = copy(output)
-        changed[next(iter(output))] = new
-        return changed
-    return [new, *output[1:]] if isinstance(output, list) else (new, *output[1:])
+    return replace_output(output, new)

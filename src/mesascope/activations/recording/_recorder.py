@@ -10,6 +10,7 @@ from torch import Tensor
 from mesascope.activations._layer_view import LayerReduction, LayerView, check_reduction_shape
 from mesascope.activations._memory import allocate_tensor
 from mesascope.activations.edits import Edit, EditHadNoEffect, apply_edit
+from mesascope.activations.hooks._block_call import BlockCall
 from mesascope.activations.hooks.attention_interface import AttentionCall
 from mesascope.activations.recording._micro_batch import MicroBatch, Reduction
 from mesascope.activations.sites import OUTPUT_SITES, strip_gradient_suffix
@@ -90,15 +91,15 @@ class Recorder:
         """True if outputs are needed at every position, to be recorded or for a gradient."""
         return not self._requested_sites.isdisjoint(OUTPUT_SITES) or self.needs_gradients
 
-    def on_layer_start(self, layer: int, recompute_query: Callable[[Tensor], Tensor]) -> None:
+    def on_layer_start(self, layer: int, call: BlockCall) -> None:
         """Store how to recompute the queries of a layer from another residual stream.
 
         Args:
             layer: the layer, counted from 0.
-            recompute_query: a function from a residual stream to queries.
+            call: the call of its block.
         """
         if layer in self._recorded_indices and (self._forward_reductions or self._backward_reductions):
-            self.micro_batch.recompute_fns[layer] = recompute_query
+            self.micro_batch.recompute_fns[layer] = call.compute_query
 
     def on_attention_call(self, layer: int, call: AttentionCall) -> None:
         """Store how to find the keys that a layer's queries can attend to.

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mesascope.activations.exclusive_use import guard_hook
-from mesascope.activations.hooks._module_hooks import first_tensor
+from mesascope.activations.hooks._module_arguments import first_tensor
 from mesascope.activations.sites import UnsupportedModel
 from mesascope.activations.structure._linear_modules import LinearModule, LinearModules
 

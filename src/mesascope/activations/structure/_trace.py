@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mesascope.activations.exclusive_use import guard_hook
-from mesascope.activations.hooks._module_hooks import first_tensor
+from mesascope.activations.hooks._module_arguments import first_tensor
 from mesascope.activations.hooks.attention_interface import AttentionCall, route_attention
 from mesascope.activations.sites import UnsupportedModel
 from mesascope.activations.tolerances import bitwise_equal

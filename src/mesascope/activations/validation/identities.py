@@ -12,7 +12,8 @@ from mesascope.activations._layer_spec import LayerSpec
 from mesascope.activations.exclusive_use import guard_hook
 from mesascope.activations.forward import run_model
 from mesascope.activations.hooks import _attention_math as attention_math
-from mesascope.activations.hooks._module_hooks import attach_hooks, first_tensor
+from mesascope.activations.hooks._module_arguments import first_tensor
+from mesascope.activations.hooks._module_hooks import attach_hooks
 from mesascope.activations.sites import UnsupportedModel
 from mesascope.activations.tolerances import allclose, bitwise_equal, relative_difference, terms_sum_to
 

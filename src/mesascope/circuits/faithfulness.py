@@ -1,0 +1,171 @@
+"""Faithfulness of circuits: how much of a model's behaviour the edges of a circuit keep, by the size of the circuit."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from mesascope.activations import InputsLike
+from mesascope.axes import to_data_array
+from mesascope.circuits._runs import CircuitRuns
+from mesascope.interventions._batched import ProgressFn
+from mesascope.interventions.metrics import Metric
+
+FRACTIONS = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # of the edges, as in the benchmark MIB
+RANKINGS = ("magnitude", "signed")
+
+
+def rank_edges(score: xr.DataArray, by: str = "magnitude") -> Int[np.ndarray, " edge"]:
+    """Return the edges by their scores, the most important first, as indices into the flattened scores.
+
+    Args:
+        score: (sender, receiver), NaN where there is no edge; an estimated or measured change of the metric by the
+            counterfactual.
+        by: ``magnitude``, or ``signed``: edges whose counterfactual lowers the metric first.
+
+    Returns:
+        The indices of all edges. Edges of the same score keep their order.
+
+    Raises:
+        ValueError: If there is no such ranking, or there are no scores.
+
+    >>> rank_edges(xr.DataArray([[0.5, np.nan, -2.0]], dims=("sender", "receiver"))).tolist()
+    [2, 0]
+    """
+    if by not in RANKINGS:
+        raise ValueError(f"edges must be ranked by {' or '.join(RANKINGS)}, but got {by!r}")
+    values = np.asarray(score.transpose("sender", "receiver"), dtype=float).reshape(-1)
+    edges = np.flatnonzero(np.isfinite(values))
+    if not len(edges):
+        raise ValueError("a ranking needs scores of edges, but all are NaN; run attribute_edges or patch_edges first")
+    keys = -np.abs(values[edges]) if by == "magnitude" else values[edges]
+    return edges[np.argsort(keys, kind="stable")]
+
+
+def measure_faithfulness(
+    model: nn.Module,
+    inputs: InputsLike,
+    source: InputsLike,
+    metric: Metric | str | Callable[[Tensor], Tensor],
+    score: xr.DataArray,
+    *,
+    fractions: Sequence[float] = FRACTIONS,
+    by: str = "magnitude",
+    random_draws: int = 5,
+    seed: int = 0,
+    attention_mask: Any = None,
+    source_attention_mask: Any = None,
+    progress: ProgressFn | None = None,
+) -> xr.Dataset:
+    """Measure what circuits of the highest-ranked edges keep of the metric, and what random circuits of their size keep.
+
+    All edges outside a circuit carry the counterfactual run. The faithfulness of a circuit is the metric of this run,
+    from that of the counterfactual run (0) to that of the clean run (1). Its integral over the fraction of the edges is
+    CPR (circuit performance ratio); that of its distance from 1 is CMD (circuit-model distance), as in the Mechanistic
+    Interpretability Benchmark (Mueller et al. 2025).
+
+    Args:
+        model: any model that `SplitForward` supports.
+        inputs: clean inputs; other pairs than those of the scores show whether the circuit generalises.
+        source: counterfactual inputs: as many sequences of the same lengths.
+        metric: one number per sequence, as in `patch`.
+        score: (sender, receiver), as from `attribute_edges` or `patch_edges`.
+        fractions: sizes of the circuits, as fractions of the number of edges.
+        by: as in `rank_edges`.
+        random_draws: number of random circuits of each size.
+        seed: seed of the random circuits.
+        attention_mask: (batch, pos), 1 where one of ``inputs`` is not padding.
+        source_attention_mask: the same for ``source``.
+        progress: called with the number of finished runs and the number of all runs.
+
+    Returns:
+        ``faithfulness`` (circuit_size), ``completeness`` (circuit_size): 1 minus the faithfulness of all other edges,
+        ``random`` (draw, circuit_size), ``cpr``, ``cmd``, ``random_cpr`` and ``random_cmd`` (draw).
+
+    Raises:
+        UnsupportedModel: If the model has no such edges, or they do not determine its output.
+        ValueError: If an argument is invalid, or the scores are those of another model.
+    """
+    if not fractions or not all(0 <= fraction <= 1 for fraction in fractions) or random_draws < 0:
+        raise ValueError(
+            f"fractions must be from 0 to 1 and random_draws 0 or more, but got {list(fractions)} and {random_draws}"
+        )
+    ranking = rank_edges(score, by)
+    runs = CircuitRuns(
+        model,
+        inputs,
+        source,
+        metric,
+        attention_mask=attention_mask,
+        source_attention_mask=source_attention_mask,
+    )
+    _validate_scores(runs, score)
+    clean, counterfactual = (float(end.mean()) for end in runs.ends)
+    runs.validate_edges()
+    sizes = sorted({round(fraction * len(runs.edges)) for fraction in fractions})
+    generator = np.random.default_rng(seed)
+    orders = [ranking, *(generator.permutation(ranking) for _ in range(random_draws))]
+    circuits = [_select(order[:size], runs) for order in orders for size in sizes]
+    circuits += [runs.edges.exist & ~_select(ranking[:size], runs) for size in sizes]
+    values = []
+    for done, circuit in enumerate(circuits):
+        if progress is not None:
+            progress(done, len(circuits))
+        values.append((float(runs.compute_metric(circuit[None]).mean()) - counterfactual) / (clean - counterfactual))
+    if progress is not None:
+        progress(len(circuits), len(circuits))
+    table = np.array(values).reshape(len(orders) + 1, len(sizes))
+    return _label_curves(table, sizes, len(runs.edges), runs.metric)
+
+
+def _validate_scores(runs: CircuitRuns, score: xr.DataArray) -> None:
+    senders, receivers = ([each.name for each in group] for group in (runs.edges.senders, runs.edges.receivers))
+    if list(score["sender"].values) != senders or list(score["receiver"].values) != receivers:
+        raise ValueError(
+            f"scores must be of the edges of this model ({len(senders)} senders, {len(receivers)} receivers), but got "
+            f"{score.sizes['sender']} senders and {score.sizes['receiver']} receivers with other names"
+        )
+
+
+def _select(edges: Int[np.ndarray, " edge"], runs: CircuitRuns) -> Bool[Tensor, "sender receiver"]:
+    """Return a circuit of the given edges."""
+    chosen = torch.zeros(runs.edges.exist.numel(), dtype=torch.bool)
+    chosen[torch.from_numpy(edges.copy())] = True
+    return chosen.view(runs.edges.exist.shape)
+
+
+def _label_curves(table: Float[np.ndarray, "run size"], sizes: Sequence[int], total: int, metric: Metric) -> xr.Dataset:
+    coords = {"circuit_size": list(sizes)}
+    kept = f"{metric.name}: from the counterfactual run (0) to the clean run (1), with the edges of a circuit"
+    curves = {
+        "faithfulness": to_data_array(table[0], "circuit_size", units="1", description=kept, coords=coords),
+        "completeness": to_data_array(
+            1 - table[-1],
+            "circuit_size",
+            units="1",
+            description=f"{metric.name}: 1 minus the faithfulness of all edges outside the circuit",
+            coords=coords,
+        ),
+        "random": to_data_array(
+            table[1:-1],
+            "draw",
+            "circuit_size",
+            units="1",
+            description=f"{metric.name}: faithfulness of random circuits of the same size",
+            coords=coords,
+        ),
+    }
+    fraction = np.array(sizes) / total
+    areas = {
+        "cpr": ((), table[0], "integral of the faithfulness over the fraction of edges (CPR)"),
+        "cmd": ((), abs(1 - table[0]), "integral of the distance of the faithfulness from 1 (CMD)"),
+        "random_cpr": (("draw",), table[1:-1], "CPR of random circuits"),
+        "random_cmd": (("draw",), abs(1 - table[1:-1]), "CMD of random circuits"),
+    }
+    for name, (axes, values, about) in areas.items():
+        curves[name] = to_data_array(np.trapezoid(values, fraction, axis=-1), *axes, units="1", description=about)
+    return xr.Dataset(curves)
