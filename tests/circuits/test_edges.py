@@ -211,9 +211,9 @@ def test_what_has_no_edges_is_refused_by_name():
 def test_bad_arguments_are_refused():
     torch.manual_seed(0)
     model = decoder()
-    with pytest.raises(ValueError, match="L0.H9 -> output"):
+    with pytest.raises(ValueError, match=r"L0\.H9 -> output"):
         patch_edges(model, tokens(0), tokens(1), METRIC, [("L0.H9", "output")])
-    with pytest.raises(ValueError, match="L2.H0 -> L1.H0.q"):
+    with pytest.raises(ValueError, match=r"L2\.H0 -> L1\.H0\.q"):
         patch_edges(model, tokens(0), tokens(1), METRIC, [("L2.H0", "L1.H0.q")])
     with pytest.raises(ValueError, match="metric must differ"):
         attribute_edges(model, tokens(0), tokens(0), METRIC)

@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from mesascope.activations._layer_spec import LayerSpec
-from mesascope.activations.hooks._module_hooks import replace_forwards
 from mesascope.activations.hooks._block_call import ORIGINAL_FORWARD
+from mesascope.activations.hooks._module_hooks import replace_forwards
 from mesascope.tasks.base import Batch
 
 ObjectiveFn = Callable[..., Tensor]  # outputs (batch, pos, d_out) and, with padding, attention_mask

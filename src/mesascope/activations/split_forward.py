@@ -201,7 +201,7 @@ class SplitForward(TracedModel):
             return None
 
         last, every_layer = self.num_layers - 1, range(self.num_layers)
-        sites: dict[str, Sequence[int]] = {site: every_layer for site in (*ATTENTION_INPUTS, "resid_pre_grad")}
+        sites: dict[str, Sequence[int]] = dict.fromkeys((*ATTENTION_INPUTS, "resid_pre_grad"), every_layer)
         sites |= {"resid_pre": [0], "attn_out_grad": [last]}
         sites["mlp_out_grad"] = [number for number in every_layer if self.has_mlp(number)]
         layers = self._structure.layers
@@ -209,9 +209,7 @@ class SplitForward(TracedModel):
             eval_no_grad(self.model),
             enable_activation_gradients(self.model, layers, activation_checkpointing=False),
         ):
-            with attach_hooks(
-                self.model, layers, sites, observe, on_layer_start=lambda _, call: calls.append(call)
-            ):
+            with attach_hooks(self.model, layers, sites, observe, on_layer_start=lambda _, call: calls.append(call)):
                 output = run_model(self.model, self.inputs, self.attention_mask, all_positions=self._all_positions)
             objective(output).sum().backward()
             streams = [embedding, *(call.stream.detach() for call in calls[1:])]

@@ -53,7 +53,7 @@ class RecordedRun:
 
 
 class CircuitRuns:
-    """A clean and a counterfactual run, and runs in which only the edges of a circuit carry what the clean run computes.
+    """A clean and a counterfactual run, and runs in which all edges outside a circuit carry the counterfactual run.
 
     Args:
         model: any model that `SplitForward` supports.
@@ -127,9 +127,7 @@ class CircuitRuns:
         Raises:
             ValueError: If their means are the same.
         """
-        clean, counterfactual = (
-            self.metric(run.output, self.mask) for run in (self.clean, self.counterfactual)
-        )
+        clean, counterfactual = (self.metric(run.output, self.mask) for run in (self.clean, self.counterfactual))
         if abs(float(clean.mean() - counterfactual.mean())) <= 1e-6 * float(clean.abs().mean()):
             raise ValueError(
                 f"the metric must differ between clean and counterfactual prompts, but {self.metric.name} is "

@@ -32,10 +32,10 @@ def attribute_edges(
     """Estimate, for every edge, the effect on the metric if only this edge carries the counterfactual run.
 
     The estimate is the counterfactual term of the sender minus its clean term, times the gradient of the metric with
-    respect to the stream that the receiver reads (edge attribution patching, EAP: Syed et al. 2023). With ``steps``, the
-    gradient is averaged while the embedding moves on a straight line from the clean to the counterfactual one (EAP-IG:
-    Hanna et al. 2024); it is taken at the midpoints of equal steps. Both are exact only where everything after the edge
-    is linear: `patch_edges` measures the effect itself.
+    respect to the stream that the receiver reads (edge attribution patching, EAP: Syed et al. 2023). With ``steps``,
+    the gradient is averaged while the embedding moves on a straight line from the clean to the counterfactual one
+    (EAP-IG: Hanna et al. 2024); it is taken at the midpoints of equal steps. Both are exact only where everything after
+    the edge is linear: `patch_edges` measures the effect itself.
 
     Args:
         model: any model that `SplitForward` supports.
@@ -48,8 +48,8 @@ def attribute_edges(
         progress: called with the number of finished gradients and the number of all gradients.
 
     Returns:
-        ``score`` (sender, receiver), mean over pairs, and ``score_by_sequence`` (batch, sender, receiver); NaN where there
-        is no edge. ``clean`` and ``counterfactual`` (batch): the metric of both runs.
+        ``score`` (sender, receiver), mean over pairs, and ``score_by_sequence`` (batch, sender, receiver); NaN where
+        there is no edge. ``clean`` and ``counterfactual`` (batch): the metric of both runs.
 
     Raises:
         UnsupportedModel: If the model has no such edges, or they do not determine its output.
@@ -124,9 +124,7 @@ def label_ends(
         metric: the metric.
     """
     return {
-        name: to_data_array(
-            values, "batch", units=metric.units, description=f"{metric.description}, in the {name} run"
-        )
+        name: to_data_array(values, "batch", units=metric.units, description=f"{metric.description}, in the {name} run")
         for name, values in (("clean", clean), ("counterfactual", counterfactual))
     }
 

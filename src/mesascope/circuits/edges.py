@@ -1,7 +1,7 @@
 """Senders, receivers and the edges between them.
 
-A sender adds a term to the residual stream: the embedding, a head, or an MLP. A receiver reads the sum of the terms of all
-senders before it: the query, key or value of a head, an MLP, or the output. Each pair is an edge.
+A sender adds a term to the residual stream: the embedding, a head, or an MLP. A receiver reads the sum of the terms of
+all senders before it: the query, key or value of a head, an MLP, or the output. Each pair is an edge.
 """
 
 from dataclasses import dataclass

@@ -61,7 +61,7 @@ def measure_faithfulness(
     source_attention_mask: Any = None,
     progress: ProgressFn | None = None,
 ) -> xr.Dataset:
-    """Measure what circuits of the highest-ranked edges keep of the metric, and what random circuits of their size keep.
+    """Measure what circuits of the highest-ranked edges keep of the metric, and what random circuits keep.
 
     All edges outside a circuit carry the counterfactual run. The faithfulness of a circuit is the metric of this run,
     from that of the counterfactual run (0) to that of the clean run (1). Its integral over the fraction of the edges is

@@ -25,8 +25,8 @@ def bootstrap_edges(
         seed: seed of the draws.
 
     Returns:
-        ``low`` and ``high`` (sender, receiver): 95 % intervals of the mean scores; ``inclusion`` (sender, receiver): the
-        fraction of draws whose circuit has an edge; ``jaccard`` (draw).
+        ``low`` and ``high`` (sender, receiver): 95 % intervals of the mean scores; ``inclusion`` (sender, receiver):
+        the fraction of draws whose circuit has an edge; ``jaccard`` (draw).
 
     Raises:
         ValueError: If there are fewer than two pairs, or no circuit of this size.
@@ -36,9 +36,7 @@ def bootstrap_edges(
     if scores.sizes["batch"] < 2:
         raise ValueError("a bootstrap over pairs needs two pairs or more, but got one; pass more pairs")
     if not 1 <= size <= len(ranking) or draws < 1:
-        raise ValueError(
-            f"size must be from 1 to {len(ranking)} edges and draws 1 or more, but got {size} and {draws}"
-        )
+        raise ValueError(f"size must be from 1 to {len(ranking)} edges and draws 1 or more, but got {size} and {draws}")
     generator = np.random.default_rng(seed)
     flat = scores.values.reshape(len(scores), -1)[:, np.sort(ranking)].astype(float)
     number = {edge: place for place, edge in enumerate(np.sort(ranking))}

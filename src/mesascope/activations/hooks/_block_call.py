@@ -109,7 +109,8 @@ class BlockCall:
         def stop_at_mlp(module: nn.Module, args: tuple, output: Any) -> None:
             tensor = first_tensor(output)
             assert tensor is not None
-            raise _ResultReachedError(tensor.reshape(stream.shape) * mlp.gain if mlp.gain != 1.0 or mlp.flat else tensor)
+            shaped = tensor.reshape(stream.shape) if mlp.flat else tensor
+            raise _ResultReachedError(shaped if mlp.gain == 1.0 else shaped * mlp.gain)
 
         with ExitStack() as hooks:
             modules = [self.model.get_submodule(update.module) for update in (attention, mlp)]

@@ -54,8 +54,8 @@ def attach_hooks(
         hook_fn: the hook function ``hook_fn(site, layer, value)``; it returns a replacement, or ``None`` (unchanged).
         queries: the only positions whose rows of ``attn_scores`` and ``pattern`` are computed; their replacements are
             ignored then.
-        on_layer_start: called as ``on_layer_start(layer, call)`` before a layer runs and before its hooks are called; the
-            call can be repeated on another residual stream.
+        on_layer_start: called as ``on_layer_start(layer, call)`` before a layer runs and before its hooks are called;
+            the call can be repeated on another residual stream.
         on_attention_call: called as ``on_attention_call(layer, call)`` before a layer computes attention.
         allocate: called as ``allocate(site, layer, like)``; returns a preallocated output buffer for a value like this,
             or ``None``.

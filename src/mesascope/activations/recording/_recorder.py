@@ -1,7 +1,7 @@
 """The hook function of a capture: edits, stores and reduces activations."""
 
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from jaxtyping import Float, Shaped
