@@ -27,21 +27,43 @@ class StreamRouter(Protocol):
     """Chooses the residual stream that each component reads, and receives what each component adds, layer by layer."""
 
     def receive_embedding(self, stream: Stream) -> None:
-        """Receive the residual stream before the first layer."""
+        """Receive the residual stream before the first layer.
+
+        Args:
+            stream: the stream.
+        """
 
     def attention_streams(self, layer: int) -> tuple[Sequence[Stream], Sequence[Sequence[int]]]:
-        """Return residual streams, and the index of the stream that each query, key and value head reads."""
+        """Return residual streams, and the index of the stream that each query, key and value head reads.
+
+        Args:
+            layer: the layer, counted from 0.
+        """
         ...
 
     def receive_heads(self, layer: int, z: Float[Tensor, "rows pos head d_head"]) -> None:
-        """Receive what the heads of a layer compute."""
+        """Receive what the heads of a layer compute.
+
+        Args:
+            layer: the layer, counted from 0.
+            z: what its heads compute.
+        """
 
     def mlp_stream(self, layer: int) -> Stream:
-        """Return the residual stream that an MLP reads."""
+        """Return the residual stream that an MLP reads.
+
+        Args:
+            layer: the layer, counted from 0.
+        """
         ...
 
     def receive_mlp(self, layer: int, update: Stream) -> None:
-        """Receive the residual update of an MLP."""
+        """Receive the residual update of an MLP.
+
+        Args:
+            layer: the layer, counted from 0.
+            update: the residual update.
+        """
 
     def output_stream(self) -> Stream:
         """Return the residual stream that is mapped to the output."""

@@ -13,9 +13,9 @@ from mesascope.activations import InputsLike, UnsupportedModel, capture
 from mesascope.activations.split_forward import ATTENTION_INPUTS, SplitForward
 from mesascope.activations.tolerances import allclose, relative_difference
 from mesascope.circuits.edges import Component, Edges, find_edges
-from mesascope.interventions._metric_arguments import resolve_directed_metric
-from mesascope.interventions._run_inputs import prepare_pair
+from mesascope.interventions.metric_arguments import resolve_directed_metric
 from mesascope.interventions.metrics import Metric
+from mesascope.interventions.run_inputs import prepare_pair
 
 MAX_BYTES = 2**30  # of what the senders add in all branches of one run
 Stream = Float[Tensor, "batch pos d_model"]
@@ -23,7 +23,7 @@ Stream = Float[Tensor, "batch pos d_model"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RecordedRun:
-    """What the senders of a run add, and what its receivers read.
+    """Terms that the senders of a run add, and streams that its receivers read.
 
     Attributes:
         terms: the term of every sender.

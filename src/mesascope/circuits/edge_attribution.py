@@ -14,7 +14,7 @@ from mesascope.activations.split_forward import InputGradients
 from mesascope.axes import to_data_array
 from mesascope.circuits._runs import CircuitRuns
 from mesascope.circuits.edges import Edges
-from mesascope.interventions._batched import ProgressFn
+from mesascope.interventions import ProgressFn
 from mesascope.interventions.metrics import Metric
 
 

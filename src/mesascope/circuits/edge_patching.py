@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mesascope.activations import InputsLike
 from mesascope.circuits._runs import CircuitRuns
 from mesascope.circuits.edge_attribution import label_edges, label_ends
-from mesascope.interventions._batched import ProgressFn
+from mesascope.interventions import ProgressFn
 from mesascope.interventions.metrics import Metric
 
 MAX_EDGES_PER_RUN = 64
@@ -70,22 +70,23 @@ def patch_edges(
         source_attention_mask=source_attention_mask,
     )
     exist = runs.edges.exist
-    places = [runs.edges.index(*edge) for edge in edges] if edges is not None else exist.nonzero().tolist()
+    pairs = [runs.edges.index(*edge) for edge in edges] if edges is not None else exist.nonzero().tolist()
+    pairs.sort(key=lambda pair: pair[1])  # in one run, most receivers then read one stream
     clean, counterfactual = runs.ends
     runs.validate_edges()
     shape = (runs.num_sequences, *exist.shape)
     effects = torch.full(shape, torch.nan, dtype=torch.float64, device=clean.device)
-    for start in range(0, len(places), MAX_EDGES_PER_RUN):
+    for start in range(0, len(pairs), MAX_EDGES_PER_RUN):
         if progress is not None:
-            progress(start, len(places))
-        part = places[start : start + MAX_EDGES_PER_RUN]
+            progress(start, len(pairs))
+        part = pairs[start : start + MAX_EDGES_PER_RUN]
         in_circuit = exist.repeat(len(part), 1, 1)
         for branch, (sender, receiver) in enumerate(part):
             in_circuit[branch, sender, receiver] = False
         for (sender, receiver), value in zip(part, runs.compute_metric(in_circuit), strict=True):
             effects[:, sender, receiver] = value - clean
     if progress is not None:
-        progress(len(places), len(places))
+        progress(len(pairs), len(pairs))
     about = f"{runs.metric.description}: change by the counterfactual on one edge"
     return label_edges(runs.edges, "effect", effects, about, runs.metric.units).assign(
         label_ends(clean, counterfactual, runs.metric)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mesascope.activations import InputsLike
 from mesascope.axes import to_data_array
 from mesascope.circuits._runs import CircuitRuns
-from mesascope.interventions._batched import ProgressFn
+from mesascope.interventions import ProgressFn
 from mesascope.interventions.metrics import Metric
 
 FRACTIONS = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # of the edges, as in the benchmark MIB
@@ -140,9 +140,9 @@ def _select(edges: Int[np.ndarray, " edge"], runs: CircuitRuns) -> Bool[Tensor, 
 
 def _label_curves(table: Float[np.ndarray, "run size"], sizes: Sequence[int], total: int, metric: Metric) -> xr.Dataset:
     coords = {"circuit_size": list(sizes)}
-    kept = f"{metric.name}: from the counterfactual run (0) to the clean run (1), with the edges of a circuit"
+    description = f"{metric.name}: from the counterfactual run (0) to the clean run (1), with the edges of a circuit"
     curves = {
-        "faithfulness": to_data_array(table[0], "circuit_size", units="1", description=kept, coords=coords),
+        "faithfulness": to_data_array(table[0], "circuit_size", units="1", description=description, coords=coords),
         "completeness": to_data_array(
             1 - table[-1],
             "circuit_size",

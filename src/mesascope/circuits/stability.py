@@ -39,7 +39,7 @@ def bootstrap_edges(
         raise ValueError(f"size must be from 1 to {len(ranking)} edges and draws 1 or more, but got {size} and {draws}")
     generator = np.random.default_rng(seed)
     flat = scores.values.reshape(len(scores), -1)[:, np.sort(ranking)].astype(float)
-    number = {edge: place for place, edge in enumerate(np.sort(ranking))}
+    number = {edge: index for index, edge in enumerate(np.sort(ranking))}
     whole = np.zeros(flat.shape[1], dtype=bool)
     whole[[number[edge] for edge in ranking[:size]]] = True
     means = np.stack([flat[generator.integers(len(flat), size=len(flat))].mean(0) for _ in range(draws)])

@@ -1,5 +1,6 @@
 """Causal interventions: ablation, steering, activation patching, path patching, attribution patching."""
 
+from mesascope.interventions._batched import ProgressFn
 from mesascope.interventions.activation_patching import patch
 from mesascope.interventions.attribution_patching import attribution_patch
 from mesascope.interventions.edits import mean, replace, resample, scale, steer, zero
@@ -11,6 +12,7 @@ from mesascope.interventions.sweep import sweep
 
 __all__ = [
     "Metric",
+    "ProgressFn",
     "attribution_patch",
     "head_ablation_effects",
     "log_probability",

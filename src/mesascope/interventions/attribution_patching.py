@@ -16,11 +16,11 @@ from mesascope.activations.padding.masks import zero_padding
 from mesascope.argument_types import validate_arguments
 from mesascope.axes import to_data_array
 from mesascope.interventions._batched import MAX_BATCH_POSITIONS, ProgressFn, compute_max_edits
-from mesascope.interventions._metric_arguments import resolve_metric
-from mesascope.interventions._run_inputs import prepare_run
 from mesascope.interventions._sequence_means import count_sequences
 from mesascope.interventions._sweep_runs import resolve_sweep_indices, restrict_edit, validate_sweep_axes
+from mesascope.interventions.metric_arguments import resolve_metric
 from mesascope.interventions.metrics import Metric
+from mesascope.interventions.run_inputs import prepare_run
 from mesascope.interventions.sweep import sweep
 
 GRADIENT_SITES = {"resid_pre": "resid_pre", "attn_out": "attn_out", "mlp_out": "mlp_out", "z": "attn_out"}

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from mesascope.activations import BatchedEdits, Capture, Edit, InputsLike, capture
 from mesascope.argument_types import validate_arguments
 from mesascope.interventions._batched import MAX_BATCH_POSITIONS, run_batched_edits
-from mesascope.interventions._run_inputs import prepare_run
 from mesascope.interventions.edits import mean, resample
 from mesascope.interventions.metrics import Metric
+from mesascope.interventions.run_inputs import prepare_run
 from mesascope.statistics import MIN_LOSS
 
 ABLATION_KINDS = ("mean", "resample")

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from mesascope.activations import BatchedEdits, Edit, InputsLike, capture
 from mesascope.argument_types import validate_arguments
 from mesascope.interventions._batched import MAX_BATCH_POSITIONS, compute_max_edits
-from mesascope.interventions._run_inputs import prepare_run
 from mesascope.interventions.edits import mean
+from mesascope.interventions.run_inputs import prepare_run
 
 
 @validate_arguments

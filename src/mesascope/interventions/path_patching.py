@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from mesascope.activations import BatchedEdits, Edit, InputsLike, capture
 from mesascope.argument_types import validate_arguments
 from mesascope.interventions._batched import MAX_BATCH_POSITIONS, ProgressFn
-from mesascope.interventions._metric_arguments import resolve_directed_metric
 from mesascope.interventions._patching_path import FROZEN_SITES, PatchingPath
 from mesascope.interventions._recovery import add_recovered_fraction, compute_target_metric
-from mesascope.interventions._run_inputs import prepare_pair
 from mesascope.interventions._sweep_runs import resolve_sweep_indices, run_sweep, validate_sweep_axes
 from mesascope.interventions.edits import IndexByAxis, replace
+from mesascope.interventions.metric_arguments import resolve_directed_metric
 from mesascope.interventions.metrics import Metric
+from mesascope.interventions.run_inputs import prepare_pair
 
 
 @validate_arguments

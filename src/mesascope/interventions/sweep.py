@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from mesascope.activations import BatchedEdits, Edit, InputsLike
 from mesascope.argument_types import validate_arguments
 from mesascope.interventions._batched import MAX_BATCH_POSITIONS, ProgressFn
-from mesascope.interventions._metric_arguments import resolve_metric
-from mesascope.interventions._run_inputs import prepare_run
 from mesascope.interventions._sweep_runs import resolve_sweep_indices, run_sweep, validate_sweep_axes
+from mesascope.interventions.metric_arguments import resolve_metric
 from mesascope.interventions.metrics import Metric
+from mesascope.interventions.run_inputs import prepare_run
 
 
 @validate_arguments
