@@ -143,7 +143,7 @@ class SplitForward(TracedModel):
         Args:
             layer: the layer, counted from 0.
         """
-        return self._structure.readout(self.model, [layer]).output_projection[0]
+        return self._output_weights(layer)[0]
 
     def compute_output(self) -> Float[Tensor, "batch predicted d_out"]:
         """Return the output of the model itself."""
@@ -243,6 +243,13 @@ class SplitForward(TracedModel):
         self._check_sums(by_layer, [gradients["resid_pre_grad", number] for number in every_layer] + [after])
         return by_layer, after
 
+    def _output_weights(self, layer: int) -> tuple[Float[Tensor, "head d_head d_model"], Float[Tensor, " d_model"]]:
+        """Return the output projection of a layer and its bias; layers may differ in shape."""
+        projection = self._structure.readout(self.model, range(self.num_layers)).projection_modules[layer]
+        if isinstance(projection, str):
+            raise UnsupportedModel(f"heads of layer {layer} must add to the stream linearly, but {projection}")
+        return projection.compute_matrix()
+
     def _pull_back(
         self, number: int, call: BlockCall, stream: Tensor, gradients: dict[tuple[str, int], Tensor]
     ) -> InputGradients:
@@ -265,8 +272,8 @@ class SplitForward(TracedModel):
         with torch.no_grad():
             query, key, value = call.compute_attention_inputs(stream)
             z = call.compute_heads(stream, query, key, value)
-            readout = self._structure.readout(self.model, [number])
-            return stream + torch.einsum("bphd,hdm->bpm", z, readout.output_projection[0]) + readout.output_bias[0]
+            matrix, bias = self._output_weights(number)
+            return stream + torch.einsum("bphd,hdm->bpm", z, matrix) + bias
 
     def _check_sums(self, by_layer: Sequence[InputGradients], by_stream: Sequence[Tensor]) -> None:
         for number, parts in enumerate(by_layer):

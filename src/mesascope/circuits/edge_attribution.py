@@ -76,8 +76,7 @@ def attribute_edges(
     )
     clean, counterfactual = runs.ends
     runs.validate_edges()
-    gradients = _average_gradients(runs, steps, progress)
-    scores = torch.einsum("sbpm,rbpm->bsr", runs.difference, gradients)
+    scores = _average_scores(runs, steps, progress)
     scores = scores.masked_fill(~runs.edges.exist.to(scores.device), torch.nan)
     how = f"integrated gradients of {steps} steps" if steps else "one gradient"
     about = f"{runs.metric.description}: estimated change by the counterfactual on one edge ({how})"
@@ -129,24 +128,29 @@ def label_ends(
     }
 
 
-def _average_gradients(
+def _average_scores(
     runs: CircuitRuns, steps: int, progress: ProgressFn | None
-) -> Float[Tensor, "receiver batch pos d_model"]:
-    """Return the gradient by the stream of every receiver, averaged along the path."""
+) -> Float[Tensor, "batch sender receiver"]:
+    """Return the scores, averaged along the path, with the gradients of one step in memory at a time."""
     clean, counterfactual = runs.clean.terms[0], runs.counterfactual.terms[0]
+    difference = runs.difference.transpose(0, 1).flatten(2)
+    scores = difference.new_zeros(len(difference), *runs.edges.exist.shape)
     fractions = [(step + 0.5) / steps for step in range(steps)] or [0.0]
-    total: Tensor | None = None
     for done, fraction in enumerate(fractions):
         if progress is not None:
             progress(done, len(fractions))
         embedding = clean + fraction * (counterfactual - clean) if fraction else clean
         by_layer, at_output = runs.split.input_gradients(embedding, lambda output: runs.metric(output, runs.mask))
-        stacked = torch.cat([*(_stack_receivers(layer) for layer in by_layer), at_output[None]])
-        total = stacked if total is None else total.add_(stacked)
+        start = 0
+        for gradients in (*map(_stack_receivers, by_layer), at_output[None]):
+            stop = start + len(gradients)
+            count = runs.edges.receivers[stop - 1].num_senders
+            by_sequence = gradients.transpose(0, 1).flatten(2)
+            scores[:, :count, start:stop] += difference[:, :count] @ by_sequence.mT
+            start = stop
     if progress is not None:
         progress(len(fractions), len(fractions))
-    assert total is not None
-    return total / len(fractions)
+    return scores / len(fractions)
 
 
 def _stack_receivers(gradients: InputGradients) -> Float[Tensor, "receiver batch pos d_model"]:
