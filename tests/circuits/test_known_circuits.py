@@ -1,7 +1,7 @@
 """Circuits of models whose weights are set by hand: the known edges are found, those of the decoys are not.
 
-The copying of the induction head has a gain of 8 logits, that of the decoys 1 at most, so that a decoy changes a difference
-of two logits by 2 at most.
+The copying of the induction head has a gain of 8 logits, that of the decoys 1 at most, so that a decoy changes a
+difference of two logits by 2 at most.
 """
 
 import numpy as np
