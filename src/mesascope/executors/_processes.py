@@ -5,6 +5,7 @@ import pickle
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,6 +20,7 @@ from mesascope.executors._jobs import ExecutorError, JobFn, JobLogFn, JobProgres
 from mesascope.store import do_nothing
 
 SHARED_CPU_SPEED = 0.85  # of two processes on one CPU, relative to one after the other; measured in training
+RESTART_PAUSES = (0.0, 0.1, 1.0)  # seconds before each new attempt to start a process
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 _USE_FORKSERVER = sys.platform == "linux"  # on other systems, libraries are not safe to fork
 
@@ -137,10 +139,11 @@ def _start_workers(fn: JobFn, count: int) -> Iterator[list[_Worker]]:
 
 
 def _start_worker(context: Any) -> _Worker:
-    try:
-        return _start_process(context)
-    except (ConnectionError, EOFError):
-        pass  # the fork server was killed; the next attempt starts it again
+    for pause in RESTART_PAUSES:
+        try:
+            return _start_process(context)
+        except (ConnectionError, EOFError):
+            time.sleep(pause)  # the fork server was killed; once it has ended, the next attempt starts it again
     try:
         return _start_process(context)
     except (OSError, EOFError) as error:
