@@ -1,4 +1,4 @@
-# make demo           train three small transformers, analyse them, inspect a language model; writes two reports
+# make demo           train ten small transformers, analyse them, inspect a language model; writes two reports
 # make test           run every check: format, lint, types, layers, tests, doctests
 # make test-slow      run the tests that take minutes each
 # make test-faults   stop, damage and misuse mesascope on purpose, and write the table of outcomes
@@ -56,7 +56,7 @@ $(GGUF): | $(STAMP)
 
 demo: $(STAMP) $(GGUF)
 	$(BIN)/mesascope run affine
-	$(BIN)/mesascope inspect $(GGUF) --sequences 2
+	$(BIN)/mesascope inspect $(GGUF) --sequences 2 --tokens 128
 	@echo
 	@$(BIN)/mesascope report runs/affine-laptop runs/inspect-$(notdir $(GGUF))
 
