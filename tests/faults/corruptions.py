@@ -21,7 +21,7 @@ from pathlib import Path
 from faults.forked import limit_memory, run_forked
 from faults.random_damage import draw_damage
 from faults.small_study import STUDY, list_differences, read_outputs, same_json
-from faults.trial_result import TrialResult
+from faults.trial_result import TrialResult, format_range
 from mesascope import cli
 
 UNREAD = {".lock", ".lock-holder"}
@@ -192,7 +192,7 @@ def run_trials(folder: Path, seeds: range) -> Iterator[Trial]:
 
 def run_corruptions(folder: Path, seeds: range, log: Callable[[str], None] = lambda line: None) -> TrialResult:
     """Damage a file of a finished run, once per seed."""
-    result = TrialResult(name="random damage to a file of a finished run", seeds=f"{seeds.start}-{seeds.stop - 1}")
+    result = TrialResult(name="random damage to a file of a finished run", seeds=format_range(seeds))
     for one in run_trials(folder, seeds):
         fault = one.outcome in (TRACEBACK, WRONG)
         result.add(one.outcome, f"seed {one.seed}, {one.damage} of {one.file}: {one.details}" if fault else "")

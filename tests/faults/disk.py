@@ -14,7 +14,7 @@ from faults.file_events import REMOVALS, FileEvents
 from faults.forked import call_main, run_forked
 from faults.kills import MAX_SECONDS, Stoppable, list_left_over
 from faults.small_study import list_differences
-from faults.trial_result import TrialResult
+from faults.trial_result import TrialResult, run_seeds
 
 ERRORS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.EACCES)  # raised by every change of a file
 FILE_LIMIT, SMALL_DISK = "a limit of the size of a file", "a small disk"
@@ -104,9 +104,5 @@ def can_mount(folder: Path) -> bool:
 
 def run_full_disks(folder: Path, seeds: range, log: Callable[[str], None] = lambda line: None) -> TrialResult:
     """Run on one full disk per seed."""
-    result = TrialResult(name="disk full or read-only at random moments", seeds=f"{seeds.start}-{seeds.stop - 1}")
     full = FullDisk(folder, Stoppable(folder, "serial"))
-    for seed in seeds:
-        result.add(*full.try_once(seed))
-        log(f"{result.name}: {len(result.outcomes)}/{len(seeds)}")
-    return result
+    return run_seeds("disk full or read-only at random moments", seeds, full.try_once, log)

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 import xarray as xr
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from faults.call_targets import ODD_VALUES, Target, build_targets
 from faults.forked import limit_memory, run_forked
-from faults.trial_result import TrialResult
+from faults.trial_result import TrialResult, draw_examples, format_range
 from mesascope.activations import Capture
 from mesascope.activations.validation.fingerprint import fingerprint_model
 
@@ -104,7 +104,7 @@ def judge_result(result: Any, arguments: Mapping[str, Any]) -> str:
 
 def run_calls(folder: Path, seeds: range, log: Callable[[str], None] = lambda line: None) -> TrialResult:
     """Call public functions once per seed; all calls depend on the first seed."""
-    result = TrialResult(name="odd values for public functions", seeds=f"{seeds.start}-{seeds.stop - 1}")
+    result = TrialResult(name="odd values for public functions", seeds=format_range(seeds))
     written = folder / "written"
     written.mkdir()
     targets = build_targets(written)
@@ -122,19 +122,11 @@ def run_calls(folder: Path, seeds: range, log: Callable[[str], None] = lambda li
         outcome, fault = call_once(name, {})
         result.add(outcome, fault or (f"{name} does not accept valid arguments" if outcome != RESULT else ""))
 
-    @seed(seeds.start)
-    @settings(
-        max_examples=len(seeds),
-        deadline=None,
-        database=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
     @given(draw_call(sorted(targets), free))
     def try_odd_values(call: tuple[str, dict[str, str]]) -> None:
         result.add(*call_once(*call))
         if len(result.outcomes) % 100 == 0:
             log(f"{result.name}: {len(result.outcomes)}/{len(seeds)}")
 
-    try_odd_values()
+    draw_examples(try_odd_values, seeds)
     return result

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from faults.forked import call_main, limit_memory, run_forked
-from faults.trial_result import TrialResult
+from faults.trial_result import TrialResult, draw_examples, format_range
 
 COMMANDS = ("run", "inspect", "which-algorithm", "list", "show", "cite", "report", "verify", "compare", "runs", "")
 OPTIONS = (
@@ -112,17 +112,9 @@ def judge_call(words: list[str], code: int, printed: str) -> str:
 
 def run_commands(folder: Path, seeds: range, log: Callable[[str], None] = lambda line: None) -> TrialResult:
     """Call the command line once per seed; all calls depend on the first seed."""
-    result = TrialResult(name="odd arguments of the command line", seeds=f"{seeds.start}-{seeds.stop - 1}")
+    result = TrialResult(name="odd arguments of the command line", seeds=format_range(seeds))
     place = make_place(folder)
 
-    @seed(seeds.start)
-    @settings(
-        max_examples=len(seeds),
-        deadline=None,
-        database=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
     @given(draw_words())
     def try_words(words: list[str]) -> None:
         if len(result.outcomes) >= len(seeds):
@@ -134,5 +126,5 @@ def run_commands(folder: Path, seeds: range, log: Callable[[str], None] = lambda
         if len(result.outcomes) % 50 == 0:
             log(f"{result.name}: {len(result.outcomes)}/{len(seeds)}")
 
-    try_words()
+    draw_examples(try_words, seeds)
     return result

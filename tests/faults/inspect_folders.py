@@ -11,7 +11,7 @@ import psutil
 from faults.damages import DAMAGES
 from faults.forked import EXTRA_BYTES, call_main, limit_memory, run_forked
 from faults.hostile_models import MARKER, make_hostile_folder, save_victims
-from faults.trial_result import TrialResult
+from faults.trial_result import TrialResult, format_range
 from mesascope import api  # noqa: F401
 
 
@@ -50,7 +50,7 @@ def run_many(place: Path, numbers: range = range(200), kinds: Iterable[str] = DA
 
 def run_folders(place: Path, seeds: range, log: Callable[[str], None] = lambda line: None) -> TrialResult:
     """Inspect one hostile model folder per seed."""
-    result = TrialResult(name="broken and hostile model folders", seeds=f"{seeds.start}-{seeds.stop - 1}")
+    result = TrialResult(name="broken and hostile model folders", seeds=format_range(seeds))
     for one in run_many(place, seeds):
         fault = f"{one.kind}-{one.seed}: {one.faults}: {one.output}" if one.faults else ""
         result.add("refused in one line" if one.code else "opened", fault)

@@ -16,7 +16,7 @@ import psutil
 from faults.file_events import FileEvents
 from faults.forked import call_main, list_orphans, run_forked, start_forked, wait_for
 from faults.small_study import STUDY, list_differences, read_outputs
-from faults.trial_result import TrialResult
+from faults.trial_result import TrialResult, run_seeds
 
 SIGNALS = (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
 WORKER = "SIGKILL of a child"
@@ -173,9 +173,4 @@ def list_left_over(path: Path) -> list[str]:
 def run_kills(folder: Path, seeds: range, executor: str, log: Callable[[str], None] = lambda line: None) -> TrialResult:
     """Stop one run per seed."""
     name = f"SIGKILL, SIGINT and SIGTERM at random moments, `--on {executor}`"
-    result = TrialResult(name=name, seeds=f"{seeds.start}-{seeds.stop - 1}")
-    stoppable = Stoppable(folder, executor)
-    for seed in seeds:
-        result.add(*stoppable.try_once(seed))
-        log(f"{name}: {len(result.outcomes)}/{len(seeds)}")
-    return result
+    return run_seeds(name, seeds, Stoppable(folder, executor).try_once, log)

@@ -14,7 +14,7 @@ from unittest import mock
 
 from faults.forked import call_main, list_orphans, run_forked, wait_for
 from faults.kills import MAX_SECONDS, SIGNALS, Stoppable, count_changes, judge_stop, list_left_over, start_and_stop
-from faults.trial_result import TrialResult
+from faults.trial_result import TrialResult, run_seeds
 from mesascope.checksums import seal_page
 from mesascope.studies import published
 from mesascope.studies.registry import load_study
@@ -119,9 +119,5 @@ def read_files(folder: Path) -> dict[str, bytes]:
 
 def run_publications(folder: Path, seeds: range, log: Callable[[str], None] = lambda line: None) -> TrialResult:
     """Stop one report or publication per seed."""
-    result = TrialResult(name="stopped reports and publications", seeds=f"{seeds.start}-{seeds.stop - 1}")
     publication = Publication(folder, Stoppable(folder, "serial"))
-    for seed in seeds:
-        result.add(*publication.try_once(seed))
-        log(f"{result.name}: {len(result.outcomes)}/{len(seeds)}")
-    return result
+    return run_seeds("stopped reports and publications", seeds, publication.try_once, log)

@@ -1,9 +1,11 @@
 """Outcomes of trials, and the table of them in docs/reliability.md."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from hypothesis import HealthCheck, Phase, seed, settings
 
 import mesascope
 
@@ -32,6 +34,34 @@ class TrialResult:
         self.outcomes.append("fault" if fault else outcome)
         if fault:
             self.faults.append(fault)
+
+
+def run_seeds(
+    name: str, seeds: range, try_once: Callable[[int], tuple[str, str]], log: Callable[[str], None]
+) -> TrialResult:
+    """Run a trial once per seed; ``try_once`` returns the outcome and the fault."""
+    result = TrialResult(name=name, seeds=format_range(seeds))
+    for one in seeds:
+        result.add(*try_once(one))
+        log(f"{name}: {len(result.outcomes)}/{len(seeds)}")
+    return result
+
+
+def format_range(seeds: range) -> str:
+    """Return consecutive seeds as a text."""
+    return f"{seeds.start}-{seeds.stop - 1}"
+
+
+def draw_examples(test: Callable[[], None], seeds: range) -> None:
+    """Run a property of hypothesis with one example per seed; all examples depend on the first seed."""
+    options = settings(
+        max_examples=len(seeds),
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    seed(seeds.start)(options(test))()
 
 
 def format_table(results: Iterable[TrialResult]) -> str:
