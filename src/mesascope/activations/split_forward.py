@@ -12,9 +12,8 @@ from mesascope.activations.forward import eval_no_grad, run_model
 from mesascope.activations.gradients import enable_activation_gradients
 from mesascope.activations.hooks._block_call import BlockCall
 from mesascope.activations.hooks._module_hooks import attach_hooks
-from mesascope.activations.padding.masks import pads_the_end
+from mesascope.activations.recording._unedited_pass import UneditedPass
 from mesascope.activations.sites import UnsupportedModel
-from mesascope.activations.structure._traced_model import TracedModel
 from mesascope.activations.tolerances import allclose, relative_difference
 from mesascope.activations.validation.inputs import InputsLike
 
@@ -89,7 +88,7 @@ class InputGradients:
     mlp: Float[Tensor, "batch pos d_model"] | None
 
 
-class SplitForward(TracedModel):
+class SplitForward(UneditedPass):
     """Forward passes in which components read residual streams of their own, and the gradients by these streams.
 
     Args:
@@ -107,11 +106,16 @@ class SplitForward(TracedModel):
     def __init__(
         self, model: nn.Module, inputs: InputsLike, *, attention_mask: Any = None, all_positions: bool = True
     ) -> None:
-        super().__init__(model, inputs, attention_mask)
-        self._all_positions = all_positions or pads_the_end(self.attention_mask)
+        super().__init__(model, inputs, "z", attention_mask=attention_mask, all_positions=all_positions)
         self._check_components()
-        sites = {site: list(range(self.num_layers)) for site in ("query", "key", "value", "z", "attn_out")}
-        self.validate_sites(sites | {"mlp_out": self.layers_with_site("mlp_out"), "resid_pre": range(self.num_layers)})
+        every_layer = range(self.num_layers)
+        sites: dict[str, Sequence[int]] = dict.fromkeys(("resid_pre", *ATTENTION_INPUTS, "z", "attn_out"), every_layer)
+        self.validate_sites(sites | {"mlp_out": self._layers_with_mlp})
+        self.request_sites({"attn_out": every_layer, "mlp_out": self._layers_with_mlp, "resid_post": every_layer[-1:]})
+
+    @property
+    def _layers_with_mlp(self) -> list[int]:
+        return [layer for layer in range(self.num_layers) if self.has_mlp(layer)]
 
     def num_heads(self, layer: int) -> int:
         """Return the number of query heads of a layer.
@@ -142,13 +146,23 @@ class SplitForward(TracedModel):
 
         Args:
             layer: the layer, counted from 0.
-        """
-        return self._output_weights(layer)[0]
 
-    def compute_output(self) -> Float[Tensor, "batch predicted d_out"]:
-        """Return the output of the model itself."""
-        with eval_no_grad(self.model):
-            return run_model(self.model, self.inputs, self.attention_mask, all_positions=self._all_positions)
+        Raises:
+            UnsupportedModel: there is no such map.
+        """
+        projection = self._structure.readout(self.model, range(self.num_layers)).projection_modules[layer]
+        if isinstance(projection, str):
+            raise UnsupportedModel(f"heads of layer {layer} must add to the stream linearly, but {projection}")
+        return projection.compute_matrix()[0]
+
+    def mlp_stream(self, layer: int) -> Float[Tensor, "batch pos d_model"]:
+        """Return the residual stream that an MLP reads in the unedited pass.
+
+        Args:
+            layer: the layer, counted from 0.
+        """
+        stream = self.unedited_activation("resid_pre", layer)
+        return stream if self.is_parallel(layer) else stream + self.unedited_activation("attn_out", layer)
 
     def run(
         self, router: StreamRouter, inputs: Tensor, mask: Int[Tensor, "rows pos"] | None
@@ -185,7 +199,7 @@ class SplitForward(TracedModel):
 
         every_layer = range(self.num_layers)
         sites = {"resid_pre": every_layer, "attn_out": every_layer, "resid_post": [self.num_layers - 1]}
-        sites["mlp_out"] = [number for number in every_layer if self.has_mlp(number)]
+        sites["mlp_out"] = self._layers_with_mlp
         with (
             eval_no_grad(self.model),
             attach_hooks(self.model, self._structure.layers, sites, route, on_layer_start=start_layer),
@@ -211,21 +225,20 @@ class SplitForward(TracedModel):
             UnsupportedModel: the gradients do not sum to the gradient of the stream.
         """
         calls: list[BlockCall] = []
-        gradients: dict[tuple[str, int], Tensor] = {}
+        recorded: dict[tuple[str, int], Tensor] = {}
 
         def observe(site: str, number: int, value: Tensor) -> Tensor | None:
             if site == "resid_pre":
                 return embedding
             if site in ATTENTION_INPUTS:
-                value.register_hook(lambda gradient: gradients.__setitem__((site, number), gradient))
+                value.register_hook(lambda gradient: recorded.__setitem__((f"{site}_grad", number), gradient))
             else:
-                gradients[site, number] = value
+                recorded[site, number] = value
             return None
 
         last, every_layer = self.num_layers - 1, range(self.num_layers)
-        sites: dict[str, Sequence[int]] = dict.fromkeys((*ATTENTION_INPUTS, "resid_pre_grad"), every_layer)
-        sites |= {"resid_pre": [0], "attn_out_grad": [last]}
-        sites["mlp_out_grad"] = [number for number in every_layer if self.has_mlp(number)]
+        sites: dict[str, Sequence[int]] = dict.fromkeys((*ATTENTION_INPUTS, "resid_pre_grad", "attn_out"), every_layer)
+        sites |= {"resid_pre": [0], "attn_out_grad": [last], "mlp_out_grad": self._layers_with_mlp}
         layers = self._structure.layers
         with (
             eval_no_grad(self.model),
@@ -236,44 +249,28 @@ class SplitForward(TracedModel):
             objective(output).sum().backward()
             streams = [embedding, *(call.stream.detach() for call in calls[1:])]
             by_layer = [
-                self._pull_back(number, call, stream, gradients)
+                self._pull_back(number, call, stream, recorded)
                 for number, (call, stream) in enumerate(zip(calls, streams, strict=True))
             ]
-        after = gradients["mlp_out_grad" if self.has_mlp(last) else "attn_out_grad", last]
-        self._check_sums(by_layer, [gradients["resid_pre_grad", number] for number in every_layer] + [after])
+        after = recorded["mlp_out_grad" if self.has_mlp(last) else "attn_out_grad", last]
+        self._check_sums(by_layer, [recorded["resid_pre_grad", number] for number in every_layer] + [after])
         return by_layer, after
 
-    def _output_weights(self, layer: int) -> tuple[Float[Tensor, "head d_head d_model"], Float[Tensor, " d_model"]]:
-        """Return the output projection of a layer and its bias; layers may differ in shape."""
-        projection = self._structure.readout(self.model, range(self.num_layers)).projection_modules[layer]
-        if isinstance(projection, str):
-            raise UnsupportedModel(f"heads of layer {layer} must add to the stream linearly, but {projection}")
-        return projection.compute_matrix()
-
     def _pull_back(
-        self, number: int, call: BlockCall, stream: Tensor, gradients: dict[tuple[str, int], Tensor]
+        self, number: int, call: BlockCall, stream: Tensor, recorded: dict[tuple[str, int], Tensor]
     ) -> InputGradients:
         """Return the gradients by the streams that the components of one layer read."""
         leaf = stream.detach().requires_grad_()
         by_input = {
-            site: _pull_back_heads(value, gradients[site, number], leaf)
+            site: _pull_back_heads(value, recorded[f"{site}_grad", number], leaf)
             for site, value in zip(ATTENTION_INPUTS, call.compute_attention_inputs(leaf), strict=True)
         }
         mlp = None
         if self.has_mlp(number):
-            leaf = self._mlp_stream(number, call, stream).requires_grad_()
-            (mlp,) = torch.autograd.grad(call.compute_mlp_output(leaf), leaf, gradients["mlp_out_grad", number])
+            read = stream if self.is_parallel(number) else stream + recorded["attn_out", number]
+            leaf = read.detach().requires_grad_()
+            (mlp,) = torch.autograd.grad(call.compute_mlp_output(leaf), leaf, recorded["mlp_out_grad", number])
         return InputGradients(**by_input, mlp=mlp)
-
-    def _mlp_stream(self, number: int, call: BlockCall, stream: Tensor) -> Tensor:
-        """Return the stream that the MLP of a layer reads if all its components read the same stream."""
-        if self.is_parallel(number):
-            return stream.detach().clone()
-        with torch.no_grad():
-            query, key, value = call.compute_attention_inputs(stream)
-            z = call.compute_heads(stream, query, key, value)
-            matrix, bias = self._output_weights(number)
-            return stream + torch.einsum("bphd,hdm->bpm", z, matrix) + bias
 
     def _check_sums(self, by_layer: Sequence[InputGradients], by_stream: Sequence[Tensor]) -> None:
         for number, parts in enumerate(by_layer):

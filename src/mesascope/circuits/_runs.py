@@ -1,24 +1,26 @@
 """The two runs of a circuit, clean and counterfactual, and runs in which some edges carry the counterfactual."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from mesascope.activations import InputsLike, UnsupportedModel, capture
+from mesascope.activations import InputsLike, UnsupportedModel
 from mesascope.activations.split_forward import ATTENTION_INPUTS, SplitForward
 from mesascope.activations.tolerances import allclose, relative_difference
 from mesascope.circuits.edges import Component, Edges, find_edges
+from mesascope.interventions import ProgressFn
 from mesascope.interventions.metric_arguments import resolve_directed_metric
 from mesascope.interventions.metrics import Metric
 from mesascope.interventions.run_inputs import prepare_pair
 
 MAX_BYTES = 2**30  # of what the senders add in all branches of one run
 Stream = Float[Tensor, "batch pos d_model"]
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,7 +76,6 @@ class CircuitRuns:
         inputs: InputsLike,
         source: InputsLike,
         metric: Metric | str | Any,
-        *,
         attention_mask: Any = None,
         source_attention_mask: Any = None,
     ) -> None:
@@ -86,11 +87,9 @@ class CircuitRuns:
                 "both runs must have the same padding, but some sequences differ in length from their counterfactual; "
                 "use pairs of one length"
             )
-        self.split = SplitForward(
-            model, run.inputs, attention_mask=run.mask, all_positions=not self.metric.last_position_only
-        )
-        self.counterfactual_split = SplitForward(
-            model, other.inputs, attention_mask=other.mask, all_positions=not self.metric.last_position_only
+        self.split, self.counterfactual_split = (
+            SplitForward(model, each.inputs, attention_mask=each.mask, all_positions=not self.metric.last_position_only)
+            for each in (run, other)
         )
         self.edges: Edges = find_edges(self.split)
 
@@ -174,8 +173,7 @@ class CircuitRuns:
         Args:
             in_circuit: for every branch, the edges of the circuit.
         """
-        outputs = [self._run_branches(part) for part in in_circuit.split(self._max_branches)]
-        return torch.cat(outputs)
+        return torch.stack(list(self._iterate_outputs(in_circuit)))
 
     def compute_metric(self, in_circuit: Bool[Tensor, "branch sender receiver"]) -> Float[Tensor, "branch batch"]:
         """Return the metric of :meth:`compute_outputs`.
@@ -183,10 +181,11 @@ class CircuitRuns:
         Args:
             in_circuit: for every branch, the edges of the circuit.
         """
-        parts = in_circuit.split(self._max_branches)
-        return torch.cat(
-            [torch.stack([self.metric(output, self.mask) for output in self._run_branches(part)]) for part in parts]
-        )
+        return torch.stack([self.metric(output, self.mask) for output in self._iterate_outputs(in_circuit)])
+
+    def _iterate_outputs(self, in_circuit: Bool[Tensor, "branch sender receiver"]) -> Iterator[Tensor]:
+        for part in in_circuit.split(self._max_branches):
+            yield from self._run_branches(part)
 
     @property
     def _max_branches(self) -> int:
@@ -201,33 +200,18 @@ class CircuitRuns:
         return self.split.run(router, inputs, mask).unflatten(0, (branches, self.num_sequences))
 
     def _record(self, split: SplitForward) -> RecordedRun:
-        acts = capture(
-            split.model, split.inputs, ["resid_pre", "z", "attn_out", "resid_post"], attention_mask=split.attention_mask
-        )
-        layers = range(split.num_layers)
-        updates = self._record_mlps(split, [layer for layer in layers if split.has_mlp(layer)])
-        terms, mlp_streams = [acts["resid_pre"][0]], []
+        terms, layers = [split.unedited_activation("resid_pre", 0)], range(split.num_layers)
         for layer in layers:
-            terms += list(_head_terms(self.projections[layer], acts["z"][layer]))
-            if layer in updates:
-                terms.append(updates[layer])
-                before = acts["resid_pre"][layer]
-                mlp_streams.append(before if split.is_parallel(layer) else before + acts["attn_out"][layer])
-            else:
-                mlp_streams.append(None)
+            terms += list(_head_terms(self.projections[layer], split.unedited_activation("z", layer)))
+            if split.has_mlp(layer):
+                terms.append(split.unedited_activation("mlp_out", layer))
         return RecordedRun(
             terms=torch.stack(terms),
-            attention_streams=list(acts["resid_pre"]),
-            mlp_streams=mlp_streams,
-            output_stream=acts["resid_post"][-1],
-            output=split.compute_output(),
+            attention_streams=[split.unedited_activation("resid_pre", layer) for layer in layers],
+            mlp_streams=[split.mlp_stream(layer) if split.has_mlp(layer) else None for layer in layers],
+            output_stream=split.unedited_activation("resid_post", layers[-1]),
+            output=split.unedited_output,
         )
-
-    def _record_mlps(self, split: SplitForward, layers: Sequence[int]) -> dict[int, Stream]:
-        if not layers:
-            return {}
-        acts = capture(split.model, split.inputs, ["mlp_out"], layers=layers, attention_mask=split.attention_mask)
-        return dict(zip(layers, acts["mlp_out"], strict=True))
 
 
 def _head_terms(
@@ -310,3 +294,21 @@ def _combine(
     weights = chosen.to(terms.dtype)
     total = weights @ flat[0] if len(flat) == 1 else torch.bmm(weights[:, None], flat)[:, 0]
     return total.unflatten(1, shape)
+
+
+def track_progress(items: Sequence[Item], progress: ProgressFn | None) -> Iterator[Item]:
+    """Yield items, and report how many are done.
+
+    Args:
+        items: the items.
+        progress: called with the number of finished items and the number of all items.
+
+    Yields:
+        Every item, in order.
+    """
+    for done, item in enumerate(items):
+        if progress is not None:
+            progress(done, len(items))
+        yield item
+    if progress is not None:
+        progress(len(items), len(items))

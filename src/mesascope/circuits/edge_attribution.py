@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mesascope.activations import InputsLike
 from mesascope.activations.split_forward import InputGradients
 from mesascope.axes import to_data_array
-from mesascope.circuits._runs import CircuitRuns
+from mesascope.circuits._runs import CircuitRuns, track_progress
 from mesascope.circuits.edges import Edges
 from mesascope.interventions import ProgressFn
 from mesascope.interventions.metrics import Metric
@@ -66,14 +66,7 @@ def attribute_edges(
     """
     if steps < 0:
         raise ValueError(f"steps must be 0 or more, but got {steps}")
-    runs = CircuitRuns(
-        model,
-        inputs,
-        source,
-        metric,
-        attention_mask=attention_mask,
-        source_attention_mask=source_attention_mask,
-    )
+    runs = CircuitRuns(model, inputs, source, metric, attention_mask, source_attention_mask)
     clean, counterfactual = runs.ends
     runs.validate_edges()
     scores = _average_scores(runs, steps, progress)
@@ -136,9 +129,7 @@ def _average_scores(
     difference = runs.difference.transpose(0, 1).flatten(2)
     scores = difference.new_zeros(len(difference), *runs.edges.exist.shape)
     fractions = [(step + 0.5) / steps for step in range(steps)] or [0.0]
-    for done, fraction in enumerate(fractions):
-        if progress is not None:
-            progress(done, len(fractions))
+    for fraction in track_progress(fractions, progress):
         embedding = clean + fraction * (counterfactual - clean) if fraction else clean
         by_layer, at_output = runs.split.input_gradients(embedding, lambda output: runs.metric(output, runs.mask))
         start = 0
@@ -148,8 +139,6 @@ def _average_scores(
             by_sequence = gradients.transpose(0, 1).flatten(2)
             scores[:, :count, start:stop] += difference[:, :count] @ by_sequence.mT
             start = stop
-    if progress is not None:
-        progress(len(fractions), len(fractions))
     return scores / len(fractions)
 
 

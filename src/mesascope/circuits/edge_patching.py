@@ -61,14 +61,7 @@ def patch_edges(
     >>> previous > 10 * decoy
     True
     """
-    runs = CircuitRuns(
-        model,
-        inputs,
-        source,
-        metric,
-        attention_mask=attention_mask,
-        source_attention_mask=source_attention_mask,
-    )
+    runs = CircuitRuns(model, inputs, source, metric, attention_mask, source_attention_mask)
     exist = runs.edges.exist
     pairs = [runs.edges.index(*edge) for edge in edges] if edges is not None else exist.nonzero().tolist()
     pairs.sort(key=lambda pair: pair[1])  # in one run, most receivers then read one stream

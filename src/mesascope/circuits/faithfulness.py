@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mesascope.activations import InputsLike
 from mesascope.axes import to_data_array
-from mesascope.circuits._runs import CircuitRuns
+from mesascope.circuits._runs import CircuitRuns, track_progress
 from mesascope.interventions import ProgressFn
 from mesascope.interventions.metrics import Metric
 
@@ -95,14 +95,7 @@ def measure_faithfulness(
             f"fractions must be from 0 to 1 and random_draws 0 or more, but got {list(fractions)} and {random_draws}"
         )
     ranking = rank_edges(score, by)
-    runs = CircuitRuns(
-        model,
-        inputs,
-        source,
-        metric,
-        attention_mask=attention_mask,
-        source_attention_mask=source_attention_mask,
-    )
+    runs = CircuitRuns(model, inputs, source, metric, attention_mask, source_attention_mask)
     _validate_scores(runs, score)
     clean, counterfactual = (float(end.mean()) for end in runs.ends)
     runs.validate_edges()
@@ -111,13 +104,10 @@ def measure_faithfulness(
     orders = [ranking, *(generator.permutation(ranking) for _ in range(random_draws))]
     circuits = [_select(order[:size], runs) for order in orders for size in sizes]
     circuits += [runs.edges.exist & ~_select(ranking[:size], runs) for size in sizes]
-    values = []
-    for done, circuit in enumerate(circuits):
-        if progress is not None:
-            progress(done, len(circuits))
-        values.append((float(runs.compute_metric(circuit[None]).mean()) - counterfactual) / (clean - counterfactual))
-    if progress is not None:
-        progress(len(circuits), len(circuits))
+    values = [
+        (float(runs.compute_metric(circuit[None]).mean()) - counterfactual) / (clean - counterfactual)
+        for circuit in track_progress(circuits, progress)
+    ]
     table = np.array(values).reshape(len(orders) + 1, len(sizes))
     return _label_curves(table, sizes, len(runs.edges), runs.metric)
 
