@@ -297,7 +297,9 @@ def test_results_of_another_run_are_refused_even_with_their_manifest(run: Run, t
     other = Run.create(tmp_path / "other", {**WHAT, "scale": "laptop"})
     other.write_results("inner", dataset())
     shutil.copytree(other.path / "results", run.path / "results")
-    with pytest.raises(RunError, match=r"manifest.json must be that of this run, but is that of another; run again"):
+    with pytest.raises(
+        RunError, match=r"manifest.json must be the manifest of this run, but is that of another; run again"
+    ):
         run.read_results("inner")
 
 

@@ -15,7 +15,7 @@ from unittest import mock
 from faults.forked import call_main, list_orphans, run_forked, wait_for
 from faults.kills import MAX_SECONDS, SIGNALS, Stoppable, count_changes, judge_stop, list_left_over, start_and_stop
 from faults.trial_result import TrialResult, run_seeds
-from mesascope.checksums import seal_page
+from mesascope.checksums import identify_run, read_run_record, seal_page
 from mesascope.studies import published
 from mesascope.studies.registry import load_study
 
@@ -70,7 +70,7 @@ class Publication:
         """Restore all files as they were before the report and the pages are written again."""
         shutil.rmtree(self.place, ignore_errors=True)
         shutil.copytree(self.finished, self.run)
-        (self.run / "report.html").write_text(seal_page("an older report"))
+        (self.run / "report.html").write_text(seal_page("an older report", identify_run(read_run_record(self.run))))
         (self.place / "README.md").write_text("before\n<!-- verdicts: begin -->\n<!-- verdicts: end -->\nafter\n")
         shutil.copy(published.PUBLISHED, self.place / "published.json")
         return read_files(self.place)

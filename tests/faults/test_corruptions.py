@@ -30,6 +30,35 @@ def test_no_damage_leads_to_a_traceback_or_to_other_numbers(fragile: Fragile) ->
     assert counts[REPAIRED]
 
 
+def test_verify_finds_whole_files_in_the_place_of_others(fragile: Fragile, tmp_path: Path) -> None:
+    """Files change places within a run, kind by kind in a circle, and each is replaced by that of an equal run."""
+    of_kind: dict[str, list[Path]] = {}
+    for file in fragile.files:
+        of_kind.setdefault(file.suffix if file.suffix in (".part", ".nc") else file.name, []).append(file)
+    for files in of_kind.values():
+        contents = [file.read_bytes() for file in files]
+        if len(set(contents)) > 1:
+            assert_found(fragile, files, [*contents[1:], contents[0]])
+    assert fragile.call("run", tmp_path / "other")[0] == 0
+    for file in fragile.files:
+        other = (tmp_path / "other" / file.relative_to(fragile.finished)).read_bytes()
+        if other != file.read_bytes():
+            assert_found(fragile, [file], [other])
+    assert fragile.call("verify", fragile.finished)[0] == 0
+
+
+def assert_found(fragile: Fragile, files: list[Path], contents: list[bytes]) -> None:
+    """Write other contents into files, and check that ``verify`` finds damage."""
+    own = [file.read_bytes() for file in files]
+    for file, content in zip(files, contents, strict=True):
+        file.write_bytes(content)
+    code, printed = fragile.call("verify", fragile.finished)
+    assert code, files
+    assert "Traceback" not in printed
+    for file, content in zip(files, own, strict=True):
+        file.write_bytes(content)
+
+
 def test_verify_names_every_damaged_file(fragile: Fragile, tmp_path: Path) -> None:
     """One bit of every fifth file is flipped in turn."""
     code, printed = fragile.call("verify", fragile.finished)

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from mesascope.checksums import RunError, check_page
+from mesascope.checksums import RunError, check_page, identify_run, read_run_record
 from mesascope.report import NO_CHECKSUMS, render_report, summarize_run
 from mesascope.report.run_info import get_page_title
 
@@ -266,5 +266,5 @@ def test_a_report_is_drawn_anew_without_torch(study_run, tmp_path):
     words = [sys.executable, "-c", code, "report", str(place)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.stderr == f"mesascope: {NO_CHECKSUMS}\n"
-    check_page(place / "report.html", "")
+    check_page(place / "report.html", identify_run(read_run_record(place)), "")
     assert (place / "report.html").read_text(encoding="utf-8").startswith(render_report(place))

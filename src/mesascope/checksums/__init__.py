@@ -7,9 +7,11 @@ Files carry their SHA-256 in one of these ways:
 - other files are listed in the ``manifest.json`` of their folder, which is itself a record;
 - a file with a header (a partial result) begins with a record of one line that has the digest of all that follows;
 - a checkpoint, and a prepared text, has a record that lists its files (``checkpoint.json``, ``source.json``);
-- a page ends with a comment that has the digest of all that precedes.
+- a page ends with a comment that has the digest of the run that it belongs to and of all that precedes.
 
-The digest of a record is that of its values, so that a different indentation is not damage.
+The digest of a record is that of its values, so that a different indentation is not damage. All but ``run.json`` and a
+prepared text also say what they belong to (run, name, seed, step), so that a whole file in the place of another is
+found.
 """
 
 from mesascope.checksums._files import (
@@ -28,6 +30,7 @@ from mesascope.checksums._records import (
     DamagedFile,
     OlderFormat,
     RunError,
+    check_origin,
     check_record,
     describe_json_type,
     hash_bytes,
@@ -51,6 +54,7 @@ __all__ = [
     "RunError",
     "add_header",
     "add_to_manifest",
+    "check_origin",
     "check_page",
     "check_record",
     "describe_json_type",

@@ -9,6 +9,7 @@ from typing import Any
 from mesascope.checksums._records import (
     DamagedFile,
     RunError,
+    check_origin,
     check_record,
     hash_bytes,
     parse_json,
@@ -37,8 +38,7 @@ def read_manifest(folder: Path, run: Mapping[str, str], hint: str) -> dict[str, 
     """
     file = folder / MANIFEST
     manifest = read_record(file, "manifest", hint)
-    if manifest.get("run") != dict(run):
-        raise DamagedFile(f"{file} must be that of this run, but is that of another; {hint}")
+    check_origin(manifest, {"run": dict(run)}, file, "manifest", hint)
     return manifest["files"]
 
 
@@ -136,25 +136,31 @@ def split_header(file: Path, kind: str, hint: str) -> tuple[dict[str, Any], byte
     return header, content
 
 
-def seal_page(text: str) -> str:
+def seal_page(text: str, run: Mapping[str, str]) -> str:
     """Return a page that ends with a comment of its checksum.
 
     Args:
         text: HTML.
+        run: The identity of the run, which the checksum covers too.
     """
-    return text + PAGE_SEAL.format(hashlib.sha256(text.encode()).hexdigest())
+    return text + _format_page_seal(text.encode(), run)
 
 
-def check_page(file: Path, hint: str) -> None:
+def check_page(file: Path, run: Mapping[str, str], hint: str) -> None:
     """Verify a page.
 
     Args:
         file: The page.
+        run: The identity of the run that it belongs to.
         hint: What to do if it is damaged.
 
     Raises:
-        DamagedFile: If it differs from its checksum or has none.
+        DamagedFile: If it differs from its checksum, has none, or is that of another run.
     """
     content, length = read_bytes(file, hint), len(PAGE_SEAL.format("0" * 64))
-    if content[-length:] != PAGE_SEAL.format(hashlib.sha256(content[:-length]).hexdigest()).encode():
-        raise DamagedFile(f"{file} must match the checksum at its end, but differs; {hint}")
+    if content[-length:] != _format_page_seal(content[:-length], run).encode():
+        raise DamagedFile(f"{file} must match this run and the checksum at its end, but differs; {hint}")
+
+
+def _format_page_seal(content: bytes, run: Mapping[str, str]) -> str:
+    return PAGE_SEAL.format(hashlib.sha256(json.dumps(dict(run), sort_keys=True).encode() + content).hexdigest())

@@ -109,6 +109,25 @@ def check_record(value: Any, kind: str, file: Path, hint: str) -> dict[str, Any]
     return content
 
 
+def check_origin(found: Mapping[str, Any], expected: Mapping[str, Any], file: Path, kind: str, hint: str) -> None:
+    """Check that a verified record belongs to the place where it was found.
+
+    Args:
+        found: The record.
+        expected: What it must say of its origin, such as ``run``, ``name`` or ``step``.
+        file: Its path, for the message.
+        kind: What it is, for the message.
+        hint: What to do if it is that of another.
+
+    Raises:
+        DamagedFile: If it says anything else.
+    """
+    for key, value in expected.items():
+        if found.get(key) != value:
+            own, other = ("this run", "another") if key == "run" else (f"{key} {value!r}", repr(found.get(key)))
+            raise DamagedFile(f"{file} must be the {kind} of {own}, but is that of {other}; {hint}")
+
+
 def parse_json(content: bytes | str, file: Path, hint: str) -> Any:
     """Return decoded JSON.
 

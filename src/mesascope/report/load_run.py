@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from mesascope.checksums import RunError, read_record, read_verdict_rows
+from mesascope.checksums import RunError, read_verdict_rows
 from mesascope.report.sections import section_rank
 from mesascope.store import Run
 from mesascope.studies.cells import load_cells
@@ -108,11 +108,10 @@ def _read_seconds(run: Run, problems: list[str]) -> dict[str, Any]:
     if not run.has_checksums or not file.exists():
         return _read_object(run, "seconds", problems)
     try:
-        seconds = read_record(file, "seconds", "delete it")
+        return run.read_seconds()
     except RunError as error:
         problems.append(f"seconds.json could not be read: {error}")
         return {}
-    return {name: value for name, value in seconds.items() if name != "format"}
 
 
 def _read_object(run: Run, name: str, problems: list[str]) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def write_report(run_dir: Path | str, log: LogFn = do_nothing) -> Path:
             f"{run.path} must hold the files of a run, but some have values of another kind: {type(error).__name__}: "
             f"{error}; run the study again in another directory"
         ) from error
-    return run.write_text("report.html", seal_page(page))
+    return run.write_text("report.html", seal_page(page, run.identity))
 
 
 def render_report(run_dir: Path) -> str:

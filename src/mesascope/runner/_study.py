@@ -121,7 +121,7 @@ def _run_cells(
         results |= _compute_results(missing, scale, seeds, device, executor, progress)
         seconds = {"training and analysis": round(time.perf_counter() - start_time, 1)}  # of all missing cells
         for cell in missing:
-            cell.run.write_record("seconds", seconds, "seconds")
+            cell.run.write_seconds(seconds)
     for cell in cells:
         _report_damaged_verdicts(cell.run, progress)
         verdicts = judge_claims(cell.study.claims, results[cell.reference], scale)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mesascope.checksums import DamagedFile, RunError, hash_file, read_record, seal_record
+from mesascope.checksums import DamagedFile, check_origin, hash_file, read_record, seal_record
 from mesascope.store._files import LogFn, remove_path, to_json
 
 CHECKPOINT_FILE = "checkpoint.json"
@@ -26,7 +26,8 @@ def verify_checkpoint(path: Path, identity: Mapping[str, Any] | None = None) -> 
 
     Raises:
         CheckpointDamaged: If the manifest is damaged, or a file is missing or differs from it.
-        RunError: If it is the checkpoint of another training or step, or of an earlier version.
+        DamagedFile: If it is the checkpoint of another training or step.
+        RunError: If it is that of an earlier version.
     """
     hint = f"delete {path} and run again to train from the checkpoint before it"
     try:
@@ -34,11 +35,7 @@ def verify_checkpoint(path: Path, identity: Mapping[str, Any] | None = None) -> 
         files, step = manifest["files"], int(manifest["step"])
     except DamagedFile as error:
         raise CheckpointDamaged(str(error)) from error
-    for key, value in (identity or {}).items():
-        if manifest.get(key) != value:
-            raise RunError(
-                f"{path} must be the checkpoint of {key} {value!r}, but is that of {manifest.get(key)!r}; {hint}"
-            )
+    check_origin(manifest, identity or {}, path, "checkpoint", hint)
     for name, expected in files.items():
         _verify_file(path / name, expected, hint)
     return step

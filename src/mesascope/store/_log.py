@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mesascope.checksums import DamagedFile, RunError, read_bytes, read_record, seal_record
+from mesascope.checksums import DamagedFile, RunError, check_origin, read_bytes, read_record, seal_record
 from mesascope.store._files import describe_os_error, to_json, write_atomically
 
 LOG_COLUMNS = ("step", "loss", "learning rate", "gradient norm", "seconds")
@@ -115,11 +115,7 @@ def read_log(path: Path, identity: Mapping[str, Any] | None) -> bytes:
     """
     hint = f"delete {path.parent} and run again to train this seed again"
     content, checksum = read_bytes(path, hint), read_record(log_checksum_path(path), "log", hint)
-    for key, value in (identity or {}).items():
-        if checksum.get(key) != value:
-            raise DamagedFile(
-                f"{path} must be the log of {key} {value!r}, but is that of {checksum.get(key)!r}; {hint}"
-            )
+    check_origin(checksum, identity or {}, path, "log", hint)
     covered = content[: checksum["size"]]
     if len(covered) < checksum["size"] or hashlib.sha256(covered).hexdigest() != checksum["content"]:
         raise DamagedFile(f"{path} must match its checksum, but differs; {hint}")

@@ -6,11 +6,13 @@ from typing import Any
 
 from mesascope.checksums import (
     RESTORE_HINT,
+    check_origin,
     identify_run,
     is_older_format,
     parse_json,
     read_bytes,
     read_listed,
+    read_record,
     seal_record,
 )
 from mesascope.store._files import to_json, to_json_types, write_atomically, write_listed
@@ -90,6 +92,31 @@ class RunFiles:
             The path of the file.
         """
         return self.write_text(f"{name}.json", to_json(seal_record(to_json_types(record), kind)))
+
+    def write_seconds(self, seconds: Mapping[str, float]) -> Path:
+        """Write ``seconds.json``, which says of which run it is.
+
+        Args:
+            seconds: The duration of each stage.
+
+        Returns:
+            The path of the file.
+        """
+        return self.write_record("seconds", {**seconds, "run": self.identity}, "seconds")
+
+    def read_seconds(self) -> dict[str, float]:
+        """Read ``seconds.json`` and verify it.
+
+        Returns:
+            The duration of each stage.
+
+        Raises:
+            DamagedFile: If it is missing or damaged, or is that of another run.
+        """
+        file, hint = self.path / "seconds.json", "delete it"
+        record = read_record(file, "seconds", hint)
+        check_origin(record, {"run": self.identity}, file, "record", hint)
+        return {name: value for name, value in record.items() if name not in ("format", "run")}
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a text file such as ``report.html``, without a checksum.

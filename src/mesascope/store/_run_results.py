@@ -7,7 +7,15 @@ from typing import Any
 
 import xarray as xr
 
-from mesascope.checksums import RunError, add_header, read_bytes, read_listed, read_manifest, split_header
+from mesascope.checksums import (
+    RunError,
+    add_header,
+    check_origin,
+    read_bytes,
+    read_listed,
+    read_manifest,
+    split_header,
+)
 from mesascope.store._files import LogFn, do_nothing, write_atomically, write_listed
 from mesascope.store._run_files import RunFiles
 from mesascope.store.provenance import hash_source_code
@@ -79,7 +87,7 @@ class RunResults(RunFiles):
             name: The name of the partial result.
             dataset: The partial result.
         """
-        header = {"run": self.identity, "name": name, "code": hash_source_code()}
+        header = {**self._partial_origin(name), "code": hash_source_code()}
         content = add_header(dataset.to_netcdf(engine="netcdf4"), header, "partial result")
         write_atomically(self._partial_path(name), content)
 
@@ -93,19 +101,36 @@ class RunResults(RunFiles):
         Returns:
             The dataset, or None if it is missing, damaged, or from another run or code version.
         """
-        file = self._partial_path(name)
-        if not file.exists():
+        if not self._partial_path(name).exists():
             return None
         hint = "it is computed again"
         try:
-            header, content = split_header(file, "partial result", hint)
-            expected = {"run": self.identity, "name": name, "code": hash_source_code()}
-            if any(header.get(key) != value for key, value in expected.items()):
-                return None
-            return decode_netcdf(content, file, hint)
+            code, content = self.read_partial(name, hint)
+            return decode_netcdf(content, self._partial_path(name), hint) if code == hash_source_code() else None
         except RunError as damage:
             log(str(damage))
             return None
+
+    def read_partial(self, name: str, hint: str) -> tuple[str, bytes]:
+        """Read the file of a partial result and verify it.
+
+        Args:
+            name: The name of the partial result.
+            hint: What to do if it is damaged.
+
+        Returns:
+            The digest of the code that computed it, and the content as netCDF.
+
+        Raises:
+            DamagedFile: If it is damaged, or is another partial result or that of another run.
+        """
+        file = self._partial_path(name)
+        header, content = split_header(file, "partial result", hint)
+        check_origin(header, self._partial_origin(name), file, "partial result", hint)
+        return header["code"], content
+
+    def _partial_origin(self, name: str) -> dict[str, Any]:
+        return {"run": self.identity, "name": name}
 
     def _partial_path(self, name: str) -> Path:
         return self.path / "parts" / f"{name}.part"

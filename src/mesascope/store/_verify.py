@@ -14,7 +14,6 @@ from mesascope.checksums import (
     read_listed,
     read_manifest,
     read_record,
-    split_header,
     verify_folder,
 )
 from mesascope.store._checkpoints import verify_checkpoint
@@ -77,11 +76,11 @@ def _list_checks(run: Run) -> Iterator[Check]:
     yield from _check_listed(run, run.path, RESTORE_HINT)
     yield from _check_listed(run, run.path / "results", "run again to analyse it again")
     for file in sorted((run.path / "parts").glob("*.part")):
-        yield partial(split_header, file, "partial result", "delete it")
-    for file in sorted(run.path.glob("seconds.json")):
-        yield partial(read_record, file, "seconds", "delete it")
+        yield partial(run.read_partial, file.stem, "delete it")
+    if (run.path / "seconds.json").exists():
+        yield run.read_seconds
     for file in sorted(run.path.glob("report.html")):
-        yield partial(check_page, file, f"write it again with: mesascope report {run.path}")
+        yield partial(check_page, file, run.identity, f"write it again with: mesascope report {run.path}")
     for folder in sorted(run.path.glob("data/*/")):
         yield partial(verify_folder, folder / "source.json", "text", f"delete {folder} to prepare the text again")
     for folder in (*sorted(run.path.glob("models/seed=*/")), *sorted(run.path.glob("models/*/seed=*/"))):
