@@ -121,13 +121,16 @@ def format_row(name: str) -> str:
 def main() -> None:
     """Write the rows of the studies on the command line into the page, and keep other rows.
 
-    By default, those of all studies that judge claims of a paper; the others have nothing to judge here.
+    By default, those of all studies that judge claims of a paper about trained models.
     """
     known = [entry.name for entry in registry.list_studies()]
     text = PAGE.read_text(encoding="utf-8")
     before, table, after = text.split(BEGIN)[0], text.split(BEGIN)[1].split(END)[0], text.split(END)[1]
     rows = {row.split("`")[1]: row for row in table.splitlines() if row.startswith("| `")}
-    for name in sys.argv[1:] or [one for one in known if make_untrained(one, draw=0).claims]:
+    judged = [name for name in known if make_untrained(name, draw=0).claims]
+    if wrong := [name for name in sys.argv[1:] if name not in judged]:
+        sys.exit(f"a study must judge claims of its paper about trained models, but {wrong[0]!r} does not; use {judged}")
+    for name in sys.argv[1:] or judged:
         rows[name] = format_row(name)
         head = [f"| study | {' | '.join(STATUSES)} | claims supported |", "|---" * (2 + len(STATUSES)) + "|"]
         lines = [*head, *(rows[one] for one in known if one in rows)]
