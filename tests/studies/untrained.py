@@ -129,7 +129,7 @@ def main() -> None:
     rows = {row.split("`")[1]: row for row in table.splitlines() if row.startswith("| `")}
     judged = [name for name in known if make_untrained(name, draw=0).claims]
     if wrong := [name for name in sys.argv[1:] if name not in judged]:
-        sys.exit(f"a study must judge claims of its paper about trained models, but {wrong[0]!r} does not; use {judged}")
+        sys.exit(f"a study must judge claims of its paper about trained models, but {wrong[0]!r} does not: {judged}")
     for name in sys.argv[1:] or judged:
         rows[name] = format_row(name)
         head = [f"| study | {' | '.join(STATUSES)} | claims supported |", "|---" * (2 + len(STATUSES)) + "|"]
