@@ -297,9 +297,7 @@ def test_results_of_another_run_are_refused_even_with_their_manifest(run: Run, t
     other = Run.create(tmp_path / "other", {**WHAT, "scale": "laptop"})
     other.write_results("inner", dataset())
     shutil.copytree(other.path / "results", run.path / "results")
-    with pytest.raises(
-        RunError, match=r"manifest.json must be the manifest of this run, but is that of another"
-    ):
+    with pytest.raises(RunError, match=r"manifest.json must be the manifest of this run, but is that of another"):
         run.read_results("inner")
 
 

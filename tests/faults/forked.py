@@ -18,6 +18,7 @@ import mesascope.cli
 
 MAX_SECONDS = 60
 DUMP_SECONDS = 3  # before the limit of time, in which the positions of threads are written
+NOT_STARTED = 99  # exit code of a process that a signal ended before its function was called
 EXTRA_BYTES = 1_500_000_000  # address space that a child may add to that of its parent
 
 
@@ -41,7 +42,7 @@ def start_forked(function: Callable[[], int | None], output: Path, seconds: int 
             os.setpgid(0, 0)
             code = _run_function(function, output, seconds)
         except BaseException:  # a signal came before the function was called
-            code = 1
+            code = NOT_STARTED
         finally:
             os._exit(code)
     with suppress(OSError):

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from faults.file_events import FileEvents
-from faults.forked import call_main, list_orphans, run_forked, start_forked, wait_for
+from faults.forked import NOT_STARTED, call_main, list_orphans, run_forked, start_forked, wait_for
 from faults.small_study import STUDY, list_differences, read_outputs
 from faults.trial_result import TrialResult, run_seeds
 
@@ -157,7 +157,7 @@ def judge_stop(code: int, number: signal.Signals | None, printed: str) -> list[s
     checks: dict[str, Callable[[], bool]] = {
         f"a traceback: {printed}": lambda: "Traceback" in printed,
         f"exit code {code}: {printed}": lambda: (
-            code not in {0, -signal.SIGKILL if number == signal.SIGKILL else 130, 2}
+            code not in {0, -signal.SIGKILL if number == signal.SIGKILL else 130, 2, NOT_STARTED}
         ),
         f"exit code {code} for {number}": lambda: code == 2 and number is not None,
         f"{len(lines)} messages: {printed}": lambda: code in (2, 130) and len(lines) != 1,

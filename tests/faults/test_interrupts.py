@@ -1,6 +1,8 @@
 """Signals that interrupt the command line: several together count once, a later one counts again."""
 
 import signal
+import time
+import weakref
 
 import pytest
 
@@ -26,6 +28,29 @@ def test_signals_together_interrupt_once_and_a_later_one_again(monkeypatch: pyte
         send()
     assert caught == [100.0, 103.5]
     assert signal.signal(signal.SIGTERM, before) is signal.SIG_DFL
+
+
+class Watched:
+    """An object whose end a weak reference reports."""
+
+
+def test_an_interrupt_in_a_callback_is_not_lost(capsys: pytest.CaptureFixture[str]):
+    """Python prints a traceback of an exception in the callback of a weak reference, and goes on."""
+    before, held = signal.signal(signal.SIGINT, signal.default_int_handler), [Watched()]
+    reference = weakref.ref(held[0], lambda _: signal.raise_signal(signal.SIGINT))
+
+    def interrupt_in_callback() -> None:
+        held.clear()
+        time.sleep(30)
+
+    try:
+        with pytest.raises(SystemExit) as stopped, cli._handle_interrupts():
+            interrupt_in_callback()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert reference() is None
+    assert stopped.value.code == cli.EXIT_INTERRUPTED
+    assert capsys.readouterr().err.strip() == "interrupted; run the same command again to resume"
 
 
 def test_an_interrupt_ends_with_its_exit_code_and_how_to_resume(capsys: pytest.CaptureFixture[str]):

@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EXIT_BAD_INPUT", "EXIT_CONTRADICTED", "EXIT_DAMAGED", "EXIT_INTERRUPTED", "EXIT_OK", "app", "main"]
 MIN_INTERRUPT_INTERVAL = 2.0  # seconds between two signals that both interrupt
+REPEAT_SECONDS = 0.05  # after which an interrupt that was lost is sent again
 _RESUME_HINT = "interrupted; run the same command again to resume"
 
 
@@ -51,12 +52,13 @@ def _handle_interrupts() -> Iterator[None]:
     """Print how to resume after SIGINT (Ctrl-C) or SIGTERM."""
     in_main_thread = threading.current_thread() is threading.main_thread()  # only that one may set handlers
     old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if in_main_thread}
-    raise_interrupt = _make_interrupt_handler()
+    handler = _InterruptHandler()
     try:
-        for number, handler in old.items():
-            if handler != signal.SIG_IGN:  # as nohup and shells set it
-                signal.signal(number, raise_interrupt)
-        yield
+        for number, before in old.items():
+            if before != signal.SIG_IGN:  # as nohup and shells set it
+                signal.signal(number, handler)
+        with handler.repeat_lost_interrupts():
+            yield
     except KeyboardInterrupt:
         _exit_interrupted()
     except SystemExit as stop:
@@ -64,25 +66,46 @@ def _handle_interrupts() -> Iterator[None]:
             _exit_interrupted()
         raise
     finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+        for number, before in old.items():
+            signal.signal(number, before)
 
 
-def _make_interrupt_handler() -> Callable[..., None]:
-    """Return a handler that raises KeyboardInterrupt, once for signals that come together.
+class _InterruptHandler:
+    """A signal handler that raises KeyboardInterrupt, once for signals that come together.
 
-    A terminal or `timeout` may send several, and a second one must not stop the clean-up. A later one raises again,
-    since an exception that is raised in a destructor or a callback is lost.
+    A terminal or `timeout` may send several, and a second one must not stop the clean-up. A later one raises again.
     """
-    last = -math.inf
 
-    def raise_interrupt(*_: object) -> None:
-        nonlocal last
-        if time.monotonic() - last > MIN_INTERRUPT_INTERVAL:
-            last = time.monotonic()
+    def __init__(self) -> None:
+        self._last = -math.inf
+
+    def __call__(self, *_: object) -> None:
+        """Raise the exception."""
+        if time.monotonic() - self._last > MIN_INTERRUPT_INTERVAL:
+            self._last = time.monotonic()
             raise KeyboardInterrupt
 
-    return raise_interrupt
+    @contextmanager
+    def repeat_lost_interrupts(self) -> Iterator[None]:
+        """Send the signal again if the exception was raised in a destructor or a callback, where Python ignores it."""
+        before, timers = sys.unraisablehook, list[threading.Timer]()
+
+        def repeat_interrupt(unraisable: "sys.UnraisableHookArgs") -> None:
+            if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+                before(unraisable)
+                return
+            self._last = -math.inf
+            timers.append(threading.Timer(REPEAT_SECONDS, os.kill, (os.getpid(), signal.SIGINT)))
+            timers[-1].daemon = True
+            timers[-1].start()
+
+        sys.unraisablehook = repeat_interrupt
+        try:
+            yield
+        finally:
+            for timer in timers:
+                timer.cancel()
+            sys.unraisablehook = before
 
 
 def _exit_interrupted() -> None:
