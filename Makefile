@@ -56,7 +56,7 @@ $(GGUF): | $(STAMP)
 
 demo: $(STAMP) $(GGUF)
 	$(BIN)/mesascope run affine
-	$(BIN)/mesascope inspect $(GGUF) --sequences 2 --tokens 128
+	$(BIN)/mesascope inspect $(GGUF) --sequences 2 --tokens 96
 	@echo
 	@$(BIN)/mesascope report runs/affine-laptop runs/inspect-$(notdir $(GGUF))
 
