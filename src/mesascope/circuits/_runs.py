@@ -236,8 +236,8 @@ class _CircuitRouter:
         self._receive(stream[None])
 
     def attention_streams(self, layer: int) -> tuple[list[Tensor], list[list[int]]]:
-        streams, indices = [], []
-        number_by_circuit: dict[bytes, int] = {}
+        indices: list[list[int]] = []
+        receiver_by_circuit: dict[bytes, tuple[int, int]] = {}  # the index of a stream, and one of its receivers
         split = self._runs.split
         for kind in ATTENTION_INPUTS:
             heads = split.num_heads(layer) if kind == "query" else split.num_kv_heads(layer)
@@ -246,24 +246,22 @@ class _CircuitRouter:
                 receiver = self._numbers[kind, layer, head]
                 count = self._runs.edges.receivers[receiver].num_senders
                 key = self._in_circuit[:, :count, receiver].cpu().numpy().tobytes()
-                if key not in number_by_circuit:
-                    number_by_circuit[key] = len(streams)
-                    streams.append(self._stream(receiver))
-                index_by_head.append(number_by_circuit[key])
+                index, _ = receiver_by_circuit.setdefault(key, (len(receiver_by_circuit), receiver))
+                index_by_head.append(index)
             indices.append(index_by_head)
-        return streams, indices
+        return self._read_streams([receiver for _, receiver in receiver_by_circuit.values()]), indices
 
     def receive_heads(self, layer: int, z: Tensor) -> None:
         self._receive(_head_terms(self._runs.projections[layer], z))
 
     def mlp_stream(self, layer: int) -> Tensor:
-        return self._stream(self._numbers["mlp", layer, -1])
+        return self._read_streams([self._numbers["mlp", layer, -1]])[0]
 
     def receive_mlp(self, layer: int, update: Tensor) -> None:
         self._receive(update[None])
 
     def output_stream(self) -> Tensor:
-        return self._stream(self._numbers["output", self._runs.split.num_layers, -1])
+        return self._read_streams([self._numbers["output", self._runs.split.num_layers, -1]])[0]
 
     def _receive(self, terms: Float[Tensor, "sender rows pos d_model"]) -> None:
         numbers = slice(self._num_senders, self._num_senders + len(terms))
@@ -271,29 +269,28 @@ class _CircuitRouter:
         self._change[:, numbers] = by_branch - self._runs.clean.terms[numbers]
         self._num_senders = numbers.stop
 
-    def _stream(self, number: int) -> Float[Tensor, "rows pos d_model"]:
-        """Return the stream of a receiver: that of the clean run, with the terms that have changed."""
-        receiver = self._runs.edges.receivers[number]
-        included = self._in_circuit[:, : receiver.num_senders, number]
+    def _read_streams(self, numbers: Sequence[int]) -> list[Float[Tensor, "rows pos d_model"]]:
+        """Return the streams of receivers at one place: that of the clean run, with the terms that have changed."""
+        receiver = self._runs.edges.receivers[numbers[0]]
+        included = self._in_circuit[:, : receiver.num_senders, numbers].mT
         clean, counterfactual = (run.stream(receiver) for run in (self._runs.clean, self._runs.counterfactual))
         change = _combine(included, self._change[:, : receiver.num_senders])
         change += _combine(~included, self._difference[None, : receiver.num_senders])
-        stream = clean + change
-        stream[~included.any(1)] = counterfactual  # bit for bit, not as a sum
-        return stream.flatten(0, 1)
+        streams = clean + change
+        streams[~included.any(2)] = counterfactual  # bit for bit, not as a sum
+        return [stream.flatten(0, 1) for stream in streams.unbind(1)]
 
 
 def _combine(
-    chosen: Bool[Tensor, "branch sender"], terms: Float[Tensor, "#branch sender batch pos d_model"]
-) -> Float[Tensor, "branch batch pos d_model"]:
-    """Return the sum of the chosen terms of every branch."""
+    chosen: Bool[Tensor, "branch receiver sender"], terms: Float[Tensor, "#branch sender batch pos d_model"]
+) -> Float[Tensor, "branch receiver batch pos d_model"]:
+    """Return the sum of the chosen terms of every branch and receiver."""
     shape = terms.shape[2:]
     if not chosen.any():
-        return terms.new_zeros(len(chosen), *shape)
-    flat = terms.flatten(2)
-    weights = chosen.to(terms.dtype)
-    total = weights @ flat[0] if len(flat) == 1 else torch.bmm(weights[:, None], flat)[:, 0]
-    return total.unflatten(1, shape)
+        return terms.new_zeros(*chosen.shape[:2], *shape)
+    flat, weights = terms.flatten(2), chosen.to(terms.dtype)
+    total = (weights.flatten(0, 1) @ flat[0]).unflatten(0, chosen.shape[:2]) if len(flat) == 1 else weights @ flat
+    return total.unflatten(2, shape)
 
 
 def track_progress(items: Sequence[Item], progress: ProgressFn | None) -> Iterator[Item]:
