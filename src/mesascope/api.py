@@ -8,7 +8,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mesascope.argument_types import validate_arguments
 from mesascope.executors import create_executor
-from mesascope.inspection import AlgorithmReport, StageProgressFn, get_model_name, identify_algorithms, inspect_model
+from mesascope.inspection import (
+    MIN_PAIRS,
+    AlgorithmReport,
+    CircuitSearch,
+    StageProgressFn,
+    find_circuit,
+    get_model_name,
+    identify_algorithms,
+    inspect_model,
+    open_language_model,
+    open_run,
+)
 from mesascope.report import write_report
 from mesascope.runner import NullProgress, ProgressCallback, run_study
 from mesascope.store import Run
@@ -123,6 +134,66 @@ def inspect(
     )
     write_report(finished_run.path)
     return finished_run
+
+
+@validate_arguments
+def circuit(
+    subject: Path | str,
+    *,
+    pairs: Path | str | None = None,
+    condition: str | None = None,
+    seed: int | None = None,
+    num_pairs: int = 32,
+    steps: int = 5,
+    size: int | None = None,
+    out: Path | str | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    trust_remote_code: bool = False,
+    progress: StageProgressFn | None = None,
+) -> Run:
+    """Find the circuit of a behaviour, test it on other pairs, and write a report, or resume a search that was stopped.
+
+    Args:
+        subject: A Hub name, a folder or a ``.gguf`` file, with ``pairs``; or the directory of a study's run.
+        pairs: JSON lines with the keys ``clean``, ``counterfactual``, ``answer`` and ``wrong_answer``. The metric is
+            the logit difference between the two answers after the prompt.
+        condition: Of a run: the condition; the first one by default.
+        seed: Of a run: the training replicate; the first one by default.
+        num_pairs: Of a run: number of pairs of sequences of its task; the metric is the loss of the clean sequence at
+            its last scored position.
+        steps: Gradients that are averaged (EAP-IG); with 0, one gradient at the clean run (EAP).
+        size: Number of edges of the circuit; 1 % of all edges by default.
+        out: The directory of the search; ``runs/circuit-SUBJECT`` by default.
+        device: cpu, cuda or auto.
+        dtype: Data type of the weights of a language model: float32, bfloat16, float16 or float64.
+        trust_remote_code: Run Python code that comes with a language model.
+        progress: Called with (current stage, stages done, total stages).
+
+    Returns:
+        The run; its ``path`` contains ``report.html`` and ``results``.
+
+    Raises:
+        UnsupportedModel: If the components of the model add no separate terms to the residual stream.
+        ValueError: If an argument is invalid; the message is one line.
+    """
+    search, chosen_device = CircuitSearch(steps=steps, size=size), choose_device(device)
+    is_run = (Path(subject) / "run.json").is_file()
+    if is_run == (pairs is not None):
+        given = "a run, which samples its own pairs; omit pairs" if is_run else "a language model; give a pair file"
+        raise ValueError(f"pairs must be given for a language model and for nothing else, but {subject} is {given}")
+    if is_run and num_pairs < MIN_PAIRS:
+        raise ValueError(f"num_pairs must be {MIN_PAIRS} or more, but got {num_pairs}")
+    if pairs is not None:
+        inputs = open_language_model(
+            str(subject), Path(pairs), chosen_device, dtype, trust_remote_code=trust_remote_code
+        )
+    else:
+        inputs = open_run(Path(subject), condition, seed, num_pairs, chosen_device)
+    path = Path(out) if out is not None else RUNS_FOLDER / f"circuit-{Path(subject).name}"
+    run = find_circuit(inputs, search, path, progress or (lambda what, done, total: None))
+    write_report(run.path)
+    return run
 
 
 @validate_arguments

@@ -1,4 +1,4 @@
-"""Commands that compute: run, inspect, which-algorithm."""
+"""Commands that compute: run, inspect, circuit, which-algorithm."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from mesascope.cli._app import (
     print_line,
 )
 from mesascope.cli._exit_codes import EXIT_CONTRADICTED
-from mesascope.cli._output import print_cells, print_ranking, print_verdict
+from mesascope.cli._output import print_cells, print_circuit, print_ranking, print_verdict
 
 
 @app.command("run")
@@ -91,6 +91,46 @@ def inspect_command(
         )
     for name, reason in finished_run.read_json("model")["skipped"].items():
         print_line(f"{name} was skipped: {reason}")
+    print_line(f"Report: {finished_run.path / 'report.html'}")
+
+
+@app.command("circuit")
+def circuit_command(
+    subject: Annotated[str, typer.Argument(metavar="MODEL|RUN", help="Hub name, folder, .gguf file or run directory.")],
+    pairs: Annotated[
+        Path | None,
+        typer.Option(help="Of a model: JSON lines with the keys clean, counterfactual, answer and wrong_answer."),
+    ] = None,
+    condition: Annotated[str | None, typer.Option(help="Of a run: condition; by default the first one.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of a run: training seed; by default the first one.")] = None,
+    num_pairs: Annotated[int, typer.Option(help="Of a run: number of pairs of sequences.")] = 32,
+    steps: Annotated[int, typer.Option(help="Gradients that are averaged; 0 takes one at the clean run.")] = 5,
+    size: Annotated[int | None, typer.Option(help="Edges of the circuit; by default 1 % of all edges.")] = None,
+    out_dir: Annotated[Path | None, typer.Option("--out", help="Directory; by default runs/circuit-SUBJECT.")] = None,
+    device: Device = "cpu",
+    dtype: Annotated[str, typer.Option(help="Of a model: float32, bfloat16, float16 or float64.")] = "float32",
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Find the edges that a behaviour depends on, test them on other pairs and write a report. Run again to resume."""
+    from mesascope import api
+    from mesascope.progress import StageProgressBar
+
+    with StageProgressBar(err) as stages:
+        finished_run = api.circuit(
+            subject,
+            pairs=pairs,
+            condition=condition,
+            seed=seed,
+            num_pairs=num_pairs,
+            steps=steps,
+            size=size,
+            out=out_dir,
+            device=device,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            progress=stages,
+        )
+    print_circuit(finished_run)
     print_line(f"Report: {finished_run.path / 'report.html'}")
 
 

@@ -9,6 +9,7 @@ from rich.markup import escape
 from mesascope.cli._app import STATUS_COLOURS, out
 
 if TYPE_CHECKING:
+    from mesascope.store import Run
     from mesascope.studies.cells import JudgedCell
 
 RANKING_LEGEND = (
@@ -18,6 +19,7 @@ RANKING_LEGEND = (
     "sequences[/dim]"
 )
 
+MAX_PRINTED_EDGES = 20
 
 _VERDICT_TYPES = {  # of the fields that are printed
     "name": str,
@@ -79,6 +81,41 @@ def print_cells(cells: Sequence["JudgedCell"]) -> None:
         for status in dict.fromkeys(claim.statuses.values()):
             names = "; ".join(cell for cell, given in claim.statuses.items() if given == status)
             out.print(f"  [{STATUS_COLOURS.get(status, 'dim')}]{status}[/]: {escape(names)}", soft_wrap=True)
+
+
+def print_circuit(run: "Run") -> None:
+    """Print the edges of a circuit, its faithfulness and its stability.
+
+    Args:
+        run: The run of a search.
+    """
+    from rich.table import Table
+
+    edges, tests = run.read_results("circuit"), run.read_results("circuit_faithfulness")
+    size, units = int(edges["score"].attrs["circuit_size"]), edges["score"].attrs["units"]
+    table = Table("edge", f"score ({units})", "95 % interval", "measured effect", "in resampled circuits")
+    for rank in range(min(size, MAX_PRINTED_EDGES)):
+        edge = edges.isel(rank=rank)
+        effect = float(edge["effect"])
+        table.add_row(
+            escape(f"{edge['sender_name'].item()} -> {edge['receiver_name'].item()}"),
+            f"{float(edge['score']):.3g}",
+            f"[{float(edge['low']):.3g}, {float(edge['high']):.3g}]",
+            "-" if effect != effect else f"{effect:.3g}",
+            f"{float(edge['inclusion']):.0%}",
+        )
+    out.print(table)
+    random, jaccard = tests["circuit_random"], tests["jaccard"]
+    more = f" ({size - MAX_PRINTED_EDGES} more edges in the report)" if size > MAX_PRINTED_EDGES else ""
+    print_line(
+        f"Circuit of {size} edges{more}, on pairs that were not used to find it: faithfulness "
+        f"{float(tests['circuit_faithfulness']):.3f}, completeness {float(tests['circuit_completeness']):.3f}; "
+        f"{random.sizes['draw']} random circuits of this size {float(random.min()):.3f} to {float(random.max()):.3f}"
+    )
+    print_line(
+        f"CPR {float(tests['cpr']):.3f}, CMD {float(tests['cmd']):.3f}; circuits of resampled pairs share "
+        f"{float(jaccard.mean()):.0%} of the edges (Jaccard index, {jaccard.sizes['draw']} draws)"
+    )
 
 
 def print_ranking(report: dict[str, Any]) -> None:

@@ -1,17 +1,25 @@
 """Inspection of language models: analyses of one model, or of several checkpoints, on a text."""
 
 from mesascope.inspection._algorithm_id import AlgorithmReport, identify_algorithms
+from mesascope.inspection._circuit_inputs import open_language_model, open_run
+from mesascope.inspection._find_circuit import CircuitSearch, find_circuit
 from mesascope.inspection._inspect import get_model_name, inspect_model
 from mesascope.inspection._inspection import StageProgressFn
+from mesascope.inspection._pair_file import MIN_PAIRS
 from mesascope.inspection._passes import ANALYSIS_NAMES
 from mesascope.inspection._text import load_prose
 
 __all__ = [
     "ANALYSIS_NAMES",
+    "MIN_PAIRS",
     "AlgorithmReport",
+    "CircuitSearch",
     "StageProgressFn",
+    "find_circuit",
     "get_model_name",
     "identify_algorithms",
     "inspect_model",
     "load_prose",
+    "open_language_model",
+    "open_run",
 ]

@@ -147,11 +147,22 @@ def _identify_in_run(
         raise ValueError(_no_icl_task_message(f"the study {study_value.name}"))
     for condition in conditions:
         for replicate in run.record["seeds"]:
-            path = _last_checkpoint(run, study_value, condition, replicate)
+            path = find_last_checkpoint(run, study_value, condition, replicate)
             yield _identify_in_checkpoint(condition, replicate, path, sequences, seed, device, log, scale)
 
 
-def _last_checkpoint(run: Run, study: Study, condition: Condition, replicate: int) -> Path:
+def find_last_checkpoint(run: Run, study: Study, condition: Condition, replicate: int) -> Path:
+    """Return the folder of the last checkpoint of a finished training.
+
+    Args:
+        run: The run.
+        study: Its study.
+        condition: The condition.
+        replicate: The training replicate.
+
+    Raises:
+        ValueError: If the training is not finished.
+    """
     scale, condition_run = run.record["scale"], run.for_condition(condition.name)
     last_step = condition.scales[scale].training.steps
     if last_step not in condition_run.list_checkpoints(replicate):

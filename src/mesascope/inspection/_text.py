@@ -123,7 +123,7 @@ def tokenize_text(
         ValueError: If the text or the context is too short, or the tokenizer does not fit the model.
     """
     length = _choose_length(model, name, tokens)
-    with _convert_tokenizer_errors(name):
+    with convert_tokenizer_errors(name):
         prefix, decoder = find_text_prefix(tokenizer), TokenDecoder(tokenizer)
         ids = _encode_text(tokenizer, words[: length * sequences * MAX_LETTERS_PER_TOKEN])
     check_token_ids([*prefix, *ids], model, name)
@@ -137,7 +137,7 @@ def tokenize_text(
     text_length = length - len(prefix)
     count = min(sequences, len(ids) // text_length)
     rows = [[*prefix, *ids[row * text_length :][:text_length]] for row in range(count)]
-    with _convert_tokenizer_errors(name):
+    with convert_tokenizer_errors(name):
         token_text = [decoder.decode_row(row) for row in rows]
     return TokenizedText(
         token_ids=torch.tensor(rows, dtype=torch.long),
@@ -221,7 +221,7 @@ def _encode_text(tokenizer: PreTrainedTokenizerBase, words: str) -> list[int]:
 
 
 @contextmanager
-def _convert_tokenizer_errors(name: str) -> Iterator[None]:
+def convert_tokenizer_errors(name: str) -> Iterator[None]:
     explain = f"the tokenizer of {name} must encode and decode text, but fails: {{}}; use that of the model".format
     with convert_load_errors(explain), silence_panics():
         yield

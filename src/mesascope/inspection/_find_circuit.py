@@ -1,0 +1,220 @@
+"""Search for the circuit of a behaviour: scores of all edges, their stability, effects and faithfulness."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from mesascope.activations.split_forward import SplitForward
+from mesascope.circuits import attribute_edges, bootstrap_edges, measure_faithfulness, patch_edges, rank_edges
+from mesascope.circuits.edges import Edges, find_edges
+from mesascope.circuits.faithfulness import FRACTIONS
+from mesascope.inspection._circuit_inputs import CircuitInputs
+from mesascope.inspection._circuit_results import describe_faithfulness, describe_scores, list_edges
+from mesascope.inspection._inspection import StageProgressFn, record_duration
+from mesascope.store import Run
+
+MAX_BYTES_PER_BATCH = 2**27  # of the terms of all senders: pairs whose edges are attributed together
+NUM_PATCHED = 20  # highest-ranked edges whose effect is measured
+RANDOM_DRAWS, CURVE_DRAWS = 20, 3  # random circuits of the size of the circuit, and of the other sizes
+
+
+@dataclass(frozen=True, kw_only=True)
+class CircuitSearch:
+    """Settings of a search.
+
+    Attributes:
+        steps: gradients that are averaged (EAP-IG), or 0 for one gradient (EAP).
+        size: number of edges of the circuit; by default 1 % of all edges, and three at least.
+        draws: resamples of the bootstrap over pairs.
+    """
+
+    steps: int = 5
+    size: int | None = None
+    draws: int = 200
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        for name, least in (("steps", 0), ("size", 1), ("draws", 2)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be {least} or more, but got {value}")
+
+
+@dataclass(kw_only=True)
+class Stages:
+    """Stages of a search; the result of each is saved, so that a stopped search can resume.
+
+    Attributes:
+        run: the run.
+        progress: called with (current stage, stages done, total stages).
+        total: number of stages.
+        done: number of finished stages.
+        seconds: duration of each kind of stage.
+    """
+
+    run: Run
+    progress: StageProgressFn
+    total: int
+    done: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def compute(self, kind: str, name: str, compute: Callable[[], xr.Dataset]) -> xr.Dataset:
+        """Return the saved result of a stage, or compute and save it.
+
+        Args:
+            kind: what the stage does.
+            name: name of the result.
+            compute: computes it.
+        """
+        self.progress(kind, self.done, self.total)
+        result = self.run.load_partial(name)
+        with record_duration(self.seconds, kind):
+            if result is None:
+                result = compute()
+                self.run.save_partial(name, result)
+        self.done += 1
+        self.progress(kind, self.done, self.total)
+        return result
+
+
+def find_circuit(inputs: CircuitInputs, search: CircuitSearch, path: Path, progress: StageProgressFn) -> Run:
+    """Find the circuit of a behaviour on one half of the pairs, and test it on the other half.
+
+    Args:
+        inputs: the model and its pairs.
+        search: the settings.
+        path: the run's directory.
+        progress: called with (current stage, stages done, total stages).
+
+    Returns:
+        The run, with the results ``edge_scores``, ``circuit`` and ``circuit_faithfulness``.
+
+    Raises:
+        UnsupportedModel: If the model has no such edges.
+        ValueError: If the metric is the same on both runs, or there are fewer edges than ``size``.
+    """
+    found, tested = slice(0, None, 2), slice(1, None, 2)
+    split = SplitForward(
+        inputs.model, inputs.clean[:1], attention_mask=None if inputs.mask is None else inputs.mask[:1]
+    )
+    edges = find_edges(split)
+    size = search.size or max(3, round(len(edges) / 100))
+    if size > len(edges):
+        raise ValueError(f"size must be at most {len(edges)}, the number of edges, but got {size}")
+    run = Run.create(path, describe_search(inputs, search, edges, size))
+    batches = list(_split_pairs(inputs, edges, found))
+    with run.exclusive_lock():
+        stages = Stages(run=run, progress=progress, total=len(batches) + 3)
+        scores = _attribute(inputs, search, batches, stages)
+        stability = bootstrap_edges(scores["score_by_sequence"], size, draws=search.draws)
+        top = _name_edges(scores["score"], min(NUM_PATCHED, size))
+        effects = stages.compute(
+            "effects of the highest-ranked edges",
+            "effects",
+            lambda: patch_edges(inputs.model, edges=top, **inputs.select(found)),
+        )
+        curves, control = (
+            stages.compute(
+                kind,
+                name,
+                partial(
+                    measure_faithfulness,
+                    inputs.model,
+                    score=scores["score"],
+                    fractions=fractions,
+                    random_draws=draws,
+                    **inputs.select(tested),
+                ),
+            )
+            for kind, name, fractions, draws in (
+                ("faithfulness by size", "faithfulness", FRACTIONS, CURVE_DRAWS),
+                ("random circuits of the same size", "random", [size / len(edges)], RANDOM_DRAWS),
+            )
+        )
+        run.write_results("edge_scores", describe_scores(scores))
+        run.write_results("circuit", list_edges(scores, stability, effects, size))
+        run.write_results("circuit_faithfulness", describe_faithfulness(curves, control, stability, size))
+        run.write_json("model", {**_describe_model(inputs), "skipped": {}, "seconds": stages.seconds})
+    return run
+
+
+def describe_search(inputs: CircuitInputs, search: CircuitSearch, edges: Edges, size: int) -> dict[str, Any]:
+    """Return the description of a run.
+
+    Args:
+        inputs: the model and its pairs.
+        search: the settings.
+        edges: the edges of the model.
+        size: number of edges of the circuit.
+    """
+    metric = inputs.make_metric(slice(0, 1))
+    method = f"integrated gradients of {search.steps} steps" if search.steps else "one gradient"
+    return {
+        "study": "circuit",
+        "title": f"A circuit of {Path(inputs.name).name}",
+        "description": (
+            "Edges between the components of a model, ranked by their estimated effect on a behaviour "
+            f"({method}; half of the pairs), and tested on the other half."
+        ),
+        **inputs.record,
+        "parameters": {
+            "metric": metric.description,
+            "pairs": len(inputs),
+            "steps": search.steps,
+            "edges": len(edges),
+            "size": size,
+            "draws": search.draws,
+        },
+    }
+
+
+def _split_pairs(inputs: CircuitInputs, edges: Edges, rows: slice) -> Iterator[slice]:
+    """Yield the pairs in batches whose terms fit into memory, in steps of the given slice."""
+    _, length = inputs.clean.shape[:2]
+    width = inputs.model.config.get_text_config().hidden_size
+    batch = max(1, MAX_BYTES_PER_BATCH // (4 * len(edges.senders) * length * width))
+    indices = range(len(inputs))[rows]
+    for start in range(0, len(indices), batch):
+        part = indices[start : start + batch]
+        yield slice(part[0], part[-1] + 1, rows.step)
+
+
+def _attribute(inputs: CircuitInputs, search: CircuitSearch, batches: list[slice], stages: Stages) -> xr.Dataset:
+    """Return the scores of all edges on all pairs, batch by batch."""
+    parts = [
+        stages.compute(
+            "scores of all edges",
+            f"scores-{rows.start}",
+            partial(attribute_edges, inputs.model, steps=search.steps, **inputs.select(rows)),
+        )
+        for rows in batches
+    ]
+    joined = xr.concat(parts, dim="batch", data_vars="minimal", coords="minimal", compat="override", join="exact")
+    return joined.assign(
+        score=joined["score_by_sequence"].astype(float).mean("batch").assign_attrs(parts[0]["score"].attrs)
+    )
+
+
+def _name_edges(score: xr.DataArray, number: int) -> list[tuple[str, str]]:
+    senders, receivers = np.unravel_index(rank_edges(score)[:number], score.shape)
+    return [
+        (str(score["sender"].values[s]), str(score["receiver"].values[r]))
+        for s, r in zip(senders, receivers, strict=True)
+    ]
+
+
+def _describe_model(inputs: CircuitInputs) -> dict[str, Any]:
+    config = inputs.model.config.get_text_config()
+    return {
+        "class": type(inputs.model).__name__,
+        "parameters": inputs.model.num_parameters(),
+        "layers": getattr(config, "num_hidden_layers", None),
+        "heads": getattr(config, "num_attention_heads", None),
+        "dtype": str(inputs.model.dtype).removeprefix("torch."),
+        "device": str(inputs.model.device),
+    }
