@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from mesascope.cli._app import STATUS_COLOURS, out
+from mesascope.cli._app import STATUS_COLOURS, out, print_line
 
 if TYPE_CHECKING:
     from mesascope.store import Run
@@ -91,7 +91,7 @@ def print_circuit(run: "Run") -> None:
     """
     from rich.table import Table
 
-    edges, tests = run.read_results("circuit"), run.read_results("circuit_faithfulness")
+    edges = run.read_results("circuit")
     size, units = int(edges["score"].attrs["circuit_size"]), edges["score"].attrs["units"]
     table = Table("edge", f"score ({units})", "95 % interval", "measured effect", "in resampled circuits")
     for rank in range(min(size, MAX_PRINTED_EDGES)):
@@ -105,17 +105,10 @@ def print_circuit(run: "Run") -> None:
             f"{float(edge['inclusion']):.0%}",
         )
     out.print(table)
-    random, jaccard = tests["circuit_random"], tests["jaccard"]
-    more = f" ({size - MAX_PRINTED_EDGES} more edges in the report)" if size > MAX_PRINTED_EDGES else ""
-    print_line(
-        f"Circuit of {size} edges{more}, on pairs that were not used to find it: faithfulness "
-        f"{float(tests['circuit_faithfulness']):.3f}, completeness {float(tests['circuit_completeness']):.3f}; "
-        f"{random.sizes['draw']} random circuits of this size {float(random.min()):.3f} to {float(random.max()):.3f}"
-    )
-    print_line(
-        f"CPR {float(tests['cpr']):.3f}, CMD {float(tests['cmd']):.3f}; circuits of resampled pairs share "
-        f"{float(jaccard.mean()):.0%} of the edges (Jaccard index, {jaccard.sizes['draw']} draws)"
-    )
+    if size > MAX_PRINTED_EDGES:
+        print_line(f"{size - MAX_PRINTED_EDGES} more edges in {run.path / 'results' / 'circuit.nc'}")
+    for name in ("circuit_test", "circuit_faithfulness"):
+        print_line(run.read_results(name).attrs["description"] + ".")
 
 
 def print_ranking(report: dict[str, Any]) -> None:

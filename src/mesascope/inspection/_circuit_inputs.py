@@ -13,8 +13,7 @@ from transformers import PreTrainedModel
 from mesascope.inspection._algorithm_id import find_last_checkpoint
 from mesascope.inspection._inspect import DTYPES
 from mesascope.inspection._pair_file import read_pairs, tokenize_pairs
-from mesascope.interventions import loss
-from mesascope.interventions.metrics import Metric, logit_difference
+from mesascope.interventions.metrics import Metric, logit_difference, loss
 from mesascope.models.load import load_checkpoint, load_pretrained, weights_fingerprint
 from mesascope.models.weight_checks import check_forward_pass, hash_weights
 from mesascope.store import Run

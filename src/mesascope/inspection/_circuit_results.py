@@ -4,7 +4,7 @@ import numpy as np
 import xarray as xr
 
 from mesascope.axes import to_data_array
-from mesascope.circuits import rank_edges
+from mesascope.circuits import Edges, rank_edges
 
 MAX_LISTED_EDGES = 1000  # edges of the graph in the report
 RANDOM_CIRCUITS = "random circuits"
@@ -16,7 +16,7 @@ def describe_scores(scores: xr.Dataset) -> xr.Dataset:
     Args:
         scores: from `attribute_edges`.
     """
-    hidden = {name: scores[name].assign_attrs(view="none") for name in ("score", "score_by_sequence")}
+    hidden = {name: one.assign_attrs(view="none") for name, one in scores.data_vars.items()}
     attrs = {
         "title": "Scores of all edges",
         "description": "Estimated effect of every edge, mean over pairs and by pair",
@@ -25,7 +25,7 @@ def describe_scores(scores: xr.Dataset) -> xr.Dataset:
     return scores.assign(hidden).assign_attrs(attrs)
 
 
-def list_edges(scores: xr.Dataset, stability: xr.Dataset, effects: xr.Dataset, size: int) -> xr.Dataset:
+def list_edges(scores: xr.Dataset, stability: xr.Dataset, effects: xr.Dataset, size: int, edges: Edges) -> xr.Dataset:
     """Return the highest-ranked edges as a list.
 
     Args:
@@ -33,12 +33,14 @@ def list_edges(scores: xr.Dataset, stability: xr.Dataset, effects: xr.Dataset, s
         stability: from `bootstrap_edges`.
         effects: from `patch_edges`, of some of the edges.
         size: number of edges of the circuit.
+        edges: all edges of the model.
 
     Returns:
         ``score``, ``low``, ``high``, ``inclusion``, ``effect`` (rank) with the names ``sender_name`` and
         ``receiver_name`` (rank); the first ``size`` are the circuit.
     """
     ranking = rank_edges(scores["score"])[:MAX_LISTED_EDGES]
+    layers = range(edges.receivers[-1].layer)
     senders, receivers = np.unravel_index(ranking, scores["score"].shape)
     units = str(scores["score"].attrs["units"])
     metric = str(scores["score"].attrs["description"])
@@ -63,6 +65,11 @@ def list_edges(scores: xr.Dataset, stability: xr.Dataset, effects: xr.Dataset, s
             values, dims="rank", attrs={"units": "text", "description": f"the {axis} of the edge"}
         )
     variables["score"].attrs |= {"view": "graph", "title": "Circuit", "circuit_size": size, "headline": 1}
+    kinds = [(each.kind, each.layer) for each in edges.receivers]
+    variables["score"].attrs |= {
+        name: ",".join(str(kinds.count((kind, layer))) for layer in layers)
+        for name, kind in (("heads_by_layer", "query"), ("kv_heads_by_layer", "key"))
+    }
     attrs = {
         "title": "Circuit",
         "description": (
@@ -74,47 +81,67 @@ def list_edges(scores: xr.Dataset, stability: xr.Dataset, effects: xr.Dataset, s
     return xr.Dataset(variables, attrs=attrs)
 
 
-def describe_faithfulness(curves: xr.Dataset, control: xr.Dataset, stability: xr.Dataset, size: int) -> xr.Dataset:
-    """Return faithfulness by size, and that of the circuit beside random circuits of its size.
+def describe_test(control: xr.Dataset, stability: xr.Dataset, size: int) -> xr.Dataset:
+    """Return what the circuit keeps of the metric beside random circuits of its size, and how stable its edges are.
 
     Args:
-        curves: from `measure_faithfulness`, by size.
-        control: from `measure_faithfulness`, at the size of the circuit, with more random draws.
+        control: from `measure_faithfulness`, at the size of the circuit.
         stability: from `bootstrap_edges`.
         size: number of edges of the circuit.
+
+    Returns:
+        ``faithfulness``, ``completeness``, ``random`` (draw), ``jaccard``, ``jaccard_low`` and ``jaccard_high``; the
+        description states all of them.
     """
-    about = f"{{}} of {size} edges, on pairs that were not used to find it"
-    at_size = {
-        "circuit_faithfulness": control["faithfulness"].isel(circuit_size=0, drop=True),
-        "circuit_completeness": control["completeness"].isel(circuit_size=0, drop=True),
-        "circuit_random": control["random"].isel(circuit_size=0, drop=True),
+    variables = {
+        name: control[name].isel(circuit_size=0, drop=True) for name in ("faithfulness", "completeness", "random")
     }
-    at_size["circuit_faithfulness"].attrs |= {
-        "title": "faithfulness of the circuit",
-        "description": about.format("faithfulness of the circuit"),
-        "headline": 1,
+    jaccard = stability["jaccard"]
+    for name, value in (
+        ("jaccard", jaccard.mean()),
+        ("jaccard_low", jaccard.quantile(0.025)),
+        ("jaccard_high", jaccard.quantile(0.975)),
+    ):
+        variables[name] = to_data_array(float(value), units="1", description=str(jaccard.attrs["description"]))
+    numbers = {name: float(value) for name, value in variables.items() if not value.ndim}
+    random = variables["random"]
+    attrs = {
+        "title": "Test of the circuit",
+        "description": (
+            f"On pairs that were not used to find it, the circuit of {size} edges has a faithfulness of "
+            f"{numbers['faithfulness']:.3f} (1: the clean run, 0: the counterfactual run) and a completeness of "
+            f"{numbers['completeness']:.3f} (1 minus the faithfulness of all other edges); {random.sizes['draw']} random "
+            f"circuits of this size have a faithfulness from {float(random.min()):.3f} to {float(random.max()):.3f}. "
+            f"Circuits of resampled pairs share {numbers['jaccard']:.0%} of the edges with it (Jaccard index; 95 % of "
+            f"{jaccard.sizes['draw']} draws: {numbers['jaccard_low']:.0%} to {numbers['jaccard_high']:.0%})"
+        ),
+        "analysis": "circuit_test",
     }
-    at_size["circuit_completeness"].attrs |= {
-        "title": "completeness of the circuit",
-        "description": about.format("completeness of the circuit"),
-    }
-    at_size["circuit_random"].attrs |= {
-        "control_of": "circuit_faithfulness",
-        "control": RANDOM_CIRCUITS,
-        "description": about.format("faithfulness of random circuits"),
-    }
-    jaccard = stability["jaccard"].assign_attrs(title="stability of the circuit")
-    dataset = curves.assign(**at_size, jaccard=jaccard)
+    return xr.Dataset({name: one.assign_attrs(view="none") for name, one in variables.items()}, attrs=attrs)
+
+
+def describe_faithfulness(curves: xr.Dataset) -> xr.Dataset:
+    """Return the faithfulness of circuits by size, as the report shows it.
+
+    Args:
+        curves: from `measure_faithfulness`.
+    """
+    dataset = curves.copy()
     for name in ("faithfulness", "completeness"):
         dataset[name].attrs |= {"view": "curves", "headline": 1}
-    for name, owner in (("random", "faithfulness"), ("random_cpr", "cpr"), ("random_cmd", "cmd")):
-        dataset[name].attrs |= {"control_of": owner, "control": RANDOM_CIRCUITS}
+    for name in ("cpr", "cmd", "random_cpr", "random_cmd"):
+        dataset[name].attrs |= {"view": "none"}
+    dataset["random"].attrs |= {"control_of": "faithfulness", "control": RANDOM_CIRCUITS}
     attrs = {
-        "title": "Faithfulness of circuits",
+        "title": "Faithfulness by size",
         "description": (
             "What circuits of the highest-ranked edges keep of the metric, on pairs that were not used to rank them: 1 "
-            "is the clean run, 0 the counterfactual run"
+            f"is the clean run, 0 the counterfactual run. CPR (integral of the faithfulness) is {float(curves['cpr']):.3f}, "
+            f"that of random circuits {float(curves['random_cpr'].mean()):.3f}; CMD (integral of its distance from 1) is "
+            f"{float(curves['cmd']):.3f}, that of random circuits {float(curves['random_cmd'].mean()):.3f}"
         ),
         "analysis": "circuit_faithfulness",
     }
-    return dataset.assign_attrs(attrs)
+    return dataset[["faithfulness", *(name for name in dataset.data_vars if name != "faithfulness")]].assign_attrs(
+        attrs
+    )

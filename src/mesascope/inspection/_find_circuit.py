@@ -14,7 +14,7 @@ from mesascope.circuits import attribute_edges, bootstrap_edges, measure_faithfu
 from mesascope.circuits.edges import Edges, find_edges
 from mesascope.circuits.faithfulness import FRACTIONS
 from mesascope.inspection._circuit_inputs import CircuitInputs
-from mesascope.inspection._circuit_results import describe_faithfulness, describe_scores, list_edges
+from mesascope.inspection._circuit_results import describe_faithfulness, describe_scores, describe_test, list_edges
 from mesascope.inspection._inspection import StageProgressFn, record_duration
 from mesascope.store import Run
 
@@ -92,7 +92,7 @@ def find_circuit(inputs: CircuitInputs, search: CircuitSearch, path: Path, progr
         progress: called with (current stage, stages done, total stages).
 
     Returns:
-        The run, with the results ``edge_scores``, ``circuit`` and ``circuit_faithfulness``.
+        The run, with the results ``circuit``, ``circuit_test``, ``circuit_faithfulness`` and ``edge_scores``.
 
     Raises:
         UnsupportedModel: If the model has no such edges.
@@ -137,8 +137,9 @@ def find_circuit(inputs: CircuitInputs, search: CircuitSearch, path: Path, progr
             )
         )
         run.write_results("edge_scores", describe_scores(scores))
-        run.write_results("circuit", list_edges(scores, stability, effects, size))
-        run.write_results("circuit_faithfulness", describe_faithfulness(curves, control, stability, size))
+        run.write_results("circuit", list_edges(scores, stability, effects, size, edges))
+        run.write_results("circuit_test", describe_test(control, stability, size))
+        run.write_results("circuit_faithfulness", describe_faithfulness(curves))
         run.write_json("model", {**_describe_model(inputs), "skipped": {}, "seconds": stages.seconds})
     return run
 

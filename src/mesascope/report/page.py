@@ -25,7 +25,7 @@ from mesascope.report.plotting.variable import is_uncertainty
 from mesascope.report.text import add_full_stop, encode_script_json, format_sentence
 from mesascope.store import LogFn, Run, do_nothing
 
-SCRIPTS = ("figures.js", "square.js", "attention.js", "reader.js", "explorer.js", "start.js")
+SCRIPTS = ("figures.js", "square.js", "attention.js", "reader.js", "explorer.js", "graph.js", "start.js")
 VERDICT_KEYS = tuple("name status statement value interval control difference threshold unit reason".split())
 MAX_EXPANDED_VERDICTS = 16  # with more verdicts, each is collapsed to one line
 

@@ -31,7 +31,7 @@ def get_page_title(run: Mapping[str, Any]) -> str:
 
 
 def is_inspection(run: Mapping[str, Any]) -> bool:
-    """Return whether the run is an inspection of a model rather than a study.
+    """Return whether the run analyses one model, as an inspection or a search for a circuit, rather than a study.
 
     Args:
         run: the contents of ``run.json``.
@@ -39,7 +39,7 @@ def is_inspection(run: Mapping[str, Any]) -> bool:
     Returns:
         True for an inspection.
     """
-    return run.get("study") == "inspect"
+    return run.get("study") in ("inspect", "circuit")
 
 
 def list_badges(run: Mapping[str, Any]) -> list[str]:
@@ -55,7 +55,9 @@ def list_badges(run: Mapping[str, Any]) -> list[str]:
     tokens = text.get("tokens") if isinstance(text, Mapping) else None
     tokens = f"{tokens:,}" if isinstance(tokens, int) else tokens
     facts = [
-        "inspected model" if is_inspection(run) else f"study {run['study']}" if run.get("study") else "",
+        "circuit of a model" if run.get("study") == "circuit" else "",
+        "inspected model" if run.get("study") == "inspect" else "",
+        "" if is_inspection(run) else f"study {run['study']}" if run.get("study") else "",
         f"{run['scale']} scale" if run.get("scale") else "",
         format_count(len(run["seeds"]), "seed") if isinstance(run.get("seeds"), list) and run["seeds"] else "",
         f"{tokens} tokens of {text.get('source', 'text')}" if isinstance(text, Mapping) and tokens else "",
@@ -122,6 +124,8 @@ def format_command(run: Mapping[str, Any]) -> str:
     """
     if given := run.get("command"):
         return given if isinstance(given, str) else shlex.join(map(str, given))
+    if run.get("study") == "circuit":
+        return shlex.join(["mesascope", "circuit", str(run.get("model", "MODEL")), *_list_circuit_options(run)])
     if is_inspection(run):
         return shlex.join(["mesascope", "inspect", str(run.get("model", "MODEL")), *_list_inspect_options(run)])
     words = ["mesascope", "run", str(run.get("study", "STUDY"))]
@@ -149,6 +153,25 @@ def _list_inspect_options(run: Mapping[str, Any]) -> list[str]:
         "--dtype": run.get("dtype") if run.get("dtype") != "float32" else None,
     }
     return [word for name, value in options.items() if value for word in (name, str(value))]
+
+
+def _list_circuit_options(run: Mapping[str, Any]) -> list[str]:
+    """Return the options of a search for a circuit that differ from the defaults."""
+    pairs, given = run.get("pairs"), run.get("parameters")
+    pairs = pairs if isinstance(pairs, Mapping) else {}
+    given = given if isinstance(given, Mapping) else {}
+    of_run = "condition" in run
+    options = {
+        "--pairs": pairs.get("file"),
+        "--condition": run.get("condition"),
+        "--seed": run.get("seed"),
+        "--num-pairs": pairs.get("number") if of_run else None,
+        "--steps": given.get("steps"),
+        "--size": given.get("size"),
+        "--device": run.get("device") if run.get("device") != "cpu" else None,
+        "--dtype": run.get("dtype") if not of_run and run.get("dtype") != "float32" else None,
+    }
+    return [word for name, value in options.items() if value not in (None, "") for word in (name, str(value))]
 
 
 def format_citation(run: Mapping[str, Any]) -> dict[str, str] | None:

@@ -1,6 +1,10 @@
 """The order of the sections of a report."""
 
 SECTION_ORDER = (  # names of analyses; simulations of toy models come first, unlisted analyses last
+    "circuit",
+    "circuit_test",
+    "circuit_faithfulness",
+    "edge_scores",
     "text",
     "parameter_norms",
     "loss_vs_baselines",
@@ -49,7 +53,7 @@ def section_rank(analysis: str, simulation: str) -> int:
         simulation: name of the simulation of a toy model; empty for other results.
 
     >>> section_rank("", "toy_model"), section_rank("inner_linear", ""), section_rank("mine", "")
-    (-1, 3, 37)
+    (-1, 7, 41)
     """
     if simulation:
         return -1

@@ -2,7 +2,7 @@
 "use strict";
 (() => {
   const kinds = { "data-figure": mesascope.drawFigure, "data-attention": mesascope.drawAttention, "data-tokens": mesascope.drawTokens,
-    "data-reader": mesascope.drawTokenView, "data-explorer": mesascope.drawHeadExplorer };
+    "data-reader": mesascope.drawTokenView, "data-explorer": mesascope.drawHeadExplorer, "data-graph": mesascope.drawGraph };
   const waiting = new Set(document.querySelectorAll(Object.keys(kinds).map(name => `[${name}]`).join()));
   const drawHost = host => {
     waiting.delete(host);

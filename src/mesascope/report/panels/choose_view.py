@@ -9,6 +9,7 @@ import xarray as xr
 from mesascope.report.explorers.attention import build_attention_browser
 from mesascope.report.explorers.colored_text import build_coloured_text
 from mesascope.report.panels.algorithm_ranking import plot_algorithm_ranking
+from mesascope.report.panels.circuit_graph import draw_circuit_graph
 from mesascope.report.panels.head_ablation import plot_head_ablation
 from mesascope.report.panels.role_counts import tabulate_role_counts
 from mesascope.report.plotting.aux_variables import attach_aux_variables, list_aux_variables
@@ -27,6 +28,7 @@ from mesascope.report.plotting.variable import (
     prepare_variable,
 )
 
+NO_VIEW = "none"  # of variables that are stored and not drawn
 PanelView = Callable[[PlotVariable], Panel]
 ORDERED_DIMS = frozenset({"layer", "pos", "query", "key", "d_model", "d_head", "d_in", "d_out", "eigen"})
 VIEWS: Mapping[str, PanelView] = MappingProxyType(
@@ -38,6 +40,7 @@ VIEWS: Mapping[str, PanelView] = MappingProxyType(
         "tokens": build_coloured_text,
         "scatter": plot_scatter,
         "bars": plot_bars,
+        "graph": draw_circuit_graph,
         "head_ablation": plot_head_ablation,
         "ranking": plot_algorithm_ranking,
         "role_counts": tabulate_role_counts,
@@ -71,6 +74,8 @@ def build_panels(data: xr.Dataset, excluded: Collection[str] = ()) -> list[Panel
     panel_list: list[Panel] = []
     for name in map(str, data.data_vars):
         owner = data[name].attrs.get("control_of")
+        if data[name].attrs.get("view") == NO_VIEW:
+            continue
         if is_uncertainty(data, name) or name in skipped or (owner in data.data_vars and owner not in excluded):
             continue
         panel_list += _build_variable_panels(data, name)
@@ -93,7 +98,7 @@ def _attach_variables(data: xr.Dataset, variable: PlotVariable, view: PanelView)
     """Attach the other variables of the file that a view draws."""
     if view is plot_scatter:
         return attach_colour_labels(data, variable)
-    needs_aux = view in (plot_head_ablation, plot_algorithm_ranking)
+    needs_aux = view in (draw_circuit_graph, plot_head_ablation, plot_algorithm_ranking)
     return attach_aux_variables(data, variable) if needs_aux else variable
 
 

@@ -11,6 +11,7 @@ from mesascope.report.plotting.variable import PlotVariable
 AUX_VARIABLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "head_ablation": ("role", "label", "low", "high", "has_effect"),
+        "graph": ("sender_name", "receiver_name", "low", "high", "inclusion", "effect"),
         "ranking": (
             "named",
             "low",
@@ -29,6 +30,7 @@ AUX_VARIABLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 REQUIRED_AUX_VARIABLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
+        "graph": ("sender_name", "receiver_name"),
         "head_ablation": ("role", "has_effect"),
         "ranking": ("named", "similarity_null", "distinguishable", "display_name", "iterations", "hyperparameters"),
     }

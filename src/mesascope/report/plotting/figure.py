@@ -33,7 +33,8 @@ class Panel:
     """A figure or table of the page.
 
     Attributes:
-        kind: template and script: ``figure``, ``attention``, ``tokens``, ``reader``, ``explorer``, ``table``.
+        kind: template and script: ``figure``, ``attention``, ``tokens``, ``reader``, ``explorer``, ``graph``,
+            ``table``.
         title: a short heading.
         caption: sentences below the figure.
         data: JSON data for the script; for a table and for tokens also for the template.
