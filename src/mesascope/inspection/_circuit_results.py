@@ -68,7 +68,7 @@ def list_edges(scores: xr.Dataset, stability: xr.Dataset, effects: xr.Dataset, s
     kinds = [(each.kind, each.layer) for each in edges.receivers]
     variables["score"].attrs |= {
         name: ",".join(str(kinds.count((kind, layer))) for layer in layers)
-        for name, kind in (("heads_by_layer", "query"), ("kv_heads_by_layer", "key"))
+        for name, kind in (("heads_by_layer", "query"), ("kv_heads_by_layer", "key"), ("mlps_by_layer", "mlp"))
     }
     attrs = {
         "title": "Circuit",
@@ -93,9 +93,8 @@ def describe_test(control: xr.Dataset, stability: xr.Dataset, size: int) -> xr.D
         ``faithfulness``, ``completeness``, ``random`` (draw), ``jaccard``, ``jaccard_low`` and ``jaccard_high``; the
         description states all of them.
     """
-    variables = {
-        name: control[name].isel(circuit_size=0, drop=True) for name in ("faithfulness", "completeness", "random")
-    }
+    at_size = control.isel(circuit_size=0, drop=True)
+    variables = {name: at_size[name] for name in ("faithfulness", "completeness", "random")}
     jaccard = stability["jaccard"]
     for name, value in (
         ("jaccard", jaccard.mean()),
@@ -104,15 +103,15 @@ def describe_test(control: xr.Dataset, stability: xr.Dataset, size: int) -> xr.D
     ):
         variables[name] = to_data_array(float(value), units="1", description=str(jaccard.attrs["description"]))
     numbers = {name: float(value) for name, value in variables.items() if not value.ndim}
-    random = variables["random"]
+    low, high = float(at_size["random"].min()), float(at_size["random"].max())
     attrs = {
         "title": "Test of the circuit",
         "description": (
             f"On pairs that were not used to find it, the circuit of {size} edges has a faithfulness of "
-            f"{numbers['faithfulness']:.3f} (1: the clean run, 0: the counterfactual run) and a completeness of "
-            f"{numbers['completeness']:.3f} (1 minus the faithfulness of all other edges); {random.sizes['draw']} random "
-            f"circuits of this size have a faithfulness from {float(random.min()):.3f} to {float(random.max()):.3f}. "
-            f"Circuits of resampled pairs share {numbers['jaccard']:.0%} of the edges with it (Jaccard index; 95 % of "
+            f"{numbers['faithfulness']:z.3f} (1: the clean run, 0: the counterfactual run) and a completeness of "
+            f"{numbers['completeness']:z.3f} (1 minus the faithfulness of all other edges); {at_size.sizes['draw']} "
+            f"random circuits of this size have a faithfulness from {low:z.3f} to {high:z.3f}. Circuits of resampled "
+            f"pairs share {numbers['jaccard']:.0%} of the edges with it (Jaccard index; 95 % of "
             f"{jaccard.sizes['draw']} draws: {numbers['jaccard_low']:.0%} to {numbers['jaccard_high']:.0%})"
         ),
         "analysis": "circuit_test",
@@ -127,8 +126,8 @@ def describe_faithfulness(curves: xr.Dataset) -> xr.Dataset:
         curves: from `measure_faithfulness`.
     """
     dataset = curves.copy()
-    for name in ("faithfulness", "completeness"):
-        dataset[name].attrs |= {"view": "curves", "headline": 1}
+    for name, headline in (("faithfulness", 1), ("completeness", 0)):
+        dataset[name].attrs |= {"view": "curves", "headline": headline}
     for name in ("cpr", "cmd", "random_cpr", "random_cmd"):
         dataset[name].attrs |= {"view": "none"}
     dataset["random"].attrs |= {"control_of": "faithfulness", "control": RANDOM_CIRCUITS}
@@ -136,9 +135,10 @@ def describe_faithfulness(curves: xr.Dataset) -> xr.Dataset:
         "title": "Faithfulness by size",
         "description": (
             "What circuits of the highest-ranked edges keep of the metric, on pairs that were not used to rank them: 1 "
-            f"is the clean run, 0 the counterfactual run. CPR (integral of the faithfulness) is {float(curves['cpr']):.3f}, "
-            f"that of random circuits {float(curves['random_cpr'].mean()):.3f}; CMD (integral of its distance from 1) is "
-            f"{float(curves['cmd']):.3f}, that of random circuits {float(curves['random_cmd'].mean()):.3f}"
+            "is the clean run, 0 the counterfactual run. CPR (integral of the faithfulness) is "
+            f"{float(curves['cpr']):z.3f}, that of random circuits {float(curves['random_cpr'].mean()):z.3f}; CMD "
+            f"(integral of its distance from 1) is {float(curves['cmd']):z.3f}, that of random circuits "
+            f"{float(curves['random_cmd'].mean()):z.3f}"
         ),
         "analysis": "circuit_faithfulness",
     }
