@@ -1,0 +1,187 @@
+"""The command `mesascope circuit`: pair files, a search that can be stopped, and its report."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from transformers import GPT2LMHeadModel
+
+from commands import call
+from mesascope import api
+from mesascope.inspection import _find_circuit
+from mesascope.report import write_report
+from mesascope.store import Run
+from saved import save_tiny
+
+WORDS = "the of and to is in".split()
+
+
+def make_pair(number: int = 0, **changes: object) -> dict[str, object]:
+    first, second, third = WORDS[number % 4 : number % 4 + 3]
+    pair = {"clean": f"{first} {second} {first}", "counterfactual": f"{first} {third} {first}"}
+    return {**pair, "answer": f" {second}", "wrong_answer": f" {third}", **changes}
+
+
+def write_pairs(file: Path, *changed: object) -> Path:
+    """Write eight pairs; the given ones replace the first lines."""
+    lines = [make_pair(number) for number in range(8)]
+    lines[: len(changed)] = changed
+    file.write_text("\n".join(one if isinstance(one, str) else json.dumps(one) for one in lines) + "\n")
+    return file
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("saved"))
+
+
+BROKEN = {
+    "no JSON": ("{", r"line 1 of \S+ must be a JSON object, but cannot be read"),
+    "list": ("[1]", r"line 1 of \S+ must have the keys clean, counterfactual, answer, wrong_answer, but got list"),
+    "nested": ("[" * 100_000, r"line 1 of \S+ must be a JSON object"),
+    "missing key": ({"clean": "a"}, r"line 1 of \S+ must have the keys .* but got clean;"),
+    "number": (make_pair(answer=5), r"answer in line 1 of \S+ must be text that is not empty, but got 5"),
+    "empty": (make_pair(clean=""), r"clean in line 1 of \S+ must be text that is not empty"),
+    "lengths": (make_pair(clean="the of the the"), r"as many tokens, but those in line 1 of \S+ have 4 and 3"),
+    "same prompts": (make_pair(clean="the and the"), r"prompts must differ, but those in line 1 of \S+ are the same"),
+    "two tokens": (
+        make_pair(answer=" of and"),
+        r"answer must be one token after the clean prompt, but ' of and' in line 1",
+    ),
+    "no space": (
+        make_pair(wrong_answer="of"),
+        r"wrong_answer must be one token after the clean prompt, but 'of' in line 1",
+    ),
+    "same answers": (make_pair(answer=" and"), r"answer and wrong_answer must differ, but those in line 1"),
+    "too long": (
+        make_pair(clean="the " * 65, counterfactual="of " * 65),
+        r"must fit into the model's context of 64 tokens, but those in line 1 of \S+ have 65",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_bad_pair_file_ends_in_one_line_before_any_forward_pass(
+    name: str,
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+):
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a forward pass")
+
+    monkeypatch.setattr(GPT2LMHeadModel, "forward", refuse)
+    line, message = BROKEN[name]
+    file = write_pairs(tmp_path / "pairs.jsonl", line)
+    words = ["circuit", str(tiny), "--pairs", str(file), "--out", str(tmp_path / "run")]
+    code, out, err = call(*words, capsys=capsys, monkeypatch=monkeypatch)
+    assert (code, out) == (2, "")
+    lines = err.strip().splitlines()
+    assert len(lines) == 1
+    assert re.search(message, lines[0]), lines[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_bad_input_ends_in_one_line(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    empty, few, binary = (tmp_path / name for name in ("empty.jsonl", "few.jsonl", "binary.jsonl"))
+    empty.write_text("\n")
+    few.write_text(json.dumps(make_pair()) + "\n")
+    binary.write_bytes(b"\xff\xfe")
+    pairs = write_pairs(tmp_path / "pairs.jsonl")
+    cases = {
+        "needs 4 pairs or more, half to find it and half to test it, but .* has 0": ["--pairs", str(empty)],
+        "needs 4 pairs or more, half to find it and half to test it, but .* has 1": ["--pairs", str(few)],
+        "pairs must be UTF-8": ["--pairs", str(binary)],
+        "pairs must be a readable file, but": ["--pairs", str(tmp_path / "none.jsonl")],
+        "pairs must be given for a language model": [],
+        "size must be at most": ["--pairs", str(pairs), "--size", "100000"],
+        "size must be 1 or more": ["--pairs", str(pairs), "--size", "0"],
+        "steps must be 0 or more": ["--pairs", str(pairs), "--steps", "-1"],
+        "a dtype must be one of": ["--pairs", str(pairs), "--dtype", "int8"],
+    }
+    for message, options in cases.items():
+        words = ["circuit", str(tiny), *options, "--out", str(tmp_path / "run")]
+        code, _, err = call(*words, capsys=capsys, monkeypatch=monkeypatch)
+        (line,) = [one for one in err.strip().splitlines() if one.startswith("mesascope: ")]
+        assert code == 2
+        assert re.search(message, line), line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_search_that_was_stopped_resumes_to_the_same_results(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pairs = write_pairs(tmp_path / "pairs.jsonl")
+    monkeypatch.setattr(_find_circuit, "MAX_BYTES_PER_BATCH", 1)  # one pair at a time
+    options = {"pairs": pairs, "size": 5, "steps": 2}
+    whole = api.circuit(tiny, out=tmp_path / "whole", **options)
+    calls: list[int] = []
+    attribute = _find_circuit.attribute_edges
+
+    def attribute_once(*args: object, **kwargs: object) -> xr.Dataset:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return attribute(*args, **kwargs)
+
+    monkeypatch.setattr(_find_circuit, "attribute_edges", attribute_once)
+    with pytest.raises(KeyboardInterrupt):
+        api.circuit(tiny, out=tmp_path / "stopped", **options)
+    api.circuit(tiny, out=tmp_path / "stopped", **options)
+    assert len(calls) == 3 + 2  # two of four batches were saved
+    api.circuit(tiny, out=tmp_path / "stopped", **options)
+    assert len(calls) == 3 + 2
+    stopped = Run.open(tmp_path / "stopped")
+    assert stopped.result_names() == ["circuit", "circuit_faithfulness", "circuit_test", "edge_scores"]
+    for name in whole.result_names():
+        first, second = whole.read_results(name), stopped.read_results(name)
+        xr.testing.assert_equal(first, second)
+    scores = whole.read_results("edge_scores")
+    assert scores.sizes["batch"] == 4
+    np.testing.assert_allclose(scores["score"], scores["score_by_sequence"].astype(float).mean("batch"))
+
+
+def test_the_report_draws_every_edge_of_the_circuit(tiny: Path, tmp_path: Path):
+    run = api.circuit(tiny, pairs=write_pairs(tmp_path / "pairs.jsonl"), size=6, steps=1, out=tmp_path / "run")
+    page = write_report(run.path).read_text(encoding="utf-8")
+    data = next(
+        json.loads(text.partition("</script>")[0])
+        for text in page.split('<script type="application/json">')[1:]
+        if '"edges"' in text.partition("</script>")[0]
+    )
+    edges = run.read_results("circuit")
+    assert data["size"] == edges["score"].attrs["circuit_size"] == 6
+    assert len(data["nodes"]) == 1 + 2 * 3 + 1  # embedding, two layers of two heads and an MLP, output
+    assert [data["nodes"][index]["name"] for index in data["edges"]["sender"]] == edges["sender_name"].values.tolist()
+    assert data["edges"]["effect"][6:] == [None] * (edges.sizes["rank"] - 6)
+    assert None not in data["edges"]["effect"][:6]
+    rows = {"embedding": 0, "output": 5, "MLP": 2}
+    for name, (_, row) in zip(edges["receiver_name"].values, data["edges"]["receiver"], strict=True):
+        layer = int(name[1]) if name.startswith("L") else 0
+        assert row == 2 * layer + rows.get(name.split(".")[-1], 1), name
+    assert "mesascope circuit" in page
+    test = run.read_results("circuit_test")
+    assert f"faithfulness of {float(test['faithfulness']):.3f}" in page
+
+
+def test_a_run_gives_pairs_of_its_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    run = api.run("affine", scale="smoke", seeds=1, out=tmp_path / "affine", on="serial", vary={"block": ["bare"]})
+    words = ["circuit", str(run.path), "--num-pairs", "8", "--size", "4", "--out", str(tmp_path / "circuit")]
+    code, out, err = call(*words, capsys=capsys, monkeypatch=monkeypatch)
+    assert code == 0, err
+    assert "On pairs that were not used to find it, the circuit of 4 edges has a faithfulness of" in out
+    for message, options in {
+        "num_pairs must be 4 or more": ["--num-pairs", "3"],
+        "the seed must be one of": ["--seed", "77"],
+        "the condition must be one of": ["--condition", "none"],
+        "which samples its own pairs": ["--pairs", "x.jsonl"],
+    }.items():
+        code, _, err = call("circuit", str(run.path), *options, capsys=capsys, monkeypatch=monkeypatch)
+        assert code == 2
+        assert message in err
