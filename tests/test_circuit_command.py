@@ -10,6 +10,7 @@ import xarray as xr
 from transformers import GPT2LMHeadModel
 
 from commands import call
+from faults.small_study import STUDY
 from mesascope import api
 from mesascope.inspection import _find_circuit
 from mesascope.report import write_report
@@ -171,17 +172,22 @@ def test_the_report_draws_every_edge_of_the_circuit(tiny: Path, tmp_path: Path):
 
 
 def test_a_run_gives_pairs_of_its_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    run = api.run("affine", scale="smoke", seeds=1, out=tmp_path / "affine", on="serial", vary={"block": ["bare"]})
-    words = ["circuit", str(run.path), "--num-pairs", "8", "--size", "4", "--out", str(tmp_path / "circuit")]
-    code, out, err = call(*words, capsys=capsys, monkeypatch=monkeypatch)
+    study = tmp_path / "small.py"
+    study.write_text(STUDY)
+    run = api.run(str(study), scale="smoke", seeds=1, out=tmp_path / "small", on="serial")
+    options = ["--study", str(study), "--num-pairs", "8", "--size", "4", "--out", str(tmp_path / "circuit")]
+    code, out, err = call("circuit", str(run.path), *options, capsys=capsys, monkeypatch=monkeypatch)
     assert code == 0, err
     assert "On pairs that were not used to find it, the circuit of 4 edges has a faithfulness of" in out
     for message, options in {
         "num_pairs must be 4 or more": ["--num-pairs", "3"],
         "the seed must be one of": ["--seed", "77"],
-        "the condition must be one of": ["--condition", "none"],
+        "the condition must be one of '', 'text', but got 'none'": ["--condition", "none"],
+        "the study must be": ["--study", "affine"],
         "which samples its own pairs": ["--pairs", "x.jsonl"],
     }.items():
-        code, _, err = call("circuit", str(run.path), *options, capsys=capsys, monkeypatch=monkeypatch)
+        code, _, err = call(
+            "circuit", str(run.path), "--study", str(study), *options, capsys=capsys, monkeypatch=monkeypatch
+        )
         assert code == 2
         assert message in err

@@ -141,6 +141,7 @@ def circuit(
     subject: Path | str,
     *,
     pairs: Path | str | None = None,
+    study: str | None = None,
     condition: str | None = None,
     seed: int | None = None,
     num_pairs: int = 32,
@@ -158,6 +159,7 @@ def circuit(
         subject: A Hub name, a folder or a ``.gguf`` file, with ``pairs``; or the directory of a study's run.
         pairs: JSON lines with the keys ``clean``, ``counterfactual``, ``answer`` and ``wrong_answer``. The metric is
             the logit difference between the two answers after the prompt.
+        study: Of a run: the study, if it is a file.
         condition: Of a run: the condition; the first one by default.
         seed: Of a run: the training replicate; the first one by default.
         num_pairs: Of a run: number of pairs of sequences of its task; the metric is the loss of the clean sequence at
@@ -189,7 +191,7 @@ def circuit(
             str(subject), Path(pairs), chosen_device, dtype, trust_remote_code=trust_remote_code
         )
     else:
-        inputs = open_run(Path(subject), condition, seed, num_pairs, chosen_device)
+        inputs = open_run(Path(subject), study, condition, seed, num_pairs, chosen_device)
     path = Path(out) if out is not None else RUNS_FOLDER / f"circuit-{Path(subject).name}"
     run = find_circuit(inputs, search, path, progress or (lambda what, done, total: None))
     write_report(run.path)

@@ -101,6 +101,7 @@ def circuit_command(
         Path | None,
         typer.Option(help="Of a model: JSON lines with the keys clean, counterfactual, answer and wrong_answer."),
     ] = None,
+    study: Annotated[str | None, typer.Option(help="Of a run: its study, if that is a file.")] = None,
     condition: Annotated[str | None, typer.Option(help="Of a run: condition; by default the first one.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of a run: training seed; by default the first one.")] = None,
     num_pairs: Annotated[int, typer.Option(help="Of a run: number of pairs of sequences.")] = 32,
@@ -119,6 +120,7 @@ def circuit_command(
         finished_run = api.circuit(
             subject,
             pairs=pairs,
+            study=study,
             condition=condition,
             seed=seed,
             num_pairs=num_pairs,

@@ -89,11 +89,11 @@ def print_circuit(run: "Run") -> None:
     Args:
         run: The run of a search.
     """
-    from rich.table import Table
+    from rich.table import Column, Table
 
     edges = run.read_results("circuit")
     size, units = int(edges["score"].attrs["circuit_size"]), edges["score"].attrs["units"]
-    table = Table("edge", f"score ({units})", "95 % interval", "measured effect", "in resampled circuits")
+    table = Table(Column("edge", no_wrap=True), f"score ({units})", "95 % interval", "effect", "in resamples")
     for rank in range(min(size, MAX_PRINTED_EDGES)):
         edge = edges.isel(rank=rank)
         effect = float(edge["effect"])

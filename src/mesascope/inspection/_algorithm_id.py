@@ -138,10 +138,7 @@ def _identify_in_run(
         raise ValueError(
             f"the run must be that of a study, but {run.path} inspects a language model; pass the model instead"
         )
-    study_value = load_study(study or run.record["study"])
-    if study_value.name != run.record["study"]:
-        raise ValueError(f"the study must be {run.record['study']}, that of the run, but got {study_value.name}")
-    scale = run.record["scale"]
+    study_value, scale = load_study_of_run(run, study), run.record["scale"]
     conditions = [one for one in study_value.conditions if isinstance(one.task_at(scale), InContextTask)]
     if not conditions:
         raise ValueError(_no_icl_task_message(f"the study {study_value.name}"))
@@ -149,6 +146,22 @@ def _identify_in_run(
         for replicate in run.record["seeds"]:
             path = find_last_checkpoint(run, study_value, condition, replicate)
             yield _identify_in_checkpoint(condition, replicate, path, sequences, seed, device, log, scale)
+
+
+def load_study_of_run(run: Run, study: str | None) -> Study:
+    """Return the study of a run.
+
+    Args:
+        run: The run.
+        study: Its name or file; the name that the run records by default.
+
+    Raises:
+        ValueError: If it is another study than that of the run.
+    """
+    value = load_study(study or run.record["study"])
+    if value.name != run.record["study"]:
+        raise ValueError(f"the study must be {run.record['study']}, that of the run, but got {value.name}")
+    return value
 
 
 def find_last_checkpoint(run: Run, study: Study, condition: Condition, replicate: int) -> Path:

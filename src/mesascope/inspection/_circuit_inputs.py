@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mesascope.inspection._algorithm_id import find_last_checkpoint
+from mesascope.inspection._algorithm_id import find_last_checkpoint, load_study_of_run
 from mesascope.inspection._inspect import DTYPES
 from mesascope.inspection._pair_file import read_pairs, tokenize_pairs
 from mesascope.interventions.metrics import Metric, logit_difference, loss
@@ -18,7 +18,6 @@ from mesascope.models.load import load_checkpoint, load_pretrained, weights_fing
 from mesascope.models.weight_checks import check_forward_pass, hash_weights
 from mesascope.store import Run
 from mesascope.studies.base import Condition
-from mesascope.studies.registry import load_study
 from mesascope.tasks.base import Batch
 
 SEQUENCE_SEED = 2**40 + 29  # seed of the sequences, different from those that studies analyse
@@ -115,11 +114,14 @@ def open_language_model(
     )
 
 
-def open_run(path: Path, condition: str | None, seed: int | None, num_pairs: int, device: str) -> CircuitInputs:
+def open_run(
+    path: Path, study: str | None, condition: str | None, seed: int | None, num_pairs: int, device: str
+) -> CircuitInputs:
     """Load the trained model of a run, and pairs of sequences of its task.
 
     Args:
         path: the directory of a study's run.
+        study: the study, if it is a file.
         condition: name of the condition; by default the first one.
         seed: the training replicate; by default the first one.
         num_pairs: number of pairs.
@@ -135,19 +137,19 @@ def open_run(path: Path, condition: str | None, seed: int | None, num_pairs: int
     run = Run.open(path)
     if "scale" not in run.record:
         raise ValueError(f"a run must be that of a study, but {path} is not; pass the model, and --pairs")
-    study, scale = load_study(run.record["study"]), run.record["scale"]
-    chosen = _choose_condition(study.conditions, condition)
+    study_value, scale = load_study_of_run(run, study), run.record["scale"]
+    chosen = _choose_condition(study_value.conditions, condition)
     seeds = run.record["seeds"]
     seed = seeds[0] if seed is None else seed
     if seed not in seeds:
         raise ValueError(f"the seed must be one of {', '.join(map(str, seeds))}, but got {seed}")
-    model = load_checkpoint(find_last_checkpoint(run, study, chosen, seed), device)
+    model = load_checkpoint(find_last_checkpoint(run, study_value, chosen, seed), device)
     task = chosen.task_at(scale)
     both = task.sample(2 * num_pairs, torch.Generator().manual_seed(SEQUENCE_SEED)).to(model.device)
     batch = _score_last_position(both[0::2])
     return CircuitInputs(
         model=model,
-        name=f"{study.name}, {chosen.title or chosen.name or 'main condition'}, seed {seed}",
+        name=f"{study_value.name}, {chosen.title or chosen.name or 'main condition'}, seed {seed}",
         clean=batch.inputs,
         counterfactual=both.inputs[1::2],
         mask=None,
