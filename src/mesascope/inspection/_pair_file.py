@@ -136,7 +136,7 @@ def tokenize_pairs(
     for row, (first, second, _, _) in enumerate(rows):
         clean[row, : len(first)], counterfactual[row, : len(first)] = torch.tensor(first), torch.tensor(second)
         mask[row, : len(first)] = 1
-    answers = [torch.tensor([row[place] for row in rows]) for place in (2, 3)]
+    answers = [torch.tensor([row[index] for row in rows]) for index in (2, 3)]
     return TokenizedPairs(
         clean=clean, counterfactual=counterfactual, mask=mask, answer=answers[0], wrong_answer=answers[1]
     )

@@ -222,6 +222,17 @@ def _encode_text(tokenizer: PreTrainedTokenizerBase, words: str) -> list[int]:
 
 @contextmanager
 def convert_tokenizer_errors(name: str) -> Iterator[None]:
+    """Raise errors of a tokenizer as one line.
+
+    Args:
+        name: The name of the model.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ValueError: If the tokenizer fails.
+    """
     explain = f"the tokenizer of {name} must encode and decode text, but fails: {{}}; use that of the model".format
     with convert_load_errors(explain), silence_panics():
         yield
