@@ -139,7 +139,7 @@ def open_run(
         raise ValueError(f"a run must be that of a study, but {path} is not; pass the model, and --pairs")
     study_value, scale = load_study_of_run(run, study), run.record["scale"]
     chosen = _choose_condition(study_value.conditions, condition)
-    seeds = run.record["seeds"]
+    seeds: list[int] = run.record["seeds"]
     seed = seeds[0] if seed is None else seed
     if seed not in seeds:
         raise ValueError(f"the seed must be one of {', '.join(map(str, seeds))}, but got {seed}")
