@@ -13,7 +13,7 @@ Each axis has one name in the whole project, used in shape annotations, dims of 
 - ``component``: additive part of the output (embedding, head, MLP, biases).
 - ``role_name``: named role of heads.
 - ``sender``, ``receiver``: component that adds a term to the residual stream, and input that reads the sum of terms.
-- ``circuit_size``: number of edges of a circuit.
+- ``circuit_size``: number of edges of a circuit. ``claim``: claim of a hypothesis about activations.
 - ``predictor``: the model or one of the task's baselines. ``stat``: named statistic.
 - ``sublayer``: attention or MLP of a layer. ``map``: linear module of a layer, such as ``self_attn.q_proj``.
 - ``eigen``: index in a spectrum, in descending order. ``rank``: index in a ranking, best first.
@@ -33,7 +33,7 @@ import xarray as xr
 
 AXES = frozenset(
     "seed step layer batch pos head kv_head query key d_model d_head d_in d_out component predictor stat "
-    "sublayer map eigen rank distribution lens draw role_name sender receiver circuit_size".split()
+    "sublayer map eigen rank distribution lens draw role_name sender receiver circuit_size claim".split()
 )
 
 
