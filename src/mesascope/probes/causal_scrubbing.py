@@ -95,10 +95,9 @@ def scrub(
     generator = torch.Generator().manual_seed(seed)
     intact = resolved_metric(passes.intact_output)
     scrubbed, shuffled, random = [], [], []
-    for draw in range(draws):
-        unrelated = derangement(count, generator).to(passes.inputs.device)
-        if draw == 0:
-            passes.validate_components(unrelated)
+    orders = [derangement(count, generator).to(passes.inputs.device) for _ in range(draws)]
+    passes.validate_components(orders[0])
+    for unrelated in orders:
         random.append(resolved_metric(passes.intact_output[unrelated]))
         _require_difference(intact, random[-1], resolved_metric)
         scrubbed.append(resolved_metric(passes.compute_output(labels, unrelated, generator)))

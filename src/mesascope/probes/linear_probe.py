@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from mesascope.argument_types import validate_arguments
@@ -105,8 +106,10 @@ def fit_rows(rows: LabelledRows, folds: int, generator: torch.Generator) -> Line
         log_counts = targets.bincount().double().log()
         weight = torch.zeros(len(mean), len(classes), dtype=torch.float64)
         return LinearProbe(weight=weight, intercept=log_counts, classes=classes, log10_penalty=LOG10_PENALTIES[0])
-    log10_penalty = _choose_penalty(coordinates, targets, _draw_folds(rows.sequences, folds, generator))
-    *_, (_, slope, constant) = _iterate_fits(coordinates, targets, log10_penalty)
+    fold = _draw_folds(rows.sequences, folds, generator)
+    with threadpool_limits(1):  # each fit is small, and threads that wait for each other take many times as long
+        log10_penalty = _choose_penalty(coordinates, targets, fold)
+        *_, (_, slope, constant) = _iterate_fits(coordinates, targets, log10_penalty)
     weight = back @ slope
     return LinearProbe(weight=weight, intercept=constant - mean @ weight, classes=classes, log10_penalty=log10_penalty)
 
