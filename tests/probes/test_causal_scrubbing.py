@@ -220,9 +220,9 @@ def test_claims_are_refused_by_name():
     with pytest.raises(ValueError, match="head must be omitted at mlp_out"):
         ActivationClaim(site="mlp_out", layer=0, head=1, variable=own_token)
     with pytest.raises(ValueError, match="variable must be"):
-        ActivationClaim(site="z", layer=0, variable=X)  # type: ignore[arg-type]
+        ActivationClaim(site="z", layer=0, variable=X)
     with pytest.raises(ValueError, match="claims must be a tuple of ActivationClaim"):
-        Hypothesis(claims=[EMBEDDING])  # type: ignore[arg-type]
+        Hypothesis(claims=[EMBEDDING])
 
 
 def test_models_with_layers_without_heads_are_refused_by_name():
@@ -245,7 +245,7 @@ def test_models_with_layers_without_heads_are_refused_by_name():
 def test_models_whose_output_has_other_sources_are_refused_by_name():
     class TokenBias(Decoder):
         def forward(self, input_ids: Tensor, **options: object) -> object:
-            output = super().forward(input_ids, **options)  # type: ignore[arg-type]
+            output = super().forward(input_ids, **options)
             output.logits = output.logits + torch.nn.functional.one_hot(input_ids, 20) * 5.0
             return output
 

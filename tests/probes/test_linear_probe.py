@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
 
 from mesascope.activations import NotRecorded, capture
 from mesascope.probes import draw_control_labels, fit_probe, probe, probe_site
@@ -77,6 +78,14 @@ def test_noise_is_at_chance_and_a_feature_is_found():
     assert float(signal["selectivity"]) > 0.3
     assert signal["control_accuracy"].sizes == {"draw": 3}
     assert float(signal["majority_accuracy"]) < 0.65
+
+
+def test_scores_are_those_of_scikit_learn():
+    x, labels = normal(60, 2), integers(4, 60, seed=3)
+    found = probe(x, labels, torch.arange(60) % 9, train=range(30), test=range(30, 60))
+    predicted = fit_probe(x[:30], labels[:30]).predict(x[30:])
+    assert float(found["macro_f1"]) == pytest.approx(f1_score(labels[30:], predicted, average="macro"))
+    assert float(found["accuracy"]) == pytest.approx(float((predicted == labels[30:]).double().mean()))
 
 
 def test_a_probe_that_memorises_types_is_not_selective():

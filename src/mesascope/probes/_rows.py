@@ -137,18 +137,14 @@ def split_sequences(
         ValueError: an index is wrong, the two overlap, or one has fewer than two sequences.
     """
     present = rows.sequences.unique()
-    if train is None and test is None:
+    first, second = (_read_indices(name, side, present) for name, side in (("train", train), ("test", test)))
+    if first is not None:
+        sides = first, present[~torch.isin(present, first)] if second is None else second
+    elif second is not None:
+        sides = present[~torch.isin(present, second)], second
+    else:
         order = present[torch.randperm(len(present), generator=generator)]
         sides = order[: len(order) // 2], order[len(order) // 2 :]
-    else:
-        chosen = [_read_indices(name, side, present) for name, side in (("train", train), ("test", test))]
-        first, second = chosen
-        sides = (
-            present[~torch.isin(present, second)] if first is None and second is not None else first,
-            present[~torch.isin(present, first)] if second is None and first is not None else second,
-        )
-    assert sides[0] is not None
-    assert sides[1] is not None
     common = sides[0][torch.isin(sides[0], sides[1])]
     if len(common):
         raise ValueError(

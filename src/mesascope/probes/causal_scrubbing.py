@@ -104,8 +104,14 @@ def scrub(
         order = derangement(count, generator)
         others = {claim: values[order] for claim, values in labels.items()}
         shuffled.append(resolved_metric(passes.compute_output(others, unrelated, generator)))
-    metrics = [torch.stack(one).cpu() for one in (scrubbed, random, shuffled)]
-    return _label_recovery(intact.cpu(), *metrics, labels, resolved_metric)
+    return _label_recovery(
+        intact.cpu(),
+        torch.stack(scrubbed).cpu(),
+        torch.stack(random).cpu(),
+        torch.stack(shuffled).cpu(),
+        labels,
+        resolved_metric,
+    )
 
 
 def _require_difference(intact: Float[Tensor, " batch"], random: Float[Tensor, " batch"], metric: Metric) -> None:

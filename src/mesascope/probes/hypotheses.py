@@ -120,6 +120,9 @@ def draw_agreeing(labels: Int[Tensor, "batch *pos"], generator: torch.Generator)
         labels: one per sequence; or one per position, which are drawn independently.
         generator: source of the cycles.
 
+    Returns:
+        The index of the other sequence, in the shape of the labels.
+
     >>> draw_agreeing(torch.tensor([0, 1, 0, 2]), torch.Generator().manual_seed(0)).tolist()
     [2, 1, 0, 3]
     """
@@ -132,5 +135,5 @@ def draw_agreeing(labels: Int[Tensor, "batch *pos"], generator: torch.Generator)
     first = torch.where(is_first, index, 0).cummax(0).values
     is_last = torch.ones_like(is_first)
     is_last[:-1] = is_first[1:]
-    following = order.gather(0, torch.where(is_last, first, (index + 1).clamp_max(len(labels) - 1)))
-    return torch.empty_like(order).scatter(0, order, following)
+    successor = order.gather(0, torch.where(is_last, first, (index + 1).clamp_max(len(labels) - 1)))
+    return torch.empty_like(order).scatter(0, order, successor)

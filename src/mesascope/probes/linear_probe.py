@@ -92,6 +92,9 @@ def fit_rows(rows: LabelledRows, folds: int, generator: torch.Generator) -> Line
         folds: number of folds.
         generator: source of the folds.
 
+    Returns:
+        The probe.
+
     Raises:
         ValueError: as for `fit_probe`.
     """
@@ -184,7 +187,7 @@ def _iterate_fits(
                     f"the probe must converge, but with the penalty 1e{log10_penalty:g} it has not after "
                     f"{MAX_ITERATIONS} iterations; use more sequences or fewer features"
                 ) from None
-        slope, constant = torch.from_numpy(model.coef_.T.copy()), torch.from_numpy(model.intercept_.copy())
+        slope, constant = torch.tensor(model.coef_.T), torch.tensor(model.intercept_)
         if slope.shape[1] == 1:  # two classes: the score of the second, from that of the first
             slope, constant = (torch.cat([torch.zeros_like(one), one], -1) for one in (slope, constant))
         yield log10_penalty, slope, constant

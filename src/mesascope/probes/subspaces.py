@@ -42,6 +42,9 @@ def draw_random_basis(rank: int, size: int, generator: torch.Generator) -> Basis
         size: dimension of the space.
         generator: source of the draw.
 
+    Returns:
+        The basis, with orthonormal rows.
+
     >>> draw_random_basis(2, 5, torch.Generator().manual_seed(0)).shape
     torch.Size([2, 5])
     """
