@@ -178,6 +178,8 @@ def test_a_basis_spans_its_directions():
     torch.testing.assert_close(basis @ basis.T, torch.eye(2))
     with pytest.raises(ValueError, match="directions must be finite and not all 0"):
         find_orthonormal_basis(torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="rank must be from 1 to the dimension of the space, 3, but got 4"):
+        draw_random_basis(4, 3, torch.Generator())
 
 
 X, OTHER, EXPECTED = tokens(0), tokens(1), torch.tensor([1, 2, 3, 4])
@@ -190,6 +192,7 @@ REFUSED = {
     "labels of wrong length": ({"expected": [1, 2]}, "expected must be one per row"),
     "labels outside of the vocabulary": ({"expected": [1, 2, 3, 20]}, "expected must be tokens from 0 to 19"),
     "labels that are no answers": ({"answers": [1, 2]}, "expected must be among the answers"),
+    "one answer": ({"answers": torch.tensor(1)}, "answers must be a list of integers"),
     "two readings": ({"answers": [1, 2, 3, 4], "predict": len}, "answers and predict exclude each other"),
     "layers in where": ({"where": {"layer": 0}}, "where must not name layers or sequences"),
     "no draws": ({"draws": 0}, "interchange needs two pairs and one draw or more, but got 4 pairs and 0 draws"),

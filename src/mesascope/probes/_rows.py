@@ -102,6 +102,21 @@ def read_integers(name: str, values: Labels, shape: torch.Size) -> Int[Tensor, "
     return tensor.long()
 
 
+def read_list(name: str, values: Labels) -> Int[Tensor, " item"]:
+    """Return a list of integers.
+
+    Args:
+        name: what the message calls them.
+        values: integers.
+
+    Raises:
+        ValueError: they are no integers, or no list.
+    """
+    if getattr(values, "ndim", 1) != 1:
+        raise ValueError(f"{name} must be a list of integers, but got {describe_value(values)}")
+    return read_integers(name, values, torch.Size([len(values)]))
+
+
 def read_mask(mask: Labels | None, shape: torch.Size) -> Bool[Tensor, "..."]:
     """Return where rows count; everywhere by default.
 
@@ -159,8 +174,7 @@ def split_sequences(
 def _read_indices(name: str, values: Labels | None, present: Int[Tensor, "_"]) -> Int[Tensor, "_"] | None:
     if values is None:
         return None
-    count = len(values)
-    indices = read_integers(name, values, torch.Size([count])).unique()
+    indices, count = read_list(name, values).unique(), len(values)
     if len(indices) < count or not torch.isin(indices, present).all():
         raise ValueError(
             f"{name} must be different indices of sequences with a row that counts, from {int(present[0])} to "

@@ -14,7 +14,7 @@ from mesascope.axes import to_data_array
 from mesascope.interventions.edits import IndexByAxis
 from mesascope.interventions.run_inputs import prepare_pair
 from mesascope.probes._intervals import binomial_interval
-from mesascope.probes._rows import Labels, read_integers
+from mesascope.probes._rows import Labels, read_integers, read_list
 from mesascope.probes.subspaces import Basis, draw_random_basis, replace_in_order, replace_subspace
 from mesascope.statistics import derangement
 
@@ -135,7 +135,7 @@ class _LabelReader:
         if answers is not None:
             if predict is not None:
                 raise ValueError("answers and predict exclude each other; omit either")
-            self._answers = read_integers("answers", answers, torch.Size([len(answers)])).unique()
+            self._answers = read_list("answers", answers).unique()
             if not torch.isin(self._expected, self._answers).all():
                 raise ValueError("expected must be among the answers, but some labels are not; add them to answers")
 

@@ -34,6 +34,7 @@ def find_orthonormal_basis(directions: Float[Tensor, "direction feature"]) -> Ba
     return right[singular_values > precision * singular_values.max()].to(directions.dtype)
 
 
+@validate_arguments
 def draw_random_basis(rank: int, size: int, generator: torch.Generator) -> Basis:
     """Draw an orthonormal basis of a uniformly random subspace, in double precision.
 
@@ -45,9 +46,14 @@ def draw_random_basis(rank: int, size: int, generator: torch.Generator) -> Basis
     Returns:
         The basis, with orthonormal rows.
 
+    Raises:
+        ValueError: the rank is not from 1 to the dimension of the space.
+
     >>> draw_random_basis(2, 5, torch.Generator().manual_seed(0)).shape
     torch.Size([2, 5])
     """
+    if not 1 <= rank <= size:
+        raise ValueError(f"rank must be from 1 to the dimension of the space, {size}, but got {rank}")
     return torch.linalg.qr(torch.randn(size, rank, generator=generator, dtype=torch.float64)).Q.T
 
 
