@@ -1,5 +1,6 @@
 // Graph of a circuit: components as boxes, edges as curves, a slider for their number, and a table of edges.
 "use strict";
+const MAX_SHOWN = 100;  // edges that are shown at first
 mesascope.drawGraph = (host, data) => {
   const { make } = mesascope, space = "http://www.w3.org/2000/svg", { nodes, edges } = data, total = edges.score.length;
   const width = 860, step = 30, top = 16, height = (data.rows - 1) * step + 2 * top, margin = 70;
@@ -21,7 +22,9 @@ mesascope.drawGraph = (host, data) => {
   const paths = edges.score.map((score, k) => {
     const from = nodes[edges.sender[k]], [toX, toRow] = edges.receiver[k];
     const [x1, y1, x2, y2] = [x(from.x), y(from.row) - 6, x(toX), y(toRow) + 6], bend = Math.max(10, (y1 - y2) / 2);
-    const path = part("path", { d: `M${x1} ${y1}C${x1} ${y1 - bend} ${x2} ${y2 + bend} ${x2} ${y2}`, class: score < 0 ? "lowers" : "raises",
+    const passes = Math.abs(x1 - x2) < 1 && toRow - from.row > 1;  // components between them would cover the edge
+    const side = passes ? (k % 2 ? 1 : -1) * Math.min(140, 20 + 6 * (toRow - from.row)) : 0;
+    const path = part("path", { d: `M${x1} ${y1}C${x1 + side} ${y1 - bend} ${x2 + side} ${y2 + bend} ${x2} ${y2}`, class: score < 0 ? "lowers" : "raises",
       "stroke-width": .6 + 5 * Math.abs(score) / largest }, part("title", {}, describe(k)));
     path.addEventListener("click", () => select(k));
     return path;
@@ -65,7 +68,7 @@ mesascope.drawGraph = (host, data) => {
     body.replaceChildren(...rows.slice(0, Math.min(count, 50)));
     output.textContent = `${count} (|score| ≥ ${number(Math.abs(edges.score[count - 1]))}${unit})`;
   }
-  const output = make("output"), slider = make("input", { type: "range", min: 0, max: counts.length - 1, value: Math.max(0, counts.indexOf(data.size)) });
+  const output = make("output"), slider = make("input", { type: "range", min: 0, max: counts.length - 1, value: counts.filter(count => count <= Math.min(data.size, MAX_SHOWN)).length - 1 });
   slider.addEventListener("input", () => show(+slider.value));
   const key = make("span", { class: "key" }, make("span", {}, make("i", { class: "lowers" }), "the counterfactual lowers the metric"), make("span", {}, make("i", { class: "raises" }), "raises it"));
   host.append(make("div", { class: "controls" }, make("label", { class: "choice" }, "edges ", slider, output), key), svg, readout, make("div", { class: "wide edges" }, table));
