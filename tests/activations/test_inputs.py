@@ -8,6 +8,7 @@ from transformers import BatchEncoding
 import small
 from mesascope import UnsupportedModel, capture
 from mesascope.activations import BatchedEdits, Edit, attention_layers, estimate_capture_bytes
+from mesascope.models.transformer import Decoder, DecoderConfig
 
 from .ours import VECTORS, decoder
 
@@ -122,3 +123,19 @@ def test_layers_and_queries_from_arrays_and_tensors(model):
 def test_the_model_is_still_checked_first():
     with pytest.raises(UnsupportedModel, match=r"must be a transformers\.PreTrainedModel"):
         capture(torch.nn.Linear(2, 2), "The class")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_inputs_that_are_not_finite_are_refused_with_their_place(value: float):
+    model = Decoder(DecoderConfig(d_in=1, d_out=1, hidden_size=8, num_attention_heads=2))
+    inputs = torch.zeros(2, 6, 1)
+    capture(model, inputs, ["pattern"])  # also once the model is known
+    inputs[1, 4] = value
+    with pytest.raises(ValueError, match="must be finite numbers, but sequence 1 has NaN or infinity at position 4"):
+        capture(model, inputs, ["pattern"])
+
+
+def test_a_stream_that_overflows_is_refused_while_the_model_is_traced():
+    model = Decoder(DecoderConfig(d_in=1, d_out=1, hidden_size=8, num_attention_heads=2))
+    with pytest.raises(UnsupportedModel, match="the residual stream must be finite, but that before or after layers.0"):
+        capture(model, torch.full((2, 6, 1), 1e30), ["pattern"])

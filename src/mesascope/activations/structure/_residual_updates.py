@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mesascope.activations._layer_spec import ResidualUpdate
+from mesascope.activations.sites import UnsupportedModel
 from mesascope.activations.structure._trace import ModuleCall, Trace, TracedAttention
 from mesascope.activations.tolerances import terms_sum_to
 
@@ -25,8 +26,16 @@ def find_residual_updates(
 
     Returns:
         The update of attention, the update of the MLP (``None`` where missing), and the reason for each missing one.
+
+    Raises:
+        UnsupportedModel: the residual stream is not finite.
     """
     resid_post = block.output_tensor
+    if not (resid_pre.isfinite().all() and resid_post.isfinite().all()):
+        raise UnsupportedModel(
+            f"the residual stream must be finite, but that before or after {block.name} has NaN or infinity; scale the "
+            "inputs, or use weights of a larger range such as float32"
+        )
     attn_candidates, mlp_candidates = (
         _list_attention_candidates(trace, block, attention),
         _list_mlp_candidates(trace, block, attention),
@@ -89,8 +98,8 @@ def _list_mlp_candidates(trace: Trace, block: ModuleCall, attention: TracedAtten
 
 
 def _has_stream_shape(trace: Trace, call: ModuleCall, block: ModuleCall) -> bool:
-    """Return True if the output has the shape of the stream and the module is called only once."""
-    if call.output is None or len(trace.calls_of(call.name)) > 1:
+    """Return True if the output is finite and has the shape of the stream, and the module is called only once."""
+    if call.output is None or len(trace.calls_of(call.name)) > 1 or not call.output.isfinite().all():
         return False
     return call.output.shape in (block.output_tensor.shape, block.output_tensor.flatten(0, 1).shape)
 

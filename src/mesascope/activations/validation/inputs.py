@@ -128,7 +128,13 @@ def _as_tensor(name: str, values: Any) -> Tensor:
 
 
 def _validate_vectors(model: PreTrainedModel, vectors: Shaped[Tensor, "batch pos *d_in"]) -> None:
-    """Check that the model takes vectors, and that its linear layer can embed these."""
+    """Check that the model takes vectors, and that its linear layer can embed these; they must be finite."""
+    if not vectors.isfinite().all():
+        batch, pos = (int(index) for index in (~vectors.isfinite()).nonzero()[0][:2])
+        raise ValueError(
+            f"inputs must be finite numbers, but sequence {batch} has NaN or infinity at position {pos}; replace it, or "
+            "omit the sequence"
+        )
     try:
         embedding = model.get_input_embeddings()
     except (NotImplementedError, AttributeError):
