@@ -137,5 +137,5 @@ def test_inputs_that_are_not_finite_are_refused_with_their_place(value: float):
 
 def test_a_stream_that_overflows_is_refused_while_the_model_is_traced():
     model = Decoder(DecoderConfig(d_in=1, d_out=1, hidden_size=8, num_attention_heads=2))
-    with pytest.raises(UnsupportedModel, match="the residual stream must be finite, but that before or after layers.0"):
+    with pytest.raises(UnsupportedModel, match=r"stream must be finite, but that before or after layers\.0"):
         capture(model, torch.full((2, 6, 1), 1e30), ["pattern"])

@@ -132,8 +132,8 @@ def _validate_vectors(model: PreTrainedModel, vectors: Shaped[Tensor, "batch pos
     if not vectors.isfinite().all():
         batch, pos = (int(index) for index in (~vectors.isfinite()).nonzero()[0][:2])
         raise ValueError(
-            f"inputs must be finite numbers, but sequence {batch} has NaN or infinity at position {pos}; replace it, or "
-            "omit the sequence"
+            f"inputs must be finite numbers, but sequence {batch} has NaN or infinity at position {pos}; "
+            "replace it, or omit the sequence"
         )
     try:
         embedding = model.get_input_embeddings()
