@@ -1,0 +1,1 @@
+"""Bu et al. 2024: in-context learning of words with several concepts."""
