@@ -45,7 +45,7 @@ class ConceptCoefficients:
 
     @classmethod
     def from_weights(cls, weights: AttentionWeights, concepts: int) -> "ConceptCoefficients":
-        """Project the weights of the toy model.
+        """Return the projections of the weights of the toy model.
 
         Args:
             weights: of the toy model.

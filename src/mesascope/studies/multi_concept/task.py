@@ -147,7 +147,7 @@ class ConceptPrompts(Task):
 
     @property
     def companions(self) -> Bool[Tensor, "concept other"]:
-        """Whether words of a concept (first axis) may also have another one; ``group_size - 1`` of them in each row."""
+        """The pairs of a concept (first axis) and another that its words may have; ``group_size - 1`` in each row."""
         index = torch.arange(self.concepts)
         group, rank = index // self.group_size, index % self.group_size
         partner = group if self.pairing == "seen" else (group + 1) % (self.concepts // self.group_size)
