@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from mesascope.studies.multi_concept.claims import COEFFICIENTS, DRAWN, ORTHOGONAL, RANDOM_LABELS, TOY, UNIFORM_TOY
+from mesascope.studies.multi_concept.claims import COEFFICIENTS, ORTHOGONAL, RANDOM_LABELS, TOY, UNIFORM_TOY
+from mesascope.studies.multi_concept.decoder_claims import DRAWN
 from mesascope.studies.multi_concept.error_curves import EXPONENTIAL, POWER_LAW
 from mesascope.studies.multi_concept.shifted_accuracy import PREDICTORS
 from mesascope.studies.multi_concept.study import STUDY

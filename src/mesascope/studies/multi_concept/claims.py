@@ -1,44 +1,35 @@
 """Claims of Bu et al. 2024 on multi-concept prompts, for the toy model and for decoders.
 
 All margins, thresholds and requirements were fixed after pilots with seeds that no verdict uses, before the first run
-of the study.
+of the study. In the first pilot, words had other concepts twice as often, and the 0-1 error stayed near 0.005 for 150
+steps; the probability was halved, since the paper assumes low noise. The lower end of the window of the fits was then
+moved from 0.005 to 0.003, since they covered 1.4 to 1.7 powers of ten.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import xarray as xr
 
-from mesascope.studies.base import Claim, Quantity, Requirement, Results, select_last_step, select_untrained
+from mesascope.studies.base import Claim, Quantity, Requirement, Results
 from mesascope.studies.multi_concept.citation import CITATION
+from mesascope.studies.multi_concept.decoder_claims import decoder_claims
 from mesascope.studies.multi_concept.error_curves import EXPONENTIAL, POWER_LAW
-from mesascope.studies.multi_concept.shifted_accuracy import INTACT, UNIFORM
+from mesascope.studies.multi_concept.readers import lowest_accuracy, select_final
 from mesascope.studies.multi_concept.task import (
     LONGER,
     NEAREST,
     SHORTER,
     SKEWED,
-    SWAPPED_LABELS,
     SWITCHED,
-    TRAINING_PROMPTS,
     UNSEEN,
 )
 from mesascope.studies.multi_concept.toy_model import MODEL, NOISE, SHARED, SIGN, SMOOTHED, ZERO_ONE
-from mesascope.studies.shared.head_claims import head_effect_claims
-from mesascope.studies.shared.icl import make_constant_control
-from mesascope.studies.shared.selectors import select_condition_result
 
 PAPER, OURS = CITATION.short, "ours"
-TRANSFER = f"{OURS}: a test of whether the result for the toy model holds for decoders"
-TOY, UNIFORM_TOY, ORTHOGONAL, RANDOM_LABELS, COEFFICIENTS = SIMULATIONS = (
-    "toy_model",
-    "uniform",
-    "orthogonal",
-    "random_labels",
-    "coefficients",
-)
-DRAWN = "drawn"  # the condition in which the label rule is drawn for each prompt
+TOY, UNIFORM_TOY, ORTHOGONAL = "toy_model", "uniform", "orthogonal"
+RANDOM_LABELS, COEFFICIENTS = "random_labels", "coefficients"
 SHIFTED = (SHORTER, LONGER, SKEWED, SWITCHED)
 
 MIN_R2 = 0.95  # ours
@@ -52,11 +43,8 @@ MIN_GEOMETRY_GAIN = 0.01  # ours: a fifth of what the threshold leaves to 1
 MAX_NOISE_RATIO, MIN_NOISE_GAIN = 0.1, 0.05  # ours
 MIN_SCORE_GAIN = 1.0  # ours: the initial score
 MIN_ACCURACY, MIN_ACCURACY_GAIN = 0.95, 0.01  # ours
-MIN_ATTENTION_EFFECT = 0.05  # of the accuracy; ours
 EARLY_ATTENTION = 0.75  # ours: halfway between chance and 1
 MAX_LOG_RATIO, MIN_LOG_LEAD = float(np.log(1.25)), float(np.log(1.1))  # of steps; ours
-MIN_HEAD_ATTENTION = 0.75  # ours: halfway between chance and 1
-MIN_MODEL_RATE = 0.5  # ours: the claim is about most models
 
 
 def concept_claims() -> tuple[Claim, ...]:
@@ -78,35 +66,14 @@ def concept_claims() -> tuple[Claim, ...]:
         _uniform_check(),
         *(replace(claim, requirements=(TOY_LEARNED,)) for claim in _mechanism_claims()),
     )
-    decoders = (
-        replace(_shift_decoder_claim(), requirements=(_decoder_learned(),)),
-        replace(_label_claim(), requirements=(_decoder_learned(),)),
-        replace(_attention_effect_claim(), requirements=(_decoder_learned(),)),
-        replace(_head_claim("", "decoder", "prompts of the paper's setting"), requirements=(_decoder_learned(),)),
-        replace(
-            _head_claim(
-                DRAWN, "decoder, label rule drawn for each prompt", "a label rule that is drawn for each prompt"
-            ),
-            requirements=(_decoder_learned(DRAWN),),
-        ),
-        *(replace(claim, requirements=(_decoder_learned(),)) for claim in head_effect_claims()),
-    )
-    return (*simulated, *decoders)
-
-
-def _final(simulation: str, variable: str, **labels: str) -> Callable[[Results], xr.DataArray]:
-    def read_last(results: Results) -> xr.DataArray:
-        array = results[simulation][variable].sel(labels, drop=True)
-        return select_last_step(array) if "step" in array.dims else array
-
-    return read_last
+    return (*simulated, *decoder_claims())
 
 
 def _exponential_claim(error: str, label: str, source: str, min_decades: float, by_paper: bool = False) -> Claim:
     def read_r2(decay: str) -> Quantity:
         return Quantity(
             description=f"R² of the {decay} fitted to the {label.rstrip(',')} of the toy model",
-            read=_final(TOY, "decay_r2", _error=error, _decay=decay),
+            read=select_final(TOY, "decay_r2", _error=error, _decay=decay),
         )
 
     return Claim(
@@ -125,7 +92,7 @@ def _exponential_claim(error: str, label: str, source: str, min_decades: float, 
                 statement=f"the fits cover at least {min_decades:.2g} powers of ten of the error",
                 value=Quantity(
                     description="powers of ten of the error in the fits",
-                    read=_final(TOY, "fitted_decades", _error=error),
+                    read=select_final(TOY, "fitted_decades", _error=error),
                 ),
                 threshold=min_decades,
                 direction="above",
@@ -140,9 +107,10 @@ def _uniform_check() -> Claim:
         statement="With uniform attention, the toy model does not learn the task.",
         source=f"{OURS}: labels are the only values, and the sign of the query is independent of them",
         value=Quantity(
-            description="0-1 error at the end, toy model with uniform attention", read=_final(UNIFORM_TOY, ZERO_ONE)
+            description="0-1 error at the end, toy model with uniform attention",
+            read=select_final(UNIFORM_TOY, ZERO_ONE),
         ),
-        control=Quantity(description="0-1 error at the end, toy model", read=_final(TOY, ZERO_ONE)),
+        control=Quantity(description="0-1 error at the end, toy model", read=select_final(TOY, ZERO_ONE)),
         direction="above",
         threshold=MIN_UNIFORM_ERROR,
         kind="check",
@@ -175,9 +143,9 @@ def _attention_claim() -> Claim:
         name="attention concentrates on the sign of the query",
         statement="Attention concentrates on the demonstrations whose word has the sign of the query.",
         source=f"{PAPER}, figures as described; the threshold is ours",
-        value=Quantity(description=f"{about}, toy model", read=_final(TOY, "attention")),
+        value=Quantity(description=f"{about}, toy model", read=select_final(TOY, "attention")),
         control=Quantity(
-            description=f"{about}, toy model trained on random labels", read=_final(RANDOM_LABELS, "attention")
+            description=f"{about}, toy model trained on random labels", read=select_final(RANDOM_LABELS, "attention")
         ),
         direction="above",
         threshold=MIN_ATTENTION,
@@ -190,11 +158,11 @@ def _attention_claim() -> Claim:
 def _noise_claim() -> Claim:
     def noise_ratio(simulation: str, label: str) -> Quantity:
         def read_ratio(results: Results) -> xr.DataArray:
-            ratios = [
-                _final(simulation, name, stat=NOISE)(results) / _final(simulation, name, stat=SIGN)(results)
+            score, mlp = (
+                select_final(simulation, name, stat=NOISE)(results) / select_final(simulation, name, stat=SIGN)(results)
                 for name in ("score", "mlp_weight")
-            ]
-            return xr.concat(ratios, "weights").max("weights", skipna=False)
+            )
+            return xr.where(score > mlp, score, mlp)
 
         return Quantity(
             description="largest projection onto noise coordinates over the mean projection onto the sign parts, the "
@@ -221,7 +189,8 @@ def _sign_part_claim() -> Claim:
         return Quantity(
             description=f"score along the sign parts minus score along the shared parts, {label}",
             read=lambda results: (
-                _final(simulation, "score", stat=SIGN)(results) - _final(simulation, "score", stat=SHARED)(results)
+                select_final(simulation, "score", stat=SIGN)(results)
+                - select_final(simulation, "score", stat=SHARED)(results)
             ),
         )
 
@@ -238,22 +207,13 @@ def _sign_part_claim() -> Claim:
     )
 
 
-def _lowest_accuracy(result: str, predictor: str, distributions: Sequence[str], label: str) -> Quantity:
-    def read_lowest(results: Results) -> xr.DataArray:
-        accuracy = _final(result, "accuracy", predictor=predictor)(results)
-        return accuracy.sel(distribution=list(distributions)).min("distribution")
-
-    lowest = "" if len(distributions) == 1 else "lowest "
-    return Quantity(description=f"{lowest}accuracy ({', '.join(distributions)}), {label}", read=read_lowest)
-
-
 def _shift_claim(name: str, statement: str, distributions: Sequence[str]) -> Claim:
     return Claim(
         name=name,
         statement=statement,
         source=f"{PAPER}, abstract and figures as described; the threshold and the sampler are ours",
-        value=_lowest_accuracy(TOY, MODEL, distributions, MODEL),
-        control=_lowest_accuracy(TOY, NEAREST, distributions, f"label of the {NEAREST}"),
+        value=lowest_accuracy(TOY, MODEL, distributions, MODEL),
+        control=lowest_accuracy(TOY, NEAREST, distributions, f"label of the {NEAREST}"),
         direction="above",
         threshold=MIN_ACCURACY,
         margin=MIN_ACCURACY_GAIN,
@@ -268,8 +228,10 @@ def _geometry_claim() -> Claim:
         name="correlation within concepts helps attention",
         statement="Attention concentrates more if the words of a concept are correlated than if they are orthogonal.",
         source=f"{OURS}: a test of whether the geometry that {PAPER} assume matters",
-        value=Quantity(description=f"{about}, toy model", read=_final(TOY, "attention")),
-        control=Quantity(description=f"{about}, toy model with orthogonal words", read=_final(ORTHOGONAL, "attention")),
+        value=Quantity(description=f"{about}, toy model", read=select_final(TOY, "attention")),
+        control=Quantity(
+            description=f"{about}, toy model with orthogonal words", read=select_final(ORTHOGONAL, "attention")
+        ),
         direction="above",
         margin=MIN_GEOMETRY_GAIN,
         kind="simulation",
@@ -304,86 +266,9 @@ def _log_early_step(results: Results, simulation: str) -> xr.DataArray:
     return xr.apply_ufunc(np.log, step.where(attention > EARLY_ATTENTION).min("step"))
 
 
-def _shift_decoder_claim() -> Claim:
-    distributions = (*SHIFTED, UNSEEN)
-    return Claim(
-        name="decoder: shifted prompts",
-        statement="A decoder answers prompts of other lengths, with skewed concepts, switched features and unseen "
-        "combinations.",
-        source=TRANSFER,
-        value=_lowest_accuracy("shifted_accuracy", INTACT, distributions, "decoder"),
-        control=_lowest_accuracy("shifted_accuracy", NEAREST, distributions, f"label of the {NEAREST}"),
-        direction="above",
-        threshold=MIN_ACCURACY,
-        margin=MIN_ACCURACY_GAIN,
-    )
-
-
-def _label_claim() -> Claim:
-    value = _lowest_accuracy("shifted_accuracy", INTACT, (SWAPPED_LABELS,), "decoder")
-    return Claim(
-        name="decoder: answers follow the demonstrations",
-        statement="A decoder takes the answer from the labels of the demonstrations: it follows swapped labels.",
-        source=f"{OURS}: words and labels are paired in the same way in all prompts, so that the sign of the query "
-        "determines the answer; the values of the toy model exclude this solution",
-        value=value,
-        control=make_constant_control(value, 0.5, "chance"),
-        direction="above",
-        margin=MIN_ATTENTION_EFFECT,
-    )
-
-
-def _attention_effect_claim() -> Claim:
-    return Claim(
-        name="decoder: answers depend on attention",
-        statement="A decoder answers worse if its attention is replaced by uniform attention.",
-        source=TRANSFER,
-        value=_lowest_accuracy("shifted_accuracy", INTACT, (TRAINING_PROMPTS,), "decoder"),
-        control=_lowest_accuracy("shifted_accuracy", UNIFORM, (TRAINING_PROMPTS,), "decoder with uniform attention"),
-        direction="above",
-        margin=MIN_ATTENTION_EFFECT,
-    )
-
-
-def _head_claim(condition: str, label: str, prompts: str) -> Claim:
-    def has_sign_head(select_step: Callable[[xr.DataArray], xr.DataArray], model: str) -> Quantity:
-        def read_heads(results: Results) -> xr.DataArray:
-            data = select_condition_result(results, "same_label_attention", condition)
-            attention, null = (select_step(data[name]).mean("stat") for name in ("attention", "attention_null"))
-            return ((attention > MIN_HEAD_ATTENTION) & (attention > null)).any(("layer", "head")).astype(float)
-
-        return Quantity(
-            description=f"1 if a head has more than {MIN_HEAD_ATTENTION:g} of its attention, mean over signs, on "
-            f"demonstrations with the sign of the query, and more than with those of another prompt, else 0, {model}",
-            read=read_heads,
-        )
-
-    return Claim(
-        name=f"{label}: a head attends to the sign of the query",
-        statement=f"Decoders that are trained on {prompts} have a head that attends to demonstrations with the sign of "
-        "the query.",
-        source=TRANSFER,
-        value=has_sign_head(select_last_step, "trained"),
-        control=has_sign_head(select_untrained, "untrained"),
-        direction="above",
-        margin=MIN_MODEL_RATE,
-        existence=True,
-    )
-
-
 TOY_LEARNED = Requirement(
     statement=f"the 0-1 error of the toy model is at most {MAX_ERROR:g}",
-    value=Quantity(description="0-1 error at the end, toy model", read=_final(TOY, ZERO_ONE)),
+    value=Quantity(description="0-1 error at the end, toy model", read=select_final(TOY, ZERO_ONE)),
     threshold=MAX_ERROR,
     direction="below",
 )
-
-
-def _decoder_learned(condition: str = "") -> Requirement:
-    result = f"{condition}_shifted_accuracy" if condition else "shifted_accuracy"
-    return Requirement(
-        statement=f"the decoder answers {100 * MIN_ACCURACY:g} % of the prompts of its training distribution",
-        value=_lowest_accuracy(result, INTACT, (TRAINING_PROMPTS,), "decoder"),
-        threshold=MIN_ACCURACY,
-        direction="above",
-    )

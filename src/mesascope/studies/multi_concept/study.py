@@ -17,7 +17,6 @@ from mesascope.studies.base import Condition, ScaleConfig, Simulation, Study
 from mesascope.studies.multi_concept.citation import CITATION
 from mesascope.studies.multi_concept.claims import (
     COEFFICIENTS,
-    DRAWN,
     ORTHOGONAL,
     RANDOM_LABELS,
     TOY,
@@ -25,6 +24,7 @@ from mesascope.studies.multi_concept.claims import (
     concept_claims,
 )
 from mesascope.studies.multi_concept.coefficients import CoefficientDynamics
+from mesascope.studies.multi_concept.decoder_claims import DRAWN
 from mesascope.studies.multi_concept.shifted_accuracy import shifted_accuracy
 from mesascope.studies.multi_concept.task import ConceptPrompts, LabelRule
 from mesascope.studies.multi_concept.toy_model import ConceptAttention
