@@ -56,8 +56,8 @@ TOY_MODEL_SCALES = {
         prompts=ConceptPrompts(concepts=12, demonstrations=48, noise_dims=24),
         neurons=64,
         steps=4_000,
-        evaluation_prompts=20_000,
-        checkpoints=1_001,
+        evaluation_prompts=10_000,
+        checkpoints=501,
     ),
 }
 TOY_MODEL_DESCRIPTION = (
@@ -151,5 +151,5 @@ STUDY = Study(
     ),
     claims=concept_claims(),
     seeds={"smoke": 2, "laptop": 5, "paper": 8},
-    minutes={"smoke": 0.4, "laptop": 3.0, "paper": 90.0},
+    minutes={"smoke": 0.4, "laptop": 3.0, "paper": 120.0},
 )
