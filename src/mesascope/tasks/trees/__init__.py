@@ -1,0 +1,1 @@
+"""Path finding in binary trees."""
