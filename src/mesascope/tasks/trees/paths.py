@@ -112,8 +112,8 @@ class TreePaths(Task):
             generator: source of randomness.
 
         Returns:
-            The batch. Its latents are ``parents`` (batch, node), with -1 for the root; ``goal`` (batch); ``path length``
-            (batch), the number of edges from the root to the goal; and ``edge targets`` (batch, edge), in their order.
+            The batch. Its latents are ``parents`` (batch, node), with -1 for the root; ``goal`` (batch);
+            ``path length`` (batch), in edges; and ``edge targets`` (batch, edge), in the order of the list.
         """
         trees = self._sample_split(n, generator)
         targets = self._order_edges(trees, generator)

@@ -1,0 +1,103 @@
+"""Attention within edges, and attention along the chain of edges from the goal to the root."""
+
+import torch
+import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
+
+from mesascope.activations import Capture
+from mesascope.analyses.base import analysis
+from mesascope.analyses.nulls import Null, with_null
+from mesascope.axes import to_data_array
+from mesascope.studies.backward_chaining.tree_positions import TreePositions, locate_captured_trees, mean_where
+
+Pattern = Float[Tensor, "layer batch head query key"]
+OTHER_SOURCES, OTHER_EDGES = "sources of other edges", "other edges"
+
+
+@analysis(
+    title="Attention within edges and along the chain",
+    description="""
+        Within edges: mean attention from the target of an edge to the source of the same edge, which must be copied for
+        an edge to be known at one position; control: attention to the source of an earlier edge, mean over those. Along
+        the chain: mean attention from the position of the root to the target of the edge into the ancestor of the goal
+        at a distance. A deduction head that has the ancestor finds this edge, and copies its source, the next ancestor.
+        Sequences are those in which the root branches and the path is at least two edges longer than the distance.
+        Control: attention to the target of an edge that is neither on the path nor at the root, mean over those. Also
+        the attention from the root to the goal.
+    """,
+    sites=["pattern"],
+    steps="ends",
+)
+def chaining_attention(acts: Capture) -> xr.Dataset:
+    """Compute attention within edges and along the chain from the goal to the root.
+
+    Args:
+        acts: a capture of a batch of `TreePaths`, with ``pattern`` at all queries.
+
+    Returns:
+        by layer and head ``within_edge`` and ``chain`` (by distance from the goal), each with its control, and
+        ``to_goal``.
+    """
+    trees = locate_captured_trees(acts)
+    pattern = acts["pattern"].double().cpu()
+    from_root = pattern[..., trees.root_position, :]
+    distances = list(range(min(len(acts.layers), trees.task.num_nodes - 2)))
+    chain, others = zip(*(_measure_chain(from_root, trees, distance) for distance in distances), strict=True)
+    within, elsewhere = _measure_edges(pattern, trees)
+    goal = from_root[..., trees.task.goal_position]
+    layers = {"layer": list(acts.layers)}
+
+    def label(values: Tensor, description: str, coords: dict[str, list]) -> xr.DataArray:
+        axes = ("layer", "head", *coords)
+        return to_data_array(values, *axes, units="1", description=description, coords=layers | coords)
+
+    by_distance = {"_distance": distances}
+    about_chain = "attention from the root to the target of the edge into the ancestor of the goal at a distance"
+    return xr.Dataset(
+        {
+            **with_null(
+                "within_edge",
+                label(within, "attention from the target of an edge to its source", {}).assign_attrs(headline=1),
+                Null(name=OTHER_SOURCES, value=label(elsewhere, "attention to the source of an earlier edge", {})),
+            ),
+            **with_null(
+                "chain",
+                label(torch.stack(chain, -1), about_chain, by_distance).assign_attrs(headline=1),
+                Null(
+                    name=OTHER_EDGES,
+                    value=label(
+                        torch.stack(others, -1), "attention from the root to the target of another edge", by_distance
+                    ),
+                ),
+            ),
+            "to_goal": label(
+                mean_where(goal.movedim(1, -1), trees.root_branches), "attention from the root to the goal", {}
+            ),
+        }
+    )
+
+
+def _measure_edges(pattern: Pattern, trees: TreePositions) -> tuple[Tensor, Tensor]:
+    """Return the mean attention from targets of edges to their own source, and to the source of an earlier edge."""
+    targets, sources = list(trees.task.target_positions), list(trees.task.source_positions)
+    block = pattern[..., targets, :][..., sources].mean(1)  # (layer, head, edge, edge)
+    own = block.diagonal(dim1=-2, dim2=-1).mean(-1)
+    num_edges = len(targets)
+    earlier = block.tril(-1).sum((-2, -1)) / (num_edges * (num_edges - 1) / 2)
+    return own, earlier
+
+
+def _measure_chain(
+    from_root: Float[Tensor, "layer batch head key"], trees: TreePositions, distance: int
+) -> tuple[Tensor, Tensor]:
+    """Return the mean attention to the edge into an ancestor, and to other edges of the same sequences."""
+    rows, other = trees.select_deep(distance), trees.mask_other_edges()
+    edge = trees.find_edge_into(trees.ancestors[:, distance])
+    to_edge = from_root.gather(-1, edge[None, :, None, None].expand(*from_root.shape[:-1], 1))[..., 0]
+    to_edges = from_root[..., list(trees.task.target_positions)]
+    to_other = (to_edges * other[:, None]).sum(-1) / other.sum(-1)[:, None]
+    return (
+        mean_where(to_edge.movedim(1, -1), rows),
+        mean_where(to_other.movedim(1, -1), rows & other.any(-1)),
+    )

@@ -1,0 +1,100 @@
+"""Linear probes of edges, of the goal and its ancestors, and of what comes next, layer by layer."""
+
+import torch
+import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
+
+from mesascope.activations import Capture
+from mesascope.analyses.base import analysis
+from mesascope.analyses.nulls import Null, with_null
+from mesascope.axes import to_data_array
+from mesascope.studies.backward_chaining.probe_scores import score_node_probe, score_set_probe
+from mesascope.studies.backward_chaining.tree_positions import TreePositions, locate_captured_trees
+
+MAX_EDGES = 20_000  # rows of the probes of edges
+CHILDREN, LEAVES = "children of the current node", "leaves other than the goal"
+SHUFFLED = "labels shuffled"
+
+
+@analysis(
+    title="Linear probes of the tree",
+    description="""
+        F1 of linear probes (ridge regression onto indicators of nodes; fitted on half of the sequences, scored on the
+        other) before the first layer (depth 0) and after each layer. Edges: the source of an edge, read at the position
+        of its target, and the target of an edge, read at the position of its source, where it is not yet known. Goal
+        and ancestors: the ancestor of the goal at a distance, read at the position of the root, in sequences in which
+        the root branches and the path is at least two edges longer than the distance, so that the ancestor is neither
+        the root nor the next node, but an intermediate result of backward chaining. One-step look-ahead: the children
+        of the root, and the leaves other than the goal, read at the position of the root. Control: the same probes
+        fitted on labels of other sequences.
+    """,
+    sites=["resid_pre", "resid_post"],
+    steps="ends",
+)
+def tree_probes(acts: Capture, seed: int = 0) -> xr.Dataset:
+    """Compute the F1 of linear probes by depth.
+
+    Args:
+        acts: a capture of a batch of `TreePaths`, with ``resid_pre`` and ``resid_post``.
+        seed: of the permutation of labels in the control.
+
+    Returns:
+        by depth ``edge_at_target`` and ``edge_at_source``, ``ancestor`` (by distance from the goal) and ``lookahead``
+        (by set of nodes), each with its control.
+    """
+    trees = locate_captured_trees(acts)
+    depths = [acts["resid_pre"][0], *acts["resid_post"]]
+    num_distances = min(len(acts.layers), trees.task.num_nodes - 2)
+    edges = {
+        "edge_at_target": ("source of an edge, at the position of its target", trees.edge_sources, 1),
+        "edge_at_source": ("target of an edge, at the position of its source", trees.edge_targets, 0),
+    }
+    results = {}
+    for name, (label, nodes, offset) in edges.items():
+        scores = [score_node_probe(*_edge_rows(x, nodes, offset), trees.task.num_nodes, seed) for x in depths]
+        results |= _label_scores(name, f"F1 of the {label}", torch.tensor(scores).T, {})
+    at_root = [x[:, trees.root_position].cpu() for x in depths]
+    ancestors = [[_score_ancestor(x, trees, distance, seed) for distance in range(num_distances)] for x in at_root]
+    results |= _label_scores(
+        "ancestor",
+        "F1 of the ancestor of the goal, at the position of the root, by distance from the goal",
+        torch.tensor(ancestors).movedim(-1, 0),
+        {"_distance": list(range(num_distances))},
+    )
+    sets = {
+        CHILDREN: trees.children_of_root,
+        LEAVES: trees.leaves & (torch.arange(trees.task.num_nodes) != trees.trees.goal[:, None]),
+    }
+    branches = trees.root_branches
+    ahead = [[score_set_probe(x[branches], each[branches], seed) for each in sets.values()] for x in at_root]
+    results |= _label_scores(
+        "lookahead",
+        "F1 of a set of nodes, at the position of the root",
+        torch.tensor(ahead).movedim(-1, 0),
+        {"stat": list(sets)},
+    )
+    return xr.Dataset(results)
+
+
+def _edge_rows(x: Float[Tensor, "batch pos d_model"], nodes: Tensor, offset: int) -> tuple[Tensor, Tensor]:
+    """Return the activations at one end of the edges, and the node at the other end."""
+    num_edges = nodes.shape[1]
+    rows = x[:, offset : 3 * num_edges : 3].cpu().flatten(0, 1)[:MAX_EDGES]
+    return rows, nodes.flatten()[:MAX_EDGES]
+
+
+def _score_ancestor(x: Tensor, trees: TreePositions, distance: int, seed: int) -> tuple[float, float]:
+    rows = trees.select_deep(distance)
+    return score_node_probe(x[rows], trees.ancestors[rows, distance], trees.task.num_nodes, seed)
+
+
+def _label_scores(
+    name: str, description: str, scores: Float[Tensor, "kind depth *axes"], coords: dict[str, list]
+) -> dict[str, xr.DataArray]:
+    axes = {"_depth": list(range(scores.shape[1])), **coords}
+    value, shuffled = (
+        to_data_array(each, *axes, units="1", description=text, coords=axes)
+        for each, text in zip(scores, (description, f"{description}; {SHUFFLED}"), strict=True)
+    )
+    return with_null(name, value.assign_attrs(headline=1), Null(name=SHUFFLED, value=shuffled))
