@@ -56,7 +56,7 @@ def score_set_probe(x: Features, members: Bool[Tensor, "row node"], seed: int) -
 
 def _predict_second_half(
     x: Features, indicators: Int[Tensor, "row node"], seed: int
-) -> list[tuple[Float[Tensor, "row node"], Bool[Tensor, "row node"]]]:
+) -> list[tuple[Float[Tensor, "scored node"], Bool[Tensor, "scored node"]]]:
     """Return predictions and truth of the second half, for a probe and for one fitted on permuted rows."""
     half = len(x) // 2
     if half < MIN_ROWS:
