@@ -17,7 +17,7 @@ from mesascope.models.transformer import Decoder
 from mesascope.tasks.trees.paths import TreePaths
 
 NUM_LAYERS, SHARPNESS = 4, 40.0
-TASK = TreePaths(num_nodes=6, reach=NUM_LAYERS - 1)
+TASK = TreePaths(num_nodes=8, reach=NUM_LAYERS - 1)
 
 
 @cache
@@ -84,6 +84,6 @@ def scale_scores(weight: Tensor, d_head: int) -> Tensor:
     return SHARPNESS * d_head**0.5 * weight
 
 
-def capture_trees(model: Decoder, sites: list[str], sequences: int = 1_000, seed: int = 0) -> Capture:
+def capture_trees(model: Decoder, sites: list[str], sequences: int = 500, seed: int = 0) -> Capture:
     batch = TASK.sample(sequences, torch.Generator().manual_seed(seed))
     return capture(model, batch, sites, baselines=TASK.baselines(batch))

@@ -1,10 +1,10 @@
 """Path finding in trees: how a transformer climbs from the goal to the root, one edge per layer.
 
 Brinkmann, Sheshadri, Levoso, Swoboda and Bartelt 2024 (arXiv 2402.11917). The model reads the edges of a binary tree, a
-goal leaf and the root, and predicts the path. The paper-scale setting is that of the paper; sizes and training at
-laptop scale are ours, tuned with pilot seeds that are not among the study's seeds and with exact match alone.
-Thresholds and margins were fixed before any analysis of a trained model. Not re-run: causal scrubbing, register tokens
-and LEACE.
+goal leaf and the root, and predicts the path. Paper scale has the paper's sizes; sizes and training at laptop scale are
+ours, chosen by the exact match of pilot seeds that are not among the study's seeds. Thresholds and margins were fixed
+before any other analysis of a trained model. Not re-run: causal scrubbing, registers (positions that chain from other
+nodes) and concept erasure.
 """
 
 from mesascope import analyses
@@ -19,9 +19,11 @@ from mesascope.studies.base import Condition, Factor, Level, ScaleConfig, Study
 from mesascope.tasks.trees.paths import TreePaths
 from mesascope.train import AdamW, CosineSchedule, TrainingConfig
 
-LAPTOP_LAYERS, PAPER_LAYERS = 4, 6  # ours; section 3
+LAPTOP_LAYERS, PAPER_LAYERS = 4, 6  # ours; as in the paper. Paths must be longer, or no path is beyond their reach
 TASK = TreePaths(num_nodes=8, edge_order="backward", reach=LAPTOP_LAYERS - 1)  # ours; the order of the paper's analysis
-PAPER_TASK = TreePaths(num_nodes=16, edge_order="backward", reach=PAPER_LAYERS - 1)
+SMOKE_TASK = TreePaths(num_nodes=6, edge_order="backward", reach=LAPTOP_LAYERS - 1)  # ours
+PAPER_TASK = TreePaths(num_nodes=16, edge_order="backward", reach=PAPER_LAYERS - 1)  # as in the paper
+INITIAL_SIZE = 0.8  # times 1 / sqrt(width), as TransformerLens, which the paper uses, initialises all weights
 
 
 def _make_decoder(task: TreePaths, layers: int, width: int, mlp_width: int) -> DecoderConfig:
@@ -36,6 +38,8 @@ def _make_decoder(task: TreePaths, layers: int, width: int, mlp_width: int) -> D
         positions="learned",
         activation="gelu",
         max_position_embeddings=task.length,
+        initializer="normal",  # with the default initialisation a pilot is far slower to learn
+        initializer_range=INITIAL_SIZE * width**-0.5,
     )
 
 
@@ -43,7 +47,7 @@ def _make_training(steps: int, checkpoints: int, learning_rate: float, warmup: i
     return TrainingConfig(
         steps=steps,
         batch_size=64,  # as in the paper
-        optimizer=AdamW(lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01),  # as in the paper, but for the rate
+        optimizer=AdamW(lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01),  # betas and decay as in the paper
         warmup=warmup,  # ours
         schedule=CosineSchedule(),  # as in the paper's code, here by step
         clip=1.0,  # ours
@@ -55,10 +59,10 @@ SCALES = {
     "smoke": ScaleConfig(
         training=_make_training(40, 3, 2e-3, 8),
         sequences=256,
-        task=TreePaths(num_nodes=6, edge_order="backward", reach=LAPTOP_LAYERS - 1),
-        model=_make_decoder(TASK, LAPTOP_LAYERS, 32, 64),
+        task=SMOKE_TASK,
+        model=_make_decoder(SMOKE_TASK, LAPTOP_LAYERS, 32, 64),
     ),
-    "laptop": ScaleConfig(training=_make_training(3_500, 12, 2e-3, 200), sequences=4_096),
+    "laptop": ScaleConfig(training=_make_training(2_500, 12, 2e-3, 200), sequences=4_096),
     "paper": ScaleConfig(
         training=_make_training(150_000, 16, 1e-3, 1_000),  # 1e-3 in the text, 3e-4 in the code; the steps are ours
         sequences=4_096,
@@ -66,46 +70,52 @@ SCALES = {
         model=_make_decoder(PAPER_TASK, PAPER_LAYERS, 128, 512),
     ),
 }
+FACTORS = (
+    Factor(
+        name="edge_order",
+        description="order of the edges in the list",
+        levels=(
+            Level(name="backward", description="leaves first, as in the paper's analysis"),
+            Level(name="forward", description="root first", task={"edge_order": "forward"}),
+            Level(name="random", description="random order", task={"edge_order": "random"}),
+        ),
+    ),
+    Factor(
+        name="trees",
+        description="distribution of the trees",
+        levels=(
+            Level(name="two_branches", description="two branches with random further nodes, as in the paper's code"),
+            Level(name="uniform", description="uniform, as in the paper's text", task={"tree_sampler": "uniform"}),
+        ),
+    ),
+)
 
 STUDY = Study(
     name="backward-chaining",
     title="Path finding in trees by backward chaining",
-    description="x",
+    description="A binary tree is given as a list of edges, followed by a goal leaf and the root; a decoder with one "
+    "head per layer predicts the path from the root to the goal. The paper finds that the first layer stores each edge "
+    "at the position of its target and copies the goal to the path, that each further layer climbs one edge from the "
+    "goal, and that the last layers look one step ahead. Exact match is computed with the true path as the input, as "
+    "in the paper's code; it equals that of greedy generation. The text of the paper draws trees uniformly, its code "
+    "draws two branches first and trains on backward and random edge orders in turn; here trees are those of the code, "
+    "and each model is trained on one order. Most steps of these trees do not branch, so that exact "
+    "match alone says little: a random child that is not a wrong leaf walks 67 % of the paths of laptop scale. At "
+    "laptop scale there are 8 nodes instead of 16, 4 layers instead of 6 and a width of 64 instead of 128; sizes and "
+    "training there are ours, and so are all thresholds. Causal scrubbing and registers, the paper's explanation of "
+    "paths beyond the reach of its layers, are not re-run.",
     citation=CITATION,
     conditions=(
         Condition(
             task=TASK,
             model=_make_decoder(TASK, LAPTOP_LAYERS, 64, 128),
             scales=SCALES,
-            analyses=(
-                path_accuracy,
-                analyses.loss_vs_baselines,
-                tree_probes,
-                chaining_attention,
-                edge_ablation,
-            ),
+            analyses=(path_accuracy, analyses.loss_vs_baselines, tree_probes, chaining_attention, edge_ablation),
         ),
     ),
     claims=CLAIMS,
     seeds={"smoke": 2, "laptop": 5, "paper": 8},
-    minutes={"smoke": 0.3, "laptop": 8.0, "paper": 3000.0},
-    factors=(
-        Factor(
-            name="edge_order",
-            description="order of the edges in the list",
-            levels=(
-                Level(name="backward", description="leaves first"),
-                Level(name="forward", description="root first", task={"edge_order": "forward"}),
-                Level(name="random", description="random order", task={"edge_order": "random"}),
-            ),
-        ),
-        Factor(
-            name="trees",
-            description="distribution of the trees",
-            levels=(
-                Level(name="two_branches", description="two branches and random nodes, as in the paper's code"),
-                Level(name="uniform", description="uniform, as in the paper's text", task={"tree_sampler": "uniform"}),
-            ),
-        ),
-    ),
+    minutes={"smoke": 0.3, "laptop": 6.0, "paper": 18000.0},
+    factors=FACTORS,
+    grid={"paper": {"edge_order": ("backward", "forward", "random")}},
 )
