@@ -33,6 +33,7 @@ ALIKE = (  # to others here: other sizes and rules
     "induction-heads",
     "sparse-regression-heads",
     "norm-growth",
+    "backward-chaining",
 )
 NAMES = [
     pytest.param(entry.name, marks=[pytest.mark.slow] if entry.name in ALIKE else [])

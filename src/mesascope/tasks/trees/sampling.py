@@ -101,7 +101,7 @@ def sample_two_branch_trees(n: int, num_nodes: int, generator: torch.Generator) 
         free = (counts < 2) & (slots < slot) & (slots != length[:, None])
         hung = _choose_node(free, generator)
         hung = torch.where(slot <= length + branch, slot - 1, hung)
-        hung = torch.where(slot == length + 1, torch.where(branch > 0, 0, hung), hung)
+        hung = torch.where(length == slot - 1, 0, hung)  # the second branch starts at the root
         parent_slot[:, slot] = hung
         counts.scatter_add_(1, hung[:, None], torch.ones_like(hung[:, None]))
     parent_label = torch.where(parent_slot == ROOT, ROOT, label.gather(1, parent_slot.clamp_min(0)))
