@@ -16,7 +16,7 @@ from mesascope.tasks.trees.baselines import (
 )
 from mesascope.tasks.trees.paths import TreePaths
 from mesascope.tasks.trees.sampling import (
-    ROOT,
+    NO_PARENT,
     Trees,
     list_edges_forward,
     sample_two_branch_trees,
@@ -30,18 +30,18 @@ NODES = 5
 def climb(parents: tuple[int, ...], node: int) -> list[int]:
     """Return a node and its ancestors; a cycle ends after as many nodes as there are."""
     path = [node]
-    while parents[path[-1]] != ROOT and len(path) <= len(parents):
+    while parents[path[-1]] != NO_PARENT and len(path) <= len(parents):
         path.append(parents[path[-1]])
     return path
 
 
 def list_all_trees(num_nodes: int) -> list[tuple[int, ...]]:
     """List all labelled rooted trees with at most two children per node, by the parent of every node."""
-    every = product(range(ROOT, num_nodes), repeat=num_nodes)
+    every = product(range(NO_PARENT, num_nodes), repeat=num_nodes)
     return [
         parents
         for parents in every
-        if parents.count(ROOT) == 1
+        if parents.count(NO_PARENT) == 1
         and max(Counter(parents).values()) <= 2
         and all(len(climb(parents, node)) <= num_nodes for node in range(num_nodes))
     ]
@@ -109,7 +109,7 @@ def test_two_branch_trees_have_the_enumerated_distribution():
 def test_edges_are_listed_breadth_first():
     trees = all_trees_with_goals()
     for parents, targets in zip(trees.parents.tolist(), list_edges_forward(trees.parents).tolist(), strict=True):
-        queue, expected = [parents.index(ROOT)], []
+        queue, expected = [parents.index(NO_PARENT)], []
         while queue:
             children = [node for node in range(NODES) if parents[node] == queue[0]]
             expected += children
@@ -139,7 +139,7 @@ def test_tokens_spell_the_tree_the_goal_and_the_path():
         pairs = [tuple(map(int, edge.split(">"))) for edge in edges.split(",")]
         goal, _, path = rest.rstrip(",").partition(":")
         parents = tuple(batch.latents["parents"][row].tolist())
-        assert sorted(pairs) == sorted((parent, node) for node, parent in enumerate(parents) if parent != ROOT)
+        assert sorted(pairs) == sorted((parent, node) for node, parent in enumerate(parents) if parent != NO_PARENT)
         assert list(map(int, path.split(">"))) == climb(parents, int(goal))[::-1]
         assert int(batch.weight[row].sum()) == batch.latents["path length"][row] == path.count(">")
     scored = batch.targets[batch.weight > 0]
@@ -186,7 +186,7 @@ def test_baselines_walk_as_by_hand():
             probability = predict_next_nodes(trees, current[:, None], task.reach)[rule][:, 0]
             assert probability.sum(-1).tolist() == pytest.approx([1.0] * len(found))
             chosen = probability.gather(1, following.clamp_min(0)[:, None])[:, 0]
-            found *= torch.where(current == ROOT, 1.0, chosen)
+            found *= torch.where(current == NO_PARENT, 1.0, chosen)
         expected = [
             walk_by_hand(tuple(parents), goal, rule, reach)
             for parents, goal in zip(trees.parents.tolist(), trees.goal.tolist(), strict=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 from mesascope.activations import Capture
 from mesascope.tasks.base import Batch
 from mesascope.tasks.trees.paths import TreePaths
-from mesascope.tasks.trees.sampling import ROOT, Trees, count_children
+from mesascope.tasks.trees.sampling import NO_PARENT, Trees, count_children
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,7 +48,7 @@ class TreePositions:
     @property
     def root(self) -> Int[Tensor, " batch"]:
         """The root of every tree."""
-        return (self.trees.parents == ROOT).int().argmax(1)
+        return (self.trees.parents == NO_PARENT).int().argmax(1)
 
     @property
     def children_of_root(self) -> Bool[Tensor, "batch node"]:

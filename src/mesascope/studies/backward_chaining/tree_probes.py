@@ -12,7 +12,7 @@ from mesascope.axes import to_data_array
 from mesascope.studies.backward_chaining.probe_scores import score_node_probe, score_set_probe
 from mesascope.studies.backward_chaining.tree_positions import TreePositions, locate_captured_trees
 
-MAX_EDGES = 20_000  # rows of the probes of edges
+MAX_EDGE_SEQUENCES = 2_000  # whose edges are probed; each has several
 CHILDREN, LEAVES = "children of the current node", "leaves other than the goal"
 SHUFFLED = "labels shuffled"
 
@@ -80,8 +80,8 @@ def tree_probes(acts: Capture, seed: int = 0) -> xr.Dataset:
 def _edge_rows(x: Float[Tensor, "batch pos d_model"], nodes: Tensor, offset: int) -> tuple[Tensor, Tensor]:
     """Return the activations at one end of the edges, and the node at the other end."""
     num_edges = nodes.shape[1]
-    rows = x[:, offset : 3 * num_edges : 3].cpu().flatten(0, 1)[:MAX_EDGES]
-    return rows, nodes.flatten()[:MAX_EDGES]
+    rows = x[: min(len(x) // 2 * 2, MAX_EDGE_SEQUENCES), offset : 3 * num_edges : 3].cpu()
+    return rows.flatten(0, 1), nodes[: len(rows)].flatten()
 
 
 def _score_ancestor(x: Tensor, trees: TreePositions, distance: int, seed: int) -> tuple[float, float]:

@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from mesascope.tasks.trees.sampling import ROOT, Trees
+from mesascope.tasks.trees.sampling import NO_PARENT, Trees
 
 UNIFORM, RANDOM_CHILD, NO_WRONG_LEAF, EXACT = (
     "uniform over nodes",
@@ -41,8 +41,8 @@ def predict_next_nodes(
     """
     num_nodes = trees.parents.shape[1]
     is_child = trees.parents[:, None, :] == current[..., None]
-    is_child &= (current != ROOT)[..., None]
-    has_children = (trees.parents[:, :, None] == torch.arange(num_nodes)).any(1)
+    is_child &= (current != NO_PARENT)[..., None]
+    has_children = (trees.parents[:, :, None] == torch.arange(num_nodes, device=current.device)).any(1)
     distance = _distance_to_goal(trees)
     everything = torch.ones_like(is_child)
     children = _fall_back(is_child, everything)
@@ -76,5 +76,5 @@ def _distance_to_goal(trees: Trees) -> Int[Tensor, "batch node"]:
     """Return the number of edges from each node on the path to the goal; -1 for all other nodes."""
     ancestors = trees.ancestors()
     on_path = one_hot(ancestors + 1, trees.parents.shape[1] + 1)[..., 1:]
-    steps = torch.arange(ancestors.shape[1])[:, None]
+    steps = torch.arange(ancestors.shape[1], device=ancestors.device)[:, None]
     return (on_path * (steps + 1)).amax(1) - 1

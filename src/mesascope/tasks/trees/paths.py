@@ -16,7 +16,7 @@ from mesascope.argument_types import validate_fields
 from mesascope.tasks.base import Batch, Task
 from mesascope.tasks.trees.baselines import predict_next_nodes
 from mesascope.tasks.trees.sampling import (
-    ROOT,
+    NO_PARENT,
     Trees,
     list_edges_forward,
     sample_two_branch_trees,
@@ -124,7 +124,7 @@ class TreePaths(Task):
         tokens[:, self.goal_position] = trees.goal
         tokens[:, self.goal_position + 1] = 2 * self.num_nodes + 1
         ancestors = trees.ancestors()
-        path_length = (ancestors != ROOT).sum(1) - 1
+        path_length = (ancestors != NO_PARENT).sum(1) - 1
         first = self.path_positions.start
         steps = torch.arange(self.num_nodes)
         path = ancestors.gather(1, (path_length[:, None] - steps).clamp_min(0))
@@ -165,9 +165,9 @@ class TreePaths(Task):
         """
         trees = self.parse_trees(batch.inputs)
         steps = batch.inputs[:, self.path_positions.start :]
-        current = torch.where(steps < 2 * self.num_nodes, steps % self.num_nodes, ROOT)
+        current = torch.where(steps < 2 * self.num_nodes, steps % self.num_nodes, NO_PARENT)
         current[:, 0] = steps[:, 0]
-        predictions = predict_next_nodes(trees, current.to(trees.parents.device), self.reach)
+        predictions = predict_next_nodes(trees, current, self.reach)
         return {name: self._log_token_probabilities(one) for name, one in predictions.items()}
 
     def parse_trees(self, inputs: PathTokens) -> Trees:
@@ -178,7 +178,7 @@ class TreePaths(Task):
         """
         edges = inputs[:, : self.goal_position - 1]
         sources, targets = edges[:, ::3], edges[:, 1::3] - self.num_nodes
-        parents = torch.full((len(inputs), self.num_nodes), ROOT, device=inputs.device)
+        parents = torch.full((len(inputs), self.num_nodes), NO_PARENT, device=inputs.device)
         return Trees(parents=parents.scatter(1, targets, sources), goal=inputs[:, self.goal_position])
 
     def validation_task(self) -> "TreePaths":

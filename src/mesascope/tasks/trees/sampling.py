@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mesascope.tasks._generator_rules import hash_integers
 
-ROOT = -1  # the parent of the root
+NO_PARENT = -1  # the parent of the root
 HASH_RANGE = 2**31
 NodeMask = Bool[Tensor, "batch node"]
 
@@ -38,7 +38,7 @@ class Trees:
         climb = [self.goal]
         for _ in range(self.parents.shape[1] - 1):
             above = self.parents.gather(1, climb[-1].clamp_min(0)[:, None])[:, 0]
-            climb.append(torch.where(climb[-1] == ROOT, ROOT, above))
+            climb.append(torch.where(climb[-1] == NO_PARENT, NO_PARENT, above))
         return torch.stack(climb, 1)
 
     def hash_fraction(self) -> Float[Tensor, " batch"]:
@@ -96,7 +96,7 @@ def sample_two_branch_trees(n: int, num_nodes: int, generator: torch.Generator) 
     slots = torch.arange(num_nodes)
     in_paths = slots <= (length + branch)[:, None]
     label = label.gather(1, torch.where(in_paths, slots, num_nodes + label).argsort(1))
-    parent_slot, counts = torch.full((n, num_nodes), ROOT), torch.zeros(n, num_nodes, dtype=torch.long)
+    parent_slot, counts = torch.full((n, num_nodes), NO_PARENT), torch.zeros(n, num_nodes, dtype=torch.long)
     for slot in range(1, num_nodes):
         free = (counts < 2) & (slots < slot) & (slots != length[:, None])
         hung = _choose_node(free, generator)
@@ -104,7 +104,7 @@ def sample_two_branch_trees(n: int, num_nodes: int, generator: torch.Generator) 
         hung = torch.where(length == slot - 1, 0, hung)  # the second branch starts at the root
         parent_slot[:, slot] = hung
         counts.scatter_add_(1, hung[:, None], torch.ones_like(hung[:, None]))
-    parent_label = torch.where(parent_slot == ROOT, ROOT, label.gather(1, parent_slot.clamp_min(0)))
+    parent_label = torch.where(parent_slot == NO_PARENT, NO_PARENT, label.gather(1, parent_slot.clamp_min(0)))
     parents = torch.empty_like(label).scatter_(1, label, parent_label)
     return Trees(parents=parents, goal=label.gather(1, length[:, None])[:, 0])
 
@@ -121,7 +121,7 @@ def list_edges_forward(parents: Int[Tensor, "batch node"]) -> Int[Tensor, "batch
     num_nodes = parents.shape[1]
     depth = _node_depths(parents)
     label = torch.arange(num_nodes).expand_as(parents)
-    rank = torch.where(parents == ROOT, 0, num_nodes)
+    rank = torch.where(parents == NO_PARENT, 0, num_nodes)
     order = label
     for level in range(1, int(depth.max()) + 1):
         parent_rank = rank.gather(1, parents.clamp_min(0))
@@ -168,7 +168,7 @@ def _decode_pruefer(
     sequence: Int[Tensor, "batch edge"], counts: Int[Tensor, "batch node"]
 ) -> Int[Tensor, "batch node"]:
     """Remove the smallest node without children again and again; the sequence names its parent."""
-    remaining, parents = counts.clone(), torch.full_like(counts, ROOT)
+    remaining, parents = counts.clone(), torch.full_like(counts, NO_PARENT)
     for parent in sequence.unbind(1):
         leaf = (remaining == 0).int().argmax(1, keepdim=True)
         parents.scatter_(1, leaf, parent[:, None])
@@ -184,9 +184,9 @@ def _choose_node(mask: NodeMask, generator: torch.Generator) -> Int[Tensor, " ba
 def _node_depths(parents: Int[Tensor, "batch node"]) -> Int[Tensor, "batch node"]:
     depth, above = torch.zeros_like(parents), parents
     for _ in range(parents.shape[1] - 1):
-        inside = above != ROOT
+        inside = above != NO_PARENT
         if not inside.any():
             break
         depth += inside
-        above = torch.where(inside, parents.gather(1, above.clamp_min(0)), ROOT)
+        above = torch.where(inside, parents.gather(1, above.clamp_min(0)), NO_PARENT)
     return depth
