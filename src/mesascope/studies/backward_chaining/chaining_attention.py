@@ -44,7 +44,7 @@ def chaining_attention(acts: Capture) -> xr.Dataset:
     from_root = pattern[..., trees.root_position, :]
     distances = list(range(min(len(acts.layers), trees.task.num_nodes - 2)))
     chain, others = zip(*(_measure_chain(from_root, trees, distance) for distance in distances), strict=True)
-    within, elsewhere = _measure_edges(pattern, trees)
+    within, to_earlier = _measure_edges(pattern, trees)
     goal = from_root[..., trees.task.goal_position]
     layers = {"layer": list(acts.layers)}
 
@@ -59,7 +59,7 @@ def chaining_attention(acts: Capture) -> xr.Dataset:
             **with_null(
                 "within_edge",
                 label(within, "attention from the target of an edge to its source", {}).assign_attrs(headline=1),
-                Null(name=OTHER_SOURCES, value=label(elsewhere, "attention to the source of an earlier edge", {})),
+                Null(name=OTHER_SOURCES, value=label(to_earlier, "attention to the source of an earlier edge", {})),
             ),
             **with_null(
                 "chain",

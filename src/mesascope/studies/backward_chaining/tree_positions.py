@@ -14,7 +14,7 @@ from mesascope.tasks.trees.sampling import NO_PARENT, Trees, count_children
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TreePositions:
-    """What the sequences of a batch contain at which position.
+    """Positions and nodes of the sequences of a batch.
 
     Distances are numbers of edges from the goal: the ancestor at distance 0 is the goal itself.
 
@@ -52,17 +52,17 @@ class TreePositions:
 
     @property
     def children_of_root(self) -> Bool[Tensor, "batch node"]:
-        """Whether a node is a child of the root."""
+        """Mask of the children of the root."""
         return self.trees.parents == self.root[:, None]
 
     @property
     def leaves(self) -> Bool[Tensor, "batch node"]:
-        """Whether a node has no children."""
+        """Mask of the nodes without children."""
         return count_children(self.trees.parents) == 0
 
     @property
     def root_branches(self) -> Bool[Tensor, " batch"]:
-        """Whether the root has two children, so that the first node of the path must be chosen."""
+        """Mask of the sequences whose root has two children, so that the first node of the path must be chosen."""
         return self.children_of_root.sum(1) == 2
 
     def select_deep(self, distance: int) -> Bool[Tensor, " batch"]:
@@ -92,7 +92,7 @@ class TreePositions:
 
 
 def locate_trees(batch: Batch) -> TreePositions:
-    """Return what the sequences of a batch contain at which position.
+    """Return the positions and nodes of the sequences of a batch.
 
     Args:
         batch: sequences of `TreePaths`.
@@ -116,7 +116,7 @@ def locate_trees(batch: Batch) -> TreePositions:
 
 
 def locate_captured_trees(acts: Capture) -> TreePositions:
-    """Return what the sequences of a capture contain at which position.
+    """Return the positions and nodes of the sequences of a capture.
 
     Args:
         acts: a capture of a batch of `TreePaths`.
