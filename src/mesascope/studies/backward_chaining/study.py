@@ -103,7 +103,8 @@ STUDY = Study(
     "match alone says little: a random child that is not a wrong leaf walks 67 % of the paths of laptop scale. At "
     "laptop scale there are 8 nodes instead of 16, 4 layers instead of 6 and a width of 64 instead of 128; sizes and "
     "training there are ours, and so are all thresholds. Causal scrubbing and registers, the paper's explanation of "
-    "paths beyond the reach of its layers, are not re-run.",
+    "paths beyond the reach of its layers, are not re-run. In backward and forward edge order the edges of the root "
+    "have fixed positions, at 8 nodes as at 16; in random order they do not.",
     citation=CITATION,
     conditions=(
         Condition(

@@ -26,8 +26,9 @@ SHUFFLED = "labels shuffled"
         and ancestors: the ancestor of the goal at a distance, read at the position of the root, in sequences in which
         the root branches and the path is at least two edges longer than the distance, so that the ancestor is neither
         the root nor the next node, but an intermediate result of backward chaining. One-step look-ahead: the children
-        of the root, and the leaves other than the goal, read at the position of the root. Control: the same probes
-        fitted on labels of other sequences.
+        of the root, and the leaves other than the goal, read at the position of the root. In backward and forward edge
+        order the edges of the root have fixed positions, so that its children are easy to find. Control: the same
+        probes fitted on labels of other sequences.
     """,
     sites=["resid_pre", "resid_post"],
     steps="ends",
