@@ -104,7 +104,8 @@ STUDY = Study(
     "laptop scale there are 8 nodes instead of 16, 4 layers instead of 6 and a width of 64 instead of 128; sizes and "
     "training there are ours, and so are all thresholds. Causal scrubbing and registers, the paper's explanation of "
     "paths beyond the reach of its layers, are not re-run. In backward and forward edge order the edges of the root "
-    "have fixed positions, at 8 nodes as at 16; in random order they do not.",
+    "have fixed positions, at 8 nodes as at 16; in random order they do not. The chain is measured at the position of "
+    "the root; the goal and the colon before it see all edges too, and a model that chains there is not detected.",
     citation=CITATION,
     conditions=(
         Condition(
