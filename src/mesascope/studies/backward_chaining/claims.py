@@ -2,9 +2,9 @@
 
 The paper's numbers are for 16 nodes, 6 layers and backward edge order. All thresholds and margins are ours. They were
 fixed before any analysis of a trained model: margins are about half of the differences that the paper reports, or less.
-One seed of laptop scale, which is among the seeds of the study, was then seen; no claim, threshold or margin was changed
-after it. The remarks on fixed positions of edges and on chaining at other positions than that of the root were added
-after it, and the number of steps at laptop scale was raised from 2,500 to 3,500.
+One seed of laptop scale, which is among the seeds of the study, was then seen; no claim, threshold or margin was
+changed after it. The remarks on fixed positions of edges and on chaining at other positions than that of the root were
+added after it, and the number of steps at laptop scale was raised from 2,500 to 3,500.
 Layers and depths are counted as in the paper: depth 0 is the embedding, depth k is after layer k.
 """
 
