@@ -228,6 +228,10 @@ def test_the_flags_are_the_ones_that_were_promised(command):
             *("--text", "--tokens", "--sequences", "--out", "--analyses", "--steps", "--device", "--dtype", "--help"),
             "--trust-remote-code",
         },
+        "circuit": {
+            *("--pairs", "--study", "--condition", "--seed", "--num-pairs", "--steps", "--size", "--out", "--device"),
+            *("--dtype", "--trust-remote-code", "--help"),
+        },
         "list": {"--json", "--help"},
         "runs": {"--json", "--help"},
         "report": {"--json", "--help"},
