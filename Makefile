@@ -77,6 +77,7 @@ architectures: $(STAMP)
 
 ground-truth: $(STAMP)
 	$(BIN)/python -m tests.ground_truth.table
+	$(BIN)/python -m tests.circuits.known_edges
 
 lint: style types
 

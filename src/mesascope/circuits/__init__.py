@@ -3,7 +3,7 @@
 from mesascope.circuits.edge_attribution import attribute_edges
 from mesascope.circuits.edge_patching import patch_edges
 from mesascope.circuits.edges import Edges, find_edges
-from mesascope.circuits.faithfulness import measure_faithfulness, rank_edges
+from mesascope.circuits.faithfulness import measure_faithfulness, rank_edges, select_edges
 from mesascope.circuits.graph import build_graph
 from mesascope.circuits.stability import bootstrap_edges
 
@@ -16,4 +16,5 @@ __all__ = [
     "measure_faithfulness",
     "patch_edges",
     "rank_edges",
+    "select_edges",
 ]

@@ -140,19 +140,20 @@ def attend_randomly(head: HeadWeights) -> None:
         weight[:, TOKEN_DIMS] = torch.randn(D_HEAD, VOCABULARY, generator=head.generator)
 
 
-def write_copy(target: slice, gain: float) -> Callable[[HeadWeights], None]:
-    """Build a setter of an output that copies the attended token.
+def write_copy(target: slice, gain: float, source: slice = TOKEN_DIMS) -> Callable[[HeadWeights], None]:
+    """Build a setter of an output that copies a token at the attended position.
 
     Args:
         target: residual dimensions that are written.
         gain: factor of the copy.
+        source: residual dimensions that are read; those of the position's own token by default.
 
     Returns:
         The setter.
     """
 
     def set_output(head: HeadWeights) -> None:
-        head.value[TOKEN_ROWS, TOKEN_DIMS] = torch.eye(VOCABULARY)
+        head.value[TOKEN_ROWS, source] = torch.eye(VOCABULARY)
         head.output[TOKEN_ROWS, target] = gain * torch.eye(VOCABULARY)
 
     return set_output

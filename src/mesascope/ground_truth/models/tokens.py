@@ -9,6 +9,7 @@ to positions whose previous token equals the present token.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -67,28 +68,30 @@ class PlantedHead:
     copy_sign: int = 0
 
 
-_CONFIG = DecoderConfig(
-    vocab_size=VOCABULARY,
-    num_hidden_layers=2,
-    hidden_size=HEADS * D_HEAD,
-    num_attention_heads=HEADS,
-    norm="none",
-    positions="learned",
-    max_position_embeddings=LENGTH,
-)
+_CONFIG: Mapping[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": HEADS * D_HEAD,
+    "num_attention_heads": HEADS,
+    "norm": "none",
+    "positions": "learned",
+    "max_position_embeddings": LENGTH,
+}
 
 
-def build_planted_language_model(seed: int = 0, heads: Mapping[tuple[int, int], PlantedHead] | None = None) -> Decoder:
+def build_planted_language_model(
+    seed: int = 0, heads: Mapping[tuple[int, int], PlantedHead] | None = None, *, num_layers: int = 2
+) -> Decoder:
     """Build the language model with planted heads.
 
     Args:
         seed: seed of the decoys' random weights.
         heads: the heads by (layer, head), :data:`PLANTED_HEADS` by default.
+        num_layers: number of layers.
 
     Returns:
         The model, in evaluation mode.
     """
-    model = Decoder(_CONFIG)
+    model = Decoder(DecoderConfig(**_CONFIG, num_hidden_layers=num_layers))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         _set_embeddings(model)
