@@ -16,7 +16,7 @@ from mesascope.interventions import ProgressFn
 from mesascope.interventions.metrics import Metric
 
 FRACTIONS = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # of the edges, as in the benchmark MIB
-DEFAULT_SHARE = 0.1  # of the largest score: edges with less are not selected
+DEFAULT_FRACTION = 0.1  # of the largest score: edges with less are not selected
 RANKINGS = ("magnitude", "signed")
 
 
@@ -47,29 +47,29 @@ def rank_edges(score: xr.DataArray, by: str = "magnitude") -> Int[np.ndarray, " 
     return edges[np.argsort(keys, kind="stable")]
 
 
-def select_edges(score: xr.DataArray, share: float = DEFAULT_SHARE) -> list[tuple[str, str]]:
-    """Return the edges whose score has at least a given share of the size of the largest score.
+def select_edges(score: xr.DataArray, fraction: float = DEFAULT_FRACTION) -> list[tuple[str, str]]:
+    """Return the edges whose score has at least a given fraction of the size of the largest score.
 
     Args:
         score: (sender, receiver), as from `attribute_edges` or `patch_edges`.
-        share: the share, from 0 to 1.
+        fraction: the fraction, from 0 to 1.
 
     Returns:
         Names of senders and receivers, the most important first.
 
     Raises:
-        ValueError: If the share is invalid, or there are no scores.
+        ValueError: If the fraction is invalid, or there are no scores.
 
     >>> coords = {"sender": ["embedding", "L0.H0"], "receiver": ["L0.H0.v", "output"]}
     >>> select_edges(xr.DataArray([[0.5, 0.01], [np.nan, -2.0]], coords, ("sender", "receiver")))
     [('L0.H0', 'output'), ('embedding', 'L0.H0.v')]
     """
-    if not 0 <= share <= 1:
-        raise ValueError(f"share must be from 0 to 1, but got {share}")
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"fraction must be from 0 to 1, but got {fraction}")
     score = score.transpose("sender", "receiver")
     ranking = rank_edges(score)
     sizes = np.abs(score.values.reshape(-1)[ranking])
-    senders, receivers = np.unravel_index(ranking[sizes >= share * sizes[0]], score.shape)
+    senders, receivers = np.unravel_index(ranking[sizes >= fraction * sizes[0]], score.shape)
     names = zip(score["sender"].values[senders], score["receiver"].values[receivers], strict=True)
     return [(str(sender), str(receiver)) for sender, receiver in names]
 

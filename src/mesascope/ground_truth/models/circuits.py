@@ -311,7 +311,7 @@ def build_known_circuit(name: str, seed: int = 0, num_pairs: int = 4) -> KnownCi
     names: dict[str, str] = {}
     for layer in range(plan.num_layers):
         order = torch.randperm(HEADS, generator=generator).tolist()
-        own = {head: planted for (place, head), planted in plan.heads.items() if place == layer}
+        own = {head: planted for (where, head), planted in plan.heads.items() if where == layer}
         for head, planted in own.items():
             number = order.pop()
             heads[layer, number], names[head] = planted, f"L{layer}.H{number}"
