@@ -98,7 +98,9 @@ def format_table() -> str:
         cells = []
         for method in METHODS:
             row = evaluate_method(method, circuit)
-            cells.append(f"{row.precision:.2f} / {row.recall:.2f} / {row.auroc:.2f} / {row.outside:.0e}")
+            cells.append(
+                f"{row.precision:.2f} / {row.recall:.2f} / {row.auroc:.2f} / {f'{row.outside:.0e}' if row.outside else 0}"
+            )
         lines.append(f"| {circuit}: {plan.description} | {len(plan.edges)} | {' | '.join(cells)} |")
         sys.stdout.write(lines[-1] + "\n")
         sys.stdout.flush()
