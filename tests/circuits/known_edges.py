@@ -100,8 +100,6 @@ def format_table() -> str:
             row = evaluate_method(method, circuit)
             outside = f"{row.outside:.0e}" if row.outside else "0"
             cells.append(f"{row.precision:.2f} / {row.recall:.2f} / {row.auroc:.2f} / {outside}")
-                f"{row.precision:.2f} / {row.recall:.2f} / {row.auroc:.2f} / {f'{row.outside:.0e}' if row.outside else 0}"
-            )
         lines.append(f"| {circuit}: {plan.description} | {len(plan.edges)} | {' | '.join(cells)} |")
         sys.stdout.write(lines[-1] + "\n")
         sys.stdout.flush()
