@@ -55,7 +55,7 @@ class TreePaths(Task):
     >>> task = TreePaths(num_nodes=4)
     >>> batch = task.sample(1, torch.Generator().manual_seed(0))
     >>> "".join(task.decode_token(token) for token in batch.inputs[0].tolist())
-    '2>1,0>2,3>0|1:3>0>2>1'
+    '2>3,1>2,0>1|3:0>1>2'
     """
 
     num_nodes: int = 16
