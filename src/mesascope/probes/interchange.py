@@ -70,6 +70,7 @@ def measure_interchange(
             those of the unedited base, or the site or the basis is invalid.
 
     >>> from mesascope.models.transformer import Decoder, DecoderConfig
+    >>> _ = torch.manual_seed(0)
     >>> model = Decoder(DecoderConfig(vocab_size=5, hidden_size=8, num_attention_heads=2))
     >>> base, source = torch.randint(0, 5, (2, 6, 4), generator=torch.Generator().manual_seed(0))
     >>> expected = model(source).logits[:, -1].argmax(-1)
