@@ -47,6 +47,21 @@ def rank_edges(score: xr.DataArray, by: str = "magnitude") -> Int[np.ndarray, " 
     return edges[np.argsort(keys, kind="stable")]
 
 
+def name_edges(score: xr.DataArray, edges: Int[np.ndarray, " edge"]) -> list[tuple[str, str]]:
+    """Return the names of the sender and the receiver of edges.
+
+    Args:
+        score: (sender, receiver).
+        edges: indices into the flattened scores, as from `rank_edges`.
+
+    Returns:
+        Pairs of names, in the same order.
+    """
+    senders, receivers = np.unravel_index(edges, (score.sizes["sender"], score.sizes["receiver"]))
+    names = zip(score["sender"].values[senders], score["receiver"].values[receivers], strict=True)
+    return [(str(sender), str(receiver)) for sender, receiver in names]
+
+
 def select_edges(score: xr.DataArray, fraction: float = DEFAULT_FRACTION) -> list[tuple[str, str]]:
     """Return the edges whose score has at least a given fraction of the size of the largest score.
 
@@ -66,12 +81,9 @@ def select_edges(score: xr.DataArray, fraction: float = DEFAULT_FRACTION) -> lis
     """
     if not 0 <= fraction <= 1:
         raise ValueError(f"fraction must be from 0 to 1, but got {fraction}")
-    score = score.transpose("sender", "receiver")
     ranking = rank_edges(score)
-    sizes = np.abs(score.values.reshape(-1)[ranking])
-    senders, receivers = np.unravel_index(ranking[sizes >= fraction * sizes[0]], score.shape)
-    names = zip(score["sender"].values[senders], score["receiver"].values[receivers], strict=True)
-    return [(str(sender), str(receiver)) for sender, receiver in names]
+    sizes = np.abs(score.transpose("sender", "receiver").values.reshape(-1)[ranking])
+    return name_edges(score, ranking[sizes >= fraction * sizes[0]])
 
 
 def measure_faithfulness(

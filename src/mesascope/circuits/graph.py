@@ -5,7 +5,7 @@ import re
 import networkx as nx
 import xarray as xr
 
-from mesascope.circuits.faithfulness import rank_edges
+from mesascope.circuits.faithfulness import name_edges, rank_edges
 
 _NAME = re.compile(r"L(\d+)\.H(\d+)\.([qkv])")
 
@@ -40,12 +40,10 @@ def build_graph(score: xr.DataArray, size: int, *, by: str = "magnitude") -> nx.
     ranking = rank_edges(score, by)
     if not 1 <= size <= len(ranking):
         raise ValueError(f"size must be from 1 to {len(ranking)} edges, but got {size}")
-    score = score.transpose("sender", "receiver")
     graph = nx.DiGraph()
-    for index in ranking[:size]:
-        sender, receiver = divmod(int(index), score.sizes["receiver"])
-        names = str(score["sender"].values[sender]), str(score["receiver"].values[receiver])
-        graph.add_edge(*names, score=float(score.values[sender, receiver]), kind="edge")
+    for sender, receiver in name_edges(score, ranking[:size]):
+        value = float(score.sel(sender=sender, receiver=receiver))
+        graph.add_edge(sender, receiver, score=value, kind="edge")
     for part, head in _list_parts([str(name) for name in score["receiver"].values]):
         if part in graph and head in graph:
             graph.add_edge(part, head, kind="part")

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mesascope.inspection._algorithm_id import find_last_checkpoint, load_study_of_run
-from mesascope.inspection._inspect import DTYPES
+from mesascope.inspection._inspect import DTYPES, NUM_CHECKED_TOKENS
 from mesascope.inspection._pair_file import read_pairs, tokenize_pairs
 from mesascope.interventions.metrics import Metric, logit_difference, loss
 from mesascope.models.load import load_checkpoint, load_pretrained, weights_fingerprint
@@ -21,7 +21,6 @@ from mesascope.studies.base import Condition
 from mesascope.tasks.base import Batch
 
 SEQUENCE_SEED = 2**40 + 29  # seed of the sequences, different from those that studies analyse
-NUM_CHECKED_TOKENS = 8
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -6,16 +6,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xarray as xr
 
 from mesascope.activations.split_forward import SplitForward
 from mesascope.circuits import attribute_edges, bootstrap_edges, measure_faithfulness, patch_edges, rank_edges
 from mesascope.circuits.edges import Edges, find_edges
-from mesascope.circuits.faithfulness import FRACTIONS
+from mesascope.circuits.faithfulness import FRACTIONS, name_edges
 from mesascope.inspection._circuit_inputs import CircuitInputs
 from mesascope.inspection._circuit_results import describe_faithfulness, describe_scores, describe_test, list_edges
-from mesascope.inspection._inspection import StageProgressFn, record_duration
+from mesascope.inspection._inspection import StageProgressFn, describe_model, record_duration
 from mesascope.store import Run
 
 MAX_BYTES_PER_BATCH = 2**27  # of the terms of all senders: pairs whose edges are attributed together
@@ -112,7 +111,7 @@ def find_circuit(inputs: CircuitInputs, search: CircuitSearch, path: Path, progr
         stages = Stages(run=run, progress=progress, total=len(batches) + 3)
         scores = _attribute(inputs, search, batches, stages)
         stability = bootstrap_edges(scores["score_by_sequence"], size, draws=search.draws)
-        top = _name_edges(scores["score"], min(NUM_PATCHED, size))
+        top = name_edges(scores["score"], rank_edges(scores["score"])[: min(NUM_PATCHED, size)])
         effects = stages.compute(
             "effects of the highest-ranked edges",
             "effects",
@@ -140,7 +139,7 @@ def find_circuit(inputs: CircuitInputs, search: CircuitSearch, path: Path, progr
         run.write_results("circuit", list_edges(scores, stability, effects, size, edges))
         run.write_results("circuit_test", describe_test(control, stability, size))
         run.write_results("circuit_faithfulness", describe_faithfulness(curves))
-        run.write_json("model", {**_describe_model(inputs), "skipped": {}, "seconds": stages.seconds})
+        run.write_json("model", {**describe_model(inputs.model), "skipped": {}, "seconds": stages.seconds})
     return run
 
 
@@ -199,23 +198,3 @@ def _attribute(inputs: CircuitInputs, search: CircuitSearch, batches: list[slice
     return joined.assign(
         score=joined["score_by_sequence"].astype(float).mean("batch").assign_attrs(parts[0]["score"].attrs)
     )
-
-
-def _name_edges(score: xr.DataArray, number: int) -> list[tuple[str, str]]:
-    senders, receivers = np.unravel_index(rank_edges(score)[:number], score.shape)
-    return [
-        (str(score["sender"].values[s]), str(score["receiver"].values[r]))
-        for s, r in zip(senders, receivers, strict=True)
-    ]
-
-
-def _describe_model(inputs: CircuitInputs) -> dict[str, Any]:
-    config = inputs.model.config.get_text_config()
-    return {
-        "class": type(inputs.model).__name__,
-        "parameters": inputs.model.num_parameters(),
-        "layers": getattr(config, "num_hidden_layers", None),
-        "heads": getattr(config, "num_attention_heads", None),
-        "dtype": str(inputs.model.dtype).removeprefix("torch."),
-        "device": str(inputs.model.device),
-    }

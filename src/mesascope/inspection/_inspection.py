@@ -64,7 +64,7 @@ class Inspection:
         """
         self.total = sum(len(self.loader.checkpoints) + sum(part.control_draws.values()) for part in passes)
         results = self._run_checkpoints(passes)
-        model_info = self._describe_model()
+        model_info = describe_model(self.loader.load_model(self.loader.last_checkpoint))
         controls = self._run_controls(passes)
         for name, datasets in results.items():
             self._write_result(
@@ -173,19 +173,24 @@ class Inspection:
         attrs = {"title": "The text", "description": f"Source of the text: {text.source}.", "analysis": "text"}
         self.run.write_results("text", xr.Dataset({"token": token}, attrs=attrs))
 
-    def _describe_model(self) -> dict[str, Any]:
-        model = self.loader.load_model(self.loader.last_checkpoint)
-        config = model.config.get_text_config()
-        return {
-            "class": type(model).__name__,
-            "parameters": model.num_parameters(),
-            "layers": getattr(config, "num_hidden_layers", None),
-            "heads": getattr(config, "num_attention_heads", None),
-            "hidden_size": getattr(config, "hidden_size", None),
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "device": str(model.device),
-            "attn_implementation": attn_implementation(model),
-        }
+
+def describe_model(model: PreTrainedModel) -> dict[str, Any]:
+    """Return the facts of a model that are recorded with its results.
+
+    Args:
+        model: The model.
+    """
+    config = model.config.get_text_config()
+    return {
+        "class": type(model).__name__,
+        "parameters": model.num_parameters(),
+        "layers": getattr(config, "num_hidden_layers", None),
+        "heads": getattr(config, "num_attention_heads", None),
+        "hidden_size": getattr(config, "hidden_size", None),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "attn_implementation": attn_implementation(model),
+    }
 
 
 @contextmanager

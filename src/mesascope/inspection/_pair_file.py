@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mesascope.inspection._text import check_token_ids, convert_tokenizer_errors, find_text_prefix
+from mesascope.inspection._text import check_token_ids, convert_tokenizer_errors, find_text_prefix, read_utf8
 
 KEYS = ("clean", "counterfactual", "answer", "wrong_answer")
 MIN_PAIRS = 4  # two to find a circuit, whose bootstrap needs two, and two to test it
@@ -70,12 +70,7 @@ def read_pairs(file: Path) -> list[PromptPair]:
         ValueError: If the file cannot be read, a line is no such object, or there are fewer than four pairs; the
             message names the line.
     """
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"pairs must be UTF-8, but {file} is not (byte {error.start}); convert the file") from error
-    except OSError as error:
-        raise ValueError(f"pairs must be a readable file, but {file} is not: {error.strerror}") from error
+    lines = read_utf8(file, "pairs").split("\n")
     pairs = [
         _parse_line(text, f"line {number} of {file}", number) for number, text in enumerate(lines, 1) if text.strip()
     ]

@@ -75,22 +75,34 @@ def read_words(text: Path | None) -> tuple[str, str]:
     """
     if text is None:
         return load_prose(), "Python's reference manual (pydoc_data.topics)"
-    words = _read_utf8(text)
+    words = read_utf8(text, "a text")
     if not words.strip():
         raise ValueError(f"a text must have words, but {text} is empty; use another file")
     return words, text.name
 
 
-def _read_utf8(file: Path) -> str:
+def read_utf8(file: Path, subject: str) -> str:
+    """Read a file.
+
+    Args:
+        file: The file.
+        subject: What it must be, for the messages: ``a text``.
+
+    Returns:
+        Its content.
+
+    Raises:
+        ValueError: If it cannot be read or is not UTF-8.
+    """
     try:
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"a text must be UTF-8, but {file} is not (byte {error.start} is 0x{error.object[error.start]:02x}); "
+            f"{subject} must be UTF-8, but {file} is not (byte {error.start} is 0x{error.object[error.start]:02x}); "
             "convert it, with iconv for example"
         ) from error
     except OSError as error:
-        raise ValueError(f"a text must be a readable file, but {file} is not: {error.strerror}") from error
+        raise ValueError(f"{subject} must be a readable file, but {file} is not: {error.strerror}") from error
 
 
 def tokenize_text(
