@@ -37,6 +37,11 @@ mesascope.drawGraph = (host, data) => {
     : part("text", { x: x(node.x), y: y(node.row) + 3.5, "text-anchor": "middle" }, node.name.includes("MLP") ? "MLP" : node.name === "output" ? "output" : "embed"));
   names.forEach((name, k) => { name.setAttribute("class", "name"); boxes.append(name); marks[k].dataset.index = k; });
 
+  const byRow = new Map();
+  nodes.forEach((node, index) => byRow.set(node.row, [...byRow.get(node.row) || [], index]));
+  // the boxes above the end of an edge: one head, an MLP, or the output
+  const readers = edges.receiver.map(([toX, toRow]) => byRow.get(toRow).filter((index, _, row) => Math.abs(nodes[index].x - toX) < .51 / row.length));
+
   const counts = [...new Set([1, 2, 3, 5, 10, 20, 50, 100, 200, 500, data.size, total].filter(count => count <= total))].sort((a, b) => a - b);
   const readout = make("p", { class: "readout", "aria-live": "polite" });
   const heads = ["edge", `score${data.units === "1" ? "" : ` (${data.units})`}`, "95 % interval", "measured effect", "in resampled circuits"];
@@ -56,12 +61,7 @@ mesascope.drawGraph = (host, data) => {
     readout.textContent = `${describe(k)}${interval}${effect}${edges.inclusion ? `, in ${Math.round(100 * edges.inclusion[k])} % of resampled circuits` : ""}`;
   }
   function show(index) {
-    const count = counts[index], used = new Set();
-    for (let k = 0; k < count; k++) {
-      used.add(edges.sender[k]);
-      const [toX, toRow] = edges.receiver[k];
-      nodes.forEach((node, index) => { if (node.row === toRow && Math.abs(node.x - toX) < .51 / Math.max(1, nodes.filter(other => other.row === toRow).length)) used.add(index); });
-    }
+    const count = counts[index], used = new Set([...edges.sender.slice(0, count), ...readers.slice(0, count).flat()]);
     paths.forEach((path, k) => { path.style.display = k < count ? "" : "none"; });
     marks.forEach((mark, k) => mark.classList.toggle("used", used.has(k)));
     names.forEach((name, k) => { name.style.display = used.has(k) || !nodes[k].label.includes("head") ? "" : "none"; });
