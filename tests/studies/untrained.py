@@ -24,7 +24,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "verdicts.md"
 BEGIN, END = "<!-- untrained: begin -->", "<!-- untrained: end -->"
 DRAWS = 5
 FIRST_SEED = 100_000  # no other run uses these seeds
-SEQUENCES = 128
+SEQUENCES = 512
 STEPS_PER_CHECKPOINT = 4
 
 
