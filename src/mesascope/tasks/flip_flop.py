@@ -26,11 +26,12 @@ MIN_PROBABILITY = 1e-12  # of tokens that a baseline excludes, so that its logar
 @final
 @dataclass(frozen=True, kw_only=True)
 class FlipFlop(Task):
-    """Pairs of an instruction and a bit; after ``r`` (read), the bit is that of the last ``w`` (write).
+    """Pairs of an instruction and a bit; a read gives the bit that was last written.
 
-    The first instruction is ``w`` and the last one is ``r``. Every other one is ``i`` (ignore) with the probability
-    ``ignore``, and ``w`` or ``r`` with half of the rest each. Bits after ``w`` and ``i`` are uniform. Only bits after
-    ``r`` are scored. Bits have the tokens 0 and 1, and ``w``, ``i``, ``r`` have 2, 3, 4.
+    After ``r`` (read), the bit is that of the last ``w`` (write). The first instruction is ``w`` and the last one is
+    ``r``. Every other one is ``i`` (ignore) with the probability ``ignore``, and ``w`` or ``r`` with half of the rest
+    each. Bits after ``w`` and ``i`` are uniform. Only bits after ``r`` are scored. Bits have the tokens 0 and 1, and
+    ``w``, ``i``, ``r`` have 2, 3, 4.
 
     Attributes:
         length: number of tokens of a sequence, an even number; the last one is a target only.
@@ -39,10 +40,10 @@ class FlipFlop(Task):
     Raises:
         ValueError: a field is out of range.
 
-    >>> task = FlipFlop(length=12)
-    >>> batch = task.sample(1, torch.Generator().manual_seed(0))
+    >>> task = FlipFlop(length=12, ignore=0.5)
+    >>> batch = task.sample(1, torch.Generator().manual_seed(4))
     >>> "".join(task.decode_token(token) for token in batch.inputs[0].tolist())
-    'w1i1i1i0i0r'
+    'w1r1i0i1i0r'
     >>> batch.targets[0, -1]
     tensor(1)
     """
@@ -80,21 +81,21 @@ class FlipFlop(Task):
         instructions[draws >= (1 + self.ignore) / 2] = WRITE
         instructions[:, 0], instructions[:, -1] = WRITE, READ
         drawn = torch.randint(0, 2, (n, pairs), generator=generator)
-        written = last_index(instructions == WRITE)
-        stored = drawn.gather(1, written)
+        last_write = last_index(instructions == WRITE)
+        stored = drawn.gather(1, last_write)
         bits = torch.where(instructions == READ, stored, drawn)
         tokens = torch.stack([instructions, bits], dim=2).flatten(1)
-        since = (torch.arange(pairs) - written).repeat_interleave(2, dim=1)
-        held = stored.repeat_interleave(2, dim=1)
+        since = (torch.arange(pairs) - last_write).repeat_interleave(2, dim=1)
+        stored_bit = stored.repeat_interleave(2, dim=1)
         # at an instruction, its own bit is not yet known: the state is that of the pair before
-        held[:, 2::2], since[:, 2::2] = stored[:, :-1], since[:, 1:-1:2] + 1
+        stored_bit[:, 2::2], since[:, 2::2] = stored[:, :-1], since[:, 1:-1:2] + 1
         inputs = tokens[:, :-1].contiguous()
         return Batch(
             inputs=inputs,
             targets=tokens[:, 1:].contiguous(),
             weight=(inputs == READ).float(),
             latents={
-                "stored bit": held[:, :-1].contiguous(),
+                "stored bit": stored_bit[:, :-1].contiguous(),
                 "ignored pairs": since[:, :-1].contiguous(),
             },
         )
