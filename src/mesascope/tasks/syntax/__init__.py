@@ -1,0 +1,1 @@
+"""Transformations of sentences by their dependency trees."""
