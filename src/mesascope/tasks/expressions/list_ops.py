@@ -30,7 +30,7 @@ from mesascope.tasks.expressions.list_trees import (
 
 EXACT, SHALLOW, CHANCE = "exact evaluation", "nested lists ignored", "chance"
 NO_LABEL = -1
-MAX_DRAWS = 100_000  # of expressions outside the range of lengths, one after another
+MAX_DRAWS = 10_000  # of expressions outside the range of lengths, one after another
 
 
 @final
