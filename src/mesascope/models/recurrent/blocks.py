@@ -16,6 +16,7 @@ from mesascope.models.layers import (
 from mesascope.models.recurrent.config import RecurrentConfig
 
 Memory = Float[Tensor, "batch slot d_model"]
+KeysAndValues = tuple[Float[Tensor, "batch kv_head source d_head"], Float[Tensor, "batch kv_head source d_head"]]
 
 
 class CrossAttention(MultiHeadAttention):
@@ -25,24 +26,26 @@ class CrossAttention(MultiHeadAttention):
         super().__init__(config, layer_idx, is_causal=False)
         self.query_norm, self.source_norm = make_norm(config), make_norm(config)
 
+    def project_source(self, source: Float[Tensor, "batch source d_model"]) -> KeysAndValues:
+        """Return the keys and values of the vectors that are attended to.
+
+        Args:
+            source: these vectors.
+        """
+        source = self.source_norm(source)
+        return self.split_heads(self.k_proj(source)), self.split_heads(self.v_proj(source))
+
     def forward(
-        self,
-        x: HiddenStates,
-        source: Float[Tensor, "batch source d_model"],
-        attention_mask: AttentionMask | None = None,
+        self, x: HiddenStates, source: KeysAndValues, attention_mask: AttentionMask | None = None
     ) -> HiddenStates:
         """Return the attention output.
 
         Args:
             x: the vectors that attend.
-            source: the vectors that are attended to.
+            source: the keys and values of the vectors that are attended to.
             attention_mask: mask of the attention interface; ``None`` for no mask.
         """
-        source = self.source_norm(source)
-        query = self.split_heads(self.q_proj(self.query_norm(x)))
-        return self.attend(
-            query, self.split_heads(self.k_proj(source)), self.split_heads(self.v_proj(source)), attention_mask
-        )
+        return self.attend(self.split_heads(self.q_proj(self.query_norm(x))), *source, attention_mask)
 
 
 class RecurrentBlock(DecoderBlock):
@@ -58,12 +61,22 @@ class RecurrentBlock(DecoderBlock):
         self.memory_attention = None if config.memory_slots is None else CrossAttention(config, layer_idx)
         self.gate = DecoderMlp(config) if config.gate else None
 
+    def project_memory(self, memory: Memory | None) -> KeysAndValues | None:
+        """Return the keys and values of the memory, which are the same in all steps of a chunk.
+
+        Args:
+            memory: the memory that earlier chunks have written; ``None`` without chunks.
+        """
+        if self.memory_attention is None or memory is None:
+            return None
+        return self.memory_attention.project_source(memory)
+
     def forward(
         self,
         x: HiddenStates,
         attention_mask: AttentionMask | None,
         position_ids: Int[Tensor, "#batch pos"],
-        memory: Memory | None = None,
+        memory: KeysAndValues | None = None,
     ) -> HiddenStates:
         """Return the residual stream after the block.
 
@@ -71,7 +84,7 @@ class RecurrentBlock(DecoderBlock):
             x: residual stream.
             attention_mask: mask of the attention interface.
             position_ids: positions, for rotary embeddings.
-            memory: the memory that earlier chunks have written; ``None`` without chunks.
+            memory: keys and values of the memory that earlier chunks have written; ``None`` without chunks.
         """
         h = x + self.attention(self.attention_norm(x), attention_mask, position_ids)
         if self.memory_attention is not None and memory is not None:
@@ -115,5 +128,5 @@ class MemoryUpdate(nn.Module):
             chunk: the states of the chunk.
             attention_mask: mask of the attention interface, over the positions of the chunk.
         """
-        memory = memory + self.attention(memory, chunk, attention_mask)
+        memory = memory + self.attention(memory, self.attention.project_source(chunk), attention_mask)
         return memory + self.mlp(self.mlp_norm(memory)) if self.has_mlp else memory

@@ -121,10 +121,11 @@ class RecurrentTransformer(Decoder):
         memory: Memory | None,
     ) -> tuple[HiddenStates, HaltedStates | None]:
         """Apply the layers repeatedly, until all positions have halted or the maximum number of steps is reached."""
+        projected = [layer.project_memory(memory) for layer in self.layers]
 
         def run_step(states: HiddenStates) -> HiddenStates:
-            for layer in self.layers:
-                states = layer(states, mask, positions, memory)
+            for layer, keys_and_values in zip(self.layers, projected, strict=True):
+                states = layer(states, mask, positions, keys_and_values)
             return states
 
         config = self.config
