@@ -59,7 +59,8 @@ def _is_supported(config: DecoderConfig, length: int) -> bool:
     """Return True if the kernel supports the configuration."""
     heads = config.num_attention_heads
     return (
-        config.attention == "softmax"
+        config.model_type == DecoderConfig.model_type  # other models attend to chunks or padded sequences
+        and config.attention == "softmax"
         and config.mask == "causal"
         and config.norm_position != "output"
         and config.positions != "rotary"

@@ -56,25 +56,61 @@ def eager_attention_forward(
     return torch.matmul(weights, value).transpose(1, 2), weights
 
 
-class DecoderAttention(nn.Module):
-    """Multi-head attention with an output projection."""
+class MultiHeadAttention(nn.Module):
+    """The projections of multi-head attention, and its call through the attention interface of transformers."""
 
-    def __init__(self, config: DecoderConfig, layer_idx: int) -> None:
+    def __init__(self, config: DecoderConfig, layer_idx: int, *, is_causal: bool) -> None:
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
-        self.is_causal = config.mask == "causal"
+        self.is_causal = is_causal
         self.linear = config.attention == "linear"
         self.multiplicative_mask = config.mask == "multiplicative"
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         self.scaling = 1.0 if self.linear else self.head_dim**-0.5
-        self.rotary = config.positions == "rotary"
         kv_width = config.num_key_value_heads * self.head_dim
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.k_proj = nn.Linear(config.hidden_size, kv_width)
         self.v_proj = nn.Linear(config.hidden_size, kv_width)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def attend(
+        self,
+        query: HeadVectors,
+        key: Float[Tensor, "batch kv_head source d_head"],
+        value: Float[Tensor, "batch kv_head source d_head"],
+        attention_mask: AttentionMask | None,
+    ) -> HiddenStates:
+        """Return the attention output of given queries, keys and values.
+
+        Args:
+            query: queries.
+            key: keys.
+            value: values.
+            attention_mask: mask of the attention interface.
+        """
+        attention_function = ALL_ATTENTION_FUNCTIONS.get_interface(
+            str(self.config._attn_implementation), eager_attention_forward
+        )
+        z, _ = attention_function(self, query, key, value, attention_mask, scaling=self.scaling, dropout=0.0)
+        return self.o_proj(z.flatten(2))
+
+    def split_heads(self, x: Float[Tensor, "batch pos width"]) -> Float[Tensor, "batch heads pos d_head"]:
+        """Return projected vectors, split into heads.
+
+        Args:
+            x: the output of a projection.
+        """
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+
+class DecoderAttention(MultiHeadAttention):
+    """Multi-head self-attention with an output projection."""
+
+    def __init__(self, config: DecoderConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx, is_causal=config.mask == "causal")
+        self.rotary = config.positions == "rotary"
 
     def forward(
         self, x: HiddenStates, attention_mask: AttentionMask | None, position_ids: Int[Tensor, "#batch pos"]
@@ -89,17 +125,10 @@ class DecoderAttention(nn.Module):
         Returns:
             The output of the output projection.
         """
-        query, key, value = (self._split_heads(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        query, key, value = (self.split_heads(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         if self.rotary:
             query, key = apply_rotary(query, position_ids), apply_rotary(key, position_ids)
-        attention_function = ALL_ATTENTION_FUNCTIONS.get_interface(
-            str(self.config._attn_implementation), eager_attention_forward
-        )
-        z, _ = attention_function(self, query, key, value, attention_mask, scaling=self.scaling, dropout=0.0)
-        return self.o_proj(z.reshape(x.shape))
-
-    def _split_heads(self, x: Float[Tensor, "batch pos width"]) -> Float[Tensor, "batch heads pos d_head"]:
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return self.attend(query, key, value, attention_mask)
 
 
 class DecoderMlp(nn.Module):

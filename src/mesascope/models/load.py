@@ -20,6 +20,8 @@ from mesascope.models._tokenizer import load_model_tokenizer
 from mesascope.models._weight_files import StoredWeights, read_json_object, read_stored_weights
 from mesascope.models.config import DecoderConfig
 from mesascope.models.load_errors import BrokenModelError, ModelNotFound, convert_load_errors
+from mesascope.models.recurrent.config import RecurrentConfig
+from mesascope.models.recurrent.model import RecurrentTransformer
 from mesascope.models.transformer import Decoder
 from mesascope.models.weight_checks import (
     check_all_layers_used,
@@ -50,14 +52,28 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> Dec
     with convert_load_errors(explain):
         stored = read_stored_weights(Path(path))
         with silence_transformers(), limit_model_size(stored, torch.float32, quantized=False):
-            model, loading_info = _read_decoder(path, DecoderConfig.from_pretrained(path))
+            model, loading_info = _read_decoder(path, _read_decoder_config(Path(path)))
     check_weights_match(str(path), loading_info, ("missing_keys", "unexpected_keys", "mismatched_keys"))
     return model.eval().to(device)
 
 
+def find_decoder_class(config: DecoderConfig) -> type[Decoder]:
+    """Return the class of the models that a configuration defines.
+
+    Args:
+        config: the configuration of a decoder or of a recurrent transformer.
+    """
+    return RecurrentTransformer if isinstance(config, RecurrentConfig) else Decoder
+
+
+def _read_decoder_config(path: Path) -> DecoderConfig:
+    is_recurrent = read_json_object(path / "config.json").get("model_type") == RecurrentConfig.model_type
+    return (RecurrentConfig if is_recurrent else DecoderConfig).from_pretrained(path)
+
+
 def _read_decoder(path: Path | str, config: DecoderConfig) -> Any:
     """Return the decoder and which of its weights were not found."""
-    return Decoder.from_pretrained(
+    return find_decoder_class(config).from_pretrained(
         path,
         config=config,
         use_safetensors=True,
@@ -172,9 +188,10 @@ def is_decoder_folder(path: Path) -> bool:
     if not (path / "config.json").is_file():
         return False
     try:
-        return read_json_object(path / "config.json").get("model_type") == DecoderConfig.model_type
+        model_type = read_json_object(path / "config.json").get("model_type")
     except BrokenModelError:
         return False  # not one of ours; loading it says what is wrong
+    return model_type in (DecoderConfig.model_type, RecurrentConfig.model_type)
 
 
 def weights_fingerprint(name: Path | str, model: PreTrainedModel | None = None) -> str:

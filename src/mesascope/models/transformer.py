@@ -21,9 +21,11 @@ class DecoderOutput(ModelOutput):
 
     Attributes:
         logits: at every position, the logits of the next token or the predicted vector.
+        auxiliary_loss: a term that training adds to the loss of the task, if the model has one.
     """
 
     logits: Float[Tensor, "batch pos d_out"] | None = None
+    auxiliary_loss: Float[Tensor, ""] | None = None
 
 
 class Decoder(PreTrainedModel):
@@ -56,10 +58,15 @@ class Decoder(PreTrainedModel):
             self.readout = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         learned = config.positions == "learned"
         self.position_embed = nn.Embedding(config.max_position_embeddings, config.hidden_size) if learned else None
-        self.layers = nn.ModuleList(DecoderBlock(config, layer) for layer in range(config.num_hidden_layers))
+        self._build_layers()
         self.final_norm = make_norm(config) if config.norm_position == "pre" else nn.Identity()
         self._tied_weights_keys = self._tied_parameters()
         self.post_init()
+
+    def _build_layers(self) -> None:
+        """Build the blocks, in `layers`."""
+        num_layers = self.config.num_hidden_layers
+        self.layers = nn.ModuleList(DecoderBlock(self.config, layer) for layer in range(num_layers))
 
     def forward(
         self,
@@ -84,25 +91,36 @@ class Decoder(PreTrainedModel):
         Raises:
             ValueError: there is no input, or it is longer than ``max_position_embeddings``.
         """
+        inputs = self._validate_inputs(inputs, input_ids)
+        x, positions = self._embed_inputs(inputs, position_ids)
+        mask = self._build_mask(x, attention_mask, position_ids)
+        for layer in self.layers:
+            x = layer(x, mask, positions)
+        return DecoderOutput(logits=self.readout(self.final_norm(x)))
+
+    def _validate_inputs(self, inputs: Tensor | None, input_ids: Tensor | None) -> Tensor:
+        """Return the given inputs; raise a ValueError if there are none or they are too long."""
         x = inputs if input_ids is None else input_ids
         if x is None:
             raise ValueError("a decoder needs inputs or input_ids, but got neither")
-        length = x.shape[1]
-        if length > self.config.max_position_embeddings:
+        if x.shape[1] > self.config.max_position_embeddings:
             raise ValueError(
-                f"a sequence must have at most {self.config.max_position_embeddings} positions, but got {length}"
+                f"a sequence must have at most {self.config.max_position_embeddings} positions, but got {x.shape[1]}"
             )
-        x = self.embed(x)
-        mask = self._build_mask(x, attention_mask, position_ids)
+        return x
+
+    def _embed_inputs(
+        self, inputs: Tensor, position_ids: Int[Tensor, "#batch pos"] | None
+    ) -> tuple[HiddenStates, Int[Tensor, "#batch pos"]]:
+        """Return the residual stream before the first layer, and the positions; 0, 1, 2, ... by default."""
+        x = self.embed(inputs)
         if position_ids is None:
-            position_ids = torch.arange(length, device=x.device)[None]
+            position_ids = torch.arange(x.shape[1], device=x.device)[None]
         if self.position_embed is not None:
             x = x + self.position_embed(position_ids)
         elif self.config.positions == "sinusoidal":
             x = x + sinusoidal_positions(position_ids, x.shape[-1]).to(x.dtype)
-        for layer in self.layers:
-            x = layer(x, mask, position_ids)
-        return DecoderOutput(logits=self.readout(self.final_norm(x)))
+        return x, position_ids
 
     def _build_mask(
         self,

@@ -198,7 +198,7 @@ def _train_seed_groups(
     groups = [
         [job for job in jobs if job.condition == condition.name]
         for condition in study.conditions
-        if not unsupported_reason(condition.scales[jobs[0].scale].training)
+        if not unsupported_reason(condition.scales[jobs[0].scale].training, condition.model_at(jobs[0].scale))
     ]
     groups = [group for group in groups if len(group) > 1]
     if groups:

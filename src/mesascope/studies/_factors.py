@@ -158,4 +158,4 @@ def _replace_model(model: DecoderConfig, fields: Mapping[str, Any]) -> DecoderCo
     values = model.to_dict()
     if "num_attention_heads" in fields and model.num_key_value_heads == model.num_attention_heads:
         values["num_key_value_heads"] = None  # as many as there are query heads
-    return DecoderConfig.from_dict({**values, **fields}) if fields else model
+    return type(model).from_dict({**values, **fields}) if fields else model

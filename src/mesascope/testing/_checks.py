@@ -10,7 +10,7 @@ from mesascope.activations import SITES, capture
 from mesascope.analyses.base import Analysis
 from mesascope.axes import AXES
 from mesascope.ground_truth.detections import require
-from mesascope.models.transformer import Decoder
+from mesascope.models.load import find_decoder_class
 from mesascope.studies.base import SCALES, Claim, Study
 from mesascope.studies.toy_model import ToyModel
 from mesascope.studies.verdicts import SUPPORTED, judge
@@ -109,7 +109,7 @@ def check_study(study: Study, results: dict[str, xr.Dataset]) -> None:
     for condition in study.conditions:
         check_task(condition.task)
         batch = _sample_batch(condition.task, 0)
-        loss = condition.task.loss(Decoder(condition.model)(batch.inputs).logits, batch)
+        loss = condition.task.loss(find_decoder_class(condition.model)(condition.model)(batch.inputs).logits, batch)
         complete = loss.shape == batch.weight.shape
         require(complete, f"{study.name} {condition.name}: the model must predict at every position")
     minutes = [study.minutes[name] for name in SCALES]

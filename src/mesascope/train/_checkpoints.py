@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from mesascope.checksums import read_record
 from mesascope.models.config import DecoderConfig
-from mesascope.models.load import load_checkpoint, silence_transformers
+from mesascope.models.load import find_decoder_class, load_checkpoint, silence_transformers
 from mesascope.models.transformer import Decoder
 from mesascope.store import TRAINING_FILE, Run, RunError, verify_checkpoint
 from mesascope.store.user_code import hash_user_code
@@ -87,7 +87,7 @@ def record_training_config(run: Run, task: Task, config: DecoderConfig, training
     file = folder / f"{TRAINING_FILE}.json"
     if file.exists():
         stored = read_record(file, "training", f"delete {folder} and run again to train this seed again")
-        _check_same_settings(folder, stored, settings)
+        _check_same_settings(folder, stored, settings, type(config))
     else:
         run.write_record(str(file.relative_to(run.path).with_suffix("")), settings, "training")
 
@@ -96,7 +96,7 @@ def _build_decoder(config: DecoderConfig, training: TrainingConfig, seed: int, c
     """Build the decoder on the CPU, with the weights of the checkpoint or with initial ones."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, INIT_STREAM))
-        model = Decoder(copy.deepcopy(config)).train()
+        model = find_decoder_class(config)(copy.deepcopy(config)).train()
     torch.nn.Module.to(model, dtype=training.weight_dtype)  # in place
     if checkpoint is not None:
         # copied, not used in place: memory-mapped weights can be aligned differently, which changes the order of sums
@@ -114,7 +114,8 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, model: Decoder, checkpo
 def _describe_training(task: Task, config: DecoderConfig, training: TrainingConfig, seed: int) -> dict[str, Any]:
     return {
         "task": _describe_value(task),
-        "model": {key: getattr(config, key) for key in _config_arguments(DecoderConfig)},
+        "model": {key: getattr(config, key) for key in _config_arguments(type(config))},
+        **({"model type": config.model_type} if config.model_type != DecoderConfig.model_type else {}),
         "training": _describe_value(training),
         "seed": seed,
         "torch seed": derive_seed(seed, INIT_STREAM),
@@ -123,10 +124,12 @@ def _describe_training(task: Task, config: DecoderConfig, training: TrainingConf
     }
 
 
-def _check_same_settings(folder: Path, stored: dict[str, Any], settings: dict[str, Any]) -> None:
+def _check_same_settings(
+    folder: Path, stored: dict[str, Any], settings: dict[str, Any], config: type[DecoderConfig]
+) -> None:
     completed = {
         **stored,
-        "model": {**_config_defaults(DecoderConfig), **stored.get("model", {})},
+        "model": {**_config_defaults(config), **stored.get("model", {})},
     }
     differing = [
         key for key in {**completed, **settings} if completed.get(key) != settings.get(key) and key != "format"
@@ -144,10 +147,14 @@ def _describe_value(value: object) -> str:
 
 
 def _config_arguments(config: type[DecoderConfig]) -> list[str]:
-    arguments = inspect.signature(config.__init__).parameters.values()
-    return [*(a.name for a in arguments if a.kind is a.KEYWORD_ONLY), "tie_word_embeddings"]
+    return [*(a.name for a in _list_arguments(config) if a.kind is a.KEYWORD_ONLY), "tie_word_embeddings"]
 
 
 def _config_defaults(config: type[DecoderConfig]) -> dict[str, Any]:
-    arguments = inspect.signature(config.__init__).parameters.values()
-    return {a.name: a.default for a in arguments if a.default is not a.empty}
+    return {a.name: a.default for a in _list_arguments(config) if a.default is not a.empty}
+
+
+def _list_arguments(config: type[DecoderConfig]) -> list[inspect.Parameter]:
+    """List the arguments of a configuration: the decoder's, and those that a subclass adds or gives other defaults."""
+    signatures = (inspect.signature(each.__init__).parameters for each in (DecoderConfig, config))
+    return list({name: argument for each in signatures for name, argument in each.items()}.values())

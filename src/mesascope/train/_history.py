@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mesascope.models.layers import DecoderAttention
+from mesascope.models.recurrent.model import RecurrentTransformer
 from mesascope.store import HistoryColumn, HistoryWriter
 from mesascope.tasks.base import Batch
 from mesascope.train.optim import SGD, OptimizerConfig
@@ -38,7 +39,7 @@ class HistoryRecorder:
         identity: What tells this training from others; stored with the history.
 
     Raises:
-        ValueError: If modules share weights, since an update then belongs to no single module.
+        ValueError: If modules share weights or are called repeatedly, since an update then belongs to no single call.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class HistoryRecorder:
         identity: Mapping[str, Any] | None = None,
     ) -> None:
         self._modules = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-        _check_unshared_weights(model)
+        _check_called_once(model)
         self._model, self._rule, self._folder, self._keep_steps = model, rule, folder, keep_steps
         self._identity = dict(identity or {})
         self._decay = {p: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
@@ -145,8 +146,13 @@ class HistoryRecorder:
         return record_tensors
 
 
-def _check_unshared_weights(model: nn.Module) -> None:
-    """Raise if two modules share a weight matrix."""
+def _check_called_once(model: nn.Module) -> None:
+    """Raise if a weight matrix is used more than once in a forward pass."""
+    if isinstance(model, RecurrentTransformer):
+        raise ValueError(
+            "a training history must have linear modules that are called once in a step, but a recurrent transformer "
+            "calls them repeatedly; train without a history"
+        )
     parameters: Mapping[str, nn.Parameter] = dict(model.named_parameters(remove_duplicate=False))
     if len(set(parameters.values())) < len(parameters):
         raise ValueError(

@@ -35,15 +35,18 @@ def run_training_step(
         where: The seed and step, for error messages.
 
     Returns:
-        The loss before the update, the gradient norm, and the factor by which clipping scaled the gradient.
+        The task's loss before the update, without an auxiliary loss of the model; the gradient norm; and the factor by
+        which clipping scaled the gradient.
 
     Raises:
         TrainingDiverged: If the loss or the gradient is not finite; the weights are unchanged.
     """
     with fused_attention(model, batch.inputs.shape[1]):
-        prediction = model(batch.inputs).logits
-    loss = training_loss(task, prediction, batch)
+        output = model(batch.inputs)
+    loss = training_loss(task, output.logits, batch)
     value = check_finite(loss.item(), "loss", where)
+    if output.auxiliary_loss is not None:
+        loss = loss + output.auxiliary_loss
     optimizer.zero_grad()
     loss.backward()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from mesascope.models.config import DecoderConfig
+from mesascope.models.recurrent.config import RecurrentConfig
 from mesascope.store import LogFn, Run, TrainingLog, do_nothing, verify_checkpoint
 from mesascope.tasks.base import Batch, Task
 from mesascope.train._batches import prefetch_batches, sample_batches
@@ -63,7 +64,7 @@ def train_population(
         TrainingDiverged: If a loss or gradient of any seed is not finite; earlier checkpoints remain.
         RunError: If the folder is not writable, or holds a seed trained with another configuration.
     """
-    if reason := unsupported_reason(training):
+    if reason := unsupported_reason(training, config):
         raise ValueError(f"{reason}; train the seeds one by one")
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds must be one or more, each given once, but got {list(seeds)}; remove duplicates")
@@ -88,15 +89,18 @@ def train_population(
         return [run.verified_checkpoint(seed, training.steps) for seed in seeds]
 
 
-def unsupported_reason(training: TrainingConfig) -> str:
+def unsupported_reason(training: TrainingConfig, config: DecoderConfig) -> str:
     """Return why seeds cannot be trained as one program; empty if they can.
 
     Args:
         training: The training configuration.
+        config: The decoder configuration.
 
     Returns:
         The reason, or an empty string.
     """
+    if isinstance(config, RecurrentConfig):
+        return "a population must have layers that every seed calls equally often, but those of a recurrent model halt"
     if training.history:
         return "a population must train without a history, which records a single model, but got history=True"
     if type(training.optimizer) not in (AdamW, SGD):
