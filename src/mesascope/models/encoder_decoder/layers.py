@@ -26,7 +26,7 @@ class EncoderBlock(DecoderBlock):
         self.attention.is_causal = False
 
 
-class CrossAttention(MultiHeadAttention):
+class SourceAttention(MultiHeadAttention):
     """Multi-head attention from the positions of the target to those of the source."""
 
     def __init__(self, config: EncoderDecoderConfig, layer_idx: int) -> None:
@@ -53,7 +53,7 @@ class CrossBlock(nn.Module):
     def __init__(self, config: EncoderDecoderConfig, layer_idx: int) -> None:
         super().__init__()
         self.attention_norm, self.attention = make_norm(config), DecoderAttention(config, layer_idx)
-        self.cross_norm, self.cross_attention = make_norm(config), CrossAttention(config, layer_idx)
+        self.cross_norm, self.cross_attention = make_norm(config), SourceAttention(config, layer_idx)
         self.has_mlp = config.intermediate_size > 0
         if self.has_mlp:
             self.mlp_norm, self.mlp = make_norm(config), DecoderMlp(config)
