@@ -18,8 +18,8 @@ AttentionMask = Float[Tensor, "#batch 1 query key"] | Bool[Tensor, "#batch 1 que
 def eager_attention_forward(
     module: nn.Module,
     query: HeadVectors,
-    key: Float[Tensor, "batch kv_head pos d_head"],
-    value: Float[Tensor, "batch kv_head pos d_head"],
+    key: Float[Tensor, "batch kv_head source d_head"],
+    value: Float[Tensor, "batch kv_head source d_head"],
     attention_mask: Float[Tensor, "#batch 1 query key"] | None,
     scaling: float,
     **_: object,

@@ -62,7 +62,7 @@ class RecurrentTransformer(Decoder):
         self,
         inputs: Float[Tensor, "batch pos d_in"] | Int[Tensor, "batch pos"] | None = None,
         input_ids: Int[Tensor, "batch pos"] | None = None,
-        attention_mask: Int[Tensor, "batch pos"] | Bool[Tensor, "batch pos"] | None = None,
+        attention_mask: Int[Tensor, "_ _"] | Bool[Tensor, "_ _"] | None = None,
         position_ids: Int[Tensor, "#batch pos"] | None = None,
         **_: Any,
     ) -> RecurrentOutput:
@@ -71,7 +71,7 @@ class RecurrentTransformer(Decoder):
         Args:
             inputs: vectors, or tokens.
             input_ids: tokens, under the argument name of transformers.
-            attention_mask: 0 at padding; by default, padding is where the input is ``pad_token_id``.
+            attention_mask: (batch, pos), 0 at padding; by default, padding is where the input is ``pad_token_id``.
             position_ids: position of each input; by default 0, 1, 2, ... from the first input that is not padding.
             **_: ignored arguments of transformers.
 
