@@ -50,7 +50,7 @@ class RecurrentTransformer(Decoder):
     """
 
     config_class = RecurrentConfig
-    config: RecurrentConfig
+    config: RecurrentConfig  # pyright: ignore[reportIncompatibleVariableOverride]  never replaced by another kind
 
     def _build_layers(self) -> None:
         config = self.config
@@ -121,7 +121,7 @@ class RecurrentTransformer(Decoder):
         memory: Memory | None,
     ) -> tuple[HiddenStates, HaltedStates | None]:
         """Apply the layers repeatedly, until all positions have halted or the maximum number of steps is reached."""
-        projected = [layer.project_memory(memory) for layer in self.layers]
+        projected = [layer.project_memory(memory) for layer in self.layers if isinstance(layer, RecurrentBlock)]
 
         def run_step(states: HiddenStates) -> HiddenStates:
             for layer, keys_and_values in zip(self.layers, projected, strict=True):
