@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
@@ -125,7 +125,7 @@ class Decoder(PreTrainedModel):
     def _build_mask(
         self,
         x: HiddenStates,
-        attention_mask: Int[Tensor, "batch pos"] | None,
+        attention_mask: Int[Tensor, "batch pos"] | Bool[Tensor, "batch pos"] | None,
         position_ids: Int[Tensor, "#batch pos"] | None,
     ) -> Tensor | None:
         """Build the attention mask; in a causal mask, position ids that restart begin a new sequence."""

@@ -50,7 +50,7 @@ class RecurrentTransformer(Decoder):
     """
 
     config_class = RecurrentConfig
-    config: RecurrentConfig
+    config: RecurrentConfig  # pyright: ignore[reportIncompatibleVariableOverride]  never replaced by another kind
 
     def _build_layers(self) -> None:
         config = self.config
@@ -62,7 +62,7 @@ class RecurrentTransformer(Decoder):
         self,
         inputs: Float[Tensor, "batch pos d_in"] | Int[Tensor, "batch pos"] | None = None,
         input_ids: Int[Tensor, "batch pos"] | None = None,
-        attention_mask: Int[Tensor, "batch pos"] | Bool[Tensor, "batch pos"] | None = None,
+        attention_mask: Int[Tensor, "_ _"] | Bool[Tensor, "_ _"] | None = None,
         position_ids: Int[Tensor, "#batch pos"] | None = None,
         **_: Any,
     ) -> RecurrentOutput:
@@ -71,7 +71,7 @@ class RecurrentTransformer(Decoder):
         Args:
             inputs: vectors, or tokens.
             input_ids: tokens, under the argument name of transformers.
-            attention_mask: 0 at padding; by default, padding is where the input is ``pad_token_id``.
+            attention_mask: (batch, pos), 0 at padding; by default, padding is where the input is ``pad_token_id``.
             position_ids: position of each input; by default 0, 1, 2, ... from the first input that is not padding.
             **_: ignored arguments of transformers.
 
@@ -121,7 +121,7 @@ class RecurrentTransformer(Decoder):
         memory: Memory | None,
     ) -> tuple[HiddenStates, HaltedStates | None]:
         """Apply the layers repeatedly, until all positions have halted or the maximum number of steps is reached."""
-        projected = [layer.project_memory(memory) for layer in self.layers]
+        projected = [layer.project_memory(memory) for layer in self.layers if isinstance(layer, RecurrentBlock)]
 
         def run_step(states: HiddenStates) -> HiddenStates:
             for layer, keys_and_values in zip(self.layers, projected, strict=True):

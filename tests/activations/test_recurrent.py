@@ -1,0 +1,113 @@
+"""Captures of recurrent transformers are right, or refused by name: a capture knows layers, and no iterations."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from mesascope import Edit, capture
+from mesascope.activations.capture import attention_layers, estimate_capture_bytes
+from mesascope.activations.hooks.attention_interface import AttentionCall, route_attention
+from mesascope.activations.sites import SITES, UnsupportedModel
+from recurrent_models import KINDS, recurrent, some_tokens
+
+ONCE = "a layer must be called once in a forward pass, but RecurrentTransformer calls layers.0 5 times"
+LIST = "attention modules must all be in one nn.ModuleList of layers, but those of RecurrentTransformer are in"
+TWICE = "a layer must call attention once, but layers.0 of RecurrentTransformer calls it 2 times"
+MESSAGES = {kind: LIST if "chunk_length" in fields else ONCE for kind, fields in KINDS.items()}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_refused_by_name(kind: str) -> None:
+    model, x = recurrent(kind, halting_threshold=1.0), some_tokens()
+    with pytest.raises(UnsupportedModel, match=MESSAGES[kind]):
+        capture(model, x)
+    with pytest.raises(UnsupportedModel, match=MESSAGES[kind]):
+        capture(model, x, ["pattern"], check=False, edits=Edit(site="resid_pre", fn=torch.zeros_like))
+    with pytest.raises(UnsupportedModel, match=MESSAGES[kind]):
+        attention_layers(model, x)
+    with pytest.raises(UnsupportedModel, match=MESSAGES[kind]):
+        estimate_capture_bytes(model, x)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["UT", "GUT", "GUTLB"])
+@pytest.mark.parametrize("mask", ["causal", "full"])
+def test_a_model_that_halts_at_once_is_refused_too(kind: str, mask: str) -> None:
+    """Other inputs may take more steps: what 8 positions do must not vouch for them."""
+    model, x = recurrent(kind, mask=mask), some_tokens(pos=8)
+    assert model.halting is not None
+    model.halting.logit.bias.fill_(1e6)
+    assert not model(x).num_steps.any()
+    with pytest.raises(UnsupportedModel, match=r"a layer must be called once|one nn.ModuleList of layers"):
+        capture(model, x)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["TLB", "GUTLB"])
+def test_a_single_chunk_is_refused_too(kind: str) -> None:
+    for fields in ({}, {"max_iterations": 1, "halt": "none", "transition": False}):
+        with pytest.raises(UnsupportedModel, match=f"{TWICE}|a layer must be called once"):
+            capture(recurrent(kind, chunk_length=32, **fields), some_tokens())
+
+
+@torch.no_grad()
+def test_a_single_step_is_captured_as_a_decoder_is() -> None:
+    """Every site holds what the modules of the model compute."""
+    model, x = recurrent("UT without halting", max_iterations=1, num_hidden_layers=2), some_tokens()
+    sites = [name for name in SITES if not name.endswith("_grad") and name != "output"]
+    found = capture(model, x, [*sites, "logits"])
+    mask = torch.full((11, 11), torch.finfo(torch.float32).min).triu(1)[None, None]
+    stream, places = model.embed(x), torch.arange(11)[None]
+    for number, block in enumerate(model.layers):
+        attn_out = block.attention(block.attention_norm(stream), mask, places)
+        mlp_out = block.mlp(block.mlp_norm(stream + attn_out))
+        expected = {"resid_pre": stream, "attn_out": attn_out, "mlp_out": mlp_out, "resid_mid": stream + attn_out}
+        stream = stream + attn_out + mlp_out
+        for name, value in (expected | {"resid_post": stream}).items():
+            torch.testing.assert_close(found[name][number], value)
+    assert torch.equal(found["logits"], model(x).logits)
+    torch.testing.assert_close(found.readout.output_head(found["resid_post"][-1]), found["logits"])
+
+
+@torch.no_grad()
+def test_a_single_gated_step_has_a_stream_and_attention_but_no_updates() -> None:
+    model, x = recurrent("UT without halting", max_iterations=1, gate=True), some_tokens()
+    found = capture(model, x, ["resid_pre", "resid_post", "pattern", "z", "logits"])
+    mask = torch.full((11, 11), torch.finfo(torch.float32).min).triu(1)[None, None]
+    expected = model.layers[0](model.embed(x), mask, torch.arange(11)[None])
+    torch.testing.assert_close(found["resid_post"][0], expected)
+    assert torch.equal(found["logits"], model(x).logits)
+    for site in ("attn_out", "mlp_out", "resid_mid"):
+        with pytest.raises(UnsupportedModel, match=f"{site} must exist in every requested layer"):
+            capture(model, x, [site])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("kind", "calls"),
+    [
+        ("UT without halting", 5),
+        ("TLB", 3 * 2 * 2 + 2),  # 3 chunks of 2 layers with 2 attentions each, and 2 updates of the memory
+        ("GUT", 5),
+        ("GUTLB", 3 * 5 * 2 + 2),
+    ],
+)
+def test_all_attention_goes_through_the_attention_interface(kind: str, calls: int) -> None:
+    """Whatever the function that intercepts it returns is what the model goes on with."""
+    model, x, seen = recurrent(kind, halting_threshold=1.0), some_tokens(), []
+    expected = model(x).logits
+
+    def count(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
+        seen.append(call.module)
+        return call.run_original(call.query, call.key, call.value)
+
+    with route_attention(model, count):
+        assert torch.equal(model(x).logits, expected)
+    assert len(seen) == calls
+
+    def silence(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
+        return 0 * call.run_original(call.query, call.key, call.value)[0], None
+
+    with route_attention(model, silence):
+        assert not torch.equal(model(x).logits, expected)
