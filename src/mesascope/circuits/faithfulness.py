@@ -97,27 +97,30 @@ def measure_faithfulness(
     by: str = "magnitude",
     random_draws: int = 5,
     seed: int = 0,
+    ablation: str = "counterfactual",
     attention_mask: Any = None,
     source_attention_mask: Any = None,
     progress: ProgressFn | None = None,
 ) -> xr.Dataset:
     """Measure what circuits of the highest-ranked edges keep of the metric, and what random circuits keep.
 
-    All edges outside a circuit carry the counterfactual run. The faithfulness of a circuit is the metric of this run,
-    from that of the counterfactual run (0) to that of the clean run (1). Its integral over the fraction of the edges is
-    CPR (circuit performance ratio); that of its distance from 1 is CMD (circuit-model distance), as in the Mechanistic
+    All edges outside a circuit are ablated. The faithfulness of a circuit is the metric of this run, from that with all
+    edges ablated (0) to that of the clean run (1). Its integral over the fraction of the edges is CPR (circuit
+    performance ratio); that of its distance from 1 is CMD (circuit-model distance), as in the Mechanistic
     Interpretability Benchmark (Mueller et al. 2025).
 
     Args:
         model: any model that `SplitForward` supports.
         inputs: clean inputs; other pairs than those of the scores show whether the circuit generalises.
-        source: counterfactual inputs: as many sequences of the same lengths.
+        source: counterfactual inputs, as many sequences of the same lengths; with another ablation, reference inputs:
+            any number of sequences of the same length.
         metric: one number per sequence, as in `patch`.
         score: (sender, receiver), as from `attribute_edges` or `patch_edges`.
         fractions: sizes of the circuits, as fractions of the number of edges.
         by: as in `rank_edges`.
         random_draws: number of random circuits of each size.
-        seed: seed of the random circuits.
+        seed: seed of the random circuits, and of the draw of references (``resample``).
+        ablation: what ablated edges carry, as in `attribute_edges`.
         attention_mask: (batch, pos), 1 where one of ``inputs`` is not padding.
         source_attention_mask: the same for ``source``.
         progress: called with the number of finished runs and the number of all runs.
@@ -128,16 +131,44 @@ def measure_faithfulness(
 
     Raises:
         UnsupportedModel: If the model has no such edges, or they do not determine its output.
-        ValueError: If an argument is invalid, or the scores are those of another model.
+        ValueError: If an argument is invalid, the scores are those of another model, or as in `attribute_edges`.
+    """
+    runs = CircuitRuns(
+        model, inputs, source, metric, attention_mask, source_attention_mask, ablation=ablation, seed=seed
+    )
+    return measure_in_runs(
+        runs, score, fractions=fractions, by=by, random_draws=random_draws, seed=seed, progress=progress
+    )
+
+
+def measure_in_runs(
+    runs: CircuitRuns,
+    score: xr.DataArray,
+    *,
+    fractions: Sequence[float] = FRACTIONS,
+    by: str = "magnitude",
+    random_draws: int = 5,
+    seed: int = 0,
+    progress: ProgressFn | None = None,
+) -> xr.Dataset:
+    """Measure the faithfulness of circuits by size, as `measure_faithfulness` does.
+
+    Args:
+        runs: the clean run, and what ablated edges carry.
+        score: (sender, receiver).
+        fractions: sizes of the circuits, as fractions of the number of edges.
+        by: as in `rank_edges`.
+        random_draws: number of random circuits of each size.
+        seed: seed of the random circuits.
+        progress: called with the number of finished runs and the number of all runs.
     """
     if not fractions or not all(0 <= fraction <= 1 for fraction in fractions) or random_draws < 0:
         raise ValueError(
             f"fractions must be from 0 to 1 and random_draws 0 or more, but got {list(fractions)} and {random_draws}"
         )
     ranking = rank_edges(score, by)
-    runs = CircuitRuns(model, inputs, source, metric, attention_mask, source_attention_mask)
     _validate_scores(runs, score)
-    clean, counterfactual = (float(end.mean()) for end in runs.ends)
+    clean, ablated = (float(end.mean()) for end in runs.ends)
     runs.validate_edges()
     sizes = sorted({round(fraction * len(runs.edges)) for fraction in fractions})
     generator = np.random.default_rng(seed)
@@ -145,11 +176,11 @@ def measure_faithfulness(
     circuits = [_select(order[:size], runs) for order in orders for size in sizes]
     circuits += [runs.edges.exist & ~_select(ranking[:size], runs) for size in sizes]
     values = [
-        (float(runs.compute_metric(circuit[None]).mean()) - counterfactual) / (clean - counterfactual)
+        (float(runs.compute_metric(circuit[None]).mean()) - ablated) / (clean - ablated)
         for circuit in track_progress(circuits, progress)
     ]
     table = np.array(values).reshape(len(orders) + 1, len(sizes))
-    return _label_curves(table, sizes, len(runs.edges), runs.metric)
+    return _label_curves(table, sizes, runs)
 
 
 def _validate_scores(runs: CircuitRuns, score: xr.DataArray) -> None:
@@ -168,9 +199,9 @@ def _select(edges: Int[np.ndarray, " edge"], runs: CircuitRuns) -> Bool[Tensor, 
     return chosen.view(runs.edges.exist.shape)
 
 
-def _label_curves(table: Float[np.ndarray, "run size"], sizes: Sequence[int], total: int, metric: Metric) -> xr.Dataset:
-    coords = {"circuit_size": list(sizes)}
-    description = f"{metric.name}: from the counterfactual run (0) to the clean run (1), with the edges of a circuit"
+def _label_curves(table: Float[np.ndarray, "run size"], sizes: Sequence[int], runs: CircuitRuns) -> xr.Dataset:
+    coords, metric = {"circuit_size": list(sizes)}, runs.metric
+    description = f"{metric.name}: from {runs.ablated_name} (0) to the clean run (1), with the edges of a circuit"
     curves = {
         "faithfulness": to_data_array(table[0], "circuit_size", units="1", description=description, coords=coords),
         "completeness": to_data_array(
@@ -189,7 +220,7 @@ def _label_curves(table: Float[np.ndarray, "run size"], sizes: Sequence[int], to
             coords=coords,
         ),
     }
-    fraction = np.array(sizes) / total
+    fraction = np.array(sizes) / len(runs.edges)
     areas = {
         "cpr": ((), table[0], "integral of the faithfulness over the fraction of edges (CPR)"),
         "cmd": ((), abs(1 - table[0]), "integral of the distance of the faithfulness from 1 (CMD)"),
