@@ -123,7 +123,7 @@ def test_a_search_that_was_stopped_resumes_to_the_same_results(
     options = {"pairs": pairs, "size": 5, "steps": 2}
     whole = api.circuit(tiny, out=tmp_path / "whole", **options)
     calls: list[int] = []
-    attribute = _find_circuit.attribute_edges
+    attribute = _find_circuit.attribute_in_runs
 
     def attribute_once(*args: object, **kwargs: object) -> xr.Dataset:
         calls.append(1)
@@ -131,7 +131,7 @@ def test_a_search_that_was_stopped_resumes_to_the_same_results(
             raise KeyboardInterrupt
         return attribute(*args, **kwargs)
 
-    monkeypatch.setattr(_find_circuit, "attribute_edges", attribute_once)
+    monkeypatch.setattr(_find_circuit, "attribute_in_runs", attribute_once)
     with pytest.raises(KeyboardInterrupt):
         api.circuit(tiny, out=tmp_path / "stopped", **options)
     api.circuit(tiny, out=tmp_path / "stopped", **options)

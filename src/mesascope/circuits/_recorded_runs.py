@@ -1,15 +1,14 @@
-"""Recorded runs: the terms of all senders and the streams of all receivers, of one run or as a mean of many."""
+"""Recorded runs: the terms of all senders and the streams of all receivers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
-from jaxtyping import Float, Int, Shaped
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import Tensor
 
 from mesascope.activations.split_forward import SplitForward
-from mesascope.circuits.edges import Component, find_edges
+from mesascope.circuits.edges import Component
 
 MAX_BYTES = 2**30  # of what the senders add in all branches of one run, or in the references that are run together
 Stream = Float[Tensor, "batch pos d_model"]
@@ -84,68 +83,3 @@ def list_projections(split: SplitForward) -> Projections:
         split: a run of the model.
     """
     return [split.output_projection(layer) for layer in range(split.num_layers)]
-
-
-class ReferenceMean:
-    """The mean over reference sequences of all terms and streams, by position.
-
-    The mean at a position is over the references that have an input there. Sums of terms are streams in every
-    reference, so the sums of the mean terms are the mean streams.
-
-    Args:
-        model: the model.
-        references: the inputs of the references.
-        mask: 1 where a reference has an input; ``None`` without padding.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        references: Shaped[Tensor, "reference pos *d_in"],
-        mask: Int[Tensor, "reference pos"] | None,
-    ) -> None:
-        self.model, self.references, self.mask = model, references, mask
-
-    @cached_property
-    def run(self) -> RecordedRun:
-        """The mean as one sequence; 0 where no reference has an input."""
-        real = torch.ones(self.references.shape[:2]) if self.mask is None else self.mask
-        totals: list[Tensor] = []
-        for part, recorded in self._record_parts():
-            weights = real[part].to(recorded.terms.device) > 0
-            sums = [_sum_real(tensor, weights) for tensor in _list_tensors(recorded)]
-            totals = [total + one for total, one in zip(totals, sums, strict=True)] if totals else sums
-            like = recorded
-        counts = real.sum(0).clamp(min=1).to(totals[0].device)[:, None]
-        means = iter([(total / counts).to(like.terms.dtype) for total in totals])
-        return RecordedRun(
-            terms=next(means),
-            attention_streams=[next(means) for _ in like.attention_streams],
-            mlp_streams=[None if stream is None else next(means) for stream in like.mlp_streams],
-            output_stream=next(means),
-        )
-
-    def _record_parts(self) -> Iterator[tuple[slice, RecordedRun]]:
-        """Yield the recorded runs of as many references as fit into memory."""
-        first = SplitForward(self.model, self.references[:1], all_positions=False)
-        projections = list_projections(first)
-        numbers = len(find_edges(first).senders) * self.references.shape[1] * projections[0].shape[-1]
-        size = max(1, MAX_BYTES // (numbers * projections[0].element_size()))
-        for start in range(0, len(self.references), size):
-            part = slice(start, start + size)
-            mask = None if self.mask is None else self.mask[part]
-            split = SplitForward(self.model, self.references[part], attention_mask=mask, all_positions=False)
-            yield part, record_run(split, projections)
-
-
-def _list_tensors(run: RecordedRun) -> list[Tensor]:
-    streams = [stream for stream in run.mlp_streams if stream is not None]
-    return [run.terms, *run.attention_streams, *streams, run.output_stream]
-
-
-def _sum_real(
-    values: Float[Tensor, "*sender batch pos d_model"], real: Shaped[Tensor, "batch pos"]
-) -> Float[Tensor, "*sender 1 pos d_model"]:
-    """Return the sum over sequences without their padding, at least in single precision."""
-    wide = values.to(torch.promote_types(values.dtype, torch.float32))
-    return wide.where(real[..., None], 0.0).sum(-3, keepdim=True)

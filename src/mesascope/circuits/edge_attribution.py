@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from mesascope.activations import InputsLike
 from mesascope.activations.split_forward import InputGradients
 from mesascope.axes import to_data_array
-from mesascope.circuits._runs import CircuitRuns, track_progress
 from mesascope.circuits.edges import Edges
+from mesascope.circuits.runs import CircuitRuns, track_progress
 from mesascope.interventions import ProgressFn
 from mesascope.interventions.metrics import Metric
 

@@ -8,8 +8,8 @@ import xarray as xr
 from torch import Tensor, nn
 
 from mesascope.activations import InputsLike
-from mesascope.circuits._runs import CircuitRuns
 from mesascope.circuits.edge_attribution import label_edges, label_ends
+from mesascope.circuits.runs import CircuitRuns
 from mesascope.interventions import ProgressFn
 from mesascope.interventions.metrics import Metric
 

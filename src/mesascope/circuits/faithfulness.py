@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mesascope.activations import InputsLike
 from mesascope.axes import to_data_array
-from mesascope.circuits._runs import CircuitRuns, track_progress
+from mesascope.circuits.runs import CircuitRuns, track_progress
 from mesascope.interventions import ProgressFn
 from mesascope.interventions.metrics import Metric
 

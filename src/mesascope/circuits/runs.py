@@ -15,20 +15,20 @@ from mesascope.circuits._recorded_runs import (
     MAX_BYTES,
     Projections,
     RecordedRun,
-    ReferenceMean,
     compute_head_terms,
     list_projections,
     record_run,
 )
-from mesascope.circuits._references import (
+from mesascope.circuits.edges import Edges, find_edges
+from mesascope.circuits.references import (
     ABLATIONS,
     Mask,
+    ReferenceMean,
     draw_references,
     find_other_references,
     validate_ablation,
     validate_mean_positions,
 )
-from mesascope.circuits.edges import Edges, find_edges
 from mesascope.interventions import ProgressFn
 from mesascope.interventions.metric_arguments import resolve_directed_metric
 from mesascope.interventions.metrics import Metric
