@@ -457,7 +457,7 @@ def _add_decoys(set_units: Callable[[MlpWeights], None] | None) -> Callable[[Mlp
     return set_all
 
 
-def _prepend_first(tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
+def _prepend_first(tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos+1"]:
     return torch.cat([torch.full((len(tokens), 1), BOS_TOKEN), tokens], 1)
 
 
