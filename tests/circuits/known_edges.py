@@ -1,8 +1,12 @@
-"""Precision and recall of instruments on known circuits: ``python -m tests.circuits.known_edges`` writes the table."""
+"""Precision and recall of instruments on known circuits.
+
+``python -m tests.circuits.known_edges`` writes the tables; with names of circuits, their rows only.
+"""
 
 import random
+import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -21,7 +25,7 @@ from mesascope.models.transformer import Decoder
 PAGE = Path(__file__).parents[2] / "docs" / "circuits.md"
 MARKS = "<!-- known circuits -->", "<!-- end of known circuits -->"
 REFERENCE_MARKS = "<!-- known circuits by reference -->", "<!-- end of known circuits by reference -->"
-DRAWS, REFERENCE_DRAWS = 20, 10
+DRAWS, REFERENCE_DRAWS = 20, 5
 OTHER_EDGES = 60  # edges outside the circuit that are patched, drawn at random
 ScoreEdges = Callable[[KnownCircuit, int], xr.DataArray]
 
@@ -126,32 +130,33 @@ def _evaluate_once(method: Method, circuit: str, seed: int) -> Row:
     )
 
 
-def format_table(methods: Mapping[str, Method], draws: int) -> str:
-    """Return the table of some methods."""
-    head = "| circuit | edges | " + " | ".join(methods) + " |"
-    lines = [head, "|---" * (2 + len(methods)) + "|"]
-    for circuit, plan in PLANS.items():
-        cells = []
-        for method in methods:
-            row = evaluate_method(method, circuit, draws)
-            outside = f"{row.outside:.0e}" if row.outside else "0"
-            cells.append(f"{row.precision:.2f} / {row.recall:.2f} / {row.auroc:.2f} / {outside}")
-        by_reference = methods is REFERENCE_METHODS
-        edges = (plan.reference_edges or plan.edges) if by_reference else plan.edges
-        name = circuit if by_reference else f"{circuit}: {plan.description}"
-        lines.append(f"| {name} | {len(edges)} | {' | '.join(cells)} |")
-        sys.stdout.write(lines[-1] + "\n")
+def format_row(methods: Mapping[str, Method], circuit: str, draws: int) -> str:
+    """Return the row of a circuit in the table of some methods."""
+    cells = []
+    for method in methods:
+        row = evaluate_method(method, circuit, draws)
+        outside = f"{row.outside:.0e}" if row.outside else "0"
+        cells.append(f"{row.precision:.2f} / {row.recall:.2f} / {row.auroc:.2f} / {outside}")
+    plan, by_reference = PLANS[circuit], methods is REFERENCE_METHODS
+    edges = (plan.reference_edges or plan.edges) if by_reference else plan.edges
+    return f"| {circuit}{'' if by_reference else f': {plan.description}'} | {len(edges)} | {' | '.join(cells)} |"
+
+
+def write_table(marks: tuple[str, str], methods: Mapping[str, Method], circuits: Sequence[str], draws: int) -> None:
+    """Write a table between two marks of the page; the rows of other circuits stay as they are."""
+    before, rest = PAGE.read_text(encoding="utf-8").split(marks[0])
+    old, after = rest.split(marks[1])
+    rows = {re.split(r"[:|]", line)[1].strip(): line for line in old.splitlines() if line.startswith("| ")}
+    for circuit in circuits:
+        rows[circuit] = format_row(methods, circuit, draws)
+        sys.stdout.write(rows[circuit] + "\n")
         sys.stdout.flush()
-    return "\n".join(lines)
-
-
-def write_table(marks: tuple[str, str], table: str) -> None:
-    """Replace the table between two marks of the page."""
-    text = PAGE.read_text(encoding="utf-8")
-    before, after = text.split(marks[0])[0], text.split(marks[1])[1]
+    head = ["| circuit | edges | " + " | ".join(methods) + " |", "|---" * (2 + len(methods)) + "|"]
+    table = "\n".join([*head, *(rows[circuit] for circuit in PLANS if circuit in rows)])
     PAGE.write_text(f"{before}{marks[0]}\n{table}\n{marks[1]}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    write_table(MARKS, format_table(METHODS, DRAWS))
-    write_table(REFERENCE_MARKS, format_table(REFERENCE_METHODS, REFERENCE_DRAWS))
+    named = sys.argv[1:] or list(PLANS)
+    write_table(MARKS, METHODS, named, DRAWS)
+    write_table(REFERENCE_MARKS, REFERENCE_METHODS, named, REFERENCE_DRAWS)
