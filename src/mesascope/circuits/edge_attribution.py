@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mesascope.activations import InputsLike
 from mesascope.activations.split_forward import InputGradients
+from mesascope.argument_types import validate_arguments
 from mesascope.axes import to_data_array
 from mesascope.circuits.edges import Edges
 from mesascope.circuits.runs import CircuitRuns, track_progress
@@ -18,6 +19,7 @@ from mesascope.interventions import ProgressFn
 from mesascope.interventions.metrics import Metric
 
 
+@validate_arguments
 def attribute_edges(
     model: nn.Module,
     inputs: InputsLike,

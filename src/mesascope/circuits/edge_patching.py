@@ -8,6 +8,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from mesascope.activations import InputsLike
+from mesascope.argument_types import describe_value, validate_arguments
 from mesascope.circuits.edge_attribution import label_edges, label_ends
 from mesascope.circuits.runs import CircuitRuns
 from mesascope.interventions import ProgressFn
@@ -16,6 +17,7 @@ from mesascope.interventions.metrics import Metric
 MAX_EDGES_PER_RUN = 64
 
 
+@validate_arguments
 def patch_edges(
     model: nn.Module,
     inputs: InputsLike,
@@ -83,6 +85,12 @@ def patch_in_runs(
         progress: called with the number of finished edges and the number of all edges.
     """
     exist = runs.edges.exist
+    wrong = next((edge for edge in edges or () if not _is_pair_of_names(edge)), None)
+    if wrong is not None:
+        raise ValueError(
+            f"edges must be pairs of the names of a sender and a receiver, but got {describe_value(wrong)}; write "
+            '("L0.H2", "output")'
+        )
     pairs = [runs.edges.index(*edge) for edge in edges] if edges is not None else exist.nonzero().tolist()
     pairs.sort(key=lambda pair: pair[1])  # in one run, most receivers then read one stream
     clean, ablated = runs.ends
@@ -102,3 +110,7 @@ def patch_in_runs(
         progress(len(pairs), len(pairs))
     about = f"{runs.metric.description}: change by {runs.ablated_name} on one edge"
     return label_edges(runs.edges, "effect", effects, about, runs.metric.units).assign(label_ends(runs, clean, ablated))
+
+
+def _is_pair_of_names(edge: object) -> bool:
+    return isinstance(edge, tuple | list) and len(edge) == 2 and all(isinstance(name, str) for name in edge)

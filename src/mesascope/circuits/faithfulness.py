@@ -1,6 +1,7 @@
 """Faithfulness of circuits: how much of a model's behaviour the edges of a circuit keep, by the size of the circuit."""
 
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mesascope.activations import InputsLike
+from mesascope.argument_types import describe_value, validate_arguments
 from mesascope.axes import to_data_array
 from mesascope.circuits.runs import CircuitRuns, track_progress
 from mesascope.interventions import ProgressFn
@@ -20,6 +22,7 @@ DEFAULT_FRACTION = 0.1  # of the largest score: edges with less are not selected
 RANKINGS = ("magnitude", "signed")
 
 
+@validate_arguments
 def rank_edges(score: xr.DataArray, by: str = "magnitude") -> Int[np.ndarray, " edge"]:
     """Return the edges by their scores, the most important first, as indices into the flattened scores.
 
@@ -39,6 +42,11 @@ def rank_edges(score: xr.DataArray, by: str = "magnitude") -> Int[np.ndarray, " 
     """
     if by not in RANKINGS:
         raise ValueError(f"edges must be ranked by {' or '.join(RANKINGS)}, but got {by!r}")
+    if set(score.dims) != {"sender", "receiver"} or score.dtype.kind not in "fiu":
+        raise ValueError(
+            f"scores must be numbers with the axes sender and receiver, but got {score.dtype} with the axes "
+            f"({', '.join(map(str, score.dims))}); pass a result of attribute_edges or patch_edges"
+        )
     values = np.asarray(score.transpose("sender", "receiver"), dtype=float).reshape(-1)
     edges = np.flatnonzero(np.isfinite(values))
     if not len(edges):
@@ -62,6 +70,7 @@ def name_edges(score: xr.DataArray, edges: Int[np.ndarray, " edge"]) -> list[tup
     return [(str(sender), str(receiver)) for sender, receiver in names]
 
 
+@validate_arguments
 def select_edges(score: xr.DataArray, fraction: float = DEFAULT_FRACTION) -> list[tuple[str, str]]:
     """Return the edges whose score has at least a given fraction of the size of the largest score.
 
@@ -86,6 +95,7 @@ def select_edges(score: xr.DataArray, fraction: float = DEFAULT_FRACTION) -> lis
     return name_edges(score, ranking[sizes >= fraction * sizes[0]])
 
 
+@validate_arguments
 def measure_faithfulness(
     model: nn.Module,
     inputs: InputsLike,
@@ -162,9 +172,11 @@ def measure_in_runs(
         seed: seed of the random circuits.
         progress: called with the number of finished runs and the number of all runs.
     """
-    if not fractions or not all(0 <= fraction <= 1 for fraction in fractions) or random_draws < 0:
+    sizes_valid = all(isinstance(fraction, Real) and 0 <= fraction <= 1 for fraction in fractions)
+    if not len(fractions) or not sizes_valid or min(random_draws, seed) < 0:
         raise ValueError(
-            f"fractions must be from 0 to 1 and random_draws 0 or more, but got {list(fractions)} and {random_draws}"
+            f"fractions must be from 0 to 1, random_draws and seed 0 or more, but got {describe_value(fractions)}, "
+            f"{random_draws} and {seed}"
         )
     ranking = rank_edges(score, by)
     _validate_scores(runs, score)
