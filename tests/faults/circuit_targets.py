@@ -55,6 +55,7 @@ def build_probe_targets(tokens: Decoder, words: torch.Tensor) -> dict[str, Targe
     settings = {"train": None, "test": None, "control_draws": 1, "folds": 2, "seed": 0}
     basis = probes.draw_random_basis(2, 8, generator).float()
     claim = {"site": "z", "layer": 1, "variable": probes.whole_input, "head": 0, "position": None}
+    parity = probes.ActivationClaim(site="resid_pre", layer=0, variable=lambda inputs: inputs[:, -1] % 2)
     eraser = probes.fit_eraser(features, labels)
     expected = tokens(words.flip(1)).logits[:, -1].argmax(-1)
     return {
@@ -95,7 +96,7 @@ def build_probe_targets(tokens: Decoder, words: torch.Tensor) -> dict[str, Targe
         "whole_input": Target(function=probes.whole_input, arguments={"inputs": words}),
         "scrub": Target(
             function=_limit_counts(probes.scrub),
-            arguments={"model": tokens, "inputs": sequences, "hypothesis": probes.Hypothesis(claims=())}
+            arguments={"model": tokens, "inputs": sequences, "hypothesis": probes.Hypothesis(claims=(parity,))}
             | {"metric": "loss", "draws": 1, "seed": 0},
         ),
     }
