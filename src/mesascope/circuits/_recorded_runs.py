@@ -50,6 +50,9 @@ def record_run(split: SplitForward, projections: Projections) -> RecordedRun:
     Args:
         split: the run.
         projections: by layer, the maps from what the heads compute to what they add to the stream.
+
+    Returns:
+        The recorded run.
     """
     terms, layers = [split.unedited_activation("resid_pre", 0)], range(split.num_layers)
     for layer in layers:

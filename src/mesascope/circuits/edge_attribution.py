@@ -89,6 +89,13 @@ def attribute_in_runs(runs: CircuitRuns, *, steps: int, progress: ProgressFn | N
         runs: the clean run, and what ablated edges carry.
         steps: number of gradients that are averaged.
         progress: called with the number of finished gradients and the number of all gradients.
+
+    Returns:
+        The results of `attribute_edges`.
+
+    Raises:
+        UnsupportedModel: If the edges do not determine the output of the model.
+        ValueError: If ``steps`` is negative, or the metric is the same in the clean run and with all edges ablated.
     """
     if steps < 0:
         raise ValueError(f"steps must be 0 or more, but got {steps}")

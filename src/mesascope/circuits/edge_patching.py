@@ -83,6 +83,13 @@ def patch_in_runs(
         runs: the clean run, and what ablated edges carry.
         edges: pairs of the names of a sender and a receiver; all by default.
         progress: called with the number of finished edges and the number of all edges.
+
+    Returns:
+        The results of `patch_edges`.
+
+    Raises:
+        UnsupportedModel: If the edges do not determine the output of the model.
+        ValueError: If an edge does not exist, or the metric is the same in the clean run and with all edges ablated.
     """
     exist = runs.edges.exist
     wrong = next((edge for edge in edges or () if not _is_pair_of_names(edge)), None)

@@ -171,6 +171,13 @@ def measure_in_runs(
         random_draws: number of random circuits of each size.
         seed: seed of the random circuits.
         progress: called with the number of finished runs and the number of all runs.
+
+    Returns:
+        The results of `measure_faithfulness`.
+
+    Raises:
+        UnsupportedModel: If the edges do not determine the output of the model.
+        ValueError: If an argument is invalid, or the scores are those of another model.
     """
     sizes_valid = all(isinstance(fraction, Real) and 0 <= fraction <= 1 for fraction in fractions)
     if not len(fractions) or not sizes_valid or min(random_draws, seed) < 0:

@@ -1,4 +1,4 @@
-"""What the edges outside a circuit carry: a counterfactual run, the mean of reference runs, or a drawn reference."""
+"""References of ablated edges: their mean by position, and the one that is drawn for a sequence."""
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property

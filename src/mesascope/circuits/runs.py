@@ -109,12 +109,12 @@ class CircuitRuns:
 
     @cached_property
     def ablated(self) -> RecordedRun:
-        """What edges outside a circuit carry: a counterfactual run, a mean as one sequence, or drawn references."""
+        """The run that ablated edges carry: a counterfactual run, a mean as one sequence, or drawn references."""
         return self._mean.run if self.ablation == "mean" else record_run(self.other_split, self.projections)
 
     @property
     def ablated_name(self) -> str:
-        """What ablated edges carry."""
+        """The name of the run that ablated edges carry."""
         return ABLATIONS[self.ablation]
 
     @property
