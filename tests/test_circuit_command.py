@@ -105,6 +105,10 @@ def test_other_bad_input_ends_in_one_line(
         "size must be 1 or more": ["--pairs", str(pairs), "--size", "0"],
         "steps must be 0 or more": ["--pairs", str(pairs), "--steps", "-1"],
         "a dtype must be one of": ["--pairs", str(pairs), "--dtype", "int8"],
+        "ablation must be one of counterfactual, mean, resample, but got 'zero'": [
+            *("--pairs", str(pairs)),
+            *("--ablation", "zero"),
+        ],
     }
     for message, options in cases.items():
         words = ["circuit", str(tiny), *options, "--out", str(tmp_path / "run")]
@@ -123,7 +127,7 @@ def test_a_search_that_was_stopped_resumes_to_the_same_results(
     options = {"pairs": pairs, "size": 5, "steps": 2}
     whole = api.circuit(tiny, out=tmp_path / "whole", **options)
     calls: list[int] = []
-    attribute = _find_circuit.attribute_edges
+    attribute = _find_circuit.attribute_in_runs
 
     def attribute_once(*args: object, **kwargs: object) -> xr.Dataset:
         calls.append(1)
@@ -131,7 +135,7 @@ def test_a_search_that_was_stopped_resumes_to_the_same_results(
             raise KeyboardInterrupt
         return attribute(*args, **kwargs)
 
-    monkeypatch.setattr(_find_circuit, "attribute_edges", attribute_once)
+    monkeypatch.setattr(_find_circuit, "attribute_in_runs", attribute_once)
     with pytest.raises(KeyboardInterrupt):
         api.circuit(tiny, out=tmp_path / "stopped", **options)
     api.circuit(tiny, out=tmp_path / "stopped", **options)
@@ -146,6 +150,69 @@ def test_a_search_that_was_stopped_resumes_to_the_same_results(
     scores = whole.read_results("edge_scores")
     assert scores.sizes["batch"] == 4
     np.testing.assert_allclose(scores["score"], scores["score_by_sequence"].astype(float).mean("batch"))
+
+
+def write_prompts(file: Path, *changed: dict[str, object]) -> Path:
+    """Write eight prompts without counterfactuals; the given ones replace the first lines."""
+    lines = [make_pair(number) for number in range(8)]
+    for number, line in enumerate(lines):
+        del line["counterfactual"]
+        if number < 4:  # half of them are longer
+            line["clean"] = f"{WORDS[number]} {line['clean']}"
+    lines[: len(changed)] = changed
+    file.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    return file
+
+
+@pytest.mark.parametrize("ablation", ["mean", "resample"])
+def test_references_take_the_place_of_counterfactuals(
+    ablation: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    prompts = write_prompts(tmp_path / "prompts.jsonl")
+    options = {"pairs": prompts, "size": 5, "steps": 1, "ablation": ablation}
+    run = api.circuit(tiny, out=tmp_path / "run", **options)
+    name = {"mean": "the mean of the references", "resample": "another reference"}[ablation]
+    assert run.record["parameters"]["ablation"] == ablation
+    assert f"by {name} on one edge" in run.read_results("circuit")["score"].attrs["description"]
+    assert f"0: {name})" in run.read_results("circuit_test").attrs["description"]
+    page = write_report(run.path).read_text(encoding="utf-8")
+    assert f"--ablation {ablation}" in page
+    assert f'"ablated_by": "{name}"' in page.replace('":"', '": "')
+    monkeypatch.setattr(_find_circuit, "MAX_BYTES_PER_BATCH", 1)  # the references are those of the whole half
+    parts = api.circuit(tiny, out=tmp_path / "parts", **options)
+    first, second = (one.read_results("edge_scores")["score"] for one in (run, parts))
+    np.testing.assert_allclose(first, second, rtol=1e-3, atol=1e-7)
+
+
+def test_the_two_tests_of_a_circuit_share_their_runs(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    opened: list[int] = []
+    open_runs = _find_circuit.CircuitRuns
+
+    def count(**arguments: object) -> object:
+        opened.append(len(arguments["inputs"]))
+        return open_runs(**arguments)
+
+    monkeypatch.setattr(_find_circuit, "CircuitRuns", count)
+    api.circuit(tiny, pairs=write_pairs(tmp_path / "pairs.jsonl"), size=5, steps=0, out=tmp_path / "run")
+    assert opened == [4, 4, 4]  # scores, effects, and both tests
+
+
+def test_a_file_without_counterfactuals_needs_another_ablation(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    prompts, mixed = write_prompts(tmp_path / "prompts.jsonl"), write_prompts(tmp_path / "mixed.jsonl", make_pair())
+    for message, options in {
+        r"but got clean, answer, wrong_answer; write .* or ablate by mean or resample": ["--pairs", str(prompts)],
+        r"counterfactual must be in all lines of \S+ or in none, but line 2 has none": [
+            *("--pairs", str(mixed)),
+            *("--ablation", "mean"),
+        ],
+    }.items():
+        words = ["circuit", str(tiny), *options, "--out", str(tmp_path / "run")]
+        code, _, err = call(*words, capsys=capsys, monkeypatch=monkeypatch)
+        assert code == 2
+        (line,) = err.strip().splitlines()
+        assert re.search(message, line), line
 
 
 def test_the_report_draws_every_edge_of_the_circuit(tiny: Path, tmp_path: Path):

@@ -146,6 +146,7 @@ def circuit(
     seed: int | None = None,
     num_pairs: int = 32,
     steps: int = 5,
+    ablation: str = "counterfactual",
     size: int | None = None,
     out: Path | str | None = None,
     device: str = "cpu",
@@ -158,13 +159,16 @@ def circuit(
     Args:
         subject: A Hub name, a folder or a ``.gguf`` file, with ``pairs``; or the directory of a study's run.
         pairs: JSON lines with the keys ``clean``, ``counterfactual``, ``answer`` and ``wrong_answer``. The metric is
-            the logit difference between the two answers after the prompt.
+            the logit difference between the two answers after the prompt. For another ablation than the
+            counterfactual, all lines may lack ``counterfactual``; the clean prompts are then the references.
         study: Of a run: the study, if it is a file.
         condition: Of a run: the condition; the first one by default.
         seed: Of a run: the training replicate; the first one by default.
         num_pairs: Of a run: number of pairs of sequences of its task; the metric is the loss of the clean sequence at
             its last scored position.
         steps: Gradients that are averaged (EAP-IG); with 0, one gradient at the clean run (EAP).
+        ablation: What edges outside the circuit carry: ``counterfactual``; or, with the counterfactual prompts of the
+            same half of the pairs as references, ``mean`` or ``resample``, as in `mesascope.circuits.attribute_edges`.
         size: Number of edges of the circuit; 1 % of all edges by default.
         out: The directory of the search; ``runs/circuit-SUBJECT`` by default.
         device: cpu, cuda or auto.
@@ -179,7 +183,7 @@ def circuit(
         UnsupportedModel: If the components of the model add no separate terms to the residual stream.
         ValueError: If an argument is invalid; the message is one line.
     """
-    search, chosen_device = CircuitSearch(steps=steps, size=size), choose_device(device)
+    search, chosen_device = CircuitSearch(steps=steps, ablation=ablation, size=size), choose_device(device)
     is_run = (Path(subject) / "run.json").is_file()
     if is_run == (pairs is not None):
         given = "a run, which samples its own pairs; omit pairs" if is_run else "a language model; give a pair file"
@@ -188,7 +192,12 @@ def circuit(
         raise ValueError(f"num_pairs must be {MIN_PAIRS} or more, but got {num_pairs}")
     if pairs is not None:
         inputs = open_language_model(
-            str(subject), Path(pairs), chosen_device, dtype, trust_remote_code=trust_remote_code
+            str(subject),
+            Path(pairs),
+            chosen_device,
+            dtype,
+            trust_remote_code=trust_remote_code,
+            needs_counterfactual=ablation == "counterfactual",
         )
     else:
         inputs = open_run(Path(subject), study, condition, seed, num_pairs, chosen_device)

@@ -20,7 +20,7 @@ from transformers import (
 import small
 from mesascope.activations import UnsupportedModel, capture
 from mesascope.circuits import attribute_edges, bootstrap_edges, measure_faithfulness, patch_edges, rank_edges
-from mesascope.circuits._runs import CircuitRuns
+from mesascope.circuits.runs import CircuitRuns
 from mesascope.interventions import attribution_patch, logit_difference, path_patch, replace
 from mesascope.models.config import DecoderConfig
 from mesascope.models.transformer import Decoder
@@ -75,11 +75,11 @@ def test_all_edges_are_one_run_and_none_the_other_bit_for_bit(model: PreTrainedM
     clean, other = tokens(0), tokens(1)
     runs = CircuitRuns(model, clean, other, METRIC)
     every = runs.edges.exist
-    assert runs.compute_outputs(every[None])[0].equal(runs.clean.output)
-    assert runs.compute_outputs(torch.zeros_like(every)[None])[0].equal(runs.counterfactual.output)
+    assert runs.compute_outputs(every[None])[0].equal(runs.clean_output)
+    assert runs.compute_outputs(torch.zeros_like(every)[None])[0].equal(runs.ablated_output)
     with torch.no_grad():
-        torch.testing.assert_close(runs.clean.output[:, -1], model(clean).logits[:, -1])
-        torch.testing.assert_close(runs.counterfactual.output[:, -1], model(other).logits[:, -1])
+        torch.testing.assert_close(runs.clean_output[:, -1], model(clean).logits[:, -1])
+        torch.testing.assert_close(runs.ablated_output[:, -1], model(other).logits[:, -1])
     runs.validate_edges()
 
 
@@ -112,7 +112,7 @@ def test_an_edge_is_what_path_patching_finds_on_the_direct_path(model: PreTraine
 def test_integrated_gradients_of_the_embedding_sum_to_the_difference_of_the_runs():
     model = small.llama(initializer_range=0.1)
     found = attribute_edges(model, tokens(0), tokens(1), METRIC, steps=32)
-    path = (found["counterfactual"] - found["clean"]).values
+    path = (found["ablated"] - found["clean"]).values
     total = found["score_by_sequence"].sel(sender="embedding").sum("receiver")
     np.testing.assert_allclose(total, path, rtol=0.02, atol=1e-3)
 

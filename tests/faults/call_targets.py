@@ -79,16 +79,23 @@ class Target:
 def build_targets(folder: Path) -> Mapping[str, Target]:
     """Return the public functions by name; what they write is below a folder."""
     torch.manual_seed(0)
-    vectors, tokens = Decoder(DecoderConfig(d_in=1, d_out=1, **SHAPE)), Decoder(DecoderConfig(vocab_size=12, **SHAPE))
+    vectors = Decoder(DecoderConfig(d_in=1, d_out=1, **SHAPE))
+    tokens, words = build_token_model()
     batch = Affine(length=6).sample(4, torch.Generator().manual_seed(0))
     batch = replace(batch, latents={"label": torch.arange(4)[:, None].expand(4, 6) % 2})
-    words = torch.arange(12).reshape(2, 6)
     return {
         **_build_captures(vectors, tokens, batch, words),
         **_build_interventions(tokens, words),
         **_build_constructors(),
         **_build_others(folder, vectors, batch),
     }
+
+
+@cache
+def build_token_model() -> tuple[Decoder, torch.Tensor]:
+    """Return a model of tokens, and two sequences."""
+    torch.manual_seed(0)
+    return Decoder(DecoderConfig(vocab_size=12, **SHAPE)), torch.arange(12).reshape(2, 6)
 
 
 def _build_captures(vectors: Decoder, tokens: Decoder, batch: Any, words: torch.Tensor) -> dict[str, Target]:

@@ -13,7 +13,8 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from faults.call_targets import ODD_VALUES, Target, build_targets
+from faults.call_targets import ODD_VALUES, Target, build_targets, build_token_model
+from faults.circuit_targets import build_circuit_targets, build_probe_targets
 from faults.forked import limit_memory, run_forked
 from faults.trial_result import TrialResult, draw_examples, format_range
 from mesascope.activations import Capture
@@ -107,7 +108,9 @@ def run_calls(folder: Path, seeds: range, log: Callable[[str], None] = lambda li
     result = TrialResult(name="odd values for public functions", seeds=format_range(seeds))
     written = folder / "written"
     written.mkdir()
-    targets = build_targets(written)
+    tokens, words = build_token_model()
+    added = build_circuit_targets(tokens, words) | build_probe_targets(tokens, words)
+    targets = {**build_targets(written), **added}
     free = {name: sorted(set(one.arguments) - one.fixed) for name, one in targets.items()}
 
     def call_once(name: str, odd: Mapping[str, str]) -> tuple[str, str]:

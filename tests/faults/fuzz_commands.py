@@ -1,5 +1,6 @@
 """Property-based calls of the command line: odd words and combinations of options, in processes with limits."""
 
+import json
 import os
 from collections.abc import Callable
 from functools import partial
@@ -11,10 +12,14 @@ from hypothesis import strategies as st
 from faults.forked import call_main, limit_memory, run_forked
 from faults.trial_result import TrialResult, draw_examples, format_range
 
-COMMANDS = ("run", "inspect", "which-algorithm", "list", "show", "cite", "report", "verify", "compare", "runs", "")
+COMMANDS = (
+    *("run", "inspect", "circuit", "which-algorithm", "list", "show", "cite", "report", "verify", "compare", "runs"),
+    "",
+)
 OPTIONS = (
     "--scale --seeds --out --device --on --vary --strict --text --tokens --sequences --analyses --steps --dtype "
-    "--study --seed --trust-remote-code --json --help --no-such-option -x"
+    "--study --seed --trust-remote-code --json --help --no-such-option -x "
+    "--pairs --condition --num-pairs --size --ablation"
 ).split()
 FLAGS = {"--strict", "--trust-remote-code", "--json", "--help"}
 ODD_WORDS = (
@@ -34,6 +39,7 @@ ODD_WORDS = (
     *("~", "\udcff", "\x1b[31m", "a\nb", "é", "目", "🙂", "\u202e", "a" * 300, "a" * 5000, "x/" * 200, "%s", "{}", "'"),
     *("heads=", "=", "heads=0", "heads=1,1", "a=b=c", ",", ",,,", "cuda", "cuda:99", "cuda:-1", "cpu:x", "mps", "ray:"),
     *("serial", "processes", "smoke", "file.txt", "folder", "missing.gguf", "bad.py", "bad.gguf", "bad.json", "-0"),
+    *("mean", "resample", "pairs.jsonl", "bad.jsonl"),
     *("norms", "float16", "inner,norms", "all", "gpt2/x", "a/b/c", "https://example.org/x", "hf://x", "\0"),
 )
 WORDS = st.one_of(st.sampled_from(ODD_WORDS), st.text(max_size=8), st.integers().map(str), st.floats().map(str))
@@ -59,6 +65,9 @@ def make_place(folder: Path) -> Path:
     (place / "bad.py").write_text("STUDY = Studie()\n")
     (place / "bad.gguf").write_bytes(b"GGUF\0\0")
     (place / "bad.json").write_text("[" * 10_000)
+    pair = {"clean": "a b a", "counterfactual": "a c a", "answer": " b", "wrong_answer": " c"}
+    (place / "pairs.jsonl").write_text(f"{json.dumps(pair)}\n" * 4)
+    (place / "bad.jsonl").write_text(f"{json.dumps({**pair, 'clean': None})}\n" * 4)
     return place
 
 

@@ -206,6 +206,19 @@ class SplitForward(UneditedPass):
         ):
             return run_model(self.model, inputs, mask, all_positions=self._all_positions)
 
+    def output_from_stream(self, stream: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch predicted d_out"]:
+        """Return the output of the model if its last residual stream is replaced.
+
+        Args:
+            stream: the residual stream that is mapped to the output.
+        """
+        last = self.num_layers - 1
+        with (
+            eval_no_grad(self.model),
+            attach_hooks(self.model, self._structure.layers, {"resid_post": [last]}, lambda *_: stream),
+        ):
+            return run_model(self.model, self.inputs, self.attention_mask, all_positions=self._all_positions)
+
     def input_gradients(
         self, embedding: Float[Tensor, "batch pos d_model"], objective: Callable[[Tensor], Tensor]
     ) -> tuple[list[InputGradients], Float[Tensor, "batch pos d_model"]]:

@@ -11,13 +11,15 @@ from torch import Tensor, nn
 
 from mesascope.activations import InputsLike
 from mesascope.activations.split_forward import InputGradients
+from mesascope.argument_types import validate_arguments
 from mesascope.axes import to_data_array
-from mesascope.circuits._runs import CircuitRuns, track_progress
 from mesascope.circuits.edges import Edges
+from mesascope.circuits.runs import CircuitRuns, track_progress
 from mesascope.interventions import ProgressFn
 from mesascope.interventions.metrics import Metric
 
 
+@validate_arguments
 def attribute_edges(
     model: nn.Module,
     inputs: InputsLike,
@@ -25,35 +27,45 @@ def attribute_edges(
     metric: Metric | str | Callable[[Tensor], Tensor],
     *,
     steps: int = 5,
+    ablation: str = "counterfactual",
+    seed: int = 0,
     attention_mask: Any = None,
     source_attention_mask: Any = None,
     progress: ProgressFn | None = None,
 ) -> xr.Dataset:
-    """Estimate, for every edge, the effect on the metric if only this edge carries the counterfactual run.
+    """Estimate, for every edge, the effect on the metric if only this edge is ablated.
 
-    The estimate is the counterfactual term of the sender minus its clean term, times the gradient of the metric with
-    respect to the stream that the receiver reads (edge attribution patching, EAP: Syed et al. 2023). With ``steps``,
-    the gradient is averaged while the embedding moves on a straight line from the clean to the counterfactual one
-    (EAP-IG: Hanna et al. 2024); it is taken at the midpoints of equal steps. Both are exact only where everything after
-    the edge is linear: `patch_edges` measures the effect itself.
+    An ablated edge carries the term that its sender has in the counterfactual run, the mean of the terms that it has in
+    reference runs, or its term in the run of a drawn reference. The estimate is this term minus the clean one, times
+    the gradient of the metric with respect to the stream that the receiver reads (edge attribution patching, EAP: Syed
+    et al. 2023). With ``steps``, the gradient is averaged while the embedding moves on a straight line from the clean
+    to the ablated one (EAP-IG: Hanna et al. 2024); it is taken at the midpoints of equal steps. Both are exact only
+    where everything after the edge is linear: `patch_edges` measures the effect itself.
 
     Args:
         model: any model that `SplitForward` supports.
         inputs: clean inputs.
-        source: counterfactual inputs: as many sequences of the same lengths.
+        source: counterfactual inputs, as many sequences of the same lengths; with another ablation, reference inputs:
+            any number of sequences of the same length.
         metric: one number per sequence, as in `patch`.
         steps: number of gradients that are averaged; with 0, the gradient is that of the clean run (EAP).
+        ablation: what ablated edges carry. ``counterfactual``: the terms of the sequence in the same row of ``source``;
+            ``mean``: the mean terms of all sequences of ``source``, by position; ``resample``: the terms of a sequence
+            of ``source`` that is drawn for each of ``inputs``, and is another one.
+        seed: seed of the draw (``resample``).
         attention_mask: (batch, pos), 1 where one of ``inputs`` is not padding.
         source_attention_mask: the same for ``source``.
         progress: called with the number of finished gradients and the number of all gradients.
 
     Returns:
-        ``score`` (sender, receiver), mean over pairs, and ``score_by_sequence`` (batch, sender, receiver); NaN where
-        there is no edge. ``clean`` and ``counterfactual`` (batch): the metric of both runs.
+        ``score`` (sender, receiver), mean over sequences, and ``score_by_sequence`` (batch, sender, receiver); NaN
+        where there is no edge. ``clean`` and ``ablated`` (batch): the metric of the clean run, and with all edges
+        ablated.
 
     Raises:
         UnsupportedModel: If the model has no such edges, or they do not determine its output.
-        ValueError: If the runs differ in shape or padding, or the metric is the same on both.
+        ValueError: If an argument is invalid, the runs differ in shape or padding, the references have no mean at a
+            position or no other sequence, or the metric is the same in the clean run and with all edges ablated.
 
     >>> from mesascope.interventions import logit_difference
     >>> from mesascope.ground_truth.models.tokens import build_planted_language_model
@@ -64,24 +76,42 @@ def attribute_edges(
     >>> found["score"].dims
     ('sender', 'receiver')
     """
+    runs = CircuitRuns(
+        model, inputs, source, metric, attention_mask, source_attention_mask, ablation=ablation, seed=seed
+    )
+    return attribute_in_runs(runs, steps=steps, progress=progress)
+
+
+def attribute_in_runs(runs: CircuitRuns, *, steps: int, progress: ProgressFn | None = None) -> xr.Dataset:
+    """Estimate the effect of every edge, as `attribute_edges` does.
+
+    Args:
+        runs: the clean run, and what ablated edges carry.
+        steps: number of gradients that are averaged.
+        progress: called with the number of finished gradients and the number of all gradients.
+
+    Returns:
+        The results of `attribute_edges`.
+
+    Raises:
+        UnsupportedModel: If the edges do not determine the output of the model.
+        ValueError: If ``steps`` is negative, or the metric is the same in the clean run and with all edges ablated.
+    """
     if steps < 0:
         raise ValueError(f"steps must be 0 or more, but got {steps}")
-    runs = CircuitRuns(model, inputs, source, metric, attention_mask, source_attention_mask)
-    clean, counterfactual = runs.ends
+    ends = runs.ends
     runs.validate_edges()
     scores = _average_scores(runs, steps, progress)
     scores = scores.masked_fill(~runs.edges.exist.to(scores.device), torch.nan)
     how = f"integrated gradients of {steps} steps" if steps else "one gradient"
-    about = f"{runs.metric.description}: estimated change by the counterfactual on one edge ({how})"
-    return label_edges(runs.edges, "score", scores, about, runs.metric.units).assign(
-        label_ends(clean, counterfactual, runs.metric)
-    )
+    about = f"{runs.metric.description}: estimated change by {runs.ablated_name} on one edge ({how})"
+    return label_edges(runs.edges, "score", scores, about, runs.metric.units).assign(label_ends(runs, *ends))
 
 
 def label_edges(
     edges: Edges, name: str, by_sequence: Float[Tensor, "batch sender receiver"], about: str, units: str
 ) -> xr.Dataset:
-    """Return numbers of edges with names, and their mean over pairs.
+    """Return numbers of edges with names, and their mean over sequences.
 
     Args:
         edges: the edges.
@@ -95,7 +125,13 @@ def label_edges(
         by_sequence.double().mean(0), "sender", "receiver", units=units, description=about, coords=coords
     )
     each = to_data_array(
-        by_sequence.float(), "batch", "sender", "receiver", units=units, description=f"{about}, by pair", coords=coords
+        by_sequence.float(),
+        "batch",
+        "sender",
+        "receiver",
+        units=units,
+        description=f"{about}, by sequence",
+        coords=coords,
     )
     layers = {
         f"{axis}_layer": (axis, np.array([component.layer for component in components]))
@@ -106,18 +142,21 @@ def label_edges(
 
 
 def label_ends(
-    clean: Float[Tensor, " batch"], counterfactual: Float[Tensor, " batch"], metric: Metric
+    runs: CircuitRuns, clean: Float[Tensor, " batch"], ablated: Float[Tensor, " batch"]
 ) -> dict[str, xr.DataArray]:
-    """Return the metric of the clean and of the counterfactual run with names.
+    """Return the metric of the clean run, and with all edges ablated, with names.
 
     Args:
+        runs: the runs.
         clean: the metric of the clean run.
-        counterfactual: the metric of the counterfactual run.
-        metric: the metric.
+        ablated: the metric with all edges ablated.
     """
+    about = {"clean": "in the clean run", "ablated": f"with {runs.ablated_name} on all edges"}
     return {
-        name: to_data_array(values, "batch", units=metric.units, description=f"{metric.description}, in the {name} run")
-        for name, values in (("clean", clean), ("counterfactual", counterfactual))
+        name: to_data_array(
+            values, "batch", units=runs.metric.units, description=f"{runs.metric.description}, {about[name]}"
+        )
+        for name, values in (("clean", clean), ("ablated", ablated))
     }
 
 
@@ -125,12 +164,12 @@ def _average_scores(
     runs: CircuitRuns, steps: int, progress: ProgressFn | None
 ) -> Float[Tensor, "batch sender receiver"]:
     """Return the scores, averaged along the path, with the gradients of one step in memory at a time."""
-    clean, counterfactual = runs.clean.terms[0], runs.counterfactual.terms[0]
+    clean, ablated = runs.clean.terms[0], runs.ablated.terms[0]
     difference = runs.difference.transpose(0, 1).flatten(2)
     scores = difference.new_zeros(len(difference), *runs.edges.exist.shape)
     fractions = [(step + 0.5) / steps for step in range(steps)] or [0.0]
     for fraction in track_progress(fractions, progress):
-        embedding = clean + fraction * (counterfactual - clean) if fraction else clean
+        embedding = clean + fraction * (ablated - clean) if fraction else clean
         by_layer, at_output = runs.split.input_gradients(embedding, lambda output: runs.metric(output, runs.mask))
         start = 0
         for gradients in (*map(_stack_receivers, by_layer), at_output[None]):

@@ -1,4 +1,4 @@
-"""Exact edge patching: the measured effect of the counterfactual on single edges."""
+"""Exact edge patching: the measured effect of ablating single edges."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,14 +8,16 @@ import xarray as xr
 from torch import Tensor, nn
 
 from mesascope.activations import InputsLike
-from mesascope.circuits._runs import CircuitRuns
+from mesascope.argument_types import describe_value, validate_arguments
 from mesascope.circuits.edge_attribution import label_edges, label_ends
+from mesascope.circuits.runs import CircuitRuns
 from mesascope.interventions import ProgressFn
 from mesascope.interventions.metrics import Metric
 
 MAX_EDGES_PER_RUN = 64
 
 
+@validate_arguments
 def patch_edges(
     model: nn.Module,
     inputs: InputsLike,
@@ -23,11 +25,13 @@ def patch_edges(
     metric: Metric | str | Callable[[Tensor], Tensor],
     edges: Sequence[tuple[str, str]] | None = None,
     *,
+    ablation: str = "counterfactual",
+    seed: int = 0,
     attention_mask: Any = None,
     source_attention_mask: Any = None,
     progress: ProgressFn | None = None,
 ) -> xr.Dataset:
-    """Measure, edge by edge, the effect on the metric if only this edge carries the counterfactual run.
+    """Measure, edge by edge, the effect on the metric if only this edge is ablated.
 
     The receiver reads the clean stream with the sender's term replaced; everything after it is computed from there.
     There is a run for every edge: choose edges in large models.
@@ -35,20 +39,23 @@ def patch_edges(
     Args:
         model: any model that `SplitForward` supports.
         inputs: clean inputs.
-        source: counterfactual inputs: as many sequences of the same lengths.
+        source: counterfactual inputs, as many sequences of the same lengths; with another ablation, reference inputs:
+            any number of sequences of the same length.
         metric: one number per sequence, as in `patch`.
         edges: pairs of the names of a sender and a receiver, such as ``("L0.H2", "L1.H3.k")``; all by default.
+        ablation: what ablated edges carry, as in `attribute_edges`.
+        seed: seed of the draw of references (``resample``).
         attention_mask: (batch, pos), 1 where one of ``inputs`` is not padding.
         source_attention_mask: the same for ``source``.
         progress: called with the number of finished edges and the number of all edges.
 
     Returns:
-        ``effect`` (sender, receiver), mean over pairs, and ``effect_by_sequence`` (batch, sender, receiver); NaN for
-        other edges. ``clean`` and ``counterfactual`` (batch): the metric of both runs.
+        ``effect`` (sender, receiver), mean over sequences, and ``effect_by_sequence`` (batch, sender, receiver); NaN
+        for other edges. ``clean`` and ``ablated`` (batch), as in `attribute_edges`.
 
     Raises:
         UnsupportedModel: If the model has no such edges, or they do not determine its output.
-        ValueError: If an edge does not exist, the runs differ in shape or padding, or the metric is the same on both.
+        ValueError: If an edge does not exist, or as in `attribute_edges`.
 
     >>> from mesascope.interventions import logit_difference
     >>> from mesascope.ground_truth.models.tokens import build_planted_language_model
@@ -61,11 +68,39 @@ def patch_edges(
     >>> previous > 10 * decoy
     True
     """
-    runs = CircuitRuns(model, inputs, source, metric, attention_mask, source_attention_mask)
+    runs = CircuitRuns(
+        model, inputs, source, metric, attention_mask, source_attention_mask, ablation=ablation, seed=seed
+    )
+    return patch_in_runs(runs, edges, progress=progress)
+
+
+def patch_in_runs(
+    runs: CircuitRuns, edges: Sequence[tuple[str, str]] | None = None, *, progress: ProgressFn | None = None
+) -> xr.Dataset:
+    """Measure the effect of edges one by one, as `patch_edges` does.
+
+    Args:
+        runs: the clean run, and what ablated edges carry.
+        edges: pairs of the names of a sender and a receiver; all by default.
+        progress: called with the number of finished edges and the number of all edges.
+
+    Returns:
+        The results of `patch_edges`.
+
+    Raises:
+        UnsupportedModel: If the edges do not determine the output of the model.
+        ValueError: If an edge does not exist, or the metric is the same in the clean run and with all edges ablated.
+    """
     exist = runs.edges.exist
+    wrong = next((edge for edge in edges or () if not _is_pair_of_names(edge)), None)
+    if wrong is not None:
+        raise ValueError(
+            f"edges must be pairs of the names of a sender and a receiver, but got {describe_value(wrong)}; write "
+            '("L0.H2", "output")'
+        )
     pairs = [runs.edges.index(*edge) for edge in edges] if edges is not None else exist.nonzero().tolist()
     pairs.sort(key=lambda pair: pair[1])  # in one run, most receivers then read one stream
-    clean, counterfactual = runs.ends
+    clean, ablated = runs.ends
     runs.validate_edges()
     shape = (runs.num_sequences, *exist.shape)
     effects = torch.full(shape, torch.nan, dtype=torch.float64, device=clean.device)
@@ -80,7 +115,9 @@ def patch_edges(
             effects[:, sender, receiver] = value - clean
     if progress is not None:
         progress(len(pairs), len(pairs))
-    about = f"{runs.metric.description}: change by the counterfactual on one edge"
-    return label_edges(runs.edges, "effect", effects, about, runs.metric.units).assign(
-        label_ends(clean, counterfactual, runs.metric)
-    )
+    about = f"{runs.metric.description}: change by {runs.ablated_name} on one edge"
+    return label_edges(runs.edges, "effect", effects, about, runs.metric.units).assign(label_ends(runs, clean, ablated))
+
+
+def _is_pair_of_names(edge: object) -> bool:
+    return isinstance(edge, tuple | list) and len(edge) == 2 and all(isinstance(name, str) for name in edge)

@@ -12,6 +12,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from mesascope.activations.split_forward import ATTENTION_INPUTS, SplitForward
+from mesascope.argument_types import validate_arguments
 
 EMBEDDING, OUTPUT = "embedding", "output"
 INPUT_LETTERS = dict(zip(ATTENTION_INPUTS, "qkv", strict=True))
@@ -85,6 +86,7 @@ class Edges:
         return ", ".join(names if len(names) <= 6 else [*names[:4], "...", names[-1]])
 
 
+@validate_arguments
 def find_edges(split: SplitForward) -> Edges:
     """Return the senders and receivers of a model.
 

@@ -1,6 +1,7 @@
 """Faithfulness of circuits: how much of a model's behaviour the edges of a circuit keep, by the size of the circuit."""
 
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mesascope.activations import InputsLike
+from mesascope.argument_types import describe_value, validate_arguments
 from mesascope.axes import to_data_array
-from mesascope.circuits._runs import CircuitRuns, track_progress
+from mesascope.circuits.runs import CircuitRuns, track_progress
 from mesascope.interventions import ProgressFn
 from mesascope.interventions.metrics import Metric
 
@@ -20,6 +22,7 @@ DEFAULT_FRACTION = 0.1  # of the largest score: edges with less are not selected
 RANKINGS = ("magnitude", "signed")
 
 
+@validate_arguments
 def rank_edges(score: xr.DataArray, by: str = "magnitude") -> Int[np.ndarray, " edge"]:
     """Return the edges by their scores, the most important first, as indices into the flattened scores.
 
@@ -39,6 +42,11 @@ def rank_edges(score: xr.DataArray, by: str = "magnitude") -> Int[np.ndarray, " 
     """
     if by not in RANKINGS:
         raise ValueError(f"edges must be ranked by {' or '.join(RANKINGS)}, but got {by!r}")
+    if set(score.dims) != {"sender", "receiver"} or score.dtype.kind not in "fiu":
+        raise ValueError(
+            f"scores must be numbers with the axes sender and receiver, but got {score.dtype} with the axes "
+            f"({', '.join(map(str, score.dims))}); pass a result of attribute_edges or patch_edges"
+        )
     values = np.asarray(score.transpose("sender", "receiver"), dtype=float).reshape(-1)
     edges = np.flatnonzero(np.isfinite(values))
     if not len(edges):
@@ -62,6 +70,7 @@ def name_edges(score: xr.DataArray, edges: Int[np.ndarray, " edge"]) -> list[tup
     return [(str(sender), str(receiver)) for sender, receiver in names]
 
 
+@validate_arguments
 def select_edges(score: xr.DataArray, fraction: float = DEFAULT_FRACTION) -> list[tuple[str, str]]:
     """Return the edges whose score has at least a given fraction of the size of the largest score.
 
@@ -86,6 +95,7 @@ def select_edges(score: xr.DataArray, fraction: float = DEFAULT_FRACTION) -> lis
     return name_edges(score, ranking[sizes >= fraction * sizes[0]])
 
 
+@validate_arguments
 def measure_faithfulness(
     model: nn.Module,
     inputs: InputsLike,
@@ -97,27 +107,30 @@ def measure_faithfulness(
     by: str = "magnitude",
     random_draws: int = 5,
     seed: int = 0,
+    ablation: str = "counterfactual",
     attention_mask: Any = None,
     source_attention_mask: Any = None,
     progress: ProgressFn | None = None,
 ) -> xr.Dataset:
     """Measure what circuits of the highest-ranked edges keep of the metric, and what random circuits keep.
 
-    All edges outside a circuit carry the counterfactual run. The faithfulness of a circuit is the metric of this run,
-    from that of the counterfactual run (0) to that of the clean run (1). Its integral over the fraction of the edges is
-    CPR (circuit performance ratio); that of its distance from 1 is CMD (circuit-model distance), as in the Mechanistic
+    All edges outside a circuit are ablated. The faithfulness of a circuit is the metric of this run, from that with all
+    edges ablated (0) to that of the clean run (1). Its integral over the fraction of the edges is CPR (circuit
+    performance ratio); that of its distance from 1 is CMD (circuit-model distance), as in the Mechanistic
     Interpretability Benchmark (Mueller et al. 2025).
 
     Args:
         model: any model that `SplitForward` supports.
         inputs: clean inputs; other pairs than those of the scores show whether the circuit generalises.
-        source: counterfactual inputs: as many sequences of the same lengths.
+        source: counterfactual inputs, as many sequences of the same lengths; with another ablation, reference inputs:
+            any number of sequences of the same length.
         metric: one number per sequence, as in `patch`.
         score: (sender, receiver), as from `attribute_edges` or `patch_edges`.
         fractions: sizes of the circuits, as fractions of the number of edges.
         by: as in `rank_edges`.
         random_draws: number of random circuits of each size.
-        seed: seed of the random circuits.
+        seed: seed of the random circuits, and of the draw of references (``resample``).
+        ablation: what ablated edges carry, as in `attribute_edges`.
         attention_mask: (batch, pos), 1 where one of ``inputs`` is not padding.
         source_attention_mask: the same for ``source``.
         progress: called with the number of finished runs and the number of all runs.
@@ -128,16 +141,53 @@ def measure_faithfulness(
 
     Raises:
         UnsupportedModel: If the model has no such edges, or they do not determine its output.
+        ValueError: If an argument is invalid, the scores are those of another model, or as in `attribute_edges`.
+    """
+    runs = CircuitRuns(
+        model, inputs, source, metric, attention_mask, source_attention_mask, ablation=ablation, seed=seed
+    )
+    return measure_in_runs(
+        runs, score, fractions=fractions, by=by, random_draws=random_draws, seed=seed, progress=progress
+    )
+
+
+def measure_in_runs(
+    runs: CircuitRuns,
+    score: xr.DataArray,
+    *,
+    fractions: Sequence[float] = FRACTIONS,
+    by: str = "magnitude",
+    random_draws: int = 5,
+    seed: int = 0,
+    progress: ProgressFn | None = None,
+) -> xr.Dataset:
+    """Measure the faithfulness of circuits by size, as `measure_faithfulness` does.
+
+    Args:
+        runs: the clean run, and what ablated edges carry.
+        score: (sender, receiver).
+        fractions: sizes of the circuits, as fractions of the number of edges.
+        by: as in `rank_edges`.
+        random_draws: number of random circuits of each size.
+        seed: seed of the random circuits.
+        progress: called with the number of finished runs and the number of all runs.
+
+    Returns:
+        The results of `measure_faithfulness`.
+
+    Raises:
+        UnsupportedModel: If the edges do not determine the output of the model.
         ValueError: If an argument is invalid, or the scores are those of another model.
     """
-    if not fractions or not all(0 <= fraction <= 1 for fraction in fractions) or random_draws < 0:
+    sizes_valid = all(isinstance(fraction, Real) and 0 <= fraction <= 1 for fraction in fractions)
+    if not len(fractions) or not sizes_valid or min(random_draws, seed) < 0:
         raise ValueError(
-            f"fractions must be from 0 to 1 and random_draws 0 or more, but got {list(fractions)} and {random_draws}"
+            f"fractions must be from 0 to 1, random_draws and seed 0 or more, but got {describe_value(fractions)}, "
+            f"{random_draws} and {seed}"
         )
     ranking = rank_edges(score, by)
-    runs = CircuitRuns(model, inputs, source, metric, attention_mask, source_attention_mask)
     _validate_scores(runs, score)
-    clean, counterfactual = (float(end.mean()) for end in runs.ends)
+    clean, ablated = (float(end.mean()) for end in runs.ends)
     runs.validate_edges()
     sizes = sorted({round(fraction * len(runs.edges)) for fraction in fractions})
     generator = np.random.default_rng(seed)
@@ -145,11 +195,11 @@ def measure_faithfulness(
     circuits = [_select(order[:size], runs) for order in orders for size in sizes]
     circuits += [runs.edges.exist & ~_select(ranking[:size], runs) for size in sizes]
     values = [
-        (float(runs.compute_metric(circuit[None]).mean()) - counterfactual) / (clean - counterfactual)
+        (float(runs.compute_metric(circuit[None]).mean()) - ablated) / (clean - ablated)
         for circuit in track_progress(circuits, progress)
     ]
     table = np.array(values).reshape(len(orders) + 1, len(sizes))
-    return _label_curves(table, sizes, len(runs.edges), runs.metric)
+    return _label_curves(table, sizes, runs)
 
 
 def _validate_scores(runs: CircuitRuns, score: xr.DataArray) -> None:
@@ -168,9 +218,9 @@ def _select(edges: Int[np.ndarray, " edge"], runs: CircuitRuns) -> Bool[Tensor, 
     return chosen.view(runs.edges.exist.shape)
 
 
-def _label_curves(table: Float[np.ndarray, "run size"], sizes: Sequence[int], total: int, metric: Metric) -> xr.Dataset:
-    coords = {"circuit_size": list(sizes)}
-    description = f"{metric.name}: from the counterfactual run (0) to the clean run (1), with the edges of a circuit"
+def _label_curves(table: Float[np.ndarray, "run size"], sizes: Sequence[int], runs: CircuitRuns) -> xr.Dataset:
+    coords, metric = {"circuit_size": list(sizes)}, runs.metric
+    description = f"{metric.name}: from {runs.ablated_name} (0) to the clean run (1), with the edges of a circuit"
     curves = {
         "faithfulness": to_data_array(table[0], "circuit_size", units="1", description=description, coords=coords),
         "completeness": to_data_array(
@@ -189,7 +239,7 @@ def _label_curves(table: Float[np.ndarray, "run size"], sizes: Sequence[int], to
             coords=coords,
         ),
     }
-    fraction = np.array(sizes) / total
+    fraction = np.array(sizes) / len(runs.edges)
     areas = {
         "cpr": ((), table[0], "integral of the faithfulness over the fraction of edges (CPR)"),
         "cmd": ((), abs(1 - table[0]), "integral of the distance of the faithfulness from 1 (CMD)"),

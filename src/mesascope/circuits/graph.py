@@ -5,11 +5,13 @@ import re
 import networkx as nx
 import xarray as xr
 
+from mesascope.argument_types import validate_arguments
 from mesascope.circuits.faithfulness import name_edges, rank_edges
 
 _NAME = re.compile(r"L(\d+)\.H(\d+)\.([qkv])")
 
 
+@validate_arguments
 def build_graph(score: xr.DataArray, size: int, *, by: str = "magnitude") -> nx.DiGraph:
     """Return the highest-ranked edges as a directed graph.
 

@@ -3,12 +3,14 @@
 import numpy as np
 import xarray as xr
 
+from mesascope.argument_types import validate_arguments
 from mesascope.axes import to_data_array
 from mesascope.circuits.faithfulness import rank_edges
 
 LEVEL = 0.95
 
 
+@validate_arguments
 def bootstrap_edges(
     score_by_sequence: xr.DataArray, size: int, *, draws: int = 200, by: str = "magnitude", seed: int = 0
 ) -> xr.Dataset:
@@ -31,6 +33,11 @@ def bootstrap_edges(
     Raises:
         ValueError: If there are fewer than two pairs, or no circuit of this size.
     """
+    if set(score_by_sequence.dims) != {"batch", "sender", "receiver"} or seed < 0:
+        raise ValueError(
+            "scores must have the axes batch, sender and receiver, and seed must be 0 or more, but got the axes "
+            f"({', '.join(map(str, score_by_sequence.dims))}) and {seed}; pass score_by_sequence of attribute_edges"
+        )
     scores = score_by_sequence.transpose("batch", "sender", "receiver")
     ranking = rank_edges(scores.mean("batch"), by)
     if scores.sizes["batch"] < 2:

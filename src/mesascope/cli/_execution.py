@@ -106,6 +106,10 @@ def circuit_command(
     seed: Annotated[int | None, typer.Option(help="Of a run: training seed; by default the first one.")] = None,
     num_pairs: Annotated[int, typer.Option(help="Of a run: number of pairs of sequences.")] = 32,
     steps: Annotated[int, typer.Option(help="Gradients that are averaged; 0 takes one at the clean run.")] = 5,
+    ablation: Annotated[
+        str,
+        typer.Option(help="What edges outside the circuit carry: counterfactual, mean or resample (of references)."),
+    ] = "counterfactual",
     size: Annotated[int | None, typer.Option(help="Edges of the circuit; by default 1 % of all edges.")] = None,
     out_dir: Annotated[Path | None, typer.Option("--out", help="Directory; by default runs/circuit-SUBJECT.")] = None,
     device: Device = "cpu",
@@ -125,6 +129,7 @@ def circuit_command(
             seed=seed,
             num_pairs=num_pairs,
             steps=steps,
+            ablation=ablation,
             size=size,
             out=out_dir,
             device=device,

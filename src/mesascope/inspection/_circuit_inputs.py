@@ -1,7 +1,7 @@
 """Inputs of a circuit: pairs of prompts of a language model, or pairs of sequences of a trained model's task."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,13 @@ SEQUENCE_SEED = 2**40 + 29  # seed of the sequences, different from those that s
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CircuitInputs:
-    """Clean and counterfactual inputs, and the metric of any of them.
+    """Clean inputs, those of the ablation, and the metric of any of them.
 
     Attributes:
         model: the model.
         name: the name of the model.
         clean: clean inputs, tokens (batch, pos) or vectors (batch, pos, d_in).
-        counterfactual: counterfactual inputs of the same shape.
+        source: counterfactual inputs, or the references of another ablation, of the same shape.
         mask: (batch, pos), 1 where an input is not padding; ``None`` without padding.
         make_metric: returns the metric of some of the pairs, by their indices.
         record: what determines the inputs and the model.
@@ -40,7 +40,7 @@ class CircuitInputs:
     model: PreTrainedModel
     name: str
     clean: Tensor
-    counterfactual: Tensor
+    source: Tensor
     mask: Tensor | None
     make_metric: Callable[[slice], Metric]
     record: dict[str, Any]
@@ -50,15 +50,16 @@ class CircuitInputs:
         return len(self.clean)
 
     def select(self, rows: slice) -> dict[str, Any]:
-        """Return the arguments of `mesascope.circuits` for some of the pairs.
+        """Return the arguments of `CircuitRuns` for some of the pairs.
 
         Args:
             rows: the pairs.
         """
         mask = None if self.mask is None else self.mask[rows]
         return {
+            "model": self.model,
             "inputs": self.clean[rows],
-            "source": self.counterfactual[rows],
+            "source": self.source[rows],
             "metric": self.make_metric(rows),
             "attention_mask": mask,
             "source_attention_mask": mask,
@@ -66,7 +67,7 @@ class CircuitInputs:
 
 
 def open_language_model(
-    name: str, pair_file: Path, device: str, dtype: str, *, trust_remote_code: bool
+    name: str, pair_file: Path, device: str, dtype: str, *, trust_remote_code: bool, needs_counterfactual: bool = True
 ) -> CircuitInputs:
     """Load a language model and its pairs of prompts.
 
@@ -76,6 +77,8 @@ def open_language_model(
         device: the device to compute on.
         dtype: data type of the weights.
         trust_remote_code: run Python code that comes with the model.
+        needs_counterfactual: whether the file must have counterfactual prompts; the clean prompts are the references of
+            a file without them.
 
     Returns:
         The inputs; the metric is the logit difference between answer and wrong answer after the prompt.
@@ -83,7 +86,7 @@ def open_language_model(
     Raises:
         ValueError: If the file, the dtype or the model is invalid; the file is checked first.
     """
-    pairs = read_pairs(pair_file)
+    pairs = read_pairs(pair_file, needs_counterfactual=needs_counterfactual)
     if dtype not in DTYPES:
         raise ValueError(f"a dtype must be one of {', '.join(DTYPES)}, but got {dtype!r}")
     model, tokenizer = load_pretrained(name, DTYPES[dtype], device, trust_remote_code=trust_remote_code)
@@ -96,7 +99,7 @@ def open_language_model(
         model=model,
         name=name,
         clean=tokens.clean.to(model.device),
-        counterfactual=tokens.counterfactual.to(model.device),
+        source=(tokens.clean if tokens.counterfactual is None else tokens.counterfactual).to(model.device),
         mask=None if bool(tokens.mask.all()) else tokens.mask.to(model.device),
         make_metric=lambda rows: logit_difference(*(token[rows] for token in answers)),
         record={
@@ -107,7 +110,7 @@ def open_language_model(
             "pairs": {
                 "file": str(pair_file),
                 "number": len(pairs),
-                "digest": _hash_tensors([getattr(tokens, field.name) for field in fields(tokens)]),
+                "digest": _hash_tensors([one for one in vars(tokens).values() if one is not None]),
             },
         },
     )
@@ -127,8 +130,8 @@ def open_run(
         device: the device to compute on.
 
     Returns:
-        The inputs. The counterfactual of a sequence is another sequence of the task; the metric is the loss of the
-        clean sequence at its last scored position.
+        The inputs. The counterfactual, or reference, of a sequence is another sequence of the task; the metric is the
+        loss of the clean sequence at its last scored position.
 
     Raises:
         ValueError: If the run has no such model, or its training is not finished.
@@ -150,7 +153,7 @@ def open_run(
         model=model,
         name=f"{study_value.name}, {chosen.title or chosen.name or 'main condition'}, seed {seed}",
         clean=batch.inputs,
-        counterfactual=both.inputs[1::2],
+        source=both.inputs[1::2],
         mask=None,
         make_metric=lambda rows: loss(batch[rows]),
         record={

@@ -5,6 +5,7 @@ import xarray as xr
 
 from mesascope.axes import to_data_array
 from mesascope.circuits import Edges, rank_edges
+from mesascope.circuits.references import ABLATIONS
 
 MAX_LISTED_EDGES = 1000  # edges of the graph in the report
 RANDOM_CIRCUITS = "random circuits"
@@ -25,7 +26,9 @@ def describe_scores(scores: xr.Dataset) -> xr.Dataset:
     return scores.assign(hidden).assign_attrs(attrs)
 
 
-def list_edges(scores: xr.Dataset, stability: xr.Dataset, effects: xr.Dataset, size: int, edges: Edges) -> xr.Dataset:
+def list_edges(
+    scores: xr.Dataset, stability: xr.Dataset, effects: xr.Dataset, size: int, edges: Edges, ablation: str
+) -> xr.Dataset:
     """Return the highest-ranked edges as a list.
 
     Args:
@@ -34,6 +37,7 @@ def list_edges(scores: xr.Dataset, stability: xr.Dataset, effects: xr.Dataset, s
         effects: from `patch_edges`, of some of the edges.
         size: number of edges of the circuit.
         edges: all edges of the model.
+        ablation: what ablated edges carry.
 
     Returns:
         ``score``, ``low``, ``high``, ``inclusion``, ``effect`` (rank) with the names ``sender_name`` and
@@ -65,6 +69,7 @@ def list_edges(scores: xr.Dataset, stability: xr.Dataset, effects: xr.Dataset, s
             values, dims="rank", attrs={"units": "text", "description": f"the {axis} of the edge"}
         )
     variables["score"].attrs |= {"view": "graph", "title": "Circuit", "circuit_size": size, "headline": 1}
+    variables["score"].attrs["ablated_by"] = ABLATIONS[ablation]
     kinds = [(each.kind, each.layer) for each in edges.receivers]
     variables["score"].attrs |= {
         name: ",".join(str(kinds.count((kind, layer))) for layer in layers)
@@ -74,20 +79,21 @@ def list_edges(scores: xr.Dataset, stability: xr.Dataset, effects: xr.Dataset, s
         "title": "Circuit",
         "description": (
             f"The {len(ranking)} edges with the largest scores; the first {size} are the circuit. Scores are "
-            "first-order estimates; the effect is measured, with the counterfactual on this edge alone"
+            f"first-order estimates; the effect is measured, with {ABLATIONS[ablation]} on this edge alone"
         ),
         "analysis": "circuit",
     }
     return xr.Dataset(variables, attrs=attrs)
 
 
-def describe_test(control: xr.Dataset, stability: xr.Dataset, size: int) -> xr.Dataset:
+def describe_test(control: xr.Dataset, stability: xr.Dataset, size: int, ablation: str) -> xr.Dataset:
     """Return what the circuit keeps of the metric beside random circuits of its size, and how stable its edges are.
 
     Args:
         control: from `measure_faithfulness`, at the size of the circuit.
         stability: from `bootstrap_edges`.
         size: number of edges of the circuit.
+        ablation: what ablated edges carry.
 
     Returns:
         ``faithfulness``, ``completeness``, ``random`` (draw), ``jaccard``, ``jaccard_low`` and ``jaccard_high``; the
@@ -108,7 +114,7 @@ def describe_test(control: xr.Dataset, stability: xr.Dataset, size: int) -> xr.D
         "title": "Test of the circuit",
         "description": (
             f"On pairs that were not used to find it, the circuit of {size} edges has a faithfulness of "
-            f"{numbers['faithfulness']:z.3f} (1: the clean run, 0: the counterfactual run) and a completeness of "
+            f"{numbers['faithfulness']:z.3f} (1: the clean run, 0: {ABLATIONS[ablation]}) and a completeness of "
             f"{numbers['completeness']:z.3f} (1 minus the faithfulness of all other edges); {at_size.sizes['draw']} "
             f"random circuits of this size have a faithfulness from {low:z.3f} to {high:z.3f}. Circuits of resampled "
             f"pairs share {numbers['jaccard']:.0%} of the edges with it (Jaccard index; 95 % of "
@@ -119,11 +125,12 @@ def describe_test(control: xr.Dataset, stability: xr.Dataset, size: int) -> xr.D
     return xr.Dataset({name: one.assign_attrs(view="none") for name, one in variables.items()}, attrs=attrs)
 
 
-def describe_faithfulness(curves: xr.Dataset) -> xr.Dataset:
+def describe_faithfulness(curves: xr.Dataset, ablation: str) -> xr.Dataset:
     """Return the faithfulness of circuits by size, as the report shows it.
 
     Args:
         curves: from `measure_faithfulness`.
+        ablation: what ablated edges carry.
     """
     dataset = curves.copy()
     for name, headline in (("faithfulness", 1), ("completeness", 0)):
@@ -135,7 +142,7 @@ def describe_faithfulness(curves: xr.Dataset) -> xr.Dataset:
         "title": "Faithfulness by size",
         "description": (
             "What circuits of the highest-ranked edges keep of the metric, on pairs that were not used to rank them: 1 "
-            "is the clean run, 0 the counterfactual run. CPR (integral of the faithfulness) is "
+            f"is the clean run, 0 {ABLATIONS[ablation]}. CPR (integral of the faithfulness) is "
             f"{float(curves['cpr']):z.3f}, that of random circuits {float(curves['random_cpr'].mean()):z.3f}; CMD "
             f"(integral of its distance from 1) is {float(curves['cmd']):z.3f}, that of random circuits "
             f"{float(curves['random_cmd'].mean()):z.3f}"

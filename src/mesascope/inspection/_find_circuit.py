@@ -1,17 +1,21 @@
 """Search for the circuit of a behaviour: scores of all edges, their stability, effects and faithfulness."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import xarray as xr
 
 from mesascope.activations.split_forward import SplitForward
-from mesascope.circuits import attribute_edges, bootstrap_edges, measure_faithfulness, patch_edges, rank_edges
+from mesascope.circuits import bootstrap_edges, rank_edges
+from mesascope.circuits.edge_attribution import attribute_in_runs
+from mesascope.circuits.edge_patching import patch_in_runs
 from mesascope.circuits.edges import Edges, find_edges
-from mesascope.circuits.faithfulness import FRACTIONS, name_edges
+from mesascope.circuits.faithfulness import FRACTIONS, measure_in_runs, name_edges
+from mesascope.circuits.references import ReferenceMean, draw_references, validate_ablation
+from mesascope.circuits.runs import CircuitRuns
 from mesascope.inspection._circuit_inputs import CircuitInputs
 from mesascope.inspection._circuit_results import describe_faithfulness, describe_scores, describe_test, list_edges
 from mesascope.inspection._inspection import StageProgressFn, describe_model, record_duration
@@ -19,6 +23,8 @@ from mesascope.store import Run
 
 MAX_BYTES_PER_BATCH = 2**27  # of the terms of all senders: pairs whose edges are attributed together
 NUM_PATCHED = 20  # highest-ranked edges whose effect is measured
+RESAMPLE_SEED = 0
+HALVES = (slice(0, None, 2), slice(1, None, 2))  # pairs on which a circuit is found and tested
 RANDOM_DRAWS, CURVE_DRAWS = 20, 3  # random circuits of the size of the circuit, and of the other sizes
 
 
@@ -28,16 +34,19 @@ class CircuitSearch:
 
     Attributes:
         steps: gradients that are averaged (EAP-IG), or 0 for one gradient (EAP).
+        ablation: what ablated edges carry, as in `attribute_edges`.
         size: number of edges of the circuit; by default 1 % of all edges, and three at least.
         draws: resamples of the bootstrap over pairs.
     """
 
     steps: int = 5
+    ablation: str = "counterfactual"
     size: int | None = None
     draws: int = 200
 
     def __post_init__(self) -> None:
         """Check the settings."""
+        validate_ablation(self.ablation)
         for name, least in (("steps", 0), ("size", 1), ("draws", 2)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -97,7 +106,7 @@ def find_circuit(inputs: CircuitInputs, search: CircuitSearch, path: Path, progr
         UnsupportedModel: If the model has no such edges.
         ValueError: If the metric is the same on both runs, or there are fewer edges than ``size``.
     """
-    found, tested = slice(0, None, 2), slice(1, None, 2)
+    found, tested = HALVES
     split = SplitForward(
         inputs.model, inputs.clean[:1], attention_mask=None if inputs.mask is None else inputs.mask[:1]
     )
@@ -107,27 +116,24 @@ def find_circuit(inputs: CircuitInputs, search: CircuitSearch, path: Path, progr
         raise ValueError(f"size must be at most {len(edges)}, the number of edges, but got {size}")
     run = Run.create(path, describe_search(inputs, search, edges, size))
     batches = list(_split_pairs(inputs, edges, found))
+    open_runs = _prepare_ablation(inputs, search.ablation)
     with run.exclusive_lock():
         stages = Stages(run=run, progress=progress, total=len(batches) + 3)
-        scores = _attribute(inputs, search, batches, stages)
+        scores = _attribute(open_runs, search, batches, stages)
         stability = bootstrap_edges(scores["score_by_sequence"], size, draws=search.draws)
         top = name_edges(scores["score"], rank_edges(scores["score"])[: min(NUM_PATCHED, size)])
         effects = stages.compute(
             "effects of the highest-ranked edges",
             "effects",
-            lambda: patch_edges(inputs.model, edges=top, **inputs.select(found)),
+            lambda: patch_in_runs(open_runs(found), top),
         )
+        open_tested = cache(partial(open_runs, tested))  # both stages share the recorded runs
         curves, control = (
             stages.compute(
                 kind,
                 name,
-                partial(
-                    measure_faithfulness,
-                    inputs.model,
-                    score=scores["score"],
-                    fractions=fractions,
-                    random_draws=draws,
-                    **inputs.select(tested),
+                lambda fractions=fractions, draws=draws: measure_in_runs(
+                    open_tested(), scores["score"], fractions=fractions, random_draws=draws
                 ),
             )
             for kind, name, fractions, draws in (
@@ -136,9 +142,9 @@ def find_circuit(inputs: CircuitInputs, search: CircuitSearch, path: Path, progr
             )
         )
         run.write_results("edge_scores", describe_scores(scores))
-        run.write_results("circuit", list_edges(scores, stability, effects, size, edges))
-        run.write_results("circuit_test", describe_test(control, stability, size))
-        run.write_results("circuit_faithfulness", describe_faithfulness(curves))
+        run.write_results("circuit", list_edges(scores, stability, effects, size, edges, search.ablation))
+        run.write_results("circuit_test", describe_test(control, stability, size, search.ablation))
+        run.write_results("circuit_faithfulness", describe_faithfulness(curves, search.ablation))
         run.write_json("model", {**describe_model(inputs.model), "skipped": {}, "seconds": stages.seconds})
     return run
 
@@ -166,6 +172,7 @@ def describe_search(inputs: CircuitInputs, search: CircuitSearch, edges: Edges, 
             "metric": metric.description,
             "pairs": len(inputs),
             "steps": search.steps,
+            "ablation": search.ablation,
             "edges": len(edges),
             "size": size,
             "draws": search.draws,
@@ -184,13 +191,33 @@ def _split_pairs(inputs: CircuitInputs, edges: Edges, rows: slice) -> Iterator[s
         yield slice(part[0], part[-1] + 1, rows.step)
 
 
-def _attribute(inputs: CircuitInputs, search: CircuitSearch, batches: list[slice], stages: Stages) -> xr.Dataset:
+def _prepare_ablation(inputs: CircuitInputs, ablation: str) -> Callable[[slice], CircuitRuns]:
+    """Return a function from pairs of one half to their runs; references come from the same half."""
+    masks = [None if inputs.mask is None else inputs.mask[half] for half in HALVES]
+    if ablation == "mean":
+        means = [
+            ReferenceMean(inputs.model, inputs.source[half], mask) for half, mask in zip(HALVES, masks, strict=True)
+        ]
+        return lambda rows: CircuitRuns(**inputs.select(rows) | {"source": means[rows.start % 2]}, ablation=ablation)
+    if ablation == "resample":  # drawn once, so that the batches of pairs do not matter
+        source = inputs.source.clone()
+        for half, mask in zip(HALVES, masks, strict=True):
+            references = inputs.source[half]
+            drawn = draw_references(inputs.clean[half], references, mask, mask, RESAMPLE_SEED)
+            source[half] = references[drawn.to(references.device)]
+        inputs = replace(inputs, source=source)
+    return lambda rows: CircuitRuns(**inputs.select(rows), ablation=ablation)
+
+
+def _attribute(
+    open_runs: Callable[[slice], CircuitRuns], search: CircuitSearch, batches: list[slice], stages: Stages
+) -> xr.Dataset:
     """Return the scores of all edges on all pairs, batch by batch."""
     parts = [
         stages.compute(
             "scores of all edges",
             f"scores-{rows.start}",
-            partial(attribute_edges, inputs.model, steps=search.steps, **inputs.select(rows)),
+            lambda rows=rows: attribute_in_runs(open_runs(rows), steps=search.steps),
         )
         for rows in batches
     ]

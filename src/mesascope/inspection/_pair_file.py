@@ -25,14 +25,14 @@ class PromptPair:
     Attributes:
         line: the number of its line in the file, counted from 1.
         clean: a prompt that shows the behaviour.
-        counterfactual: a prompt of the same number of tokens without it.
+        counterfactual: a prompt of the same number of tokens without it; ``None`` where a file has none.
         answer: text of the token that continues the clean prompt.
         wrong_answer: text of a token that does not.
     """
 
     line: int
     clean: str
-    counterfactual: str
+    counterfactual: str | None = None
     answer: str
     wrong_answer: str
 
@@ -43,25 +43,26 @@ class TokenizedPairs:
 
     Attributes:
         clean: tokens of the clean prompts.
-        counterfactual: tokens of the counterfactual prompts.
+        counterfactual: tokens of the counterfactual prompts; ``None`` where a file has none.
         mask: 1 where a token is not padding.
         answer: the token that continues each clean prompt.
         wrong_answer: the token that does not.
     """
 
     clean: Int[Tensor, "batch pos"]
-    counterfactual: Int[Tensor, "batch pos"]
+    counterfactual: Int[Tensor, "batch pos"] | None
     mask: Int[Tensor, "batch pos"]
     answer: Int[Tensor, " batch"]
     wrong_answer: Int[Tensor, " batch"]
 
 
-def read_pairs(file: Path) -> list[PromptPair]:
+def read_pairs(file: Path, *, needs_counterfactual: bool = True) -> list[PromptPair]:
     """Read a file of prompt pairs.
 
     Args:
         file: JSON lines with the keys ``clean``, ``counterfactual``, ``answer`` and ``wrong_answer``; blank lines are
             skipped.
+        needs_counterfactual: whether lines must have the key ``counterfactual``; otherwise, all or none must.
 
     Returns:
         The pairs.
@@ -72,25 +73,37 @@ def read_pairs(file: Path) -> list[PromptPair]:
     """
     lines = read_utf8(file, "pairs").split("\n")
     pairs = [
-        _parse_line(text, f"line {number} of {file}", number) for number, text in enumerate(lines, 1) if text.strip()
+        _parse_line(text, f"line {number} of {file}", number, needs_counterfactual)
+        for number, text in enumerate(lines, 1)
+        if text.strip()
     ]
     if len(pairs) < MIN_PAIRS:
         raise ValueError(
             f"a circuit needs {MIN_PAIRS} pairs or more, half to find it and half to test it, but {file} has "
             f"{len(pairs)}; add lines such as {EXAMPLE}"
         )
+    lacking = [pair.line for pair in pairs if pair.counterfactual is None]
+    if 0 < len(lacking) < len(pairs):
+        raise ValueError(
+            f"counterfactual must be in all lines of {file} or in none, but line {lacking[0]} has none; add it"
+        )
     return pairs
 
 
-def _parse_line(text: str, where: str, number: int) -> PromptPair:
+def _parse_line(text: str, where: str, number: int, needs_counterfactual: bool) -> PromptPair:
     try:
         value: Any = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} must be a JSON object, but cannot be read ({error}); write {EXAMPLE}") from error
-    if not isinstance(value, dict) or set(value) != set(KEYS):
+    optional = set() if needs_counterfactual else {"counterfactual"}
+    if not isinstance(value, dict) or not set(KEYS) - optional <= set(value) <= set(KEYS):
         given = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
-        raise ValueError(f"{where} must have the keys {', '.join(KEYS)}, but got {given or 'none'}; write {EXAMPLE}")
-    wrong = next((key for key in KEYS if not isinstance(value[key], str) or not value[key]), None)
+        lacks_one = isinstance(value, dict) and set(KEYS) - set(value) == {"counterfactual"}
+        advice = ", or ablate by mean or resample" if lacks_one else ""
+        raise ValueError(
+            f"{where} must have the keys {', '.join(KEYS)}, but got {given or 'none'}; write {EXAMPLE}{advice}"
+        )
+    wrong = next((key for key in value if not isinstance(value[key], str) or not value[key]), None)
     if wrong is not None:
         raise ValueError(f"{wrong} in {where} must be text that is not empty, but got {value[wrong]!r}")
     return PromptPair(line=number, **value)
@@ -120,32 +133,39 @@ def tokenize_pairs(
         rows = [_tokenize_pair(pair, file, tokenizer, prefix) for pair in pairs]
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     for pair, (clean, counterfactual, answer, wrong_answer) in zip(pairs, rows, strict=True):
-        check_token_ids([*clean, *counterfactual, answer, wrong_answer], model, name)
+        check_token_ids([*clean, *(counterfactual or []), answer, wrong_answer], model, name)
         if context is not None and len(clean) > context:
             raise ValueError(
                 f"prompts must fit into the model's context of {context} tokens, but those in line {pair.line} of "
                 f"{file} have {len(clean)}; shorten them"
             )
     length = max(len(clean) for clean, _, _, _ in rows)
-    clean, counterfactual, mask = torch.zeros(3, len(rows), length, dtype=torch.long)
-    for row, (first, second, _, _) in enumerate(rows):
-        clean[row, : len(first)], counterfactual[row, : len(first)] = torch.tensor(first), torch.tensor(second)
-        mask[row, : len(first)] = 1
     answers = [torch.tensor([row[index] for row in rows]) for index in (2, 3)]
+    others = [counterfactual for _, counterfactual, _, _ in rows if counterfactual is not None]
     return TokenizedPairs(
-        clean=clean, counterfactual=counterfactual, mask=mask, answer=answers[0], wrong_answer=answers[1]
+        clean=_pad([clean for clean, _, _, _ in rows], length),
+        counterfactual=_pad(others, length) if others else None,
+        mask=_pad([[1] * len(clean) for clean, _, _, _ in rows], length),
+        answer=answers[0],
+        wrong_answer=answers[1],
     )
+
+
+def _pad(rows: Sequence[Sequence[int]], length: int) -> Int[Tensor, "batch pos"]:
+    """Return rows of numbers, with zeros after the shorter ones."""
+    return torch.tensor([[*row, *[0] * (length - len(row))] for row in rows])
 
 
 def _tokenize_pair(
     pair: PromptPair, file: Path, tokenizer: PreTrainedTokenizerBase, prefix: list[int]
-) -> tuple[list[int], list[int], int, int]:
+) -> tuple[list[int], list[int] | None, int, int]:
     def encode(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     where = f"line {pair.line} of {file}"
-    clean, counterfactual = encode(pair.clean), encode(pair.counterfactual)
-    if len(clean) != len(counterfactual):
+    clean = encode(pair.clean)
+    counterfactual = None if pair.counterfactual is None else encode(pair.counterfactual)
+    if counterfactual is not None and len(clean) != len(counterfactual):
         raise ValueError(
             f"both prompts must have as many tokens, but those in {where} have {len(clean)} and {len(counterfactual)}; "
             "use words of as many tokens"
@@ -164,4 +184,5 @@ def _tokenize_pair(
         tokens.append(continued[-1])
     if tokens[0] == tokens[1]:
         raise ValueError(f"answer and wrong_answer must differ, but those in {where} are the same token")
-    return [*prefix, *clean], [*prefix, *counterfactual], tokens[0], tokens[1]
+    other = None if counterfactual is None else [*prefix, *counterfactual]
+    return [*prefix, *clean], other, tokens[0], tokens[1]

@@ -28,7 +28,12 @@ class PreparedInputs:
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the inputs, (batch, pos) or (batch, pos, d_in)."""
-        return tuple((self.inputs.inputs if isinstance(self.inputs, Batch) else self.inputs).shape)
+        return tuple(self.tensor.shape)
+
+    @property
+    def tensor(self) -> Tensor:
+        """The tokens or vectors, without the rest of a batch."""
+        return self.inputs.inputs if isinstance(self.inputs, Batch) else self.inputs
 
 
 def prepare_run(model: nn.Module, inputs: InputsLike, attention_mask: Any = None) -> PreparedInputs:
@@ -52,7 +57,13 @@ def prepare_run(model: nn.Module, inputs: InputsLike, attention_mask: Any = None
 
 
 def prepare_pair(
-    model: nn.Module, inputs: InputsLike, source: InputsLike, attention_mask: Any, source_attention_mask: Any
+    model: nn.Module,
+    inputs: InputsLike,
+    source: InputsLike,
+    attention_mask: Any,
+    source_attention_mask: Any,
+    *,
+    same_number: bool = True,
 ) -> tuple[PreparedInputs, PreparedInputs]:
     """Validate the inputs of a run and of the run whose activations are patched into it.
 
@@ -62,6 +73,7 @@ def prepare_pair(
         source: inputs of the run that is patched in.
         attention_mask: (batch, pos), 1 where one of ``inputs`` is not padding.
         source_attention_mask: the same for ``source``.
+        same_number: whether both runs must have the same number of sequences.
 
     Returns:
         Both inputs, with their masks.
@@ -70,9 +82,11 @@ def prepare_pair(
         ValueError: If the two differ in shape, or only one has a mask and that hides inputs.
     """
     run, other = prepare_run(model, inputs, attention_mask), prepare_run(model, source, source_attention_mask)
-    if run.shape != other.shape:
+    start = 0 if same_number else 1
+    if run.shape[start:] != other.shape[start:]:
+        number = "the same number of sequences of the same length" if same_number else "sequences of the same length"
         raise ValueError(
-            f"both runs must have the same number of sequences of the same length, but got shapes {run.shape} "
+            f"both runs must have {number}, but got shapes {run.shape} "
             f"and {other.shape}; pad both to one length, with attention_mask and source_attention_mask"
         )
     for one, name, mask in ((other, "source_attention_mask", run.mask), (run, "attention_mask", other.mask)):

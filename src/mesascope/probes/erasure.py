@@ -27,6 +27,7 @@ class Eraser:
     read: Float[Tensor, "feature rank"]
     write: Float[Tensor, "rank feature"]
 
+    @validate_arguments
     def project(self, features: Float[Tensor, "*rest feature"]) -> Float[Tensor, "*rest feature"]:
         """Return features without the concept, in their own precision; computed in double precision.
 

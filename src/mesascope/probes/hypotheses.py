@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
-from mesascope.argument_types import validate_fields
+from mesascope.argument_types import validate_fields, validate_type
 from mesascope.probes._rows import read_integers
 
 VariableFn = Callable[[Tensor], Any]
@@ -107,9 +107,13 @@ def whole_input(inputs: Shaped[Tensor, "batch pos *d_in"]) -> Int[Tensor, " batc
     Args:
         inputs: the inputs.
 
+    Raises:
+        ValueError: they are no tensor of sequences.
+
     >>> whole_input(torch.tensor([[5, 6], [1, 2], [5, 6]])).tolist()
     [1, 0, 1]
     """
+    validate_type("inputs", inputs, Shaped[Tensor, "batch pos *d_in"])
     return inputs.flatten(1).unique(dim=0, return_inverse=True)[1]
 
 

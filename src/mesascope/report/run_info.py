@@ -167,6 +167,7 @@ def _list_circuit_options(run: Mapping[str, Any]) -> list[str]:
         "--seed": run.get("seed"),
         "--num-pairs": pairs.get("number") if of_run else None,
         "--steps": given.get("steps"),
+        "--ablation": given.get("ablation") if given.get("ablation") != "counterfactual" else None,
         "--size": given.get("size"),
         "--device": run.get("device") if run.get("device") != "cpu" else None,
         "--dtype": run.get("dtype") if not of_run and run.get("dtype") != "float32" else None,

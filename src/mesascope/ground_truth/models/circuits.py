@@ -1,8 +1,8 @@
-"""Circuits whose edges are known: a few planted heads among decoys that read and write what nothing uses.
+"""Circuits whose edges are known: a few planted heads and MLPs among decoys that read and write what nothing uses.
 
-Every circuit comes with pairs of prompts in which each of its edges matters, and no other. The decoys carry information
-from the tokens through the layers into dimensions of the residual stream that neither the circuit nor the output
-reads.
+Every circuit comes with pairs of prompts in which each of its edges matters, and no other; and with reference prompts
+of random tokens, with the edges that matter if other terms are those of references. The decoys carry information from
+the tokens through the layers into dimensions of the residual stream that neither the circuit nor the output reads.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,6 +34,14 @@ from mesascope.ground_truth.models._token_heads import (
     attend_uniformly,
     write_copy,
 )
+from mesascope.ground_truth.models._token_mlps import (
+    TOKEN_SHIFT,
+    MlpWeights,
+    add_decoy_units,
+    detect_both,
+    map_tokens,
+    suppress_token,
+)
 from mesascope.ground_truth.models.tokens import PlantedHead, build_planted_language_model
 from mesascope.models.transformer import Decoder
 
@@ -43,12 +51,14 @@ UNUSED_DIMS, MORE_UNUSED_DIMS = (
     slice(SIN_DIM + 1 + n * VOCABULARY, SIN_DIM + 1 + (n + 1) * VOCABULARY) for n in range(2)
 )
 MARK_TOKEN = 1  # a token that only some circuits use
-MARK_DIM = SIN_DIM + 1 + 2 * VOCABULARY  # residual dimension: whether an attended token is the mark
+# residual dimensions: whether an attended token is the mark
+MARK_DIM, SECOND_MARK_DIM = SIN_DIM + 1 + 2 * VOCABULARY, SIN_DIM + 2 + 2 * VOCABULARY
 MARK_ROW = FIRST_ROW + 1  # head dimension for it
 Edge = tuple[str, str]
 Head = tuple[int, str]  # a layer and a name
 Pairs = tuple[Tensor, Tensor, Tensor, Tensor]  # clean and counterfactual prompts, answers, wrong answers
 PairMaker = Callable[[Tensor], Pairs]
+NUM_REFERENCES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +70,9 @@ class CircuitPlan:
         heads: the heads by layer and name.
         edges: the edges; ``{name}`` stands for a head, as in ``{copy}.v``.
         make_pairs: makes clean and counterfactual prompts, answers and wrong answers from different tokens.
+        reference_edges: the edges that matter if other terms are those of prompts of random tokens; ``edges`` if empty.
+        mlps: functions that set the weights of MLPs, by layer. All layers then have an MLP with decoy units; ``None``:
+            none has an MLP.
         num_layers: number of layers.
     """
 
@@ -67,6 +80,8 @@ class CircuitPlan:
     heads: Mapping[Head, PlantedHead]
     edges: tuple[Edge, ...]
     make_pairs: PairMaker
+    reference_edges: tuple[Edge, ...] = ()
+    mlps: Mapping[int, Callable[[MlpWeights], None]] | None = None
     num_layers: int = 2
 
 
@@ -82,6 +97,8 @@ class KnownCircuit:
         answer: the token that continues each clean prompt.
         wrong_answer: another token.
         edges: the edges of the circuit.
+        references: prompts of random tokens.
+        reference_edges: the edges that matter if other terms are those of references.
     """
 
     name: str
@@ -91,6 +108,8 @@ class KnownCircuit:
     answer: Int[Tensor, " batch"]
     wrong_answer: Int[Tensor, " batch"]
     edges: frozenset[Edge]
+    references: Int[Tensor, "reference pos"]
+    reference_edges: frozenset[Edge]
 
 
 def _attend_to_both_conditions(query_dims: slice, key_dims: slice) -> Callable[[HeadWeights], None]:
@@ -108,10 +127,14 @@ def _attend_to_both_conditions(query_dims: slice, key_dims: slice) -> Callable[[
     return set_attention
 
 
-def _write_mark(head: HeadWeights) -> None:
-    """Write whether the attended token is the mark."""
-    head.value[TOKEN_ROWS.start, TOKEN_DIMS.start + MARK_TOKEN] = 1.0
-    head.output[TOKEN_ROWS.start, MARK_DIM] = 1.0
+def _write_mark(dim: int) -> Callable[[HeadWeights], None]:
+    """Build a setter of an output that is 1 in a residual dimension if the attended token is the mark."""
+
+    def set_output(head: HeadWeights) -> None:
+        head.value[TOKEN_ROWS.start, TOKEN_DIMS.start + MARK_TOKEN] = 1.0
+        head.output[TOKEN_ROWS.start, dim] = 1.0
+
+    return set_output
 
 
 def _write_random(head: HeadWeights) -> None:
@@ -185,6 +208,32 @@ def _change_query(tokens: Tensor) -> Pairs:
     return _change(prompt, PROMPT_LENGTH - 2, first), _change(prompt, PROMPT_LENGTH - 2, second), first, second
 
 
+def _change_mapped_token(back: int) -> PairMaker:
+    """Build pairs that differ in the token whose successor is the answer."""
+
+    def make_pairs(tokens: Tensor) -> Pairs:
+        prompt, changed, answer, wrong_answer = _change_copied_token(back)(tokens)
+        return prompt, changed, (answer + TOKEN_SHIFT) % VOCABULARY, (wrong_answer + TOKEN_SHIFT) % VOCABULARY
+
+    return make_pairs
+
+
+def _break_one_mark(tokens: Tensor) -> Pairs:
+    """Return pairs in which the first of two marks is missing, and pairs in which the second is."""
+    prompt, new, other = tokens[:, :PROMPT_LENGTH], tokens[:, PROMPT_LENGTH], tokens[:, PROMPT_LENGTH + 1]
+    mark, first, second = torch.tensor(MARK_TOKEN), PROMPT_LENGTH - 3, PROMPT_LENGTH - 6
+    prompt = _change(_change(prompt, first, mark), second, mark)
+    broken = _change(prompt, first, new)
+    broken[1::2] = _change(prompt, second, new)[1::2]
+    return prompt, broken, torch.full_like(other, MARK_TOKEN), other
+
+
+def _add_mark(tokens: Tensor) -> Pairs:
+    """Return pairs without a mark, and with one, which takes the copied token away."""
+    prompt, other = tokens[:, :PROMPT_LENGTH], tokens[:, PROMPT_LENGTH + 1]
+    return prompt, _change(prompt, PROMPT_LENGTH - 3, torch.tensor(MARK_TOKEN)), prompt[:, PROMPT_LENGTH - 4], other
+
+
 _PREVIOUS = PlantedHead(set_attention=attend_at_lag(1), set_output=write_copy(PREVIOUS_DIMS, 1.0))
 PLANS: Mapping[str, CircuitPlan] = MappingProxyType(
     {
@@ -250,12 +299,19 @@ PLANS: Mapping[str, CircuitPlan] = MappingProxyType(
             },
             edges=(("embedding", "{previous}.v"), ("{previous}", "{induction}.k"), ("{induction}", "output")),
             make_pairs=_break_match,
+            reference_edges=(
+                ("embedding", "{previous}.v"),
+                ("embedding", "{induction}.q"),
+                ("embedding", "{induction}.v"),
+                ("{previous}", "{induction}.k"),
+                ("{induction}", "output"),
+            ),
         ),
         "two conditions": CircuitPlan(
             description="an induction head that attends to a match only if a mark stands before it",
             heads={
                 (0, "previous"): _PREVIOUS,
-                (0, "mark"): PlantedHead(set_attention=attend_at_lag(2), set_output=_write_mark),
+                (0, "mark"): PlantedHead(set_attention=attend_at_lag(2), set_output=_write_mark(MARK_DIM)),
                 (1, "both"): PlantedHead(
                     set_attention=_attend_to_both_conditions(TOKEN_DIMS, PREVIOUS_DIMS),
                     set_output=write_copy(LOGIT_DIMS, GAIN),
@@ -269,12 +325,21 @@ PLANS: Mapping[str, CircuitPlan] = MappingProxyType(
                 ("{both}", "output"),
             ),
             make_pairs=_break_one_condition,
+            reference_edges=(
+                ("embedding", "{previous}.v"),
+                ("embedding", "{mark}.v"),
+                ("embedding", "{both}.q"),
+                ("embedding", "{both}.v"),
+                ("{previous}", "{both}.k"),
+                ("{mark}", "{both}.k"),
+                ("{both}", "output"),
+            ),
         ),
         "query": CircuitPlan(
             description="a head of layer 1 attends to the marked position with the previous token (query composition)",
             heads={
                 (0, "previous"): _PREVIOUS,
-                (0, "mark"): PlantedHead(set_attention=attend_at_lag(1), set_output=_write_mark),
+                (0, "mark"): PlantedHead(set_attention=attend_at_lag(1), set_output=_write_mark(MARK_DIM)),
                 (1, "match"): PlantedHead(
                     set_attention=_attend_to_both_conditions(PREVIOUS_DIMS, TOKEN_DIMS),
                     set_output=write_copy(LOGIT_DIMS, GAIN),
@@ -282,6 +347,54 @@ PLANS: Mapping[str, CircuitPlan] = MappingProxyType(
             },
             edges=(("embedding", "{previous}.v"), ("{previous}", "{match}.q"), ("{match}", "output")),
             make_pairs=_change_query,
+            reference_edges=(
+                ("embedding", "{previous}.v"),
+                ("embedding", "{mark}.v"),
+                ("embedding", "{match}.k"),
+                ("embedding", "{match}.v"),
+                ("{previous}", "{match}.q"),
+                ("{mark}", "{match}.k"),
+                ("{match}", "output"),
+            ),
+        ),
+        "mapped token": CircuitPlan(
+            description="an MLP maps the token that a head has copied to another token, which a head of layer 1 copies",
+            heads={
+                (0, "copy"): PlantedHead(set_attention=attend_at_lag(2), set_output=write_copy(PREVIOUS_DIMS, 1.0)),
+                (1, "move"): PlantedHead(
+                    set_attention=attend_at_lag(1), set_output=write_copy(LOGIT_DIMS, GAIN, source=TWO_BACK_DIMS)
+                ),
+            },
+            mlps={0: map_tokens(PREVIOUS_DIMS, TWO_BACK_DIMS)},
+            edges=(("embedding", "{copy}.v"), ("{copy}", "L0.MLP"), ("L0.MLP", "{move}.v"), ("{move}", "output")),
+            make_pairs=_change_mapped_token(3),
+        ),
+        "both marks": CircuitPlan(
+            description="an MLP raises the logit of a token if two heads find a mark (AND)",
+            heads={
+                (0, "first"): PlantedHead(set_attention=attend_at_lag(2), set_output=_write_mark(MARK_DIM)),
+                (0, "second"): PlantedHead(set_attention=attend_at_lag(5), set_output=_write_mark(SECOND_MARK_DIM)),
+            },
+            mlps={1: detect_both(MARK_DIM, SECOND_MARK_DIM, MARK_TOKEN, GAIN)},
+            edges=(
+                ("embedding", "{first}.v"),
+                ("embedding", "{second}.v"),
+                ("{first}", "L1.MLP"),
+                ("{second}", "L1.MLP"),
+                ("L1.MLP", "output"),
+            ),
+            make_pairs=_break_one_mark,
+        ),
+        "suppression": CircuitPlan(
+            description="an MLP takes a copied token away if a mark is there; the clean prompt has none",
+            heads={
+                (0, "copy"): PlantedHead(set_attention=attend_at_lag(3), set_output=write_copy(LOGIT_DIMS, GAIN)),
+                (0, "mark"): PlantedHead(set_attention=attend_at_lag(2), set_output=_write_mark(MARK_DIM)),
+            },
+            mlps={1: suppress_token(MARK_DIM, GAIN)},
+            edges=(("embedding", "{mark}.v"), ("{mark}", "L1.MLP"), ("L1.MLP", "output")),
+            make_pairs=_add_mark,
+            reference_edges=(("embedding", "{copy}.v"), ("{copy}", "output")),
         ),
     }
 )
@@ -316,16 +429,37 @@ def build_known_circuit(name: str, seed: int = 0, num_pairs: int = 4) -> KnownCi
             number = order.pop()
             heads[layer, number], names[head] = planted, f"L{layer}.H{number}"
         heads |= {(layer, order.pop()): decoy for decoy in DECOYS[min(layer, 1)]}
+    mlps = {layer: _add_decoys(plan.mlps.get(layer)) for layer in range(plan.num_layers)} if plan.mlps else None
     # different tokens in each sequence, none of which is the first token or the mark
     drawn = [torch.randperm(VOCABULARY - 2, generator=generator) for _ in range(num_pairs)]
     clean, counterfactual, answer, wrong_answer = plan.make_pairs(torch.stack(drawn) + MARK_TOKEN + 1)
-    first = torch.full((num_pairs, 1), BOS_TOKEN)
+    drawn = [torch.randperm(VOCABULARY - 2, generator=generator)[:PROMPT_LENGTH] for _ in range(NUM_REFERENCES)]
+    references = torch.stack(drawn) + MARK_TOKEN + 1
     return KnownCircuit(
         name=name,
-        model=build_planted_language_model(seed, heads, num_layers=plan.num_layers),
-        clean=torch.cat([first, clean], 1),
-        counterfactual=torch.cat([first, counterfactual], 1),
+        model=build_planted_language_model(seed, heads, mlps=mlps, num_layers=plan.num_layers),
+        clean=_prepend_first(clean),
+        counterfactual=_prepend_first(counterfactual),
         answer=answer,
         wrong_answer=wrong_answer,
-        edges=frozenset((sender.format_map(names), receiver.format_map(names)) for sender, receiver in plan.edges),
+        edges=_name_edges(plan.edges, names),
+        references=_prepend_first(references),
+        reference_edges=_name_edges(plan.reference_edges or plan.edges, names),
     )
+
+
+def _add_decoys(set_units: Callable[[MlpWeights], None] | None) -> Callable[[MlpWeights], None]:
+    def set_all(mlp: MlpWeights) -> None:
+        add_decoy_units(mlp, UNUSED_DIMS)
+        if set_units is not None:
+            set_units(mlp)
+
+    return set_all
+
+
+def _prepend_first(tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos+1"]:
+    return torch.cat([torch.full((len(tokens), 1), BOS_TOKEN), tokens], 1)
+
+
+def _name_edges(edges: tuple[Edge, ...], names: Mapping[str, str]) -> frozenset[Edge]:
+    return frozenset((sender.format_map(names), receiver.format_map(names)) for sender, receiver in edges)

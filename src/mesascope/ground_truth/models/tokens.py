@@ -1,10 +1,10 @@
 """A language model with planted heads among decoys; its weights are set by hand.
 
-It has two layers, no norms and no MLPs. Separate dimensions of its residual stream hold the token, the previous token
-and the one two back (both written by heads of the first layer), the logits, a constant 1, an indicator of the first
-position, and the position as a point on a circle. The previous-token head of the first layer and the induction head of
-the second form an induction circuit (Olsson et al. 2022): the first writes the previous token, and the second attends
-to positions whose previous token equals the present token.
+It has two layers, no norms, and no MLPs by default. Separate dimensions of its residual stream hold the token, the
+previous token and the one two back (both written by heads of the first layer), the logits, a constant 1, an indicator
+of the first position, and the position as a point on a circle. The previous-token head of the first layer and the
+induction head of the second form an induction circuit (Olsson et al. 2022): the first writes the previous token, and
+the second attends to positions whose previous token equals the present token.
 """
 
 from collections.abc import Callable, Mapping
@@ -47,6 +47,7 @@ from mesascope.ground_truth.models._token_heads import (
     write_one_token,
     write_shifted_token,
 )
+from mesascope.ground_truth.models._token_mlps import MLP_UNITS, MlpWeights
 from mesascope.models.config import DecoderConfig
 from mesascope.models.transformer import Decoder
 
@@ -79,19 +80,25 @@ _CONFIG: Mapping[str, Any] = {
 
 
 def build_planted_language_model(
-    seed: int = 0, heads: Mapping[tuple[int, int], PlantedHead] | None = None, *, num_layers: int = 2
+    seed: int = 0,
+    heads: Mapping[tuple[int, int], PlantedHead] | None = None,
+    *,
+    mlps: Mapping[int, Callable[["MlpWeights"], None]] | None = None,
+    num_layers: int = 2,
 ) -> Decoder:
     """Build the language model with planted heads.
 
     Args:
         seed: seed of the decoys' random weights.
         heads: the heads by (layer, head), :data:`PLANTED_HEADS` by default.
+        mlps: functions that set the weights of an MLP, by layer; no layer has an MLP by default.
         num_layers: number of layers.
 
     Returns:
         The model, in evaluation mode.
     """
-    model = Decoder(DecoderConfig(**_CONFIG, num_hidden_layers=num_layers))
+    units = {"intermediate_size": MLP_UNITS, "activation": "relu"} if mlps else {}
+    model = Decoder(DecoderConfig(**_CONFIG, **units, num_hidden_layers=num_layers))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         _set_embeddings(model)
@@ -99,6 +106,8 @@ def build_planted_language_model(
             weights = _view_head(model, layer, head, generator)
             planted.set_attention(weights)
             planted.set_output(weights)
+        for layer, set_units in (mlps or {}).items():
+            set_units(_view_mlp(model, layer, generator))
     return model.eval()
 
 
@@ -124,6 +133,14 @@ def _view_head(model: Decoder, layer: int, head: int, generator: torch.Generator
         output=parameters["o"][:, rows].T,
         generator=generator,
     )
+
+
+def _view_mlp(model: Decoder, layer: int, generator: torch.Generator) -> MlpWeights:
+    up, bias, down = (
+        model.get_parameter(f"layers.{layer}.mlp.{name}")
+        for name in ("up_proj.weight", "up_proj.bias", "down_proj.weight")
+    )
+    return MlpWeights(up=up, bias=bias, down=down.T, generator=generator)
 
 
 NO_MATCH_ROLE = "first token"  # role of a head that attends to the first position when it finds no match

@@ -21,10 +21,13 @@ mesascope.drawGraph = (host, data) => {
   svg.append(curves, boxes);
   const paths = edges.score.map((score, k) => {
     const from = nodes[edges.sender[k]], [toX, toRow] = edges.receiver[k];
-    const [x1, y1, x2, y2] = [x(from.x), y(from.row) - 6, x(toX), y(toRow) + 6], bend = Math.max(10, (y1 - y2) / 2);
+    const [x1, y1, x2, end] = [x(from.x), y(from.row) - 6, x(toX), y(toRow) + 6];
+    // heads that share a key-value head: the edge ends in a bracket below all of them
+    const group = edges.readers[k].map(index => x(nodes[index].x)), stem = group.length > 1 ? 4 : 0, y2 = end + stem, bend = Math.max(10, (y1 - y2) / 2);
+    const bracket = stem ? `M${Math.min(...group)} ${end}v${stem}H${Math.max(...group)}v${-stem}` : "";
     const passes = Math.abs(x1 - x2) < 1 && toRow - from.row > 1;  // components between them would cover the edge
     const side = passes ? (k % 2 ? 1 : -1) * Math.min(140, 20 + 6 * (toRow - from.row)) : 0;
-    const path = part("path", { d: `M${x1} ${y1}C${x1 + side} ${y1 - bend} ${x2 + side} ${y2 + bend} ${x2} ${y2}`, class: score < 0 ? "lowers" : "raises",
+    const path = part("path", { d: `M${x1} ${y1}C${x1 + side} ${y1 - bend} ${x2 + side} ${y2 + bend} ${x2} ${y2}${bracket}`, class: score < 0 ? "lowers" : "raises",
       "stroke-width": .6 + 5 * Math.abs(score) / largest }, part("title", {}, describe(k)));
     path.addEventListener("click", () => select(k));
     return path;
@@ -36,11 +39,6 @@ mesascope.drawGraph = (host, data) => {
   const names = nodes.map(node => node.label.includes("head") ? part("text", { x: x(node.x), y: y(node.row) + 3.5, "text-anchor": "middle" }, node.name.split("H")[1])
     : part("text", { x: x(node.x), y: y(node.row) + 3.5, "text-anchor": "middle" }, node.name.includes("MLP") ? "MLP" : node.name === "output" ? "output" : "embed"));
   names.forEach((name, k) => { name.setAttribute("class", "name"); boxes.append(name); marks[k].dataset.index = k; });
-
-  const byRow = new Map();
-  nodes.forEach((node, index) => byRow.set(node.row, [...byRow.get(node.row) || [], index]));
-  // the boxes above the end of an edge: one head, an MLP, or the output
-  const readers = edges.receiver.map(([toX, toRow]) => byRow.get(toRow).filter((index, _, row) => Math.abs(nodes[index].x - toX) < .51 / row.length));
 
   const counts = [...new Set([1, 2, 3, 5, 10, 20, 50, 100, 200, 500, data.size, total].filter(count => count <= total))].sort((a, b) => a - b);
   const readout = make("p", { class: "readout", "aria-live": "polite" });
@@ -61,7 +59,7 @@ mesascope.drawGraph = (host, data) => {
     readout.textContent = `${describe(k)}${interval}${effect}${edges.inclusion ? `, in ${Math.round(100 * edges.inclusion[k])} % of resampled circuits` : ""}`;
   }
   function show(index) {
-    const count = counts[index], used = new Set([...edges.sender.slice(0, count), ...readers.slice(0, count).flat()]);
+    const count = counts[index], used = new Set([...edges.sender.slice(0, count), ...edges.readers.slice(0, count).flat()]);
     paths.forEach((path, k) => { path.style.display = k < count ? "" : "none"; });
     marks.forEach((mark, k) => mark.classList.toggle("used", used.has(k)));
     names.forEach((name, k) => { name.style.display = used.has(k) || !nodes[k].label.includes("head") ? "" : "none"; });
@@ -70,7 +68,7 @@ mesascope.drawGraph = (host, data) => {
   }
   const output = make("output"), slider = make("input", { type: "range", min: 0, max: counts.length - 1, value: counts.filter(count => count <= Math.min(data.size, MAX_SHOWN)).length - 1 });
   slider.addEventListener("input", () => show(+slider.value));
-  const key = make("span", { class: "key" }, make("span", {}, make("i", { class: "lowers" }), "the counterfactual lowers the metric"), make("span", {}, make("i", { class: "raises" }), "raises it"));
+  const key = make("span", { class: "key" }, make("span", {}, make("i", { class: "lowers" }), `${data.ablated_by} lowers the metric`), make("span", {}, make("i", { class: "raises" }), "raises it"));
   host.append(make("div", { class: "controls" }, make("label", { class: "choice" }, "edges ", slider, output), key), svg, readout, make("div", { class: "wide edges" }, table));
   show(+slider.value);
 };

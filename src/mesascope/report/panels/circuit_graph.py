@@ -19,7 +19,8 @@ def draw_circuit_graph(variable: PlotVariable) -> Panel:
 
     Args:
         variable: scores with the axis ``rank``, and coordinates ``sender_name``, ``receiver_name`` and others; the
-            attributes ``circuit_size``, ``heads_by_layer``, ``kv_heads_by_layer`` and ``mlps_by_layer``.
+            attributes ``circuit_size``, ``heads_by_layer``, ``kv_heads_by_layer``, ``mlps_by_layer`` and
+            ``ablated_by``.
 
     Returns:
         The panel.
@@ -40,16 +41,19 @@ def draw_circuit_graph(variable: PlotVariable) -> Panel:
     columns = {name: _read_column(coords[name]) for name in COLUMNS if name in coords}
     edges = {
         "sender": [number[name] for name in senders],
-        "receiver": [_place_receiver(name, number, heads, kv_heads) for name in receivers],
+        "receiver": [_place_receiver(name, heads, kv_heads) for name in receivers],
+        "readers": [[number[reader] for reader in _list_readers(name, heads, kv_heads)] for name in receivers],
         "name": [_describe_edge(*names) for names in zip(senders, receivers, strict=True)],
         "score": _read_column(array.values),
         **columns,
     }
     size = int(array.attrs["circuit_size"])
     data = {"nodes": nodes, "rows": 2 * len(heads) + 2, "edges": edges, "size": size, "units": variable.units}
+    data["ablated_by"] = str(array.attrs.get("ablated_by", "the counterfactual run"))
     caption = variable.build_caption(
         f"the {format_count(len(senders), 'edge')} with the largest scores, the first {size} of which are the circuit",
         "each curve is an edge from a component to one that reads what it adds; width: size of the score",
+        *(["brackets join the heads that share a key-value head"] if heads != kv_heads else []),
         "click an edge or a row for its numbers",
     )
     return Panel(kind="graph", title=variable.title, caption=caption, data=data)
@@ -79,13 +83,23 @@ def _make_node(name: str, label: str, x: float, row: int) -> dict[str, Any]:
     return {"name": name, "label": label, "x": x, "row": row}
 
 
-def _place_receiver(name: str, number: dict[str, int], heads: list[int], kv_heads: list[int]) -> list[float]:
+def _place_receiver(name: str, heads: list[int], kv_heads: list[int]) -> list[float]:
     """Return x and row of a receiver; a key-value head stands below the middle of the heads that read it."""
     match = NAME.fullmatch(name)
     if match is None or match[3] is None:
         return [0.5, 2 * len(heads) + 1 if match is None else 2 * int(match[1]) + 2]
     layer, head = int(match[1]), int(match[2])
     return [(head + 0.5) / (heads if match[3] == "q" else kv_heads)[layer], 2 * layer + 1]
+
+
+def _list_readers(name: str, heads: list[int], kv_heads: list[int]) -> list[str]:
+    """Return the components that an edge leads to: all heads that share a key-value head."""
+    match = NAME.fullmatch(name)
+    if match is None or match[3] is None:
+        return [name]
+    layer, head = int(match[1]), int(match[2])
+    group = 1 if match[3] == "q" else heads[layer] // kv_heads[layer]
+    return [f"L{layer}.H{one}" for one in range(head * group, (head + 1) * group)]
 
 
 def _describe_edge(sender: str, receiver: str) -> str:

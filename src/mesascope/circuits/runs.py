@@ -1,7 +1,6 @@
-"""The two runs of a circuit, clean and counterfactual, and runs in which some edges carry the counterfactual."""
+"""Runs of circuits: the edges outside carry a counterfactual run, a mean of references, or a drawn reference."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -12,139 +11,173 @@ from torch import Tensor, nn
 from mesascope.activations import InputsLike, UnsupportedModel
 from mesascope.activations.split_forward import ATTENTION_INPUTS, SplitForward
 from mesascope.activations.tolerances import allclose, relative_difference
-from mesascope.circuits.edges import Component, Edges, find_edges
+from mesascope.circuits._recorded_runs import (
+    MAX_BYTES,
+    Projections,
+    RecordedRun,
+    compute_head_terms,
+    list_projections,
+    record_run,
+)
+from mesascope.circuits.edges import Edges, find_edges
+from mesascope.circuits.references import (
+    ABLATIONS,
+    Mask,
+    ReferenceMean,
+    draw_references,
+    find_other_references,
+    validate_ablation,
+    validate_mean_positions,
+)
 from mesascope.interventions import ProgressFn
 from mesascope.interventions.metric_arguments import resolve_directed_metric
 from mesascope.interventions.metrics import Metric
 from mesascope.interventions.run_inputs import prepare_pair
 
-MAX_BYTES = 2**30  # of what the senders add in all branches of one run
-Stream = Float[Tensor, "batch pos d_model"]
 Item = TypeVar("Item")
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class RecordedRun:
-    """Terms that the senders of a run add, and streams that its receivers read.
-
-    Attributes:
-        terms: the term of every sender.
-        attention_streams: by layer, the stream that attention reads.
-        mlp_streams: by layer, the stream that the MLP reads; ``None`` without one.
-        output_stream: the stream that is mapped to the output.
-        output: the output of the model.
-    """
-
-    terms: Float[Tensor, "sender batch pos d_model"]
-    attention_streams: Sequence[Stream]
-    mlp_streams: Sequence[Stream | None]
-    output_stream: Stream
-    output: Float[Tensor, "batch predicted d_out"]
-
-    def stream(self, receiver: Component) -> Stream:
-        """Return the stream that a receiver reads.
-
-        Args:
-            receiver: the receiver.
-        """
-        if receiver.kind == "output":
-            return self.output_stream
-        stream = (self.mlp_streams if receiver.kind == "mlp" else self.attention_streams)[receiver.layer]
-        assert stream is not None
-        return stream
-
-
 class CircuitRuns:
-    """A clean and a counterfactual run, and runs in which all edges outside a circuit carry the counterfactual run.
+    """A clean run, what the edges outside a circuit carry instead, and runs of circuits.
 
     Args:
         model: any model that `SplitForward` supports.
         inputs: clean inputs.
-        source: counterfactual inputs: as many sequences of the same lengths.
+        source: counterfactual inputs, as many sequences of the same lengths; for other ablations, reference inputs of
+            the same length. For the mean, it can be a mean that other runs share.
         metric: one number per sequence.
         attention_mask: (batch, pos), 1 where one of ``inputs`` is not padding.
         source_attention_mask: the same for ``source``.
+        ablation: one of `ABLATIONS`.
+        seed: seed of the draw of references; ``None`` if ``source`` has the drawn reference of every sequence.
 
     Raises:
         UnsupportedModel: If the model has no such edges, or its terms do not determine its output.
-        ValueError: If the runs differ in shape or padding, or the metric is the same on both.
+        ValueError: If an argument is invalid, the runs differ in shape or padding, or the metric is the same on both.
     """
 
     def __init__(
         self,
         model: nn.Module,
         inputs: InputsLike,
-        source: InputsLike,
+        source: InputsLike | ReferenceMean,
         metric: Metric | str | Any,
         attention_mask: Any = None,
         source_attention_mask: Any = None,
+        *,
+        ablation: str = "counterfactual",
+        seed: int | None = None,
     ) -> None:
-        run, other = prepare_pair(model, inputs, source, attention_mask, source_attention_mask)
+        validate_ablation(ablation)
+        self.ablation = ablation
+        if isinstance(source, ReferenceMean):
+            given, given_mask = source.references, source.mask
+        else:
+            given, given_mask = source, source_attention_mask
+        drawn = ablation == "resample" and seed is not None
+        run, other = prepare_pair(
+            model, inputs, given, attention_mask, given_mask, same_number=ablation != "mean" and not drawn
+        )
         self.metric = resolve_directed_metric(metric, run.inputs)
         self.mask = run.mask
-        if run.mask is not None and other.mask is not None and not run.mask.equal(other.mask):
+        clean, references, mask = run.tensor, other.tensor, other.mask
+        if ablation == "mean":
+            validate_mean_positions(run.mask, mask)
+            self._mean = source if isinstance(source, ReferenceMean) else ReferenceMean(model, references, mask)
+            # the mean has no inputs of its own: those of other sequences show that the output does not depend on them
+            rows, mask = find_other_references(clean, references, run.mask).int().argmax(1), run.mask
+            references = references[rows]
+        elif ablation == "resample" and seed is not None:
+            rows = draw_references(clean, references, run.mask, mask, seed).to(references.device)
+            references, mask = references[rows], run.mask
+        elif not _same_padding(run.mask, mask):
             raise ValueError(
                 "both runs must have the same padding, but some sequences differ in length from their counterfactual; "
                 "use pairs of one length"
             )
-        self.split, self.counterfactual_split = (
-            SplitForward(model, each.inputs, attention_mask=each.mask, all_positions=not self.metric.last_position_only)
-            for each in (run, other)
+        self.split, self.other_split = (
+            SplitForward(model, tensor, attention_mask=padding, all_positions=not self.metric.last_position_only)
+            for tensor, padding in ((run.inputs, run.mask), (references, mask))
         )
         self.edges: Edges = find_edges(self.split)
+        self._validated = False
 
     @cached_property
     def clean(self) -> RecordedRun:
         """The clean run."""
-        return self._record(self.split)
+        return record_run(self.split, self.projections)
 
     @cached_property
-    def counterfactual(self) -> RecordedRun:
-        """The counterfactual run."""
-        return self._record(self.counterfactual_split)
+    def ablated(self) -> RecordedRun:
+        """The run that ablated edges carry: a counterfactual run, a mean as one sequence, or drawn references."""
+        return self._mean.run if self.ablation == "mean" else record_run(self.other_split, self.projections)
+
+    @property
+    def ablated_name(self) -> str:
+        """The name of the run that ablated edges carry."""
+        return ABLATIONS[self.ablation]
+
+    @property
+    def clean_output(self) -> Float[Tensor, "batch predicted d_out"]:
+        """The output of the clean run."""
+        return self.split.unedited_output
 
     @cached_property
-    def projections(self) -> list[Float[Tensor, "head d_head d_model"]]:
+    def ablated_output(self) -> Float[Tensor, "batch predicted d_out"]:
+        """The output without any edge, that of the other run or of the mean of the last streams, computed apart."""
+        if self.ablation != "mean":
+            return self.other_split.unedited_output
+        return self.other_split.output_from_stream(self.ablated.output_stream.expand_as(self.clean.output_stream))
+
+    @cached_property
+    def projections(self) -> Projections:
         """By layer, the maps from what the heads compute to what they add to the stream."""
-        return [self.split.output_projection(layer) for layer in range(self.split.num_layers)]
+        return list_projections(self.split)
 
     @property
     def num_sequences(self) -> int:
-        """The number of pairs."""
+        """The number of sequences."""
         return len(self.split.inputs)
 
     @cached_property
     def difference(self) -> Float[Tensor, "sender batch pos d_model"]:
-        """The counterfactual term of every sender minus its clean term; 0 at padding."""
-        difference = self.counterfactual.terms - self.clean.terms
+        """The ablated term of every sender minus its clean term; 0 at padding."""
+        difference = self.ablated.terms - self.clean.terms
         return difference if self.mask is None else difference * self.mask[..., None].to(difference)
 
     @cached_property
     def ends(self) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
-        """The metric of the clean and of the counterfactual run.
+        """The metric of the clean run, and without any edge.
 
         Raises:
             ValueError: If their means are the same.
         """
-        clean, counterfactual = (self.metric(run.output, self.mask) for run in (self.clean, self.counterfactual))
-        if abs(float(clean.mean() - counterfactual.mean())) <= 1e-6 * float(clean.abs().mean()):
+        clean, ablated = (self.metric(output, self.mask) for output in (self.clean_output, self.ablated_output))
+        if abs(float(clean.mean() - ablated.mean())) <= 1e-6 * float(clean.abs().mean()):
             raise ValueError(
-                f"the metric must differ between clean and counterfactual prompts, but {self.metric.name} is "
-                f"{float(clean.mean()):.4g} on both; choose another metric or other pairs"
+                f"the metric must differ between the clean run and {self.ablated_name}, but "
+                f"{self.metric.name} is {float(clean.mean()):.4g} on both; choose another metric or other prompts"
             )
-        return clean, counterfactual
+        return clean, ablated
 
     def validate_edges(self) -> None:
         """Check that the edges determine the model.
 
-        Between the two runs, the stream of every receiver must change by the sum of the changes of the terms before it;
-        and with all edges counterfactual, the output must be that of the counterfactual run.
+        The stream of every receiver must change by the sum of the changes of the terms before it, from the clean run to
+        what ablated edges carry. With all edges, the output must be that of the clean run. With none, it must be that
+        of the other run; for a mean, that of any other sequence whose last stream is replaced by the mean.
 
         Raises:
             UnsupportedModel: If one of these conditions is violated.
         """
+        if not self._validated:
+            self._validate_sums()
+            self._validate_outputs()
+            self._validated = True
+
+    def _validate_sums(self) -> None:
         for receiver in {each.num_senders: each for each in self.edges.receivers}.values():
-            change = self.counterfactual.stream(receiver) - self.clean.stream(receiver)
+            change = self.ablated.stream(receiver) - self.clean.stream(receiver)
             change = change if self.mask is None else change * self.mask[..., None].to(change)
             total = self.difference[: receiver.num_senders].sum(0)
             if not allclose(total, change, scale=float(self.clean.stream(receiver).abs().max())):
@@ -153,20 +186,25 @@ class CircuitRuns:
                     f"{receiver.name} of {type(self.split.model).__name__} deviates by "
                     f"{relative_difference(total, change):.1e} (relative); use patch or path_patch"
                 )
+
+    def _validate_outputs(self) -> None:
         every, none = self.edges.exist[None], torch.zeros_like(self.edges.exist)[None]
-        for name, circuit, run in (("clean", every, self.clean), ("counterfactual", none, self.counterfactual)):
+        for name, circuit, expected in (
+            ("the clean run", every, self.clean_output),
+            (self.ablated_name, none, self.ablated_output),
+        ):
             output = self.compute_outputs(circuit)[0]
-            if not allclose(output, run.output):
+            if not allclose(output, expected):
                 raise UnsupportedModel(
-                    f"with every edge from the {name} run, the output must be that of the {name} run, but that of "
-                    f"{type(self.split.model).__name__} differs by {relative_difference(output, run.output):.1e} "
+                    f"with every edge from {name}, the output must be that of {name}, but that of "
+                    f"{type(self.split.model).__name__} differs by {relative_difference(output, expected):.1e} "
                     "(relative): other modules read the tokens or the stream; use patch or path_patch"
                 )
 
     def compute_outputs(
         self, in_circuit: Bool[Tensor, "branch sender receiver"]
     ) -> Float[Tensor, "branch batch predicted d_out"]:
-        """Return the output of the model when the edges outside each circuit carry the counterfactual run.
+        """Return the output of the model when the edges outside each circuit are ablated.
 
         An edge of the circuit carries what its sender computes in this run, which may depend on edges outside.
 
@@ -199,26 +237,9 @@ class CircuitRuns:
         mask = None if self.mask is None else self.mask.repeat(branches, 1)
         return self.split.run(router, inputs, mask).unflatten(0, (branches, self.num_sequences))
 
-    def _record(self, split: SplitForward) -> RecordedRun:
-        terms, layers = [split.unedited_activation("resid_pre", 0)], range(split.num_layers)
-        for layer in layers:
-            terms += list(_head_terms(self.projections[layer], split.unedited_activation("z", layer)))
-            if split.has_mlp(layer):
-                terms.append(split.unedited_activation("mlp_out", layer))
-        return RecordedRun(
-            terms=torch.stack(terms),
-            attention_streams=[split.unedited_activation("resid_pre", layer) for layer in layers],
-            mlp_streams=[split.mlp_stream(layer) if split.has_mlp(layer) else None for layer in layers],
-            output_stream=split.unedited_activation("resid_post", layers[-1]),
-            output=split.unedited_output,
-        )
 
-
-def _head_terms(
-    projection: Float[Tensor, "head d_head d_model"], z: Float[Tensor, "batch pos head d_head"]
-) -> Float[Tensor, "head batch pos d_model"]:
-    """Return what each head of a layer adds to the residual stream."""
-    return torch.einsum("bphd,hdm->hbpm", z, projection.to(z))
+def _same_padding(mask: Mask | None, other: Mask | None) -> bool:
+    return mask is other or (mask is not None and other is not None and mask.equal(other))
 
 
 class _CircuitRouter:
@@ -252,7 +273,7 @@ class _CircuitRouter:
         return self._read_streams([receiver for _, receiver in receiver_by_circuit.values()]), indices
 
     def receive_heads(self, layer: int, z: Tensor) -> None:
-        self._receive(_head_terms(self._runs.projections[layer], z))
+        self._receive(compute_head_terms(self._runs.projections[layer], z))
 
     def mlp_stream(self, layer: int) -> Tensor:
         return self._read_streams([self._numbers["mlp", layer, -1]])[0]
@@ -273,11 +294,11 @@ class _CircuitRouter:
         """Return the streams of receivers at one place: that of the clean run, with the terms that have changed."""
         receiver = self._runs.edges.receivers[numbers[0]]
         included = self._in_circuit[:, : receiver.num_senders, numbers].mT
-        clean, counterfactual = (run.stream(receiver) for run in (self._runs.clean, self._runs.counterfactual))
+        clean, ablated = (run.stream(receiver) for run in (self._runs.clean, self._runs.ablated))
         change = _combine(included, self._change[:, : receiver.num_senders])
         change += _combine(~included, self._difference[None, : receiver.num_senders])
         streams = clean + change
-        streams[~included.any(2)] = counterfactual  # bit for bit, not as a sum
+        streams[~included.any(2)] = ablated  # bit for bit, not as a sum
         return [stream.flatten(0, 1) for stream in streams.unbind(1)]
 
 
