@@ -3,8 +3,8 @@
     python benchmarks/circuit_scores.py LIBRARY MODEL PAIRS THREADS
 
 MODEL is a folder with a Llama, PAIRS a file with the tokens of prompt pairs. Reads a request from every line, `METHOD
-FILE`: computes the scores of all edges, writes them to the file, and answers with the seconds that it took and the
-largest resident size of the process meanwhile, in bytes.
+FILE`: computes the scores of all edges, writes them to the file, and answers with the seconds that it took, the seconds
+of processors, and the largest resident size of the process meanwhile, in bytes.
 
 Scores are named as in mesascope: an array (sender, receiver), NaN where there is no edge, in which the keys and values
 of heads that share them are one receiver; they estimate the change of the mean logit difference.
@@ -22,7 +22,7 @@ import torch
 from measuring import forget_peak, peak
 from torch import Tensor
 
-BATCH = 4  # pairs at a time, in every library
+BATCH = 2  # pairs at a time, in every library
 STEPS = 5  # gradients that are averaged
 
 
@@ -200,11 +200,11 @@ def main(library: str, model: Path, pairs: Path, threads: int) -> None:
     for line in sys.stdin:
         method, file = line.split()
         forget_peak()  # that of loading the model
-        began = time.perf_counter()
+        began, used = time.perf_counter(), time.process_time()
         found = methods[method]()
-        seconds, largest = time.perf_counter() - began, peak()
+        seconds, cpu_seconds, largest = time.perf_counter() - began, time.process_time() - used, peak()
         np.savez(file, **vars(found))
-        print(seconds, largest, flush=True)
+        print(seconds, cpu_seconds, largest, flush=True)
 
 
 if __name__ == "__main__":
