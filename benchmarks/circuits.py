@@ -179,7 +179,7 @@ def judge(costs: Mapping[Run, dict[str, float]], eap: Mapping[str, float]) -> bo
     ours, theirs = (costs[library, "eap-ig"] for library in LIBRARIES)
     ratio = ours["cpu_seconds"] / theirs["cpu_seconds"]
     memory = ours["peak"] / theirs["peak"]
-    held = {
+    bounds = {
         f"EAP scores, rank correlation {eap['spearman']:.6f} (at least {MIN_CORRELATION})": eap["spearman"]
         >= MIN_CORRELATION,
         f"EAP scores, correlation {eap['pearson']:.6f} (at least {MIN_CORRELATION})": eap["pearson"] >= MIN_CORRELATION,
@@ -188,9 +188,9 @@ def judge(costs: Mapping[Run, dict[str, float]], eap: Mapping[str, float]) -> bo
         f"EAP-IG, {ratio:.2f} times the processor time of auto-circuit (at most {MAX_TIME})": ratio <= MAX_TIME,
         f"EAP-IG, {memory:.2f} times its peak memory (at most {MAX_MEMORY})": memory <= MAX_MEMORY,
     }
-    for line, holds in held.items():
+    for line, holds in bounds.items():
         print(line if holds else f"{line}: DOES NOT HOLD")
-    return all(held.values())
+    return all(bounds.values())
 
 
 if __name__ == "__main__":

@@ -34,8 +34,8 @@ from mesascope.models.load import load_pretrained
 from mesascope.store import Run
 from mesascope.train import limit_threads
 
-PAIRS, STEPS, THREADS = 32, 5, 2
-MAX_SECONDS, MAX_BYTES = 240, 6e9  # of the scores of all edges on 32 pairs
+PAIRS, STEPS, THREADS = 32, 5, 1
+MAX_SECONDS, MAX_BYTES = 240, 6e9  # of a processor, for the scores of all edges on 32 pairs
 PREVIOUS, INDUCTION = "previous token", "induction"
 
 
@@ -166,12 +166,12 @@ def main(gguf: Path, out: Path | None) -> None:
 def judge(costs: Costs, test: xr.Dataset, ranks: dict[str, Any]) -> bool:
     """Return whether every bound holds; each is printed."""
     scores = costs.by_stage["scores of all edges"]
-    seconds = 2 * scores["seconds"]  # half of the pairs are scored
+    seconds = 2 * scores["cpu_seconds"]  # half of the pairs are scored
     faithfulness, largest = float(test["faithfulness"]), float(test["random"].max())
     circuit = round(ranks["edges"] / 100)
     inside = [min((rank for rank, _ in ranks["best"][role]), default=sys.maxsize) for role in (PREVIOUS, INDUCTION)]
-    held = {
-        f"scores of all edges on {PAIRS} pairs, {seconds:.0f} s (at most {MAX_SECONDS})": seconds <= MAX_SECONDS,
+    bounds = {
+        f"scores of all edges on {PAIRS} pairs, {seconds:.0f} s of a processor (at most {MAX_SECONDS})": seconds <= MAX_SECONDS,
         f"their peak memory, {scores['peak'] / 1e9:.2f} GB (at most {MAX_BYTES / 1e9:.0f})": scores["peak"]
         <= MAX_BYTES,
         f"faithfulness of the top 1 %, {faithfulness:.3f} (above {largest:.3f}, the largest of the random ones)": (
@@ -179,9 +179,9 @@ def judge(costs: Costs, test: xr.Dataset, ranks: dict[str, Any]) -> bool:
         ),
         f"best ranks of a previous-token and an induction head, {inside} (at most {circuit})": max(inside) <= circuit,
     }
-    for line, holds in held.items():
+    for line, holds in bounds.items():
         print(line if holds else f"{line}: DOES NOT HOLD")
-    return all(held.values())
+    return all(bounds.values())
 
 
 if __name__ == "__main__":
