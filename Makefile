@@ -13,6 +13,7 @@
 # make bench-training   a training step compared with other libraries
 # make bench-seeds      three seeds of a study compared with another library
 # make bench-capturing  a capture compared with the same capture in other libraries
+# make bench-circuits   scores of edges compared with another library, and the induction circuit of a language model
 # make bench-scaling    cost of an inspection by sequence length
 # make clean          remove everything that make created
 PYTHON ?= python3
@@ -27,7 +28,8 @@ unexport PYTHONDONTWRITEBYTECODE  # what is imported is compiled once, not by ev
 
 .DEFAULT_GOAL := help
 .PHONY: help setup models index demo test tests types style test-slow test-faults lint docs docs-paper architectures \
-  ground-truth clean bench bench-opening bench-training bench-seeds bench-capturing bench-scaling
+  ground-truth clean bench bench-opening bench-training bench-seeds bench-capturing bench-circuits \
+  bench-scaling
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -101,8 +103,10 @@ test-slow: $(STAMP)
 test-faults: $(STAMP)
 	$(BIN)/python -m tests.faults
 
-bench: $(STAMP) $(GGUF) .peers/lens2/.installed .peers/lens4/.installed .peers/nnsight/.installed
-	@$(MAKE) --no-print-directory -k -j1 bench-opening bench-training bench-seeds bench-capturing bench-scaling
+bench: $(STAMP) $(GGUF) .peers/lens2/.installed .peers/lens4/.installed .peers/nnsight/.installed \
+  .peers/auto-circuit/.installed
+	@$(MAKE) --no-print-directory -k -j1 \
+	  bench-opening bench-training bench-seeds bench-capturing bench-circuits bench-scaling
 
 bench-opening: $(STAMP) $(GGUF)
 	$(BIN)/python benchmarks/recording.py $(GGUF)
@@ -118,6 +122,10 @@ bench-seeds: $(STAMP) .peers/lens2/.installed
 
 bench-capturing: $(STAMP) $(GGUF) .peers/lens4/.installed .peers/nnsight/.installed
 	$(BIN)/python benchmarks/capturing.py $(GGUF) .peers
+
+bench-circuits: $(STAMP) $(GGUF) .peers/auto-circuit/.installed
+	$(BIN)/python benchmarks/circuits.py $(GGUF) .peers
+	$(BIN)/python benchmarks/induction.py $(GGUF)
 
 bench-scaling: $(STAMP) $(GGUF)
 	$(BIN)/python benchmarks/scaling.py $(GGUF) .peers

@@ -294,6 +294,47 @@ def odd(draw: np.random.Generator) -> xr.Dataset:
     )
 
 
+CIRCUIT_EDGES = {  # sender and receiver to score; two key-value heads for four heads in layer 1
+    ("embedding", "L0.H3.v"): -8.0,
+    ("L0.H3", "L1.H1.k"): -7.5,
+    ("L1.H2", "output"): 6.0,
+    ("embedding", "L1.H1.v"): -5.0,
+    ("L0.MLP", "L1.MLP"): 3.0,
+    ("L1.MLP", "output"): -2.0,
+    ("embedding", "L0.MLP"): 1.5,
+    ("L0.H0", "L1.H0.q"): -1.0,
+}
+CIRCUIT_SIZE = 4
+
+
+def write_circuit(path: Path) -> Path:
+    """Write a run with a circuit of four of sixty edges, of a model of two layers of four heads."""
+    (path / "results").mkdir(parents=True)
+    facts = {"study": "circuit", "title": "A circuit", "description": "Edges of a model", "parameters": {}}
+    (path / "run.json").write_text(json.dumps(facts))
+    senders = ["embedding", "L0.H0", "L0.H1", "L0.H2", "L0.H3", "L0.MLP"]
+    receivers = [f"L1.H{head}.{letter}" for letter, heads in (("q", 4), ("k", 2), ("v", 2)) for head in range(heads)]
+    others = [(sender, receiver) for sender in senders for receiver in (*receivers, "L1.MLP", "output")]
+    edges = [*CIRCUIT_EDGES, *(edge for edge in others if edge not in CIRCUIT_EDGES)][:60]
+    score = np.array([*CIRCUIT_EDGES.values(), *np.geomspace(0.5, 0.01, len(edges) - len(CIRCUIT_EDGES))])
+    measured = np.where(np.arange(len(score)) < CIRCUIT_SIZE, -1.1 * score, np.nan)
+    by_layer = {"heads_by_layer": "4,4", "kv_heads_by_layer": "4,2", "mlps_by_layer": "1,1"}
+    columns = {
+        "score": array(
+            score, "rank", "estimated change", "logit", view="graph", circuit_size=CIRCUIT_SIZE, headline=1, **by_layer
+        ),
+        "low": array(score - 0.25, "rank", "lower end of the interval", "logit"),
+        "high": array(score + 0.25, "rank", "upper end of the interval", "logit"),
+        "inclusion": array(np.linspace(1, 0.2, len(score)), "rank", "fraction of resampled circuits"),
+        "effect": array(measured, "rank", "measured change", "logit"),
+    }
+    for index, axis in enumerate(("sender", "receiver")):
+        columns[f"{axis}_name"] = array([edge[index] for edge in edges], "rank", f"the {axis}", "text")
+    attrs = {"title": "Circuit", "description": "The edges with the largest scores", "analysis": "circuit"}
+    xr.Dataset(columns, attrs=attrs).to_netcdf(path / "results/circuit.nc", engine="netcdf4")
+    return path
+
+
 def write_inspection(path: Path, tokens: list[str] | None = None) -> Path:
     draw = np.random.default_rng(1)
     (path / "results").mkdir(parents=True)

@@ -105,6 +105,35 @@ OPEN = """<script>addEventListener("load", () => setTimeout(() => {
 }, 1500));</script></body>"""
 
 
+GRAPH = """<script>addEventListener("load", () => setTimeout(() => {
+  const said = [], graph = document.querySelector(".circuit").parentElement, find = one => graph.querySelector(one);
+  const slider = find("input[type=range]"), paths = [...graph.querySelectorAll("path")].reverse();
+  const drawn = () => paths.filter(path => getComputedStyle(path).display !== "none");
+  const rows = () => [...graph.querySelectorAll("tbody tr")];
+  const set = value => { slider.value = value; slider.dispatchEvent(new Event("input")); };
+  const note = () => said.push(`${drawn().length} ${rows().length} ${find("output").textContent.split(" ")[0]}`);
+  const chosen = () => said.push(find(".readout").textContent, paths.findIndex(one => one.matches(".chosen")),
+    rows().findIndex(one => one.matches(".chosen")));
+  note();
+  [0, 5, slider.max].forEach(value => { set(value); note(); });
+  const receives = one => { one.focus(); return one === document.activeElement && one.tabIndex === 0; };
+  said.push([slider, ...rows().map(row => row.querySelector("button"))].every(receives));
+  rows()[59].querySelector("button").click();
+  chosen();
+  set(5);
+  chosen();
+  const curve = paths[2], half = curve.getTotalLength() / 2;
+  const middle = () => curve.getPointAtLength(half).matrixTransform(curve.getScreenCTM());
+  scrollBy(0, middle().y - innerHeight / 2);
+  const hit = document.elementFromPoint(middle().x, middle().y);
+  hit.dispatchEvent(new MouseEvent("click", { bubbles: true }));
+  chosen();
+  set(0);
+  chosen();
+  document.body.dataset.said = said.join("|");
+}, 1500));</script></body>"""
+
+
 def said_number(text: str) -> float:
     """Parse a number as it is formatted on the page."""
     return float(text.replace("\u00a0×\u00a010", "e").translate(PLAIN))
@@ -160,6 +189,25 @@ def test_its_controls_work(study_run, tmp_path):
     dom, console = look(render_report(study_run), tmp_path, probe=USE)
     assert console == []
     assert 'data-said="false|Layer 1, head 2|Layer 1, head 2|0|0|steps: linear"' in dom
+
+
+def test_the_graph_of_a_circuit_can_be_explored(tmp_path, samples):
+    run = samples.write_circuit(tmp_path / "run")
+    dom, console = look(render_report(run), tmp_path, probe=GRAPH)
+    assert console == []
+    found = re.search(r'data-said="([^"]*)"', dom)
+    assert found, "the script that uses the page did not end"
+    said = unescape(found[1]).translate(PLAIN).split("|")
+    assert said[:4] == ["4 4 4", "1 1 1", "10 10 10", "60 60 60"]  # curves, rows and the number beside the slider
+    assert said[4] == "true"  # the slider and the button of every edge take the keyboard's focus
+    last = "L0.MLP → L1.H0.k (key): score 0.01 logit, 95 % interval -0.24 to 0.26, in 20 % of resampled circuits"
+    assert said[5:8] == [last, "59", "59"]  # its numbers, and the curve and the row that are marked
+    assert said[8:11] == ["", "-1", "-1"]  # the slider hides its curve
+    third = (
+        "L1.H2 → output: score 6 logit, 95 % interval 5.75 to 6.25, measured effect -6.6, in 97 % of resampled circuits"
+    )
+    assert said[11:14] == [third, "2", "2"]  # a click on its curve
+    assert said[14:] == ["", "-1", "-1"]
 
 
 def test_a_model_is_drawn(inspect_run, tmp_path):

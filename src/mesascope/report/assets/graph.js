@@ -54,6 +54,7 @@ mesascope.drawGraph = (host, data) => {
   function select(k) {
     paths.forEach((path, index) => path.classList.toggle("chosen", index === k));
     rows.forEach((row, index) => row.classList.toggle("chosen", index === k));
+    if (k < 0) return readout.replaceChildren();
     const interval = edges.low ? `, 95 % interval ${number(edges.low[k])} to ${number(edges.high[k])}` : "";
     const effect = edges.effect && edges.effect[k] !== null ? `, measured effect ${number(edges.effect[k])}` : "";
     readout.textContent = `${describe(k)}${interval}${effect}${edges.inclusion ? `, in ${Math.round(100 * edges.inclusion[k])} % of resampled circuits` : ""}`;
@@ -63,7 +64,8 @@ mesascope.drawGraph = (host, data) => {
     paths.forEach((path, k) => { path.style.display = k < count ? "" : "none"; });
     marks.forEach((mark, k) => mark.classList.toggle("used", used.has(k)));
     names.forEach((name, k) => { name.style.display = used.has(k) || !nodes[k].label.includes("head") ? "" : "none"; });
-    body.replaceChildren(...rows.slice(0, Math.min(count, 50)));
+    body.replaceChildren(...rows.slice(0, count));
+    if (rows.slice(count).some(row => row.classList.contains("chosen"))) select(-1);  // its curve is hidden
     output.textContent = `${count} (|score| ≥ ${number(Math.abs(edges.score[count - 1]))}${unit})`;
   }
   const output = make("output"), slider = make("input", { type: "range", min: 0, max: counts.length - 1, value: counts.filter(count => count <= Math.min(data.size, MAX_SHOWN)).length - 1 });
