@@ -78,7 +78,9 @@ def test_another_model_in_the_same_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_history_and_a_population_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="linear modules that are called once in a step, but a recurrent transformer"):
+    with pytest.raises(ValueError, match="called once in a step, on all positions, but RecurrentTransformer"):
         train(tmp_path / "history", MODEL, replace(TRAINING, history=True))
-    with pytest.raises(ValueError, match="a population must have layers that every seed calls equally often, but"):
+    with pytest.raises(
+        ValueError, match="a population must be of decoders, but the configuration is of type RecurrentConfig"
+    ):
         train_population(TASK, MODEL, TRAINING, [0, 1], Run.create(tmp_path / "population", trainee.WHAT))

@@ -19,6 +19,8 @@ from mesascope.models._size_limit import limit_model_size
 from mesascope.models._tokenizer import load_model_tokenizer
 from mesascope.models._weight_files import StoredWeights, read_json_object, read_stored_weights
 from mesascope.models.config import DecoderConfig
+from mesascope.models.encoder_decoder.config import EncoderDecoderConfig
+from mesascope.models.encoder_decoder.model import EncoderDecoder
 from mesascope.models.load_errors import BrokenModelError, ModelNotFound, convert_load_errors
 from mesascope.models.recurrent.config import RecurrentConfig
 from mesascope.models.recurrent.model import RecurrentTransformer
@@ -30,6 +32,11 @@ from mesascope.models.weight_checks import (
     check_weights_match,
 )
 
+DECODER_CLASSES: dict[type[DecoderConfig], type[Decoder]] = {
+    DecoderConfig: Decoder,
+    RecurrentConfig: RecurrentTransformer,
+    EncoderDecoderConfig: EncoderDecoder,
+}
 _HUB_HINT = "; check the name and the network, and log in with `hf auth login` where access must be granted"
 
 
@@ -61,14 +68,15 @@ def find_decoder_class(config: DecoderConfig) -> type[Decoder]:
     """Return the class of the models that a configuration defines.
 
     Args:
-        config: the configuration of a decoder or of a recurrent transformer.
+        config: the configuration of a decoder, a recurrent transformer or an encoder-decoder.
     """
-    return RecurrentTransformer if isinstance(config, RecurrentConfig) else Decoder
+    return DECODER_CLASSES[type(config)]
 
 
 def _read_decoder_config(path: Path) -> DecoderConfig:
-    is_recurrent = read_json_object(path / "config.json").get("model_type") == RecurrentConfig.model_type
-    return (RecurrentConfig if is_recurrent else DecoderConfig).from_pretrained(path)
+    model_type = read_json_object(path / "config.json").get("model_type")
+    configs = {config.model_type: config for config in DECODER_CLASSES}
+    return configs.get(model_type, DecoderConfig).from_pretrained(path)
 
 
 def _read_decoder(path: Path | str, config: DecoderConfig) -> Any:
@@ -191,7 +199,7 @@ def is_decoder_folder(path: Path) -> bool:
         model_type = read_json_object(path / "config.json").get("model_type")
     except BrokenModelError:
         return False  # not one of ours; loading it says what is wrong
-    return model_type in (DecoderConfig.model_type, RecurrentConfig.model_type)
+    return model_type in {config.model_type for config in DECODER_CLASSES}
 
 
 def weights_fingerprint(name: Path | str, model: PreTrainedModel | None = None) -> str:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mesascope.models.layers import DecoderAttention
-from mesascope.models.recurrent.model import RecurrentTransformer
+from mesascope.models.transformer import Decoder
 from mesascope.store import HistoryColumn, HistoryWriter
 from mesascope.tasks.base import Batch
 from mesascope.train.optim import SGD, OptimizerConfig
@@ -148,10 +148,10 @@ class HistoryRecorder:
 
 def _check_called_once(model: nn.Module) -> None:
     """Raise if a weight matrix is used more than once in a forward pass."""
-    if isinstance(model, RecurrentTransformer):
+    if isinstance(model, Decoder) and type(model) is not Decoder:
         raise ValueError(
-            "a training history must have linear modules that are called once in a step, but a recurrent transformer "
-            "calls them repeatedly; train without a history"
+            "a training history must have linear modules that are called once in a step, on all positions, but "
+            f"{type(model).__name__} calls them otherwise; train without a history"
         )
     parameters: Mapping[str, nn.Parameter] = dict(model.named_parameters(remove_duplicate=False))
     if len(set(parameters.values())) < len(parameters):

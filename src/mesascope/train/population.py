@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 
 from mesascope.models.config import DecoderConfig
-from mesascope.models.recurrent.config import RecurrentConfig
 from mesascope.store import LogFn, Run, TrainingLog, do_nothing, verify_checkpoint
 from mesascope.tasks.base import Batch, Task
 from mesascope.train._batches import prefetch_batches, sample_batches
@@ -99,8 +98,8 @@ def unsupported_reason(training: TrainingConfig, config: DecoderConfig) -> str:
     Returns:
         The reason, or an empty string.
     """
-    if isinstance(config, RecurrentConfig):
-        return "a population must have layers that every seed calls equally often, but those of a recurrent model halt"
+    if type(config) is not DecoderConfig:
+        return f"a population must be of decoders, but the configuration is of type {type(config).__name__}"
     if training.history:
         return "a population must train without a history, which records a single model, but got history=True"
     if type(training.optimizer) not in (AdamW, SGD):
