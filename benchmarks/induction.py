@@ -171,7 +171,8 @@ def judge(costs: Costs, test: xr.Dataset, ranks: dict[str, Any]) -> bool:
     circuit = round(ranks["edges"] / 100)
     inside = [min((rank for rank, _ in ranks["best"][role]), default=sys.maxsize) for role in (PREVIOUS, INDUCTION)]
     bounds = {
-        f"scores of all edges on {PAIRS} pairs, {seconds:.0f} s of a processor (at most {MAX_SECONDS})": seconds <= MAX_SECONDS,
+        f"scores of all edges on {PAIRS} pairs, {seconds:.0f} s of a processor (at most {MAX_SECONDS})": seconds
+        <= MAX_SECONDS,
         f"their peak memory, {scores['peak'] / 1e9:.2f} GB (at most {MAX_BYTES / 1e9:.0f})": scores["peak"]
         <= MAX_BYTES,
         f"faithfulness of the top 1 %, {faithfulness:.3f} (above {largest:.3f}, the largest of the random ones)": (
