@@ -142,11 +142,13 @@ class ReferenceMean:
         """The mean as one sequence; 0 where no reference has an input."""
         real = torch.ones(self.references.shape[:2]) if self.mask is None else self.mask
         totals: list[Tensor] = []
+        like: RecordedRun | None = None
         for part, recorded in self._record_parts():
             weights = real[part].to(recorded.terms.device) > 0
             sums = [_sum_real(tensor, weights) for tensor in _list_tensors(recorded)]
             totals = [total + one for total, one in zip(totals, sums, strict=True)] if totals else sums
             like = recorded
+        assert like is not None  # inputs are not empty
         counts = real.sum(0).clamp(min=1).to(totals[0].device)[:, None]
         means = iter([(total / counts).to(like.terms.dtype) for total in totals])
         return RecordedRun(
