@@ -40,12 +40,13 @@ def _use_threads(condition: Condition) -> Condition:
 def repeat_run(name: str, scale: str, folder: Path) -> Path:
     """Run a study with other rounding errors, and return the folder of the run.
 
-    A compiler that cannot be run and an empty cache are a machine without the fused kernel.
+    A compiler that cannot be run and an empty cache are a machine without the fused kernel. Seeds run one after another,
+    because processes with two threads each compete for the processors.
     """
     os.environ |= {"CXX": str(folder / "no-compiler"), "XDG_CACHE_HOME": str(folder / "cache")}
     file = folder / f"rounding_{name.replace('-', '_')}.py"
     file.write_text(f"from tests.studies.rounding import use_threads\n\nSTUDY = use_threads({name!r})\n")
-    return api.run(str(file), scale=scale, out=folder / "run", device="cpu").path
+    return api.run(str(file), scale=scale, out=folder / "run", device="cpu", on="serial").path
 
 
 def read_statuses(run: Path) -> Statuses:
