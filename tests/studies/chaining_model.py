@@ -3,7 +3,8 @@
 The residual stream has a block for the node of a source token (X), one for the node of a target token (Y), one for a
 node that attention has stored (B), and one for the position (P). Layer 1 stores the source of an edge at its target,
 and the goal at positions of the path. In every further layer, positions of the path find the edge whose target is B,
-unless it starts from the current node, and add its source minus its target to B.
+unless it starts from the current node, and add its source minus its target to B. A model that does not overwrite adds
+the source alone, with four times the weight of the layer before: its layers depend on one ancestor each.
 """
 
 from functools import cache
@@ -16,12 +17,12 @@ from mesascope.models.config import DecoderConfig
 from mesascope.models.transformer import Decoder
 from mesascope.tasks.trees.paths import TreePaths
 
-NUM_LAYERS, SHARPNESS = 4, 40.0
+NUM_LAYERS, SHARPNESS, GROWTH = 4, 40.0, 4.0
 TASK = TreePaths(num_nodes=8, reach=NUM_LAYERS - 1)
 
 
 @cache
-def make_chaining_model(*, chains: bool = True, stores_edges: bool = True) -> Decoder:
+def make_chaining_model(*, chains: bool = True, stores_edges: bool = True, overwrites: bool = True) -> Decoder:
     """Make the decoder; without chaining, later layers do nothing, and without storing, layer 1 leaves edges alone."""
     n, length = TASK.num_nodes, TASK.length
     width = 3 * n + length
@@ -45,8 +46,12 @@ def make_chaining_model(*, chains: bool = True, stores_edges: bool = True) -> De
         first.k_proj.weight[:length, p] = torch.eye(length)
         first.v_proj.weight[:n, x] = torch.eye(n)
         first.o_proj.weight[b, :n] = torch.eye(n)
-        for attention in later if chains else ():
+        for number, attention in enumerate(later if chains else ()):
             set_chaining_weights(attention, x, y, b, p)
+            if not overwrites:
+                attention.q_proj.weight[:n, b] /= GROWTH**number
+                attention.v_proj.weight[:n, y] = 0
+                attention.o_proj.weight *= GROWTH ** (number + 1)
     return model
 
 

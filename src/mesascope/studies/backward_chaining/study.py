@@ -3,17 +3,19 @@
 Brinkmann, Sheshadri, Levoso, Swoboda and Bartelt 2024 (arXiv 2402.11917). The model reads the edges of a binary tree, a
 goal leaf and the root, and predicts the path. Paper scale has the paper's sizes; sizes and training at laptop scale are
 ours, chosen by the exact match of pilot seeds that are not among the study's seeds. Thresholds and margins were fixed
-before any other analysis of a trained model. Not re-run: causal scrubbing, registers (positions that chain from other
-nodes) and concept erasure.
+before the analyses of trained models that they decide on. Not re-run: concept erasure and attention knock-out.
 """
 
 from mesascope import analyses
 from mesascope.models.config import DecoderConfig
+from mesascope.studies.backward_chaining.chain_scrubbing import chain_scrubbing
 from mesascope.studies.backward_chaining.chaining_attention import chaining_attention
 from mesascope.studies.backward_chaining.citation import CITATION
 from mesascope.studies.backward_chaining.claims import CLAIMS
 from mesascope.studies.backward_chaining.edge_ablation import edge_ablation
 from mesascope.studies.backward_chaining.path_accuracy import path_accuracy
+from mesascope.studies.backward_chaining.register_patching import register_patching
+from mesascope.studies.backward_chaining.registers import register_paths, start_labels
 from mesascope.studies.backward_chaining.tree_probes import tree_probes
 from mesascope.studies.base import Condition, Factor, Level, ScaleConfig, Study
 from mesascope.tasks.trees.paths import TreePaths
@@ -121,7 +123,17 @@ STUDY = Study(
             task=TASK,
             model=_make_decoder(TASK, LAPTOP_LAYERS, 64, 128),
             scales=SCALES,
-            analyses=(path_accuracy, analyses.loss_vs_baselines, tree_probes, chaining_attention, edge_ablation),
+            analyses=(
+                path_accuracy,
+                analyses.loss_vs_baselines,
+                tree_probes,
+                chaining_attention,
+                edge_ablation,
+                chain_scrubbing,
+                start_labels,
+                register_paths,
+                register_patching,
+            ),
         ),
     ),
     claims=CLAIMS,

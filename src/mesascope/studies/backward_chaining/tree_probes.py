@@ -33,9 +33,9 @@ SHUFFLED = "labels shuffled"
         the root nor the next node, but an intermediate result of backward chaining. The same is read at the colon
         before the root, which sees all edges and the goal as well, and at later branching nodes of the path. Answer:
         the first node of the path after a root with two children, read at the colon and at the root. One-step
-        look-ahead: the children of the root, and the leaves other than the goal, read at the position of the root. In backward and forward edge
-        order the edges of the root have fixed positions, so that its children are easy to find. Control: the same
-        probes fitted on labels of other sequences.
+        look-ahead: the children of the root, and the leaves other than the goal, read at the position of the root. In
+        backward and forward edge order the edges of the root have fixed positions, so that its children are easy to
+        find. Control: the same probes fitted on labels of other sequences.
     """,
     sites=["resid_pre", "resid_post"],
     steps="ends",
