@@ -10,22 +10,23 @@ MIN_F1, MIN_F1_GAIN = 0.8, 0.25  # ours; F1 of 0.92 to 1.00 and differences of 0
 MIN_ATTENTION, MIN_ATTENTION_GAIN = 0.5, 0.25  # ours: most of the attention
 MIN_LOSS_INCREASE = 0.1  # nat; ours: a seventh of the loss of a choice between two children
 ROOT, COLON, LATER = "the position of the root", "the colon before the root", "later branching nodes of the path"
+LATER_DISTANCE = 1  # the largest at later nodes; with 8 nodes, fewer than 100 of 4,096 trees have a farther ancestor
 SUFFIXES = {ROOT: "", COLON: "_at_colon", LATER: "_at_later_nodes"}  # of variables
 
 
 def _mean_ancestor_f1(place: str, added_depth: int, label: str, *, trained: bool = True) -> Quantity:
-    """Return the mean F1 of the ancestors at distances 1 to L - 2, each after layer d + ``added_depth``."""
+    """Return the mean F1 of ancestors at distances from 1, each after layer d + ``added_depth``."""
 
     def read_f1(results: Results) -> xr.DataArray:
         ancestor = results["tree_probes"][f"ancestor{SUFFIXES[place]}"]
         ancestor = select_last_step(ancestor) if trained else select_untrained(ancestor)
-        distances = range(1, count_layers(results) - 1)
+        distances = range(1, 1 + _last_distance(place, count_layers(results)))
         scores = [ancestor.sel(_distance=d, _depth=d + added_depth, drop=True) for d in distances]
         return xr.concat(scores, "distance").mean("distance", skipna=False)
 
     return Quantity(
-        description=f"F1 of linear probes of the ancestors of the goal at {place}, mean over distances d from 1 to the "
-        f"number of layers less 2, {label}",
+        description=f"F1 of linear probes of the ancestors of the goal at {place}, mean over distances d from 1 to "
+        f"{LATER_DISTANCE if place == LATER else 'the number of layers less 2'}, {label}",
         read=read_f1,
     )
 
@@ -37,15 +38,20 @@ def _chain_attention_gain(place: str, label: str, *, trained: bool) -> Quantity:
         dataset, name = results["chaining_attention"], f"chain{SUFFIXES[place]}"
         gain = dataset[name] - dataset[f"{name}_null"]
         gain = (select_last_step(gain) if trained else select_untrained(gain)).max("head")
-        distances = range(count_layers(results) - 1)
+        distances = range(1 + _last_distance(place, count_layers(results)))
         gains = [gain.isel(layer=d + 1, drop=True).sel(_distance=d, drop=True) for d in distances]
         return xr.concat(gains, "distance").mean("distance", skipna=False)
 
     return Quantity(
         description=f"attention of layer d + 2 from {place} to the edge into the ancestor of the goal at distance d, "
-        f"less that to {OTHER_EDGES}, mean over all d that layers reach, {label}",
+        f"less that to {OTHER_EDGES}, mean over all d "
+        f"{f'up to {LATER_DISTANCE}' if place == LATER else 'that layers reach'}, {label}",
         read=read_gain,
     )
+
+
+def _last_distance(place: str, num_layers: int) -> int:
+    return LATER_DISTANCE if place == LATER else num_layers - 2
 
 
 def _mean_effect(variable: str, label: str) -> Quantity:
