@@ -6,8 +6,9 @@ and the goal at positions of the path. In every further layer, positions of the 
 unless it starts from the current node, and add its source minus its target to B.
 
 Variants: with ``growth``, layers add the source alone, with so many times the weight of the layer before, and depend on
-one ancestor each. With ``colon``, the colon chains as well. With ``registers``, layer 1 stores at each register the
-node of its number, if a source with it stands before; further layers chain from there, and nowhere else.
+one ancestor each. With ``further``, further positions chain as well, such as the colon; the goal finds two edges. With
+``registers``, layer 1 stores at each register the node of its number, if a source with it stands before; further layers
+chain from there, and nowhere else.
 """
 
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ def make_chaining_model(
     chains: bool = True,
     stores_edges: bool = True,
     growth: float | None = None,
-    colon: bool = False,
+    further: tuple[int, ...] = (),
     registers: bool = False,
 ) -> Decoder:
     """Make the decoder; without chaining, later layers do nothing, and without storing, layer 1 leaves edges alone."""
@@ -47,7 +48,7 @@ def make_chaining_model(
         max_position_embeddings=length,
     )
     model = Decoder(config)
-    chaining = list_registers(TASK) if registers else range(TASK.path_positions.start - colon, length)
+    chaining = list_registers(TASK) if registers else [*further, *TASK.path_positions]
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()

@@ -61,6 +61,7 @@ def probe_results(
     goal=0.98,
     ancestors=CHAINED,
     colon=CHAINED,
+    at_goal=CHAINED,
     later=CHAINED,
     answer=0.97,
     children=(0.1, 0.5, 0.95),
@@ -69,7 +70,12 @@ def probe_results(
     by_depth, by_distance = {"_depth": list(DEPTHS)}, {"_distance": list(DISTANCES)}
     at_root = np.array(ancestors)
     at_root[1:, 0] = goal
-    by_place = {"": at_root, "_at_colon": np.array(colon), "_at_later_nodes": np.array(later)}
+    by_place = {
+        "": at_root,
+        "_at_colon": np.array(colon),
+        "_at_goal": np.array(at_goal),
+        "_at_later_nodes": np.array(later),
+    }
     lookahead = np.zeros((len(DEPTHS), 2))
     lookahead[-3:, 0] = children
     return xr.Dataset(
@@ -82,6 +88,7 @@ def probe_results(
                 )
                 for place, values in by_place.items()
             },
+            "answer_at_goal": stack_steps([UNTRAINED] * 5, [0.1] * 5, "_depth", **by_depth),
             "answer_at_colon": stack_steps([UNTRAINED] * 5, [0.1, 0.1, 0.1, answer, 0.99], "_depth", **by_depth),
             "lookahead": stack_steps(
                 np.full_like(lookahead, UNTRAINED), lookahead, "_depth", "stat", **by_depth, stat=[CHILDREN, LEAVES]
@@ -90,12 +97,12 @@ def probe_results(
     )
 
 
-def attention_results(within=0.95, along=0.9, other=0.02, colon=0.9, later=0.9) -> xr.Dataset:
+def attention_results(within=0.95, along=0.9, other=0.02, colon=0.9, goal=0.9, later=0.9) -> xr.Dataset:
     """Make attention of one head per layer, along the chain or elsewhere."""
     unit = np.zeros((LAPTOP_LAYERS, 1, len(DISTANCES)))
     for distance in range(LAPTOP_LAYERS - 1):
         unit[distance + 1, 0, distance] = 1
-    chains = {"chain": along, "chain_at_colon": colon, "chain_at_later_nodes": later}
+    chains = {"chain": along, "chain_at_colon": colon, "chain_at_goal": goal, "chain_at_later_nodes": later}
     values = {name: attention * unit for name, attention in chains.items()}
     values |= {f"{name}_null": np.full_like(unit, other) for name in chains}
     coords = {"layer": list(DISTANCES), "head": [0]}
@@ -209,8 +216,10 @@ def test_every_claim_is_supported_by_models_that_chain_backward(name):
         ("one-step look-ahead in the last layers", {"probes": {"children": (0.1, 0.1, 0.2)}}),
         ("one edge per layer at the colon", {"probes": {"colon": np.full((5, 4), 0.2)}}),
         ("one edge per layer at later nodes", {"probes": {"later": np.full((5, 4), 0.95)}}),
-        ("the colon holds the first node of the path", {"probes": {"answer": 0.4}}),
+        ("positions before the root hold the first node of the path", {"probes": {"answer": 0.4}}),
         ("attention along the chain from the colon", {"attention": {"colon": 0.1}}),
+        ("one edge per layer at the goal", {"probes": {"at_goal": np.full((5, 4), 0.2)}}),
+        ("attention along the chain from the goal", {"attention": {"goal": 0.1}}),
         ("attention along the chain from later nodes", {"attention": {"later": 0.1}}),
         ("layers depend on one ancestor within their reach", {"scrubbing": {"within": 0.3}}),
         ("layers depend on one ancestor within their reach", {"scrubbing": {"other": 0.95}}),
@@ -223,8 +232,8 @@ def test_every_claim_is_supported_by_models_that_chain_backward(name):
         ("registers attend to their start label", {"starts": {"attention": 0.2}}),
         ("registers hold a part of the path", {"paths": {"before": 0.4}}),
         ("registers hold a part of the path", {"paths": {"first": 0.85}}),
-        ("registers are needed beyond the reach", {"patching": {"beyond": 0.1}}),
-        ("registers are needed beyond the reach", {"patching": {"short": 0.75}}),
+        ("registers are needed beyond the reach alone", {"patching": {"beyond": 0.1}}),
+        ("registers are needed beyond the reach alone", {"patching": {"short": 0.5}}),
         ("registers are needed more than other positions", {"patching": {"earlier": 0.75}}),
     ],
 )
@@ -276,7 +285,7 @@ def test_quantities_of_a_model_that_chains_by_construction():
     assert read_values("one edge per layer at the colon")[0] < 0.6
     assert read_values("attention along the chain from later nodes")[0] == pytest.approx(1, abs=0.02)
     assert read_values("attention along the chain from the colon")[0] == pytest.approx(0, abs=0.02)
-    assert read_values("registers are needed beyond the reach") == pytest.approx((0, 0), abs=1e-6)
+    assert read_values("registers are needed beyond the reach alone") == pytest.approx((0, 0), abs=1e-6)
     assert read_values("registers start from a label that their position fixes")[0] < 0.1
     value, control = read_values("the right child is chosen where paths branch")
     assert 0.5 < control < value < 1

@@ -9,9 +9,14 @@ from mesascope.studies.base import Claim, Quantity, Results, select_last_step, s
 MIN_F1, MIN_F1_GAIN = 0.8, 0.25  # ours; F1 of 0.92 to 1.00 and differences of 0.48 or more in the paper
 MIN_ATTENTION, MIN_ATTENTION_GAIN = 0.5, 0.25  # ours: most of the attention
 MIN_LOSS_INCREASE = 0.1  # nat; ours: a seventh of the loss of a choice between two children
-ROOT, COLON, LATER = "the position of the root", "the colon before the root", "later branching nodes of the path"
+ROOT, GOAL, COLON, LATER = (
+    "the position of the root",
+    "the position of the goal",
+    "the colon before the root",
+    "later branching nodes of the path",
+)
 LATER_DISTANCE = 1  # the largest at later nodes; with 8 nodes, fewer than 100 of 4,096 trees have a farther ancestor
-SUFFIXES = {ROOT: "", COLON: "_at_colon", LATER: "_at_later_nodes"}  # of variables
+SUFFIXES = {ROOT: "", GOAL: "_at_goal", COLON: "_at_colon", LATER: "_at_later_nodes"}  # of variables
 
 
 def _mean_ancestor_f1(place: str, added_depth: int, label: str, *, trained: bool = True) -> Quantity:
@@ -140,15 +145,18 @@ def _root_claims() -> tuple[Claim, ...]:
 def _elsewhere_claims() -> tuple[Claim, ...]:
     """Return the claims on the chain at other positions than that of the root."""
     colon = f"{OURS}: the colon sees the goal and all edges; added after a pilot seed"
+    goal = f"{OURS}: the position of the goal sees all edges; added after a pilot seed"
     later = f"{OURS}: the mechanism of the paper at all branching nodes of the path but the root"
     return (
         _one_edge_claim(COLON, "one edge per layer at the colon", colon, by_paper=False),
         _attention_claim(COLON, "attention along the chain from the colon", colon, by_paper=False),
+        _one_edge_claim(GOAL, "one edge per layer at the goal", goal, by_paper=False),
+        _attention_claim(GOAL, "attention along the chain from the goal", goal, by_paper=False),
         Claim(
-            name="the colon holds the first node of the path",
-            statement="Before the last layer, the colon before the root holds the first node of the path.",
-            source=f"{OURS}: F1 0.98 in a pilot seed of laptop scale, after which this claim was added; the untrained "
-            "model as the control",
+            name="positions before the root hold the first node of the path",
+            statement="Before the last layer, the goal or the colon before the root holds the first node of the path.",
+            source=f"{OURS}: F1 0.98 at the colon in a pilot seed of laptop scale, while the root of another one read "
+            "from the goal; the claim was added then; the untrained model as the control",
             value=_answer_f1("trained", trained=True),
             control=_answer_f1("untrained", trained=False),
             direction="above",
@@ -163,13 +171,14 @@ def _elsewhere_claims() -> tuple[Claim, ...]:
 
 def _answer_f1(label: str, *, trained: bool) -> Quantity:
     def read_f1(results: Results) -> xr.DataArray:
-        answer = results["tree_probes"]["answer_at_colon"]
+        places = [results["tree_probes"][f"answer{SUFFIXES[place]}"] for place in (GOAL, COLON)]
+        answer = xr.concat(places, "place").max("place", skipna=False)
         answer = select_last_step(answer) if trained else select_untrained(answer)
         return answer.sel(_depth=count_layers(results) - 1, drop=True)
 
     return Quantity(
-        description=f"F1 of a linear probe of the first node of the path at {COLON}, after the last layer but one, "
-        f"{label}",
+        description=f"F1 of a linear probe of the first node of the path at {GOAL} or at {COLON} (the larger one), "
+        f"after the last layer but one, {label}",
         read=read_f1,
     )
 

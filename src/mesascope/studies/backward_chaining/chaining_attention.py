@@ -16,6 +16,7 @@ OTHER_SOURCES, OTHER_EDGES = "sources of other edges", "other edges"
 PLACES: dict[str, tuple[Place, str]] = {
     "chain": ("root", "the root"),
     "chain_at_colon": ("colon", "the colon"),
+    "chain_at_goal": ("goal", "the goal"),
     "chain_at_later_nodes": ("later", "later branching nodes of the path"),
 }
 
@@ -29,9 +30,9 @@ PLACES: dict[str, tuple[Place, str]] = {
         at a distance. A deduction head that has the ancestor finds this edge, and copies its source, the next ancestor.
         Sequences are those in which the root branches and the path is at least two edges longer than the distance.
         Control: attention to the target of an edge that is neither on the path nor at the root, mean over those. The
-        same from the colon before the root, and from later branching nodes of the path at least as far from the
-        ancestor; their control leaves out the edges from the current node. Also the attention from the root to the
-        goal.
+        same from the goal and the colon before the root, and from later branching nodes of the path at least as far
+        from the ancestor; their control leaves out the edges from the current node. Also the attention from the root to
+        the goal.
     """,
     sites=["pattern"],
     steps="ends",
@@ -43,8 +44,8 @@ def chaining_attention(acts: Capture) -> xr.Dataset:
         acts: a capture of a batch of `TreePaths`, with ``pattern`` at all queries.
 
     Returns:
-        by layer and head ``within_edge``, and by distance from the goal ``chain``, ``chain_at_colon`` and
-        ``chain_at_later_nodes``, each with its control; and ``to_goal``.
+        by layer and head ``within_edge``; by distance from the goal ``chain``, and the same from the colon, the goal
+        and later nodes (``chain_at_colon``, ...), each with its control; and ``to_goal``.
     """
     trees = locate_captured_trees(acts)
     pattern = acts["pattern"].double().cpu()

@@ -12,7 +12,7 @@ from mesascope.tasks.base import Batch
 from mesascope.tasks.trees.paths import TreePaths
 from mesascope.tasks.trees.sampling import NO_PARENT, Trees, count_children
 
-Place = Literal["root", "colon", "later"]  # where a chain is measured: "later" is all branching nodes after the root
+Place = Literal["root", "colon", "goal", "later"]  # of a chain; "later" is all branching nodes after the root
 NUM_REGISTER_EDGES = 3  # registers are sources and separators of the last edges, and the goal: 36 to 45 of the paper
 NUM_REGISTERS = 7
 
@@ -107,11 +107,11 @@ class TreePositions:
     def select_positions(self, place: Place, distance: int) -> tuple[Int[Tensor, " row"], Int[Tensor, " row"]]:
         """Return where the ancestor at a distance is needed only as an intermediate result.
 
-        At a branching node of the path, the ancestor must be neither this node nor the next one. At the colon, the
-        sequences are those of the root.
+        At a branching node of the path, the ancestor must be neither this node nor the next one. At the goal and at
+        the colon, the sequences are those of the root.
 
         Args:
-            place: the root, the colon before it, or all later nodes of the path.
+            place: the root, the colon or the goal before it, or all later nodes of the path.
             distance: from the goal.
 
         Returns:
@@ -119,7 +119,8 @@ class TreePositions:
         """
         if place != "later":
             rows = self.select_deep(distance).nonzero()[:, 0]
-            return rows, torch.full_like(rows, self.root_position if place == "root" else self.colon_position)
+            before = {"root": 0, "colon": 1, "goal": 2}[place]
+            return rows, torch.full_like(rows, self.root_position - before)
         steps = torch.arange(self.task.num_nodes - 1)
         is_far = self.path_length[:, None] - steps >= distance + 2
         rows, steps = (self.branching_steps & is_far & (steps > 0)).nonzero(as_tuple=True)

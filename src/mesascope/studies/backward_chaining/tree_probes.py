@@ -16,6 +16,7 @@ MAX_EDGE_SEQUENCES = 2_000  # whose edges are probed; each has several
 PLACES: dict[str, tuple[Place, str]] = {
     "ancestor": ("root", "at the position of the root"),
     "ancestor_at_colon": ("colon", "at the position of the colon"),
+    "ancestor_at_goal": ("goal", "at the position of the goal"),
     "ancestor_at_later_nodes": ("later", "at later branching nodes of the path"),
 }
 CHILDREN, LEAVES = "children of the current node", "leaves other than the goal"
@@ -30,9 +31,9 @@ SHUFFLED = "labels shuffled"
         of its target, and the target of an edge, read at the position of its source, where it is not yet known. Goal
         and ancestors: the ancestor of the goal at a distance, read at the position of the root, in sequences in which
         the root branches and the path is at least two edges longer than the distance, so that the ancestor is neither
-        the root nor the next node, but an intermediate result of backward chaining. The same is read at the colon
-        before the root, which sees all edges and the goal as well, and at later branching nodes of the path. Answer:
-        the first node of the path after a root with two children, read at the colon and at the root. One-step
+        the root nor the next node, but an intermediate result of backward chaining. The same is read at the goal
+        and at the colon before the root, which see all edges as well, and at later branching nodes of the path. Answer:
+        the first node of the path after a root with two children, read at goal, colon and root. One-step
         look-ahead: the children of the root, and the leaves other than the goal, read at the position of the root. In
         backward and forward edge order the edges of the root have fixed positions, so that its children are easy to
         find. Control: the same probes fitted on labels of other sequences.
@@ -48,9 +49,9 @@ def tree_probes(acts: Capture, seed: int = 0) -> xr.Dataset:
         seed: of the permutation of labels in the control.
 
     Returns:
-        by depth ``edge_at_target`` and ``edge_at_source``; ``ancestor``, ``ancestor_at_colon`` and
-        ``ancestor_at_later_nodes`` (by distance from the goal); ``answer_at_colon`` and ``answer_at_root``; and
-        ``lookahead`` (by set of nodes), each with its control.
+        by depth ``edge_at_target`` and ``edge_at_source``; ``ancestor``, and the same at the colon, the
+        goal and later nodes (``ancestor_at_colon``, ...), by distance from the goal; ``answer_at_goal``,
+        ``answer_at_colon`` and ``answer_at_root``; and ``lookahead`` (by set of nodes), each with its control.
     """
     trees = locate_captured_trees(acts)
     depths = [acts["resid_pre"][0], *acts["resid_post"]]
@@ -69,7 +70,12 @@ def tree_probes(acts: Capture, seed: int = 0) -> xr.Dataset:
         distances = {"_distance": list(range(num_distances))}
         results |= _label_scores(name, about, torch.tensor(scores).movedim(-1, 0), distances)
     branches = trees.root_branches
-    for name, position in (("colon", trees.colon_position), ("root", trees.root_position)):
+    answer_positions = {
+        "goal": trees.task.goal_position,
+        "colon": trees.colon_position,
+        "root": trees.root_position,
+    }
+    for name, position in answer_positions.items():
         answers = [
             score_node_probe(x[branches, position].cpu(), trees.first_nodes[branches], trees.task.num_nodes, seed)
             for x in depths
