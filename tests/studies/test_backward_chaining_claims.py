@@ -70,7 +70,7 @@ def probe_results(
     by_depth, by_distance = {"_depth": list(DEPTHS)}, {"_distance": list(DISTANCES)}
     at_root = np.array(ancestors)
     at_root[1:, 0] = goal
-    by_place = {
+    by_location = {
         "": at_root,
         "_at_colon": np.array(colon),
         "_at_goal": np.array(at_goal),
@@ -83,10 +83,10 @@ def probe_results(
             "edge_at_target": stack_steps([UNTRAINED] * 5, [0.1, *[target] * 4], "_depth", **by_depth),
             "edge_at_source": stack_steps([UNTRAINED] * 5, [0.1, *[source] * 4], "_depth", **by_depth),
             **{
-                f"ancestor{place}": stack_steps(
+                f"ancestor{location}": stack_steps(
                     np.full_like(at_root, UNTRAINED), values, "_depth", "_distance", **by_depth, **by_distance
                 )
-                for place, values in by_place.items()
+                for location, values in by_location.items()
             },
             "answer_at_goal": stack_steps([UNTRAINED] * 5, [0.1] * 5, "_depth", **by_depth),
             "answer_at_colon": stack_steps([UNTRAINED] * 5, [0.1, 0.1, 0.1, answer, 0.99], "_depth", **by_depth),
@@ -133,10 +133,10 @@ def ablation_results(effect=0.8, other=0.02) -> xr.Dataset:
 
 def scrubbing_results(within=0.97, last=-1.2, registers=-0.9, rescued=0.9, other=-0.5) -> xr.Dataset:
     """Make recovered loss; beyond the reach of the layers, the last layer recovers as given."""
-    by_kept = {NOTHING: last, REGISTERS: registers, REGISTERS_AND_TARGETS: rescued, COLON: last}
-    coords = {"layer": list(DISTANCES), "_length": list(LENGTHS), "_kept": list(by_kept)}
+    by_variant = {NOTHING: last, REGISTERS: registers, REGISTERS_AND_TARGETS: rescued, COLON: last}
+    coords = {"layer": list(DISTANCES), "_length": list(LENGTHS), "_preserved": list(by_variant)}
     recovered = np.full([len(each) for each in coords.values()], within)
-    recovered[-1, LAPTOP_LAYERS - 1 :] = list(by_kept.values())
+    recovered[-1, LAPTOP_LAYERS - 1 :] = list(by_variant.values())
     null = np.full_like(recovered, other)
     for values in (recovered, null):
         values[:, -1] = np.nan

@@ -42,7 +42,7 @@ def test_layers_that_depend_on_one_ancestor_recover_all_with_it_and_nothing_with
     assert results["intact"].sel(_length=REACHED).values == pytest.approx(0, abs=0.01)
     assert results["recovered"].sel(_length=REACHED).values == pytest.approx(1, abs=0.01)
     other = results["recovered_null"].sel(_length=REACHED)
-    assert other.sel(_kept=[NOTHING, COLON]).max() < 0.5
+    assert other.sel(_preserved=[NOTHING, COLON]).max() < 0.5
     assert np.isnan(results["recovered"].sel(_length=6)).all()  # no room for a second branch of two edges
     assert results["sequences"].sel(_length=[6, 7]).values.tolist() == [0, 0]
 
@@ -51,16 +51,16 @@ def test_what_is_kept_is_that_of_the_intact_model():
     """Layer 1 attends to the goal, which is a register, and later layers to targets of edges."""
     results = chain_scrubbing(make_chaining_model(growth=4.0), TASK, BATCH)
     other = results["recovered_null"].sel(_length=REACHED)
-    assert other.sel(_kept=REGISTERS, layer=0).values == pytest.approx(1, abs=0.01)
-    assert other.sel(_kept=REGISTERS, layer=slice(1, None)).max() < 0.5
-    assert other.sel(_kept=REGISTERS_AND_TARGETS).values == pytest.approx(1, abs=0.01)
+    assert other.sel(_preserved=REGISTERS, layer=0).values == pytest.approx(1, abs=0.01)
+    assert other.sel(_preserved=REGISTERS, layer=slice(1, None)).max() < 0.5
+    assert other.sel(_preserved=REGISTERS_AND_TARGETS).values == pytest.approx(1, abs=0.01)
 
 
 def test_layers_that_do_more_than_the_hypothesis_says_do_not_recover():
     """In a model that overwrites, a layer also depends on the ancestor before."""
     results = chain_scrubbing(make_chaining_model(), TASK, BATCH)
-    assert results["recovered"].sel(_kept=NOTHING, layer=1, _length=4) < 0
-    assert results["recovered"].sel(_kept=NOTHING, layer=0, _length=REACHED).values == pytest.approx(1, abs=0.01)
+    assert results["recovered"].sel(_preserved=NOTHING, layer=1, _length=4) < 0
+    assert results["recovered"].sel(_preserved=NOTHING, layer=0, _length=REACHED).values == pytest.approx(1, abs=0.01)
 
 
 def test_layers_that_do_nothing_recover_in_any_case():

@@ -19,44 +19,44 @@ LATER_DISTANCE = 1  # the largest at later nodes; with 8 nodes, fewer than 100 o
 SUFFIXES = {ROOT: "", GOAL: "_at_goal", COLON: "_at_colon", LATER: "_at_later_nodes"}  # of variables
 
 
-def _mean_ancestor_f1(place: str, added_depth: int, label: str, *, trained: bool = True) -> Quantity:
+def _mean_ancestor_f1(location: str, added_depth: int, label: str, *, trained: bool = True) -> Quantity:
     """Return the mean F1 of ancestors at distances from 1, each after layer d + ``added_depth``."""
 
     def read_f1(results: Results) -> xr.DataArray:
-        ancestor = results["tree_probes"][f"ancestor{SUFFIXES[place]}"]
+        ancestor = results["tree_probes"][f"ancestor{SUFFIXES[location]}"]
         ancestor = select_last_step(ancestor) if trained else select_untrained(ancestor)
-        distances = range(1, 1 + _last_distance(place, count_layers(results)))
+        distances = range(1, 1 + _last_distance(location, count_layers(results)))
         scores = [ancestor.sel(_distance=d, _depth=d + added_depth, drop=True) for d in distances]
         return xr.concat(scores, "distance").mean("distance", skipna=False)
 
     return Quantity(
-        description=f"F1 of linear probes of the ancestors of the goal at {place}, mean over distances d from 1 to "
-        f"{LATER_DISTANCE if place == LATER else 'the number of layers less 2'}, {label}",
+        description=f"F1 of linear probes of the ancestors of the goal at {location}, mean over distances d from 1 to "
+        f"{LATER_DISTANCE if location == LATER else 'the number of layers less 2'}, {label}",
         read=read_f1,
     )
 
 
-def _chain_attention_gain(place: str, label: str, *, trained: bool) -> Quantity:
+def _chain_attention_gain(location: str, label: str, *, trained: bool) -> Quantity:
     """Return the attention of layer d + 2 to the edge into the ancestor at distance d, less that to other edges."""
 
     def read_gain(results: Results) -> xr.DataArray:
-        dataset, name = results["chaining_attention"], f"chain{SUFFIXES[place]}"
+        dataset, name = results["chaining_attention"], f"chain{SUFFIXES[location]}"
         gain = dataset[name] - dataset[f"{name}_null"]
         gain = (select_last_step(gain) if trained else select_untrained(gain)).max("head")
-        distances = range(1 + _last_distance(place, count_layers(results)))
+        distances = range(1 + _last_distance(location, count_layers(results)))
         gains = [gain.isel(layer=d + 1, drop=True).sel(_distance=d, drop=True) for d in distances]
         return xr.concat(gains, "distance").mean("distance", skipna=False)
 
     return Quantity(
-        description=f"attention of layer d + 2 from {place} to the edge into the ancestor of the goal at distance d, "
-        f"less that to {OTHER_EDGES}, mean over all d "
-        f"{f'up to {LATER_DISTANCE}' if place == LATER else 'that layers reach'}, {label}",
+        description=f"attention of layer d + 2 from {location} to the edge into the ancestor of the goal at distance "
+        f"d, less that to {OTHER_EDGES}, mean over all d "
+        f"{f'up to {LATER_DISTANCE}' if location == LATER else 'that layers reach'}, {label}",
         read=read_gain,
     )
 
 
-def _last_distance(place: str, num_layers: int) -> int:
-    return LATER_DISTANCE if place == LATER else num_layers - 2
+def _last_distance(location: str, num_layers: int) -> int:
+    return LATER_DISTANCE if location == LATER else num_layers - 2
 
 
 def _mean_effect(variable: str, label: str) -> Quantity:
@@ -72,14 +72,14 @@ def _mean_effect(variable: str, label: str) -> Quantity:
     )
 
 
-def _one_edge_claim(place: str, name: str, source: str, *, by_paper: bool) -> Claim:
+def _one_edge_claim(location: str, name: str, source: str, *, by_paper: bool) -> Claim:
     return Claim(
         name=name,
-        statement=f"Each layer climbs one edge from the goal: at {place}, the ancestor at distance d is known after "
+        statement=f"Each layer climbs one edge from the goal: at {location}, the ancestor at distance d is known after "
         "layer d + 1 and not a layer before.",
         source=source,
-        value=_mean_ancestor_f1(place, 1, "after layer d + 1"),
-        control=_mean_ancestor_f1(place, 0, "after layer d"),
+        value=_mean_ancestor_f1(location, 1, "after layer d + 1"),
+        control=_mean_ancestor_f1(location, 0, "after layer d"),
         direction="above",
         threshold=MIN_F1,
         margin=MIN_F1_GAIN,
@@ -88,14 +88,14 @@ def _one_edge_claim(place: str, name: str, source: str, *, by_paper: bool) -> Cl
     )
 
 
-def _attention_claim(place: str, name: str, source: str, *, by_paper: bool) -> Claim:
+def _attention_claim(location: str, name: str, source: str, *, by_paper: bool) -> Claim:
     return Claim(
         name=name,
-        statement=f"The head of layer d + 2 attends from {place} to the edge into the ancestor of the goal at distance "
-        "d.",
+        statement=f"The head of layer d + 2 attends from {location} to the edge into the ancestor of the goal at "
+        "distance d.",
         source=source,
-        value=_chain_attention_gain(place, "trained", trained=True),
-        control=_chain_attention_gain(place, "untrained", trained=False),
+        value=_chain_attention_gain(location, "trained", trained=True),
+        control=_chain_attention_gain(location, "untrained", trained=False),
         direction="above",
         threshold=MIN_ATTENTION,
         margin=MIN_ATTENTION_GAIN,
@@ -171,8 +171,8 @@ def _elsewhere_claims() -> tuple[Claim, ...]:
 
 def _answer_f1(label: str, *, trained: bool) -> Quantity:
     def read_f1(results: Results) -> xr.DataArray:
-        places = [results["tree_probes"][f"answer{SUFFIXES[place]}"] for place in (GOAL, COLON)]
-        answer = xr.concat(places, "place").max("place", skipna=False)
+        locations = [results["tree_probes"][f"answer{SUFFIXES[location]}"] for location in (GOAL, COLON)]
+        answer = xr.concat(locations, "location").max("location", skipna=False)
         answer = select_last_step(answer) if trained else select_untrained(answer)
         return answer.sel(_depth=count_layers(results) - 1, drop=True)
 

@@ -53,7 +53,7 @@ def chain_scrubbing(
         sequences: maximum number of sequences of the batch that are used.
 
     Returns:
-        ``recovered`` (layer, length of the path, positions that are kept), with its control; the ends ``intact`` (by
+        ``recovered`` (layer, length of the path, preserved positions), with its control; the ends ``intact`` (by
         length) and ``uniform``, ``scrubbed`` (as recovered), and ``sequences``, the number of sequences by length.
     """
     batch = batch[:sequences]
@@ -68,17 +68,17 @@ def chain_scrubbing(
             torch.stack([scrubber.scrub_layer(layer, same, generator) for same in (True, False)])
             for layer in range(len(acts.layers))
         ]
-    )  # (layer, same or other, kept, base)
+    )  # (layer, same or other, preserved, base)
     intact = _cross_entropy(acts["output"][bases.to(acts["output"].device), root], targets)
     uniform = math.log(acts["output"].shape[-1])
     lengths = list(range(1, trees.task.num_nodes))
     by_length = [trees.path_length[bases] == length for length in lengths]
     scrubbed = torch.stack(
         [_mean_defined(losses, mask) for mask in by_length], 2
-    )  # (layer, same or other, length, kept)
+    )  # (layer, same or other, length, preserved)
     intact_by_length = torch.stack([mean_where(intact, mask) for mask in by_length])
     recovered = (scrubbed - uniform) / (intact_by_length[:, None] - uniform)
-    axes = {"layer": list(acts.layers), "_length": lengths, "_kept": list(list_kept(trees))}
+    axes = {"layer": list(acts.layers), "_length": lengths, "_preserved": list(list_preserved(trees))}
 
     def label(values: Tensor, units: str, description: str, coords: dict[str, list]) -> xr.DataArray:
         return to_data_array(values, *coords, units=units, description=description, coords=coords)
@@ -103,8 +103,8 @@ def chain_scrubbing(
     )
 
 
-def list_kept(trees: TreePositions) -> dict[str, list[int]]:
-    """Return the positions whose contributions to attention at the root are kept, by variant.
+def list_preserved(trees: TreePositions) -> dict[str, list[int]]:
+    """Return the positions whose contributions to attention at the root are preserved, by variant.
 
     Args:
         trees: gives the positions.
@@ -174,8 +174,8 @@ class Scrubber:
     bases: Int[Tensor, " base"]
     targets: Int[Tensor, " base"]
 
-    def scrub_layer(self, layer: int, same: bool, generator: torch.Generator) -> Float[Tensor, "kept base"]:
-        """Return the loss at the root, by the positions that are kept; NaN for a base without another tree.
+    def scrub_layer(self, layer: int, same: bool, generator: torch.Generator) -> Float[Tensor, "preserved base"]:
+        """Return the loss at the root, by the positions that are preserved; NaN for a base without another tree.
 
         Args:
             layer: whose attention output is replaced.
@@ -185,9 +185,9 @@ class Scrubber:
         sources, exists = draw_sources(self.trees, self.bases, layer, same, generator)
         terms, root = _split_by_key(self.acts, layer), self.trees.root_position
         losses = []
-        for kept in list_kept(self.trees).values():
+        for preserved in list_preserved(self.trees).values():
             mixed = terms[sources]
-            mixed[:, kept] = terms[self.bases][:, kept]
+            mixed[:, preserved] = terms[self.bases][:, preserved]
             z = mixed.sum(1, keepdim=True)  # (base, 1, head, d_head)
             edit = Edit(site="z", where={"layer": layer, "pos": root}, fn=lambda old, z=z: z.to(old))
             with warnings.catch_warnings():

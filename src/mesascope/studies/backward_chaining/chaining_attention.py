@@ -9,11 +9,16 @@ from mesascope.activations import Capture
 from mesascope.analyses.base import analysis
 from mesascope.analyses.nulls import Null, with_null
 from mesascope.axes import to_data_array
-from mesascope.studies.backward_chaining.tree_positions import Place, TreePositions, locate_captured_trees, mean_where
+from mesascope.studies.backward_chaining.tree_positions import (
+    ChainLocation,
+    TreePositions,
+    locate_captured_trees,
+    mean_where,
+)
 
 Pattern = Float[Tensor, "layer batch head query key"]
 OTHER_SOURCES, OTHER_EDGES = "sources of other edges", "other edges"
-PLACES: dict[str, tuple[Place, str]] = {
+QUERY_LOCATIONS: dict[str, tuple[ChainLocation, str]] = {
     "chain": ("root", "the root"),
     "chain_at_colon": ("colon", "the colon"),
     "chain_at_goal": ("goal", "the goal"),
@@ -60,8 +65,8 @@ def chaining_attention(acts: Capture) -> xr.Dataset:
 
     by_distance = {"_distance": distances}
     chains = {}
-    for name, (place, start) in PLACES.items():
-        along, others = zip(*(_measure_chain(pattern, trees, place, d) for d in distances), strict=True)
+    for name, (location, start) in QUERY_LOCATIONS.items():
+        along, others = zip(*(_measure_chain(pattern, trees, location, d) for d in distances), strict=True)
         about = f"attention from {start} to the target of the edge into the ancestor of the goal at a distance"
         other = label(torch.stack(others, -1), f"attention from {start} to the target of another edge", by_distance)
         chains |= with_null(
@@ -94,9 +99,11 @@ def _measure_edges(pattern: Pattern, trees: TreePositions) -> tuple[Tensor, Tens
     return own, earlier
 
 
-def _measure_chain(pattern: Pattern, trees: TreePositions, place: Place, distance: int) -> tuple[Tensor, Tensor]:
+def _measure_chain(
+    pattern: Pattern, trees: TreePositions, location: ChainLocation, distance: int
+) -> tuple[Tensor, Tensor]:
     """Return the mean attention to the edge into an ancestor, and to other edges of the same sequences."""
-    rows, positions = trees.select_positions(place, distance)
+    rows, positions = trees.select_positions(location, distance)
     queries = pattern[:, rows, :, positions]  # (row, layer, head, key): indexed axes come first
     edge = trees.find_edge_into(trees.ancestors[:, distance])[rows]
     to_edge = queries.gather(-1, edge[:, None, None, None].expand(*queries.shape[:-1], 1))[..., 0]

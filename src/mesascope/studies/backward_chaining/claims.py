@@ -13,15 +13,16 @@ Layers and depths are counted as in the paper: depth 0 is the embedding, depth k
 import xarray as xr
 
 from mesascope.studies.backward_chaining.accuracy_claims import ACCURACY_CLAIMS, LEARNED, OURS, PAPER, count_layers
-from mesascope.studies.backward_chaining.chain_claims import CHAIN_CLAIMS
+from mesascope.studies.backward_chaining.chain_claims import (
+    CHAIN_CLAIMS,
+    MIN_ATTENTION,
+    MIN_ATTENTION_GAIN,
+    MIN_F1,
+    MIN_F1_GAIN,
+)
 from mesascope.studies.backward_chaining.register_claims import REGISTER_CLAIMS, SCRUBBING_CLAIMS
 from mesascope.studies.backward_chaining.tree_probes import CHILDREN
 from mesascope.studies.base import Claim, Quantity, Results, select_last_step, select_untrained
-
-MIN_F1 = 0.8  # ours; 0.92 to 1.00 in the paper
-MIN_F1_GAIN = 0.25  # ours; the paper's differences are 0.48 or more
-MIN_ATTENTION = 0.5  # ours: most of the attention
-MIN_ATTENTION_GAIN = 0.25  # ours
 
 
 def _edge_f1(end: str, label: str, *, trained: bool = True) -> Quantity:

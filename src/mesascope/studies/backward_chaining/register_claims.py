@@ -3,6 +3,7 @@
 import xarray as xr
 
 from mesascope.studies.backward_chaining.accuracy_claims import LEARNED, OURS, PAPER, count_layers
+from mesascope.studies.backward_chaining.chain_claims import MIN_F1, MIN_F1_GAIN
 from mesascope.studies.backward_chaining.chain_scrubbing import (
     NOTHING,
     OTHER_ANCESTOR,
@@ -16,16 +17,15 @@ MIN_RECOVERED = 0.8  # ours; 0.82 or more in the paper where loss is recovered, 
 MAX_RECOVERED = 0.5  # ours; -1.00 or less in the paper where it is not
 MIN_RECOVERED_GAIN = 0.25  # ours; the paper's differences are 1.8 or more
 MIN_START_WEIGHT, MIN_START_GAIN = 0.5, 0.25  # ours; weights of 0.62 to 1.00 in the paper, uniform ones elsewhere
-MIN_F1, MIN_F1_GAIN = 0.8, 0.25  # ours; 0.928 in the paper
 MIN_LOST_GAIN = MAX_LOST = 0.25  # of the logit difference; ours
 
 
-def _recovered(kept: str, label: str, *, beyond: bool, last_layer: bool, control: bool = False) -> Quantity:
+def _recovered(preserved: str, label: str, *, beyond: bool, last_layer: bool, control: bool = False) -> Quantity:
     """Return the mean recovered loss over lengths within the reach of the layers, or beyond it."""
 
     def read_recovered(results: Results) -> xr.DataArray:
         recovered = select_last_step(results["chain_scrubbing"]["recovered_null" if control else "recovered"])
-        recovered = recovered.sel(_kept=kept, drop=True)
+        recovered = recovered.sel(_preserved=preserved, drop=True)
         reach = count_layers(results) - 1
         is_chosen = recovered["_length"] > reach if beyond else recovered["_length"] <= reach
         mean = recovered.sel(_length=is_chosen).mean("_length")  # of lengths that occur
@@ -42,7 +42,7 @@ def _recovered(kept: str, label: str, *, beyond: bool, last_layer: bool, control
 
 def _scrubbing_claims() -> tuple[Claim, ...]:
     within = _recovered(NOTHING, "with the same ancestor", beyond=False, last_layer=True)
-    registers = _recovered(REGISTERS, "with the contributions of registers kept", beyond=True, last_layer=True)
+    registers = _recovered(REGISTERS, "with the contributions of registers preserved", beyond=True, last_layer=True)
     return (
         Claim(
             name="layers depend on one ancestor within their reach",
@@ -90,7 +90,7 @@ def _scrubbing_claims() -> tuple[Claim, ...]:
             source=f"{PAPER}: 82 % or more in all layers and lengths; the threshold is ours",
             value=_recovered(
                 REGISTERS_AND_TARGETS,
-                "with the contributions of registers and targets of edges kept",
+                "with the contributions of registers and targets of edges preserved",
                 beyond=True,
                 last_layer=True,
             ),

@@ -12,7 +12,7 @@ from mesascope.tasks.base import Batch
 from mesascope.tasks.trees.paths import TreePaths
 from mesascope.tasks.trees.sampling import NO_PARENT, Trees, count_children
 
-Place = Literal["root", "colon", "goal", "later"]  # of a chain; "later" is all branching nodes after the root
+ChainLocation = Literal["root", "colon", "goal", "later"]  # of a chain; "later" is all branching nodes after the root
 NUM_REGISTER_EDGES = 3  # registers are sources and separators of the last edges, and the goal: 36 to 45 of the paper
 NUM_REGISTERS = 7
 
@@ -104,22 +104,24 @@ class TreePositions:
         """The first node of the path after the root."""
         return self.ancestors.gather(1, self.path_length[:, None] - 1)[:, 0]
 
-    def select_positions(self, place: Place, distance: int) -> tuple[Int[Tensor, " row"], Int[Tensor, " row"]]:
+    def select_positions(
+        self, location: ChainLocation, distance: int
+    ) -> tuple[Int[Tensor, " row"], Int[Tensor, " row"]]:
         """Return where the ancestor at a distance is needed only as an intermediate result.
 
         At a branching node of the path, the ancestor must be neither this node nor the next one. At the goal and at
         the colon, the sequences are those of the root.
 
         Args:
-            place: the root, the colon or the goal before it, or all later nodes of the path.
+            location: the root, the colon or the goal before it, or all later nodes of the path.
             distance: from the goal.
 
         Returns:
             sequences and positions, in the order of the sequences.
         """
-        if place != "later":
+        if location != "later":
             rows = self.select_deep(distance).nonzero()[:, 0]
-            before = {"root": 0, "colon": 1, "goal": 2}[place]
+            before = {"root": 0, "colon": 1, "goal": 2}[location]
             return rows, torch.full_like(rows, self.root_position - before)
         steps = torch.arange(self.task.num_nodes - 1)
         is_far = self.path_length[:, None] - steps >= distance + 2

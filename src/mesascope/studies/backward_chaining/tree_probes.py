@@ -10,10 +10,10 @@ from mesascope.analyses.base import analysis
 from mesascope.analyses.nulls import Null, with_null
 from mesascope.axes import to_data_array
 from mesascope.studies.backward_chaining.probe_scores import score_node_probe, score_set_probe
-from mesascope.studies.backward_chaining.tree_positions import Place, TreePositions, locate_captured_trees
+from mesascope.studies.backward_chaining.tree_positions import ChainLocation, TreePositions, locate_captured_trees
 
 MAX_EDGE_SEQUENCES = 2_000  # whose edges are probed; each has several
-PLACES: dict[str, tuple[Place, str]] = {
+PROBE_LOCATIONS: dict[str, tuple[ChainLocation, str]] = {
     "ancestor": ("root", "at the position of the root"),
     "ancestor_at_colon": ("colon", "at the position of the colon"),
     "ancestor_at_goal": ("goal", "at the position of the goal"),
@@ -64,8 +64,8 @@ def tree_probes(acts: Capture, seed: int = 0) -> xr.Dataset:
     for name, (label, nodes, offset) in edges.items():
         scores = [score_node_probe(*_edge_rows(x, nodes, offset), trees.task.num_nodes, seed) for x in depths]
         results |= _label_scores(name, f"F1 of the {label}", torch.tensor(scores).T, {})
-    for name, (place, label) in PLACES.items():
-        scores = [[_score_ancestor(x, trees, place, d, seed) for d in range(num_distances)] for x in depths]
+    for name, (location, label) in PROBE_LOCATIONS.items():
+        scores = [[_score_ancestor(x, trees, location, d, seed) for d in range(num_distances)] for x in depths]
         about = f"F1 of the ancestor of the goal, {label}, by distance from the goal"
         distances = {"_distance": list(range(num_distances))}
         results |= _label_scores(name, about, torch.tensor(scores).movedim(-1, 0), distances)
@@ -105,11 +105,11 @@ def _edge_rows(x: Float[Tensor, "batch pos d_model"], nodes: Tensor, offset: int
 
 
 def _score_ancestor(
-    x: Float[Tensor, "batch pos d_model"], trees: TreePositions, place: Place, distance: int, seed: int
+    x: Float[Tensor, "batch pos d_model"], trees: TreePositions, location: ChainLocation, distance: int, seed: int
 ) -> tuple[float, float]:
-    rows, positions = trees.select_positions(place, distance)
-    at_place = x[rows.to(x.device), positions.to(x.device)].cpu()
-    return score_node_probe(at_place, trees.ancestors[rows, distance], trees.task.num_nodes, seed)
+    rows, positions = trees.select_positions(location, distance)
+    at_location = x[rows.to(x.device), positions.to(x.device)].cpu()
+    return score_node_probe(at_location, trees.ancestors[rows, distance], trees.task.num_nodes, seed)
 
 
 def _label_scores(
