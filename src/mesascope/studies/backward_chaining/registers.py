@@ -10,6 +10,7 @@ from mesascope.activations import UnsupportedModel, capture
 from mesascope.analyses.base import analysis
 from mesascope.analyses.nulls import Null, with_null
 from mesascope.axes import to_data_array
+from mesascope.models.layers import DecoderBlock
 from mesascope.models.transformer import Decoder
 from mesascope.studies.backward_chaining.probe_scores import score_set_probe
 from mesascope.studies.backward_chaining.tree_positions import (
@@ -172,6 +173,7 @@ def compute_label_weights(model: PreTrainedModel, trees: TreePositions) -> Float
             f"start labels need a Decoder with learned positions and one head, but got {type(model).__name__}"
         )
     layer = model.layers[0]
+    assert isinstance(layer, DecoderBlock)  # for the type checker
     with torch.no_grad():
         positions = layer.attention_norm(model.position_embed.weight[: trees.root_position])
         tokens = layer.attention_norm(model.embed.weight)
