@@ -20,6 +20,7 @@ from mesascope.testing import check_analysis
 
 from .chaining_model import NUM_LAYERS, TASK, capture_trees, make_chaining_model
 
+COLON, GOAL = (TASK.path_positions.start - 1,), (TASK.goal_position,)
 LIMITED = name_limited_chaining(NUM_LAYERS - 1)
 
 
@@ -84,6 +85,42 @@ def test_probes_find_stored_edges_and_one_ancestor_per_layer():
         assert results[f"{name}_null"].sel(_depth=1).max() < 0.4
 
 
+def test_the_chain_is_found_at_the_positions_that_chain():
+    sites = ["resid_pre", "resid_post"]
+    root_only = tree_probes(capture_trees(make_chaining_model(), sites, sequences=4_000))
+    with_colon = tree_probes(capture_trees(make_chaining_model(further=COLON), sites))
+    goal_row = tree_probes(capture_trees(make_chaining_model(further=GOAL), sites))["ancestor_at_goal"]
+    for distance in range(3):
+        later = root_only["ancestor_at_later_nodes"].sel(_distance=distance).values
+        assert later[distance + 1] > 0.99
+        assert later[distance] < 0.6
+        colon = with_colon["ancestor_at_colon"].sel(_distance=distance).values
+        assert colon[distance + 1] > 0.99
+        assert colon[distance] < 0.6
+    assert goal_row.sel(_distance=1).values[2] > 0.99 > 0.6 > goal_row.sel(_distance=1).values[1]
+    assert root_only["ancestor_at_colon"].max() < 0.6
+    assert root_only["ancestor_at_goal"].sel(_distance=[1, 2]).max() < 0.6
+    known = root_only["answer_at_root"].values  # for paths of up to as many edges as layers
+    assert (np.diff(known[1:]) > 0.1).all()
+    assert known[-1] > 0.6
+    assert root_only["answer_at_colon"].max() < 0.4
+
+
+def test_positions_of_the_chain_are_branching_nodes_before_the_ancestor():
+    trees = locate_trees(TASK.sample(100, torch.Generator().manual_seed(0)))
+    rows, positions = trees.select_positions("later", 1)
+    found = set(zip(rows.tolist(), positions.tolist(), strict=True))
+    for row in range(100):
+        parents, goal = trees.trees.parents[row].tolist(), int(trees.trees.goal[row])
+        path = [goal]
+        while parents[path[-1]] >= 0:
+            path.append(parents[path[-1]])
+        for step, node in enumerate(reversed(path)):
+            expected = step > 0 and parents.count(node) == 2 and len(path) - 1 - step >= 3
+            assert ((row, TASK.path_positions.start + step) in found) == expected
+    assert len(found) >= 10
+
+
 def test_probes_find_neither_edges_nor_ancestors_in_decoys():
     sites = ["resid_pre", "resid_post"]
     stays = tree_probes(capture_trees(make_chaining_model(chains=False), sites))
@@ -104,7 +141,16 @@ def test_attention_is_within_edges_and_along_the_chain():
         expected = np.zeros(NUM_LAYERS)
         expected[distance + 1] = 1
         assert chain.sel(_distance=distance).values == pytest.approx(expected, abs=0.01)
-    assert results["chain_null"].max() < 0.01
+        later = results["chain_at_later_nodes"].squeeze("head").sel(_distance=distance).values
+        assert later == pytest.approx(expected, abs=0.01)
+    for name in ("chain_null", "chain_at_later_nodes_null", "chain_at_colon"):
+        assert results[name].max() < 0.01, name
+    colon = chaining_attention(capture_trees(make_chaining_model(further=COLON), ["pattern"]))["chain_at_colon"]
+    assert colon.sel(layer=2, _distance=1).item() == pytest.approx(1, abs=0.01)
+    assert colon.sel(layer=1, _distance=1).item() == pytest.approx(0, abs=0.01)
+    goal = chaining_attention(capture_trees(make_chaining_model(further=GOAL), ["pattern"]))["chain_at_goal"]
+    assert goal.sel(layer=1, _distance=0).item() == pytest.approx(1, abs=0.01)
+    assert goal.sel(layer=2, _distance=0).item() == pytest.approx(0, abs=0.01)
 
 
 def test_attention_of_decoys_is_elsewhere():

@@ -2,7 +2,7 @@
 
 import torch
 import xarray as xr
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mesascope.activations import Capture
@@ -10,8 +10,7 @@ from mesascope.analyses.base import analysis
 from mesascope.analyses.uncertainty import with_standard_error
 from mesascope.axes import to_data_array
 from mesascope.statistics import ratio_of_sums
-from mesascope.studies.backward_chaining.tree_positions import TreePositions, locate_captured_trees
-from mesascope.tasks.trees.sampling import NO_PARENT, count_children
+from mesascope.studies.backward_chaining.tree_positions import locate_captured_trees
 
 MODEL = "model"
 
@@ -47,7 +46,7 @@ def path_accuracy(acts: Capture) -> xr.Dataset:
     exact = torch.where(scored, by_step, 1.0).prod(-1)
     lengths = torch.arange(1, trees.task.num_nodes)
     has_length = (trees.path_length == lengths[:, None]).double()
-    branching = _mask_branching_steps(trees)
+    branching = torch.nn.functional.pad(trees.branching_steps, (trees.root_position, 0))
     coords = {"predictor": list(correct)}
     results = _label_ratio("exact_match", exact, torch.ones_like(exact[0]), coords)
     results |= _label_ratio(
@@ -77,17 +76,6 @@ def _target_probability(
     logits: Float[Tensor, "batch pos token"], targets: Int[Tensor, "batch pos"]
 ) -> Float[Tensor, "batch pos"]:
     return logits.double().log_softmax(-1).gather(-1, targets[..., None])[..., 0].exp()
-
-
-def _mask_branching_steps(trees: TreePositions) -> Bool[Tensor, "batch pos"]:
-    """Return whether the current node of a position has two children, on the path before the goal."""
-    num_children = count_children(trees.trees.parents)
-    steps = torch.arange(trees.task.num_nodes - 1)
-    distance = trees.path_length[:, None] - steps
-    current = torch.where(distance > 0, trees.ancestors.gather(1, distance.clamp_min(0)), NO_PARENT)
-    branches = (current != NO_PARENT) & (num_children.gather(1, current.clamp_min(0)) == 2)
-    before = torch.zeros(len(branches), trees.task.path_positions.start, dtype=torch.bool)
-    return torch.cat([before, branches], 1)
 
 
 def _label_ratio(name: str, numerator: Tensor, denominator: Tensor, coords: dict[str, list]) -> dict[str, xr.DataArray]:

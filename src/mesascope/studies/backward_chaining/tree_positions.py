@@ -1,6 +1,7 @@
 """Positions and nodes of the path in captured sequences of `TreePaths`."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -10,6 +11,10 @@ from mesascope.activations import Capture
 from mesascope.tasks.base import Batch
 from mesascope.tasks.trees.paths import TreePaths
 from mesascope.tasks.trees.sampling import NO_PARENT, Trees, count_children
+
+ChainLocation = Literal["root", "colon", "goal", "later"]  # of a chain; "later" is all branching nodes after the root
+NUM_REGISTER_EDGES = 3  # registers are sources and separators of the last edges, and the goal: 36 to 45 of the paper
+NUM_REGISTERS = 7
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,6 +39,11 @@ class TreePositions:
     def root_position(self) -> int:
         """The position of the root, where the first node of the path is predicted."""
         return self.task.path_positions.start
+
+    @property
+    def colon_position(self) -> int:
+        """The position before that of the root."""
+        return self.root_position - 1
 
     @property
     def ancestors(self) -> Int[Tensor, "batch distance"]:
@@ -76,6 +86,48 @@ class TreePositions:
         """
         return self.root_branches & (self.path_length >= distance + 2)
 
+    @property
+    def branching_steps(self) -> Bool[Tensor, "batch step"]:
+        """Mask of the steps of the path, from the root on, whose current node has two children."""
+        return (self.current_nodes != NO_PARENT) & (
+            count_children(self.trees.parents).gather(1, self.current_nodes.clamp_min(0)) == 2
+        )
+
+    @property
+    def current_nodes(self) -> Int[Tensor, "batch step"]:
+        """The node of the path at every step before the goal; -1 from the goal on."""
+        distance = self.path_length[:, None] - torch.arange(self.task.num_nodes - 1)
+        return torch.where(distance > 0, self.ancestors.gather(1, distance.clamp_min(0)), NO_PARENT)
+
+    @property
+    def first_nodes(self) -> Int[Tensor, " batch"]:
+        """The first node of the path after the root."""
+        return self.ancestors.gather(1, self.path_length[:, None] - 1)[:, 0]
+
+    def select_positions(
+        self, location: ChainLocation, distance: int
+    ) -> tuple[Int[Tensor, " row"], Int[Tensor, " row"]]:
+        """Return where the ancestor at a distance is needed only as an intermediate result.
+
+        At a branching node of the path, the ancestor must be neither this node nor the next one. At the goal and at
+        the colon, the sequences are those of the root.
+
+        Args:
+            location: the root, the colon or the goal before it, or all later nodes of the path.
+            distance: from the goal.
+
+        Returns:
+            sequences and positions, in the order of the sequences.
+        """
+        if location != "later":
+            rows = self.select_deep(distance).nonzero()[:, 0]
+            before = {"root": 0, "colon": 1, "goal": 2}[location]
+            return rows, torch.full_like(rows, self.root_position - before)
+        steps = torch.arange(self.task.num_nodes - 1)
+        is_far = self.path_length[:, None] - steps >= distance + 2
+        rows, steps = (self.branching_steps & is_far & (steps > 0)).nonzero(as_tuple=True)
+        return rows, self.root_position + steps
+
     def find_edge_into(self, nodes: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
         """Return the position of the target of the edge into a node of each sequence.
 
@@ -89,6 +141,35 @@ class TreePositions:
         """Return the edges that are neither on the path to the goal nor start from the root: matched controls."""
         on_path = (self.edge_targets[..., None] == self.ancestors[:, None]).any(-1)
         return ~on_path & (self.edge_sources != self.root[:, None])
+
+
+def list_registers(task: TreePaths) -> list[int]:
+    """Return the positions of the registers: those of the paper, counted from the end of the edge list.
+
+    Args:
+        task: gives the positions.
+
+    Returns:
+        sources and separators of the last three edges, and the goal: 36, 38, 39, 41, 42, 44 and 45 for 16 nodes.
+    """
+    first = max(task.goal_position - 3 * NUM_REGISTER_EDGES, 0)
+    return _exclude_targets(task, range(first, task.goal_position + 1))
+
+
+def list_earlier_positions(task: TreePaths) -> list[int]:
+    """Return the control of the registers: as many sources and separators of earlier edges, the last ones.
+
+    Args:
+        task: gives the positions.
+
+    Returns:
+        positions before the first register; fewer than there are registers, or none, for few nodes.
+    """
+    return _exclude_targets(task, range(list_registers(task)[0]))[-NUM_REGISTERS:]
+
+
+def _exclude_targets(task: TreePaths, positions: range) -> list[int]:
+    return [position for position in positions if position not in task.target_positions]
 
 
 def locate_trees(batch: Batch) -> TreePositions:

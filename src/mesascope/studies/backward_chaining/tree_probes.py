@@ -10,9 +10,15 @@ from mesascope.analyses.base import analysis
 from mesascope.analyses.nulls import Null, with_null
 from mesascope.axes import to_data_array
 from mesascope.studies.backward_chaining.probe_scores import score_node_probe, score_set_probe
-from mesascope.studies.backward_chaining.tree_positions import TreePositions, locate_captured_trees
+from mesascope.studies.backward_chaining.tree_positions import ChainLocation, TreePositions, locate_captured_trees
 
 MAX_EDGE_SEQUENCES = 2_000  # whose edges are probed; each has several
+PROBE_LOCATIONS: dict[str, tuple[ChainLocation, str]] = {
+    "ancestor": ("root", "at the position of the root"),
+    "ancestor_at_colon": ("colon", "at the position of the colon"),
+    "ancestor_at_goal": ("goal", "at the position of the goal"),
+    "ancestor_at_later_nodes": ("later", "at later branching nodes of the path"),
+}
 CHILDREN, LEAVES = "children of the current node", "leaves other than the goal"
 SHUFFLED = "labels shuffled"
 
@@ -25,10 +31,12 @@ SHUFFLED = "labels shuffled"
         of its target, and the target of an edge, read at the position of its source, where it is not yet known. Goal
         and ancestors: the ancestor of the goal at a distance, read at the position of the root, in sequences in which
         the root branches and the path is at least two edges longer than the distance, so that the ancestor is neither
-        the root nor the next node, but an intermediate result of backward chaining. One-step look-ahead: the children
-        of the root, and the leaves other than the goal, read at the position of the root. In backward and forward edge
-        order the edges of the root have fixed positions, so that its children are easy to find. Control: the same
-        probes fitted on labels of other sequences.
+        the root nor the next node, but an intermediate result of backward chaining. The same is read at the goal
+        and at the colon before the root, which see all edges as well, and at later branching nodes of the path. Answer:
+        the first node of the path after a root with two children, read at goal, colon and root. One-step
+        look-ahead: the children of the root, and the leaves other than the goal, read at the position of the root. In
+        backward and forward edge order the edges of the root have fixed positions, so that its children are easy to
+        find. Control: the same probes fitted on labels of other sequences.
     """,
     sites=["resid_pre", "resid_post"],
     steps="ends",
@@ -41,8 +49,9 @@ def tree_probes(acts: Capture, seed: int = 0) -> xr.Dataset:
         seed: of the permutation of labels in the control.
 
     Returns:
-        by depth ``edge_at_target`` and ``edge_at_source``, ``ancestor`` (by distance from the goal) and ``lookahead``
-        (by set of nodes), each with its control.
+        by depth ``edge_at_target`` and ``edge_at_source``; ``ancestor``, and the same at the colon, the
+        goal and later nodes (``ancestor_at_colon``, ...), by distance from the goal; ``answer_at_goal``,
+        ``answer_at_colon`` and ``answer_at_root``; and ``lookahead`` (by set of nodes), each with its control.
     """
     trees = locate_captured_trees(acts)
     depths = [acts["resid_pre"][0], *acts["resid_post"]]
@@ -55,20 +64,30 @@ def tree_probes(acts: Capture, seed: int = 0) -> xr.Dataset:
     for name, (label, nodes, offset) in edges.items():
         scores = [score_node_probe(*_edge_rows(x, nodes, offset), trees.task.num_nodes, seed) for x in depths]
         results |= _label_scores(name, f"F1 of the {label}", torch.tensor(scores).T, {})
-    at_root = [x[:, trees.root_position].cpu() for x in depths]
-    ancestors = [[_score_ancestor(x, trees, distance, seed) for distance in range(num_distances)] for x in at_root]
-    results |= _label_scores(
-        "ancestor",
-        "F1 of the ancestor of the goal, at the position of the root, by distance from the goal",
-        torch.tensor(ancestors).movedim(-1, 0),
-        {"_distance": list(range(num_distances))},
-    )
+    for name, (location, label) in PROBE_LOCATIONS.items():
+        scores = [[_score_ancestor(x, trees, location, d, seed) for d in range(num_distances)] for x in depths]
+        about = f"F1 of the ancestor of the goal, {label}, by distance from the goal"
+        distances = {"_distance": list(range(num_distances))}
+        results |= _label_scores(name, about, torch.tensor(scores).movedim(-1, 0), distances)
+    branches = trees.root_branches
+    answer_positions = {
+        "goal": trees.task.goal_position,
+        "colon": trees.colon_position,
+        "root": trees.root_position,
+    }
+    for name, position in answer_positions.items():
+        answers = [
+            score_node_probe(x[branches, position].cpu(), trees.first_nodes[branches], trees.task.num_nodes, seed)
+            for x in depths
+        ]
+        about = f"F1 of the first node of the path after the root, at the position of the {name}"
+        results |= _label_scores(f"answer_at_{name}", about, torch.tensor(answers).T, {})
     sets = {
         CHILDREN: trees.children_of_root,
         LEAVES: trees.leaves & (torch.arange(trees.task.num_nodes) != trees.trees.goal[:, None]),
     }
-    branches = trees.root_branches
-    ahead = [[score_set_probe(x[branches], each[branches], seed) for each in sets.values()] for x in at_root]
+    at_root = [x[branches, trees.root_position].cpu() for x in depths]
+    ahead = [[score_set_probe(x, each[branches], seed) for each in sets.values()] for x in at_root]
     results |= _label_scores(
         "lookahead",
         "F1 of a set of nodes, at the position of the root",
@@ -85,9 +104,12 @@ def _edge_rows(x: Float[Tensor, "batch pos d_model"], nodes: Tensor, offset: int
     return rows.flatten(0, 1), nodes[: len(rows)].flatten()
 
 
-def _score_ancestor(x: Tensor, trees: TreePositions, distance: int, seed: int) -> tuple[float, float]:
-    rows = trees.select_deep(distance)
-    return score_node_probe(x[rows], trees.ancestors[rows, distance], trees.task.num_nodes, seed)
+def _score_ancestor(
+    x: Float[Tensor, "batch pos d_model"], trees: TreePositions, location: ChainLocation, distance: int, seed: int
+) -> tuple[float, float]:
+    rows, positions = trees.select_positions(location, distance)
+    at_location = x[rows.to(x.device), positions.to(x.device)].cpu()
+    return score_node_probe(at_location, trees.ancestors[rows, distance], trees.task.num_nodes, seed)
 
 
 def _label_scores(
