@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -129,7 +130,7 @@ def prepare_auto_circuit(model: Path, pairs: Pairs) -> Methods:
     return {"eap": lambda: attribute(0), "eap-ig": lambda: attribute(STEPS)}
 
 
-def load_hooked(model: Path) -> torch.nn.Module:
+def load_hooked(model: Path) -> Any:
     """Return a Llama as a HookedTransformer, whose norms are not folded into weights."""
     from transformer_lens import HookedTransformer, HookedTransformerConfig  # pyright: ignore[reportMissingImports]
     from transformer_lens.pretrained.weight_conversions import (  # pyright: ignore[reportMissingImports]

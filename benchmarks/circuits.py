@@ -25,7 +25,7 @@ import xarray as xr
 from capturing import exported
 from circuit_scores import BATCH, STEPS, Scores
 from measuring import HERE, Peer, keep
-from scipy.stats import pearsonr, spearmanr
+from scipy.stats import rankdata
 from transformers import PreTrainedTokenizerBase
 
 from mesascope.circuits import patch_edges, rank_edges
@@ -49,7 +49,7 @@ def sample_pairs(tokenizer: PreTrainedTokenizerBase, count: int, seed: int) -> l
     The clean prompt is random words of one token and all but the last of them again; in the counterfactual prompt, the
     first half has other words. The answer is the last word of the first half.
     """
-    texts = (tokenizer.decode([token]) for token in range(len(tokenizer)))
+    texts = (str(tokenizer.decode([token])) for token in range(len(tokenizer)))
     words = [text for text in texts if text[:1] == " " and len(text) > 3 and text[1:].isascii() and text[1:].islower()]
     words = [word for word in words if word[1:].isalpha()]
     generator = np.random.default_rng(seed)
@@ -115,12 +115,17 @@ def compare(ours: xr.DataArray, theirs: xr.DataArray) -> dict[str, float]:
     shared = set(rank_edges(ours)[:size].tolist()) & set(rank_edges(theirs)[:size].tolist())
     return {
         "edges": len(first),
-        "spearman": float(spearmanr(first, second).statistic),
-        "pearson": float(pearsonr(first, second).statistic),
-        "magnitude_spearman": float(spearmanr(abs(first), abs(second)).statistic),
+        "spearman": correlate(rankdata(first), rankdata(second)),
+        "pearson": correlate(first, second),
+        "magnitude_spearman": correlate(rankdata(abs(first)), rankdata(abs(second))),
         "overlap": len(shared) / size,
         "largest_difference": float(abs(first - second).max() / abs(first).max()),
     }
+
+
+def correlate(first: np.ndarray, second: np.ndarray) -> float:
+    """Return Pearson's correlation; that of ranks is Spearman's."""
+    return float(np.corrcoef(first, second)[0, 1])
 
 
 def measure_effects(model: Path, pairs: Path, scores: Mapping[str, xr.DataArray]) -> dict[str, dict[str, float]]:
@@ -137,8 +142,8 @@ def measure_effects(model: Path, pairs: Path, scores: Mapping[str, xr.DataArray]
         error = abs(estimated - measured).sum() / abs(measured).sum()
         found[name] = {
             "edges": len(edges),
-            "spearman": float(spearmanr(estimated, measured).statistic),
-            "pearson": float(pearsonr(estimated, measured).statistic),
+            "spearman": correlate(rankdata(estimated), rankdata(measured)),
+            "pearson": correlate(estimated, measured),
             "relative_error": float(error),
         }
     return found

@@ -40,8 +40,8 @@ def _use_threads(condition: Condition) -> Condition:
 def repeat_run(name: str, scale: str, folder: Path) -> Path:
     """Run a study with other rounding errors, and return the folder of the run.
 
-    A compiler that cannot be run and an empty cache are a machine without the fused kernel. Seeds run one after another,
-    because processes with two threads each compete for the processors.
+    A compiler that cannot be run and an empty cache are a machine without the fused kernel. Seeds run one after
+    another, because processes with two threads each compete for the processors.
     """
     os.environ |= {"CXX": str(folder / "no-compiler"), "XDG_CACHE_HOME": str(folder / "cache")}
     file = folder / f"rounding_{name.replace('-', '_')}.py"

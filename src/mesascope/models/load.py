@@ -74,7 +74,7 @@ def find_decoder_class(config: DecoderConfig) -> type[Decoder]:
 
 
 def _read_decoder_config(path: Path) -> DecoderConfig:
-    model_type = read_json_object(path / "config.json").get("model_type")
+    model_type = str(read_json_object(path / "config.json").get("model_type"))
     configs = {config.model_type: config for config in DECODER_CLASSES}
     return configs.get(model_type, DecoderConfig).from_pretrained(path)
 

@@ -29,7 +29,7 @@ class EncoderDecoder(Decoder):
     """
 
     config_class = EncoderDecoderConfig
-    config: EncoderDecoderConfig
+    config: EncoderDecoderConfig  # pyright: ignore[reportIncompatibleVariableOverride]  never replaced by another kind
 
     def _build_layers(self) -> None:
         config = self.config
@@ -43,7 +43,7 @@ class EncoderDecoder(Decoder):
         self.encoder_norm = make_norm(config)
         self.layers = nn.ModuleList(CrossBlock(config, layer) for layer in range(config.num_hidden_layers))
 
-    def forward(
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  positions are counted in each part
         self,
         inputs: Int[Tensor, "batch pos"] | None = None,
         input_ids: Int[Tensor, "batch pos"] | None = None,
@@ -153,11 +153,12 @@ class EncoderDecoder(Decoder):
 
     def _output_projections(self) -> Iterator[nn.Module]:
         for block in (*self.encoder_layers, *self.layers):
-            yield block.attention.o_proj
+            if isinstance(block, EncoderBlock | CrossBlock):
+                yield block.attention.o_proj
+                if block.has_mlp:
+                    yield block.mlp.down_proj
             if isinstance(block, CrossBlock):
                 yield block.cross_attention.o_proj
-            if block.has_mlp:
-                yield block.mlp.down_proj
 
 
 AutoConfig.register("mesascope_encoder_decoder", EncoderDecoderConfig, exist_ok=True)

@@ -5,7 +5,7 @@ Architectures (arXiv 1506.04834). How pairs are drawn is ours.
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -195,7 +195,7 @@ class LogicalInference(Task):
         first, second = (self._draw_contingent(rng, size, variables) for size in sizes)
         return first, second
 
-    def _draw_contingent(self, rng: random.Random, size: int, variables: list[str]) -> Formula:
+    def _draw_contingent(self, rng: random.Random, size: int, variables: Sequence[str]) -> Formula:
         while (formula := draw_formula(rng, size, variables)).is_constant:
             pass
         return formula
