@@ -29,7 +29,7 @@ def test_the_model_computes_what_its_plan_says(name: str):
 
 
 @pytest.mark.parametrize("name", PLANS)
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_integrated_gradients_find_the_circuit_and_nothing_else(name: str, seed: int):
     known = build_known_circuit(name, seed)
     score = attribute_edges(known.model, known.clean, known.counterfactual, make_metric(known))["score"]
@@ -75,7 +75,7 @@ def test_patching_measures_both_inputs_of_an_and():
     ]
 
 
-@pytest.mark.parametrize("ablation", ["mean", "resample"])
+@pytest.mark.parametrize("ablation", ["mean", pytest.param("resample", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", PLANS)
 def test_patching_by_references_finds_the_edges_that_differ_from_them(name: str, ablation: str):
     known = build_known_circuit(name, seed=2, num_pairs=2)
@@ -92,7 +92,7 @@ def test_patching_by_references_finds_the_edges_that_differ_from_them(name: str,
         assert abs(float(effect.sel(sender=sender, receiver=receiver))) < 1e-3 * GAIN
 
 
-@pytest.mark.parametrize("ablation", ["mean", "resample"])
+@pytest.mark.parametrize("ablation", ["mean", pytest.param("resample", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", PLANS)
 def test_integrated_gradients_by_references_find_no_other_edge(name: str, ablation: str):
     """Few steps miss edges into queries and keys, which change together on the path to a reference."""
