@@ -113,7 +113,13 @@ def test_many_steps_find_queries_and_keys_that_change_together():
     assert few < many == known.reference_edges
 
 
-@pytest.mark.parametrize("method", METHODS | REFERENCE_METHODS)
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(one, marks=[pytest.mark.slow] if "patching" in one else [])
+        for one in (*METHODS, *REFERENCE_METHODS)
+    ],
+)
 def test_the_table_counts_edges(method: str):
     row = evaluate_method(method, "copy", draws=1)
     assert (row.precision, row.recall, row.auroc) == (1.0, 1.0, 1.0)

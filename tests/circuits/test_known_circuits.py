@@ -86,9 +86,7 @@ def planted(request: pytest.FixtureRequest) -> Planted:
     return Planted(request.param)
 
 
-@pytest.mark.parametrize(
-    "planted", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in SEEDS[1:])], indirect=True
-)
+@pytest.mark.slow  # a run per edge; test_compiled_circuits.py patches edges of smaller models
 def test_patching_finds_the_edges_between_other_tokens(planted: Planted):
     sample = slice(0, 1)  # a run per edge: one pair
     metric = logit_difference(planted.first[sample, 0], planted.other[sample, 0])
