@@ -20,6 +20,7 @@ from mesascope.tasks.algorithms import Algorithm
 from mesascope.tasks.base import Batch
 from mesascope.tasks.icl.base import InContextTask
 from mesascope.tasks.icl.context import ContextExamples, build_context
+from mesascope.tasks.token_predictions import token_cross_entropy
 
 ChainTokens = Int[Tensor, "batch pos"]
 
@@ -110,7 +111,7 @@ class MarkovChains(InContextTask):
         Returns:
             The cross-entropy, (batch, pos).
         """
-        return -prediction.log_softmax(-1).gather(-1, batch.targets[..., None])[..., 0]
+        return token_cross_entropy(prediction, batch)
 
     def extract_examples(self, inputs: ChainTokens) -> ContextExamples:
         """Extract the transitions of every sequence as one-hot context pairs.

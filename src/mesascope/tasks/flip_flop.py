@@ -16,11 +16,11 @@ from torch.nn.functional import one_hot
 
 from mesascope.argument_types import validate_fields
 from mesascope.tasks.base import Batch, Task
+from mesascope.tasks.token_predictions import log_probabilities, token_cross_entropy
 
 WRITE, IGNORE, READ = 2, 3, 4  # tokens of the instructions; those of the bits are 0 and 1
 TEXTS = ("0", "1", "w", "i", "r")
 LAST_WRITTEN, LAST_BIT, MAJORITY, CHANCE = "last written bit", "last bit", "majority of bits", "chance"
-MIN_PROBABILITY = 1e-12  # of tokens that a baseline excludes, so that its logarithm is finite
 
 
 @final
@@ -110,7 +110,7 @@ class FlipFlop(Task):
         Returns:
             The cross-entropy, (batch, pos).
         """
-        return -prediction.log_softmax(-1).gather(-1, batch.targets[..., None])[..., 0]
+        return token_cross_entropy(prediction, batch)
 
     def baselines(self, batch: Batch) -> Mapping[str, Float[Tensor, "batch pos d_out"]]:
         """Compute the log-probabilities of four predictors of the next bit.
@@ -175,7 +175,7 @@ class FlipFlop(Task):
     def _log_token_probabilities(self, is_one: Float[Tensor, "batch pos"]) -> Float[Tensor, "batch pos token"]:
         probabilities = torch.zeros(*is_one.shape, self.vocab_size, device=is_one.device)
         probabilities[..., 0], probabilities[..., 1] = 1 - is_one, is_one
-        return probabilities.clamp_min(MIN_PROBABILITY).log()
+        return log_probabilities(probabilities)
 
 
 def last_index(selected: Tensor) -> Int[Tensor, "batch pos"]:

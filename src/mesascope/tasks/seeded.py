@@ -22,10 +22,10 @@ from mesascope.tasks._generator_rules import (
     hash_integers,
 )
 from mesascope.tasks.base import Batch, Task
+from mesascope.tasks.token_predictions import MIN_PROBABILITY, log_probabilities
 
 GENERATOR_KINDS = ("permutation", "congruential", "markov")
 MAX_DRAWS = 1000  # rounds of rejection sampling
-MIN_PROBABILITY = 1e-12  # probability of impossible tokens in the baselines, so that its logarithm is finite
 LogProbabilities = Float[Tensor, "batch pos token"]
 
 
@@ -228,7 +228,7 @@ class SeededSequences(Task):
             "Bayes": posterior_mean,
             "known generator": given_generator,
         }
-        return {name: value.clamp_min(MIN_PROBABILITY).log().float().to(device) for name, value in predictions.items()}
+        return {name: log_probabilities(value).float().to(device) for name, value in predictions.items()}
 
     def _count_baselines(self, tokens: Int[Tensor, "batch pos"]) -> dict[str, LogProbabilities]:
         pairs = self._pair_frequencies()

@@ -12,7 +12,7 @@ LabelledLine = Sequence[str]
 Parsed = TypeVar("Parsed")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class LabelledLines:
     """The lines of a file.
 
@@ -29,7 +29,7 @@ class LabelledLines:
     digest: str
 
     def parse(self, parse_line: Callable[[LabelledLine], Parsed]) -> list[Parsed]:
-        """Parse every line; the result is kept until the file is read again.
+        """Parse every line.
 
         Args:
             parse_line: parses the columns of one line, and raises a ValueError if it cannot.
@@ -40,18 +40,13 @@ class LabelledLines:
         Raises:
             ValueError: a line cannot be parsed.
         """
-        return _parse(self, parse_line)
-
-
-@lru_cache(maxsize=8)
-def _parse(lines: LabelledLines, parse_line: Callable[[LabelledLine], Parsed]) -> list[Parsed]:
-    parsed = []
-    for number, line in zip(lines.numbers, lines.lines, strict=True):
-        try:
-            parsed.append(parse_line(line))
-        except ValueError as error:
-            raise ValueError(f"{lines.path}, line {number}: {error}") from None
-    return parsed
+        parsed = []
+        for number, line in zip(self.numbers, self.lines, strict=True):
+            try:
+                parsed.append(parse_line(line))
+            except ValueError as error:
+                raise ValueError(f"{self.path}, line {number}: {error}") from None
+        return parsed
 
 
 def load_lines(path: str) -> LabelledLines:

@@ -4,18 +4,18 @@ The task of Nangia & Bowman, ListOps: A Diagnostic Dataset for Latent Tree Learn
 """
 
 import random
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mesascope.argument_types import validate_arguments, validate_fields
-from mesascope.tasks.base import Batch, Task
-from mesascope.tasks.expressions.answers import answer_loss, log_answer_probabilities
-from mesascope.tasks.expressions.labelled_files import LabelledLine, load_lines
+from mesascope.argument_types import validate_arguments
+from mesascope.tasks.base import Batch
+from mesascope.tasks.expressions.base import ExpressionTask, log_answer_probabilities
+from mesascope.tasks.expressions.labelled_files import LabelledLine
 from mesascope.tasks.expressions.list_trees import (
     ANSWER,
     CLOSE,
@@ -35,7 +35,7 @@ MAX_DRAWS = 10_000  # of expressions outside the range of lengths, one after ano
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class ListOps(Task):
+class ListOps(ExpressionTask[ListTree]):
     """Nested lists of digits with four operators; the value of the expression is predicted.
 
     After ``[MAX 2 9 [MIN 4 7 ] 0 ] =``, the target is ``9``. An argument is a list with the probability
@@ -70,12 +70,8 @@ class ListOps(Task):
     min_arguments: int = 2
     max_arguments: int = 5
     list_probability: float = 0.25
-    file: str = ""
-    validation_file: str = ""
 
-    def __post_init__(self) -> None:
-        """Validate the fields, and read the file."""
-        validate_fields(self)
+    def _validate_ranges(self) -> None:
         if not 1 <= self.min_arguments <= self.max_arguments:
             raise ValueError(
                 "min_arguments must be from 1 to max_arguments, but they are "
@@ -91,13 +87,6 @@ class ListOps(Task):
             raise ValueError(f"max_depth must be at least 1, but got {self.max_depth}")
         if not 0 <= self.list_probability <= 1:
             raise ValueError(f"list_probability must be from 0 to 1, but got {self.list_probability}")
-        if bool(self.file) != bool(self.validation_file):
-            raise ValueError(
-                "file and validation_file must be given together, but got "
-                f"file={self.file!r} and validation_file={self.validation_file!r}"
-            )
-        if self.file:
-            self._load_file()
 
     @property
     def vocab_size(self) -> int:
@@ -125,7 +114,7 @@ class ListOps(Task):
         Raises:
             ValueError: no expression has a length in the range.
         """
-        trees = self._draw_from_file(n, generator) if self.file else list(self._draw(n, generator))
+        trees = self._sample_expressions(n, generator)
         inputs = torch.full((n, self.length), PADDING)
         targets, weight = inputs.clone(), torch.zeros(n, self.length)
         value, height = torch.full_like(inputs, NO_LABEL), torch.full_like(inputs, NO_LABEL)
@@ -144,18 +133,6 @@ class ListOps(Task):
             "list height": height,
         }
         return Batch(inputs=inputs, targets=targets, weight=weight, latents=latents)
-
-    def loss(self, prediction: Float[Tensor, "batch pos d_out"], batch: Batch) -> Float[Tensor, "batch pos"]:
-        """Compute the cross-entropy of the target, in nats.
-
-        Args:
-            prediction: logits.
-            batch: the sequences that were predicted.
-
-        Returns:
-            The cross-entropy, (batch, pos).
-        """
-        return answer_loss(prediction, batch)
 
     def baselines(self, batch: Batch) -> Mapping[str, Float[Tensor, "batch pos d_out"]]:
         """Compute log-probabilities of the exact value, of an evaluation without nested lists, and of chance.
@@ -185,27 +162,19 @@ class ListOps(Task):
             for name, predicted in answers.items()
         }
 
-    def validation_task(self) -> "ListOps":
-        """Return the task of the held-out file; without files every expression is fresh."""
-        return replace(self, file=self.validation_file) if self.file else self
-
     def decode_token(self, token: int) -> str:
-        """Decode a token: a digit, an operator with its bracket, ``]``, ``=`` or ``.`` for padding.
+        """Return the text of a token: a digit, an operator with its bracket, ``]``, ``=`` or ``.`` for padding.
 
         Args:
             token: token index.
         """
         return TEXTS[token]
 
-    @property
-    def token_digest(self) -> str:
-        """A hash of the file; empty without one."""
-        return load_lines(self.file).digest if self.file else ""
+    def _draw(self, n: int, rng: random.Random) -> list[ListTree]:
+        return [self._draw_in_range(rng) for _ in range(n)]
 
-    def _draw(self, n: int, generator: torch.Generator) -> Iterator[ListTree]:
-        rng = random.Random(int(torch.randint(2**62, (1,), generator=generator)))
-        failed = 0
-        while n > 0:
+    def _draw_in_range(self, rng: random.Random) -> ListTree:
+        for _ in range(MAX_DRAWS):
             tree = draw_list(
                 rng,
                 max_length=self.max_length,
@@ -213,48 +182,28 @@ class ListOps(Task):
                 arguments=(self.min_arguments, self.max_arguments),
                 list_probability=self.list_probability,
             )
-            if tree is not None and len(tree.to_tokens()) >= self.min_length:
-                failed, n = 0, n - 1
-                yield tree
-            else:
-                failed += 1
-            if failed == MAX_DRAWS:
-                raise ValueError(
-                    f"expressions must have {self.min_length} to {self.max_length} tokens, but none of {MAX_DRAWS} "
-                    "draws has; choose a wider range, other arguments or another list_probability"
-                )
+            if tree is not None and self._is_in_range(tree):
+                return tree
+        raise ValueError(
+            f"expressions must have {self.min_length} to {self.max_length} tokens, but none of {MAX_DRAWS} "
+            "draws has; choose a wider range, other arguments or another list_probability"
+        )
 
-    def _draw_from_file(self, n: int, generator: torch.Generator) -> list[ListTree]:
-        trees = self._load_file()
-        return [trees[row] for row in torch.randint(len(trees), (n,), generator=generator).tolist()]
+    def _is_in_range(self, expression: ListTree) -> bool:
+        return self.min_length <= len(expression.to_tokens()) <= self.max_length
 
-    def _load_file(self) -> list[ListTree]:
-        lines = load_lines(self.file)
-        trees = lines.parse(parse_labelled_list)
-        chosen = [tree for tree in trees if self.min_length <= len(tree.to_tokens()) <= self.max_length]
-        if not chosen:
+    def _describe_range(self) -> str:
+        return f"expressions of {self.min_length} to {self.max_length} tokens"
+
+    @staticmethod
+    def _parse_line(line: LabelledLine) -> ListTree:
+        """Parse a label and an expression, in any order, and check the label."""
+        if len(line) != 2:
+            raise ValueError(f"a line must have a label and an expression, but it has {len(line)} columns")
+        label, text = line if len(line[0]) == 1 else line[::-1]
+        tree = parse_list([one for one in text.split() if one not in ("(", ")")])
+        if str(tree.value) != label.strip():
             raise ValueError(
-                f"{self.file} must have expressions of {self.min_length} to {self.max_length} tokens, but has none"
+                f"the label must be {tree.value}, the value of the expression, but it is {label.strip()!r}"
             )
-        return chosen
-
-
-def parse_labelled_list(line: LabelledLine) -> ListTree:
-    """Parse an expression and check its label.
-
-    Args:
-        line: the columns of a line; the label is the first or the last one.
-
-    Returns:
-        The tree.
-
-    Raises:
-        ValueError: the line is no label and expression, or the label is not the value.
-    """
-    if len(line) != 2:
-        raise ValueError(f"a line must have a label and an expression, but it has {len(line)} columns")
-    label, text = line if len(line[0]) == 1 else line[::-1]
-    tree = parse_list([one for one in text.split() if one not in ("(", ")")])
-    if str(tree.value) != label.strip():
-        raise ValueError(f"the label must be {tree.value}, the value of the expression, but it is {label.strip()!r}")
-    return tree
+        return tree

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 OPERATORS = ("MIN", "MAX", "MED", "SM")
 NUM_DIGITS = 10
@@ -23,7 +24,7 @@ class ListTree:
     operator: int
     arguments: tuple["ListTree | int", ...]
 
-    @property
+    @cached_property
     def value(self) -> int:
         """The digit that the list evaluates to: MIN, MAX, MED or SM (sum mod 10); see `apply_operator`.
 
@@ -32,7 +33,7 @@ class ListTree:
         """
         return apply_operator(self.operator, [get_value(one) for one in self.arguments])
 
-    @property
+    @cached_property
     def height(self) -> int:
         """The number of lists on the longest path to a digit; 1 for a list of digits."""
         return 1 + max((one.height for one in self.lists), default=0)

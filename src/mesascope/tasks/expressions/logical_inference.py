@@ -6,16 +6,16 @@ Architectures (arXiv 1506.04834). How pairs are drawn is ours.
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mesascope.argument_types import validate_arguments, validate_fields
-from mesascope.tasks.base import Batch, Task
-from mesascope.tasks.expressions.answers import answer_loss, log_answer_probabilities
+from mesascope.argument_types import validate_arguments
+from mesascope.tasks.base import Batch
+from mesascope.tasks.expressions.base import ExpressionTask, log_answer_probabilities
 from mesascope.tasks.expressions.formulas import (
     OPERATORS,
     RELATIONS,
@@ -25,7 +25,7 @@ from mesascope.tasks.expressions.formulas import (
     find_relation,
     parse_formula,
 )
-from mesascope.tasks.expressions.labelled_files import LabelledLine, load_lines
+from mesascope.tasks.expressions.labelled_files import LabelledLine
 
 SEPARATOR, ANSWER, PADDING = ":", "?", "."
 TEXTS = (*RELATIONS, *VARIABLES, *OPERATORS, "(", ")", SEPARATOR, ANSWER, PADDING)
@@ -36,7 +36,7 @@ Pair = tuple[Formula, Formula]
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class LogicalInference(Task):
+class LogicalInference(ExpressionTask[Pair]):
     """Two formulas of propositional logic; which of seven relations holds between them is predicted.
 
     After ``( a and ( not b ) ) : a ?``, the target is ``<``. The relations are ``=`` equivalence, ``<`` forward and
@@ -66,25 +66,14 @@ class LogicalInference(Task):
     min_operators: int = 0
     max_operators: int = 6
     max_variables: int = 4
-    file: str = ""
-    validation_file: str = ""
 
-    def __post_init__(self) -> None:
-        """Validate the fields, and read the file."""
-        validate_fields(self)
+    def _validate_ranges(self) -> None:
         if not 0 <= self.min_operators <= self.max_operators:
             raise ValueError(
                 f"min_operators must be from 0 to max_operators={self.max_operators}, but got {self.min_operators}"
             )
         if not 1 <= self.max_variables <= len(VARIABLES):
             raise ValueError(f"max_variables must be from 1 to {len(VARIABLES)}, but got {self.max_variables}")
-        if bool(self.file) != bool(self.validation_file):
-            raise ValueError(
-                "file and validation_file must be given together, but got "
-                f"file={self.file!r} and validation_file={self.validation_file!r}"
-            )
-        if self.file:
-            self._load_file()
 
     @property
     def vocab_size(self) -> int:
@@ -108,7 +97,7 @@ class LogicalInference(Task):
             The batch. Its latents are ``operators`` (batch), the number of operators of the longer formula, and
             ``depth`` (batch), the number of nested operators.
         """
-        pairs = self._draw_from_file(n, generator) if self.file else self._draw(n, generator)
+        pairs = self._sample_expressions(n, generator)
         inputs = torch.full((n, self.length), TOKENS[PADDING])
         targets, weight = inputs.clone(), torch.zeros(n, self.length)
         for row, (left, right) in enumerate(pairs):
@@ -121,18 +110,6 @@ class LogicalInference(Task):
             "depth": torch.tensor([max(one.height for one in pair) for pair in pairs]),
         }
         return Batch(inputs=inputs, targets=targets, weight=weight, latents=latents)
-
-    def loss(self, prediction: Float[Tensor, "batch pos d_out"], batch: Batch) -> Float[Tensor, "batch pos"]:
-        """Compute the cross-entropy of the target, in nats.
-
-        Args:
-            prediction: logits.
-            batch: the sequences that were predicted.
-
-        Returns:
-            The cross-entropy, (batch, pos).
-        """
-        return answer_loss(prediction, batch)
 
     def baselines(self, batch: Batch) -> Mapping[str, Float[Tensor, "batch pos d_out"]]:
         """Compute log-probabilities of four predictors of the relation.
@@ -166,25 +143,15 @@ class LogicalInference(Task):
             for name, predicted in answers.items()
         }
 
-    def validation_task(self) -> "LogicalInference":
-        """Return the task of the held-out file; without files every pair is fresh."""
-        return replace(self, file=self.validation_file) if self.file else self
-
     def decode_token(self, token: int) -> str:
-        """Decode a token: a relation, a variable, an operator, a bracket, ``:``, ``?`` or ``.`` for padding.
+        """Return the text of a token: a relation, a variable, an operator, a bracket, ``:``, ``?`` or ``.`` for padding.
 
         Args:
             token: token index.
         """
         return TEXTS[token]
 
-    @property
-    def token_digest(self) -> str:
-        """A hash of the file; empty without one."""
-        return load_lines(self.file).digest if self.file else ""
-
-    def _draw(self, n: int, generator: torch.Generator) -> list[Pair]:
-        rng = random.Random(int(torch.randint(2**62, (1,), generator=generator)))
+    def _draw(self, n: int, rng: random.Random) -> list[Pair]:
         return [self._draw_pair(rng) for _ in range(n)]
 
     def _draw_pair(self, rng: random.Random) -> Pair:
@@ -200,20 +167,25 @@ class LogicalInference(Task):
             pass
         return formula
 
-    def _draw_from_file(self, n: int, generator: torch.Generator) -> list[Pair]:
-        pairs = self._load_file()
-        return [pairs[row] for row in torch.randint(len(pairs), (n,), generator=generator).tolist()]
+    def _is_in_range(self, expression: Pair) -> bool:
+        return self.min_operators <= max(one.num_operators for one in expression) <= self.max_operators
 
-    def _load_file(self) -> list[Pair]:
-        pairs = load_lines(self.file).parse(parse_labelled_pair)
-        operators = range(self.min_operators, self.max_operators + 1)
-        chosen = [pair for pair in pairs if max(one.num_operators for one in pair) in operators]
-        if not chosen:
+    def _describe_range(self) -> str:
+        return f"pairs whose longer formula has {self.min_operators} to {self.max_operators} operators"
+
+    @staticmethod
+    def _parse_line(line: LabelledLine) -> Pair:
+        """Parse a relation and two formulas, and check the relation."""
+        if len(line) != 3:
+            raise ValueError(f"a line must have a relation and two formulas, but it has {len(line)} columns")
+        left, right = (parse_formula(text.split()) for text in line[1:])
+        relation = find_relation(left, right)
+        if line[0].strip() != relation:
             raise ValueError(
-                f"{self.file} must have pairs whose longer formula has {self.min_operators} to {self.max_operators} "
-                "operators, but has none"
+                f"the relation must be {relation} ({RELATIONS[relation]}), that of the formulas, but it is "
+                f"{line[0].strip()!r}"
             )
-        return chosen
+        return left, right
 
 
 def _parse_pair(texts: list[str]) -> Pair:
@@ -221,27 +193,3 @@ def _parse_pair(texts: list[str]) -> Pair:
         raise ValueError(f"a pair must have {SEPARATOR} between its formulas, but there is none")
     middle = texts.index(SEPARATOR)
     return parse_formula(texts[:middle]), parse_formula(texts[middle + 1 :])
-
-
-def parse_labelled_pair(line: LabelledLine) -> Pair:
-    """Parse a pair of formulas and check its relation.
-
-    Args:
-        line: the columns of a line: relation, first and second formula.
-
-    Returns:
-        The formulas.
-
-    Raises:
-        ValueError: the line has other columns, or the relation is not that of the formulas.
-    """
-    if len(line) != 3:
-        raise ValueError(f"a line must have a relation and two formulas, but it has {len(line)} columns")
-    left, right = (parse_formula(text.split()) for text in line[1:])
-    relation = find_relation(left, right)
-    if line[0].strip() != relation:
-        raise ValueError(
-            f"the relation must be {relation} ({RELATIONS[relation]}), that of the formulas, but it is "
-            f"{line[0].strip()!r}"
-        )
-    return left, right

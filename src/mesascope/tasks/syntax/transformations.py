@@ -6,6 +6,7 @@ After Lindemann, Koller & Titov (arXiv 2407.04543), with sentences whose tree fo
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal, final
 
 import torch
@@ -17,8 +18,8 @@ from mesascope.tasks.base import Batch, Task
 from mesascope.tasks.syntax.dependency_trees import DependencyTree
 from mesascope.tasks.syntax.edge_functions import EDGE_FUNCTIONS, NAMES, SYMBOLS, find_effective_labels, transform
 from mesascope.tasks.syntax.levels import ROOT_LABEL, LevelLabels, build_tree
+from mesascope.tasks.token_predictions import log_probabilities, token_cross_entropy
 
-MIN_PROBABILITY = 1e-12  # of tokens that a baseline excludes, so that its logarithm is finite
 PADDING, BEGIN, END = ".", "=", "#"  # texts of the other tokens
 EXACT, IDENTITY, CHANCE = "exact transformation", "unchanged sentence", "chance"
 MAX_DRAWS = 10_000  # of sentences that are too long or without a change, one after another
@@ -113,7 +114,7 @@ class SyntacticTransformations(Task):
             if number > 0
         )
 
-    @property
+    @cached_property
     def texts(self) -> tuple[str, ...]:
         """The text of every token: padding, begin and end, symbols, labels, words and rules."""
         names = self.labels.names
@@ -160,7 +161,7 @@ class SyntacticTransformations(Task):
         label, head, rule_label = (torch.full_like(inputs, -1) for _ in range(3))
         num_words, num_held_out = [], []
         for row in range(n):
-            tree, rules = self._draw(rng)
+            tree, rules, held_out_rules = self._draw(rng)
             output = [ids[word] for word in (BEGIN, *transform(tree, rules), END)]
             start, end = self.source_length, self.source_length + len(output) - 1
             word_positions = slice(self.max_rules, self.max_rules + len(tree))
@@ -173,7 +174,7 @@ class SyntacticTransformations(Task):
             heads = torch.tensor(tree.heads)
             head[row, word_positions] = torch.where(heads < 0, heads, heads + self.max_rules)
             num_words.append(len(tree))
-            num_held_out.append(self._count_held_out(tree, rules))
+            num_held_out.append(held_out_rules)
         latents = {
             "words": torch.tensor(num_words),
             "held-out rules": torch.tensor(num_held_out),
@@ -193,7 +194,7 @@ class SyntacticTransformations(Task):
         Returns:
             The cross-entropy, (batch, pos).
         """
-        return -prediction.log_softmax(-1).gather(-1, batch.targets[..., None])[..., 0]
+        return token_cross_entropy(prediction, batch)
 
     def baselines(self, batch: Batch) -> Mapping[str, Float[Tensor, "batch pos d_out"]]:
         """Compute log-probabilities of the exact output, of the unchanged sentence, and of chance.
@@ -221,9 +222,7 @@ class SyntacticTransformations(Task):
                 rest = probabilities[name][row, self.source_length :]
                 rest.zero_()
                 rest[torch.arange(len(rest)), output[: len(rest)]] = 1
-        return {
-            name: one.clamp_min(MIN_PROBABILITY).log().to(batch.inputs.device) for name, one in probabilities.items()
-        }
+        return {name: log_probabilities(one).to(batch.inputs.device) for name, one in probabilities.items()}
 
     def validation_task(self) -> "SyntacticTransformations":
         """Return the task of sentences with held-out pairs; without such pairs, every sentence is fresh."""
@@ -237,17 +236,22 @@ class SyntacticTransformations(Task):
         """
         return self.texts[token]
 
-    def _draw(self, rng: random.Random) -> tuple[DependencyTree, Rules]:
-        """Draw a sentence and rules of the split, with a change and an output that is short enough."""
+    def _draw(self, rng: random.Random) -> tuple[DependencyTree, Rules, int]:
+        """Draw a sentence and rules of the split, with a change and an output that is short enough.
+
+        The number of rules of held-out pairs that change the output comes last.
+        """
         for _ in range(MAX_DRAWS):
             labels = self.labels.draw(rng, rng.randint(self.min_words, self.max_words))
             words = [f"{label}{rng.randrange(self.words_per_label)}" for label in labels]
             tree = build_tree(self.labels, labels, words)
             rules = self._draw_rules(rng, set(labels) - {ROOT_LABEL})
-            if len(transform(tree, rules)) > self.max_output or not find_effective_labels(tree, rules):
+            if len(transform(tree, rules)) > self.max_output:
                 continue
-            if self.split == "train" or self._count_held_out(tree, rules):
-                return tree, rules
+            effective = find_effective_labels(tree, rules)
+            num_held_out = sum((label, rules[label]) in self.held_out_pairs for label in effective)
+            if num_held_out or (effective and self.split == "train"):
+                return tree, rules, num_held_out
         raise ValueError(
             f"a sentence must have a rule of the split that changes it and at most {self.max_output} words in its "
             f"output, but none of {MAX_DRAWS} draws has; choose a larger max_output or other functions"
@@ -264,9 +268,6 @@ class SyntacticTransformations(Task):
             label: rng.choice([one for one in self.functions if (label, one) not in held_out])
             for label in sorted(chosen, key=names.index)
         }
-
-    def _count_held_out(self, tree: DependencyTree, rules: Rules) -> int:
-        return sum((label, rules[label]) in self.held_out_pairs for label in find_effective_labels(tree, rules))
 
     def _parse(self, texts: list[str]) -> tuple[DependencyTree, Rules]:
         """Return the tree and the rules of the tokens before the output."""

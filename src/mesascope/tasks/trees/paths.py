@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mesascope.argument_types import validate_fields
 from mesascope.tasks.base import Batch, Task
+from mesascope.tasks.token_predictions import log_probabilities, token_cross_entropy
 from mesascope.tasks.trees.baselines import predict_next_nodes
 from mesascope.tasks.trees.sampling import (
     NO_PARENT,
@@ -24,7 +25,6 @@ from mesascope.tasks.trees.sampling import (
     shuffle_edges,
 )
 
-MIN_PROBABILITY = 1e-12  # of impossible tokens in the baselines, so that its logarithm is finite
 MIXED = "mixed"
 PathTokens = Int[Tensor, "batch pos"]
 
@@ -152,7 +152,7 @@ class TreePaths(Task):
         Returns:
             The cross-entropy, (batch, pos).
         """
-        return -prediction.log_softmax(-1).gather(-1, batch.targets[..., None])[..., 0]
+        return token_cross_entropy(prediction, batch)
 
     def baselines(self, batch: Batch) -> Mapping[str, Float[Tensor, "batch pos d_out"]]:
         """Compute the log-probabilities of `predict_next_nodes`; positions before the root get the uniform one.
@@ -225,4 +225,4 @@ class TreePaths(Task):
         probabilities = torch.zeros(len(steps), self.length, self.vocab_size, device=steps.device)
         probabilities[..., self.num_nodes : 2 * self.num_nodes] = 1 / self.num_nodes
         probabilities[:, self.path_positions.start :, self.num_nodes : 2 * self.num_nodes] = steps
-        return probabilities.clamp_min(MIN_PROBABILITY).log()
+        return log_probabilities(probabilities)
