@@ -118,66 +118,75 @@ class DecoderConfig(PretrainedConfig):
 
     def _validate_fields(self) -> None:
         for name in _POSITIVE_FIELDS:
-            _raise_unless(getattr(self, name) >= 1, f"{name} must be at least 1, but got {getattr(self, name)}")
+            raise_unless(getattr(self, name) >= 1, f"{name} must be at least 1, but got {getattr(self, name)}")
         for name, allowed in _CHOICES.items():
             value = getattr(self, name)
-            _raise_unless(value in allowed, f"{name} must be one of {', '.join(allowed)}, but got {value!r}")
+            raise_unless(value in allowed, f"{name} must be one of {', '.join(allowed)}, but got {value!r}")
         self._validate_sizes()
         self._validate_combinations()
 
     def _validate_sizes(self) -> None:
         heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
-        _raise_unless(
+        raise_unless(
             self.intermediate_size >= 0,
             f"intermediate_size must be at least 0, but got {self.intermediate_size}",
         )
-        _raise_unless(
+        raise_unless(
             self.residual_init_scale >= 0,
             f"residual_init_scale must be at least 0, but got {self.residual_init_scale}",
         )
-        _raise_unless(
+        raise_unless(
             self.hidden_size % heads == 0,
             f"hidden_size must be a multiple of num_attention_heads, but got {self.hidden_size} and {heads}",
         )
-        _raise_unless(
+        raise_unless(
             heads % kv_heads == 0,
             f"num_attention_heads must be a multiple of num_key_value_heads, but got {heads} and {kv_heads}",
         )
 
     def _validate_combinations(self) -> None:
         vectors = self.d_in is not None and self.d_out is not None
-        _raise_unless(
+        raise_unless(
             (self.vocab_size is not None) != vectors and (self.d_in is None) == (self.d_out is None),
             "a decoder needs either vocab_size (tokens) or both d_in and d_out (vectors), "
             f"but got vocab_size={self.vocab_size}, d_in={self.d_in}, d_out={self.d_out}",
         )
-        _raise_unless(
+        raise_unless(
             self.norm != "none" or self.norm_position == "pre",
             f"norm_position={self.norm_position!r} needs a norm, but norm is 'none'",
         )
-        _raise_unless(
+        raise_unless(
             self.mask != "multiplicative" or self.attention == "softmax",
             f"mask='multiplicative' needs softmax attention, but got {self.attention!r}, in which a score of 0 is no "
             "attention; use mask='causal'",
         )
         self._validate_positions()
-        _raise_unless(
+        raise_unless(
             not self.tie_word_embeddings or self.vocab_size is not None,
             "tie_word_embeddings needs tokens, but this decoder takes vectors; set vocab_size",
         )
 
     def _validate_positions(self) -> None:
         head_width = self.hidden_size // self.num_attention_heads
-        _raise_unless(
+        raise_unless(
             self.positions != "rotary" or head_width % 2 == 0,
             f"rotary positions need an even head width, but hidden_size / num_attention_heads is {head_width}",
         )
-        _raise_unless(
+        raise_unless(
             self.positions != "sinusoidal" or self.hidden_size % 2 == 0,
             f"sinusoidal positions need an even hidden_size, but got {self.hidden_size}",
         )
 
 
-def _raise_unless(condition: bool, message: str) -> None:
+def raise_unless(condition: bool, message: str) -> None:
+    """Raise a ValueError if a condition does not hold.
+
+    Args:
+        condition: the condition.
+        message: the message of the error.
+
+    Raises:
+        ValueError: the condition does not hold.
+    """
     if not condition:
         raise ValueError(message)

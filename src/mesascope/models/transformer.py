@@ -113,14 +113,30 @@ class Decoder(PreTrainedModel):
         self, inputs: Tensor, position_ids: Int[Tensor, "#batch pos"] | None
     ) -> tuple[HiddenStates, Int[Tensor, "#batch pos"]]:
         """Return the residual stream before the first layer, and the positions; 0, 1, 2, ... by default."""
-        x = self.embed(inputs)
+        return self._add_positions(self.embed(inputs), position_ids, self.position_embed)
+
+    def _add_positions(
+        self, x: HiddenStates, position_ids: Int[Tensor, "#batch pos"] | None, position_embed: nn.Embedding | None
+    ) -> tuple[HiddenStates, Int[Tensor, "#batch pos"]]:
+        """Return embeddings with learned or sinusoidal positions, and the positions; 0, 1, 2, ... by default."""
         if position_ids is None:
             position_ids = torch.arange(x.shape[1], device=x.device)[None]
-        if self.position_embed is not None:
-            x = x + self.position_embed(position_ids)
+        if position_embed is not None:
+            x = x + position_embed(position_ids)
         elif self.config.positions == "sinusoidal":
             x = x + sinusoidal_positions(position_ids, x.shape[-1]).to(x.dtype)
         return x, position_ids
+
+    def _find_padding(self, inputs: Tensor, attention_mask: Tensor | None) -> Tensor | None:
+        """Return the mask, by default that of the padding token; raise a ValueError if it has another shape."""
+        if attention_mask is None:
+            return None if self.config.pad_token_id is None else inputs != self.config.pad_token_id
+        if attention_mask.shape != inputs.shape[:2]:
+            raise ValueError(
+                f"attention_mask must have the shape of the inputs, {tuple(inputs.shape[:2])}, but got "
+                f"{tuple(attention_mask.shape)}"
+            )
+        return attention_mask
 
     def _build_mask(
         self,

@@ -11,7 +11,7 @@ from transformers.masking_utils import create_bidirectional_mask, create_causal_
 
 from mesascope.models.encoder_decoder.config import EncoderDecoderConfig
 from mesascope.models.encoder_decoder.layers import CrossBlock, EncoderBlock, SummedEmbedding
-from mesascope.models.layers import HiddenStates, make_norm, sinusoidal_positions
+from mesascope.models.layers import make_norm
 from mesascope.models.transformer import Decoder, DecoderOutput
 
 
@@ -87,22 +87,13 @@ class EncoderDecoder(Decoder):
                 f"a sequence must have a source of {length} and a target of 1 to {limit} positions, but got "
                 f"{tokens.shape[1]} positions"
             )
-        if attention_mask is not None and attention_mask.shape != tokens.shape:
-            raise ValueError(
-                f"attention_mask must have the shape of the inputs, {tuple(tokens.shape)}, but got "
-                f"{tuple(attention_mask.shape)}"
-            )
+        mask = self._find_padding(tokens, attention_mask)
         if prefix is not None and not (prefix.ndim == 2 and len(prefix) <= length):
             raise ValueError(
                 f"prefix must be at most {length} vectors, the positions of the source, but its shape is "
                 f"{tuple(prefix.shape)}"
             )
-        if attention_mask is not None:
-            is_real = attention_mask.bool().clone()
-        elif self.config.pad_token_id is not None:
-            is_real = tokens != self.config.pad_token_id
-        else:
-            is_real = torch.ones_like(tokens, dtype=torch.bool)
+        is_real = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.bool().clone()
         if prefix is not None:
             is_real[:, : len(prefix)] = True
         if not bool(is_real[:, :length].any(1).all()):
@@ -116,7 +107,7 @@ class EncoderDecoder(Decoder):
         x = self.embed(tokens)
         if prefix is not None:
             x = torch.cat([prefix.to(x).expand(len(x), -1, -1), x[:, len(prefix) :]], dim=1)
-        x, positions = self._add_positions(x, self.source_position_embed)
+        x, positions = self._add_positions(x, None, self.source_position_embed)
         mask = create_bidirectional_mask(config=self.config, inputs_embeds=x, attention_mask=is_real)
         for layer in self.encoder_layers:
             x = layer(x, mask, positions)
@@ -130,7 +121,7 @@ class EncoderDecoder(Decoder):
         source_is_real: Bool[Tensor, "batch source"],
     ) -> Float[Tensor, "batch target d_model"]:
         """Return the residual stream after the last layer of the decoder."""
-        x, positions = self._add_positions(self.embed(tokens), self.position_embed)
+        x, positions = self._embed_inputs(tokens, None)
         source_mask = create_bidirectional_mask(
             config=self.config, inputs_embeds=x, attention_mask=source_is_real, encoder_hidden_states=source
         )
@@ -140,16 +131,6 @@ class EncoderDecoder(Decoder):
         for layer in self.layers:
             x = layer(x, source, mask, source_mask, positions)
         return x
-
-    def _add_positions(
-        self, x: HiddenStates, position_embed: nn.Embedding | None
-    ) -> tuple[HiddenStates, Int[Tensor, "1 pos"]]:
-        positions = torch.arange(x.shape[1], device=x.device)[None]
-        if position_embed is not None:
-            x = x + position_embed(positions)
-        elif self.config.positions == "sinusoidal":
-            x = x + sinusoidal_positions(positions, x.shape[-1]).to(x.dtype)
-        return x, positions
 
     def _output_projections(self) -> Iterator[nn.Module]:
         for block in (*self.encoder_layers, *self.layers):

@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 from mesascope.argument_types import validate_arguments
-from mesascope.models.config import DecoderConfig
+from mesascope.models.config import DecoderConfig, raise_unless
 
 _FIXED = {"attention": "softmax", "norm_position": "pre", "share_layers": False}
 
@@ -92,7 +92,7 @@ class RecurrentConfig(DecoderConfig):
         self.memory_slots = memory_slots
         for name, value in _FIXED.items():
             given = kwargs.pop(name, value)
-            _check(given == value, f"{name} of a recurrent transformer must be {value!r}, but got {given!r}")
+            raise_unless(given == value, f"{name} of a recurrent transformer must be {value!r}, but got {given!r}")
         super().__init__(
             vocab_size=vocab_size,
             num_hidden_layers=num_hidden_layers,
@@ -108,7 +108,7 @@ class RecurrentConfig(DecoderConfig):
         self.pad_token_id = pad_token_id
         self._validate_halting()
         self._validate_chunks()
-        _check(
+        raise_unless(
             pad_token_id is None or (vocab_size is not None and 0 <= pad_token_id < vocab_size),
             f"pad_token_id must be a token below vocab_size, but got {pad_token_id} and {vocab_size}",
         )
@@ -116,37 +116,32 @@ class RecurrentConfig(DecoderConfig):
     def _validate_halting(self) -> None:
         halts = self.halt != "none"
         least = 2 if halts else 1
-        _check(
+        raise_unless(
             self.max_iterations >= least,
             f"max_iterations must be at least {least} with halt={self.halt!r}, but got {self.max_iterations}",
         )
-        _check(
+        raise_unless(
             0 < self.halting_threshold <= 1,
             f"halting_threshold must be above 0 and at most 1, but got {self.halting_threshold}",
         )
-        _check(self.halting_penalty >= 0, f"halting_penalty must be at least 0, but got {self.halting_penalty}")
+        raise_unless(self.halting_penalty >= 0, f"halting_penalty must be at least 0, but got {self.halting_penalty}")
         for name in ("transition", "halting_penalty"):
             value = getattr(self, name)
-            _check(
+            raise_unless(
                 halts or not value,
                 f"{name}={value} needs halting, but halt is 'none'; set halt to token or global",
             )
-        _check(
+        raise_unless(
             not self.gate or self.intermediate_size > 0,
             "gate=True needs an MLP, but intermediate_size is 0; set it to its width",
         )
 
     def _validate_chunks(self) -> None:
         given = self.chunk_length, self.memory_slots
-        _check(
+        raise_unless(
             None not in given or given == (None, None),
             "chunk_length and memory_slots must be given together, but got "
             f"chunk_length={given[0]} and memory_slots={given[1]}",
         )
         for name, value in zip(("chunk_length", "memory_slots"), given, strict=True):
-            _check(value is None or value >= 1, f"{name} must be at least 1, but got {value}")
-
-
-def _check(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
+            raise_unless(value is None or value >= 1, f"{name} must be at least 1, but got {value}")

@@ -83,13 +83,7 @@ class RecurrentTransformer(Decoder):
                 position ids restart in a model that cannot separate sequences.
         """
         inputs = self._validate_inputs(inputs, input_ids)
-        if attention_mask is None and self.config.pad_token_id is not None:
-            attention_mask = inputs != self.config.pad_token_id
-        if attention_mask is not None and attention_mask.shape != inputs.shape[:2]:
-            raise ValueError(
-                f"attention_mask must have the shape of the inputs, {tuple(inputs.shape[:2])}, but got "
-                f"{tuple(attention_mask.shape)}"
-            )
+        attention_mask = self._find_padding(inputs, attention_mask)
         self._validate_positions(position_ids)
         positions = position_ids
         if positions is None and attention_mask is not None:

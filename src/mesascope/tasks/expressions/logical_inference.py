@@ -144,7 +144,7 @@ class LogicalInference(ExpressionTask[Pair]):
         }
 
     def decode_token(self, token: int) -> str:
-        """Return the text of a token: a relation, a variable, an operator, a bracket, ``:``, ``?`` or ``.`` for padding.
+        """Return the text of a token: a relation, a variable, an operator, a bracket, ``:``, ``?`` or padding, ``.``.
 
         Args:
             token: token index.
