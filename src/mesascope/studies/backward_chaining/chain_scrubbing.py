@@ -63,12 +63,8 @@ def chain_scrubbing(
     acts = capture(model, inputs, ["pattern", "value", "output"], queries=[root])
     generator = torch.Generator().manual_seed(seed)
     scrubber = Scrubber(model=model, inputs=inputs, acts=acts, trees=trees, bases=bases, targets=targets)
-    losses = torch.stack(
-        [
-            torch.stack([scrubber.scrub_layer(layer, same, generator) for same in (True, False)])
-            for layer in range(len(acts.layers))
-        ]
-    )  # (layer, same or other, preserved, base)
+    # (layer, same or other, preserved, base)
+    losses = torch.stack([scrubber.scrub_layer(layer, generator) for layer in range(len(acts.layers))])
     intact = _cross_entropy(acts["output"][bases.to(acts["output"].device), root], targets)
     uniform = math.log(acts["output"].shape[-1])
     lengths = list(range(1, trees.task.num_nodes))
@@ -174,17 +170,28 @@ class Scrubber:
     bases: Int[Tensor, " base"]
     targets: Int[Tensor, " base"]
 
-    def scrub_layer(self, layer: int, same: bool, generator: torch.Generator) -> Float[Tensor, "preserved base"]:
-        """Return the loss at the root, by the positions that are preserved; NaN for a base without another tree.
+    def scrub_layer(self, layer: int, generator: torch.Generator) -> Float[Tensor, "same preserved base"]:
+        """Return the loss at the root with a tree of the same ancestor and with one of another, by preserved positions.
 
         Args:
             layer: whose attention output is replaced.
-            same: whether the other tree has the same ancestor or another one.
             generator: source of randomness.
+
+        Returns:
+            The losses; NaN for a base without another tree.
         """
-        sources, exists = draw_sources(self.trees, self.bases, layer, same, generator)
-        terms, root = _split_by_key(self.acts, layer), self.trees.root_position
-        losses = []
+        terms = _split_by_key(self.acts, layer)
+        drawn = (draw_sources(self.trees, self.bases, layer, same, generator) for same in (True, False))
+        return torch.stack([self._scrub(layer, terms, sources, exists) for sources, exists in drawn])
+
+    def _scrub(
+        self,
+        layer: int,
+        terms: Float[Tensor, "batch key head d_head"],
+        sources: Int[Tensor, " base"],
+        exists: Bool[Tensor, " base"],
+    ) -> Float[Tensor, "preserved base"]:
+        root, losses = self.trees.root_position, []
         for preserved in list_preserved(self.trees).values():
             mixed = terms[sources]
             mixed[:, preserved] = terms[self.bases][:, preserved]
