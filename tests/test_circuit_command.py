@@ -184,7 +184,9 @@ def test_references_take_the_place_of_counterfactuals(
     np.testing.assert_allclose(first, second, rtol=1e-3, atol=1e-7)
 
 
-def test_the_two_tests_of_a_circuit_share_their_runs(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_batches_of_pairs_give_the_results_of_all_pairs_and_bound_the_memory(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     opened: list[int] = []
     open_runs = _find_circuit.CircuitRuns
 
@@ -193,8 +195,18 @@ def test_the_two_tests_of_a_circuit_share_their_runs(tiny: Path, tmp_path: Path,
         return open_runs(**arguments)
 
     monkeypatch.setattr(_find_circuit, "CircuitRuns", count)
-    api.circuit(tiny, pairs=write_pairs(tmp_path / "pairs.jsonl"), size=5, steps=0, out=tmp_path / "run")
-    assert opened == [4, 4, 4]  # scores, effects, and both tests
+    options = {"pairs": write_pairs(tmp_path / "pairs.jsonl"), "size": 5, "steps": 1}
+    whole = api.circuit(tiny, out=tmp_path / "whole", **options)
+    assert opened == [4, 4, 4, 4]  # scores, effects, and both tests
+    opened.clear()
+    monkeypatch.setattr(_find_circuit, "MAX_BYTES_PER_BATCH", 1)
+    parts = api.circuit(tiny, out=tmp_path / "parts", **options)
+    assert opened == 16 * [1]
+    for name in whole.result_names():
+        first, second = whole.read_results(name), parts.read_results(name)
+        # faithfulness is a ratio of small differences of logits
+        atol = 1e-7 if name in ("circuit", "edge_scores") else 3e-4
+        xr.testing.assert_allclose(first, second, rtol=1e-5, atol=atol)
 
 
 def test_a_file_without_counterfactuals_needs_another_ablation(

@@ -14,7 +14,7 @@ from mesascope.activations.split_forward import InputGradients
 from mesascope.argument_types import validate_arguments
 from mesascope.axes import to_data_array
 from mesascope.circuits.edges import Edges
-from mesascope.circuits.runs import CircuitRuns, track_progress
+from mesascope.circuits.runs import CircuitRuns, track_progress, validate_ends
 from mesascope.interventions import ProgressFn
 from mesascope.interventions.metrics import Metric
 
@@ -79,11 +79,12 @@ def attribute_edges(
     runs = CircuitRuns(
         model, inputs, source, metric, attention_mask, source_attention_mask, ablation=ablation, seed=seed
     )
+    validate_ends(*runs.ends, runs.metric.name, runs.ablated_name)
     return attribute_in_runs(runs, steps=steps, progress=progress)
 
 
 def attribute_in_runs(runs: CircuitRuns, *, steps: int, progress: ProgressFn | None = None) -> xr.Dataset:
-    """Estimate the effect of every edge, as `attribute_edges` does.
+    """Estimate the effect of every edge on some of the sequences, as `attribute_edges` does on all.
 
     Args:
         runs: the clean run, and what ablated edges carry.
@@ -95,17 +96,16 @@ def attribute_in_runs(runs: CircuitRuns, *, steps: int, progress: ProgressFn | N
 
     Raises:
         UnsupportedModel: If the edges do not determine the output of the model.
-        ValueError: If ``steps`` is negative, or the metric is the same in the clean run and with all edges ablated.
+        ValueError: If ``steps`` is negative.
     """
     if steps < 0:
         raise ValueError(f"steps must be 0 or more, but got {steps}")
-    ends = runs.ends
     runs.validate_edges()
     scores = _average_scores(runs, steps, progress)
     scores = scores.masked_fill(~runs.edges.exist.to(scores.device), torch.nan)
     how = f"integrated gradients of {steps} steps" if steps else "one gradient"
     about = f"{runs.metric.description}: estimated change by {runs.ablated_name} on one edge ({how})"
-    return label_edges(runs.edges, "score", scores, about, runs.metric.units).assign(label_ends(runs, *ends))
+    return label_edges(runs.edges, "score", scores, about, runs.metric.units).assign(label_ends(runs))
 
 
 def label_edges(
@@ -141,22 +141,18 @@ def label_edges(
     return dataset.assign_coords(layers)
 
 
-def label_ends(
-    runs: CircuitRuns, clean: Float[Tensor, " batch"], ablated: Float[Tensor, " batch"]
-) -> dict[str, xr.DataArray]:
+def label_ends(runs: CircuitRuns) -> dict[str, xr.DataArray]:
     """Return the metric of the clean run, and with all edges ablated, with names.
 
     Args:
         runs: the runs.
-        clean: the metric of the clean run.
-        ablated: the metric with all edges ablated.
     """
     about = {"clean": "in the clean run", "ablated": f"with {runs.ablated_name} on all edges"}
     return {
         name: to_data_array(
             values, "batch", units=runs.metric.units, description=f"{runs.metric.description}, {about[name]}"
         )
-        for name, values in (("clean", clean), ("ablated", ablated))
+        for name, values in zip(about, runs.ends, strict=True)
     }
 
 

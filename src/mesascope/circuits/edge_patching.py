@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mesascope.activations import InputsLike
 from mesascope.argument_types import describe_value, validate_arguments
 from mesascope.circuits.edge_attribution import label_edges, label_ends
-from mesascope.circuits.runs import CircuitRuns
+from mesascope.circuits.runs import CircuitRuns, validate_ends
 from mesascope.interventions import ProgressFn
 from mesascope.interventions.metrics import Metric
 
@@ -71,13 +71,14 @@ def patch_edges(
     runs = CircuitRuns(
         model, inputs, source, metric, attention_mask, source_attention_mask, ablation=ablation, seed=seed
     )
+    validate_ends(*runs.ends, runs.metric.name, runs.ablated_name)
     return patch_in_runs(runs, edges, progress=progress)
 
 
 def patch_in_runs(
     runs: CircuitRuns, edges: Sequence[tuple[str, str]] | None = None, *, progress: ProgressFn | None = None
 ) -> xr.Dataset:
-    """Measure the effect of edges one by one, as `patch_edges` does.
+    """Measure the effect of edges one by one on some of the sequences, as `patch_edges` does on all.
 
     Args:
         runs: the clean run, and what ablated edges carry.
@@ -89,7 +90,7 @@ def patch_in_runs(
 
     Raises:
         UnsupportedModel: If the edges do not determine the output of the model.
-        ValueError: If an edge does not exist, or the metric is the same in the clean run and with all edges ablated.
+        ValueError: If an edge does not exist.
     """
     exist = runs.edges.exist
     wrong = next((edge for edge in edges or () if not _is_pair_of_names(edge)), None)
@@ -100,7 +101,7 @@ def patch_in_runs(
         )
     pairs = [runs.edges.index(*edge) for edge in edges] if edges is not None else exist.nonzero().tolist()
     pairs.sort(key=lambda pair: pair[1])  # in one run, most receivers then read one stream
-    clean, ablated = runs.ends
+    clean, _ = runs.ends
     runs.validate_edges()
     shape = (runs.num_sequences, *exist.shape)
     effects = torch.full(shape, torch.nan, dtype=torch.float64, device=clean.device)
@@ -116,7 +117,7 @@ def patch_in_runs(
     if progress is not None:
         progress(len(pairs), len(pairs))
     about = f"{runs.metric.description}: change by {runs.ablated_name} on one edge"
-    return label_edges(runs.edges, "effect", effects, about, runs.metric.units).assign(label_ends(runs, clean, ablated))
+    return label_edges(runs.edges, "effect", effects, about, runs.metric.units).assign(label_ends(runs))
 
 
 def _is_pair_of_names(edge: object) -> bool:

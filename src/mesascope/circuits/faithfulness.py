@@ -1,6 +1,6 @@
 """Faithfulness of circuits: how much of a model's behaviour the edges of a circuit keep, by the size of the circuit."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
 from typing import Any
 
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from mesascope.activations import InputsLike
 from mesascope.argument_types import describe_value, validate_arguments
 from mesascope.axes import to_data_array
-from mesascope.circuits.runs import CircuitRuns, track_progress
+from mesascope.circuits.edges import Edges
+from mesascope.circuits.runs import CircuitRuns, track_progress, validate_ends
 from mesascope.interventions import ProgressFn
 from mesascope.interventions.metrics import Metric
 
@@ -146,13 +147,14 @@ def measure_faithfulness(
     runs = CircuitRuns(
         model, inputs, source, metric, attention_mask, source_attention_mask, ablation=ablation, seed=seed
     )
-    return measure_in_runs(
-        runs, score, fractions=fractions, by=by, random_draws=random_draws, seed=seed, progress=progress
+    validate_ends(*runs.ends, runs.metric.name, runs.ablated_name)
+    return measure_in_batches(
+        [runs], score, fractions=fractions, by=by, random_draws=random_draws, seed=seed, progress=progress
     )
 
 
-def measure_in_runs(
-    runs: CircuitRuns,
+def measure_in_batches(
+    batches: Iterable[CircuitRuns],
     score: xr.DataArray,
     *,
     fractions: Sequence[float] = FRACTIONS,
@@ -161,16 +163,16 @@ def measure_in_runs(
     seed: int = 0,
     progress: ProgressFn | None = None,
 ) -> xr.Dataset:
-    """Measure the faithfulness of circuits by size, as `measure_faithfulness` does.
+    """Measure the faithfulness of circuits by size, as `measure_faithfulness` does, on batches of sequences.
 
     Args:
-        runs: the clean run, and what ablated edges carry.
+        batches: for every batch, the clean run and what ablated edges carry; only one is held in memory at a time.
         score: (sender, receiver).
         fractions: sizes of the circuits, as fractions of the number of edges.
         by: as in `rank_edges`.
         random_draws: number of random circuits of each size.
         seed: seed of the random circuits.
-        progress: called with the number of finished runs and the number of all runs.
+        progress: called with the number of finished runs of a batch and the number of all runs of a batch.
 
     Returns:
         The results of `measure_faithfulness`.
@@ -185,25 +187,29 @@ def measure_in_runs(
             f"fractions must be from 0 to 1, random_draws and seed 0 or more, but got {describe_value(fractions)}, "
             f"{random_draws} and {seed}"
         )
-    ranking = rank_edges(score, by)
-    _validate_scores(runs, score)
-    clean, ablated = (float(end.mean()) for end in runs.ends)
-    runs.validate_edges()
-    sizes = sorted({round(fraction * len(runs.edges)) for fraction in fractions})
-    generator = np.random.default_rng(seed)
+    generator, ranking = np.random.default_rng(seed), rank_edges(score, by)
     orders = [ranking, *(generator.permutation(ranking) for _ in range(random_draws))]
-    circuits = [_select(order[:size], runs) for order in orders for size in sizes]
-    circuits += [runs.edges.exist & ~_select(ranking[:size], runs) for size in sizes]
-    values = [
-        (float(runs.compute_metric(circuit[None]).mean()) - ablated) / (clean - ablated)
-        for circuit in track_progress(circuits, progress)
-    ]
-    table = np.array(values).reshape(len(orders) + 1, len(sizes))
+    metrics: list[Float[Tensor, "run batch"]] = []
+    runs, sizes = None, []
+    for runs in batches:
+        _validate_scores(runs.edges, score)
+        runs.validate_edges()
+        sizes = sorted({round(fraction * len(runs.edges)) for fraction in fractions})
+        circuits = [_select(order[:size], runs.edges) for order in orders for size in sizes]
+        circuits += [runs.edges.exist & ~_select(ranking[:size], runs.edges) for size in sizes]
+        values = [runs.compute_metric(circuit[None])[0] for circuit in track_progress(circuits, progress)]
+        metrics.append(torch.stack([*runs.ends, *values]).double().cpu())
+    if runs is None:
+        raise ValueError("the faithfulness of a circuit needs at least one batch of sequences, but got none")
+    metric = torch.cat(metrics, 1)
+    validate_ends(metric[0], metric[1], runs.metric.name, runs.ablated_name)
+    clean, ablated, *means = metric.mean(1).tolist()
+    table = (np.array(means).reshape(len(orders) + 1, len(sizes)) - ablated) / (clean - ablated)
     return _label_curves(table, sizes, runs)
 
 
-def _validate_scores(runs: CircuitRuns, score: xr.DataArray) -> None:
-    senders, receivers = ([each.name for each in group] for group in (runs.edges.senders, runs.edges.receivers))
+def _validate_scores(edges: Edges, score: xr.DataArray) -> None:
+    senders, receivers = ([each.name for each in group] for group in (edges.senders, edges.receivers))
     if list(score["sender"].values) != senders or list(score["receiver"].values) != receivers:
         raise ValueError(
             f"scores must be of the edges of this model ({len(senders)} senders, {len(receivers)} receivers), but got "
@@ -211,11 +217,11 @@ def _validate_scores(runs: CircuitRuns, score: xr.DataArray) -> None:
         )
 
 
-def _select(edges: Int[np.ndarray, " edge"], runs: CircuitRuns) -> Bool[Tensor, "sender receiver"]:
-    """Return a circuit of the given edges."""
-    chosen = torch.zeros(runs.edges.exist.numel(), dtype=torch.bool)
-    chosen[torch.from_numpy(edges.copy())] = True
-    return chosen.view(runs.edges.exist.shape)
+def _select(numbers: Int[np.ndarray, " edge"], edges: Edges) -> Bool[Tensor, "sender receiver"]:
+    """Return a circuit of the edges with the given indices."""
+    chosen = torch.zeros(edges.exist.numel(), dtype=torch.bool)
+    chosen[torch.from_numpy(numbers.copy())] = True
+    return chosen.view(edges.exist.shape)
 
 
 def _label_curves(table: Float[np.ndarray, "run size"], sizes: Sequence[int], runs: CircuitRuns) -> xr.Dataset:

@@ -147,17 +147,8 @@ class CircuitRuns:
 
     @cached_property
     def ends(self) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
-        """The metric of the clean run, and without any edge.
-
-        Raises:
-            ValueError: If their means are the same.
-        """
+        """The metric of the clean run, and without any edge."""
         clean, ablated = (self.metric(output, self.mask) for output in (self.clean_output, self.ablated_output))
-        if abs(float(clean.mean() - ablated.mean())) <= 1e-6 * float(clean.abs().mean()):
-            raise ValueError(
-                f"the metric must differ between the clean run and {self.ablated_name}, but "
-                f"{self.metric.name} is {float(clean.mean()):.4g} on both; choose another metric or other prompts"
-            )
         return clean, ablated
 
     def validate_edges(self) -> None:
@@ -236,6 +227,25 @@ class CircuitRuns:
         inputs = self.split.inputs.repeat(branches, *[1] * (self.split.inputs.ndim - 1))
         mask = None if self.mask is None else self.mask.repeat(branches, 1)
         return self.split.run(router, inputs, mask).unflatten(0, (branches, self.num_sequences))
+
+
+def validate_ends(clean: Float[Any, " batch"], ablated: Float[Any, " batch"], metric: str, ablated_name: str) -> None:
+    """Check that a metric differs between the clean run and the run without any edge.
+
+    Args:
+        clean: the metric of the clean run.
+        ablated: the metric without any edge.
+        metric: the name of the metric.
+        ablated_name: the name of the run that ablated edges carry.
+
+    Raises:
+        ValueError: If the means of both are the same.
+    """
+    if abs(float(clean.mean() - ablated.mean())) <= 1e-6 * float(abs(clean).mean()):
+        raise ValueError(
+            f"the metric must differ between the clean run and {ablated_name}, but {metric} is "
+            f"{float(clean.mean()):.4g} on both; choose another metric or other prompts"
+        )
 
 
 def _same_padding(mask: Mask | None, other: Mask | None) -> bool:

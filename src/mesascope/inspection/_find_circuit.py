@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from mesascope.activations.split_forward import SplitForward
@@ -13,9 +13,9 @@ from mesascope.circuits import bootstrap_edges, rank_edges
 from mesascope.circuits.edge_attribution import attribute_in_runs
 from mesascope.circuits.edge_patching import patch_in_runs
 from mesascope.circuits.edges import Edges, find_edges
-from mesascope.circuits.faithfulness import FRACTIONS, measure_in_runs, name_edges
-from mesascope.circuits.references import ReferenceMean, draw_references, validate_ablation
-from mesascope.circuits.runs import CircuitRuns
+from mesascope.circuits.faithfulness import FRACTIONS, measure_in_batches, name_edges
+from mesascope.circuits.references import ABLATIONS, ReferenceMean, draw_references, validate_ablation
+from mesascope.circuits.runs import CircuitRuns, validate_ends
 from mesascope.inspection._circuit_inputs import CircuitInputs
 from mesascope.inspection._circuit_results import describe_faithfulness, describe_scores, describe_test, list_edges
 from mesascope.inspection._inspection import StageProgressFn, describe_model, record_duration
@@ -106,7 +106,6 @@ def find_circuit(inputs: CircuitInputs, search: CircuitSearch, path: Path, progr
         UnsupportedModel: If the model has no such edges.
         ValueError: If the metric is the same on both runs, or there are fewer edges than ``size``.
     """
-    found, tested = HALVES
     split = SplitForward(
         inputs.model, inputs.clean[:1], attention_mask=None if inputs.mask is None else inputs.mask[:1]
     )
@@ -115,25 +114,26 @@ def find_circuit(inputs: CircuitInputs, search: CircuitSearch, path: Path, progr
     if size > len(edges):
         raise ValueError(f"size must be at most {len(edges)}, the number of edges, but got {size}")
     run = Run.create(path, describe_search(inputs, search, edges, size))
-    batches = list(_split_pairs(inputs, edges, found))
+    batches, tested_batches = (list(_split_pairs(inputs, edges, half)) for half in HALVES)
     open_runs = _prepare_ablation(inputs, search.ablation)
     with run.exclusive_lock():
         stages = Stages(run=run, progress=progress, total=len(batches) + 3)
         scores = _attribute(open_runs, search, batches, stages)
+        metric = inputs.make_metric(slice(0, 1))
+        validate_ends(scores["clean"], scores["ablated"], metric.name, ABLATIONS[search.ablation])
         stability = bootstrap_edges(scores["score_by_sequence"], size, draws=search.draws)
         top = name_edges(scores["score"], rank_edges(scores["score"])[: min(NUM_PATCHED, size)])
         effects = stages.compute(
             "effects of the highest-ranked edges",
             "effects",
-            lambda: patch_in_runs(open_runs(found), top),
+            lambda: _join_batches([patch_in_runs(open_runs(rows), top) for rows in batches], "effect"),
         )
-        open_tested = cache(partial(open_runs, tested))  # both stages share the recorded runs
         curves, control = (
             stages.compute(
                 kind,
                 name,
-                lambda fractions=fractions, draws=draws: measure_in_runs(
-                    open_tested(), scores["score"], fractions=fractions, random_draws=draws
+                lambda fractions=fractions, draws=draws: measure_in_batches(
+                    map(open_runs, tested_batches), scores["score"], fractions=fractions, random_draws=draws
                 ),
             )
             for kind, name, fractions, draws in (
@@ -221,7 +221,12 @@ def _attribute(
         )
         for rows in batches
     ]
+    return _join_batches(parts, "score")
+
+
+def _join_batches(parts: list[xr.Dataset], name: str) -> xr.Dataset:
+    """Return the numbers of edges on all batches of pairs, with their mean."""
     joined = xr.concat(parts, dim="batch", data_vars="minimal", coords="minimal", compat="override", join="exact")
-    return joined.assign(
-        score=joined["score_by_sequence"].astype(float).mean("batch").assign_attrs(parts[0]["score"].attrs)
-    )
+    joined = joined.assign_coords(batch=np.arange(joined.sizes["batch"]))
+    mean = joined[f"{name}_by_sequence"].astype(float).mean("batch")
+    return joined.assign({name: mean.assign_attrs(parts[0][name].attrs)})
