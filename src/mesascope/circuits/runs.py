@@ -44,12 +44,13 @@ class CircuitRuns:
         model: any model that `SplitForward` supports.
         inputs: clean inputs.
         source: counterfactual inputs, as many sequences of the same lengths; for other ablations, reference inputs of
-            the same length. For the mean, it can be a mean that other runs share.
+            the same length.
         metric: one number per sequence.
         attention_mask: (batch, pos), 1 where one of ``inputs`` is not padding.
         source_attention_mask: the same for ``source``.
         ablation: one of `ABLATIONS`.
         seed: seed of the draw of references; ``None`` if ``source`` has the drawn reference of every sequence.
+        mean: the mean of ``source``, which other runs share; computed if it is needed and not given.
 
     Raises:
         UnsupportedModel: If the model has no such edges, or its terms do not determine its output.
@@ -60,44 +61,42 @@ class CircuitRuns:
         self,
         model: nn.Module,
         inputs: InputsLike,
-        source: InputsLike | ReferenceMean,
+        source: InputsLike,
         metric: Metric | str | Any,
         attention_mask: Any = None,
         source_attention_mask: Any = None,
         *,
         ablation: str = "counterfactual",
         seed: int | None = None,
+        mean: ReferenceMean | None = None,
     ) -> None:
         validate_ablation(ablation)
         self.ablation = ablation
-        if isinstance(source, ReferenceMean):
-            given, given_mask = source.references, source.mask
-        else:
-            given, given_mask = source, source_attention_mask
         drawn = ablation == "resample" and seed is not None
         run, other = prepare_pair(
-            model, inputs, given, attention_mask, given_mask, same_number=ablation != "mean" and not drawn
+            model,
+            inputs,
+            source,
+            attention_mask,
+            source_attention_mask,
+            same_number=ablation != "mean" and not drawn,
         )
+        references = other.tensor
         self.metric = resolve_directed_metric(metric, run.inputs)
         self.mask = run.mask
-        clean, references, mask = run.tensor, other.tensor, other.mask
         if ablation == "mean":
-            validate_mean_positions(run.mask, mask)
-            self._mean = source if isinstance(source, ReferenceMean) else ReferenceMean(model, references, mask)
+            validate_mean_positions(run.mask, other.mask)
+            self._mean = mean or ReferenceMean(model, references, other.mask)
             # the mean has no inputs of its own: those of other sequences show that the output does not depend on them
-            rows, mask = find_other_references(clean, references, run.mask).int().argmax(1), run.mask
-            references = references[rows]
-        elif ablation == "resample" and seed is not None:
-            rows = draw_references(clean, references, run.mask, mask, seed).to(references.device)
-            references, mask = references[rows], run.mask
-        elif not _same_padding(run.mask, mask):
-            raise ValueError(
-                "both runs must have the same padding, but some sequences differ in length from their counterfactual; "
-                "use pairs of one length"
-            )
+            references = references[find_other_references(run.tensor, references, run.mask).int().argmax(1)]
+        elif drawn:
+            rows = draw_references(run.tensor, references, run.mask, other.mask, seed)
+            references = references[rows.to(references.device)]
+        else:
+            _validate_padding(run.mask, other.mask)
         self.split, self.other_split = (
-            SplitForward(model, tensor, attention_mask=padding, all_positions=not self.metric.last_position_only)
-            for tensor, padding in ((run.inputs, run.mask), (references, mask))
+            SplitForward(model, tensor, attention_mask=run.mask, all_positions=not self.metric.last_position_only)
+            for tensor in (run.inputs, references)
         )
         self.edges: Edges = find_edges(self.split)
         self._validated = False
@@ -248,8 +247,12 @@ def validate_ends(clean: Float[Any, " batch"], ablated: Float[Any, " batch"], me
         )
 
 
-def _same_padding(mask: Mask | None, other: Mask | None) -> bool:
-    return mask is other or (mask is not None and other is not None and mask.equal(other))
+def _validate_padding(mask: Mask | None, other: Mask | None) -> None:
+    if mask is not other and (mask is None or other is None or not mask.equal(other)):
+        raise ValueError(
+            "both runs must have the same padding, but some sequences differ in length from their counterfactual; "
+            "use pairs of one length"
+        )
 
 
 class _CircuitRouter:

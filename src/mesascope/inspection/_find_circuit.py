@@ -198,7 +198,13 @@ def _prepare_ablation(inputs: CircuitInputs, ablation: str) -> Callable[[slice],
         means = [
             ReferenceMean(inputs.model, inputs.source[half], mask) for half, mask in zip(HALVES, masks, strict=True)
         ]
-        return lambda rows: CircuitRuns(**inputs.select(rows) | {"source": means[rows.start % 2]}, ablation=ablation)
+
+        def open_runs(rows: slice) -> CircuitRuns:
+            mean = means[rows.start % 2]
+            references = {"source": mean.references, "source_attention_mask": mean.mask}
+            return CircuitRuns(**inputs.select(rows) | references, ablation=ablation, mean=mean)
+
+        return open_runs
     if ablation == "resample":  # drawn once, so that the batches of pairs do not matter
         source = inputs.source.clone()
         for half, mask in zip(HALVES, masks, strict=True):
