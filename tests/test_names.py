@@ -18,7 +18,7 @@ RETIRED_IDENTIFIERS = frozenset(  # each has a standard term in docs/glossary.md
     affordable alike alone apart Arm arm arms Asked asked Attended attending BENCH beside branched called causes crew
     disordered elsewhere Following following Frame framed held Here imagined Instrument instrument kept kernel_of
     known LinearMap likeness make_room Maps Mark Material Measure measure misses missed must must_hold named_by
-    NothingChanged obstacle oracles ordinary Past Path picked pictures place places places_before prepared quiet
+    NothingChanged obstacle oracles ordinary Past Path picked pictures place places places_before prepared
     read_by Reading Reduced remembered retrospects Room Say say Setup setups share Shown shown Silent
     spell spelled statistic Stem swapped Tail tell Theory theories thrifty ticks told Touch toward Trail turned turns
     Watcher watcher whatever written

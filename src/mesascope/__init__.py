@@ -3,27 +3,35 @@
 The main functions are available here under short names. They are imported on first use, so that ``import mesascope`` is
 fast:
 
-- :func:`run`, :func:`inspect`: the main commands of the command line;
+- :func:`run`, :func:`inspect`, :func:`circuit`, :func:`rank_algorithms`: the main commands of the command line;
+- :class:`Run`: a finished run, its results and verdicts;
 - :func:`capture`, :class:`Edit`, :class:`Reduction`: record and edit the activations of a forward pass;
-- :mod:`analyses`, :mod:`tasks`, :mod:`studies`.
+- :mod:`analyses`, :mod:`circuits`, :mod:`interventions`, :mod:`probes`, :mod:`tasks`, :mod:`studies`.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mesascope import analyses, studies, tasks
+    from mesascope import analyses, circuits, interventions, probes, studies, tasks
     from mesascope.activations import Edit, Reduction, UnsupportedModel, capture
-    from mesascope.api import inspect, run
+    from mesascope.api import circuit, inspect, rank_algorithms, run
+    from mesascope.store import Run
 
 __version__ = "0.1.0"
 __all__ = [
     "Edit",
     "Reduction",
+    "Run",
     "UnsupportedModel",
     "analyses",
     "capture",
+    "circuit",
+    "circuits",
     "inspect",
+    "interventions",
+    "probes",
+    "rank_algorithms",
     "run",
     "studies",
     "tasks",
@@ -33,10 +41,18 @@ _MODULE_OF_NAME = {
     "Edit": "mesascope.activations",
     "Reduction": "mesascope.activations",
     "UnsupportedModel": "mesascope.activations",
+    "Run": "mesascope.store",
     "capture": "mesascope.activations",
+    "circuit": "mesascope.api",
     "inspect": "mesascope.api",
+    "rank_algorithms": "mesascope.api",
     "run": "mesascope.api",
 }
+
+
+def __dir__() -> list[str]:
+    """Return the public names, for tab completion."""
+    return [*__all__, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,7 @@
 """Python functions for the commands of the command line."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -20,18 +21,20 @@ from mesascope.inspection import (
     open_language_model,
     open_run,
 )
+from mesascope.progress import ProgressDisplay, StageProgressBar, open_console
 from mesascope.report import write_report
-from mesascope.runner import NullProgress, ProgressCallback, run_study
+from mesascope.runner import ProgressCallback, run_study
 from mesascope.store import Run
+from mesascope.studies.base import Study
 from mesascope.studies.cells import load_cells
-from mesascope.studies.registry import load_study
+from mesascope.studies.registry import hold_value, load_study
 
 RUNS_FOLDER = Path("runs")
 
 
 @validate_arguments
 def run(
-    study: str,
+    study: str | Study,
     *,
     scale: str = "laptop",
     seeds: int | None = None,
@@ -40,19 +43,22 @@ def run(
     on: str | None = None,
     vary: Mapping[str, Sequence[str]] | None = None,
     progress: ProgressCallback | None = None,
+    quiet: bool = False,
 ) -> Run:
     """Run a study up to its verdicts and its report, or resume a run that was stopped.
 
     Args:
-        study: The name of a study, or a ``.py`` file that defines ``STUDY``.
+        study: The name of a study, a ``.py`` file that defines ``STUDY``, or a study as a value.
         scale: smoke, laptop or paper.
         seeds: Number of training replicates; the default of the scale if None.
         out: The run's directory; ``runs/STUDY-SCALE`` by default.
         device: auto, cpu or cuda (also ``cuda:1`` and so on).
-        on: serial, processes or ray[:ADDRESS]. Default: serial at smoke scale or on a GPU, processes otherwise.
+        on: serial, processes or ray[:ADDRESS]. Default: serial at smoke scale, on a GPU or for a value, processes
+            otherwise. A value must be run serially, because other processes cannot load it.
         vary: Names of levels by the name of a factor, such as ``{"block": ["bare", "prenorm"]}``; the claims are judged
             in every combination. Default: the study's grid at this scale.
-        progress: Receives progress updates.
+        progress: Receives progress updates. Default: bars on a terminal and in a notebook, nothing in other scripts.
+        quiet: Show no progress.
 
     Returns:
         The run in the study's own setting; its ``path`` contains ``report.html``, ``verdicts.json`` and ``results``,
@@ -61,22 +67,30 @@ def run(
     Raises:
         ValueError: If an argument is invalid; the message is one line.
     """
-    chosen_device = choose_device(device)
-    path = Path(out) if out is not None else RUNS_FOLDER / f"{load_study(study).name}-{scale}"
-    executor_name = on or ("serial" if scale == "smoke" or chosen_device != "cpu" else "processes")
-    progress = progress or NullProgress()
-    finished_run = run_study(
-        study,
-        scale=scale,
-        seeds=seeds,
-        path=path,
-        device=chosen_device,
-        executor=create_executor(executor_name),
-        progress=progress,
-        varied=vary,
-    )
-    for cell in load_cells(finished_run.path):
-        write_report(cell.path, progress.log_message)
+    chosen_device, is_value = choose_device(device), isinstance(study, Study)
+    if is_value and on not in (None, "serial"):
+        raise ValueError(
+            f"a study that is a value must run on 'serial', but got {on!r}; write it to a .py file that defines STUDY, "
+            "and pass the path of the file"
+        )
+    one_process = scale == "smoke" or chosen_device != "cpu" or is_value
+    executor = create_executor(on or ("serial" if one_process else "processes"))
+    console = open_console(quiet=quiet or progress is not None)
+    with ProgressDisplay(console) as display, hold_value(study) if is_value else nullcontext(study) as name:
+        callback = progress or display
+        path = Path(out) if out is not None else RUNS_FOLDER / f"{load_study(name).name}-{scale}"
+        finished_run = run_study(
+            name,
+            scale=scale,
+            seeds=seeds,
+            path=path,
+            device=chosen_device,
+            executor=executor,
+            progress=callback,
+            varied=vary,
+        )
+        for cell in load_cells(finished_run.path):
+            write_report(cell.path, callback.log_message)
     return finished_run
 
 
@@ -95,6 +109,7 @@ def inspect(
     dtype: str = "float32",
     trust_remote_code: bool = False,
     progress: StageProgressFn | None = None,
+    quiet: bool = False,
 ) -> Run:
     """Analyse a causal language model on a text, compare with controls, and write a report.
 
@@ -110,7 +125,9 @@ def inspect(
         device: cpu, cuda or auto.
         dtype: Data type of the weights in memory: float32, bfloat16, float16 or float64.
         trust_remote_code: Run Python code that comes with the model; a model that needs it is refused otherwise.
-        progress: Called with (current stage, stages done, total stages).
+        progress: Called with (current stage, stages done, total stages). Default: a bar on a terminal and in a
+            notebook, nothing in other scripts.
+        quiet: Show no progress.
 
     Returns:
         The run; its ``path`` contains ``report.html`` and ``results``.
@@ -118,20 +135,21 @@ def inspect(
     Raises:
         ValueError: If an argument is invalid; the message is one line.
     """
-    finished_run = inspect_model(
-        model,
-        tokenizer=tokenizer,
-        text=Path(text) if text is not None else None,
-        tokens=tokens,
-        sequences=sequences,
-        path=Path(out) if out is not None else RUNS_FOLDER / f"inspect-{Path(get_model_name(model)).name}",
-        analyses=analyses,
-        steps=steps,
-        device=choose_device(device),
-        dtype=dtype,
-        trust_remote_code=trust_remote_code,
-        progress=progress or (lambda what, done, total: None),
-    )
+    with StageProgressBar(open_console(quiet=quiet or progress is not None)) as bar:
+        finished_run = inspect_model(
+            model,
+            tokenizer=tokenizer,
+            text=Path(text) if text is not None else None,
+            tokens=tokens,
+            sequences=sequences,
+            path=Path(out) if out is not None else RUNS_FOLDER / f"inspect-{Path(get_model_name(model)).name}",
+            analyses=analyses,
+            steps=steps,
+            device=choose_device(device),
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            progress=progress or bar,
+        )
     write_report(finished_run.path)
     return finished_run
 
@@ -153,6 +171,7 @@ def circuit(
     dtype: str = "float32",
     trust_remote_code: bool = False,
     progress: StageProgressFn | None = None,
+    quiet: bool = False,
 ) -> Run:
     """Find the circuit of a behaviour, test it on other pairs, and write a report, or resume a search that was stopped.
 
@@ -174,7 +193,9 @@ def circuit(
         device: cpu, cuda or auto.
         dtype: Data type of the weights of a language model: float32, bfloat16, float16 or float64.
         trust_remote_code: Run Python code that comes with a language model.
-        progress: Called with (current stage, stages done, total stages).
+        progress: Called with (current stage, stages done, total stages). Default: a bar on a terminal and in a
+            notebook, nothing in other scripts.
+        quiet: Show no progress.
 
     Returns:
         The run; its ``path`` contains ``report.html`` and ``results``.
@@ -202,7 +223,8 @@ def circuit(
     else:
         inputs = open_run(Path(subject), study, condition, seed, num_pairs, chosen_device)
     path = Path(out) if out is not None else RUNS_FOLDER / f"circuit-{Path(subject).name}"
-    run = find_circuit(inputs, search, path, progress or (lambda what, done, total: None))
+    with StageProgressBar(open_console(quiet=quiet or progress is not None)) as bar:
+        run = find_circuit(inputs, search, path, progress or bar)
     write_report(run.path)
     return run
 

@@ -1,5 +1,6 @@
-"""Progress display: progress bars on a terminal, plain lines elsewhere."""
+"""Progress display: progress bars on a terminal and in a notebook, plain lines elsewhere."""
 
+import importlib.util
 import math
 import time
 from collections.abc import Sequence
@@ -21,12 +22,32 @@ _TerminalProgressT = TypeVar("_TerminalProgressT", bound="_TerminalProgress")
 LINE_INTERVAL = 10.0  # minimum time between plain lines, in seconds
 
 
+def open_console(*, quiet: bool) -> Console:
+    """Return the console on which a Python function shows its progress: none in a script without a terminal.
+
+    Args:
+        quiet: show nothing.
+
+    Returns:
+        A console in a notebook or on a terminal; elsewhere, one that prints nothing.
+    """
+    console = Console(stderr=True)
+    watched = console.is_terminal or console.is_jupyter
+    return console if watched and not quiet else Console(quiet=True)
+
+
+def _draws_bars(console: Console) -> bool:
+    if console.is_jupyter:
+        return importlib.util.find_spec("ipywidgets") is not None  # rich draws bars in a notebook with it
+    return console.is_terminal and not console.quiet
+
+
 class _TerminalProgress:
-    """Context manager that draws progress bars if the console is a terminal."""
+    """Context manager that draws progress bars if the console is a terminal or a notebook."""
 
     def __init__(self, console: Console, *columns: ProgressColumn) -> None:
         self._console = console
-        self._bars = Progress(*columns, console=console, transient=True) if console.is_terminal else None
+        self._bars = Progress(*columns, console=console, transient=True) if _draws_bars(console) else None
 
     def __enter__(self: _TerminalProgressT) -> _TerminalProgressT:
         """Start drawing."""

@@ -10,14 +10,15 @@ from transformers import PreTrainedModel
 
 from mesascope.activations import Capture, LayerReduction, Reduction, capture
 from mesascope.argument_types import validate_arguments, validate_first_argument, validate_type
+from mesascope.summaries import Summarised, Summary
 from mesascope.tasks.base import Batch
 
 AnalysisInput = Literal["capture", "model", "history", "checkpoints"]
 AnalysisSteps = Literal["all", "ends", "last"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Analysis:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Analysis(Summarised):
     """A function that returns a labelled Dataset, and what a reader must know about it.
 
     ``input`` says what the function is called with, besides its options:
@@ -82,6 +83,17 @@ class Analysis:
         attrs = {"analysis": self.name, "title": self.title, "description": self.description}
         option_attrs = {f"option {name}": str(value) for name, value in used.items()}
         return self.compute(*subject, **used).assign_attrs(**attrs, **option_attrs)
+
+    def summarise(self) -> Summary:
+        """Return what the analysis is called with and computed from."""
+        rows = [
+            ("computes", self.description),
+            ("called with", self.input),
+            ("sites", ", ".join(sorted(self.required_sites)) or "none"),
+            ("checkpoints", self.steps),
+            *((f"option {name}", str(value)) for name, value in self.options.items()),
+        ]
+        return Summary(title=f"Analysis {self.name}: {self.title}", header=("", ""), rows=rows)
 
     @property
     def required_sites(self) -> frozenset[str]:

@@ -1,6 +1,6 @@
 """Execution of a study: train, load checkpoints, run analyses, apply interventions, judge the claims."""
 
-from mesascope.runner._callbacks import Executor, JobProgress, NullProgress, ProgressCallback
+from mesascope.runner._callbacks import Executor, JobProgress, ProgressCallback
 from mesascope.runner._description import describe_run
 from mesascope.runner._evaluation import EVALUATION_SEED
 from mesascope.runner._jobs import SimulationJob, TrainingJob, run_job, train_seed_group
@@ -11,7 +11,6 @@ __all__ = [
     "POPULATION_DEVICES",
     "Executor",
     "JobProgress",
-    "NullProgress",
     "ProgressCallback",
     "SimulationJob",
     "TrainingJob",

@@ -58,16 +58,3 @@ class ProgressCallback(Protocol):
             line: One line of text.
         """
         ...
-
-
-class NullProgress(ProgressCallback):
-    """Progress callback that ignores all updates."""
-
-    def start_stage(self, name: str, parts: Sequence[str]) -> None:
-        """Ignore the start of a stage."""
-
-    def update_part(self, index: int, done: int, total: int, loss: float) -> None:
-        """Ignore the progress of a part."""
-
-    def log_message(self, line: str) -> None:
-        """Ignore a message."""

@@ -6,8 +6,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import xarray as xr
+
 from mesascope.argument_types import validate_arguments
-from mesascope.checksums import FORMAT, read_run_record
+from mesascope.checksums import FORMAT, read_run_record, read_verdict_rows
 from mesascope.store._files import (
     HOLDER_FILE,
     LOCK_FILE,
@@ -21,12 +24,15 @@ from mesascope.store._files import (
 from mesascope.store._run_models import RunModels
 from mesascope.store._run_results import RunResults
 from mesascope.store.provenance import collect_provenance
+from mesascope.summaries import Summarised, Summary
 
 _MUTABLE_KEYS = set("seeds title description citation cell factors notes provenance".split())  # may differ on resuming
 
 
-class Run(RunModels, RunResults):
+class Run(RunModels, RunResults, Summarised):
     """The directory of one run. Use :meth:`create` or :meth:`open` to construct it.
+
+    ``run["similarity"]`` is the result of that name, ``run.verdicts`` the table of verdicts.
 
     Attributes:
         path: The directory.
@@ -84,6 +90,46 @@ class Run(RunModels, RunResults):
         """
         return cls(path, read_run_record(Path(path)))
 
+    def __getitem__(self, name: str) -> xr.Dataset:
+        """Return a result; the same as :meth:`read_results`."""
+        return self.read_results(name)
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return self.result_names()
+
+    @property
+    def verdicts(self) -> pd.DataFrame:
+        """The verdicts on the claims of a study, one row each, with the fields of ``Verdict`` as columns.
+
+        Raises:
+            RunError: If the run has no verdicts, or they are damaged.
+        """
+        return pd.DataFrame(read_verdict_rows(self.path))
+
+    def report(self) -> Path:
+        """Return the path of the report, a page for a browser.
+
+        Raises:
+            RunError: If it has not been written.
+        """
+        file = self.path / "report.html"
+        if not file.is_file():
+            raise RunError(
+                f"{self.path} must have a report, but has none; write it with `mesascope report {self.path}`"
+            )
+        return file
+
+    def summarise(self) -> Summary:
+        """Return the verdicts of the run, or the names of its results if it has none; links to its report."""
+        report = self.path / "report.html"
+        title = f"Run of {self.record.get('study')}"
+        title += f" at {self.record['scale']} scale: {self.path}" if self.record.get("scale") else f": {self.path}"
+        header, rows = ("result",), [(name,) for name in self.result_names()]
+        if (self.path / "verdicts.json").exists():
+            header = ("verdict", "claim", "value", "control")
+            rows = [_format_verdict(row) for row in read_verdict_rows(self.path)]
+        return Summary(title=title, header=header, rows=rows, link=report if report.is_file() else None)
+
     @property
     def description(self) -> dict[str, Any]:
         """The requested parameters: ``run.json`` without the provenance."""
@@ -129,6 +175,11 @@ class Run(RunModels, RunResults):
             A run of the same directory.
         """
         return Run(self.path, self.record, condition)
+
+
+def _format_verdict(row: Mapping[str, Any]) -> tuple[str, ...]:
+    numbers = (row.get("value"), row.get("control"))
+    return str(row["status"]), str(row["statement"]), *("-" if one is None else f"{one:.3g}" for one in numbers)
 
 
 def _new_record(path: Path, requested: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Digest of the code of a user that determines a result: definitions in files outside this package."""
+"""Digest of the code of a user that determines a result: definitions in files or a notebook, not in this package."""
 
 import ast
 import hashlib
@@ -8,7 +8,8 @@ from dataclasses import fields, is_dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from types import FunctionType, MethodType, ModuleType
-from typing import Any
+
+from mesascope.store._interactive_code import describe_definition, is_interactive
 
 PACKAGE = Path(__file__).parents[1]
 INSTALLED = {"site-packages", "dist-packages"}  # folders of installed packages, whose versions are recorded
@@ -18,7 +19,8 @@ def hash_user_code(*values: object) -> str:
     """Return a digest of the definitions that values depend on, if a user's own files have any.
 
     A definition is a top-level statement of a file. Those that it names are followed, in the same file and in others,
-    so that a change of another part of the file leaves the digest as it is. Comments and layout do not count.
+    so that a change of another part of the file leaves the digest as it is. Comments and layout do not count. Functions
+    and classes of a notebook or an interpreter have no file; their compiled code counts.
 
     Args:
         *values: Functions, classes, and dataclasses, mappings and sequences of such.
@@ -26,8 +28,9 @@ def hash_user_code(*values: object) -> str:
     Returns:
         16 hexadecimal digits; empty if everything is defined in this package or in installed ones.
     """
-    pending = [origin for value in values for origin in _find_origins(value)]
-    found: dict[tuple[str, str], str] = {}
+    definitions = [one for value in values for one in _find_definitions(value)]
+    pending = [origin for one in definitions for origin in _locate(one)]
+    found = {("interpreter", describe_definition(one)): "" for one in definitions if is_interactive(one)}
     while pending:
         module, name = pending.pop()
         if (module.__name__, name) in found:
@@ -38,29 +41,29 @@ def hash_user_code(*values: object) -> str:
     return hashlib.sha256(repr(sorted(found.items())).encode()).hexdigest()[:16] if found else ""
 
 
-def _find_origins(value: object) -> Iterator[tuple[ModuleType, str]]:
-    """Yield user modules and top-level names that define a value and its parts; an empty name is the whole module."""
+def _find_definitions(value: object) -> Iterator[FunctionType | MethodType | type]:
+    """Yield the functions and classes that define a value and its parts."""
     if isinstance(value, partial):
-        yield from _find_origins((value.func, value.args, value.keywords))
+        yield from _find_definitions((value.func, value.args, value.keywords))
     elif isinstance(value, type):
-        for base in value.__mro__:
-            yield from _locate(base)
+        yield from value.__mro__
     elif isinstance(value, FunctionType | MethodType):
-        yield from _locate(value)
+        yield value
     elif isinstance(value, Mapping):
-        yield from _find_origins(tuple(value.values()))
+        yield from _find_definitions(tuple(value.values()))
     elif isinstance(value, list | tuple | set | frozenset):
         for item in value:
-            yield from _find_origins(item)
+            yield from _find_definitions(item)
     elif is_dataclass(value):
-        yield from _find_origins(type(value))
+        yield from _find_definitions(type(value))
         for field in fields(value):
-            yield from _find_origins(getattr(value, field.name, None))
+            yield from _find_definitions(getattr(value, field.name, None))
     elif not isinstance(value, ModuleType):
-        yield from _find_origins(type(value))
+        yield from _find_definitions(type(value))
 
 
-def _locate(value: Any) -> Iterator[tuple[ModuleType, str]]:
+def _locate(value: FunctionType | MethodType | type) -> Iterator[tuple[ModuleType, str]]:
+    """Yield the user's module and the top-level name that define a function or class, if a file does."""
     module = sys.modules.get(getattr(value, "__module__", None) or "")
     if module is not None and _is_users(module):
         yield module, value.__qualname__.partition(".")[0]

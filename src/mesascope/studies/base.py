@@ -26,6 +26,7 @@ from mesascope.studies._validation import (
 )
 from mesascope.studies.cell_names import Cell, format_cell
 from mesascope.studies.toy_model import ToyModel
+from mesascope.summaries import Summarised, Summary
 from mesascope.tasks.base import Task
 from mesascope.train import TrainingConfig
 
@@ -73,8 +74,8 @@ class ScaleConfig:
     model: DecoderConfig | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Condition:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Condition(Summarised):
     """One condition of a study: a task, a model, its training and the analyses that are applied to it.
 
     Attributes:
@@ -92,6 +93,19 @@ class Condition:
     model: DecoderConfig
     scales: Mapping[str, ScaleConfig]
     analyses: tuple[Analysis, ...] = ()
+
+    def summarise(self) -> Summary:
+        """Return task, model, analyses and training of the condition."""
+        config = self.model
+        trainings = [(f"training at {name} scale", str(one.training)) for name, one in self.scales.items()]
+        rows = [
+            ("task", str(self.task)),
+            ("model", f"{config.num_hidden_layers} layers of {config.num_attention_heads} heads"),
+            ("analyses", ", ".join(one.name for one in self.analyses) or "none"),
+            *trainings,
+        ]
+        name = f"Condition {self.name}" if self.name else "Main condition"
+        return Summary(title=f"{name}: {self.title}" if self.title else name, header=("", ""), rows=rows)
 
     def result_name(self, analysis: Analysis) -> str:
         """Return the name under which a run keeps the results of an analysis.
@@ -135,8 +149,8 @@ class Simulation:
     scales: Mapping[str, ToyModel]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Study:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Study(Summarised):
     """One published study, as a value: nothing in it runs.
 
     Attributes:
@@ -176,6 +190,21 @@ class Study:
                     f"{label} of a study needs the scales {', '.join(SCALES)}, but got {', '.join(by_scale)}"
                 )
         validate_grid(self)
+
+    def summarise(self) -> Summary:
+        """Return conditions, simulations, claims and cost of the study."""
+        conditions = [(one.name or "main condition", type(one.task).__name__) for one in self.conditions]
+        scales = (f"{name} {self.seeds[name]} seeds, {self.minutes[name]:g} minutes" for name in SCALES)
+        rows = [
+            *conditions,
+            *((one.name, one.title) for one in self.simulations),
+            ("factors", ", ".join(f"{one.name} ({len(one.levels)})" for one in self.factors) or "none"),
+            ("claims", f"{len(self.claims)}, {sum(one.by_paper for one in self.claims)} of them by the paper"),
+            ("scales", "; ".join(scales)),
+        ]
+        return Summary(
+            title=f"Study {self.name}: {self.title} ({self.citation.short})", header=("part", "content"), rows=rows
+        )
 
     @property
     def main(self) -> Condition:

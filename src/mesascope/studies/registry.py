@@ -9,7 +9,8 @@ import json
 import pkgutil
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
@@ -22,6 +23,8 @@ from mesascope.studies.summary import StudySummary, parse_summary, summarize_stu
 if TYPE_CHECKING:
     from mesascope.studies.base import Study
 
+VALUE_PREFIX = "value:"  # of the reference of a study that is neither in the package nor in a file
+_values: dict[str, "Study"] = {}
 INDEX = Path(__file__).parent / "index.json"
 PACKAGES = ("mesascope.studies", "mesascope.tasks")
 
@@ -83,8 +86,29 @@ def load_study(name: str) -> "Study":
         ValueError: the study has no such factor or level.
     """
     name, cell = split_reference(name)
-    study = _load_file(name) if name.endswith(".py") else importlib.import_module(_find_entry(name).module).STUDY
+    if name in _values:
+        study = _values[name]
+    else:
+        study = _load_file(name) if name.endswith(".py") else importlib.import_module(_find_entry(name).module).STUDY
     return study.at_cell(parse_cell(cell)) if cell else study
+
+
+@contextmanager
+def hold_value(study: "Study") -> Iterator[str]:
+    """Let `load_study` return a study that is a value, in this process and inside the ``with`` block.
+
+    Args:
+        study: the study.
+
+    Yields:
+        its reference, to be passed to `load_study`.
+    """
+    reference = f"{VALUE_PREFIX}{study.name}"
+    _values[reference] = study
+    try:
+        yield reference
+    finally:
+        del _values[reference]
 
 
 def load_summary(name: str) -> StudySummary:

@@ -21,6 +21,7 @@ from mesascope.studies._decisions import (
     decide_existence,
 )
 from mesascope.studies.inference import INTERVAL_LEVEL, Interval, adjust_holm, rate_interval, t_interval
+from mesascope.summaries import Summarised, Summary
 
 __all__ = [
     "CONTRADICTED",
@@ -35,8 +36,8 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Verdict(Summarised):
     """The result of judging one claim.
 
     Attributes:
@@ -84,6 +85,24 @@ class Verdict:
     control_per_seed: tuple[float | None, ...]
     level: float = INTERVAL_LEVEL
 
+    def summarise(self) -> Summary:
+        """Return the verdict with the numbers that decided it."""
+        numbers = [
+            ("value", self.description, self.value, self.interval),
+            ("control", self.control_description, self.control, None),
+            ("difference", f"must be {self.direction} 0, margin {self.margin:g}", None, self.difference),
+        ]
+        rows = [
+            (name, _format_number(number, interval), about)
+            for name, about, number, interval in numbers
+            if number is not None or interval is not None
+        ]
+        return Summary(
+            title=f"{self.status}: {self.statement} ({self.source})",
+            header=("", f"in {self.unit}" if self.unit != "1" else "", ""),
+            rows=[*rows, ("reason", "", self.reason)],
+        )
+
     def as_json(self) -> dict[str, Any]:
         """Return plain values, for a file."""
         return asdict(self)
@@ -97,6 +116,11 @@ class Verdict:
         """
         values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
         return cls(**values)
+
+
+def _format_number(number: float | None, interval: Interval | None) -> str:
+    bounds = f"[{interval[0]:.3g}, {interval[1]:.3g}]" if interval else ""
+    return bounds if number is None else f"{number:.3g} {bounds}".rstrip()
 
 
 def judge(claim: Claim, results: Results, scale: str) -> Verdict:

@@ -9,9 +9,11 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from mesascope.summaries import Summarised, Summary, describe_tensor
 
-@dataclass(frozen=True, kw_only=True)
-class Batch:
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Batch(Summarised):
     """Sequences with the prediction target of every position.
 
     Attributes:
@@ -46,6 +48,24 @@ class Batch:
             targets=self.targets[rows],
             weight=self.weight[rows],
             latents={name: value[rows] for name, value in self.latents.items()},
+        )
+
+    def summarise(self) -> Summary:
+        """Return shape, dtype and memory of every tensor."""
+        vectors = ("batch", "pos", "d_in"), ("batch", "pos", "d_out")
+        tensors = [
+            ("inputs", self.inputs, vectors[0][: self.inputs.ndim]),
+            ("targets", self.targets, vectors[1][: self.targets.ndim]),
+            ("weight", self.weight, ("batch", "pos")),
+            *(
+                (f"latents[{name!r}]", value, ("batch", *[""] * (value.ndim - 1)))
+                for name, value in self.latents.items()
+            ),
+        ]
+        return Summary(
+            title=f"Batch of {len(self)} sequences",
+            header=("name", "axes", "dtype", "memory"),
+            rows=[describe_tensor(*each) for each in tensors],
         )
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Batch":

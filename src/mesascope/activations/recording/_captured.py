@@ -1,6 +1,6 @@
 """The recorded activations of one run."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -16,6 +16,7 @@ from mesascope.activations._memory import allocate_tensor
 from mesascope.activations.readout._readout import Readout
 from mesascope.activations.sites import SITES
 from mesascope.axes import to_data_array
+from mesascope.summaries import Summarised, Summary, describe_tensor
 from mesascope.tasks.base import Batch
 
 NOT_PICKLED = ("model", "readout")
@@ -29,11 +30,12 @@ class NotRecorded(KeyError):  # noqa: N818  a KeyError by its base, which is no 
         return str(self.args[0])
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Capture:
-    """Recorded activations of one run of a model.
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Capture(Summarised, Mapping[str, Tensor]):
+    """Recorded activations of one run of a model: a mapping from the names of sites and reductions to tensors.
 
-    It can be pickled and saved by `torch.save`, without its model and its readout.
+    It can be pickled and saved by `torch.save`, without its model and its readout. Two captures are equal only if they
+    are the same object.
 
     Attributes:
         sites: every recorded site and reduction, by name; axes as in :data:`SITES` and in ``axes``.
@@ -94,6 +96,32 @@ class Capture:
         """Return whether a site or reduction was recorded."""
         return name in self.sites
 
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names of what was recorded."""
+        return iter(self.sites)
+
+    def __len__(self) -> int:
+        """Return the number of recorded sites and reductions."""
+        return len(self.sites)
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether the other object is this capture."""
+        return self is other
+
+    def __hash__(self) -> int:
+        """Return the hash of the object, not of its tensors."""
+        return id(self)
+
+    def summarise(self) -> Summary:
+        """Return shape, dtype and memory of everything that was recorded."""
+        batch, length = self.inputs.shape[:2]
+        model = f" of {type(vars(self)['model']).__name__}" if "model" in vars(self) else ""
+        return Summary(
+            title=f"Capture{model}: {batch} sequences of {length} positions, attention {self.attn_implementation}",
+            header=("name", "axes", "dtype", "memory"),
+            rows=[describe_tensor(name, tensor, self.axes[name]) for name, tensor in self.items()],
+        )
+
     def head_out(self) -> Float[Tensor, "layer batch head pos d_model"]:
         """Return what each head writes to the residual stream after its output projection: ``z`` @ W_O, head by head.
 
@@ -131,3 +159,17 @@ class Capture:
         coords: dict[Hashable, Sequence[int]] = {"layer": list(self.layers)} if "layer" in axes else {}
         coords |= {"query": list(self.queries)} if "query" in axes else {}
         return to_data_array(values, *axes, units="1", description=about, coords=coords)
+
+    def to_dataset(self, names: Sequence[str] | None = None) -> xr.Dataset:
+        """Return recorded sites and reductions as labelled arrays.
+
+        Args:
+            names: what to include; everything that was recorded by default.
+
+        Returns:
+            One variable for each name, on the CPU.
+
+        Raises:
+            NotRecorded: one was not recorded.
+        """
+        return xr.Dataset({name: self.to_xarray(name) for name in (self if names is None else names)})
