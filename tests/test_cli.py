@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -218,6 +219,28 @@ def test_runs_shows_what_is_there_even_if_one_is_broken(command, tmp_path):
         "unreadable",
     }
     assert "no runs in" in command("runs", tmp_path / "none")[1]
+
+
+def test_the_version_is_that_of_the_package(command):
+    code, printed, _ = command("--version")
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert (code, printed) == (0, f"mesascope {project['version']}\n")
+
+
+def test_a_shell_completes_commands_and_studies():
+    def complete(line: str) -> str:
+        shell = {
+            "_MESASCOPE_COMPLETE": "complete_bash",
+            "COMP_WORDS": line,
+            "COMP_CWORD": str(len(line.split(" ")) - 1),
+        }
+        script = "import sys; sys.argv = ['mesascope']; from mesascope.cli import main; main()"
+        return subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, env=os.environ | shell, check=False
+        ).stdout
+
+    assert complete("mesascope whi").split() == ["which-algorithm"]
+    assert complete("mesascope run aff").split() == ["affine", "affine-2d", "affine-4d"]
 
 
 def test_the_flags_are_the_ones_that_were_promised(command):

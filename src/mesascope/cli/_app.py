@@ -5,8 +5,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from mesascope import __version__
+
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Identify the algorithm that a transformer runs in its forward pass, and how training produces it.",
@@ -28,7 +29,32 @@ TrustRemoteCode = Annotated[
     bool,
     typer.Option("--trust-remote-code", help="Run Python code that comes with the model, if you trust its author."),
 ]
-StudyName = Annotated[str, typer.Argument(help="Name of a study, or a .py file that defines STUDY.")]
+
+
+def _complete_study(incomplete: str) -> list[str]:
+    from mesascope.studies.registry import list_studies
+
+    return [entry.name for entry in list_studies() if entry.name.startswith(incomplete)]
+
+
+StudyName = Annotated[
+    str, typer.Argument(help="Name of a study, or a .py file that defines STUDY.", autocompletion=_complete_study)
+]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print_line(f"mesascope {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of the program itself; the help text is that of the application."""
 
 
 def print_line(text: str, console: Console = out) -> None:
