@@ -1,6 +1,6 @@
 """Output head: the final norm, linear map, scale and soft cap between the last layer and the output."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -61,6 +61,37 @@ class OutputHead:
             Output after the soft cap, if the model has one.
         """
         return output if self.softcap is None else self.softcap * torch.tanh(output / self.softcap)
+
+
+def find_head_of_average(
+    model: PreTrainedModel, trace: Trace, last_call: ModuleCall, softcap: float | None
+) -> OutputHead:
+    """Find the chain of modules from an average of states to the output, in a model that halts.
+
+    Args:
+        model: the traced model.
+        trace: traced forward pass.
+        last_call: call of the last layer.
+        softcap: soft cap of the logits in the configuration, if any.
+
+    Returns:
+        The output head: the longest chain to the output that begins with a module that reads one residual stream.
+
+    Raises:
+        UnsupportedModel: If no chain of modules leads to the output.
+    """
+    stream = last_call.output_tensor
+    for call in sorted(trace.calls, key=lambda call: call.start):
+        inputs = list(call.inputs.values())
+        if call.start > last_call.end and len(inputs) == 1 and inputs[0].shape == stream.shape:
+            try:
+                return find_output_head(model, trace, replace(last_call, output=inputs[0]), softcap)
+            except UnsupportedModel:
+                continue
+    raise UnsupportedModel(
+        "the output must be computed from an average of states by a chain of modules, but no module of "
+        f"{type(model).__name__} that reads a residual stream begins one"
+    )
 
 
 def find_output_head(model: PreTrainedModel, trace: Trace, last_call: ModuleCall, softcap: float | None) -> OutputHead:

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from mesascope.activations._memory import allocate_tensor
 from mesascope.activations.readout._readout import Readout
-from mesascope.activations.sites import SITES
+from mesascope.activations.recording._iterations import join_calls
+from mesascope.activations.sites import HALTING_SITES, SITES, get_site
 from mesascope.axes import to_data_array
 from mesascope.tasks.base import Batch
 
@@ -43,6 +44,10 @@ class Capture:
         baselines: outputs of baselines on the same inputs, as passed to `capture`.
         attention_mask: 1 where an input is not padding; ``None`` without padding.
         layers: the recorded layers of the model, in order.
+        iterations: the recorded iterations, in order; ``None`` in a model that calls each layer once.
+        iterations_run: the number of iterations that ran for each sequence, with the other sequences of its forward
+            pass; ``None`` in a model that calls each layer once.
+        calls: the recorded calls of layers, iteration * number of layers + layer, as layers of the unrolled model.
         queries: the query positions of the rows of ``attn_scores`` and ``pattern``.
         readout: the readout: output projections, unembedding and head counts.
         attn_implementation: the attention implementation that ran, such as ``sdpa``.
@@ -56,6 +61,9 @@ class Capture:
     baselines: Mapping[str, Tensor] = field(default_factory=dict)
     attention_mask: Int[Tensor, "batch pos"] | None
     layers: tuple[int, ...]
+    iterations: tuple[int, ...] | None = None
+    iterations_run: Int[Tensor, " batch"] | None = None
+    calls: tuple[int, ...] = ()
     queries: tuple[int, ...]
     readout: Readout
     attn_implementation: str
@@ -94,24 +102,48 @@ class Capture:
         """Return whether a site or reduction was recorded."""
         return name in self.sites
 
-    def head_out(self) -> Float[Tensor, "layer batch head pos d_model"]:
+    def unrolled(self) -> "Capture":
+        """Return a capture in which every call of a layer is a layer, without an axis ``iteration``.
+
+        Call ``iteration * number of layers + layer`` is that layer of a copy of the model with as many layers as calls.
+
+        Returns:
+            A view of the same activations; the capture itself if its model calls each layer once.
+
+        Raises:
+            ValueError: a recorded iteration did not run for every sequence.
+        """
+        if self.iterations is None or self.iterations_run is None:
+            return self
+        complete = int(self.iterations_run.min())
+        if max(self.iterations) >= complete:
+            raise ValueError(
+                f"every recorded iteration must run for every sequence, but only {complete} did; pass "
+                f"iterations=range({complete}) to capture"
+            )
+        sites, axes = join_calls(self.sites, self.axes)
+        return replace(self, sites=sites, axes=axes, layers=self.calls, iterations=None, iterations_run=None, calls=())
+
+    def head_out(self) -> Float[Tensor, "*calls batch head pos d_model"]:
         """Return what each head writes to the residual stream after its output projection: ``z`` @ W_O, head by head.
 
         Summed over heads, plus `Readout.output_bias`, it equals ``attn_out``.
 
         Returns:
-            The output of every head of every recorded layer, (layer, batch, head, pos, d_model).
+            The output of every head of every recorded layer, (layer, batch, head, pos, d_model); in a model that
+            repeats its layers, (layer, iteration, batch, head, pos, d_model).
 
         Raises:
             NotRecorded: ``z`` was not recorded.
             UnsupportedModel: ``z`` does not reach the residual stream through a linear map.
         """
-        heads, projection = self["z"], self.readout.output_projection
+        projection, by_iteration = self.readout.output_projection, self.iterations is not None
+        heads = self["z"].transpose(0, 1).flatten(0, 1) if by_iteration else self["z"]
         layers, batch, length, num_heads, _ = heads.shape
         outputs = allocate_tensor((layers, batch, num_heads, length, projection.shape[-1]), heads.dtype, heads.device)
         for layer, row in product(range(layers), range(batch)):
             torch.bmm(heads[layer, row].transpose(0, 1), projection[layer], out=outputs[layer, row])
-        return outputs
+        return outputs.unflatten(0, (len(self.iterations), -1)).transpose(0, 1) if self.iterations else outputs
 
     def to_xarray(self, name: str) -> xr.DataArray:
         """Return a recorded site or reduction as a labelled array; layers are numbered as in the model.
@@ -126,8 +158,13 @@ class Capture:
             NotRecorded: it was not recorded.
         """
         values, axes = self[name], self.axes[name]
-        about = SITES[name].description if name in SITES else f"{name}, reduced during the forward pass"
+        about = (
+            get_site(name).description
+            if name in {**SITES, **HALTING_SITES}
+            else f"{name}, reduced during the forward pass"
+        )
         values = values.float() if values.dtype == torch.bfloat16 else values
         coords: dict[Hashable, Sequence[int]] = {"layer": list(self.layers)} if "layer" in axes else {}
         coords |= {"query": list(self.queries)} if "query" in axes else {}
+        coords |= {"iteration": list(self.iterations)} if self.iterations and "layer" in axes else {}
         return to_data_array(values, *axes, units="1", description=about, coords=coords)
