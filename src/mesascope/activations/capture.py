@@ -14,14 +14,13 @@ from mesascope.activations.hooks.attention_interface import attn_implementation
 from mesascope.activations.padding.masks import validate_accepts_mask
 from mesascope.activations.padding.validate_edits import validate_edit_padding
 from mesascope.activations.recording._captured import Capture
-from mesascope.activations.recording._iterations import split_calls
+from mesascope.activations.recording._iterations import select_calls, split_calls
 from mesascope.activations.recording._micro_batch import Reduction
 from mesascope.activations.recording._recorder import Recorder
 from mesascope.activations.recording._run import RunInputs, run_micro_batches
 from mesascope.activations.sites import SITES, get_site, strip_gradient_suffix
 from mesascope.activations.structure._read_structure import read_structure
 from mesascope.activations.validation.arguments import (
-    select_calls,
     select_iterations,
     select_layers,
     select_query_positions,
@@ -163,7 +162,8 @@ def capture(
         layers=tuple(selected_layers),
         iterations=None if selected_iterations is None else tuple(selected_iterations),
         iterations_run=None if selected_iterations is None else recorder.iterations_run,
-        calls=() if selected_iterations is None else tuple(selected_calls),
+        num_blocks=None if selected_iterations is None else num_layers,
+        halts=structure.is_dynamic,
         queries=tuple(query_positions.tolist()),
         readout=readout,
         attn_implementation=attn_implementation(model),

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from mesascope.activations._memory import allocate_tensor
 from mesascope.activations.readout._readout import Readout
-from mesascope.activations.recording._iterations import join_calls
+from mesascope.activations.recording._iterations import join_calls, select_calls
 from mesascope.activations.sites import HALTING_SITES, SITES, get_site
 from mesascope.axes import to_data_array
 from mesascope.tasks.base import Batch
@@ -47,7 +47,9 @@ class Capture:
         iterations: the recorded iterations, in order; ``None`` in a model that calls each layer once.
         iterations_run: the number of iterations that ran for each sequence, with the other sequences of its forward
             pass; ``None`` in a model that calls each layer once.
-        calls: the recorded calls of layers, iteration * number of layers + layer, as layers of the unrolled model.
+        num_blocks: the number of layers of the model, if it repeats them; an unrolled capture keeps it.
+        halts: the number of iterations depends on the inputs. The block runs at positions that have stopped, too, but
+            the model discards what it computes there.
         queries: the query positions of the rows of ``attn_scores`` and ``pattern``.
         readout: the readout: output projections, unembedding and head counts.
         attn_implementation: the attention implementation that ran, such as ``sdpa``.
@@ -63,7 +65,8 @@ class Capture:
     layers: tuple[int, ...]
     iterations: tuple[int, ...] | None = None
     iterations_run: Int[Tensor, " batch"] | None = None
-    calls: tuple[int, ...] = ()
+    num_blocks: int | None = None
+    halts: bool = False
     queries: tuple[int, ...]
     readout: Readout
     attn_implementation: str
@@ -105,7 +108,7 @@ class Capture:
     def unrolled(self) -> "Capture":
         """Return a capture in which every call of a layer is a layer, without an axis ``iteration``.
 
-        Call ``iteration * number of layers + layer`` is that layer of a copy of the model with as many layers as calls.
+        Call ``iteration * num_blocks + layer`` is that layer of a copy of the model with as many layers as calls.
 
         Returns:
             A view of the same activations; the capture itself if its model calls each layer once.
@@ -113,7 +116,7 @@ class Capture:
         Raises:
             ValueError: a recorded iteration did not run for every sequence.
         """
-        if self.iterations is None or self.iterations_run is None:
+        if self.iterations is None or self.iterations_run is None or self.num_blocks is None:
             return self
         complete = int(self.iterations_run.min())
         if max(self.iterations) >= complete:
@@ -122,7 +125,8 @@ class Capture:
                 f"iterations=range({complete}) to capture"
             )
         sites, axes = join_calls(self.sites, self.axes)
-        return replace(self, sites=sites, axes=axes, layers=self.calls, iterations=None, iterations_run=None, calls=())
+        calls = tuple(select_calls(self.layers, self.iterations, self.num_blocks))
+        return replace(self, sites=sites, axes=axes, layers=calls, iterations=None, iterations_run=None)
 
     def head_out(self) -> Float[Tensor, "*calls batch head pos d_model"]:
         """Return what each head writes to the residual stream after its output projection: ``z`` @ W_O, head by head.

@@ -1,10 +1,24 @@
 """The axis ``iteration`` of a model that repeats its layers: activations by call, or by layer and iteration."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
 Axes = tuple[str, ...]
+
+
+def select_calls(layers: Sequence[int], iterations: Sequence[int] | None, num_layers: int) -> list[int]:
+    """Return the indices of the recorded calls of layers: the layers themselves, or those of every iteration.
+
+    Args:
+        layers: the layers to record.
+        iterations: the iterations to record; ``None`` in a model that calls each layer once.
+        num_layers: the number of layers of the model.
+
+    >>> select_calls([0, 2], [1, 4], 3)
+    [3, 5, 12, 14]
+    """
+    return [iteration * num_layers + layer for iteration in iterations or [0] for layer in layers]
 
 
 def split_calls(

@@ -132,20 +132,6 @@ def select_iterations(
     return None
 
 
-def select_calls(layers: Sequence[int], iterations: Sequence[int] | None, num_layers: int) -> list[int]:
-    """Return the indices of the recorded calls of layers: the layers themselves, or those of every iteration.
-
-    Args:
-        layers: the layers to record.
-        iterations: the iterations to record; ``None`` in a model that calls each layer once.
-        num_layers: the number of layers of the model.
-
-    >>> select_calls([0, 2], [1, 4], 3)
-    [3, 5, 12, 14]
-    """
-    return [iteration * num_layers + layer for iteration in iterations or [0] for layer in layers]
-
-
 def _select_indices(name: str, indices: Sequence[int] | None, size: int) -> list[int]:
     if indices is None:
         return list(range(size))
