@@ -46,8 +46,8 @@ def find_residual_updates(
             if gains is not None:
                 return _collect_updates(attn, mlp, gains)
     reason = (
-        "no module outputs sum to the layer's change of the residual stream; a norm may follow the sum; the best fit "
-        "leaves a fraction of "
+        "no module outputs sum to the layer's change of the residual stream; a norm or a gate may follow the sum; the "
+        "best fit leaves a fraction of "
         f"{_min_unexplained_fraction(resid_pre, resid_post, attn_candidates, mlp_candidates):.1e} unexplained"
     )
     return None, None, dict.fromkeys(("attn_out", "mlp_out"), reason)
