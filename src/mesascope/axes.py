@@ -4,7 +4,7 @@ Each axis has one name in the whole project, used in shape annotations, dims of 
 
 - ``seed``: training replicate; only the random seed of training differs along it.
 - ``step``: optimizer steps taken so far; step 0 is the untrained model.
-- ``layer``: decoder layer, counted from 0.
+- ``layer``: decoder layer, counted from 0. ``iteration``: call of the layers, in a model that repeats them.
 - ``batch``: sequence. ``pos``: position in a sequence, counted from 0; with padding, the column of the padded inputs.
 - ``query``, ``key``: positions as the two sides of attention; ``query`` attends to ``key``.
 - ``head``: query head. ``kv_head``: key-value head (fewer than query heads in grouped-query attention).
@@ -32,7 +32,7 @@ import torch
 import xarray as xr
 
 AXES = frozenset(
-    "seed step layer batch pos head kv_head query key d_model d_head d_in d_out component predictor stat "
+    "seed step layer iteration batch pos head kv_head query key d_model d_head d_in d_out component predictor stat "
     "sublayer map eigen rank distribution lens draw role_name sender receiver circuit_size claim".split()
 )
 

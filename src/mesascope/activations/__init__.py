@@ -9,12 +9,13 @@ from mesascope.activations.hooks._module_hooks import attach_hooks
 from mesascope.activations.readout._readout import Readout
 from mesascope.activations.recording._captured import Capture, NotRecorded
 from mesascope.activations.recording._micro_batch import Reduction
-from mesascope.activations.sites import FORWARD_SITES, SITES, Site, UnsupportedModel, get_site
+from mesascope.activations.sites import FORWARD_SITES, HALTING_SITES, SITES, Site, UnsupportedModel, get_site
 from mesascope.activations.validation.arguments import validate_model
 from mesascope.activations.validation.inputs import InputsLike, prepare_inputs
 
 __all__ = [
     "FORWARD_SITES",
+    "HALTING_SITES",
     "SITES",
     "SUBLAYERS",
     "SUBLAYER_OUTPUTS",

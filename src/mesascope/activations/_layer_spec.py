@@ -1,5 +1,6 @@
 """The location of each site in one layer: module names, found from the model structure and used by hooks."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -51,7 +52,9 @@ class AttentionWeightsMethod:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSpec:
-    """The specification of one decoder block.
+    """The specification of one call of a decoder block in a forward pass.
+
+    A model that repeats its blocks has one specification per block and iteration, in the order of the calls.
 
     Attributes:
         block: the name of the module.
@@ -66,6 +69,10 @@ class LayerSpec:
         missing: the reason why a site is not available, by site; also by ``projection``.
         resid_mid: the argument that is the residual stream between attention and MLP, if a module reads it.
         parallel: the MLP reads the residual stream before attention has written to it.
+        iteration: the number of earlier calls of the block in the forward pass; ``None`` in a model that calls each of
+            its blocks once.
+        traced_call: the index of the traced call of the block in which it was found.
+        is_optional: the forward pass may end before this call.
     """
 
     block: str
@@ -80,3 +87,20 @@ class LayerSpec:
     missing: dict[str, str]
     resid_mid: ModuleArgument | None = None
     parallel: bool = False
+    iteration: int | None = None
+    traced_call: int = 0
+    is_optional: bool = False
+
+
+def name_call(layers: Sequence[LayerSpec], number: int) -> str:
+    """Return the name of a call of a block, for an error message.
+
+    Args:
+        layers: the specification of every call.
+        number: the index of the call.
+    """
+    iteration = layers[number].iteration
+    if iteration is None:
+        return f"layer {number}"
+    num_blocks = sum(not layer.iteration for layer in layers)
+    return f"layer {number % num_blocks} in iteration {iteration}"

@@ -12,7 +12,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from mesascope.activations._model_structure import ModelStructure
-from mesascope.activations.sites import SITES
+from mesascope.activations.sites import get_site
 
 
 class NotEnoughMemory(MemoryError):  # noqa: N818  a MemoryError by its base
@@ -65,22 +65,28 @@ def site_shape(
 
     Args:
         structure: the structure of the model; the shapes in its trace are scaled up.
-        layer_index: the index of the layer.
+        layer_index: an index into the layers of the structure.
         name: the name of the site.
         batch_size: the number of sequences.
         length: the number of positions.
         queries: the number of rows of ``attn_scores`` and ``pattern``; ``length`` by default.
     """
     layer, trace = structure.layers[layer_index], structure.trace
-    stream = trace.calls_of(layer.block)[0].output_tensor
+    stream = trace.block_call(layer).output_tensor
     width = {"d_model": stream.shape[-1], "d_out": trace.logits.shape[-1], "d_head": 0}
     for each in trace.attentions:
         if each.name == layer.attention:
             of = {"query": each.call.query, "key": each.call.key, "value": each.call.value, "z": each.output}
             width["d_head"] = of[name].shape[-1] if name in of else 0
-    width |= {"batch": batch_size, "pos": length, "query": queries or length, "key": length}
+    width |= {
+        "iteration": structure.num_iterations or 0,
+        "batch": batch_size,
+        "pos": length,
+        "query": queries or length,
+        "key": length,
+    }
     width |= {"head": layer.num_heads, "kv_head": layer.num_kv_heads}
-    return [width[axis] for axis in SITES[name].axes_within_layer]
+    return [width[axis] for axis in get_site(name).axes_within_layer]
 
 
 def _free_bytes(device: torch.device) -> int | None:

@@ -17,7 +17,7 @@ class ModelStructure:
     """The layers of a model, and the traced forward pass in which they were found.
 
     Attributes:
-        layers: the specification of every layer.
+        layers: the specification of every layer; in a model that repeats its layers, of every call, in order.
         trace: the traced forward pass.
         weights: the fingerprint of the weights for which it was found.
         validated: the hook points (site, layer) that have been validated.
@@ -34,12 +34,28 @@ class ModelStructure:
     # built on first use; the model itself is not stored, so that a cached structure does not keep it alive
     _readouts: dict[tuple[int, ...], Readout] = field(default_factory=dict, init=False, repr=False)
 
+    @property
+    def num_iterations(self) -> int | None:
+        """The largest number of iterations; ``None`` in a model that calls each layer once."""
+        last = self.layers[-1].iteration
+        return None if last is None else last + 1
+
+    @property
+    def num_blocks(self) -> int:
+        """The number of different layers."""
+        return len(self.layers) // (self.num_iterations or 1)
+
+    @property
+    def is_dynamic(self) -> bool:
+        """``True`` if the number of iterations depends on the inputs."""
+        return any(layer.is_optional for layer in self.layers)
+
     def readout(self, model: PreTrainedModel, layers: Sequence[int]) -> Readout:
         """Return a readout of some layers; what it consists of is found on the first call, and its numbers on use.
 
         Args:
             model: the model that has this structure.
-            layers: the indices of the layers.
+            layers: indices into `layers`.
 
         Returns:
             A new readout, which reads numbers from the weights when it is first used.

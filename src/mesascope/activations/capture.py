@@ -14,15 +14,18 @@ from mesascope.activations.hooks.attention_interface import attn_implementation
 from mesascope.activations.padding.masks import validate_accepts_mask
 from mesascope.activations.padding.validate_edits import validate_edit_padding
 from mesascope.activations.recording._captured import Capture
+from mesascope.activations.recording._iterations import select_calls, split_calls
 from mesascope.activations.recording._micro_batch import Reduction
 from mesascope.activations.recording._recorder import Recorder
 from mesascope.activations.recording._run import RunInputs, run_micro_batches
-from mesascope.activations.sites import SITES, strip_gradient_suffix
+from mesascope.activations.sites import SITES, get_site, strip_gradient_suffix
 from mesascope.activations.structure._read_structure import read_structure
 from mesascope.activations.validation.arguments import (
+    select_iterations,
     select_layers,
     select_query_positions,
     stored_layers_by_site,
+    validate_halting_sites,
     validate_model,
     validate_names,
 )
@@ -47,6 +50,7 @@ def capture(
     batch_size: int | None = None,
     reduce: Mapping[str, Reduction | LayerReduction] | None = None,
     layers: Sequence[int] | None = None,
+    iterations: Sequence[int] | None = None,
     queries: Sequence[int] | None = None,
     objective: ObjectiveFn | None = None,
     check: bool = True,
@@ -63,13 +67,15 @@ def capture(
         inputs: tokens (batch, pos), vectors (batch, pos, d_in), a batch of a task, or the output of a tokenizer with
             its attention mask.
         sites: names of the sites to record, from :data:`SITES`; ``logits`` is a second name of ``output``, for models
-            that map tokens to logits.
+            that map tokens to logits. Models that halt also have those of :data:`HALTING_SITES`.
         baselines: outputs of baselines on the same inputs, stored in the capture.
         edits: edits, applied in order before anything is recorded.
         attention_mask: (batch, pos), 1 where an input is not padding; padding may be on the left or on the right.
         batch_size: sequences per forward pass; all at once by default.
         reduce: reductions of sites, computed layer by layer during the run, by the name of their result.
         layers: the layers to record; all by default.
+        iterations: the iterations to record, in a model that repeats its layers; all by default. Sites and reductions
+            of layers have the axes ``layer`` and ``iteration`` then, and are NaN where an iteration did not run.
         queries: the query positions whose rows of ``attn_scores`` and ``pattern`` are recorded; all by default.
         objective: a function from outputs (batch, pos, d_out) to (batch) that replaces the loss in gradients, such as a
             metric of :mod:`mesascope.interventions`. It needs all sequences in one forward pass; with padding, it must
@@ -106,29 +112,34 @@ def capture(
     query_positions = select_query_positions(queries, x.shape[1], edits)
     with eval_no_grad(model):
         structure = read_structure(model, x, mask)
-        num_layers = len(structure.layers)
+        name, num_layers, num_iterations = type(model).__name__, structure.num_blocks, structure.num_iterations
+        validate_halting_sites(name, sites, structure.trace.max_iterations)
         selected_layers = select_layers(layers, num_layers)
+        selected_iterations = select_iterations(name, iterations, num_iterations)
+        selected_calls = select_calls(selected_layers, selected_iterations, num_layers)
+        edited_layers = [edit.edited_layers(num_layers, num_iterations) for edit in edits]
         recorder = Recorder(
             sites=sites,
             reduce=reduce,
             edits=edits,
-            layers=selected_layers,
-            num_layers=num_layers,
+            layers=selected_calls,
+            edited_layers=edited_layers,
             batch_size=len(x),
             layers_without_site=_layers_without_site(structure.layers),
+            is_dynamic=structure.is_dynamic,
         )
         _validate_gradients_unedited(recorder, edits)
         layers_by_site = {strip_gradient_suffix(name) or name: at for name, at in recorder.layers_by_site.items()}
-        check_sites_available(type(model).__name__, structure.layers, layers_by_site)
-        stored = stored_layers_by_site(sites, selected_layers)
+        check_sites_available(name, structure.layers, layers_by_site)
+        stored = stored_layers_by_site(sites, selected_calls)
         check_memory(site_bytes(structure, stored, len(x), x.shape[1], len(query_positions)), x.device)
-        for edit in edits:
-            shapes = {n: site_shape(structure, n, edit.site, *x.shape[:2]) for n in edit.edited_layers(num_layers)}
+        for edit, calls in zip(edits, edited_layers, strict=True):
+            shapes = {n: site_shape(structure, n, edit.site, *x.shape[:2]) for n in calls}
             validate_edit(edit, shapes, min(batch_size or len(x), len(x)), structure.trace.logits)
             validate_edit_padding(edit, x, mask)
         if check:
             validate_hook_points(model, structure, layers_by_site, x, mask)
-        readout = structure.readout(model, selected_layers)
+        readout = structure.readout(model, selected_calls)
         run_micro_batches(
             model,
             structure.layers,
@@ -137,14 +148,22 @@ def capture(
             batch_size or len(x),
         )
     recorder.warn_without_effect()
+    recorded, axes = recorder.recorded, {name: get_site(name).axes for name in sites} | _reduction_axes(reduce)
+    if selected_iterations is not None:
+        _validate_recorded(recorded, axes, selected_iterations)
+        recorded, axes = split_calls(recorded, axes, len(selected_iterations))
     return Capture(
-        sites=recorder.recorded,
-        axes={name: SITES[name].axes for name in sites} | _reduction_axes(reduce),
+        sites=recorded,
+        axes=axes,
         inputs=x,
         batch=inputs if isinstance(inputs, Batch) else None,
         baselines=dict(baselines or {}),
         attention_mask=mask,
         layers=tuple(selected_layers),
+        iterations=None if selected_iterations is None else tuple(selected_iterations),
+        iterations_run=None if selected_iterations is None else recorder.iterations_run,
+        num_blocks=None if selected_iterations is None else num_layers,
+        halts=structure.is_dynamic,
         queries=tuple(query_positions.tolist()),
         readout=readout,
         attn_implementation=attn_implementation(model),
@@ -172,8 +191,10 @@ def estimate_capture_bytes(
     validate_names(sites, {}, x)
     with eval_no_grad(model):
         structure = read_structure(model, x, mask)
-    selected_layers = select_layers(layers, len(structure.layers))
-    stored = stored_layers_by_site(sites, selected_layers)
+    validate_halting_sites(type(model).__name__, sites, structure.trace.max_iterations)
+    iterations = select_iterations(type(model).__name__, None, structure.num_iterations)
+    selected_layers = select_layers(layers, structure.num_blocks)
+    stored = stored_layers_by_site(sites, select_calls(selected_layers, iterations, structure.num_blocks))
     return site_bytes(structure, stored, *x.shape[:2])
 
 
@@ -196,7 +217,8 @@ def attention_layers(model: nn.Module, inputs: InputsLike) -> list[int]:
     x, mask = prepare_inputs(model, inputs, None)
     with eval_no_grad(model):
         structure = read_structure(model, x, mask)
-    return [number for number, layer in enumerate(structure.layers) if layer.attention is not None]
+    blocks = structure.layers[: structure.num_blocks]
+    return [number for number, layer in enumerate(blocks) if layer.attention is not None]
 
 
 def _layers_without_site(layer_specs: Sequence[LayerSpec]) -> dict[str, list[int]]:
@@ -214,6 +236,17 @@ def _reduction_axes(reduce: Mapping[str, Reduction | LayerReduction]) -> dict[st
     single = {name: how.stacked_axes for name, how in reduce.items() if isinstance(how, Reduction)}
     several = [how.axes for how in reduce.values() if isinstance(how, LayerReduction)]
     return single | {name: ("layer", *axes) for each in several for name, axes in each.items()}
+
+
+def _validate_recorded(
+    recorded: Mapping[str, Tensor], axes: Mapping[str, tuple[str, ...]], iterations: Sequence[int]
+) -> None:
+    lacking = [name for name in axes if name not in recorded]
+    if lacking:
+        raise ValueError(
+            f"iterations must run for some sequence, but those of {lacking[0]}, {list(iterations)}, run for none; pass "
+            "earlier iterations"
+        )
 
 
 def _validate_gradients_unedited(recorder: Recorder, edits: Sequence[Edit]) -> None:

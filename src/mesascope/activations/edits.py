@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mesascope.activations.padding.masks import find_real_entries
 from mesascope.activations.padding.source_inputs import SourceInputs
-from mesascope.activations.sites import OUTPUT_SITES, get_site, strip_gradient_suffix
+from mesascope.activations.sites import HALTING_SITES, OUTPUT_SITES, get_site, strip_gradient_suffix
 from mesascope.argument_types import validate_fields
 
 AxisIndex = int | slice | Sequence[int]
@@ -31,10 +31,12 @@ class Edit:
             micro-batch (the axes of the site without ``layer``, restricted to ``where``, none of them dropped) and
             returns a tensor that broadcasts to it. It is first tried on zeros, and may be called more than once.
         where: by axis, the indices to edit: an int, a slice or a list of ints. ``layer`` selects layers of the whole
-            model; ``batch`` selects sequences of the whole batch. Other axes are edited throughout. Positions are
-            columns of the padded inputs; entries that belong to padding, as queries or as keys, are never changed.
+            model; ``batch`` selects sequences of the whole batch. In a model that repeats its layers, ``iteration``
+            selects iterations. Other axes are edited throughout. Positions are columns of the padded inputs; entries
+            that belong to padding, as queries or as keys, are never changed.
         source: by layer, a tensor that ``fn`` receives as a second argument, restricted to ``where``: the axes of the
-            site without ``layer``, for the whole batch.
+            site without ``layer``, for the whole batch. In a model that repeats its layers, by index of the call:
+            iteration * number of layers + layer.
         shared_source: the source has one sequence, which is used for all.
         source_inputs: the inputs and the padding of the run that the source comes from, if any.
 
@@ -56,7 +58,7 @@ class Edit:
         """Validate the site and the axes."""
         validate_fields(self)
         axes = get_site(self.site).axes
-        if self.site in OUTPUT_SITES:
+        if self.site in (*OUTPUT_SITES, *HALTING_SITES):
             raise ValueError(
                 f"an edit must act before the output, but got {self.site}; edit resid_post of the last layer"
             )
@@ -67,20 +69,33 @@ class Edit:
             )
         if strip_gradient_suffix(self.site):
             raise ValueError(f"an edit must act in the forward pass, but {self.site} is a gradient; edit another site")
-        unknown = sorted(set(self.where) - set(axes))
+        unknown = sorted(set(self.where) - {*axes, "iteration"})
         if unknown:
             raise ValueError(f"where must name axes of {self.site} ({', '.join(axes)}), but got {', '.join(unknown)}")
 
-    def edited_layers(self, num_layers: int) -> list[int]:
-        """Return the layers to edit.
+    def edited_layers(self, num_layers: int, num_iterations: int | None = None) -> list[int]:
+        """Return the layers to edit; the calls of layers, in a model that repeats its layers.
 
         Args:
             num_layers: the number of layers of the model.
+            num_iterations: the number of iterations; ``None`` in a model that calls each layer once.
 
         Returns:
-            Layer indices, counted from 0.
+            Layer indices, counted from 0; with iterations, indices of calls, iteration * num_layers + layer.
+
+        Raises:
+            IndexError: an index is out of range.
+            ValueError: iterations are selected in a model that calls each layer once.
         """
-        return self.edited_indices("layer", num_layers)
+        layers = self.edited_indices("layer", num_layers)
+        if num_iterations is not None:
+            iterations = self.edited_indices("iteration", num_iterations)
+            return [iteration * num_layers + layer for iteration in iterations for layer in layers]
+        if "iteration" in self.where:
+            raise ValueError(
+                "where['iteration'] needs a model that repeats its layers, but the model calls each layer once; omit it"
+            )
+        return layers
 
     def edited_indices(self, axis: str, size: int) -> list[int]:
         """Return the indices to edit along an axis.

@@ -1,6 +1,6 @@
 """Single forward passes in evaluation mode, without gradients or cache, with the right position ids under padding."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -51,7 +51,24 @@ def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
 def run_model(
     model: PreTrainedModel, inputs: ModelInputs, mask: AttentionMask | None = None, *, all_positions: bool = True
 ) -> Float[Tensor, "batch predicted d_out"]:
-    """Run a forward pass and return the model's output.
+    """Run a forward pass and return the logits or predicted vectors.
+
+    Args:
+        model: the model.
+        inputs: tokens (batch, pos) or vectors (batch, pos, d_in).
+        mask: as in `run_forward`.
+        all_positions: as in `run_forward`.
+
+    Raises:
+        UnsupportedModel: the model has no logits in its output.
+    """
+    return run_forward(model, inputs, mask, all_positions=all_positions)["logits"]
+
+
+def run_forward(
+    model: PreTrainedModel, inputs: ModelInputs, mask: AttentionMask | None = None, *, all_positions: bool = True
+) -> Mapping[str, Any]:
+    """Run a forward pass and return the whole output of the model, by name.
 
     Args:
         model: the model.
@@ -71,7 +88,7 @@ def run_model(
             f"a model must return logits at every position, but {type(model).__name__} does not; "
             "load it as a causal language model"
         )
-    return logits
+    return output
 
 
 def first_position_id(model: PreTrainedModel, input_at_position: Shaped[Tensor, "*d_in"]) -> int:

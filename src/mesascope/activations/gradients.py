@@ -34,7 +34,8 @@ def enable_activation_gradients(
         activation_checkpointing: recompute each block in the backward pass instead of storing its graph.
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    blocks = [model.get_submodule(layer.block) for layer in layers] if activation_checkpointing else []
+    names = dict.fromkeys(layer.block for layer in layers)  # once each, in a model that repeats its layers
+    blocks = [model.get_submodule(name) for name in names] if activation_checkpointing else []
     try:
         for parameter in trainable:
             parameter.requires_grad_(False)

@@ -98,12 +98,26 @@ FORWARD_SITES = tuple(
     name for name in SITES if strip_gradient_suffix(name) is None and name != "logits"
 )  # need no backward pass
 
+HALTING_SITES: Mapping[str, Site] = MappingProxyType(  # in the output of models that halt
+    dict(
+        [
+            _named_site(
+                "halting_probabilities",
+                "iteration batch pos",
+                "probability of halting in each iteration; 0 after a position has stopped, and at padding",
+            ),
+            _named_site("expected_steps", "batch pos", "mean number of iterations under the halting probabilities"),
+            _named_site("num_steps", "batch pos", "number of iterations that a position has taken"),
+        ]
+    )
+)
+
 
 def get_site(name: str) -> Site:
     """Return the site of a given name.
 
     Args:
-        name: a key of :data:`SITES`.
+        name: a key of :data:`SITES` or :data:`HALTING_SITES`.
 
     Returns:
         The site.
@@ -114,6 +128,10 @@ def get_site(name: str) -> Site:
     >>> get_site("pattern").axes_within_layer
     ('batch', 'head', 'query', 'key')
     """
-    if not isinstance(name, str) or name not in SITES:
-        raise ValueError(f"a site must be one of {', '.join(SITES)}, but got {describe_value(name)}")
-    return SITES[name]
+    all_sites = {**SITES, **HALTING_SITES}
+    if not isinstance(name, str) or name not in all_sites:
+        raise ValueError(
+            f"a site must be one of {', '.join(SITES)}, or in a model that halts {', '.join(HALTING_SITES)}, but got "
+            f"{describe_value(name)}"
+        )
+    return all_sites[name]

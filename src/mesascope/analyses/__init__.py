@@ -15,6 +15,7 @@ from mesascope.analyses.heads.similarity import similarity
 from mesascope.analyses.heads.token_similarity import token_similarity
 from mesascope.analyses.heads.value_copying import value_copying
 from mesascope.analyses.inner_objectives.measure import inner, objective
+from mesascope.analyses.iterations import split_iterations
 from mesascope.analyses.loss import error_by_label, error_by_output, loss_vs_baselines
 from mesascope.analyses.stream.attribution import direct_attribution
 from mesascope.analyses.stream.clusters import clusters
@@ -57,6 +58,7 @@ __all__ = [
     "same_label_attention",
     "sample_repeated_tokens",
     "similarity",
+    "split_iterations",
     "token_attribution",
     "token_projections",
     "token_similarity",

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mesascope.activations import Capture, LayerReduction, Reduction, capture
+from mesascope.analyses.iterations import NUM_BLOCKS, unroll_for_analysis
 from mesascope.argument_types import validate_arguments, validate_first_argument, validate_type
 from mesascope.summaries import Summarised, Summary
 from mesascope.tasks.base import Batch
@@ -67,20 +68,25 @@ class Analysis(Summarised):
             options: further arguments of the function.
 
         Returns:
-            the results; their attributes name the analysis and its options.
+            the results; their attributes name the analysis and its options. For a capture of a model that repeats its
+            layers, their axis ``layer`` counts calls (`mesascope.analyses.split_iterations`).
 
         Raises:
-            ValueError: the capture has padding, and the analysis would take it for inputs.
+            ValueError: the capture has padding, and the analysis would take it for inputs; or the model halts, and
+                the capture is not unrolled.
         """
         if not self.supports_padding and isinstance(subject[0], Capture) and subject[0].attention_mask is not None:
             raise ValueError(
                 f"{self.name} needs sequences of one length, but some of the capture's are padded; capture sequences "
                 "of each length separately"
             )
+        attrs: dict[str, Any] = {"analysis": self.name, "title": self.title, "description": self.description}
+        if isinstance(subject[0], Capture) and subject[0].num_blocks is not None:
+            subject = (unroll_for_analysis(self.name, subject[0]), *subject[1:])
+            attrs[NUM_BLOCKS] = subject[0].num_blocks
         if self.input == "capture":
             validate_first_argument(f"the capture of {self.name}", self.compute, subject[0])
         used = {**self.options, **options}
-        attrs = {"analysis": self.name, "title": self.title, "description": self.description}
         option_attrs = {f"option {name}": str(value) for name, value in used.items()}
         return self.compute(*subject, **used).assign_attrs(**attrs, **option_attrs)
 
@@ -232,8 +238,13 @@ def validate_all_layers_captured(acts: Capture) -> None:
         acts: a capture.
 
     Raises:
-        ValueError: some layers were not recorded.
+        ValueError: some layers were not recorded, or the model halts.
     """
+    if acts.halts:
+        raise ValueError(
+            "the output must be read from the residual stream after the last layer, but a model that halts reads a "
+            "weighted average of states; use capture.readout.compute_output with the states"
+        )
     depth = acts.readout.num_layers
     if acts.layers != tuple(range(depth)):
         raise ValueError(f"all {depth} layers must be recorded, but only {list(acts.layers)} were; leave out layers=")

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mesascope.activations import Capture, Edit
+from mesascope.activations import Capture, Edit, get_site
 from mesascope.activations.edits import AxisIndex
 from mesascope.activations.padding.masks import find_real_entries
 from mesascope.activations.padding.source_inputs import SourceInputs
@@ -137,7 +137,8 @@ def mean(site: str, source: Capture, where: IndexByAxis | None = None) -> Edit:
 
     def average(activation: Tensor) -> Tensor:
         mask = source.attention_mask
-        return activation.mean(1, keepdim=True) if mask is None else _average_real(activation, source.axes[site], mask)
+        axes = get_site(site).axes
+        return activation.mean(1, keepdim=True) if mask is None else _average_real(activation, axes, mask)
 
     return _edit_from_capture(site, source, where, average, shared=True)
 
@@ -206,13 +207,17 @@ def _edit_from_capture(
     shared: bool = False,
     order: Int[Tensor, " batch"] | None = None,
 ) -> Edit:
-    indices = {"layer": list(source.layers)} | dict(where or {})
+    indices: dict[str, AxisIndex] = {"layer": list(source.layers)}
+    if source.iterations is not None:
+        indices["iteration"] = list(source.iterations)
+    indices |= dict(where or {})
     source_inputs = SourceInputs(inputs=source.inputs, mask=source.attention_mask, order=order)
     edit = Edit(site=site, where=indices, fn=_take_source, shared_source=shared, source_inputs=source_inputs)
-    activation = source[site]
+    recorded = source if source.iterations is None else source.unrolled()
+    activation = recorded[site]
     if site in ("attn_scores", "pattern") and len(source.queries) < source.inputs.shape[1]:
         raise ValueError(f"{site} must be recorded at all query positions, but queries= selected some; omit queries=")
-    return with_other(edit, source=dict(zip(source.layers, transform(activation), strict=True)))
+    return with_other(edit, source=dict(zip(recorded.layers, transform(activation), strict=True)))
 
 
 def _take_source(old: Tensor, source: Tensor) -> Tensor:

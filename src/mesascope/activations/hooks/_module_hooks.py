@@ -23,6 +23,7 @@ from mesascope.activations.hooks._attention_patterns import (
     run_hooked_attention,
 )
 from mesascope.activations.hooks._block_call import BlockCall
+from mesascope.activations.hooks._block_counter import BlockCounter, count_block_calls
 from mesascope.activations.hooks._module_arguments import first_tensor, read_argument, replace_argument, replace_output
 from mesascope.activations.hooks.attention_interface import AttentionCall, route_attention
 from mesascope.activations.sites import GRADIENT_SUFFIX, UnsupportedModel, strip_gradient_suffix
@@ -42,15 +43,15 @@ def attach_hooks(
     on_layer_start: LayerStartHook | None = None,
     on_attention_call: AttentionCallHook | None = None,
     allocate: BufferAllocator | None = None,
-) -> Iterator[None]:
+) -> Iterator[BlockCounter]:
     """Call a hook function with activations during every forward pass of the context, and use its replacements.
 
     Hooks and the attention function are restored on exit, also after an error.
 
     Args:
         model: any model whose layers are known.
-        layers: the specification of every layer.
-        layers_by_site: layers by site.
+        layers: the specification of every layer; of every call of a layer, if the model repeats its layers.
+        layers_by_site: layers by site, as indices into ``layers``.
         hook_fn: the hook function ``hook_fn(site, layer, value)``; it returns a replacement, or ``None`` (unchanged).
         queries: the only positions whose rows of ``attn_scores`` and ``pattern`` are computed; their replacements are
             ignored then.
@@ -59,29 +60,38 @@ def attach_hooks(
         on_attention_call: called as ``on_attention_call(layer, call)`` before a layer computes attention.
         allocate: called as ``allocate(site, layer, like)``; returns a preallocated output buffer for a value like this,
             or ``None``.
+
+    Yields:
+        The counter of the calls of blocks in the latest forward pass.
+
+    Raises:
+        UnsupportedModel: a forward pass calls other layers than specified.
     """
     hook_points = {(site, layer) for site, chosen in layers_by_site.items() for layer in chosen}
-    layer_indices = {
-        model.get_submodule(each.attention): n for n, each in enumerate(layers) if each.attention is not None
-    }
+    attention_modules = [each.attention and model.get_submodule(each.attention) for each in layers]
 
     def intercept_attention(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
-        number = layer_indices.get(call.module)
-        if number is None:
+        number = counter.current
+        if number < 0 or call.module is not attention_modules[number]:
             return call.run_original(call.query, call.key, call.value)
         if on_attention_call is not None:
             on_attention_call(number, call)
         return run_hooked_attention(call, layers[number], number, hook_points, hook_fn, queries, allocate)
 
-    with run_uncompiled(), route_attention(model, intercept_attention), ExitStack() as hooks:
+    with (
+        run_uncompiled(),
+        route_attention(model, intercept_attention),
+        count_block_calls(model, layers) as counter,
+        ExitStack() as hooks,
+    ):
         for number, layer in enumerate(layers):
             if on_layer_start is not None:
-                start = guard_hook(partial(_start_layer, model, layer, partial(on_layer_start, number)))
+                start = counter.only_in(number, partial(_start_layer, model, layer, partial(on_layer_start, number)))
                 block = model.get_submodule(layer.block)
-                hooks.callback(block.register_forward_pre_hook(start, with_kwargs=True).remove)
+                hooks.callback(block.register_forward_pre_hook(guard_hook(start), with_kwargs=True).remove)
             for module, hook, after in _hook_modules(model, layer, number, hook_points, hook_fn):
-                hooks.callback(_register_hook(module, guard_hook(hook), after))
-        yield
+                hooks.callback(_register_hook(module, guard_hook(counter.only_in(number, hook)), after))
+        yield counter
 
 
 @contextmanager
@@ -144,7 +154,8 @@ def _hook_modules(
         yield block, partial(_start_graph, layer.stream_argument), False
     if (f"resid_pre{GRADIENT_SUFFIX}", layer_index) in hook_points:
         call_gradient_hook = partial(hook_fn, f"resid_pre{GRADIENT_SUFFIX}", layer_index)
-        yield block, partial(_hook_argument_gradient, layer.stream_argument, call_gradient_hook), False
+        hook = _hook_argument_gradient if layer.iteration is None else _hook_gradient_of_block
+        yield block, partial(hook, layer.stream_argument, call_gradient_hook), False
     if ("resid_mid", layer_index) in hook_points and layer.resid_mid is not None:
         hook = partial(_observe_argument, layer.resid_mid.argument, partial(hook_fn, "resid_mid", layer_index), shape)
         yield model.get_submodule(layer.resid_mid.module), hook, False
@@ -206,6 +217,19 @@ def _hook_argument_gradient(
     """Pre-forward hook: register the hook function for the gradient of an argument."""
     stream = read_argument(argument, args, kwargs)
     stream.register_hook(partial(_observe_gradient, call_hook))
+
+
+def _hook_gradient_of_block(
+    argument: int | str, call_hook: Callable[[Tensor], Tensor | None], module: nn.Module, args: tuple, kwargs: dict
+) -> tuple[tuple, dict[str, Any]]:
+    """Pre-forward hook: register the hook function for the gradient of an argument through this call alone.
+
+    A model that repeats its blocks may also read the stream between them, to decide when to halt, for example.
+    """
+    stream = read_argument(argument, args, kwargs)
+    seen_by_block = stream.view_as(stream)
+    seen_by_block.register_hook(partial(_observe_gradient, call_hook))
+    return replace_argument(argument, seen_by_block, args, kwargs)
 
 
 def _hook_output_gradient(

@@ -115,7 +115,8 @@ class AttentionInputs:
         Raises:
             UnsupportedModel: If the values are not a linear function of the attention input.
         """
-        layer_inputs = self._require_layer_inputs()
+        by_module = {read.attention_module: read for read in self._require_layer_inputs()}
+        layer_inputs = list(by_module.values())  # a module that is called in several iterations has one projection
         d_model, length = self.first_resid_pre.shape[-1], self.trace_input.shape[1]
         units = torch.eye(
             d_model + 1, d_model, dtype=self.first_resid_pre.dtype, device=self.first_resid_pre.device
@@ -123,16 +124,19 @@ class AttentionInputs:
         unit_sequences = torch.cat([units, units.new_zeros(-len(units) % length, d_model)]).unflatten(0, (-1, length))
         layer_values: list[list[Tensor]] = [[] for _ in layer_inputs]
         for part in unit_sequences.split(UNIT_VECTOR_BATCH_SIZE):
-            for each, value in zip(layer_values, self._compute_values([part] * len(layer_inputs)), strict=True):
+            for each, value in zip(
+                layer_values, self._compute_values(layer_inputs, [part] * len(layer_inputs)), strict=True
+            ):
                 each.append(value.transpose(1, 2).flatten(0, 1))
         projections = [build_value_projection(torch.cat(each)[: d_model + 1]) for each in layer_values]
-        values = self._compute_values([read.normed for read in layer_inputs])
-        rescaled_values = self._compute_values([-2 * read.normed for read in layer_inputs])
+        values = self._compute_values(layer_inputs, [read.normed for read in layer_inputs])
+        rescaled_values = self._compute_values(layer_inputs, [-2 * read.normed for read in layer_inputs])
         for layer, (read, value_map, value, rescaled_value) in enumerate(
             zip(layer_inputs, projections, values, rescaled_values, strict=True)
         ):
             validate_linear(layer, value_map, ((read.normed, value), (-2 * read.normed, rescaled_value)))
-        return tuple(projections)
+        by_attention = dict(zip(by_module, projections, strict=True))
+        return tuple(by_attention[read.attention_module] for read in self._require_layer_inputs())
 
     def embed_tokens(self, tokens: Int[Tensor, " token"]) -> Float[Tensor, "token d_model"]:
         """Return what each token adds to the residual stream before the first layer, without positional embeddings.
@@ -198,9 +202,10 @@ class AttentionInputs:
             )
         return [read for read in self.layer_inputs if isinstance(read, LayerAttentionInput)]
 
-    def _compute_values(self, attention_inputs: Sequence[BatchedStream]) -> list[BatchedValues]:
-        """Return the values of all layers, from one forward pass in which attention reads the given inputs."""
-        layer_inputs = self._require_layer_inputs()
+    def _compute_values(
+        self, layer_inputs: Sequence[LayerAttentionInput], attention_inputs: Sequence[BatchedStream]
+    ) -> list[BatchedValues]:
+        """Return the values of some layers, from one forward pass in which their attention reads the given inputs."""
         attention_modules = {read.attention_module for read in layer_inputs}
         values: dict[nn.Module, Tensor] = {}
 

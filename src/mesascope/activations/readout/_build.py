@@ -12,7 +12,12 @@ from mesascope.activations._layer_spec import LayerSpec
 from mesascope.activations.readout._attention_inputs import AttentionInputs
 from mesascope.activations.readout._layer_attention_input import LayerAttentionInput
 from mesascope.activations.readout._norm import Norm
-from mesascope.activations.readout._output_head import OutputHead, find_final_norm, find_output_head
+from mesascope.activations.readout._output_head import (
+    OutputHead,
+    find_final_norm,
+    find_head_of_average,
+    find_output_head,
+)
 from mesascope.activations.readout._output_projection import compute_residual_update, find_output_projection
 from mesascope.activations.readout._readout import Readout
 from mesascope.activations.readout._value_projection import BatchedStream
@@ -47,7 +52,7 @@ def build_readout(
         The readout.
     """
     attention_layers = [layer for layer in layers if layer.attention is not None]
-    (last_call,) = trace.calls_of(layers[-1].block)
+    last_call = trace.block_call(layers[-1])
     output_head = _try_find_output_head(model, trace, last_call)
     final_norm = output_head if isinstance(output_head, str) else _try_find_final_norm(output_head, last_call)
     output_projections = tuple(find_output_projection(model, layers[n], trace) for n in layer_indices)
@@ -68,8 +73,9 @@ def build_readout(
 
 
 def _try_find_output_head(model: PreTrainedModel, trace: Trace, last_call: ModuleCall) -> OutputHead | str:
+    find_head = find_output_head if trace.max_iterations is None else find_head_of_average
     try:
-        return find_output_head(model, trace, last_call, get_logit_softcap(model))
+        return find_head(model, trace, last_call, get_logit_softcap(model))
     except UnsupportedModel as refusal:
         return str(refusal)
 
@@ -87,17 +93,21 @@ def _rows_sum_to_one(layer: LayerSpec) -> bool:
 
 def _find_non_additive_reason(readout: Readout, layers: Sequence[LayerSpec], trace: Trace) -> str:
     """Return why embedding, residual updates and bias do not sum to the output; empty if they do."""
+    if trace.max_iterations is not None:
+        return "the output is read from a weighted average of the states after all iterations, not from the last one"
     missing = {n: layer.missing["attn_out"] for n, layer in enumerate(layers) if layer.attn_out is None}
     if missing:
         return f"attn_out is not available in layers {list(missing)}: {next(iter(missing.values()))}"
     if isinstance(readout.output_head, str) or isinstance(readout.final_norm, str):
         return str(readout.output_head if isinstance(readout.output_head, str) else readout.final_norm)
-    (first,), (last,) = trace.calls_of(layers[0].block), trace.calls_of(layers[-1].block)
-    updates = [write for layer in layers for write in (layer.attn_out, layer.mlp_out) if write is not None]
-    parts = [
-        first.inputs[layers[0].stream_argument],
-        *(compute_residual_update(write, trace, last.output_tensor.shape) for write in updates),
+    first, last = trace.block_call(layers[0]), trace.block_call(layers[-1])
+    updates = [
+        compute_residual_update(update, trace, trace.block_call(layer))
+        for layer in layers
+        for update in (layer.attn_out, layer.mlp_out)
+        if update is not None
     ]
+    parts = [first.inputs[layers[0].stream_argument], *updates]
     total, largest = readout.readout_bias, 0.0
     for chunk in torch.stack(parts).split(UPDATES_PER_CHUNK):
         contributions = readout.attribute_logits(chunk, last.output_tensor)
@@ -115,7 +125,7 @@ def _build_attention_inputs(
     model: PreTrainedModel, layers: Sequence[LayerSpec], layer_indices: Sequence[int], trace: Trace
 ) -> AttentionInputs:
     first = layers[0]
-    (first_call,), (model_call,) = trace.calls_of(first.block), trace.calls_of("")
+    first_call, (model_call,) = trace.block_call(first), trace.calls_of("")
     return AttentionInputs(
         model_ref=ref(model),
         trace_input=model_call.inputs[model.main_input_name],
@@ -130,9 +140,9 @@ def _find_attention_input(model: PreTrainedModel, layer: LayerSpec, trace: Trace
     """Return the input of one layer's attention, or the reason why it is not known."""
     if layer.attention is None:
         return layer.missing["value"]
-    (block,) = trace.calls_of(layer.block)
+    block = trace.block_call(layer)
     stream = block.inputs[layer.stream_argument]
-    attention = next(each for each in trace.attentions if each.name == layer.attention)
+    attention = trace.attention_within(block)
     enclosing_calls = [
         call for call in trace.calls_within(block) if call.start < attention.start and attention.end < call.end
     ]

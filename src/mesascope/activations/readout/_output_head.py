@@ -1,6 +1,6 @@
 """Output head: the final norm, linear map, scale and soft cap between the last layer and the output."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -61,6 +61,40 @@ class OutputHead:
             Output after the soft cap, if the model has one.
         """
         return output if self.softcap is None else self.softcap * torch.tanh(output / self.softcap)
+
+
+def find_head_of_average(
+    model: PreTrainedModel, trace: Trace, last_call: ModuleCall, softcap: float | None
+) -> OutputHead:
+    """Find the chain of modules from an average of states to the output, in a model that halts.
+
+    Args:
+        model: the traced model.
+        trace: traced forward pass.
+        last_call: call of the last layer.
+        softcap: soft cap of the logits in the configuration, if any.
+
+    Returns:
+        The output head. It begins with a module that reads a residual stream, not the output of another module.
+
+    Raises:
+        UnsupportedModel: If no chain of modules leads to the output.
+    """
+    later = sorted((call for call in trace.calls if call.start > last_call.end), key=lambda call: call.start)
+    for call in later:
+        inputs = list(call.inputs.values())
+        if len(inputs) != 1 or inputs[0].shape != last_call.output_tensor.shape:
+            continue
+        if any(other.end < call.start and _is_multiple(inputs[0], other.output) for other in later):
+            continue
+        try:
+            return find_output_head(model, trace, replace(last_call, output=inputs[0], end=call.start - 1), softcap)
+        except UnsupportedModel:
+            continue
+    raise UnsupportedModel(
+        "the output must be computed from an average of states by a chain of modules, but no module of "
+        f"{type(model).__name__} that reads a residual stream begins one"
+    )
 
 
 def find_output_head(model: PreTrainedModel, trace: Trace, last_call: ModuleCall, softcap: float | None) -> OutputHead:
@@ -155,11 +189,17 @@ def _find_next_call(trace: Trace, time: int, x: Tensor) -> tuple[ModuleCall, flo
         if bitwise_equal(value, x):
             return call, 1.0
     for call, value in single_input_calls:
-        if value.shape == x.shape and value.is_floating_point():
-            scale = _fit_ratio(value, x)
-            if scale and allclose(x * scale, value):
-                return call, scale
+        if _is_multiple(value, x):
+            return call, _fit_ratio(value, x)
     return None
+
+
+def _is_multiple(value: Tensor, x: Tensor | None) -> bool:
+    """Return whether a tensor is another one times a constant."""
+    if x is None or value.shape != x.shape or not value.is_floating_point():
+        return False
+    scale = _fit_ratio(value, x)
+    return bool(scale) and allclose(x * scale, value)
 
 
 def _list_output_scales(x: Tensor, logits: Tensor, softcap: float | None) -> list[float]:

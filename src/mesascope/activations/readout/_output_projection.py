@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mesascope.activations._layer_spec import LayerSpec, ResidualUpdate
-from mesascope.activations.structure._trace import Trace
+from mesascope.activations.structure._trace import ModuleCall, Trace
 from mesascope.activations.tolerances import allclose, relative_difference, rounding_tolerance
 
 NUM_RANDOM_VECTORS = 4  # that a parameter must map as the module does
@@ -74,7 +74,8 @@ def find_output_projection(model: PreTrainedModel, layer: LayerSpec, trace: Trac
     """
     if layer.projection is None or layer.attn_out is None:
         return layer.missing.get("projection", "attn_out is not available")
-    z = next(each.output for each in trace.attentions if each.name == layer.attention)
+    block = trace.block_call(layer)
+    z = trace.attention_within(block).output
     module = model.get_submodule(layer.projection)
     projection = OutputProjection(
         module=module,
@@ -85,7 +86,7 @@ def find_output_projection(model: PreTrainedModel, layer: LayerSpec, trace: Trac
         device=z.device,
     )
     matrix, bias = projection.compute_matrix()
-    attn_out = compute_residual_update(layer.attn_out, trace, (*z.shape[:2], -1))
+    attn_out = compute_residual_update(layer.attn_out, trace, block)
     predicted = torch.einsum("bphd,hdm->bpm", z, matrix) + bias
     if not allclose(predicted, attn_out):
         return (
@@ -96,17 +97,16 @@ def find_output_projection(model: PreTrainedModel, layer: LayerSpec, trace: Trac
 
 
 def compute_residual_update(
-    update: ResidualUpdate, trace: Trace, shape: tuple[int, ...]
+    update: ResidualUpdate, trace: Trace, block: ModuleCall
 ) -> Float[Tensor, "batch pos d_model"]:
     """Compute a residual update on the trace input.
 
     Args:
         update: module and gain of the update.
         trace: traced forward pass.
-        shape: shape of the residual stream (batch, pos, d_model).
+        block: traced call of the block.
 
     Returns:
         The output of the module times the gain.
     """
-    (call,) = trace.calls_of(update.module)
-    return call.output_tensor.reshape(shape) * update.gain
+    return trace.call_within(block, update.module).output_tensor.reshape(block.output_tensor.shape) * update.gain

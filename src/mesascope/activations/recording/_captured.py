@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from mesascope.activations._memory import allocate_tensor
 from mesascope.activations.readout._readout import Readout
-from mesascope.activations.sites import SITES
+from mesascope.activations.recording._iterations import join_calls, select_calls
+from mesascope.activations.sites import HALTING_SITES, SITES, get_site
 from mesascope.axes import to_data_array
 from mesascope.summaries import Summarised, Summary, describe_tensor
 from mesascope.tasks.base import Batch
@@ -45,6 +46,12 @@ class Capture(Summarised, Mapping[str, Tensor]):
         baselines: outputs of baselines on the same inputs, as passed to `capture`.
         attention_mask: 1 where an input is not padding; ``None`` without padding.
         layers: the recorded layers of the model, in order.
+        iterations: the recorded iterations, in order; ``None`` in a model that calls each layer once.
+        iterations_run: the number of iterations that ran for each sequence, with the other sequences of its forward
+            pass; ``None`` in a model that calls each layer once.
+        num_blocks: the number of layers of the model, if it repeats them; an unrolled capture keeps it.
+        halts: the number of iterations depends on the inputs. The block runs at positions that have stopped, too, but
+            the model discards what it computes there.
         queries: the query positions of the rows of ``attn_scores`` and ``pattern``.
         readout: the readout: output projections, unembedding and head counts.
         attn_implementation: the attention implementation that ran, such as ``sdpa``.
@@ -58,6 +65,10 @@ class Capture(Summarised, Mapping[str, Tensor]):
     baselines: Mapping[str, Tensor] = field(default_factory=dict)
     attention_mask: Int[Tensor, "batch pos"] | None
     layers: tuple[int, ...]
+    iterations: tuple[int, ...] | None = None
+    iterations_run: Int[Tensor, " batch"] | None = None
+    num_blocks: int | None = None
+    halts: bool = False
     queries: tuple[int, ...]
     readout: Readout
     attn_implementation: str
@@ -122,24 +133,49 @@ class Capture(Summarised, Mapping[str, Tensor]):
             rows=[describe_tensor(name, tensor, self.axes[name]) for name, tensor in self.items()],
         )
 
-    def head_out(self) -> Float[Tensor, "layer batch head pos d_model"]:
+    def unrolled(self) -> "Capture":
+        """Return a capture in which every call of a layer is a layer, without an axis ``iteration``.
+
+        Call ``iteration * num_blocks + layer`` is that layer of a copy of the model with as many layers as calls.
+
+        Returns:
+            A view of the same activations; the capture itself if its model calls each layer once.
+
+        Raises:
+            ValueError: a recorded iteration did not run for every sequence.
+        """
+        if self.iterations is None or self.iterations_run is None or self.num_blocks is None:
+            return self
+        complete = int(self.iterations_run.min())
+        if max(self.iterations) >= complete:
+            raise ValueError(
+                f"every recorded iteration must run for every sequence, but only {complete} did; pass "
+                f"iterations=range({complete}) to capture"
+            )
+        sites, axes = join_calls(self.sites, self.axes)
+        calls = tuple(select_calls(self.layers, self.iterations, self.num_blocks))
+        return replace(self, sites=sites, axes=axes, layers=calls, iterations=None, iterations_run=None)
+
+    def head_out(self) -> Float[Tensor, "*calls batch head pos d_model"]:
         """Return what each head writes to the residual stream after its output projection: ``z`` @ W_O, head by head.
 
         Summed over heads, plus `Readout.output_bias`, it equals ``attn_out``.
 
         Returns:
-            The output of every head of every recorded layer, (layer, batch, head, pos, d_model).
+            The output of every head of every recorded layer, (layer, batch, head, pos, d_model); in a model that
+            repeats its layers, (layer, iteration, batch, head, pos, d_model).
 
         Raises:
             NotRecorded: ``z`` was not recorded.
             UnsupportedModel: ``z`` does not reach the residual stream through a linear map.
         """
-        heads, projection = self["z"], self.readout.output_projection
+        projection, by_iteration = self.readout.output_projection, self.iterations is not None
+        heads = self["z"].transpose(0, 1).flatten(0, 1) if by_iteration else self["z"]
         layers, batch, length, num_heads, _ = heads.shape
         outputs = allocate_tensor((layers, batch, num_heads, length, projection.shape[-1]), heads.dtype, heads.device)
         for layer, row in product(range(layers), range(batch)):
             torch.bmm(heads[layer, row].transpose(0, 1), projection[layer], out=outputs[layer, row])
-        return outputs
+        return outputs.unflatten(0, (len(self.iterations), -1)).transpose(0, 1) if self.iterations else outputs
 
     def to_xarray(self, name: str) -> xr.DataArray:
         """Return a recorded site or reduction as a labelled array; layers are numbered as in the model.
@@ -154,10 +190,15 @@ class Capture(Summarised, Mapping[str, Tensor]):
             NotRecorded: it was not recorded.
         """
         values, axes = self[name], self.axes[name]
-        about = SITES[name].description if name in SITES else f"{name}, reduced during the forward pass"
+        about = (
+            get_site(name).description
+            if name in {**SITES, **HALTING_SITES}
+            else f"{name}, reduced during the forward pass"
+        )
         values = values.float() if values.dtype == torch.bfloat16 else values
         coords: dict[Hashable, Sequence[int]] = {"layer": list(self.layers)} if "layer" in axes else {}
         coords |= {"query": list(self.queries)} if "query" in axes else {}
+        coords |= {"iteration": list(self.iterations)} if self.iterations and "layer" in axes else {}
         return to_data_array(values, *axes, units="1", description=about, coords=coords)
 
     def to_dataset(self, names: Sequence[str] | None = None) -> xr.Dataset:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
@@ -13,7 +14,13 @@ from mesascope.activations.edits import Edit, EditHadNoEffect, apply_edit
 from mesascope.activations.hooks._block_call import BlockCall
 from mesascope.activations.hooks.attention_interface import AttentionCall
 from mesascope.activations.recording._micro_batch import MicroBatch, Reduction
-from mesascope.activations.sites import OUTPUT_SITES, strip_gradient_suffix
+from mesascope.activations.sites import (
+    HALTING_SITES,
+    OUTPUT_SITES,
+    UnsupportedModel,
+    get_site,
+    strip_gradient_suffix,
+)
 
 LAST_FORWARD_SITE, LAST_BACKWARD_SITE = (
     "resid_post",
@@ -30,10 +37,11 @@ class Recorder:
         sites: the sites to store.
         reduce: reductions by name.
         edits: edits, applied in order before anything is stored.
-        layers: the layers to record, in order.
-        num_layers: the number of layers of the model.
+        layers: the layers to record, in order; calls of layers, in a model that repeats its layers.
+        edited_layers: for each edit, the layers that it edits.
         batch_size: the number of sequences of the whole batch.
         layers_without_site: the layers that lack a site, by site; optional sites are not requested there.
+        is_dynamic: whether some of the layers may not run, for some sequences; their entries are NaN.
     """
 
     def __init__(
@@ -43,11 +51,13 @@ class Recorder:
         reduce: Mapping[str, Reduction | LayerReduction],
         edits: Sequence[Edit],
         layers: Sequence[int],
-        num_layers: int,
+        edited_layers: Sequence[Sequence[int]],
         batch_size: int,
         layers_without_site: Mapping[str, Collection[int]] | None = None,
+        is_dynamic: bool = False,
     ) -> None:
         self.recorded: dict[str, Tensor] = {}
+        self.iterations_run = torch.zeros(batch_size, dtype=torch.long)
         self.micro_batch: MicroBatch  # set before each micro-batch
         self._stored_sites, self._edits, self._batch_size = tuple(sites), tuple(edits), batch_size
         self._site_reductions = {name: how for name, how in reduce.items() if isinstance(how, Reduction)}
@@ -56,7 +66,7 @@ class Recorder:
         self._forward_reductions = [how for how in several if how not in self._backward_reductions]
         self._layers_without_site = layers_without_site or {}
         self._recorded_indices = {layer: slot for slot, layer in enumerate(layers)}
-        self._edited_layers = [edit.edited_layers(num_layers) for edit in edits]
+        self._edited_layers, self._is_dynamic = edited_layers, is_dynamic
         self._had_effect = [False] * len(edits)
 
     @property
@@ -67,7 +77,7 @@ class Recorder:
     @property
     def layers_by_site(self) -> dict[str, tuple[int, ...]]:
         """The layers of every site that needs a hook, sorted, by site."""
-        requested = self._requested_sites.difference(OUTPUT_SITES)
+        requested = self._requested_sites.difference(OUTPUT_SITES, HALTING_SITES)
         requested |= {name for how in (*self._forward_reductions, *self._backward_reductions) for name in how.sites}
         requested |= ({LAST_FORWARD_SITE} if self._forward_reductions or self._backward_reductions else set()) | (
             {LAST_BACKWARD_SITE} if self._backward_reductions else set()
@@ -129,14 +139,25 @@ class Recorder:
                 self._collect_for_reductions(site_name, layer, value.detach())
         return replacement
 
-    def record_output(self, value: Float[Tensor, "batch pos d_out"]) -> None:
-        """Record the model's output.
+    def record_output(self, output: Mapping[str, Any], num_iterations: int) -> None:
+        """Record the model's output for the micro-batch.
 
         Args:
-            value: logits or predicted vectors of the micro-batch.
+            output: logits or predicted vectors, and the fields of a model that halts.
+            num_iterations: the number of iterations that have run.
+
+        Raises:
+            UnsupportedModel: the output lacks a field.
         """
         for name in OUTPUT_SITES:
-            self._store_and_reduce(name, value.detach(), None)
+            self._store_and_reduce(name, output["logits"].detach(), None)
+        for name in HALTING_SITES.keys() & set(self._stored_sites):
+            value = output.get(name)
+            if value is None:
+                raise UnsupportedModel(f"{name} must be in the output of the model, but is not; omit the site")
+            batch_axis = get_site(name).axes.index("batch")
+            self._store_value(name, value.detach().movedim(batch_axis, 0), None)
+        self.iterations_run[self.micro_batch.rows.start : self.micro_batch.rows.stop] = num_iterations
 
     def warn_without_effect(self) -> None:
         """Warn about every edit that had no effect in the whole run."""
@@ -242,6 +263,8 @@ class Recorder:
         shape = (*lead, *value.shape[1:])
         if name not in self.recorded:
             self.recorded[name] = allocate_tensor(shape, value.dtype, value.device)
+            if self._is_dynamic and layer_index is not None:
+                self._fill_with_nan(name)
         if self.recorded[name].shape != shape:
             raise ValueError(
                 f"{name} must have one shape in all layers and micro-batches, but got {tuple(value.shape[1:])} after "
@@ -249,3 +272,12 @@ class Recorder:
             )
         rows = slice(self.micro_batch.rows.start, self.micro_batch.rows.stop)
         return self.recorded[name][rows if layer_index is None else (layer_index, rows)]
+
+    def _fill_with_nan(self, name: str) -> None:
+        """Mark all entries as not recorded: some iterations may not run."""
+        if not self.recorded[name].is_floating_point():
+            raise ValueError(
+                f"the reduction {name} must return floating-point numbers, because iterations that do not run are NaN, "
+                f"but returned {self.recorded[name].dtype}; convert them"
+            )
+        self.recorded[name].fill_(torch.nan)

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mesascope.activations._layer_spec import LayerSpec
-from mesascope.activations.forward import run_model
+from mesascope.activations.forward import run_forward
 from mesascope.activations.gradients import ObjectiveFn, backpropagate_loss, enable_activation_gradients
 from mesascope.activations.hooks._module_hooks import attach_hooks
 from mesascope.activations.readout._readout import Readout
@@ -63,11 +63,11 @@ def _run_micro_batch(
             on_layer_start=recorder.on_layer_start,
             on_attention_call=recorder.on_attention_call,
             allocate=recorder.get_buffer,
-        ):
-            output = run_model(model, x, mask, all_positions=recorder.needs_output)
-        recorder.record_output(output)
+        ) as counter:
+            output = run_forward(model, x, mask, all_positions=recorder.needs_output)
+        recorder.record_output(output, counter.num_iterations)
         if needs_gradients:
-            backpropagate_loss(output, x, mask, context.batch, run.objective)
+            backpropagate_loss(output["logits"], x, mask, context.batch, run.objective)
 
 
 def _slice_context(run: RunInputs, rows: slice, parallel: tuple[bool, ...]) -> BatchContext:

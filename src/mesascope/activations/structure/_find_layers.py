@@ -1,18 +1,19 @@
 """Decoder layers and their sites, found from one traced forward pass, never from module names.
 
 A layer is an element of the one `nn.ModuleList` that contains the attention modules. Its residual updates are the
-module outputs that sum, up to rounding, to the change that the layer makes to the residual stream.
+module outputs that sum, up to rounding, to the change that the layer makes to the residual stream. A model may call all
+its layers repeatedly, in complete iterations.
 """
 
-import itertools
 from collections import Counter
+from dataclasses import replace
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mesascope.activations._layer_spec import LayerSpec, ModuleArgument, ResidualUpdate
 from mesascope.activations.sites import UnsupportedModel
-from mesascope.activations.structure._residual_updates import find_residual_updates
+from mesascope.activations.structure._residual_updates import find_residual_updates, is_called_once
 from mesascope.activations.structure._trace import ModuleCall, Trace, TracedAttention
 from mesascope.activations.structure._weights_method import find_weights_method
 from mesascope.activations.tolerances import bitwise_equal, terms_sum_to
@@ -28,11 +29,12 @@ def find_layers(model: PreTrainedModel, trace: Trace) -> tuple[LayerSpec, ...]:
         trace: its traced forward pass.
 
     Returns:
-        One specification per layer, in order.
+        One specification per layer and iteration, in the order of the calls. If the number of iterations depends on the
+        inputs, there are as many as the model may take, those that the trace lacks like the last one.
 
     Raises:
         UnsupportedModel: If attention is not called through the attention interface of transformers, or the layers
-            are not a plain sequence of modules.
+            are not a plain sequence of modules that is run once or repeatedly.
     """
     name = type(model).__name__
     if not trace.attentions:
@@ -40,8 +42,14 @@ def find_layers(model: PreTrainedModel, trace: Trace) -> tuple[LayerSpec, ...]:
             f"attention must go through transformers' attention interface, but {name} implements its own attention or "
             "has none; use a model whose modelling file dispatches attention through it"
         )
-    block_calls = _find_block_calls(model, trace, name)
-    return tuple(_describe_layer(trace, block, name) for block in block_calls)
+    by_iteration = _find_block_calls(model, trace, name)
+    repeats = len(by_iteration) > 1 or trace.max_iterations is not None
+    layers = [
+        replace(_describe_layer(trace, call, name), traced_call=number, iteration=number if repeats else None)
+        for number, calls in enumerate(by_iteration)
+        for call in calls
+    ]
+    return tuple(layers if trace.max_iterations is None else _extend_layers(layers, trace.max_iterations, name))
 
 
 def get_logit_softcap(model: PreTrainedModel) -> float | None:
@@ -56,8 +64,8 @@ def get_logit_softcap(model: PreTrainedModel) -> float | None:
     return getattr(model.config.get_text_config(), "final_logit_softcapping", None)
 
 
-def _find_block_calls(model: PreTrainedModel, trace: Trace, name: str) -> list[ModuleCall]:
-    """Return the calls of the decoder blocks, in order."""
+def _find_block_calls(model: PreTrainedModel, trace: Trace, name: str) -> list[tuple[ModuleCall, ...]]:
+    """Return the calls of the decoder blocks, in order, by iteration."""
     lists = Counter(_find_module_list(model, each.name) for each in trace.attentions)
     if len(lists) != 1 or "" in lists:
         raise UnsupportedModel(
@@ -66,19 +74,42 @@ def _find_block_calls(model: PreTrainedModel, trace: Trace, name: str) -> list[M
         )
     (list_name,) = lists
     elements = model.get_submodule(list_name)
-    calls = [trace.calls_of(f"{list_name}.{number}") for number, _ in elements.named_children()]
-    repeated = [number for number, each in enumerate(calls) if len(each) > 1]
-    if repeated:
+    by_layer = [trace.calls_of(f"{list_name}.{number}") for number, _ in elements.named_children()]
+    by_layer = [each for each in by_layer if each]
+    in_order = sorted((call for each in by_layer for call in each), key=lambda call: call.start)
+    iterations = list(zip(*by_layer, strict=False))
+    if not iterations or in_order != [call for calls in iterations for call in calls]:
+        order = ", ".join(call.name.removeprefix(f"{list_name}.") for call in in_order) or "none"
         raise UnsupportedModel(
-            f"a layer must be called once in a forward pass, but {name} calls {list_name}.{repeated[0]} "
-            f"{len(calls[repeated[0]])} times"
+            f"layers must be called as modules in the order of their list, once or in complete iterations, but {name} "
+            f"calls those of {list_name} in the order {order}"
         )
-    blocks = [each[0] for each in calls if each]
-    if not blocks or any(a.start > b.start for a, b in itertools.pairwise(blocks)):
+    return iterations
+
+
+def _extend_layers(layers: list[LayerSpec], max_iterations: int, name: str) -> list[LayerSpec]:
+    """Add the specifications of iterations that the trace lacks; all iterations are optional, and must be alike."""
+    num_iterations = layers[-1].traced_call + 1
+    num_blocks = len(layers) // num_iterations
+    if num_iterations > max_iterations:
         raise UnsupportedModel(
-            f"layers must be called as modules in the order of their list, but those of {name} in {list_name} are not"
+            f"halting probabilities must have an entry for every iteration, but {name} takes {num_iterations} "
+            f"iterations and returns {max_iterations}"
         )
-    return blocks
+    for number, layer in enumerate(layers):
+        if _describe_sites(layer) != _describe_sites(layers[number % num_blocks]):
+            raise UnsupportedModel(
+                "the iterations of a model that halts must have the same sites, but those of "
+                f"{layer.block} in {name} differ in iterations 0 and {layer.iteration}"
+            )
+    last = layers[-num_blocks:]
+    added = [replace(layer, iteration=n) for n in range(num_iterations, max_iterations) for layer in last]
+    return [replace(layer, is_optional=True) for layer in (*layers, *added)]
+
+
+def _describe_sites(layer: LayerSpec) -> tuple[LayerSpec, set[str]]:
+    """Return what must agree in all iterations: all but the reasons why sites are missing, which have numbers."""
+    return replace(layer, missing={}, iteration=None, traced_call=0), set(layer.missing)
 
 
 def _find_module_list(model: PreTrainedModel, name: str) -> str:
@@ -131,11 +162,11 @@ def _find_resid_mid(
     trace: Trace, block: ModuleCall, attn_out: ResidualUpdate, mlp_out: ResidualUpdate, resid_pre: Tensor
 ) -> ModuleArgument | None:
     """Return the first argument between attention and the end of the MLP that equals resid_pre + attn_out."""
-    attn_call, mlp_call = (trace.calls_of(update.module)[0] for update in (attn_out, mlp_out))
+    attn_call, mlp_call = (trace.call_within(block, update.module) for update in (attn_out, mlp_out))
     update = attn_out.gain * attn_call.output_tensor.reshape(resid_pre.shape)
     stream_shapes = (resid_pre.shape, resid_pre.flatten(0, 1).shape)
     for call in sorted(trace.calls_within(block), key=lambda call: call.start):
-        if attn_call.end < call.start < mlp_call.end and len(trace.calls_of(call.name)) == 1:
+        if attn_call.end < call.start < mlp_call.end and is_called_once(trace, call, block):
             for argument, x in call.inputs.items():
                 if x.shape not in stream_shapes or x.dtype != resid_pre.dtype:
                     continue
@@ -190,7 +221,7 @@ def _find_output_projection(
         return None, "z passes through another operation before the output projection"
     if attn_out_module is None:
         return None, "attn_out is not available"
-    attn_out = trace.calls_of(attn_out_module)[0].output
+    attn_out = trace.call_within(block, attn_out_module).output
     for call in reversed(reading_calls):  # the outermost: an adapter of zeros leaves the output of the map inside it
         if (
             call.output is not None

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mesascope.activations._model_structure import ModelStructure
+from mesascope.activations.sites import UnsupportedModel
 from mesascope.activations.structure._trace import ModuleCall, Trace
 from mesascope.activations.tolerances import bitwise_equal, relative_difference, rounding_tolerance
 
@@ -78,7 +79,15 @@ def find_linear_modules(
 
     Returns:
         The linear modules, and the reasons why other modules are excluded.
+
+    Raises:
+        UnsupportedModel: the model repeats its layers.
     """
+    if structure.num_iterations is not None:
+        raise UnsupportedModel(
+            f"the inputs of linear modules need a model that calls each layer once, but {type(model).__name__} repeats "
+            "its layers; record resid_pre, attn_out or mlp_out"
+        )
     searched = tuple(range(len(structure.layers)) if layer_indices is None else layer_indices)
     modules: list[LinearModule] = []
     excluded: dict[tuple[int, str], str] = {}

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from mesascope.activations._cache import cached_structure
 from mesascope.activations._model_structure import ModelStructure
-from mesascope.activations.forward import first_position_id, forget_first_position_id, run_model
+from mesascope.activations.forward import first_position_id, forget_first_position_id, run_forward, run_model
 from mesascope.activations.sites import UnsupportedModel
 from mesascope.activations.structure._find_layers import find_layers
 from mesascope.activations.structure._trace import trace_forward
@@ -56,7 +56,7 @@ def _find_structure(
     forget_first_position_id(model)
     expected = run_model(model, trace_input)
     try:
-        model_trace = trace_forward(model, lambda: run_model(model, trace_input))
+        model_trace = trace_forward(model, lambda: run_forward(model, trace_input))
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
         raise UnsupportedModel(
             f"a model must run with its attention function wrapped, but {type(model).__name__} fails: {error}; its "

@@ -46,8 +46,8 @@ def find_residual_updates(
             if gains is not None:
                 return _collect_updates(attn, mlp, gains)
     reason = (
-        "no module outputs sum to the layer's change of the residual stream; a norm may follow the sum; the best fit "
-        "leaves a fraction of "
+        "no module outputs sum to the layer's change of the residual stream; a norm or a gate may follow the sum; the "
+        "best fit leaves a fraction of "
         f"{_min_unexplained_fraction(resid_pre, resid_post, attn_candidates, mlp_candidates):.1e} unexplained"
     )
     return None, None, dict.fromkeys(("attn_out", "mlp_out"), reason)
@@ -98,10 +98,22 @@ def _list_mlp_candidates(trace: Trace, block: ModuleCall, attention: TracedAtten
 
 
 def _has_stream_shape(trace: Trace, call: ModuleCall, block: ModuleCall) -> bool:
-    """Return True if the output is finite and has the shape of the stream, and the module is called only once."""
-    if call.output is None or len(trace.calls_of(call.name)) > 1 or not call.output.isfinite().all():
+    """Return True if the output is finite and has the shape of the stream, and the block calls the module only once."""
+    if call.output is None or not is_called_once(trace, call, block) or not call.output.isfinite().all():
         return False
     return call.output.shape in (block.output_tensor.shape, block.output_tensor.flatten(0, 1).shape)
+
+
+def is_called_once(trace: Trace, call: ModuleCall, block: ModuleCall) -> bool:
+    """Return whether every call of a block calls a module once, and nothing else calls it.
+
+    Args:
+        trace: traced forward pass.
+        call: a call of the module within a call of the block.
+        block: this call of the block.
+    """
+    calls, block_calls = trace.calls_of(call.name), trace.calls_of(block.name)
+    return len(calls) == len(block_calls) and all(map(ModuleCall.contains_call, block_calls, calls))
 
 
 def _fit_gains(

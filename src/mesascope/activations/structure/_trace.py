@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from mesascope.activations._layer_spec import LayerSpec
 from mesascope.activations.exclusive_use import guard_hook
 from mesascope.activations.hooks._module_arguments import first_tensor
 from mesascope.activations.hooks.attention_interface import AttentionCall, route_attention
@@ -98,11 +99,13 @@ class Trace:
         calls: module calls, in the order in which they ended.
         attentions: calls of the attention function, in order.
         logits: output of the model on the trace input.
+        max_iterations: the largest number of iterations, in a model whose output has halting probabilities.
     """
 
     calls: list[ModuleCall] = field(default_factory=list)
     attentions: list[TracedAttention] = field(default_factory=list)
     logits: Float[Tensor, "batch pos d_out"]
+    max_iterations: int | None = None
 
     def calls_of(self, name: str) -> list[ModuleCall]:
         """Return the calls of one module.
@@ -114,6 +117,33 @@ class Trace:
             Its calls, in the order in which they ended.
         """
         return [call for call in self.calls if call.name == name]
+
+    def block_call(self, layer: LayerSpec) -> ModuleCall:
+        """Return the traced call of a block in which its specification was found.
+
+        Args:
+            layer: the specification.
+        """
+        return self.calls_of(layer.block)[layer.traced_call]
+
+    def call_within(self, outer: ModuleCall, name: str) -> ModuleCall:
+        """Return the only call of one module within another call.
+
+        Args:
+            outer: the enclosing call.
+            name: name of the module.
+        """
+        (call,) = (call for call in self.calls_of(name) if outer.contains_call(call))
+        return call
+
+    def attention_within(self, outer: ModuleCall) -> TracedAttention:
+        """Return the only call of the attention function within a call.
+
+        Args:
+            outer: the enclosing call.
+        """
+        (attention,) = (each for each in self.attentions if outer.contains_call(each))
+        return attention
 
     def calls_within(self, outer: ModuleCall) -> list[ModuleCall]:
         """Return the calls that happened within another one.
@@ -127,7 +157,7 @@ class Trace:
         return [call for call in self.calls if outer.contains_call(call)]
 
 
-def trace_forward(model: PreTrainedModel, forward: Callable[[], Float[Tensor, "batch pos d_out"]]) -> Trace:
+def trace_forward(model: PreTrainedModel, forward: Callable[[], Mapping[str, Any]]) -> Trace:
     """Record every module call and every attention call of one forward pass.
 
     Args:
@@ -159,8 +189,10 @@ def trace_forward(model: PreTrainedModel, forward: Callable[[], Float[Tensor, "b
         return output, returned
 
     with route_attention(model, intercept_attention), _record_module_calls(model, calls, clock):
-        logits = forward()
-    return Trace(calls=calls, attentions=attentions, logits=logits)
+        output = forward()
+    probabilities = output.get("halting_probabilities")
+    max_iterations = None if probabilities is None else len(probabilities)
+    return Trace(calls=calls, attentions=attentions, logits=output["logits"], max_iterations=max_iterations)
 
 
 @contextmanager

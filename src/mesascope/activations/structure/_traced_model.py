@@ -9,6 +9,7 @@ from mesascope.activations._memory import site_shape
 from mesascope.activations.edits import Edit, validate_edit
 from mesascope.activations.forward import eval_no_grad
 from mesascope.activations.padding.validate_edits import validate_edit_padding
+from mesascope.activations.sites import UnsupportedModel
 from mesascope.activations.structure._read_structure import read_structure
 from mesascope.activations.validation.arguments import validate_model
 from mesascope.activations.validation.hook_points import validate_hook_points
@@ -37,6 +38,12 @@ class TracedModel:
             raise ValueError(f"a sequence must not be all padding, but sequence {row} is; leave it out")
         with eval_no_grad(self.model):
             self._structure = read_structure(self.model, self.inputs, self.attention_mask)
+        if self._structure.num_iterations is not None:
+            raise UnsupportedModel(
+                f"interventions need a model that calls each layer once, but {type(self.model).__name__} repeats its "
+                "layers; use the edits of capture, or a copy with as many layers as calls (unroll_steps, for a fixed "
+                "number of steps)"
+            )
 
     @property
     def num_layers(self) -> int:

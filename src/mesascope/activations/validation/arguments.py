@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from mesascope.activations._layer_view import LayerReduction
 from mesascope.activations.edits import Edit
 from mesascope.activations.recording._micro_batch import Reduction
-from mesascope.activations.sites import SITES, UnsupportedModel, get_site
+from mesascope.activations.sites import HALTING_SITES, SITES, UnsupportedModel, get_site
 from mesascope.argument_types import describe_value
 
 # where wrappers keep the model: PEFT; torch.compile; DataParallel, DistributedDataParallel and FSDP; TRL's value heads
@@ -71,7 +71,10 @@ def validate_names(
         raise ValueError(f"sites must be a list of names, but got the text {sites!r}; pass [{sites!r}]")
     for name in sites:
         get_site(name)
-    requested = {*sites, *(how.site for how in reduce.values() if isinstance(how, Reduction))}
+    reduced = {how.site for how in reduce.values() if isinstance(how, Reduction)}
+    if not reduced.isdisjoint(HALTING_SITES):
+        raise ValueError(f"{sorted(reduced & set(HALTING_SITES))[0]} cannot be reduced; record it as a site")
+    requested = {*sites, *reduced}
     if "logits" in requested and inputs.is_floating_point():
         raise ValueError("logits need a model of tokens, but the inputs are vectors; use 'output'")
     _validate_unique(reduce)
@@ -80,7 +83,7 @@ def validate_names(
 def _validate_unique(reduce: Mapping[str, Reduction | LayerReduction]) -> None:
     names = [name for name, how in reduce.items() if isinstance(how, Reduction)]
     names += [name for how in reduce.values() if isinstance(how, LayerReduction) for name in how.axes]
-    conflicts = sorted(set(names) & set(SITES))
+    conflicts = sorted(set(names) & {*SITES, *HALTING_SITES})
     if conflicts:
         raise ValueError(f"a reduction must have a unique name, but {conflicts[0]!r} is a site; choose another name")
     duplicates = sorted({name for name in names if names.count(name) > 1})
@@ -101,15 +104,63 @@ def select_layers(layers: Sequence[int] | None, num_layers: int) -> list[int]:
     Raises:
         ValueError: an index is out of range or repeated, or there is none.
     """
-    if layers is None:
-        return list(range(num_layers))
-    chosen = _as_integers("layers", layers)
-    if not chosen or any(not -num_layers <= layer < num_layers for layer in chosen):
-        raise ValueError(f"layers must lie within the {num_layers} layers of the model, but got {chosen}")
-    selected = [layer % num_layers for layer in chosen]
+    return _select_indices("layers", layers, num_layers)
+
+
+def select_iterations(
+    model_name: str, iterations: Sequence[int] | None, num_iterations: int | None
+) -> list[int] | None:
+    """Return the iterations to record, counted from 0.
+
+    Args:
+        model_name: the class name of the model.
+        iterations: indices, negative ones counted from the last iteration; ``None`` for all iterations.
+        num_iterations: the largest number of iterations; ``None`` in a model that calls each layer once.
+
+    Returns:
+        Indices from 0 to ``num_iterations - 1``, in the given order; ``None`` in a model that calls each layer once.
+
+    Raises:
+        ValueError: an index is out of range or repeated, there is none, or the model has no iterations.
+    """
+    if num_iterations is not None:
+        return _select_indices("iterations", iterations, num_iterations)
+    if iterations is not None:
+        raise ValueError(
+            f"iterations= needs a model that repeats its layers, but {model_name} calls each layer once; omit it"
+        )
+    return None
+
+
+def _select_indices(name: str, indices: Sequence[int] | None, size: int) -> list[int]:
+    if indices is None:
+        return list(range(size))
+    chosen = _as_integers(name, indices)
+    if not chosen or any(not -size <= each < size for each in chosen):
+        raise ValueError(f"{name} must lie within the {size} {name} of the model, but got {chosen}")
+    selected = [each % size for each in chosen]
     if len(set(selected)) < len(selected):
-        raise ValueError(f"layers must not be repeated, but got {chosen}")
+        raise ValueError(f"{name} must not be repeated, but got {chosen}")
     return selected
+
+
+def validate_halting_sites(model_name: str, sites: Sequence[str], max_iterations: int | None) -> None:
+    """Check that a model halts if sites of halting are requested.
+
+    Args:
+        model_name: the class name of the model.
+        sites: names of the sites to record.
+        max_iterations: the largest number of iterations of a model that halts; ``None`` for other models.
+
+    Raises:
+        UnsupportedModel: the model returns no halting probabilities.
+    """
+    requested = [name for name in sites if name in HALTING_SITES]
+    if requested and max_iterations is None:
+        raise UnsupportedModel(
+            f"{requested[0]} needs a model that returns halting_probabilities, but {model_name} returns none; omit the "
+            "site"
+        )
 
 
 def _as_integers(name: str, values: Sequence[int]) -> list[int]:
@@ -160,4 +211,4 @@ def stored_layers_by_site(sites: Sequence[str], selected_layers: Sequence[int]) 
     Returns:
         By site: all recorded layers, or one if the site has no layer axis.
     """
-    return {name: selected_layers if "layer" in SITES[name].axes else selected_layers[:1] for name in sites}
+    return {name: selected_layers if "layer" in get_site(name).axes else selected_layers[:1] for name in sites}

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mesascope.activations._layer_spec import LayerSpec
+from mesascope.activations._layer_spec import LayerSpec, name_call
 from mesascope.activations.exclusive_use import guard_hook
 from mesascope.activations.forward import run_model
 from mesascope.activations.hooks import _attention_math as attention_math
@@ -38,10 +38,14 @@ def check_sites_available(
     for site, requested in layers_by_site.items():
         unavailable = [number for number in requested if site in layers[number].missing]
         if unavailable:
-            available = [number for number, layer in enumerate(layers) if site not in layer.missing]
+            lacking = {layers[number].block for number in unavailable}
+            blocks = list(dict.fromkeys(layer.block for layer in layers))
+            without_site = {layer.block for layer in layers if site in layer.missing}
+            available = [number for number, block in enumerate(blocks) if block not in without_site]
             advice = f"pass layers={available}" if available else "omit the site"
             raise UnsupportedModel(
-                f"{site} must exist in every requested layer, but {model_name} lacks it in layers {unavailable} "
+                f"{site} must exist in every requested layer, but {model_name} lacks it in layers "
+                f"{[number for number, block in enumerate(blocks) if block in lacking]} "
                 f"({layers[unavailable[0]].missing[site]}); {advice}"
             )
 
@@ -72,7 +76,7 @@ def check_hooked_forward(
     queries = _spread_queries(inputs.shape[1], mask)
     checker = _IdentityChecker(layers_by_site, layers, mask, queries)
     expected = run_recording_stream(model, layers[-1].block, inputs, mask)
-    with attach_hooks(model, layers, checker.layers_by_site, checker, queries=queries):
+    with attach_hooks(model, layers, checker.layers_by_site, checker, queries=queries) as counter:
         hooked = run_recording_stream(model, layers[-1].block, inputs, mask)
     name = type(model).__name__
     for before, after in zip(expected, hooked, strict=True):
@@ -81,13 +85,13 @@ def check_hooked_forward(
         (site, number)
         for site, chosen in layers_by_site.items()
         for number in chosen
-        if checker.count_calls(site, number) != 1
+        if checker.count_calls(site, number) != (number < counter.num_calls)
     ]
     if wrong_counts:
         site, number = wrong_counts[0]
         raise UnsupportedModel(
-            f"every site must be computed once per forward pass, but {site} in layer {number} of {name} was computed "
-            f"{checker.count_calls(site, number)} times; omit the site"
+            f"every site must be computed once per forward pass, but {site} in {name_call(layers, number)} of {name} "
+            f"was computed {checker.count_calls(site, number)} times; omit the site"
         )
 
 
