@@ -9,6 +9,7 @@ import small
 from mesascope import UnsupportedModel, capture
 from mesascope.activations import BatchedEdits, Edit, attention_layers, estimate_capture_bytes
 from mesascope.models.transformer import Decoder, DecoderConfig
+from small_tokenizers import make_bytelevel, make_sentencepiece
 
 from .ours import VECTORS, decoder
 
@@ -72,9 +73,10 @@ def test_vectors_in_double_precision_arrays():
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ("The class", "must be a tensor, but got a str .* tokenizer"),
-        (["The class", "name"], "must be a tensor, but got a list .* tokenizer"),
-        ([[1, 2], [3]], "must be a tensor, but got a list"),
+        ("The class", "needs the tokenizer of the model, but got none; pass tokenizer="),
+        (["The class", "name"], "needs the tokenizer of the model, but got none; pass tokenizer="),
+        ([[1, 2], []], "every sequence must have tokens, but sequence 1 has none"),
+        ([[1, 2], [0.5]], "must be a tensor, but got a list"),
         ({"attention_mask": MASK}, "must have input_ids, but have only attention_mask"),
         ({"input_ids": IDS, "position_ids": IDS}, "position_ids would not be read"),
         ({"input_ids": IDS, "token_type_ids": MASK}, "token_type_ids would not be read"),
@@ -105,6 +107,35 @@ def test_what_cannot_be_meant_is_refused(model, inputs, message):
 def test_arguments_that_are_no_lists(model, arguments, message):
     with pytest.raises(ValueError, match=message):
         capture(model, TOKENS, **arguments)
+
+
+def test_lists_of_unequal_length_are_padded(model):
+    acts = capture(model, [[3, 4, 5], [7]], ["output", "resid_post"])
+    assert acts.attention_mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+    for row, tokens in enumerate(([3, 4, 5], [7])):
+        alone = capture(model, [tokens], ["output"])["output"][0]
+        torch.testing.assert_close(acts["output"][row, : len(tokens)], alone)
+
+
+def test_text_is_tokenized_as_the_tokenizer_does():
+    tokenizer = make_sentencepiece()
+    model, texts = small.llama(), ["The class", "a name of a function"]
+    model.resize_token_embeddings(len(tokenizer))
+    rows = tokenizer(texts)["input_ids"]
+    assert rows[0][0] == tokenizer.bos_token_id
+    acts = capture(model, texts, ["output"], tokenizer=tokenizer)
+    assert acts.inputs[0, : len(rows[0])].tolist() == rows[0]
+    assert torch.equal(acts["output"], capture(model, rows, ["output"])["output"])
+    one = capture(model, texts[0], ["output"], tokenizer=tokenizer)
+    assert one.inputs.tolist() == rows[:1]
+    with pytest.raises(ValueError, match=r"every text must have tokens, but text 1 \(''\) has none"):
+        capture(model, ["a", ""], tokenizer=make_bytelevel())
+    with pytest.raises(ValueError, match="tokenizer must be"):
+        capture(model, "a", tokenizer="gpt2")
+    with pytest.raises(ValueError, match=r"inputs must be tokens, but got text; pass a tensor of tokens"):
+        attention_layers(model, texts)
+    with pytest.raises(ValueError, match="given once"):
+        capture(model, texts, tokenizer=tokenizer, attention_mask=MASK)
 
 
 def test_a_mask_is_given_once(model):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from mesascope.activations._layer_spec import LayerSpec
 from mesascope.activations._layer_view import LayerReduction
@@ -32,6 +33,7 @@ from mesascope.activations.validation.arguments import (
 from mesascope.activations.validation.hook_points import validate_hook_points
 from mesascope.activations.validation.identities import check_sites_available
 from mesascope.activations.validation.inputs import InputsLike, prepare_inputs
+from mesascope.activations.validation.token_rows import is_text, tokenize_texts
 from mesascope.argument_types import validate_arguments
 from mesascope.tasks.base import Batch
 
@@ -44,6 +46,7 @@ def capture(
     inputs: InputsLike,
     sites: Sequence[str] = DEFAULT_SITES,
     *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     baselines: Mapping[str, Tensor] | None = None,
     edits: Edit | Sequence[Edit] = (),
     attention_mask: Tensor | Sequence[Sequence[int]] | None = None,
@@ -65,9 +68,11 @@ def capture(
         model: a decoder of this package, or any transformers causal language model that computes its attention through
             transformers' attention interface.
         inputs: tokens (batch, pos), vectors (batch, pos, d_in), a batch of a task, or the output of a tokenizer with
-            its attention mask.
+            its attention mask. Lists of tokens of unequal length are padded on the right. With ``tokenizer``, a text or
+            a sequence of texts.
         sites: names of the sites to record, from :data:`SITES`; ``logits`` is a second name of ``output``, for models
             that map tokens to logits. Models that halt also have those of :data:`HALTING_SITES`.
+        tokenizer: the tokenizer of the model, for text.
         baselines: outputs of baselines on the same inputs, stored in the capture.
         edits: edits, applied in order before anything is recorded.
         attention_mask: (batch, pos), 1 where an input is not padding; padding may be on the left or on the right.
@@ -98,6 +103,8 @@ def capture(
     torch.Size([3, 4, 2, 6, 6])
     """
     model = validate_model(model)
+    if is_text(inputs):
+        inputs = tokenize_texts(inputs, tokenizer)
     x, mask = prepare_inputs(model, inputs, attention_mask)
     batch = inputs.to(x.device) if isinstance(inputs, Batch) else None
     reduce = dict(reduce or {})

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mesascope.activations.sites import UnsupportedModel
+from mesascope.activations.validation.token_rows import is_ragged, is_text, pad_rows
 from mesascope.argument_types import validate_tensor
 from mesascope.tasks.base import Batch
 
@@ -32,7 +33,8 @@ def prepare_inputs(
 
     Args:
         model: the model.
-        inputs: tokens (batch, pos), vectors (batch, pos, d_in), a batch of a task, or the output of a tokenizer.
+        inputs: tokens (batch, pos), vectors (batch, pos, d_in), a batch of a task, or the output of a tokenizer. Lists
+            of tokens of unequal length are padded on the right.
         attention_mask: (batch, pos), 1 where an input is not padding; by default that in the output of a tokenizer.
 
     Returns:
@@ -45,6 +47,10 @@ def prepare_inputs(
     if isinstance(inputs, Batch):
         for name, tensor in {"targets": inputs.targets, "weight": inputs.weight, **inputs.latents}.items():
             validate_tensor(name, tensor)
+    if is_text(inputs):
+        raise ValueError(f"inputs must be tokens, but got text; {ADVICE}")
+    if attention_mask is None and is_ragged(inputs):
+        inputs = pad_rows(inputs)
     if isinstance(inputs, Mapping):
         inputs, attention_mask = _read_tokenizer_output(inputs, attention_mask)
     device = find_input_device(model)
