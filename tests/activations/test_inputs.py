@@ -143,6 +143,22 @@ def test_a_mask_is_given_once(model):
         capture(model, {"input_ids": IDS, "attention_mask": MASK}, attention_mask=MASK)
 
 
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("blocks.1.hook_resid_pre", r"write 'resid_pre', and select layer 1 with layers=\[1\]"),
+        ("blocks.0.attn.hook_q", r"write 'query', and select layer 0"),
+        ("hook_mlp_out", "write 'mlp_out'$"),
+        ("blocks.2.attn.hook_result", r"record 'z', and call head_out\(\)"),
+        ("Patern", r"did you mean 'pattern'\?"),
+        ("blocks.2.attn.hook_something", "but got 'blocks.2.attn.hook_something'$"),
+    ],
+)
+def test_a_name_that_is_no_site_is_answered_with_one(model, name, advice):
+    with pytest.raises(ValueError, match=advice):
+        capture(model, TOKENS, [name])
+
+
 def test_layers_and_queries_from_arrays_and_tensors(model):
     chosen = capture(model, TOKENS, ["pattern"], layers=[2, 0], queries=[1, 3])["pattern"]
     for convert in (np.array, torch.tensor, tuple):

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from mesascope.activations.validation.site_names import suggest_site
 from mesascope.argument_types import describe_value
 
 
@@ -130,8 +131,9 @@ def get_site(name: str) -> Site:
     """
     all_sites = {**SITES, **HALTING_SITES}
     if not isinstance(name, str) or name not in all_sites:
+        advice = suggest_site(name, all_sites) if isinstance(name, str) else ""
         raise ValueError(
             f"a site must be one of {', '.join(SITES)}, or in a model that halts {', '.join(HALTING_SITES)}, but got "
-            f"{describe_value(name)}"
+            f"{describe_value(name)}{advice and f'; {advice}'}"
         )
     return all_sites[name]

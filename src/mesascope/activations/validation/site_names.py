@@ -1,0 +1,44 @@
+"""Sites for names that are none: hook names of TransformerLens, and misspelled names."""
+
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+_HOOK = re.compile(r"^(?:blocks\.(?P<layer>\d+)\.)?(?:attn\.|mlp\.)?hook_(?P<name>\w+)$")
+_SITE_OF_HOOK = {  # of TransformerLens; names that both share are not repeated
+    "q": "query",
+    "k": "key",
+    "v": "value",
+    "rot_q": "query",
+    "rot_k": "key",
+    "attn_scores": "attn_scores",
+    "pattern": "pattern",
+    "z": "z",
+    "attn_out": "attn_out",
+    "mlp_out": "mlp_out",
+    "resid_pre": "resid_pre",
+    "resid_mid": "resid_mid",
+    "resid_post": "resid_post",
+}
+
+
+def suggest_site(name: str, sites: Iterable[str]) -> str:
+    """Return what to write instead of a name that is no site; empty if no site is similar.
+
+    Args:
+        name: the name.
+        sites: the names of all sites.
+
+    >>> suggest_site("blocks.3.attn.hook_pattern", ["pattern", "z"])
+    "write 'pattern', and select layer 3 with layers=[3]"
+    >>> suggest_site("patern", ["pattern", "z"])
+    "did you mean 'pattern'?"
+    """
+    hook = _HOOK.match(name)
+    if hook and hook["name"] == "result":
+        return "record 'z', and call head_out() of the capture"
+    if hook and hook["name"] in _SITE_OF_HOOK:
+        layer = f", and select layer {hook['layer']} with layers=[{hook['layer']}]" if hook["layer"] else ""
+        return f"write {_SITE_OF_HOOK[hook['name']]!r}{layer}"
+    similar = get_close_matches(name.lower(), list(sites), n=1)
+    return f"did you mean {similar[0]!r}?" if similar else ""
