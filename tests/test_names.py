@@ -76,7 +76,8 @@ def test_no_retired_name_is_an_identifier():
 
 @pytest.mark.parametrize("pattern", RETIRED_TEXTS)
 def test_no_retired_name_is_in_a_text(pattern):
-    files = [*SRC.rglob("*.py"), *SRC.rglob("*.j2"), *SRC.rglob("*.js"), *SRC.rglob("*.md")]
+    files = [*SRC.rglob("*.py"), *SRC.rglob("*.j2"), *SRC.rglob("*.md")]
+    files += [file for file in SRC.rglob("*.js") if not file.name.endswith(".min.js")]  # not the library of figures
     files += [
         ROOT / "README.md",
         ROOT / "CONTRIBUTING.md",
