@@ -149,7 +149,7 @@ def test_code_of_a_notebook_counts_as_code_of_a_file_does():
 
 def test_progress_is_shown_to_who_watches(monkeypatch: pytest.MonkeyPatch):
     def make_console(**options: object) -> Console:
-        return Console(file=io.StringIO(), force_terminal=True, quiet=options.get("quiet", False))
+        return Console(file=io.StringIO(), force_terminal=True, quiet=bool(options.get("quiet")))
 
     assert progress.open_console(quiet=False).quiet  # a script without a terminal
     monkeypatch.setattr(progress, "Console", make_console)

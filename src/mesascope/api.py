@@ -1,7 +1,7 @@
 """Python functions for the commands of the command line."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -76,7 +76,7 @@ def run(
     one_process = scale == "smoke" or chosen_device != "cpu" or is_value
     executor = create_executor(on or ("serial" if one_process else "processes"))
     console = open_console(quiet=quiet or progress is not None)
-    with ProgressDisplay(console) as display, hold_value(study) if is_value else nullcontext(study) as name:
+    with ProgressDisplay(console) as display, _hold_study(study) as name:
         callback = progress or display
         path = Path(out) if out is not None else RUNS_FOLDER / f"{load_study(name).name}-{scale}"
         finished_run = run_study(
@@ -92,6 +92,16 @@ def run(
         for cell in load_cells(finished_run.path):
             write_report(cell.path, callback.log_message)
     return finished_run
+
+
+@contextmanager
+def _hold_study(study: str | Study) -> Iterator[str]:
+    """Yield the name with which `load_study` returns a study inside the ``with`` block."""
+    if isinstance(study, str):
+        yield study
+    else:
+        with hold_value(study) as name:
+            yield name
 
 
 @validate_arguments

@@ -72,14 +72,13 @@ class CircuitRuns:
     ) -> None:
         validate_ablation(ablation)
         self.ablation = ablation
-        drawn = ablation == "resample" and seed is not None
         run, other = prepare_pair(
             model,
             inputs,
             source,
             attention_mask,
             source_attention_mask,
-            same_number=ablation != "mean" and not drawn,
+            same_number=ablation == "counterfactual" or (ablation == "resample" and seed is None),
         )
         references = other.tensor
         self.metric = resolve_directed_metric(metric, run.inputs)
@@ -89,7 +88,7 @@ class CircuitRuns:
             self._mean = mean or ReferenceMean(model, references, other.mask)
             # the mean has no inputs of its own: those of other sequences show that the output does not depend on them
             references = references[find_other_references(run.tensor, references, run.mask).int().argmax(1)]
-        elif drawn:
+        elif ablation == "resample" and seed is not None:
             rows = draw_references(run.tensor, references, run.mask, other.mask, seed)
             references = references[rows.to(references.device)]
         else:

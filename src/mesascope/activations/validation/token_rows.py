@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from numbers import Integral
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from jaxtyping import Int
@@ -12,7 +12,7 @@ PADDING_TOKEN = 0  # never read: it is masked
 PaddedTokens = dict[str, Int[Tensor, "batch pos"]]
 
 
-def is_text(inputs: Any) -> bool:
+def is_text(inputs: Any) -> TypeGuard[str | Sequence[str]]:
     """Return whether inputs are a text or a sequence of texts.
 
     Args:
@@ -23,7 +23,7 @@ def is_text(inputs: Any) -> bool:
     )
 
 
-def is_ragged(inputs: Any) -> bool:
+def is_ragged(inputs: Any) -> TypeGuard[Sequence[Sequence[int]]]:
     """Return whether inputs are lists of tokens of unequal length.
 
     Args:
