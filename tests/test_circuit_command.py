@@ -109,6 +109,7 @@ def test_other_bad_input_ends_in_one_line(
             *("--pairs", str(pairs)),
             *("--ablation", "zero"),
         ],
+        "edges must be ranked by magnitude or signed, but got 'size'": ["--pairs", str(pairs), "--by", "size"],
     }
     for message, options in cases.items():
         words = ["circuit", str(tiny), *options, "--out", str(tmp_path / "run")]
@@ -207,6 +208,15 @@ def test_batches_of_pairs_give_the_results_of_all_pairs_and_bound_the_memory(
         # faithfulness is a ratio of small differences of logits
         atol = 1e-7 if name in ("circuit", "edge_scores") else 3e-4
         xr.testing.assert_allclose(first, second, rtol=1e-5, atol=atol)
+
+
+def test_edges_are_ranked_by_sign_if_that_is_asked_for(tiny: Path, tmp_path: Path):
+    pairs = write_pairs(tmp_path / "pairs.jsonl")
+    run = api.circuit(tiny, pairs=pairs, size=5, steps=1, by="signed", out=tmp_path / "run")
+    score = run.read_results("circuit")["score"]
+    assert (np.diff(score.values) >= 0).all()
+    assert float(score[0]) < 0
+    assert "with the lowest scores" in run.read_results("circuit").attrs["description"]
 
 
 def test_a_file_without_counterfactuals_needs_another_ablation(

@@ -253,7 +253,7 @@ def test_the_flags_are_the_ones_that_were_promised(command):
         },
         "circuit": {
             *("--pairs", "--study", "--condition", "--seed", "--num-pairs", "--steps", "--size", "--out", "--device"),
-            *("--dtype", "--ablation", "--trust-remote-code", "--help"),
+            *("--dtype", "--ablation", "--by", "--trust-remote-code", "--help"),
         },
         "list": {"--json", "--help"},
         "runs": {"--json", "--help"},

@@ -175,6 +175,7 @@ def circuit(
     num_pairs: int = 32,
     steps: int = 5,
     ablation: str = "counterfactual",
+    by: str = "magnitude",
     size: int | None = None,
     out: Path | str | None = None,
     device: str = "cpu",
@@ -198,6 +199,8 @@ def circuit(
         steps: Gradients that are averaged (EAP-IG); with 0, one gradient at the clean run (EAP).
         ablation: What edges outside the circuit carry: ``counterfactual``; or, with the counterfactual prompts of the
             same half of the pairs as references, ``mean`` or ``resample``, as in `mesascope.circuits.attribute_edges`.
+        by: How edges are ranked by their scores: ``magnitude``, or ``signed`` (first those whose ablation lowers the
+            metric), as in `mesascope.circuits.rank_edges`.
         size: Number of edges of the circuit; 1 % of all edges by default.
         out: The directory of the search; ``runs/circuit-SUBJECT`` by default.
         device: cpu, cuda or auto.
@@ -214,7 +217,7 @@ def circuit(
         UnsupportedModel: If the components of the model add no separate terms to the residual stream.
         ValueError: If an argument is invalid; the message is one line.
     """
-    search, chosen_device = CircuitSearch(steps=steps, ablation=ablation, size=size), choose_device(device)
+    search, chosen_device = CircuitSearch(steps=steps, ablation=ablation, by=by, size=size), choose_device(device)
     is_run = (Path(subject) / "run.json").is_file()
     if is_run == (pairs is not None):
         given = "a run, which samples its own pairs; omit pairs" if is_run else "a language model; give a pair file"

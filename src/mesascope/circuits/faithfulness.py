@@ -41,8 +41,7 @@ def rank_edges(score: xr.DataArray, by: str = "magnitude") -> Int[np.ndarray, " 
     >>> rank_edges(xr.DataArray([[0.5, np.nan, -2.0]], dims=("sender", "receiver"))).tolist()
     [2, 0]
     """
-    if by not in RANKINGS:
-        raise ValueError(f"edges must be ranked by {' or '.join(RANKINGS)}, but got {by!r}")
+    validate_ranking(by)
     if set(score.dims) != {"sender", "receiver"} or score.dtype.kind not in "fiu":
         raise ValueError(
             f"scores must be numbers with the axes sender and receiver, but got {score.dtype} with the axes "
@@ -54,6 +53,19 @@ def rank_edges(score: xr.DataArray, by: str = "magnitude") -> Int[np.ndarray, " 
         raise ValueError("a ranking needs scores of edges, but all are NaN; run attribute_edges or patch_edges first")
     keys = -np.abs(values[edges]) if by == "magnitude" else values[edges]
     return edges[np.argsort(keys, kind="stable")]
+
+
+def validate_ranking(by: str) -> None:
+    """Check the name of a ranking.
+
+    Args:
+        by: one of `RANKINGS`.
+
+    Raises:
+        ValueError: If there is no such ranking.
+    """
+    if by not in RANKINGS:
+        raise ValueError(f"edges must be ranked by {' or '.join(RANKINGS)}, but got {by!r}")
 
 
 def name_edges(score: xr.DataArray, edges: Int[np.ndarray, " edge"]) -> list[tuple[str, str]]:

@@ -110,6 +110,9 @@ def circuit_command(
         str,
         typer.Option(help="What edges outside the circuit carry: counterfactual, mean or resample (of references)."),
     ] = "counterfactual",
+    by: Annotated[
+        str, typer.Option(help="Ranking of edges by their scores: magnitude, or signed (ablation lowers the metric).")
+    ] = "magnitude",
     size: Annotated[int | None, typer.Option(help="Edges of the circuit; by default 1 % of all edges.")] = None,
     out_dir: Annotated[Path | None, typer.Option("--out", help="Directory; by default runs/circuit-SUBJECT.")] = None,
     device: Device = "cpu",
@@ -130,6 +133,7 @@ def circuit_command(
             num_pairs=num_pairs,
             steps=steps,
             ablation=ablation,
+            by=by,
             size=size,
             out=out_dir,
             device=device,

@@ -9,6 +9,7 @@ from mesascope.circuits.references import ABLATIONS
 
 MAX_LISTED_EDGES = 1000  # edges of the graph in the report
 RANDOM_CIRCUITS = "random circuits"
+_RANKED_BY = {"magnitude": "largest scores in magnitude", "signed": "lowest scores"}
 
 
 def describe_scores(scores: xr.Dataset) -> xr.Dataset:
@@ -27,7 +28,7 @@ def describe_scores(scores: xr.Dataset) -> xr.Dataset:
 
 
 def list_edges(
-    scores: xr.Dataset, stability: xr.Dataset, effects: xr.Dataset, size: int, edges: Edges, ablation: str
+    scores: xr.Dataset, stability: xr.Dataset, effects: xr.Dataset, size: int, edges: Edges, ablation: str, by: str
 ) -> xr.Dataset:
     """Return the highest-ranked edges as a list.
 
@@ -38,12 +39,13 @@ def list_edges(
         size: number of edges of the circuit.
         edges: all edges of the model.
         ablation: what ablated edges carry.
+        by: how edges are ranked, as in `rank_edges`.
 
     Returns:
         ``score``, ``low``, ``high``, ``inclusion``, ``effect`` (rank) with the names ``sender_name`` and
         ``receiver_name`` (rank); the first ``size`` are the circuit.
     """
-    ranking = rank_edges(scores["score"])[:MAX_LISTED_EDGES]
+    ranking = rank_edges(scores["score"], by)[:MAX_LISTED_EDGES]
     layers = range(edges.receivers[-1].layer)
     senders, receivers = np.unravel_index(ranking, scores["score"].shape)
     units = str(scores["score"].attrs["units"])
@@ -78,7 +80,7 @@ def list_edges(
     attrs = {
         "title": "Circuit",
         "description": (
-            f"The {len(ranking)} edges with the largest scores; the first {size} are the circuit. Scores are "
+            f"The {len(ranking)} edges with the {_RANKED_BY[by]}; the first {size} are the circuit. Scores are "
             f"first-order estimates; the effect is measured, with {ABLATIONS[ablation]} on this edge alone"
         ),
         "analysis": "circuit",

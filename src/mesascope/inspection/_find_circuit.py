@@ -13,7 +13,7 @@ from mesascope.circuits import bootstrap_edges, rank_edges
 from mesascope.circuits.edge_attribution import attribute_in_runs
 from mesascope.circuits.edge_patching import patch_in_runs
 from mesascope.circuits.edges import Edges, find_edges
-from mesascope.circuits.faithfulness import FRACTIONS, measure_in_batches, name_edges
+from mesascope.circuits.faithfulness import FRACTIONS, measure_in_batches, name_edges, validate_ranking
 from mesascope.circuits.references import ABLATIONS, ReferenceMean, draw_references, validate_ablation
 from mesascope.circuits.runs import CircuitRuns, validate_ends
 from mesascope.inspection._circuit_inputs import CircuitInputs
@@ -35,18 +35,21 @@ class CircuitSearch:
     Attributes:
         steps: gradients that are averaged (EAP-IG), or 0 for one gradient (EAP).
         ablation: what ablated edges carry, as in `attribute_edges`.
+        by: how edges are ranked, as in `rank_edges`.
         size: number of edges of the circuit; by default 1 % of all edges, and three at least.
         draws: resamples of the bootstrap over pairs.
     """
 
     steps: int = 5
     ablation: str = "counterfactual"
+    by: str = "magnitude"
     size: int | None = None
     draws: int = 200
 
     def __post_init__(self) -> None:
         """Check the settings."""
         validate_ablation(self.ablation)
+        validate_ranking(self.by)
         for name, least in (("steps", 0), ("size", 1), ("draws", 2)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -121,8 +124,8 @@ def find_circuit(inputs: CircuitInputs, search: CircuitSearch, path: Path, progr
         scores = _attribute(open_runs, search, batches, stages)
         metric = inputs.make_metric(slice(0, 1))
         validate_ends(scores["clean"], scores["ablated"], metric.name, ABLATIONS[search.ablation])
-        stability = bootstrap_edges(scores["score_by_sequence"], size, draws=search.draws)
-        top = name_edges(scores["score"], rank_edges(scores["score"])[: min(NUM_PATCHED, size)])
+        stability = bootstrap_edges(scores["score_by_sequence"], size, draws=search.draws, by=search.by)
+        top = name_edges(scores["score"], rank_edges(scores["score"], search.by)[: min(NUM_PATCHED, size)])
         effects = stages.compute(
             "effects of the highest-ranked edges",
             "effects",
@@ -133,7 +136,11 @@ def find_circuit(inputs: CircuitInputs, search: CircuitSearch, path: Path, progr
                 kind,
                 name,
                 lambda fractions=fractions, draws=draws: measure_in_batches(
-                    map(open_runs, tested_batches), scores["score"], fractions=fractions, random_draws=draws
+                    map(open_runs, tested_batches),
+                    scores["score"],
+                    fractions=fractions,
+                    by=search.by,
+                    random_draws=draws,
                 ),
             )
             for kind, name, fractions, draws in (
@@ -142,7 +149,7 @@ def find_circuit(inputs: CircuitInputs, search: CircuitSearch, path: Path, progr
             )
         )
         run.write_results("edge_scores", describe_scores(scores))
-        run.write_results("circuit", list_edges(scores, stability, effects, size, edges, search.ablation))
+        run.write_results("circuit", list_edges(scores, stability, effects, size, edges, search.ablation, search.by))
         run.write_results("circuit_test", describe_test(control, stability, size, search.ablation))
         run.write_results("circuit_faithfulness", describe_faithfulness(curves, search.ablation))
         run.write_json("model", {**describe_model(inputs.model), "skipped": {}, "seconds": stages.seconds})
@@ -173,6 +180,7 @@ def describe_search(inputs: CircuitInputs, search: CircuitSearch, edges: Edges, 
             "pairs": len(inputs),
             "steps": search.steps,
             "ablation": search.ablation,
+            "ranking": search.by,
             "edges": len(edges),
             "size": size,
             "draws": search.draws,
