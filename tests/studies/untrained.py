@@ -1,11 +1,13 @@
 """Untrained models passed through whole studies as if they were trained: no claim of a paper may be supported.
 
 ``python -m tests.studies.untrained [STUDY...]`` writes the number of verdicts over 5 draws of each study into
-docs/verdicts.md.
+docs/verdicts.md. A draw can take an hour: finished draws are kept in runs/untrained with the revision of their code, and
+are computed again only if they are deleted; an unfinished one resumes.
 """
 
+import json
+import shutil
 import sys
-import tempfile
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +17,8 @@ from transformers import PreTrainedModel
 
 from mesascope import api
 from mesascope.runner import load_verdicts
+from mesascope.store import write_atomically
+from mesascope.store.provenance import collect_provenance
 from mesascope.studies import base, registry
 from mesascope.studies.base import Condition, ScaleConfig, Study
 from mesascope.studies.published import DECIDED_STATUSES as STATUSES
@@ -22,6 +26,7 @@ from mesascope.train import SGD, ConstantSchedule, TrainingConfig
 
 PAGE = Path(__file__).parents[2] / "docs" / "verdicts.md"
 BEGIN, END = "<!-- untrained: begin -->", "<!-- untrained: end -->"
+RUNS = Path("runs") / "untrained"
 DRAWS = 5
 FIRST_SEED = 100_000  # no other run uses these seeds
 SEQUENCES = 512
@@ -96,6 +101,17 @@ def _change_training(config: ScaleConfig) -> ScaleConfig:
     )
 
 
+def load_draw(name: str, draw: int, folder: Path = RUNS) -> dict[str, str]:
+    """Return the verdicts of a finished draw, or compute and keep them."""
+    file = folder / f"{name}-{draw}.json"
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        verdicts = judge_untrained(name, draw, folder)
+        write_atomically(file, json.dumps({"revision": collect_provenance()["revision"], "verdicts": verdicts}))
+        shutil.rmtree(folder / f"{name}-{draw}")
+    return json.loads(file.read_text(encoding="utf-8"))["verdicts"]
+
+
 def judge_untrained(name: str, draw: int, folder: Path) -> dict[str, str]:
     """Return the verdict on each claim of a paper, for untrained models."""
     file = folder / f"untrained_{name.replace('-', '_')}_{draw}.py"
@@ -108,8 +124,7 @@ def judge_untrained(name: str, draw: int, folder: Path) -> dict[str, str]:
 
 def format_row(name: str) -> str:
     """Return the row of a study: the number of claims by verdict over all draws, and the claims that are supported."""
-    with tempfile.TemporaryDirectory() as folder:
-        verdicts = [judge_untrained(name, draw, Path(folder)) for draw in range(DRAWS)]
+    verdicts = [load_draw(name, draw) for draw in range(DRAWS)]
     counts = Counter(status for one in verdicts for status in one.values())
     numbers = [str(counts.pop(status, 0)) for status in STATUSES]
     if counts:
