@@ -1,8 +1,8 @@
 """Untrained models passed through whole studies as if they were trained: no claim of a paper may be supported.
 
 ``python -m tests.studies.untrained [STUDY...]`` writes the number of verdicts over 5 draws of each study into
-docs/verdicts.md. A draw can take an hour: finished draws are kept in runs/untrained with the revision of their code, and
-are computed again only if they are deleted; an unfinished one resumes.
+docs/verdicts.md. A draw can take an hour: finished draws are kept in runs/untrained with the revision of their code,
+and are computed again only if they are deleted; an unfinished one resumes.
 """
 
 import json
