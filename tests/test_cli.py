@@ -262,6 +262,7 @@ def test_the_flags_are_the_ones_that_were_promised(command):
         "show": {"--help"},
         "cite": {"--help"},
         "compare": {"--help"},
+        "table": {"--format", "--help"},
         "which-algorithm": {"--study", "--sequences", "--seed", "--device", "--json", "--trust-remote-code", "--help"},
     }
     import typer.main

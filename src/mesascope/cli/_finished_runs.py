@@ -1,4 +1,4 @@
-"""Commands about finished runs: report, verify, compare, runs."""
+"""Commands about finished runs: report, verify, compare, table, runs."""
 
 import json
 from pathlib import Path
@@ -64,6 +64,17 @@ def compare_command(
     for name in dict.fromkeys([*tables[0], *tables[1]]):
         table.add_row(escape(name), *(format_verdict_cell(rows.get(name)) for rows in tables))
     out.print(table)
+
+
+@app.command("table")
+def table_command(
+    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
+    form: Annotated[str, typer.Option("--format", help="csv, markdown or latex.")] = "csv",
+) -> None:
+    """Print the verdicts of runs as one table, in all cells, for a spreadsheet or a paper."""
+    from mesascope.studies.verdict_table import collect_verdicts, format_table
+
+    print(format_table(collect_verdicts(run_dirs), form), end="")
 
 
 @app.command("runs")
