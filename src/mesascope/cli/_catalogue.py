@@ -26,11 +26,15 @@ def list_command(
         study_rows = [{"paper": e.paper, "minutes": dict(e.minutes), "last": last.get(e.name)} for e in studies]
         rows = [{"kind": e.kind, "name": e.name, "title": e.title} for e in (*studies, *tasks)]
         extended = [row | more for row, more in zip(rows, study_rows + [{}] * len(tasks), strict=True)]
-        print(json.dumps(extended, indent=2))
+        installed = [{"kind": "study", "name": each.name, "title": ""} for each in registry.list_installed_studies()]
+        print(json.dumps([*extended, *installed], indent=2))
         return
     out.print("[bold]Studies[/bold] (mesascope run NAME; times on two CPU cores)")
     for entry in studies:
         _print_study(entry, last.get(entry.name))
+    for point in registry.list_installed_studies():
+        package = point.dist.name if point.dist else point.value
+        out.print(f"  [bold]{escape(point.name)}[/bold]  of the package {escape(package)}", soft_wrap=True)
     width = max(len(entry.name) for entry in tasks)
     out.print("[bold]Tasks[/bold] (mesascope.tasks)")
     for entry in tasks:

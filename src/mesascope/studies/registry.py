@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.machinery import ModuleSpec, SourceFileLoader
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ VALUE_PREFIX = "value:"  # of the reference of a study that is neither in the pa
 _values: dict[str, "Study"] = {}
 INDEX = Path(__file__).parent / "index.json"
 PACKAGES = ("mesascope.studies", "mesascope.tasks")
+ENTRY_POINT_GROUP = "mesascope.studies"
 
 
 class UnknownStudy(ValueError):  # noqa: N818  it says what happened
@@ -35,6 +37,10 @@ class UnknownStudy(ValueError):  # noqa: N818  it says what happened
 
 class InvalidStudyFile(ValueError):  # noqa: N818  it says what happened
     """The file of a study cannot be run; the message names the line and the error."""
+
+
+class InvalidStudyPackage(ValueError):  # noqa: N818  it says what happened
+    """The study of an installed package cannot be loaded; the message names the package and the error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +80,9 @@ def load_study(name: str) -> "Study":
     """Import a study; this imports torch.
 
     Args:
-        name: of a study, or a ``.py`` file that holds ``STUDY``; ``NAME[FACTOR=LEVEL,...]`` is a study in one cell of
-            its factors.
+        name: of a study of the package, or of an entry point of an installed package in the group
+            ``mesascope.studies``, or a ``.py`` file that holds ``STUDY``; ``NAME[FACTOR=LEVEL,...]`` is a study in one
+            cell of its factors.
 
     Returns:
         the study.
@@ -83,13 +90,11 @@ def load_study(name: str) -> "Study":
     Raises:
         UnknownStudy: there is no such study; the message lists those there are.
         InvalidStudyFile: the file cannot be run, or its ``STUDY`` is no study.
+        InvalidStudyPackage: an installed package cannot be imported, or its entry point is no study.
         ValueError: the study has no such factor or level.
     """
     name, cell = split_reference(name)
-    if name in _values:
-        study = _values[name]
-    else:
-        study = _load_file(name) if name.endswith(".py") else importlib.import_module(_find_entry(name).module).STUDY
+    study = _load_file(name) if name.endswith(".py") else _load_named(name)
     return study.at_cell(parse_cell(cell)) if cell else study
 
 
@@ -123,8 +128,8 @@ def load_summary(name: str) -> StudySummary:
     Raises:
         UnknownStudy: there is no such study; the message lists those there are.
     """
-    summary = None if name.endswith(".py") else _find_entry(name).summary
-    return summary or summarize_study(load_study(name))
+    entry = next((one for one in list_studies() if one.name == name), None)
+    return entry.summary if entry and entry.summary else summarize_study(load_study(name))
 
 
 def build_index() -> list[Entry]:
@@ -148,13 +153,47 @@ def _read_index() -> list[Entry]:
     return [Entry(**{**row, "summary": row["summary"] and parse_summary(row["summary"])}) for row in rows]
 
 
-def _find_entry(name: str) -> Entry:
+def list_installed_studies() -> list[EntryPoint]:
+    """Return the studies of installed packages: their entry points in the group ``mesascope.studies``, by name.
+
+    An entry point with the name of a study of this package is left out.
+    """
+    own = {entry.name for entry in list_studies()}
+    points = [point for point in entry_points(group=ENTRY_POINT_GROUP) if point.name not in own]
+    return sorted(points, key=lambda point: point.name)
+
+
+def _load_named(name: str) -> "Study":
+    """Return a study that is a value, or import one of this package or of an installed one."""
+    if name in _values:
+        return _values[name]
     entries = {entry.name: entry for entry in list_studies()}
-    if name not in entries:
-        raise UnknownStudy(
-            f"a study must be one of {', '.join(entries)}, or a .py file that defines STUDY, but got {name!r}"
+    if name in entries:
+        return importlib.import_module(entries[name].module).STUDY
+    points = {point.name: point for point in list_installed_studies()}
+    if name in points:
+        return _load_entry_point(points[name])
+    raise UnknownStudy(
+        f"a study must be one of {', '.join([*entries, *points])}, or a .py file that defines STUDY, but got {name!r}"
+    )
+
+
+def _load_entry_point(point: EntryPoint) -> "Study":
+    """Import the study of an installed package."""
+    package = point.dist.name if point.dist else point.value
+    try:
+        study = point.load()
+    except Exception as error:  # any error of another package
+        raise InvalidStudyPackage(
+            f"the study {point.name!r} of {package} must be importable, but fails with "
+            f"{type(error).__name__}: {error}; set MESASCOPE_DEBUG=1 to see the traceback"
+        ) from error
+    if not isinstance(study, importlib.import_module("mesascope.studies.base").Study):
+        raise InvalidStudyPackage(
+            f"the study {point.name!r} of {package} must be a mesascope.studies.base.Study, but {point.value} is of "
+            f"type {type(study).__name__}"
         )
-    return entries[name]
+    return study
 
 
 def _import_all(package: str) -> list[ModuleType]:
