@@ -2,9 +2,11 @@
 
 import time
 from io import StringIO
+from types import SimpleNamespace
 
 from rich.console import Console
 
+from mesascope.cli._output import print_verdicts
 from mesascope.progress import ProgressDisplay
 
 
@@ -39,3 +41,15 @@ def test_elsewhere_each_line_stands_alone():
         "measuring: seed 0",
         "measuring seed 0: 1/1 loss 0.25",
     ]
+
+
+def test_claims_that_are_not_tested_are_only_counted(capsys):
+    about = {"statement": "it holds", "value": None, "reason": "a reason", "source": "ours"}
+    verdicts = [SimpleNamespace(status="not tested at this scale", **about | {"statement": "unseen"}) for _ in range(3)]
+    print_verdicts([*verdicts, SimpleNamespace(status="holds", **about)], "smoke")
+    printed = capsys.readouterr().out
+    assert "HOLDS  it holds" in printed
+    assert "unseen" not in printed
+    assert "3 claims are not tested at smoke scale" in printed
+    print_verdicts(verdicts[:1], "smoke")
+    assert "1 claim is not tested at smoke scale" in capsys.readouterr().out

@@ -16,7 +16,7 @@ from mesascope.cli._app import (
     print_line,
 )
 from mesascope.cli._exit_codes import EXIT_CONTRADICTED
-from mesascope.cli._output import print_cells, print_circuit, print_ranking, print_verdict
+from mesascope.cli._output import print_cells, print_circuit, print_ranking, print_verdicts
 
 
 @app.command("run")
@@ -47,8 +47,7 @@ def run_command(
             study, scale=scale, seeds=seeds, out=out_dir, device=device, on=on, vary=varied, progress=display
         )
     verdicts, cells = load_verdicts(finished_run), load_cells(finished_run.path)
-    for verdict in verdicts:
-        print_verdict(verdict)
+    print_verdicts(verdicts, scale)
     if len(cells) > 1:
         print_cells(cells)
     print_line(f"\nReport: {finished_run.path / 'report.html'}")

@@ -30,6 +30,21 @@ _VERDICT_TYPES = {  # of the fields that are printed
 }
 
 
+def print_verdicts(verdicts: Sequence[Any], scale: str) -> None:
+    """Print verdicts with their numbers; claims that are not tested are only counted.
+
+    Args:
+        verdicts: The verdicts.
+        scale: The scale of the run.
+    """
+    tested = [verdict for verdict in verdicts if verdict.status != "not tested at this scale"]
+    for verdict in tested:
+        print_verdict(verdict)
+    if untested := len(verdicts) - len(tested):
+        claims = "1 claim is" if untested == 1 else f"{untested} claims are"
+        print_line(f"\n{claims} not tested at {scale} scale; the report lists every claim")
+
+
 def print_verdict(verdict: Any) -> None:
     """Print a verdict with its numbers.
 
