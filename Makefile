@@ -5,7 +5,7 @@
 # make lint           run the checks without the tests
 # make docs           run all studies at laptop scale (three hours) and write their pages under docs/studies
 # make docs-paper     run the affine study at paper scale in all cells of its grid (three hours) and write its page
-# make index          write the index of studies and tasks that `mesascope list` reads
+# make index          write the index that `mesascope list` reads, and the page on analyses
 # make architectures  test capture on every causal-LM class in transformers and write the table
 # make ground-truth   test every analysis on models with known mechanisms and write the table
 # make bench          run all benchmarks against bounds and other libraries (half an hour); its parts:
@@ -73,6 +73,7 @@ docs-paper: $(STAMP)
 
 index: $(STAMP)
 	$(BIN)/python -m mesascope.studies.registry
+	$(BIN)/python docs/list_analyses.py
 
 architectures: $(STAMP)
 	$(BIN)/python -m tests.architectures.table
