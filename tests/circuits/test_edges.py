@@ -215,6 +215,9 @@ def test_bad_arguments_are_refused():
         patch_edges(model, tokens(0), tokens(1), METRIC, [("L0.H9", "output")])
     with pytest.raises(ValueError, match=r"L2\.H0 -> L1\.H0\.q"):
         patch_edges(model, tokens(0), tokens(1), METRIC, [("L2.H0", "L1.H0.q")])
+    for edges in ([], "", torch.ones(2, 2).half(), [("L0.H0", 1)], "L0.H0"):
+        with pytest.raises(ValueError, match="edges must be one or more pairs of the names"):
+            patch_edges(model, tokens(0), tokens(1), METRIC, edges)
     with pytest.raises(ValueError, match="metric must differ"):
         attribute_edges(model, tokens(0), tokens(0), METRIC)
     with pytest.raises(ValueError, match="steps must be 0 or more"):

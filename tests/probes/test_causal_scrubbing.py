@@ -253,3 +253,8 @@ def test_models_whose_output_has_other_sources_are_refused_by_name():
     biased = TokenBias(DecoderConfig(vocab_size=20, hidden_size=16, num_attention_heads=2, num_hidden_layers=2)).eval()
     with pytest.raises(UnsupportedModel, match="the embedding, heads and MLPs must determine the output, but"):
         scrub(biased, X, Hypothesis(claims=()), "loss")
+
+
+def test_sequences_without_positions_have_no_number():
+    with pytest.raises(ValueError, match=r"must be \(batch, pos\) and not empty, but got \(3, 0\)"):
+        whole_input(torch.zeros(3, 0, dtype=torch.long))

@@ -224,3 +224,12 @@ def test_pairs_whose_answers_do_not_differ_are_refused():
         own = llama(X).logits[:, -1].argmax(-1)
     with pytest.raises(ValueError, match="expected must differ from the output of the unedited base"):
         measure_interchange(llama, X, OTHER, own)
+
+
+@pytest.mark.parametrize("order", ["", [0, 1, 2], [0, 2], [-1, 0]])
+def test_an_order_that_is_none_is_refused(order):
+    model = small.llama()
+    acts = capture(model, torch.tensor([[1, 2, 3], [4, 5, 6]]), ["resid_pre"])
+    basis = draw_random_basis(2, 16, torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="order must be"):
+        replace_subspace("resid_pre", acts, basis, {"layer": 1}, order=order)

@@ -90,16 +90,14 @@ def patch_in_runs(
 
     Raises:
         UnsupportedModel: If the edges do not determine the output of the model.
-        ValueError: If an edge does not exist.
+        ValueError: If an edge does not exist, or none is given.
     """
     exist = runs.edges.exist
-    wrong = next((edge for edge in edges or () if not _is_pair_of_names(edge)), None)
-    if wrong is not None:
-        raise ValueError(
-            f"edges must be pairs of the names of a sender and a receiver, but got {describe_value(wrong)}; write "
-            '("L0.H2", "output")'
-        )
-    pairs = [runs.edges.index(*edge) for edge in edges] if edges is not None else exist.nonzero().tolist()
+    if edges is None:
+        pairs = exist.nonzero().tolist()
+    else:
+        validate_pairs_of_names(edges)
+        pairs = [runs.edges.index(*edge) for edge in edges]
     pairs.sort(key=lambda pair: pair[1])  # in one run, most receivers then read one stream
     clean, _ = runs.ends
     runs.validate_edges()
@@ -118,6 +116,24 @@ def patch_in_runs(
         progress(len(pairs), len(pairs))
     about = f"{runs.metric.description}: change by {runs.ablated_name} on one edge"
     return label_edges(runs.edges, "effect", effects, about, runs.metric.units).assign(label_ends(runs))
+
+
+def validate_pairs_of_names(edges: Any) -> None:
+    """Check that edges are given by the names of their ends.
+
+    Args:
+        edges: pairs of the names of a sender and a receiver.
+
+    Raises:
+        ValueError: If there are none, or one is no pair of names.
+    """
+    given = list(edges) if isinstance(edges, Sequence) and not isinstance(edges, str) else []
+    wrong = next((edge for edge in given if not _is_pair_of_names(edge)), None if given else edges)
+    if not given or wrong is not None:
+        raise ValueError(
+            "edges must be one or more pairs of the names of a sender and a receiver, but got "
+            f'{describe_value(wrong)}; write [("L0.H2", "output")]'
+        )
 
 
 def _is_pair_of_names(edge: object) -> bool:

@@ -108,12 +108,14 @@ def whole_input(inputs: Shaped[Tensor, "batch pos *d_in"]) -> Int[Tensor, " batc
         inputs: the inputs.
 
     Raises:
-        ValueError: they are no tensor of sequences.
+        ValueError: they are no tensor of sequences, or the sequences are empty.
 
     >>> whole_input(torch.tensor([[5, 6], [1, 2], [5, 6]])).tolist()
     [1, 0, 1]
     """
     validate_type("inputs", inputs, Shaped[Tensor, "batch pos *d_in"])
+    if 0 in inputs.shape:
+        raise ValueError(f"inputs must be (batch, pos) and not empty, but got {tuple(inputs.shape)}")
     return inputs.flatten(1).unique(dim=0, return_inverse=True)[1]
 
 

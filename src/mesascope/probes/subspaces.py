@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mesascope.activations import Capture, Edit, get_site
-from mesascope.argument_types import validate_arguments
+from mesascope.argument_types import describe_value, validate_arguments
 from mesascope.interventions.edits import IndexByAxis, replace
 
 Basis = Float[Tensor, "rank feature"]
@@ -114,10 +114,15 @@ def replace_in_order(site: str, source: Capture, where: IndexByAxis | None, orde
     edit = replace(site, source, where)
     if order is None:
         return edit
-    indices, count = torch.as_tensor(order), len(source.inputs)
+    count = len(source.inputs)
+    try:
+        indices = torch.as_tensor(order)
+    except (TypeError, ValueError, RuntimeError):
+        indices = torch.empty(0)
     if indices.shape != (count,) or indices.is_floating_point() or not ((indices >= 0) & (indices < count)).all():
         raise ValueError(
-            f"order must be one index from 0 to {count - 1} for each of {count} sequences, but got {order}"
+            f"order must be one index from 0 to {count - 1} for each of {count} sequences, but got "
+            f"{describe_value(order)}"
         )
     if source.attention_mask is not None:
         raise ValueError("order must be omitted with padding, since sequences differ in length; use sequences of one")
