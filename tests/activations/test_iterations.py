@@ -260,6 +260,19 @@ def test_interventions_and_linear_modules_are_refused_by_name_and_open_the_unrol
     torch.testing.assert_close(edits.run_edits([[zero("z", {"layer": 2})]])[0], expected)
 
 
+@torch.no_grad()
+def test_an_unrolled_copy_has_the_precision_the_mode_and_the_ties_of_the_model():
+    model = fixed(tie_word_embeddings=True).double().train()
+    unrolled, x = unroll_steps(model), some_tokens()
+    assert unrolled.training
+    assert unrolled.readout.weight is unrolled.embed.weight
+    assert torch.equal(unrolled(x).logits, model(x).logits)
+    expected = model(x).logits
+    unrolled.layers[3].mlp.down_proj.weight.zero_()
+    assert not torch.equal(unrolled(x).logits, expected)
+    assert torch.equal(model(x).logits, expected)
+
+
 @pytest.mark.parametrize("fields", [{"halt": "token"}, {"chunk_length": 4, "memory_slots": 2}])
 def test_what_cannot_be_unrolled_is_refused_by_name(fields):
     with pytest.raises(ValueError, match="a model to be unrolled must have halt='none' and no chunks, but has"):
