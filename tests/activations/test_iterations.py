@@ -278,7 +278,7 @@ def test_a_pass_that_ends_early_is_refused():
 
 def test_interventions_and_linear_modules_are_refused_by_name_and_open_the_unrolled_copy():
     model, x = fixed("one layer"), some_tokens()
-    with pytest.raises(UnsupportedModel, match="interventions need a model that calls each layer once, but Recurrent"):
+    with pytest.raises(UnsupportedModel, match="intervention needs a model that calls each layer once, but Recurrent"):
         BatchedEdits(model, x, "z")
     with pytest.raises(UnsupportedModel, match="linear modules need a model that calls each layer once, but Recurrent"):
         sample_linear_inputs(model, x)
