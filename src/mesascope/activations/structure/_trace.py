@@ -198,8 +198,9 @@ def trace_forward(model: PreTrainedModel, forward: Callable[[], Mapping[str, Any
 def _read_max_iterations(output: Mapping[str, Any]) -> int | None:
     """Return the first size of halting probabilities (iteration, batch, pos); ``None`` if the output has none."""
     probabilities, shape = output.get("halting_probabilities"), output["logits"].shape[:2]
-    is_by_iteration = isinstance(probabilities, Tensor) and probabilities.shape[1:] == shape
-    return len(probabilities) if is_by_iteration else None
+    if isinstance(probabilities, Tensor) and probabilities.shape[1:] == shape:
+        return len(probabilities)
+    return None
 
 
 @contextmanager
