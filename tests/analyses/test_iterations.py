@@ -7,11 +7,17 @@ import torch
 from mesascope import analyses, capture
 from mesascope.activations import UnsupportedModel
 from mesascope.analyses import run_analyses, split_iterations
+from mesascope.analyses.causal.head_ablation import head_ablation
+from mesascope.analyses.causal.pruning import pruning
+from mesascope.analyses.causal.saturation import saturation
+from mesascope.analyses.causal.value_paths import value_paths
+from mesascope.analyses.heads.refinement import refinement_heads
 from mesascope.analyses.inner_objectives.objectives import OBJECTIVES
 from mesascope.analyses.stream.attribution import decompose_output
 from mesascope.analyses.stream.token_attribution import decompose_logits
 from mesascope.models.recurrent.unroll import unroll_steps
 from mesascope.probes import probe_site
+from mesascope.tasks.affine import Affine
 from mesascope.tasks.base import Batch
 from recurrent_models import recurrent, some_tokens
 
@@ -52,6 +58,19 @@ def test_results_of_vectors_are_those_of_the_unrolled_copy(name):
     found, expected = (run_analyses(each, batch, [analysis])[name] for each in (model, unroll_steps(model)))
     assert found.attrs.pop("num_blocks") == 1
     assert found.identical(expected)
+
+
+def test_analyses_that_run_the_model_are_those_of_the_unrolled_copy_or_refused():
+    task = Affine()
+    model = recurrent("UT without halting", vocab_size=None, d_in=1, d_out=1)
+    batch = task.sample(40, torch.Generator().manual_seed(0))
+    for each in (saturation, refinement_heads.using(total=False)):
+        found, expected = (each(one, task, batch) for one in (model, unroll_steps(model)))
+        assert found.identical(expected)
+        assert found.sizes["layer"] == 5
+    for each in (refinement_heads, head_ablation, pruning, value_paths):
+        with pytest.raises(UnsupportedModel, match="needs a model that calls each layer once"):
+            each(recurrent("UT without halting", vocab_size=None, d_in=1, d_out=1, num_hidden_layers=2), task, batch)
 
 
 def test_calls_are_split_into_layers_and_iterations():
