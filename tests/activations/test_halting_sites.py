@@ -161,9 +161,11 @@ def test_micro_batches_end_by_themselves(kind):
             assert torch.equal(found[site][row], each[site][0])
         assert torch.equal(found["halting_probabilities"][:, row], each["halting_probabilities"][:, 0])
     fewest = int(found.iterations_run.min())
-    part = capture(model, x, sites, batch_size=1, iterations=range(fewest)).unrolled()
+    part = capture(model, x, sites, batch_size=1, iterations=range(fewest)).unrolled(include_stopped=True)
     assert torch.equal(part["resid_post"], found["resid_post"][:, :fewest].transpose(0, 1).flatten(0, 1))
     with pytest.raises(ValueError, match=rf"only {fewest} did; pass iterations=range\({fewest}\) to capture"):
+        found.unrolled(include_stopped=True)
+    with pytest.raises(ValueError, match="layers of a model that halts also run at positions that have stopped"):
         found.unrolled()
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.utils.generic import ModelOutput
 
 import small
 from mesascope import capture
@@ -91,6 +92,8 @@ def test_layers_and_iterations_are_selected():
     for site in ("z", "resid_pre_grad"):
         assert torch.equal(part[site], whole[site][1:, [2, 0]])
     assert part.unrolled().layers == (5, 1)
+    rows = capture(model, x, ["pattern"], queries=[3, 7])["pattern"]
+    torch.testing.assert_close(rows, capture(model, x, ["pattern"])["pattern"][..., [3, 7], :])
     labelled = part.to_xarray("z")
     assert labelled.dims == ("layer", "iteration", "batch", "pos", "head", "d_head")
     assert labelled.coords["iteration"].values.tolist() == [2, 0]
@@ -238,6 +241,32 @@ def test_a_loop_that_depends_on_the_data_is_refused_in_the_run(steps, check):
             capture(model, x, ["resid_pre"], check=check, batch_size=batch_size)
 
 
+class Naming(Looping):
+    """A model with a field of the name of halting probabilities, whose axes are others."""
+
+    axes = "batch pos"
+
+    def forward(self, input_ids: Tensor, **_: Any) -> ModelOutput:
+        logits, sizes = super().forward(input_ids).logits, dict(zip(("batch", "pos"), input_ids.shape, strict=True))
+        shape = [(sizes | {"iteration": 3})[axis] for axis in self.axes.split()]
+        return ModelOutput(logits=logits, halting_probabilities=torch.rand(shape))
+
+
+@pytest.mark.parametrize("axes", ["batch pos", "batch pos iteration", "iteration", "iteration iteration batch pos"])
+def test_a_field_of_another_shape_is_no_declaration_of_halting(axes):
+    """Halting probabilities are (iteration, batch, pos), and whether a model halts does not follow from a name."""
+    model = Naming(decoder(**TOKENS).config).eval()
+    model.axes = axes
+    x = torch.randint(0, 6, (4, 10), generator=torch.Generator().manual_seed(0))
+    found = capture(model, x, ["resid_pre"])
+    assert (found.halts, found.iterations) == (False, (0, 1))
+    with pytest.raises(UnsupportedModel, match="halting_probabilities needs a model that returns halting_prob"):
+        capture(model, x, ["halting_probabilities"])
+    x[3] = 6
+    with pytest.raises(UnsupportedModel, match=r"in 2 iterations, in order, .* after 6 calls"):
+        capture(model, x, ["resid_pre"])
+
+
 def test_a_pass_that_ends_early_is_refused():
     model = Looping(decoder(**TOKENS).config).eval()
     x = torch.full((2, 4), 6)
@@ -249,7 +278,7 @@ def test_a_pass_that_ends_early_is_refused():
 
 def test_interventions_and_linear_modules_are_refused_by_name_and_open_the_unrolled_copy():
     model, x = fixed("one layer"), some_tokens()
-    with pytest.raises(UnsupportedModel, match="interventions need a model that calls each layer once, but Recurrent"):
+    with pytest.raises(UnsupportedModel, match="intervention needs a model that calls each layer once, but Recurrent"):
         BatchedEdits(model, x, "z")
     with pytest.raises(UnsupportedModel, match="linear modules need a model that calls each layer once, but Recurrent"):
         sample_linear_inputs(model, x)
@@ -258,6 +287,19 @@ def test_interventions_and_linear_modules_are_refused_by_name_and_open_the_unrol
     edits = BatchedEdits(unrolled, x, "z")
     expected = capture(model, x, ["output"], edits=zero("z", {"iteration": 2}))["output"]
     torch.testing.assert_close(edits.run_edits([[zero("z", {"layer": 2})]])[0], expected)
+
+
+@torch.no_grad()
+def test_an_unrolled_copy_has_the_precision_the_mode_and_the_ties_of_the_model():
+    model = fixed(tie_word_embeddings=True).double().train()
+    unrolled, x = unroll_steps(model), some_tokens()
+    assert unrolled.training
+    assert unrolled.readout.weight is unrolled.embed.weight
+    assert torch.equal(unrolled(x).logits, model(x).logits)
+    expected = model(x).logits
+    unrolled.layers[3].mlp.down_proj.weight.zero_()
+    assert not torch.equal(unrolled(x).logits, expected)
+    assert torch.equal(model(x).logits, expected)
 
 
 @pytest.mark.parametrize("fields", [{"halt": "token"}, {"chunk_length": 4, "memory_slots": 2}])

@@ -7,8 +7,17 @@ import torch
 from mesascope import analyses, capture
 from mesascope.activations import UnsupportedModel
 from mesascope.analyses import run_analyses, split_iterations
+from mesascope.analyses.causal.head_ablation import head_ablation
+from mesascope.analyses.causal.pruning import pruning
+from mesascope.analyses.causal.saturation import saturation
+from mesascope.analyses.causal.value_paths import value_paths
+from mesascope.analyses.heads.refinement import refinement_heads
 from mesascope.analyses.inner_objectives.objectives import OBJECTIVES
+from mesascope.analyses.stream.attribution import decompose_output
+from mesascope.analyses.stream.token_attribution import decompose_logits
 from mesascope.models.recurrent.unroll import unroll_steps
+from mesascope.probes import probe_site
+from mesascope.tasks.affine import Affine
 from mesascope.tasks.base import Batch
 from recurrent_models import recurrent, some_tokens
 
@@ -51,6 +60,19 @@ def test_results_of_vectors_are_those_of_the_unrolled_copy(name):
     assert found.identical(expected)
 
 
+def test_analyses_that_run_the_model_are_those_of_the_unrolled_copy_or_refused():
+    task = Affine()
+    model = recurrent("UT without halting", vocab_size=None, d_in=1, d_out=1)
+    batch = task.sample(40, torch.Generator().manual_seed(0))
+    for each in (saturation, refinement_heads.using(total=False)):
+        found, expected = (each(one, task, batch) for one in (model, unroll_steps(model)))
+        assert found.identical(expected)
+        assert found.sizes["layer"] == 5
+    for each in (refinement_heads, head_ablation, pruning, value_paths):
+        with pytest.raises(UnsupportedModel, match="needs a model that calls each layer once"):
+            each(recurrent("UT without halting", vocab_size=None, d_in=1, d_out=1, num_hidden_layers=2), task, batch)
+
+
 def test_calls_are_split_into_layers_and_iterations():
     model, x = recurrent("UT without halting", num_hidden_layers=2, max_iterations=3), some_tokens()
     found = run_analyses(model, x, [analyses.positional_attention, analyses.norms], layers=[1])
@@ -75,13 +97,39 @@ def test_models_that_halt_are_refused_by_name_unless_unrolled(name):
     """What a model computes at positions that have stopped is no part of its output."""
     model, x, analysis = recurrent("UT"), some_tokens(), getattr(analyses, name)
     acts = capture(model, x, sorted(analysis.sites), reduce=analysis.reductions, iterations=[0, 1])
-    with pytest.raises(ValueError, match=f"{name} treats all positions alike, but a model that halts discards"):
+    with pytest.raises(ValueError, match="layers of a model that halts also run at positions that have stopped"):
         analysis(acts)
+    unrolled = acts.unrolled(include_stopped=True)
     if name in LENSES:
         with pytest.raises(ValueError, match="but a model that halts reads a weighted average of states"):
-            analysis(acts.unrolled())
+            analysis(unrolled)
     elif name == "direct_attribution":
         with pytest.raises(UnsupportedModel, match="the output is read from a weighted average of the states"):
-            analysis(acts.unrolled())
+            analysis(unrolled)
     else:
-        assert analysis(acts.unrolled()).attrs["num_blocks"] == 1
+        assert analysis(unrolled).attrs["num_blocks"] == 1
+
+
+def test_analyses_of_outputs_apply_to_models_that_halt():
+    model, x = recurrent("UT"), some_tokens()
+    batch = Batch(inputs=x, targets=x.roll(-1, 1), weight=torch.ones(x.shape))
+    found = run_analyses(model, batch, [analyses.loss_vs_baselines])["loss_vs_baselines"]
+    with torch.no_grad():
+        losses = torch.nn.functional.cross_entropy(model(x).logits.mT, batch.targets, reduction="none")
+    assert any(np.allclose(array.mean(), losses.mean(), rtol=1e-5) for array in found.data_vars.values())
+
+
+def test_functions_of_captures_unroll_them():
+    model, x = recurrent("UT without halting", num_hidden_layers=2, max_iterations=2), some_tokens(30)
+    sites = ["resid_pre", "resid_post", "attn_out", "z", "output"]
+    found, expected = capture(model, x, sites), capture(unroll_steps(model), x, sites)
+    index = torch.arange(30), torch.full((30,), 4), x[:, 5]
+    for one, other in zip(*(vars(decompose_logits(acts, *index)).values() for acts in (found, expected)), strict=True):
+        assert one is other is None or torch.equal(one, other)
+    parts = decompose_output(found), decompose_output(expected)
+    assert all(torch.equal(parts[0][name], parts[1][name]) for name in parts[1])
+    labels = x[:, 0] > 3
+    assert probe_site(found, "z", labels).identical(probe_site(expected, "z", labels))
+    halting = capture(recurrent("UT"), x, ["resid_post"], iterations=[0])
+    with pytest.raises(ValueError, match="layers of a model that halts also run at positions that have stopped"):
+        probe_site(halting, "resid_post", labels)

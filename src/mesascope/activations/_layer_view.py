@@ -21,9 +21,10 @@ class LayerView:
     """The activations of one layer for one micro-batch. They are freed as the model runs on; only results are stored.
 
     Attributes:
-        layer: the index of the layer in the model.
+        layer: the index of the layer in the model; of the call, if the model repeats its layers: iteration * number of
+            layers + layer.
         recorded_index: its index among the recorded layers.
-        sites: the requested sites, without the axis ``layer``.
+        sites: the requested sites, without the axes ``layer`` and ``iteration``.
         inputs: the model inputs of these sequences.
         mask: 1 where an input is not padding; ``None`` without padding.
         rows: the indices of these sequences in the whole batch.

@@ -43,9 +43,11 @@ class BatchedEdits(UneditedPass):
         attention_mask: (batch, pos), 1 where an input is not padding; padding is neither edited nor compared.
         all_positions: compute outputs at every position; otherwise at the last position only, if the model class can
             and no sequence ends with padding.
+        accepts_iterations: accept a model that repeats its layers, and run all its layers in every pass. Its layers are
+            calls of layers then, iteration * number of layers + layer.
 
     Raises:
-        UnsupportedModel: the model cannot be captured.
+        UnsupportedModel: the model cannot be captured, or it repeats its layers.
     """
 
     def __init__(
@@ -56,13 +58,23 @@ class BatchedEdits(UneditedPass):
         *,
         attention_mask: Any = None,
         all_positions: bool = True,
+        accepts_iterations: bool = False,
     ) -> None:
-        super().__init__(model, inputs, site, attention_mask=attention_mask, all_positions=all_positions)
+        super().__init__(
+            model,
+            inputs,
+            site,
+            attention_mask=attention_mask,
+            all_positions=all_positions,
+            accepts_iterations=accepts_iterations,
+        )
         self._validated: set[tuple[int, HookPoint | None]] = set()
 
     @cached_property
     def _num_skippable(self) -> int:
-        """The number of leading layers that can be skipped."""
+        """The number of leading layers that can be skipped; none of those that are called again later."""
+        if self._structure.num_iterations is not None:
+            return 0
         return self._block_output_types.index(None) if None in self._block_output_types else self.num_layers
 
     def run_edits(self, edits_by_branch: Sequence[Sequence[Edit]]) -> Float[Tensor, "branch batch predicted d_out"]:
@@ -130,7 +142,7 @@ class BatchedEdits(UneditedPass):
         first = self._find_first_layer(edits_by_branch, target)
         if (first, target) in self._validated:
             return self._run_branches(edits_by_branch, first, target)
-        unedited = BranchHook([], self.num_layers, 0, 0, self.inputs, target)
+        unedited = BranchHook([], self.edited_layers, 0, 0, self.inputs, target)
         mask = None if self.attention_mask is None else self.attention_mask.flip(1)
         self._run_from_layer(self.inputs.flip(1), mask, unedited, 0)  # other inputs: the model may cache its last pass
         try:
@@ -149,7 +161,7 @@ class BatchedEdits(UneditedPass):
 
     def _find_first_layer(self, edits_by_branch: Sequence[Sequence[Edit]], target: HookPoint | None) -> int:
         """Return the first layer that must be run: none before it is edited or is the target."""
-        layers = [n for edits in edits_by_branch for edit in edits for n in edit.edited_layers(self.num_layers)]
+        layers = [n for edits in edits_by_branch for edit in edits for n in self.edited_layers(edit)]
         return min([*layers, self._num_skippable, self.num_layers - 1 if target is None else target[1]])
 
     def _reproduces_unedited(self, result: Tensor, target: HookPoint | None, *, required: bool) -> bool:
@@ -178,7 +190,7 @@ class BatchedEdits(UneditedPass):
     ) -> Float[Tensor, "branch batch *rest"]:
         branches, rows, mask = len(edits_by_branch), len(self.inputs), self.attention_mask
         stream = self.unedited_activation("resid_pre", first_layer)
-        hook_fn = BranchHook(edits_by_branch, self.num_layers, rows, first_layer, stream, target, mask)
+        hook_fn = BranchHook(edits_by_branch, self.edited_layers, rows, first_layer, stream, target, mask)
         repeated_inputs = self.inputs.repeat(branches, *[1] * (self.inputs.ndim - 1))
         results = self._run_from_layer(
             repeated_inputs,

@@ -8,8 +8,8 @@ import xarray as xr
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mesascope.activations import Capture, LayerReduction, Reduction, capture
-from mesascope.analyses.iterations import NUM_BLOCKS, unroll_for_analysis
+from mesascope.activations import Capture, LayerReduction, Reduction, capture, get_site
+from mesascope.analyses.iterations import NUM_BLOCKS
 from mesascope.argument_types import validate_arguments, validate_first_argument, validate_type
 from mesascope.summaries import Summarised, Summary
 from mesascope.tasks.base import Batch
@@ -73,7 +73,7 @@ class Analysis(Summarised):
 
         Raises:
             ValueError: the capture has padding, and the analysis would take it for inputs; or the model halts, and
-                the capture is not unrolled.
+                the capture is not unrolled with ``include_stopped=True``.
         """
         if not self.supports_padding and isinstance(subject[0], Capture) and subject[0].attention_mask is not None:
             raise ValueError(
@@ -82,8 +82,9 @@ class Analysis(Summarised):
             )
         attrs: dict[str, Any] = {"analysis": self.name, "title": self.title, "description": self.description}
         if isinstance(subject[0], Capture) and subject[0].num_blocks is not None:
-            subject = (unroll_for_analysis(self.name, subject[0]), *subject[1:])
             attrs[NUM_BLOCKS] = subject[0].num_blocks
+            if not self._reads_outputs_only:
+                subject = (subject[0].unrolled(), *subject[1:])
         if self.input == "capture":
             validate_first_argument(f"the capture of {self.name}", self.compute, subject[0])
         used = {**self.options, **options}
@@ -107,6 +108,11 @@ class Analysis(Summarised):
         layer_reductions = [how for how in self.reductions.values() if isinstance(how, LayerReduction)]
         single = [how.site for how in self.reductions.values() if isinstance(how, Reduction)]
         return frozenset((*self.sites, *single, *(site for how in layer_reductions for site in how.sites)))
+
+    @property
+    def _reads_outputs_only(self) -> bool:
+        """``True`` if no site is within a layer; an analysis without sites reads the weights of layers."""
+        return self.required_sites != set() and not any("layer" in get_site(one).axes for one in self.required_sites)
 
     def select_steps(self, steps: Sequence[int]) -> list[int]:
         """Return those of the checkpoints that the analysis is applied to.
@@ -245,6 +251,6 @@ def validate_all_layers_captured(acts: Capture) -> None:
             "the output must be read from the residual stream after the last layer, but a model that halts reads a "
             "weighted average of states; use capture.readout.compute_output with the states"
         )
-    depth = acts.readout.num_layers
+    acts, depth = acts.unrolled(), acts.readout.num_layers
     if acts.layers != tuple(range(depth)):
         raise ValueError(f"all {depth} layers must be recorded, but only {list(acts.layers)} were; leave out layers=")

@@ -3,30 +3,7 @@
 import numpy as np
 import xarray as xr
 
-from mesascope.activations import Capture
-
 NUM_BLOCKS = "num_blocks"  # attribute of results whose axis ``layer`` counts calls
-
-
-def unroll_for_analysis(name: str, acts: Capture) -> Capture:
-    """Return a capture in which every call of a layer is a layer.
-
-    Args:
-        name: the name of the analysis.
-        acts: any capture.
-
-    Returns:
-        The unrolled capture; the capture itself if its model calls each layer once.
-
-    Raises:
-        ValueError: the model halts, so that some activations are of positions that have stopped.
-    """
-    if acts.iterations is not None and acts.halts:
-        raise ValueError(
-            f"{name} treats all positions alike, but a model that halts discards what it computes at positions that "
-            "have stopped; pass capture.unrolled() to include them"
-        )
-    return acts.unrolled()
 
 
 def split_iterations(results: xr.Dataset) -> xr.Dataset:

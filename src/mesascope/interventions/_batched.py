@@ -93,6 +93,6 @@ def _chunk_edits(
     layers: dict[int, list[int]] = {}
     for number, edit in enumerate(edits):
         if changed[number]:
-            layers.setdefault(min(edit.edited_layers(edit_runner.num_layers)), []).append(number)
+            layers.setdefault(min(edit_runner.edited_layers(edit)), []).append(number)
     for _, group in sorted(layers.items()):
         yield from (group[start : start + max_edits] for start in range(0, len(group), max_edits))

@@ -36,7 +36,7 @@ def validate_sweep_axes(site: str, axes: Sequence[str], max_positions: int) -> t
         raise ValueError(f"max_positions must be 1 or more, but got {max_positions}")
     axes = (axes,) if isinstance(axes, str) else tuple(axes)
     site_axes = [axis for axis in site_of(site).axes if axis != "batch"]
-    unknown = [axis for axis in axes if axis not in site_axes]
+    unknown = [axis for axis in axes if axis not in (*site_axes, "iteration")]
     if unknown or not axes or len(set(axes)) < len(axes):
         raise ValueError(
             f"axes must name axes of {site} ({', '.join(site_axes)}) once each, but got {describe_value(axes)}"
@@ -64,7 +64,13 @@ def resolve_sweep_indices(
         UnsupportedModel: If a named layer lacks the site.
     """
     if "layer" not in edit.where:
-        edit = with_other(edit, where={"layer": edit_runner.layers_with_site(edit.site), **edit.where})
+        num_layers = edit_runner.axis_sizes["layer"]
+        layers = sorted({call % num_layers for call in edit_runner.layers_with_site(edit.site)})
+        edit = with_other(edit, where={"layer": layers, **edit.where})
+    if "iteration" in axes and "iteration" not in edit_runner.axis_sizes:
+        raise ValueError(
+            "the axis iteration needs a model that repeats its layers, but each layer is run once; omit it"
+        )
     sizes = _resolve_axis_sizes(edit_runner, edit)
     for axis in {*axes, *edit.where}:
         indices = edit.edited_indices(axis, sizes[axis])
@@ -77,7 +83,7 @@ def resolve_sweep_indices(
 
 def _resolve_axis_sizes(edit_runner: BatchedEdits, edit: Edit) -> dict[str, int]:
     """Return the sizes of the axes of the edited site, which all edited layers share."""
-    layers = edit.edited_layers(edit_runner.num_layers)
+    layers = edit_runner.edited_layers(edit)
     if not layers:
         raise ValueError(
             f"an edit needs a layer, but none is selected or has {edit.site}; select layers that have the site"
@@ -89,7 +95,7 @@ def _resolve_axis_sizes(edit_runner: BatchedEdits, edit: Edit) -> dict[str, int]
             f"layers must have the same shape to be swept together, but those of {edit.site} have shapes {shapes}; "
             "select some with where={'layer': ...}"
         )
-    return dict(zip(site_of(edit.site).axes_within_layer, shapes[0], strict=True)) | {"layer": edit_runner.num_layers}
+    return dict(zip(site_of(edit.site).axes_within_layer, shapes[0], strict=True)) | edit_runner.axis_sizes
 
 
 def restrict_edit(edit: Edit, axes: Sequence[str], index: SweepIndex) -> Edit:
@@ -137,7 +143,7 @@ def run_sweep(
     Raises:
         UnsupportedModel: If the output for one sequence depends on the other sequences in the batch.
     """
-    edit_runner.validate_sites({edit.site: edit.edited_layers(edit_runner.num_layers)})
+    edit_runner.validate_sites({edit.site: edit_runner.edited_layers(edit)})
     edits = [restrict_edit(edit, tuple(axis_indices), index) for index in itertools.product(*axis_indices.values())]
     edited_values, had_effect = run_batched_edits(
         edit_runner, edits, metric, max_positions=max_positions, progress=progress, run_edits=run_edits

@@ -213,7 +213,7 @@ def _edit_from_capture(
     indices |= dict(where or {})
     source_inputs = SourceInputs(inputs=source.inputs, mask=source.attention_mask, order=order)
     edit = Edit(site=site, where=indices, fn=_take_source, shared_source=shared, source_inputs=source_inputs)
-    recorded = source if source.iterations is None else source.unrolled()
+    recorded = source.unrolled(include_stopped=True)
     activation = recorded[site]
     if site in ("attn_scores", "pattern") and len(source.queries) < source.inputs.shape[1]:
         raise ValueError(f"{site} must be recorded at all query positions, but queries= selected some; omit queries=")

@@ -44,6 +44,7 @@ def sweep(
         edit: the edit, such as ``zero("z")`` or ``mean("mlp_out", activations)``; its ``where`` limits the indices.
             Layers that lack its site are excluded unless it names them.
         axes: axes of the site whose indices are edited one at a time; along all other axes, the whole site is edited.
+            In a model that repeats its layers, ``iteration`` is one of them.
         metric: ``loss``; ``kl_divergence`` (tokens) or ``squared_distance`` (vectors) from the unedited output; one of
             `mesascope.interventions.metrics`; or a function from (batch, pos, d_out) to (batch), which needs a
             parameter ``attention_mask`` if there is padding.
@@ -80,6 +81,7 @@ def sweep(
         edit.site,
         attention_mask=run.mask,
         all_positions=not (isinstance(metric_or_factory, Metric) and metric_or_factory.last_position_only),
+        accepts_iterations=True,
     )
     edit, axis_indices = resolve_sweep_indices(edit_runner, edit, axes, metric_or_factory)
     resolved_metric = (

@@ -122,7 +122,8 @@ def probe_site(
         site: a site within layers whose last axis is ``d_model`` or ``d_head``.
         labels: integers, one per position of the inputs (batch, pos), or one per sequence (batch).
         types: token type of every position (batch, pos); the tokens by default.
-        layers: layers of the model; all that were recorded by default.
+        layers: layers of the model; all that were recorded by default. In a model that repeats its layers, the calls of
+            layers, as in the unrolled capture.
         heads: heads; all by default.
         positions: positions that count; all by default. With one position, a row is a sequence.
         mask: 1 where a position counts (batch, pos); all by default.
@@ -137,7 +138,7 @@ def probe_site(
 
     Raises:
         NotRecorded: the site was not recorded.
-        ValueError: there is no such site, layer, head or position, or as in `probe`.
+        ValueError: there is no such site, layer, head or position, the model halts, or as in `probe`.
 
     >>> from mesascope.activations import capture
     >>> from mesascope.models.transformer import Decoder, DecoderConfig
@@ -151,6 +152,7 @@ def probe_site(
     axes = get_site(site).axes
     if axes[0] != "layer" or axes[-1] not in ("d_model", "d_head"):
         raise ValueError(f"a probed site must be within layers and end in d_model or d_head, but {site} has {axes}")
+    acts = acts.unrolled()
     values = acts[site].detach()
     shape = acts.inputs.shape[:2]
     types = acts.inputs if types is None and not acts.inputs.is_floating_point() else types

@@ -42,7 +42,7 @@ class BranchHook:
     def __init__(
         self,
         edits_by_branch: Sequence[Sequence[Edit]],
-        num_layers: int,
+        edited_layers: Callable[[Edit], Sequence[int]],
         rows: int,
         first_layer: int,
         stream: Shaped[Tensor, "..."],
@@ -60,7 +60,7 @@ class BranchHook:
         self._edits: dict[HookPoint, list[tuple[int, Edit]]] = {}
         for number, edits in enumerate(edits_by_branch):
             for edit in edits:
-                for layer in edit.edited_layers(num_layers):
+                for layer in edited_layers(edit):
                     self._edits.setdefault((edit.site, layer), []).append((number, edit))
 
     @property

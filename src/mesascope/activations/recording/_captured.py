@@ -133,19 +133,28 @@ class Capture(Summarised, Mapping[str, Tensor]):
             rows=[describe_tensor(name, tensor, self.axes[name]) for name, tensor in self.items()],
         )
 
-    def unrolled(self) -> "Capture":
+    def unrolled(self, *, include_stopped: bool = False) -> "Capture":
         """Return a capture in which every call of a layer is a layer, without an axis ``iteration``.
 
         Call ``iteration * num_blocks + layer`` is that layer of a copy of the model with as many layers as calls.
+
+        Args:
+            include_stopped: accept a model that halts, although the activations include those of positions that have
+                stopped, which the model discards.
 
         Returns:
             A view of the same activations; the capture itself if its model calls each layer once.
 
         Raises:
-            ValueError: a recorded iteration did not run for every sequence.
+            ValueError: the model halts, or a recorded iteration did not run for every sequence.
         """
         if self.iterations is None or self.iterations_run is None or self.num_blocks is None:
             return self
+        if self.halts and not include_stopped:
+            raise ValueError(
+                "layers of a model that halts also run at positions that have stopped, and the model discards what "
+                "they compute there; pass capture.unrolled(include_stopped=True) to use all positions alike"
+            )
         complete = int(self.iterations_run.min())
         if max(self.iterations) >= complete:
             raise ValueError(

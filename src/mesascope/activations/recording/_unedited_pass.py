@@ -31,6 +31,7 @@ class UneditedPass(TracedModel):
         attention_mask: (batch, pos), 1 where an input is not padding.
         all_positions: compute outputs at every position; otherwise at the last position only, if the model class can
             and no sequence ends with padding.
+        accepts_iterations: accept a model that repeats its layers.
 
     Raises:
         UnsupportedModel: the model cannot be captured.
@@ -44,8 +45,9 @@ class UneditedPass(TracedModel):
         *,
         attention_mask: Any = None,
         all_positions: bool = True,
+        accepts_iterations: bool = False,
     ) -> None:
-        super().__init__(model, inputs, attention_mask)
+        super().__init__(model, inputs, attention_mask, accepts_iterations=accepts_iterations)
         self._all_positions = all_positions or pads_the_end(self.attention_mask)
         self._edited_site, self._requested = site, dict[str, set[int]]()
 
@@ -119,9 +121,9 @@ class UneditedPass(TracedModel):
         Returns:
             ``False`` if the edited pass would be identical to the unedited one.
         """
-        rows, mask = len(self.inputs), self.attention_mask
-        layers = edit.edited_layers(self.num_layers)
+        rows, mask, activations = len(self.inputs), self.attention_mask, self._unedited_run[1].activations
         return any(
-            apply_edit(edit, self._unedited_run[1].activations[edit.site, n], n, range(rows), rows, mask) is not None
-            for n in layers
+            apply_edit(edit, activations[edit.site, number], number, range(rows), rows, mask) is not None
+            for number in self.edited_layers(edit)
+            if (edit.site, number) in activations  # an iteration may not run
         )

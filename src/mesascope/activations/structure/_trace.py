@@ -190,9 +190,17 @@ def trace_forward(model: PreTrainedModel, forward: Callable[[], Mapping[str, Any
 
     with route_attention(model, intercept_attention), _record_module_calls(model, calls, clock):
         output = forward()
-    probabilities = output.get("halting_probabilities")
-    max_iterations = None if probabilities is None else len(probabilities)
-    return Trace(calls=calls, attentions=attentions, logits=output["logits"], max_iterations=max_iterations)
+    return Trace(
+        calls=calls, attentions=attentions, logits=output["logits"], max_iterations=_read_max_iterations(output)
+    )
+
+
+def _read_max_iterations(output: Mapping[str, Any]) -> int | None:
+    """Return the first size of halting probabilities (iteration, batch, pos); ``None`` if the output has none."""
+    probabilities, shape = output.get("halting_probabilities"), output["logits"].shape[:2]
+    if isinstance(probabilities, Tensor) and probabilities.shape[1:] == shape:
+        return len(probabilities)
+    return None
 
 
 @contextmanager

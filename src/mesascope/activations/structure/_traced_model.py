@@ -24,13 +24,16 @@ class TracedModel:
         model: any model that `capture` supports.
         inputs: tokens, vectors, a batch of a task, or the output of a tokenizer with its attention mask.
         attention_mask: (batch, pos), 1 where an input is not padding; padding may be on the left or on the right.
+        accepts_iterations: accept a model that repeats its layers; its layers are calls of layers then.
 
     Raises:
-        UnsupportedModel: the model cannot be captured.
+        UnsupportedModel: the model cannot be captured, or it repeats its layers.
         ValueError: a sequence is all padding.
     """
 
-    def __init__(self, model: nn.Module, inputs: InputsLike, attention_mask: Any = None) -> None:
+    def __init__(
+        self, model: nn.Module, inputs: InputsLike, attention_mask: Any = None, *, accepts_iterations: bool = False
+    ) -> None:
         self.model = validate_model(model)
         self.inputs, self.attention_mask = prepare_inputs(self.model, inputs, attention_mask)
         if self.attention_mask is not None and not self.attention_mask.any(1).all():
@@ -38,17 +41,35 @@ class TracedModel:
             raise ValueError(f"a sequence must not be all padding, but sequence {row} is; leave it out")
         with eval_no_grad(self.model):
             self._structure = read_structure(self.model, self.inputs, self.attention_mask)
-        if self._structure.num_iterations is not None:
+        if self._structure.num_iterations is not None and not accepts_iterations:
             raise UnsupportedModel(
-                f"interventions need a model that calls each layer once, but {type(self.model).__name__} repeats its "
-                "layers; use the edits of capture, or a copy with as many layers as calls (unroll_steps, for a fixed "
-                "number of steps)"
+                f"this intervention needs a model that calls each layer once, but {type(self.model).__name__} repeats "
+                "its layers; use sweep, edits of capture, or a copy with as many layers as calls (unroll_steps, for a "
+                "fixed number of steps)"
             )
 
     @property
     def num_layers(self) -> int:
-        """The number of layers of the model."""
+        """The number of layers of the model; of calls of layers, if it repeats them."""
         return len(self._structure.layers)
+
+    @property
+    def axis_sizes(self) -> dict[str, int]:
+        """The sizes of ``layer`` and, in a model that repeats its layers, of ``iteration``."""
+        iterations = self._structure.num_iterations
+        return {"layer": self._structure.num_blocks} | ({} if iterations is None else {"iteration": iterations})
+
+    def edited_layers(self, edit: Edit) -> list[int]:
+        """Return the layers that an edit changes; the calls of layers, in a model that repeats its layers.
+
+        Args:
+            edit: the edit.
+
+        Raises:
+            IndexError: an index is out of range.
+            ValueError: iterations are selected in a model that calls each layer once.
+        """
+        return edit.edited_layers(self._structure.num_blocks, self._structure.num_iterations)
 
     def layers_with_site(self, site: str) -> list[int]:
         """Return the layers that have a site.
@@ -108,7 +129,7 @@ class TracedModel:
             ValueError: the source or the result of the edit has the wrong shape, or does not fit the padding.
             IndexError: an index is out of range.
         """
-        layers = edit.edited_layers(self.num_layers)
+        layers = self.edited_layers(edit)
         check_sites_available(type(self.model).__name__, self._structure.layers, {edit.site: layers})
         validate_edit(
             edit, {n: self.site_shape(edit.site, n) for n in layers}, len(self.inputs), self._structure.trace.logits

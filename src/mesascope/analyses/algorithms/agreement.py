@@ -188,7 +188,7 @@ def read_answers_by_depth(model: PreTrainedModel, task: InContextTask, batch: Ba
     Returns:
         the answers by lens and depth.
     """
-    acts = capture(model, batch, ["resid_pre", "resid_post"])
+    acts = capture(model, batch, ["resid_pre", "resid_post"]).unrolled()
     positions, cut = list(task.extract_examples(batch.inputs).positions), len(batch) // 2
     scored = batch.weight[:cut, positions] > 0
     targets = task.convert_targets(batch)[:cut, positions][scored]

@@ -162,7 +162,7 @@ def _measure_group_effects(
     model: PreTrainedModel, batch: Batch, metric: Metric, seed: int
 ) -> dict[str, Float[Tensor, "layer kind batch"]]:
     # by name such as 0+2
-    acts = capture(model, batch, ["z"])
+    acts = capture(model, batch, ["z"]).unrolled()
     groups = _list_groups(acts["z"].shape[3])
     if not groups:
         return {}

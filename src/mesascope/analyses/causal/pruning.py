@@ -63,7 +63,7 @@ def pruning(model: PreTrainedModel, task: Task, batch: Batch, first: int = 0, se
         ValueError: the model has one layer, or a layer has one head.
     """
     batch = batch[:sequences]
-    acts = capture(model, batch, ["z"])
+    acts = capture(model, batch, ["z"]).unrolled()
     layers, heads = acts["z"].shape[0], acts["z"].shape[3]
     if layers < 2 or heads < 2:
         raise ValueError(f"pruning needs two layers and two heads in each, or more, but got {layers} and {heads}")

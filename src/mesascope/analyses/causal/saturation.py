@@ -143,4 +143,4 @@ def _capture_reduced(model: PreTrainedModel, batch: Batch) -> Capture:
         "attended": Reduction(site="pattern", fn=count_attended_positions, axes=("batch", "head")),
         "later_attention": Reduction(site="pattern", fn=fraction_on_later, axes=("batch", "head")),
     }
-    return capture(model, batch, ["resid_post"], reduce=reduce)
+    return capture(model, batch, ["resid_post"], reduce=reduce).unrolled()

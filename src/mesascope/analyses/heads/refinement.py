@@ -92,7 +92,7 @@ def refinement_heads(
     positions = _select_positions(batch, first)
     if shuffles < 2:
         raise ValueError(f"shuffles must be 2 or more, but got {shuffles}; a band needs a standard deviation")
-    acts = capture(model, batch, ["resid_pre", "resid_post", "z"])
+    acts = capture(model, batch, ["resid_pre", "resid_post", "z"]).unrolled()
     kinds = {"direct": lambda layer: direct_head_contributions(acts, layer)}
     if total:
         totals = total_head_contributions(model, batch)

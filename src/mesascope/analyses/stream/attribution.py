@@ -63,6 +63,7 @@ def decompose_output(acts: Capture) -> dict[str, Float[Tensor, "batch pos d_out"
     Returns:
         contributions (batch, pos, d_out) by component; they sum to the output.
     """
+    acts = acts.unrolled()
     readout, final = acts.readout, acts["resid_post"][-1]
 
     def contribution_of(update: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_out"]:

@@ -68,6 +68,7 @@ def decompose_logits(
         UnsupportedModel: the output is not a sum of contributions.
     """
     validate_all_layers_captured(acts)
+    acts = acts.unrolled()
     readout, final = acts.readout, acts["resid_post"][-1][batch_index, pos_index]
     rows = readout.get_unembedding_rows(tokens)
     logit_directions = readout.logit_directions(rows - readout.unembedding_mean if centred else rows, final).double()

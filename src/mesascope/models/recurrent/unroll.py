@@ -2,6 +2,8 @@
 
 from copy import deepcopy
 
+from torch import nn
+
 from mesascope.models.recurrent.model import RecurrentTransformer
 
 
@@ -33,7 +35,8 @@ def unroll_steps(model: RecurrentTransformer) -> RecurrentTransformer:
         )
     num_blocks, config.max_iterations = config.num_hidden_layers, 1
     config.num_hidden_layers = num_blocks * model.config.max_iterations
-    unrolled = RecurrentTransformer(config).to(model.device, model.dtype).train(model.training)
+    unrolled = RecurrentTransformer(config).train(model.training)
+    nn.Module.to(unrolled, device=model.device, dtype=model.dtype)  # transformers declares its own method without types
     weights = {name: weight for name, weight in model.state_dict().items() if not name.startswith("layers.")}
     for number in range(config.num_hidden_layers):
         block = model.layers[number % num_blocks].state_dict()
