@@ -130,21 +130,23 @@ class Rule:
 """
 
 
-def hash_cell(text: str) -> str:
-    """The digests of a function and a class that an interpreter defines."""
-    show = "from mesascope.store.user_code import hash_user_code\nprint(hash_user_code(compute), hash_user_code(Rule))"
-    code = f"{text}\n{show}\n"
-    return subprocess.run([sys.executable, "-"], input=code, capture_output=True, text=True, check=True).stdout
+def hash_cells(*texts: str) -> list[list[str]]:
+    """The digests of a function and a class, after each of some cells that an interpreter runs one after another."""
+    show = "print(hash_user_code(compute), hash_user_code(Rule))"
+    code = "\n".join(f"exec(compile({text!r}, 'cell {number}', 'exec'))\n{show}" for number, text in enumerate(texts))
+    code = f"from mesascope.store.user_code import hash_user_code\n{code}\n"
+    done = subprocess.run([sys.executable, "-"], input=code, capture_output=True, text=True, check=True)
+    return [line.split() for line in done.stdout.splitlines()]
 
 
 def test_code_of_a_notebook_counts_as_code_of_a_file_does():
-    digests = hash_cell(CELL)
-    assert len(digests.split()) == 2
-    assert hash_cell(f"\n\nother = 1\n{CELL}") == digests
     changes = [("SCALE = 2.0", "SCALE = 3.0"), ("SCALE * x", "SCALE + x"), ("power=2", "power=3")]
-    for old, new in changes:
-        changed = hash_cell(CELL.replace(old, new)).split()
-        assert all(one != two for one, two in zip(changed, digests.split(), strict=True)), new
+    changed = [CELL.replace(old, new) for old, new in changes]
+    first, same, *others = hash_cells(CELL, f"\n\nother = 1\n{CELL}", *changed)
+    assert all(len(digest) == 16 for digest in first)
+    assert same == first
+    for (_, new), digests in zip(changes, others, strict=True):
+        assert all(one != two for one, two in zip(digests, first, strict=True)), new
 
 
 def test_progress_is_shown_to_who_watches(monkeypatch: pytest.MonkeyPatch):
