@@ -8,7 +8,16 @@ from torch import Tensor
 import small
 from mesascope import capture
 from mesascope.activations import BatchedEdits, UnsupportedModel
-from mesascope.interventions import mean, patch, sweep, zero
+from mesascope.interventions import (
+    head_ablation_effects,
+    log_probability,
+    mean,
+    patch,
+    path_patch,
+    sweep,
+    total_head_contributions,
+    zero,
+)
 from mesascope.models.recurrent.unroll import unroll_steps
 from recurrent_models import recurrent, some_tokens
 
@@ -75,6 +84,12 @@ def test_other_interventions_are_refused_by_name():
         patch(model, x, x.flip(1), last_logit)
     with pytest.raises(UnsupportedModel, match=message):
         BatchedEdits(model, x, "z")
+    with pytest.raises(UnsupportedModel, match=message):
+        path_patch(model, x, x.flip(1), last_logit)
+    with pytest.raises(UnsupportedModel, match=message):
+        head_ablation_effects(model, x, log_probability(x[:, -1]))
+    with pytest.raises(UnsupportedModel, match=message):
+        total_head_contributions(model, x)
 
 
 def test_iterations_of_models_without_any_are_refused():

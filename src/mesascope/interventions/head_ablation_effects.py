@@ -83,7 +83,7 @@ def head_ablation_effects(
     (torch.Size([1, 4, 2, 16]), 0)
     """
     run = prepare_run(model, inputs, attention_mask)
-    activations = capture(model, run.inputs, ["z"], attention_mask=run.mask)
+    activations = capture(model, run.inputs, ["z"], attention_mask=run.mask).unrolled()
     ablations = (mean("z", activations), resample("z", activations, seed=seed))
     layers, heads = activations["z"].shape[0], activations["z"].shape[3]
     head_indices = [(layer, head) for layer in activations.layers for head in range(heads)]

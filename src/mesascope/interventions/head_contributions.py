@@ -47,7 +47,7 @@ def total_head_contributions(
     (torch.Size([1, 4, 8, 6, 1]), [True, False, False, False])
     """
     run = prepare_run(model, inputs, attention_mask)
-    activations = capture(model, run.inputs, ["z"], attention_mask=run.mask)
+    activations = capture(model, run.inputs, ["z"], attention_mask=run.mask).unrolled()
     num_sequences, num_heads = activations["z"].shape[1], activations["z"].shape[3]
     if num_sequences < 2:
         raise ValueError("contributions need two or more sequences, but got one; pass a larger batch")
