@@ -1,0 +1,100 @@
+"""Claims on ListOps and logical inference: gating with global halting against UT, and each part of GUT."""
+
+from collections.abc import Sequence
+
+import xarray as xr
+
+from mesascope.studies.base import Claim, Quantity, Requirement, Results
+from mesascope.studies.dynamic_halt.citation import CITATION
+from mesascope.studies.dynamic_halt.models import GUT, NO_GATE, NO_GLOBAL, NO_TRANSITION, TITLES, UT
+from mesascope.studies.dynamic_halt.readers import (
+    LIST_OPS,
+    LOGIC,
+    TASK_TITLES,
+    accuracy_of,
+    read_accuracy,
+)
+from mesascope.studies.dynamic_halt.shifts import LONGER, MORE_OPERATORS, TRAINING, WIDER
+from mesascope.tasks.expressions.list_ops import SHALLOW
+from mesascope.tasks.expressions.logical_inference import INDEPENDENT
+
+OURS = "ours"
+SUMMARY = f"{CITATION.short}: the abstract states the question and no result; the direction is that of a public summary"
+MIN_GAIN = 0.02  # of the accuracy; ours
+MIN_LEAD = 0.1  # of the accuracy over that of a baseline that ignores the nesting; ours
+BASELINES = {LIST_OPS: SHALLOW, LOGIC: INDEPENDENT}
+DISTRIBUTIONS = {LIST_OPS: (TRAINING, LONGER, WIDER), LOGIC: (TRAINING, MORE_OPERATORS)}
+
+
+def expression_claims() -> tuple[Claim, ...]:
+    """Return the claims on expressions, in the order of the page."""
+    return (
+        _gut_claim(LIST_OPS, LONGER, "expressions that are longer than in training"),
+        _gut_claim(LIST_OPS, WIDER, "lists with more arguments than in training"),
+        _ablation_claim(NO_GATE, "Without its gate"),
+        _ablation_claim(NO_GLOBAL, "With halting per token instead of one decision for all positions"),
+        _ablation_claim(NO_TRANSITION, "With halting by the state before a step instead of both states"),
+        _gut_claim(LOGIC, MORE_OPERATORS, "formulas with more operators than in training"),
+    )
+
+
+def require_nesting(task: str, kinds: Sequence[str]) -> Requirement:
+    """Return the requirement that models have learned to evaluate nested expressions.
+
+    Args:
+        task: ListOps or logical inference.
+        kinds: of the models.
+    """
+
+    def read_lead(results: Results) -> xr.DataArray:
+        leads = [
+            read_accuracy(results, task, kind) - read_accuracy(results, task, kind, predictor=BASELINES[task])
+            for kind in kinds
+        ]
+        return xr.concat(leads, "model").min("model")
+
+    names = " and ".join(TITLES[kind] for kind in kinds)
+    return Requirement(
+        statement=f"in distribution, the accuracy of {names} on {TASK_TITLES[task]} exceeds that of the baseline "
+        f"{BASELINES[task]!r} by more than {MIN_LEAD:g}",
+        value=Quantity(description=f"accuracy minus that of the baseline {BASELINES[task]!r}", read=read_lead),
+        threshold=MIN_LEAD,
+        direction="above",
+    )
+
+
+def _gut_claim(task: str, distribution: str, expressions: str) -> Claim:
+    return Claim(
+        name=f"{TASK_TITLES[task]}: GUT on {distribution}",
+        statement=f"On {expressions}, GUT is more accurate than UT.",
+        source=f"{SUMMARY}; margin and sizes are ours",
+        value=accuracy_of(task, GUT, distribution),
+        control=accuracy_of(task, UT, distribution),
+        direction="above",
+        margin=MIN_GAIN,
+        by_paper=True,
+        requirements=(require_nesting(task, (GUT, UT)),),
+    )
+
+
+def _ablation_claim(kind: str, change: str) -> Claim:
+    def mean_accuracy(model: str) -> Quantity:
+        return Quantity(
+            description="mean accuracy on ListOps over the training distribution, longer and wider expressions, "
+            f"{TITLES[model]}",
+            read=lambda results: xr.concat(
+                [read_accuracy(results, LIST_OPS, model, one) for one in DISTRIBUTIONS[LIST_OPS]], "distribution"
+            ).mean("distribution"),
+        )
+
+    return Claim(
+        name=f"ListOps: {TITLES[kind]}",
+        statement=f"{change}, GUT is less accurate.",
+        source=f"{SUMMARY}; that each part is ablated follows the authors' code; margin and sizes are ours",
+        value=mean_accuracy(kind),
+        control=mean_accuracy(GUT),
+        direction="below",
+        margin=MIN_GAIN,
+        by_paper=True,
+        requirements=(require_nesting(LIST_OPS, (GUT,)),),
+    )
