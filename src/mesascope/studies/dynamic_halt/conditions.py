@@ -1,6 +1,7 @@
-"""The conditions of the study: tasks, sizes and training of every model, at each scale."""
+"""The conditions of the study: sizes and training of every model, on flip-flop and on expressions."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -22,36 +23,53 @@ from mesascope.train import AdamW, ConstantSchedule, CosineSchedule, TrainingCon
 from mesascope.train.schedules import LearningRateSchedule
 
 Expressions = ListOps | LogicalInference
+Shape = Mapping[str, Any]
 
-FLIP_FLOP_TASK, FLIP_FLOP_PAPER_TASK = FlipFlop(length=32), FlipFlop(length=512)  # ours; as in the code
-
-SMALL: Mapping[str, Any] = MappingProxyType(  # ours
+SMALL: Shape = MappingProxyType(  # ours
     {
         "hidden_size": 32,
         "num_attention_heads": 4,
         "intermediate_size": 64,
         "layers": 4,
-        "max_iterations": 4,
         "chunk_length": 8,
         "memory_slots": 4,
     }
 )
-FLIP_FLOP_PAPER: Mapping[str, Any] = MappingProxyType(  # as in the code
-    {
-        "hidden_size": 512,
-        "num_attention_heads": 8,
-        "intermediate_size": 2_048,
-        "layers": 6,
-        "max_iterations": 20,
-        "chunk_length": 100,
-        "memory_slots": 10,
-    }
+EXPRESSION_PAPER: Shape = MappingProxyType(  # as in the code; there are no chunks
+    {**SMALL, "hidden_size": 512, "num_attention_heads": 8, "intermediate_size": 1_024}
 )
-FLIP_FLOP_PAPER_ITERATIONS = {UT: 10, GUTLB: 10}  # as in the code, otherwise 20
-EXPRESSION_PAPER: Mapping[str, Any] = MappingProxyType(
-    {**FLIP_FLOP_PAPER, "intermediate_size": 1_024, "layers": 4, "max_iterations": 10}  # as in the code, for ListOps
+FLIP_FLOP_PAPER: Shape = MappingProxyType(  # as in the code
+    {**EXPRESSION_PAPER, "intermediate_size": 2_048, "layers": 6, "chunk_length": 100, "memory_slots": 10}
 )
-FLIP_FLOP_PENALTY, PENALTY, PAPER_PENALTY = 0.01, 0.01, 0.1  # ours; ours; of the code
+FLIP_FLOP_TASK, FLIP_FLOP_PAPER_TASK = FlipFlop(length=32), FlipFlop(length=512)  # ours; as in the code
+FLIP_FLOP_ITERATIONS, FLIP_FLOP_PENALTY = 4, 0.01  # ours
+GUTLB_ITERATIONS = 2  # ours; half of those of GUT, as in the code
+FLIP_FLOP_PAPER_ITERATIONS, FEWER_PAPER_ITERATIONS = 20, 10  # as in the code; of UT and GUTLB
+PAPER_PENALTY = 0.1  # as in the code
+EXPRESSION_ITERATIONS, EXPRESSION_PENALTY = 5, 0.05  # ours
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpressionSetting:
+    """How models are trained on expressions, whose answer follows the last token.
+
+    Attributes:
+        label: of the task, a key of `TASK_TITLES`.
+        task: at smoke and laptop scale.
+        paper_task: at paper scale.
+        training: by scale.
+        padding: token that is padding.
+        paper_iterations: largest number of steps at paper scale.
+        paper_penalty: factor of the expected number of steps in the loss at paper scale.
+    """
+
+    label: str
+    task: Expressions
+    paper_task: Expressions
+    training: Mapping[str, TrainingConfig]
+    padding: int
+    paper_iterations: int
+    paper_penalty: float
 
 
 def make_training(
@@ -64,7 +82,7 @@ def make_training(
     weight_decay: float = 0.01,
     schedule: LearningRateSchedule | None = None,
 ) -> TrainingConfig:
-    """Return a training with AdamW, as in the paper's code; gradient clipping is ours.
+    """Return a training with AdamW, as in the paper's code; betas and gradient clipping are ours.
 
     Args:
         steps: optimiser steps.
@@ -86,101 +104,108 @@ def make_training(
     )
 
 
+FLIP_FLOP_TRAINING: Mapping[str, TrainingConfig] = MappingProxyType(
+    {
+        "smoke": make_training(8, batch_size=16, learning_rate=3e-3, warmup=2, checkpoints=3),  # ours
+        "laptop": make_training(400, batch_size=16, learning_rate=3e-3, warmup=50, checkpoints=5),  # ours
+        "paper": make_training(  # as in the code; checkpoints are ours
+            10_000,
+            batch_size=16,
+            learning_rate=3e-4,
+            warmup=0,
+            checkpoints=11,
+            weight_decay=0.1,
+            schedule=ConstantSchedule(),
+        ),
+    }
+)
+
+
 def make_flip_flop_condition(kind: str) -> Condition:
     """Return the condition in which a model is trained on flip-flop.
 
     Args:
         kind: of the model.
     """
-    task, paper_task = FLIP_FLOP_TASK, FLIP_FLOP_PAPER_TASK
 
-    def make(task: FlipFlop, penalty: float, shape: Mapping[str, Any]) -> DecoderConfig:
-        positions = 2 * task.length
-        fields = {"vocab_size": task.vocab_size, "max_position_embeddings": positions, "halting_penalty": penalty}
-        return make_model(kind, **{**fields, **shape})
-
-    iterations = FLIP_FLOP_PAPER_ITERATIONS.get(kind, FLIP_FLOP_PAPER["max_iterations"])
-    paper_model = make(paper_task, PAPER_PENALTY, {**FLIP_FLOP_PAPER, "max_iterations": iterations})
-    small = {"batch_size": 16, "learning_rate": 3e-3}  # ours
-    scales = {
-        "smoke": ScaleConfig(training=make_training(8, warmup=2, checkpoints=3, **small), sequences=64),
-        "laptop": ScaleConfig(training=make_training(400, warmup=50, checkpoints=5, **small), sequences=1_024),
-        "paper": ScaleConfig(
-            training=make_training(
-                10_000,
-                batch_size=16,
-                learning_rate=3e-4,
-                warmup=0,
-                checkpoints=11,
-                weight_decay=0.1,
-                schedule=ConstantSchedule(),
-            ),  # as in the code
-            sequences=4_096,
-            task=paper_task,
-            model=paper_model,
-        ),
-    }
-    return _make_condition(FLIP_FLOP, kind, task, make(task, FLIP_FLOP_PENALTY, SMALL), scales)
-
-
-def make_expression_condition(
-    label: str,
-    kind: str,
-    task: Expressions,
-    paper_task: Expressions,
-    training: Mapping[str, TrainingConfig],
-    *,
-    padding: int,
-) -> Condition:
-    """Return the condition in which a model is trained on expressions, whose answer follows the last token.
-
-    Args:
-        label: of the task, a key of `TASK_TITLES`.
-        kind: of the model.
-        task: at smoke and laptop scale.
-        paper_task: at paper scale.
-        training: by scale.
-        padding: token that is padding.
-    """
-
-    def make(task: Expressions, penalty: float, shape: Mapping[str, Any]) -> DecoderConfig:
-        longest = max(one.length for one in list_distributions(task).values())
+    def make(task: FlipFlop, shape: Shape, iterations: int, penalty: float) -> DecoderConfig:
         return make_model(
             kind,
             vocab_size=task.vocab_size,
-            max_position_embeddings=longest,
+            max_position_embeddings=2 * task.length,
+            max_iterations=iterations,
             halting_penalty=penalty,
-            mask="full",  # as in the code, and one decision to halt for all positions
-            pad_token_id=padding,
             **shape,
         )
 
-    scales = {
-        "smoke": ScaleConfig(training=training["smoke"], sequences=64),
-        "laptop": ScaleConfig(training=training["laptop"], sequences=1_024),
-        "paper": ScaleConfig(
-            training=training["paper"],
-            sequences=4_096,
-            task=paper_task,
-            model=make(paper_task, PAPER_PENALTY, EXPRESSION_PAPER),
-        ),
-    }
-    return _make_condition(label, kind, task, make(task, PENALTY, SMALL), scales)
+    iterations = GUTLB_ITERATIONS if kind == GUTLB else FLIP_FLOP_ITERATIONS
+    paper_iterations = FEWER_PAPER_ITERATIONS if kind in (UT, GUTLB) else FLIP_FLOP_PAPER_ITERATIONS
+    return _make_condition(
+        FLIP_FLOP,
+        kind,
+        FLIP_FLOP_TASK,
+        make(FLIP_FLOP_TASK, SMALL, iterations, FLIP_FLOP_PENALTY),
+        FLIP_FLOP_TRAINING,
+        FLIP_FLOP_PAPER_TASK,
+        make(FLIP_FLOP_PAPER_TASK, FLIP_FLOP_PAPER, paper_iterations, PAPER_PENALTY),
+    )
+
+
+def make_expression_condition(setting: ExpressionSetting, kind: str) -> Condition:
+    """Return the condition in which a model is trained on expressions.
+
+    Args:
+        setting: task and training.
+        kind: of the model.
+    """
+
+    def make(task: Expressions, shape: Shape, iterations: int, penalty: float) -> DecoderConfig:
+        return make_model(
+            kind,
+            vocab_size=task.vocab_size,
+            max_position_embeddings=max(one.length for one in list_distributions(task).values()),
+            max_iterations=iterations,
+            halting_penalty=penalty,
+            mask="full",  # as in the code; with global halting, one decision for all positions
+            pad_token_id=setting.padding,
+            **shape,
+        )
+
+    return _make_condition(
+        setting.label,
+        kind,
+        setting.task,
+        make(setting.task, SMALL, EXPRESSION_ITERATIONS, EXPRESSION_PENALTY),
+        setting.training,
+        setting.paper_task,
+        make(setting.paper_task, EXPRESSION_PAPER, setting.paper_iterations, setting.paper_penalty),
+    )
 
 
 def _make_condition(
-    label: str, kind: str, task: Task, model: DecoderConfig, scales: Mapping[str, ScaleConfig]
+    label: str,
+    kind: str,
+    task: Task,
+    model: DecoderConfig,
+    training: Mapping[str, TrainingConfig],
+    paper_task: Task,
+    paper_model: DecoderConfig,
 ) -> Condition:
     analyses: list[Analysis] = [answer_accuracy, shifted_answer_accuracy]
     if isinstance(model, RecurrentConfig) and model.halt != "none":
         analyses.append(halting_steps)
     if isinstance(model, RecurrentConfig) and model.max_iterations > 1 and takes_equal_steps(model):
         analyses.append(step_limits)
+    paper = ScaleConfig(training=training["paper"], sequences=4_096, task=paper_task, model=paper_model)
     return Condition(
         name=name_condition(label, kind),
         title=f"{TASK_TITLES[label]}, {TITLES[kind]}",
         task=task,
         model=model,
-        scales=scales,
+        scales={
+            "smoke": ScaleConfig(training=training["smoke"], sequences=64),
+            "laptop": ScaleConfig(training=training["laptop"], sequences=1_024),
+            "paper": paper,
+        },
         analyses=tuple(analyses),
     )

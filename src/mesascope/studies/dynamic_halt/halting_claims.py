@@ -87,7 +87,9 @@ def _depth_claim(name: str, statement: str, quantity: str, threshold: float | No
     about = f"rank correlation of the steps taken with the nesting depth{' at equal length' * (quantity != DEPTH)}, GUT"
 
     def read_correlation(results: Results) -> xr.DataArray:
-        return read_result(results, "halting_steps", LIST_OPS, GUT)["depth_correlation"].sel(_quantity=quantity, drop=True)
+        return read_result(results, "halting_steps", LIST_OPS, GUT)["depth_correlation"].sel(
+            _quantity=quantity, drop=True
+        )
 
     return Claim(
         name=name,

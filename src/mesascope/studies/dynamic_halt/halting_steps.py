@@ -54,7 +54,7 @@ def halting_steps(model: PreTrainedModel, task: Task, batch: Batch) -> xr.Datase
     if "depth" not in batch.latents:
         return xr.Dataset(results)
     depth, length = batch.latents["depth"].cpu(), find_real_positions(model, batch).sum(1).cpu()
-    depths = torch.arange(1, int(depth.max()) + 1)
+    depths = torch.arange(int(depth.min()), int(depth.max()) + 1)
     has_depth = (depth == depths[:, None]).double()
     results["steps_by_depth"] = to_data_array(
         values @ has_depth.T / has_depth.sum(1),

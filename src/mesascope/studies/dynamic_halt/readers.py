@@ -15,13 +15,13 @@ TASK_TITLES: Mapping[str, str] = {FLIP_FLOP: "flip-flop", LIST_OPS: "ListOps", L
 
 
 def name_condition(task: str, kind: str) -> str:
-    """Return the name of the condition in which a model is trained on a task; empty for the main one.
+    """Return the name of the condition in which a model is trained on a task; empty for GUT on expressions.
 
     Args:
         task: a key of `TASK_TITLES`.
         kind: of the model.
     """
-    return "" if (task, kind) == (LIST_OPS, GUT) else f"{task}_{kind}"
+    return "" if task != FLIP_FLOP and kind == GUT else f"{task}_{kind}"
 
 
 def read_result(results: Results, analysis: str, task: str, kind: str) -> xr.Dataset:
