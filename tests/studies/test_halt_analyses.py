@@ -96,7 +96,9 @@ def test_steps_that_follow_the_depth_are_found_and_others_are_not():
     correlations = {}
     for rule in ("depth", "length", "constant"):
         results = halting_steps(DepthModel(rule), LIST_OPS, batch)
-        correlations[rule] = results["depth_correlation"].sel(_quantity=[DEPTH, DEPTH_AT_LENGTH]).values
+        found = results["depth_correlation"].sel(_quantity=[DEPTH, DEPTH_AT_LENGTH])
+        correlations[rule] = found.sel(stat=TAKEN).values
+        assert found.sel(stat=EXPECTED).values == pytest.approx(correlations[rule])  # half as many
         steps = results["mean_steps"]
         assert steps.sel(stat=EXPECTED).item() == pytest.approx(steps.sel(stat=TAKEN).item() / 2)
         if rule == "depth":

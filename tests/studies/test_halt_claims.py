@@ -7,7 +7,7 @@ import xarray as xr
 
 from mesascope.studies.dynamic_halt import study, study_logic
 from mesascope.studies.dynamic_halt.accuracy import MODEL
-from mesascope.studies.dynamic_halt.halting_steps import DEPTH, DEPTH_AT_LENGTH
+from mesascope.studies.dynamic_halt.halting_steps import DEPTH, DEPTH_AT_LENGTH, EXPECTED, TAKEN
 from mesascope.studies.dynamic_halt.models import (
     ABLATIONS,
     DECODER,
@@ -88,9 +88,9 @@ def step_results(own=0.9, other=0.8, mean=2.5, enough=4.0) -> xr.Dataset:
 
 def depth_results(trained=0.6, at_length=0.4, untrained=0.1) -> xr.Dataset:
     """Make results of `halting_steps`."""
-    quantities = [DEPTH, DEPTH_AT_LENGTH]
-    values = stack_steps([untrained] * 2, [trained, at_length], "_quantity", _quantity=quantities)
-    return xr.Dataset({"depth_correlation": values})
+    axes = {"stat": [TAKEN, EXPECTED], "_quantity": [DEPTH, DEPTH_AT_LENGTH]}
+    before, after = [[0.0, 0.0], [-untrained] * 2], [[trained, at_length], [0.0, 0.0]]
+    return xr.Dataset({"depth_correlation": stack_steps(before, after, *axes, **axes)})
 
 
 def name_result(task: str, kind: str, analysis: str) -> str:

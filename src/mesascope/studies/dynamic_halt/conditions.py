@@ -11,7 +11,7 @@ from mesascope.models.recurrent.config import RecurrentConfig
 from mesascope.studies.base import Condition, ScaleConfig
 from mesascope.studies.dynamic_halt.accuracy import answer_accuracy, shifted_answer_accuracy
 from mesascope.studies.dynamic_halt.halting_steps import halting_steps
-from mesascope.studies.dynamic_halt.models import GUTLB, TITLES, UT, make_model
+from mesascope.studies.dynamic_halt.models import GUTLB, TITLES, TLB, UT, make_model
 from mesascope.studies.dynamic_halt.readers import FLIP_FLOP, TASK_TITLES, name_condition
 from mesascope.studies.dynamic_halt.shifts import list_distributions
 from mesascope.studies.dynamic_halt.step_limits import step_limits, takes_equal_steps
@@ -46,7 +46,7 @@ FLIP_FLOP_ITERATIONS, FLIP_FLOP_PENALTY = 4, 0.01  # ours
 GUTLB_ITERATIONS = 2  # ours; half of those of GUT, as in the code
 FLIP_FLOP_PAPER_ITERATIONS, FEWER_PAPER_ITERATIONS = 20, 10  # as in the code; of UT and GUTLB
 PAPER_PENALTY = 0.1  # as in the code
-EXPRESSION_ITERATIONS, EXPRESSION_PENALTY = 5, 0.05  # ours
+EXPRESSION_ITERATIONS, EXPRESSION_PENALTY = 4, 0.05  # ours
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,10 +104,13 @@ def make_training(
     )
 
 
-FLIP_FLOP_TRAINING: Mapping[str, TrainingConfig] = MappingProxyType(
-    {
-        "smoke": make_training(8, batch_size=16, learning_rate=3e-3, warmup=2, checkpoints=3),  # ours
-        "laptop": make_training(400, batch_size=16, learning_rate=3e-3, warmup=50, checkpoints=5),  # ours
+def _make_flip_flop_training(kind: str) -> dict[str, TrainingConfig]:
+    """Return the training on flip-flop by scale; with chunks, pilots learned it at a smaller learning rate only."""
+    has_chunks = kind in (TLB, GUTLB)
+    rate, steps = (3e-3, 500) if has_chunks else (5e-3, 400)  # ours
+    return {
+        "smoke": make_training(8, batch_size=16, learning_rate=rate, warmup=2, checkpoints=3),  # ours
+        "laptop": make_training(steps, batch_size=16, learning_rate=rate, warmup=50, checkpoints=5),  # ours
         "paper": make_training(  # as in the code; checkpoints are ours
             10_000,
             batch_size=16,
@@ -118,7 +121,6 @@ FLIP_FLOP_TRAINING: Mapping[str, TrainingConfig] = MappingProxyType(
             schedule=ConstantSchedule(),
         ),
     }
-)
 
 
 def make_flip_flop_condition(kind: str) -> Condition:
@@ -145,7 +147,7 @@ def make_flip_flop_condition(kind: str) -> Condition:
         kind,
         FLIP_FLOP_TASK,
         make(FLIP_FLOP_TASK, SMALL, iterations, FLIP_FLOP_PENALTY),
-        FLIP_FLOP_TRAINING,
+        _make_flip_flop_training(kind),
         FLIP_FLOP_PAPER_TASK,
         make(FLIP_FLOP_PAPER_TASK, FLIP_FLOP_PAPER, paper_iterations, PAPER_PENALTY),
     )

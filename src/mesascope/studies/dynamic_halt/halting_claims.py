@@ -4,7 +4,7 @@ import xarray as xr
 
 from mesascope.studies.base import Claim, Quantity, Requirement, Results, select_last_step, select_untrained
 from mesascope.studies.dynamic_halt.expression_claims import OURS, SUMMARY, require_nesting
-from mesascope.studies.dynamic_halt.halting_steps import DEPTH, DEPTH_AT_LENGTH
+from mesascope.studies.dynamic_halt.halting_steps import DEPTH, DEPTH_AT_LENGTH, EXPECTED, TAKEN
 from mesascope.studies.dynamic_halt.models import FIXED, GUT, TITLES
 from mesascope.studies.dynamic_halt.readers import LIST_OPS, read_accuracy, read_result
 from mesascope.studies.dynamic_halt.step_limits import MAX_LOSS, OTHER, OWN
@@ -84,20 +84,24 @@ def _usage_check() -> Claim:
 
 
 def _depth_claim(name: str, statement: str, quantity: str, threshold: float | None) -> Claim:
-    about = f"rank correlation of the steps taken with the nesting depth{' at equal length' * (quantity != DEPTH)}, GUT"
+    depth = f"nesting depth{' at equal length' * (quantity != DEPTH)}"
 
-    def read_correlation(results: Results) -> xr.DataArray:
-        return read_result(results, "halting_steps", LIST_OPS, GUT)["depth_correlation"].sel(
-            _quantity=quantity, drop=True
-        )
+    def read_correlation(results: Results, stat: str) -> xr.DataArray:
+        correlation = read_result(results, "halting_steps", LIST_OPS, GUT)["depth_correlation"]
+        return correlation.sel(stat=stat, _quantity=quantity, drop=True)
 
     return Claim(
         name=name,
         statement=statement,
         source=f"{OURS}: what dynamic halting is for",
-        value=Quantity(description=about, read=lambda results: select_last_step(read_correlation(results))),
+        value=Quantity(
+            description=f"rank correlation of the steps taken with the {depth}, GUT",
+            read=lambda results: select_last_step(read_correlation(results, TAKEN)),
+        ),
         control=Quantity(
-            description=f"{about}, untrained", read=lambda results: select_untrained(read_correlation(results))
+            description=f"absolute rank correlation of the expected steps with the {depth}, untrained GUT, which takes "
+            "all steps",
+            read=lambda results: abs(select_untrained(read_correlation(results, EXPECTED))),
         ),
         direction="above",
         threshold=threshold,

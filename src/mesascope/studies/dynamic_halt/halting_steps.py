@@ -23,9 +23,9 @@ Steps = Float[Tensor, " batch"]
         Steps taken: the number of steps after which the state of a position has not changed any more, averaged over the
         positions of a sequence that are not padding. It is what the forward pass costs. Expected steps: the mean number
         of steps under the weights with which states are averaged, which the penalty in training lowers. For
-        expressions: both by the number of nested lists or operators, and the rank correlation (Spearman) of steps taken
-        with this depth over sequences; and the same as a partial rank correlation, given the length of the expression,
-        since deep expressions are long. Before training the number of steps depends on the tokens alone.
+        expressions: both by the number of nested lists or operators, and their rank correlation (Spearman) with this
+        depth over sequences; and the same as a partial rank correlation, given the length of the expression, since deep
+        expressions are long. An untrained model takes all steps, and its expected steps depend on the tokens.
     """,
     input="model",
     steps="ends",
@@ -40,7 +40,7 @@ def halting_steps(model: PreTrainedModel, task: Task, batch: Batch) -> xr.Datase
 
     Returns:
         ``mean_steps`` by statistic; for tasks with the latent ``depth``, also ``steps_by_depth`` by statistic and depth
-        (NaN where no sequence has it), and ``depth_correlation`` of steps taken, with depth and with depth at equal
+        (NaN where no sequence has it), and ``depth_correlation`` by statistic, with depth and with depth at equal
         length.
 
     Raises:
@@ -64,12 +64,14 @@ def halting_steps(model: PreTrainedModel, task: Task, batch: Batch) -> xr.Datase
         description="number of steps by nesting depth, mean over sequences",
         coords=coords | {"_depth": depths.tolist()},
     ).assign_attrs(view="curves")
+    correlations = [[rank_correlation(x, depth), partial_rank_correlation(x, depth, length)] for x in values]
     results["depth_correlation"] = to_data_array(
-        [rank_correlation(taken, depth), partial_rank_correlation(taken, depth, length)],
+        correlations,
+        "stat",
         "_quantity",
         units="1",
-        description="rank correlation of the number of steps taken with the nesting depth",
-        coords={"_quantity": [DEPTH, DEPTH_AT_LENGTH]},
+        description="rank correlation of the number of steps with the nesting depth",
+        coords=coords | {"_quantity": [DEPTH, DEPTH_AT_LENGTH]},
     ).assign_attrs(view="bars")
     return xr.Dataset(results)
 
