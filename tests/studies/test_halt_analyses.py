@@ -8,7 +8,7 @@ import torch
 from mesascope.models.config import DecoderConfig
 from mesascope.models.transformer import Decoder
 from mesascope.studies.dynamic_halt.accuracy import MODEL, answer_accuracy, shifted_answer_accuracy
-from mesascope.studies.dynamic_halt.answers import find_correct, measure_baselines, predict_answers
+from mesascope.studies.dynamic_halt.answers import find_correct, predict_answers, score_baselines
 from mesascope.studies.dynamic_halt.halting_steps import (
     DEPTH,
     DEPTH_AT_LENGTH,
@@ -29,6 +29,7 @@ from mesascope.studies.dynamic_halt.shifts import (
 )
 from mesascope.studies.dynamic_halt.step_limits import OTHER, OWN, limit_steps, step_limits
 from mesascope.tasks.affine import Affine
+from mesascope.tasks.base import Batch
 from mesascope.tasks.expressions.list_ops import CHANCE, EXACT, SHALLOW
 from mesascope.tasks.expressions.logical_inference import LogicalInference
 from mesascope.tasks.flip_flop import LAST_BIT, LAST_WRITTEN, MAJORITY, FlipFlop
@@ -39,15 +40,19 @@ from .halting_models import LIST_OPS, BaselineModel, DepthModel, sample_expressi
 FLIP_FLOP = FlipFlop(length=32)
 
 
+def sample_bits(n: int) -> Batch:
+    return FLIP_FLOP.sample(n, torch.Generator().manual_seed(0))
+
+
 @pytest.mark.parametrize("name", [LAST_WRITTEN, LAST_BIT])
 def test_a_model_that_is_a_baseline_has_its_exact_accuracy(name):
-    batch = FLIP_FLOP.sample(2_000, torch.Generator().manual_seed(0))
+    batch = sample_bits(2_000)
     results = answer_accuracy(BaselineModel(FLIP_FLOP, name), FLIP_FLOP, batch)
     accuracy, standard_error = (results[one].sel(predictor=MODEL).item() for one in ("accuracy", "accuracy_se"))
     expected = FLIP_FLOP.expected_accuracy()
     assert accuracy == pytest.approx(expected[name], abs=4 * standard_error)
     for baseline in (LAST_BIT, MAJORITY):
-        assert results["accuracy"].sel(predictor=baseline).item() == expected[baseline]
+        assert results["accuracy"].sel(predictor=baseline).item() == pytest.approx(expected[baseline])
 
 
 @pytest.mark.parametrize("name", [EXACT, SHALLOW])
@@ -59,8 +64,18 @@ def test_baselines_of_expressions_are_measured_as_models_are(name):
     assert accuracy.sel(predictor=CHANCE).item() == pytest.approx(0.1)
 
 
+def test_ignoring_nested_lists_is_right_where_there_are_none():
+    batch = sample_expressions()
+    results = answer_accuracy(BaselineModel(LIST_OPS, SHALLOW), LIST_OPS, batch).sel(predictor=SHALLOW)
+    nested = (batch.latents["depth"] > 1).double().mean().item()
+    assert 0 < nested < 1
+    expected = 1 - nested + nested * results["nested_accuracy"].item()
+    assert results["accuracy"].item() == pytest.approx(expected)
+    assert "nested_accuracy" not in answer_accuracy(BaselineModel(FLIP_FLOP, LAST_BIT), FLIP_FLOP, sample_bits(4))
+
+
 def test_only_the_last_answer_counts():
-    batch = FLIP_FLOP.sample(50, torch.Generator().manual_seed(0))
+    batch = sample_bits(50)
     assert batch.weight.sum(1).max() > 1  # there are earlier reads
     model = BaselineModel(FLIP_FLOP, LAST_BIT)
     expected = model(batch.inputs).logits[:, -1].argmax(-1) == batch.targets[:, -1]
@@ -178,5 +193,6 @@ def test_positions_that_stop_at_different_steps_are_refused():
 
 
 def test_baselines_of_flip_flop_are_exact():
-    batch = FLIP_FLOP.sample(4, torch.Generator().manual_seed(0))
-    assert measure_baselines(FLIP_FLOP, batch) == FLIP_FLOP.expected_accuracy()
+    batch = sample_bits(4)
+    scores = {name: value.tolist() for name, value in score_baselines(FLIP_FLOP, batch).items()}
+    assert scores == {name: [value] * 4 for name, value in FLIP_FLOP.expected_accuracy().items()}

@@ -74,6 +74,12 @@ def list_ops_results(training=0.9, longer=0.6, wider=0.6) -> xr.Dataset:
     return accuracy_results({SHALLOW: 0.67}, training=training, longer=longer, wider=wider)
 
 
+def nested_results(model=0.7, baseline=SHALLOW) -> xr.Dataset:
+    """Make results of `answer_accuracy`."""
+    coords = {"step": [0, 100], "predictor": [MODEL, baseline]}
+    return xr.Dataset({"nested_accuracy": stack_seeds([[0.1, 0.3], [model, 0.3]], *coords, **coords)})
+
+
 def step_results(own=0.9, other=0.8, mean=2.5, enough=4.0) -> xr.Dataset:
     """Make results of `step_limits`."""
     coords = {"step": [100], "stat": [OWN, OTHER]}
@@ -106,6 +112,7 @@ RESULTS: Mapping[str, xr.Dataset] = {
     **{accuracy_name(FLIP_FLOP, kind): flip_flop_results(double=0.95, sparse=0.99) for kind in (TLB, GUTLB)},
     **{accuracy_name(LIST_OPS, kind): list_ops_results(0.8, 0.5, 0.5) for kind in EXPRESSION_MODELS},
     **{accuracy_name(LIST_OPS, kind): list_ops_results() for kind in (GUT, FIXED)},
+    **{name_result(LIST_OPS, kind, "answer_accuracy"): nested_results() for kind in EXPRESSION_MODELS},
     "halting_steps": depth_results(),
     "step_limits": step_results(),
     name_result(LIST_OPS, FIXED, "step_limits"): step_results(mean=5.0),
@@ -150,10 +157,8 @@ def test_claims_are_not_judged_where_the_task_is_not_learned():
         return {name for name in CLAIMS if judge_claim(name, **changes) == "not learned"}
 
     on_gut = {*ABLATION_NAMES.values(), RISE, RISE_AT_LENGTH, SAVED, SAVED_DYNAMICALLY, OWN_STEPS}
-    unlearned = list_ops_results(training=0.7)
-    assert find_unlearned(**{accuracy_name(LIST_OPS, GUT): unlearned}) == {*on_gut, GUT_LONGER, GUT_WIDER}
-    assert find_unlearned(**{accuracy_name(LIST_OPS, UT): unlearned}) == {GUT_LONGER, GUT_WIDER}
-    assert find_unlearned(**{accuracy_name(LIST_OPS, FIXED): unlearned}) == {SAVED}
+    for kind, names in ((GUT, {*on_gut, GUT_LONGER, GUT_WIDER}), (UT, {GUT_LONGER, GUT_WIDER}), (FIXED, {SAVED})):
+        assert find_unlearned(**{name_result(LIST_OPS, kind, "answer_accuracy"): nested_results(0.35)}) == names
     better = list_ops_results(training=0.95)  # than GUT, which then saves nothing at equal accuracy
     assert find_unlearned(**{accuracy_name(LIST_OPS, FIXED): better}) == {SAVED}
     assert find_unlearned(**{accuracy_name(FLIP_FLOP, DECODER): flip_flop_results(0.9)}) == {TLB_DOUBLE, TLB_SPARSE}
@@ -171,5 +176,6 @@ def test_logical_inference_is_judged_at_paper_scale_only():
         accuracy_name(LOGIC, kind): accuracy_results({INDEPENDENT: 0.5}, training=0.9, more=value)
         for kind, value in ((GUT, 0.8), (UT, 0.7))
     }
+    results |= {name_result(LOGIC, kind, "answer_accuracy"): nested_results(baseline=INDEPENDENT) for kind in (GUT, UT)}
     assert judge(claim, results, "laptop").status == "not tested at this scale"
     assert judge(claim, results, "paper").status == "supported"

@@ -5,18 +5,21 @@ from collections.abc import Mapping, Sequence
 
 import torch
 import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from mesascope.analyses.base import analysis
 from mesascope.analyses.uncertainty import with_standard_error
 from mesascope.axes import to_data_array
 from mesascope.statistics import ratio_of_sums
-from mesascope.studies.dynamic_halt.answers import find_correct, measure_baselines
+from mesascope.studies.dynamic_halt.answers import find_correct, score_baselines
 from mesascope.studies.dynamic_halt.shifts import TRAINING, list_distributions
 from mesascope.tasks.base import Batch, Task
 
 MODEL = "model"
 DESCRIPTION = "fraction of sequences whose last answer is right"
+Scores = Float[Tensor, " batch"]
 
 
 @analysis(
@@ -25,7 +28,8 @@ DESCRIPTION = "fraction of sequences whose last answer is right"
         Fraction of held-out sequences whose last answer has the largest logit of all tokens, and the same for the
         baselines of the task. The last answer is the bit after the last read, the value of the expression, or the
         relation of two formulas. Baselines of flip-flop are exact (closed form); those of other tasks are measured on
-        the same sequences.
+        the same sequences. For expressions also the fraction among nested ones: a baseline that ignores nested lists is
+        right on all others.
     """,
     input="model",
 )
@@ -38,10 +42,16 @@ def answer_accuracy(model: PreTrainedModel, task: Task, batch: Batch) -> xr.Data
         batch: sequences of the task.
 
     Returns:
-        ``accuracy`` by predictor, with its standard error.
+        ``accuracy`` by predictor, with its standard error; for tasks with the latent ``depth``, also
+        ``nested_accuracy``, over sequences with a depth of at least 2.
     """
-    row = _measure_accuracy(model, task, batch)
-    return _label_accuracy([row], {"predictor": list(row[0])})
+    scores = _score_answers(model, task, batch)
+    results = _label_accuracy("accuracy", DESCRIPTION, [scores], {})
+    if "depth" in batch.latents:
+        nested = batch.latents["depth"].cpu() > 1
+        scores = {name: value[nested] for name, value in scores.items()}
+        results |= _label_accuracy("nested_accuracy", f"{DESCRIPTION}, among nested expressions", [scores], {})
+    return xr.Dataset(results)
 
 
 @analysis(
@@ -69,24 +79,25 @@ def shifted_answer_accuracy(model: PreTrainedModel, task: Task, batch: Batch) ->
     """
     generator = torch.Generator().manual_seed(zlib.crc32(batch.inputs.cpu().contiguous().numpy().tobytes()))
     distributions = list_distributions(task)
-    rows = []
+    scores = []
     for name, shifted in distributions.items():
         drawn = batch if name == TRAINING else shifted.sample(len(batch), generator).to(batch.inputs.device)
-        rows.append(_measure_accuracy(model, shifted, drawn))
-    return _label_accuracy(rows, {"distribution": list(distributions), "predictor": list(rows[0][0])})
+        scores.append(_score_answers(model, shifted, drawn))
+    return xr.Dataset(_label_accuracy("accuracy", DESCRIPTION, scores, {"distribution": list(distributions)}))
 
 
-def _measure_accuracy(model: PreTrainedModel, task: Task, batch: Batch) -> tuple[dict[str, float], float]:
-    """Return the accuracy of the model and of the baselines, and the standard error of that of the model."""
-    ratio, standard_error = ratio_of_sums(find_correct(model, batch).double(), torch.ones(1))
-    return {MODEL: float(ratio), **measure_baselines(task, batch)}, float(standard_error)
+def _score_answers(model: PreTrainedModel, task: Task, batch: Batch) -> dict[str, Scores]:
+    """Return whether the answer of the model is right, and the probability that those of the baselines are."""
+    return {MODEL: find_correct(model, batch).double().cpu(), **score_baselines(task, batch)}
 
 
-def _label_accuracy(rows: Sequence[tuple[dict[str, float], float]], coords: Mapping[str, list[str]]) -> xr.Dataset:
-    """Label one row of accuracies, or one per distribution; baselines have no standard error."""
-    values = torch.tensor([list(accuracy.values()) for accuracy, _ in rows], dtype=torch.float64)
-    standard_error = torch.full_like(values, torch.nan)
-    standard_error[:, 0] = torch.tensor([error for _, error in rows])
+def _label_accuracy(
+    name: str, description: str, scores: Sequence[Mapping[str, Scores]], coords: Mapping[str, list[str]]
+) -> dict[str, xr.DataArray]:
+    """Label the accuracy by predictor, and by distribution where there are several."""
+    rows = [ratio_of_sums(torch.stack(list(row.values())), torch.ones(1)) for row in scores]
+    coords = {**coords, "predictor": list(scores[0])}
     shape = [len(labels) for labels in coords.values()]
-    array = to_data_array(values.reshape(shape), *coords, units="1", description=DESCRIPTION, coords=coords)
-    return xr.Dataset(with_standard_error("accuracy", array, standard_error.reshape(shape)))
+    accuracy, standard_error = (torch.stack(parts).reshape(shape) for parts in zip(*rows, strict=True))
+    array = to_data_array(accuracy, *coords, units="1", description=description, coords=coords)
+    return with_standard_error(name, array, standard_error)

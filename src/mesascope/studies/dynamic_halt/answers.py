@@ -58,19 +58,21 @@ def find_correct(model: PreTrainedModel, batch: Batch) -> Bool[Tensor, " batch"]
     return predict_answers(model, batch).argmax(-1) == select_answers(batch.targets, batch)
 
 
-def measure_baselines(task: Task, batch: Batch) -> Mapping[str, float]:
-    """Return the accuracy of the baselines at the last answer: exact for flip-flop, measured for other tasks.
+def score_baselines(task: Task, batch: Batch) -> Mapping[str, Float[Tensor, " batch"]]:
+    """Return the probability that a baseline gives the last answer of every sequence.
 
     Args:
         task: the task of the sequences.
-        batch: the sequences on which baselines without a closed form are measured; a baseline that guesses counts with
-            the probability of the right answer.
+        batch: the sequences.
 
     Returns:
-        accuracy by the name of the baseline.
+        probabilities by the name of the baseline; for flip-flop, the exact accuracy (closed form) for every sequence.
     """
     if isinstance(task, FlipFlop):
-        return task.expected_accuracy()
+        exact = task.expected_accuracy()
+        return {name: torch.full((len(batch),), value, dtype=torch.float64) for name, value in exact.items()}
     targets = select_answers(batch.targets, batch)[:, None]
-    log_probabilities = {name: select_answers(value, batch) for name, value in task.baselines(batch).items()}
-    return {name: float(value.gather(1, targets).exp().mean()) for name, value in log_probabilities.items()}
+    return {
+        name: select_answers(value, batch).double().gather(1, targets)[:, 0].exp().cpu()
+        for name, value in task.baselines(batch).items()
+    }

@@ -1,11 +1,17 @@
-"""Claims on ListOps and logical inference: gating with global halting against UT, and each part of GUT."""
+"""Claims on ListOps and logical inference: gating with global halting against UT, and each part of GUT.
+
+The requirement that models evaluate nested expressions was first a lead of 0.1 over all expressions. It was changed
+after the pilots and before the first run of the study to the same lead over nested ones, since the baseline is right on
+all others, more than half of the expressions of laptop scale.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
 import xarray as xr
 
-from mesascope.studies.base import Claim, Quantity, Requirement, Results
+from mesascope.studies.base import Claim, Quantity, Requirement, Results, select_last_step
+from mesascope.studies.dynamic_halt.accuracy import MODEL
 from mesascope.studies.dynamic_halt.citation import CITATION
 from mesascope.studies.dynamic_halt.models import GUT, NO_GATE, NO_GLOBAL, NO_TRANSITION, TITLES, UT
 from mesascope.studies.dynamic_halt.readers import (
@@ -14,6 +20,7 @@ from mesascope.studies.dynamic_halt.readers import (
     TASK_TITLES,
     accuracy_of,
     read_accuracy,
+    read_result,
 )
 from mesascope.studies.dynamic_halt.shifts import LONGER, MORE_OPERATORS, TRAINING, WIDER
 from mesascope.tasks.expressions.list_ops import SHALLOW
@@ -34,7 +41,7 @@ def list_ops_claims() -> tuple[Claim, ...]:
         _gut_claim(LIST_OPS, WIDER, "lists with more arguments than in training"),
         _ablation_claim(NO_GATE, "Without its gate"),
         _ablation_claim(NO_GLOBAL, "With halting per token instead of one decision for all positions"),
-        _ablation_claim(NO_TRANSITION, "With halting by the state before a step instead of both states"),
+        _ablation_claim(NO_TRANSITION, "Without transition, with halting by the state before a step alone"),
     )
 
 
@@ -53,17 +60,18 @@ def require_nesting(task: str, kinds: Sequence[str]) -> Requirement:
     """
 
     def read_lead(results: Results) -> xr.DataArray:
-        leads = [
-            read_accuracy(results, task, kind) - read_accuracy(results, task, kind, predictor=BASELINES[task])
-            for kind in kinds
-        ]
+        leads = []
+        for kind in kinds:
+            accuracy = select_last_step(read_result(results, "answer_accuracy", task, kind)["nested_accuracy"])
+            baseline = accuracy.sel(predictor=BASELINES[task], drop=True)
+            leads.append(accuracy.sel(predictor=MODEL, drop=True) - baseline)
         return xr.concat(leads, "model").min("model")
 
     names = " and ".join(TITLES[kind] for kind in kinds)
     return Requirement(
-        statement=f"in distribution, the accuracy of {names} on {TASK_TITLES[task]} exceeds that of the baseline "
+        statement=f"in distribution, the accuracy of {names} on nested expressions exceeds that of the baseline "
         f"{BASELINES[task]!r} by more than {MIN_LEAD:g}",
-        value=Quantity(description=f"accuracy minus that of the baseline {BASELINES[task]!r}", read=read_lead),
+        value=Quantity(description=f"accuracy on nested expressions minus that of {BASELINES[task]!r}", read=read_lead),
         threshold=MIN_LEAD,
         direction="above",
     )

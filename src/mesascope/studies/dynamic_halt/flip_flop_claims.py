@@ -60,9 +60,10 @@ def _shift_claim(kind: str, other: str, distribution: str, sequences: str, sourc
             read=lambda results: factor * (1 - read_accuracy(results, FLIP_FLOP, model, distribution)),
         )
 
+    reference = "a transformer" if other == DECODER else TITLES[other]
     return Claim(
-        name=f"flip-flop: {kind.upper()} on {distribution}",
-        statement=f"On {sequences}, {TITLES[kind]} makes less than half the errors of {TITLES[other]}.",
+        name=f"flip-flop: {TITLES[kind]} on {distribution}",
+        statement=f"On {sequences}, {TITLES[kind]} makes less than half the errors of {reference}.",
         source=f"{source}; the factor of 2 is ours",
         value=read_error(kind, 1.0, "fraction of wrong answers"),
         control=read_error(other, ERROR_FRACTION, "half the fraction of wrong answers"),

@@ -13,14 +13,14 @@ TLB, GUTLB = "tlb", "gutlb"
 TITLES: Mapping[str, str] = MappingProxyType(
     {
         DECODER: "transformer",
-        UT: "universal transformer (UT)",
-        GUT: "gated universal transformer (GUT)",
-        FIXED: "gate, fixed number of steps",
+        UT: "UT",
+        GUT: "GUT",
+        FIXED: "fixed number of steps",
         NO_GATE: "GUT without gate",
         NO_GLOBAL: "GUT with halting per token",
-        NO_TRANSITION: "GUT with halting by the state before a step",
-        TLB: "temporal latent bottleneck (TLB)",
-        GUTLB: "GUT with chunks and memory (GUTLB)",
+        NO_TRANSITION: "GUT without transition",
+        TLB: "TLB",
+        GUTLB: "GUTLB",
     }
 )
 ABLATIONS = (NO_GATE, NO_GLOBAL, NO_TRANSITION)

@@ -47,19 +47,23 @@ STUDY = Study(
     name="dynamic-halt",
     title="Recurrent transformers with dynamic halting",
     description="Transformers that apply one block repeatedly decide by themselves when to stop. The paper compares "
-    "recurrence over depth (universal transformer, UT; with a gate and one decision to halt for all positions, GUT) "
-    "with recurrence over chunks of the sequence, which pass on a memory (temporal latent bottleneck, TLB; with the "
-    "parts of GUT, GUTLB). Here they are trained on flip-flop, in which the last written bit must be read after "
-    "ignored ones, and GUT, its ablations and UT on ListOps, nested lists of digits to be evaluated, together with a "
-    "model that has the gate and takes a fixed number of steps. The abstract names tasks, models and questions, and no "
-    "results; we know none of the paper's tables, and take the direction of its claims from a public summary. Setting "
-    "re-run, sizes ours: models of width 32, flip-flop of 32 tokens and ListOps of up to 10 tokens at laptop scale. "
-    "Positions are rotary instead of XPos, chunks have a fixed length, and attention of UT reads the states, so that "
-    "UT and GUT differ in gate and halting only. The penalty on steps is 0.05 on ListOps and 0.01 on flip-flop at "
-    "laptop scale, and 0.1 at paper scale, as in the code: with 0.1, a pilot model on longer expressions stopped "
-    "after 1.2 of 6 steps. Flip-flop is causal: a position halts by the mean state up to it, and steps taken are averaged over "
-    "positions. On ListOps all positions of a sequence halt together. Logical inference is the study "
-    "`dynamic-halt-logic`. Long Range Arena is not re-run.",
+    "recurrence over depth (universal transformer, UT; with a gate and one decision to halt for all positions, by the "
+    "states before and after a step, GUT) with recurrence over chunks of the sequence, which pass on a memory "
+    "(temporal latent bottleneck, TLB; with the parts of GUT, GUTLB). Here they are trained on flip-flop, in which "
+    "the last written bit must be read after ignored ones, and GUT, its ablations and UT on ListOps, nested lists of "
+    "digits to be evaluated, together with a model that has the gate and takes a fixed number of steps. The abstract "
+    "names tasks, models and questions, and no results; we know none of the paper's tables, and take the direction of "
+    "its claims from a public summary. Setting re-run, sizes ours: models of width 32, flip-flop of 32 tokens and "
+    "ListOps of up to 10 tokens at laptop scale. Positions are rotary instead of XPos, chunks have a fixed length, "
+    "and attention of UT reads the states, so that UT and GUT differ in gate and halting only. The penalty on steps "
+    "is 0.05 on ListOps and 0.01 on flip-flop at laptop scale, and 0.1 at paper scale, as in the code: with 0.1, a "
+    "pilot model on longer expressions stopped after 1.2 of 6 steps. Flip-flop is causal: a position halts by the "
+    "mean state up to it, and steps taken are averaged over positions. On ListOps all positions of a sequence halt "
+    "together. Logical inference is the study `dynamic-halt-logic`. Long Range Arena is not re-run. Pilots show what "
+    "laptop scale cannot decide. All pilot models read every bit of sparse sequences of 32 tokens, so that sparse "
+    "sequences need the length of paper scale. On ListOps, GUT reached an accuracy of 0.69, 0.77 and 0.79 after 350, "
+    "700 and 1,000 steps, where ignoring nested lists reaches 0.69; on longer expressions no pilot model was better "
+    "than that baseline, 0.27, so that they need the steps of paper scale.",
     citation=CITATION,
     conditions=(
         *(make_expression_condition(LIST_OPS_SETTING, kind) for kind in EXPRESSION_MODELS),
