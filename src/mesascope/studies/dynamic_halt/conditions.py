@@ -51,7 +51,7 @@ EXPRESSION_ITERATIONS, EXPRESSION_PENALTY = 4, 0.05  # ours
 
 @dataclass(frozen=True, kw_only=True)
 class ExpressionSetting:
-    """How models are trained on expressions, whose answer follows the last token.
+    """A task of expressions, whose answer follows the last token, and how models are trained on it.
 
     Attributes:
         label: of the task, a key of `TASK_TITLES`.

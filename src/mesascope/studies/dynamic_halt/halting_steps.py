@@ -46,7 +46,7 @@ def halting_steps(model: PreTrainedModel, task: Task, batch: Batch) -> xr.Datase
     Raises:
         ValueError: the model has no halting.
     """
-    taken, expected = count_steps(model, batch)
+    taken, expected = count_halting_steps(model, batch)
     values = torch.stack([taken, expected])
     coords = {"stat": [TAKEN, EXPECTED]}
     about = "number of steps, mean over sequences"
@@ -88,7 +88,7 @@ def find_real_positions(model: PreTrainedModel, batch: Batch) -> Bool[Tensor, "b
 
 
 @torch.no_grad()
-def count_steps(model: PreTrainedModel, batch: Batch) -> tuple[Steps, Steps]:
+def count_halting_steps(model: PreTrainedModel, batch: Batch) -> tuple[Steps, Steps]:
     """Return the number of steps taken and the expected one, averaged over the positions of each sequence.
 
     Args:

@@ -68,7 +68,7 @@ def accuracy_of(task: str, kind: str, distribution: str = TRAINING, predictor: s
     )
 
 
-def lowest_accuracy(task: str, kinds: Sequence[str]) -> Quantity:
+def lowest_accuracy_over_models(task: str, kinds: Sequence[str]) -> Quantity:
     """Return the lowest accuracy on the training distribution over models.
 
     Args:
@@ -92,7 +92,7 @@ def require_accuracy(task: str, kinds: Sequence[str], minimum: float) -> Require
     names = " and ".join(TITLES[kind] for kind in kinds)
     return Requirement(
         statement=f"{names} answer more than {minimum:.0%} of the sequences of {TASK_TITLES[task]} in distribution",
-        value=lowest_accuracy(task, kinds),
+        value=lowest_accuracy_over_models(task, kinds),
         threshold=minimum,
         direction="above",
     )
