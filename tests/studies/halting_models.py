@@ -9,9 +9,10 @@ from mesascope.models.config import DecoderConfig
 from mesascope.models.recurrent.config import RecurrentConfig
 from mesascope.models.recurrent.model import RecurrentOutput, RecurrentTransformer
 from mesascope.models.transformer import Decoder, DecoderOutput
-from mesascope.tasks.base import Batch, Task
+from mesascope.tasks.base import Batch
 from mesascope.tasks.expressions.list_ops import EXACT, ListOps
 from mesascope.tasks.expressions.list_trees import ANSWER, CLOSE, NUM_DIGITS, PADDING
+from mesascope.tasks.flip_flop import FlipFlop
 
 LIST_OPS = ListOps(max_length=10, max_arguments=2, list_probability=0.5)
 SHAPE: dict[str, Any] = {"hidden_size": 8, "num_attention_heads": 2, "max_position_embeddings": 64}
@@ -24,11 +25,12 @@ def wrap_inputs(inputs: Tensor) -> Batch:
 class BaselineModel(Decoder):
     """A model that predicts as a baseline of a task does."""
 
-    def __init__(self, task: Task, name: str) -> None:
+    def __init__(self, task: FlipFlop | ListOps, name: str) -> None:
         super().__init__(DecoderConfig(vocab_size=task.vocab_size, **SHAPE))
         self.task, self.name = task, name
 
-    def forward(self, inputs: Tensor, **_: Any) -> DecoderOutput:
+    def forward(self, inputs: Tensor | None = None, *_: Any, **__: Any) -> DecoderOutput:
+        assert inputs is not None
         return DecoderOutput(logits=self.task.baselines(wrap_inputs(inputs))[self.name])
 
 
@@ -44,7 +46,8 @@ class DepthModel(RecurrentTransformer):
         super().__init__(RecurrentConfig(vocab_size=LIST_OPS.vocab_size, **SHAPE, **fields))
         self.rule = rule
 
-    def forward(self, inputs: Tensor, **_: Any) -> RecurrentOutput:
+    def forward(self, inputs: Tensor | None = None, *_: Any, **__: Any) -> RecurrentOutput:
+        assert inputs is not None
         is_list = (inputs >= NUM_DIGITS) & (inputs < CLOSE)
         depth = (is_list.int() - (inputs == CLOSE).int()).cumsum(1).amax(1)
         length = (inputs != PADDING).sum(1)

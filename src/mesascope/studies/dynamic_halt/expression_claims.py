@@ -12,11 +12,11 @@ import xarray as xr
 
 from mesascope.studies.base import Claim, Quantity, Requirement, Results, select_last_step
 from mesascope.studies.dynamic_halt.accuracy import MODEL
-from mesascope.studies.dynamic_halt.citation import CITATION
 from mesascope.studies.dynamic_halt.models import GUT, NO_GATE, NO_GLOBAL, NO_TRANSITION, TITLES, UT
 from mesascope.studies.dynamic_halt.readers import (
     LIST_OPS,
     LOGIC,
+    SUMMARY,
     TASK_TITLES,
     accuracy_of,
     read_accuracy,
@@ -26,8 +26,6 @@ from mesascope.studies.dynamic_halt.shifts import LONGER, MORE_OPERATORS, TRAINI
 from mesascope.tasks.expressions.list_ops import SHALLOW
 from mesascope.tasks.expressions.logical_inference import INDEPENDENT
 
-OURS = "ours"
-SUMMARY = f"{CITATION.short}: the abstract states the question and no result; the direction is that of a public summary"
 MIN_GAIN = 0.02  # of the accuracy; ours
 MIN_LEAD = 0.1  # of the accuracy over that of a baseline that ignores the nesting; ours
 BASELINES = {LIST_OPS: SHALLOW, LOGIC: INDEPENDENT}
@@ -60,7 +58,7 @@ def require_nesting(task: str, kinds: Sequence[str]) -> Requirement:
     """
 
     def read_lead(results: Results) -> xr.DataArray:
-        leads = []
+        leads: list[xr.DataArray] = []
         for kind in kinds:
             accuracy = select_last_step(read_result(results, "answer_accuracy", task, kind)["nested_accuracy"])
             baseline = accuracy.sel(predictor=BASELINES[task], drop=True)

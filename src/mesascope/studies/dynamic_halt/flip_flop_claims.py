@@ -1,10 +1,13 @@
 """Claims on flip-flop: every model learns it, and memory between chunks makes models robust to shifts."""
 
+import xarray as xr
+
 from mesascope.studies.base import Claim, Quantity, Results
-from mesascope.studies.dynamic_halt.citation import CITATION
 from mesascope.studies.dynamic_halt.models import DECODER, FLIP_FLOP_MODELS, GUT, GUTLB, TITLES, TLB
 from mesascope.studies.dynamic_halt.readers import (
     FLIP_FLOP,
+    OURS,
+    SUMMARY,
     lowest_accuracy_over_models,
     read_accuracy,
     require_accuracy,
@@ -12,8 +15,6 @@ from mesascope.studies.dynamic_halt.readers import (
 from mesascope.studies.dynamic_halt.shifts import DOUBLE_LENGTH, SPARSE, TRAINING
 from mesascope.tasks.flip_flop import LAST_BIT, MAJORITY
 
-OURS = "ours"
-SUMMARY = f"{CITATION.short}: the abstract states the question and no result; the direction is that of a public summary"
 MIN_ACCURACY, MIN_ACCURACY_GAIN = 0.99, 0.01  # ours
 ERROR_FRACTION, MIN_ERROR_DROP = 0.5, 0.005  # ours
 
@@ -43,7 +44,7 @@ def _learned_claim() -> Claim:
         value=lowest_accuracy_over_models(FLIP_FLOP, FLIP_FLOP_MODELS),
         control=Quantity(
             description="accuracy of the last bit of any pair or the majority of bits, whichever is larger (exact)",
-            read=lambda results: _read_best_baseline(results),
+            read=_read_best_baseline,
         ),
         direction="above",
         threshold=MIN_ACCURACY,
@@ -51,7 +52,7 @@ def _learned_claim() -> Claim:
     )
 
 
-def _read_best_baseline(results: Results):
+def _read_best_baseline(results: Results) -> xr.DataArray:
     last_bit, majority = (
         read_accuracy(results, FLIP_FLOP, DECODER, TRAINING, predictor) for predictor in (LAST_BIT, MAJORITY)
     )

@@ -3,10 +3,10 @@
 import xarray as xr
 
 from mesascope.studies.base import Claim, Quantity, Requirement, Results, select_last_step, select_untrained
-from mesascope.studies.dynamic_halt.expression_claims import OURS, SUMMARY, require_nesting
+from mesascope.studies.dynamic_halt.expression_claims import require_nesting
 from mesascope.studies.dynamic_halt.halting_steps import DEPTH, DEPTH_AT_LENGTH, EXPECTED, TAKEN
 from mesascope.studies.dynamic_halt.models import FIXED, GUT, TITLES
-from mesascope.studies.dynamic_halt.readers import LIST_OPS, read_accuracy, read_result
+from mesascope.studies.dynamic_halt.readers import LIST_OPS, OURS, SUMMARY, read_accuracy, read_result
 from mesascope.studies.dynamic_halt.step_limits import MAX_LOSS, OTHER, OWN
 
 MAX_STEP_FRACTION = 0.9  # of the maximum; ours

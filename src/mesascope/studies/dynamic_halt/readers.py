@@ -6,10 +6,13 @@ import xarray as xr
 
 from mesascope.studies.base import Quantity, Requirement, Results, select_last_step
 from mesascope.studies.dynamic_halt.accuracy import MODEL
+from mesascope.studies.dynamic_halt.citation import CITATION
 from mesascope.studies.dynamic_halt.models import GUT, TITLES
 from mesascope.studies.dynamic_halt.shifts import TRAINING
 from mesascope.studies.shared.selectors import select_condition_result
 
+OURS = "ours"
+SUMMARY = f"{CITATION.short}: the abstract states the question and no result; the direction is that of a public summary"
 FLIP_FLOP, LIST_OPS, LOGIC = "flip_flop", "list_ops", "logic"
 TASK_TITLES: Mapping[str, str] = {FLIP_FLOP: "flip-flop", LIST_OPS: "ListOps", LOGIC: "logical inference"}
 
