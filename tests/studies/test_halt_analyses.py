@@ -111,7 +111,7 @@ def test_steps_that_follow_the_depth_are_found_and_others_are_not():
     correlations = {}
     for rule in ("depth", "length", "constant"):
         results = halting_steps(DepthModel(rule), LIST_OPS, batch)
-        found = results["depth_correlation"].sel(_quantity=[DEPTH, DEPTH_AT_LENGTH])
+        found = results["depth_correlation"].sel(_correlated_with=[DEPTH, DEPTH_AT_LENGTH])
         correlations[rule] = found.sel(stat=TAKEN).values
         assert found.sel(stat=EXPECTED).values == pytest.approx(correlations[rule])  # half as many
         steps = results["mean_steps"]

@@ -94,7 +94,7 @@ def step_results(own=0.9, other=0.8, mean=2.5, enough=4.0) -> xr.Dataset:
 
 def depth_results(trained=0.6, at_length=0.4, untrained=0.1) -> xr.Dataset:
     """Make results of `halting_steps`."""
-    axes = {"stat": [TAKEN, EXPECTED], "_quantity": [DEPTH, DEPTH_AT_LENGTH]}
+    axes = {"stat": [TAKEN, EXPECTED], "_correlated_with": [DEPTH, DEPTH_AT_LENGTH]}
     before, after = [[0.0, 0.0], [-untrained] * 2], [[trained, at_length], [0.0, 0.0]]
     return xr.Dataset({"depth_correlation": stack_steps(before, after, *axes, **axes)})
 

@@ -88,7 +88,7 @@ def _depth_claim(name: str, statement: str, quantity: str, threshold: float | No
 
     def read_correlation(results: Results, stat: str) -> xr.DataArray:
         correlation = read_result(results, "halting_steps", LIST_OPS, GUT)["depth_correlation"]
-        return correlation.sel(stat=stat, _quantity=quantity, drop=True)
+        return correlation.sel(stat=stat, _correlated_with=quantity, drop=True)
 
     return Claim(
         name=name,

@@ -68,11 +68,11 @@ def halting_steps(model: PreTrainedModel, task: Task, batch: Batch) -> xr.Datase
     results["depth_correlation"] = to_data_array(
         correlations,
         "stat",
-        "_quantity",
+        "_correlated_with",
         units="1",
         description="rank correlation of the number of steps with the nesting depth",
-        coords=coords | {"_quantity": [DEPTH, DEPTH_AT_LENGTH]},
-    ).assign_attrs(view="bars")
+        coords=coords | {"_correlated_with": [DEPTH, DEPTH_AT_LENGTH]},
+    ).assign_attrs(center=0)
     return xr.Dataset(results)
 
 
