@@ -170,6 +170,22 @@ def test_an_ablation_is_judged_on_all_distributions():
     assert judge_claim(ABLATION_NAMES[NO_GATE], **mixed) == "no effect"
 
 
+@pytest.mark.parametrize("scale", ["laptop", "paper"])
+def test_ablations_differ_from_gut_in_one_field(scale):
+    def read_fields(task: str, kind: str) -> dict:
+        return study.STUDY.condition(name_condition(task, kind)).model_at(scale).to_dict()
+
+    changed = {NO_GATE: "gate", NO_GLOBAL: "halt", NO_TRANSITION: "transition"}
+    for task in (FLIP_FLOP, LIST_OPS):
+        full = read_fields(task, GUT)
+        assert (full["gate"], full["halt"], full["transition"]) == (True, "global", True)
+        for kind, field in changed.items():
+            other = read_fields(task, kind)
+            assert [name for name in full if full[name] != other[name]] == [field]
+    assert read_fields(LIST_OPS, FIXED)["halting_penalty"] == 0
+    assert read_fields(FLIP_FLOP, TLB)["max_iterations"] == 1
+
+
 def test_logical_inference_is_judged_at_paper_scale_only():
     (claim,) = study_logic.STUDY.claims
     results = {

@@ -11,7 +11,7 @@ from mesascope.models.recurrent.config import RecurrentConfig
 from mesascope.studies.base import Condition, ScaleConfig
 from mesascope.studies.dynamic_halt.accuracy import answer_accuracy, shifted_answer_accuracy
 from mesascope.studies.dynamic_halt.halting_steps import halting_steps
-from mesascope.studies.dynamic_halt.models import GUTLB, TITLES, TLB, UT, make_model
+from mesascope.studies.dynamic_halt.models import CHUNK_WISE, GUTLB, TITLES, UT, make_model
 from mesascope.studies.dynamic_halt.readers import FLIP_FLOP, TASK_TITLES, name_condition
 from mesascope.studies.dynamic_halt.shifts import list_distributions
 from mesascope.studies.dynamic_halt.step_limits import step_limits, takes_equal_steps
@@ -106,8 +106,7 @@ def make_training(
 
 def _make_flip_flop_training(kind: str) -> dict[str, TrainingConfig]:
     """Return the training on flip-flop by scale; with chunks, pilots learned it at a smaller learning rate only."""
-    has_chunks = kind in (TLB, GUTLB)
-    rate, steps = (3e-3, 500) if has_chunks else (5e-3, 400)  # ours
+    rate, steps = (3e-3, 500) if kind in CHUNK_WISE else (5e-3, 400)  # ours
     return {
         "smoke": make_training(8, batch_size=16, learning_rate=rate, warmup=2, checkpoints=3),  # ours
         "laptop": make_training(steps, batch_size=16, learning_rate=rate, warmup=50, checkpoints=5),  # ours

@@ -24,10 +24,10 @@ TITLES: Mapping[str, str] = MappingProxyType(
     }
 )
 ABLATIONS = (NO_GATE, NO_GLOBAL, NO_TRANSITION)
-DEPTH_WISE = (UT, GUT, *ABLATIONS)
-FLIP_FLOP_MODELS = (DECODER, *DEPTH_WISE, TLB, GUTLB)
+CHUNK_WISE = (TLB, GUTLB)
+FLIP_FLOP_MODELS = (DECODER, UT, GUT, *ABLATIONS, *CHUNK_WISE)
 EXPRESSION_MODELS = (GUT, UT, *ABLATIONS, FIXED)
-NUM_TLB_LAYERS = 2
+NUM_TLB_LAYERS = 2  # ours
 
 _GUT_FIELDS: Mapping[str, Any] = MappingProxyType({"gate": True, "halt": "global", "transition": True})
 _FIELDS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
@@ -44,23 +44,32 @@ _FIELDS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )
 
 
-def make_model(kind: str, *, layers: int, chunk_length: int, memory_slots: int, **fields: Any) -> DecoderConfig:
+def make_model(
+    kind: str,
+    *,
+    layers: int,
+    max_iterations: int,
+    halting_penalty: float,
+    chunk_length: int,
+    memory_slots: int,
+    **shape: Any,
+) -> DecoderConfig:
     """Return the configuration of a model of the paper, with layer norm before the sublayers and rotary positions.
 
     Args:
         kind: a key of `TITLES`.
         layers: of the transformer; recurrent models have one block, TLB has two.
+        max_iterations: largest number of steps of recurrent models; TLB takes one.
+        halting_penalty: of models with halting.
         chunk_length: positions of a chunk, with chunks.
         memory_slots: vectors that one chunk passes to the next, with chunks.
-        **fields: further fields of the configuration; ``max_iterations`` and ``halting_penalty`` are left out where a
-            model has none.
+        **shape: further fields of the configuration.
     """
     if kind == DECODER:
-        shape = {name: value for name, value in fields.items() if name not in ("max_iterations", "halting_penalty")}
         return DecoderConfig(num_hidden_layers=layers, norm="layer", positions="rotary", **shape)
-    fields = {**fields, **_FIELDS[kind]}
-    if fields.get("halt") == "none":
-        fields["halting_penalty"] = 0.0
-    if kind in (TLB, GUTLB):
+    fields = {"max_iterations": max_iterations, **_FIELDS[kind], **shape}
+    if fields.get("halt") != "none":
+        fields["halting_penalty"] = halting_penalty
+    if kind in CHUNK_WISE:
         fields |= {"chunk_length": chunk_length, "memory_slots": memory_slots}
     return RecurrentConfig(**fields)
