@@ -30,7 +30,7 @@ def flip_flop_claims() -> tuple[Claim, ...]:
             GUT,
             DOUBLE_LENGTH,
             "sequences of twice the length",
-            f"{OURS}: the two models differ in chunks and memory only",
+            f"{OURS}: GUTLB is GUT with chunks, memory and half as many steps; its learning rate differs, too",
         ),
     )
 
