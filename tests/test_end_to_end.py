@@ -34,6 +34,8 @@ ALIKE = (  # to others here: other sizes and rules
     "sparse-regression-heads",
     "norm-growth",
     "backward-chaining",
+    "dynamic-halt",
+    "dynamic-halt-logic",
 )
 NAMES = [
     pytest.param(entry.name, marks=[pytest.mark.slow] if entry.name in ALIKE else [])

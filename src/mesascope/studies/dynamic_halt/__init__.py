@@ -1,0 +1,1 @@
+"""Ray Chowdhury & Caragea 2024: recurrent transformers with dynamic halting."""
