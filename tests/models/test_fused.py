@@ -290,7 +290,7 @@ def trained(
 
 
 def settings() -> list:
-    """Every setting of every study, by its name, that has attention of this kind: causal, its norm elsewhere."""
+    """Every setting of every study, by its name, that has attention of this kind."""
     arms = [
         (entry.name, arm) for entry in registry.list_studies() for arm in registry.load_study(entry.name).conditions
     ]
@@ -298,10 +298,15 @@ def settings() -> list:
 
 
 def attends_so(model: DecoderConfig) -> bool:
-    return (model.attention, model.mask) == ("softmax", "causal") and model.norm_position != "output"
+    """Whether the model is a decoder with causal softmax attention, no rotary positions, and its norm elsewhere."""
+    kind = (model.model_type, model.attention, model.mask)
+    supported = kind == (DecoderConfig.model_type, "softmax", "causal")
+    return supported and model.norm_position != "output" and model.positions != "rotary"
 
 
-@pytest.mark.parametrize("other", [{"mask": "multiplicative"}, {"norm_position": "output"}], ids=str)
+@pytest.mark.parametrize(
+    "other", [{"mask": "multiplicative"}, {"norm_position": "output"}, {"positions": "rotary"}], ids=str
+)
 def test_where_it_gives_way_training_is_the_plain_one(other, monkeypatch):
     compiled(9)
     config = DecoderConfig(**SHAPE, **other)

@@ -171,7 +171,7 @@ def judge_claims(claims: Sequence[Claim], results: Results, scale: str) -> list[
 
 def _decide(claim: Claim, results: Results, scale: str, value: np.ndarray, control: np.ndarray) -> Decision:
     if scale not in claim.scales:
-        return Decision(NOT_TESTED, f"judged only at the scales {', '.join(claim.scales)}")
+        return Decision(NOT_TESTED, f"judged at {' and '.join(claim.scales)} scale only")
     failed = [one.statement for one in claim.requirements if not one.is_met(results)]
     if failed:
         return Decision(NOT_LEARNED, f"the run does not meet a requirement: {'; '.join(failed)}")
