@@ -7,9 +7,11 @@ import math
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -446,3 +448,29 @@ def test_what_a_killed_process_left_is_removed_under_the_lock(run: Run) -> None:
         assert [draft.parent for draft in drafts(run)] == [run.seed_path(0)]
     with run.exclusive_lock("models/seed=0"):
         assert not drafts(run)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_waits_until_a_result_is_written(number: signal.Signals, tmp_path: Path, monkeypatch):
+    """An interrupt while xarray takes its locks would leave one locked for ever."""
+    run, done = Run.create(tmp_path / "run", {"study": "x"}), []
+    write, before = xr.Dataset.to_netcdf, signal.getsignal(number)
+
+    def write_interrupted(dataset: xr.Dataset, **options: Any) -> Any:
+        signal.raise_signal(number)
+        image = write(dataset, **options)
+        done.append(True)
+        return image
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(xr.Dataset, "to_netcdf", write_interrupted)
+    signal.signal(number, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run.save_partial("part", xr.Dataset({"a": ("x", [1.0])}))
+        assert done == [True]
+        assert signal.getsignal(number) is interrupt
+    finally:
+        signal.signal(number, before)

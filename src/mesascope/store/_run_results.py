@@ -17,6 +17,7 @@ from mesascope.checksums import (
     split_header,
 )
 from mesascope.store._files import LogFn, do_nothing, write_atomically, write_listed
+from mesascope.store._interrupts import delay_interrupts
 from mesascope.store._run_files import RunFiles
 from mesascope.store.provenance import hash_source_code
 
@@ -57,8 +58,8 @@ class RunResults(RunFiles):
         for variable_name, variable in dataset.variables.items():
             _check_attrs(f"{variable_name!r}", variable.attrs)
         target = self.path / "results" / f"{name}.nc"
-        image = dataset.to_netcdf(engine="netcdf4")  # in memory: HDF5 crashes the process when a disk is full
-        write_listed(target, bytes(image), self.identity)
+        image = encode_netcdf(dataset)  # in memory: HDF5 crashes the process when a disk is full
+        write_listed(target, image, self.identity)
         return target
 
     def read_results(self, name: str) -> xr.Dataset:
@@ -88,7 +89,7 @@ class RunResults(RunFiles):
             dataset: The partial result.
         """
         header = {**self._partial_origin(name), "code": hash_source_code()}
-        content = add_header(dataset.to_netcdf(engine="netcdf4"), header, "partial result")
+        content = add_header(encode_netcdf(dataset), header, "partial result")
         write_atomically(self._partial_path(name), content)
 
     def load_partial(self, name: str, log: LogFn = do_nothing) -> xr.Dataset | None:
@@ -136,6 +137,16 @@ class RunResults(RunFiles):
         return self.path / "parts" / f"{name}.part"
 
 
+def encode_netcdf(dataset: xr.Dataset) -> bytes:
+    """Return the content of the file of a result.
+
+    Args:
+        dataset: The result.
+    """
+    with delay_interrupts():
+        return bytes(dataset.to_netcdf(engine="netcdf4"))
+
+
 def decode_netcdf(content: bytes, file: Path, hint: str) -> xr.Dataset:
     """Return a result from the content of its file.
 
@@ -148,7 +159,8 @@ def decode_netcdf(content: bytes, file: Path, hint: str) -> xr.Dataset:
         RunError: If it cannot be decoded.
     """
     try:
-        return xr.load_dataset(content, engine="netcdf4").drop_encoding()  # written again as if it were new
+        with delay_interrupts():
+            return xr.load_dataset(content, engine="netcdf4").drop_encoding()  # written again as if it were new
     except (OSError, RuntimeError, ValueError) as error:
         raise RunError(f"results must be netCDF, but {file} cannot be read; {hint}") from error
 
