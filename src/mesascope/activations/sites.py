@@ -114,6 +114,9 @@ HALTING_SITES: Mapping[str, Site] = MappingProxyType(  # in the output of models
 )
 
 
+ALL_SITES: Mapping[str, Site] = MappingProxyType({**SITES, **HALTING_SITES})
+
+
 def get_site(name: str) -> Site:
     """Return the site of a given name.
 
@@ -129,11 +132,10 @@ def get_site(name: str) -> Site:
     >>> get_site("pattern").axes_within_layer
     ('batch', 'head', 'query', 'key')
     """
-    all_sites = {**SITES, **HALTING_SITES}
-    if not isinstance(name, str) or name not in all_sites:
-        advice = suggest_site(name, all_sites) if isinstance(name, str) else ""
+    if not isinstance(name, str) or name not in ALL_SITES:
+        advice = suggest_site(name, ALL_SITES) if isinstance(name, str) else ""
         raise ValueError(
             f"a site must be one of {', '.join(SITES)}, or in a model that halts {', '.join(HALTING_SITES)}, but got "
             f"{describe_value(name)}{advice and f'; {advice}'}"
         )
-    return all_sites[name]
+    return ALL_SITES[name]

@@ -20,14 +20,14 @@ from mesascope.tasks.algorithms import Algorithm
 from mesascope.tasks.base import Batch
 from mesascope.tasks.icl.base import InContextTask
 from mesascope.tasks.icl.context import ContextExamples, build_context
-from mesascope.tasks.token_predictions import token_cross_entropy
+from mesascope.tasks.token_predictions import TokenTask
 
 ChainTokens = Int[Tensor, "batch pos"]
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class MarkovChains(InContextTask):
+class MarkovChains(TokenTask, InContextTask):
     """Markov chains over a few symbols; every sequence has its own transition matrix.
 
     Attributes:
@@ -100,18 +100,6 @@ class MarkovChains(InContextTask):
             )
         )
         return Batch(inputs=inputs.contiguous(), targets=targets.contiguous(), weight=weight)
-
-    def loss(self, prediction: Float[Tensor, "batch pos d_out"], batch: Batch) -> Float[Tensor, "batch pos"]:
-        """Compute the cross-entropy of the next token, in nats.
-
-        Args:
-            prediction: logits.
-            batch: the sequences that were predicted.
-
-        Returns:
-            The cross-entropy, (batch, pos).
-        """
-        return token_cross_entropy(prediction, batch)
 
     def extract_examples(self, inputs: ChainTokens) -> ContextExamples:
         """Extract the transitions of every sequence as one-hot context pairs.

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from mesascope.argument_types import validate_fields
-from mesascope.tasks.base import Batch, Task
-from mesascope.tasks.token_predictions import log_probabilities, token_cross_entropy
+from mesascope.tasks.base import Batch
+from mesascope.tasks.token_predictions import TokenTask, log_probabilities
 
 WRITE, IGNORE, READ = 2, 3, 4  # tokens of the instructions; those of the bits are 0 and 1
 TEXTS = ("0", "1", "w", "i", "r")
@@ -25,7 +25,7 @@ LAST_WRITTEN, LAST_BIT, MAJORITY, CHANCE = "last written bit", "last bit", "majo
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class FlipFlop(Task):
+class FlipFlop(TokenTask):
     """Pairs of an instruction and a bit; a read gives the bit that was last written.
 
     After ``r`` (read), the bit is that of the last ``w`` (write). The first instruction is ``w`` and the last one is
@@ -99,18 +99,6 @@ class FlipFlop(Task):
                 "ignored pairs": since[:, :-1].contiguous(),
             },
         )
-
-    def loss(self, prediction: Float[Tensor, "batch pos d_out"], batch: Batch) -> Float[Tensor, "batch pos"]:
-        """Compute the cross-entropy of the next token, in nats.
-
-        Args:
-            prediction: logits.
-            batch: the sequences that were predicted.
-
-        Returns:
-            The cross-entropy, (batch, pos).
-        """
-        return token_cross_entropy(prediction, batch)
 
     def baselines(self, batch: Batch) -> Mapping[str, Float[Tensor, "batch pos d_out"]]:
         """Compute the log-probabilities of four predictors of the next bit.

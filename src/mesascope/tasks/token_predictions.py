@@ -1,24 +1,27 @@
-"""Losses of token predictions, and logarithms of the probabilities that baselines predict."""
+"""Tasks that predict tokens, and logarithms of the probabilities that their baselines predict."""
 
 from jaxtyping import Float
 from torch import Tensor
 
-from mesascope.tasks.base import Batch
+from mesascope.tasks.base import Batch, Task
 
 MIN_PROBABILITY = 1e-12  # of tokens that a baseline excludes, so that its logarithm is finite
 
 
-def token_cross_entropy(prediction: Float[Tensor, "batch pos d_out"], batch: Batch) -> Float[Tensor, "batch pos"]:
-    """Compute the cross-entropy of the target tokens, in nats.
+class TokenTask(Task):
+    """A task whose targets are tokens: the model predicts logits."""
 
-    Args:
-        prediction: logits.
-        batch: the sequences that were predicted.
+    def loss(self, prediction: Float[Tensor, "batch pos d_out"], batch: Batch) -> Float[Tensor, "batch pos"]:
+        """Compute the cross-entropy of the target tokens, in nats.
 
-    Returns:
-        The cross-entropy at every position.
-    """
-    return -prediction.log_softmax(-1).gather(-1, batch.targets[..., None])[..., 0]
+        Args:
+            prediction: logits.
+            batch: the sequences that were predicted.
+
+        Returns:
+            The cross-entropy, (batch, pos).
+        """
+        return -prediction.log_softmax(-1).gather(-1, batch.targets[..., None])[..., 0]
 
 
 def log_probabilities(probabilities: Float[Tensor, "*rest token"]) -> Float[Tensor, "*rest token"]:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from mesascope.activations._memory import allocate_tensor
 from mesascope.activations.readout._readout import Readout
 from mesascope.activations.recording._iterations import join_calls, select_calls
-from mesascope.activations.sites import HALTING_SITES, SITES, get_site
+from mesascope.activations.sites import ALL_SITES
 from mesascope.axes import to_data_array
 from mesascope.summaries import Summarised, Summary, describe_tensor
 from mesascope.tasks.base import Batch
@@ -199,11 +199,8 @@ class Capture(Summarised, Mapping[str, Tensor]):
             NotRecorded: it was not recorded.
         """
         values, axes = self[name], self.axes[name]
-        about = (
-            get_site(name).description
-            if name in {**SITES, **HALTING_SITES}
-            else f"{name}, reduced during the forward pass"
-        )
+        site = ALL_SITES.get(name)
+        about = site.description if site else f"{name}, reduced during the forward pass"
         values = values.float() if values.dtype == torch.bfloat16 else values
         coords: dict[Hashable, Sequence[int]] = {"layer": list(self.layers)} if "layer" in axes else {}
         coords |= {"query": list(self.queries)} if "query" in axes else {}

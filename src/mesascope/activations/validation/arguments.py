@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from mesascope.activations._layer_view import LayerReduction
 from mesascope.activations.edits import Edit
 from mesascope.activations.recording._micro_batch import Reduction
-from mesascope.activations.sites import HALTING_SITES, SITES, UnsupportedModel, get_site
+from mesascope.activations.sites import ALL_SITES, HALTING_SITES, UnsupportedModel, get_site
 from mesascope.argument_types import describe_value
 
 # where wrappers keep the model: PEFT; torch.compile; DataParallel, DistributedDataParallel and FSDP; TRL's value heads
@@ -83,7 +83,7 @@ def validate_names(
 def _validate_unique(reduce: Mapping[str, Reduction | LayerReduction]) -> None:
     names = [name for name, how in reduce.items() if isinstance(how, Reduction)]
     names += [name for how in reduce.values() if isinstance(how, LayerReduction) for name in how.axes]
-    conflicts = sorted(set(names) & {*SITES, *HALTING_SITES})
+    conflicts = sorted(set(names) & set(ALL_SITES))
     if conflicts:
         raise ValueError(f"a reduction must have a unique name, but {conflicts[0]!r} is a site; choose another name")
     duplicates = sorted({name for name in names if names.count(name) > 1})

@@ -12,15 +12,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mesascope.argument_types import validate_fields
-from mesascope.tasks.base import Batch, Task
 from mesascope.tasks.expressions.labelled_files import LabelledLine, LabelledLines, load_lines
-from mesascope.tasks.token_predictions import log_probabilities, token_cross_entropy
+from mesascope.tasks.token_predictions import TokenTask, log_probabilities
 
 Expression = TypeVar("Expression")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExpressionTask(Task, Generic[Expression]):
+class ExpressionTask(TokenTask, Generic[Expression]):
     """A task whose sequences are expressions, drawn at random or from a file; the answer after them is predicted.
 
     Attributes:
@@ -66,18 +65,6 @@ class ExpressionTask(Task, Generic[Expression]):
     @abstractmethod
     def _is_in_range(self, expression: Expression) -> bool:
         """Return whether an expression of a file is sampled."""
-
-    def loss(self, prediction: Float[Tensor, "batch pos d_out"], batch: Batch) -> Float[Tensor, "batch pos"]:
-        """Compute the cross-entropy of the target, in nats.
-
-        Args:
-            prediction: logits.
-            batch: the sequences that were predicted.
-
-        Returns:
-            The cross-entropy, (batch, pos).
-        """
-        return token_cross_entropy(prediction, batch)
 
     def validation_task(self) -> Self:
         """Return the task of the held-out file; without files every expression is fresh."""

@@ -14,11 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mesascope.argument_types import validate_arguments, validate_fields
-from mesascope.tasks.base import Batch, Task
+from mesascope.tasks.base import Batch
 from mesascope.tasks.syntax.dependency_trees import DependencyTree
 from mesascope.tasks.syntax.edge_functions import EDGE_FUNCTIONS, NAMES, SYMBOLS, find_effective_labels, transform
 from mesascope.tasks.syntax.levels import ROOT_LABEL, LevelLabels, build_tree
-from mesascope.tasks.token_predictions import log_probabilities, token_cross_entropy
+from mesascope.tasks.token_predictions import TokenTask, log_probabilities
 
 PADDING, BEGIN, END = ".", "=", "#"  # texts of the other tokens
 EXACT, IDENTITY, CHANCE = "exact transformation", "unchanged sentence", "chance"
@@ -28,7 +28,7 @@ Rules = Mapping[str, str]
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class SyntacticTransformations(Task):
+class SyntacticTransformations(TokenTask):
     """A sentence is rewritten by one function per label of its dependency tree.
 
     A sequence has three parts of fixed sizes: rules, words, and the output from the token ``=`` on. A rule is one
@@ -183,18 +183,6 @@ class SyntacticTransformations(Task):
             "rule label": rule_label,
         }
         return Batch(inputs=inputs, targets=targets, weight=weight, latents=latents)
-
-    def loss(self, prediction: Float[Tensor, "batch pos d_out"], batch: Batch) -> Float[Tensor, "batch pos"]:
-        """Compute the cross-entropy of the next token of the output, in nats.
-
-        Args:
-            prediction: logits.
-            batch: the sequences that were predicted.
-
-        Returns:
-            The cross-entropy, (batch, pos).
-        """
-        return token_cross_entropy(prediction, batch)
 
     def baselines(self, batch: Batch) -> Mapping[str, Float[Tensor, "batch pos d_out"]]:
         """Compute log-probabilities of the exact output, of the unchanged sentence, and of chance.

@@ -13,8 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mesascope.argument_types import validate_fields
-from mesascope.tasks.base import Batch, Task
-from mesascope.tasks.token_predictions import log_probabilities, token_cross_entropy
+from mesascope.tasks.base import Batch
+from mesascope.tasks.token_predictions import TokenTask, log_probabilities
 from mesascope.tasks.trees.baselines import predict_next_nodes
 from mesascope.tasks.trees.sampling import (
     NO_PARENT,
@@ -31,7 +31,7 @@ PathTokens = Int[Tensor, "batch pos"]
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class TreePaths(Task):
+class TreePaths(TokenTask):
     """Binary trees as edge lists; the path from the root to a leaf is predicted node by node.
 
     A sequence is ``a>b,a>c,...|goal:root>next>...>goal``. A node has two tokens: ``a`` as the source of an edge, as the
@@ -141,18 +141,6 @@ class TreePaths(Task):
         return Batch(
             inputs=tokens[:, :-1].contiguous(), targets=tokens[:, 1:].contiguous(), weight=weight, latents=latents
         )
-
-    def loss(self, prediction: Float[Tensor, "batch pos d_out"], batch: Batch) -> Float[Tensor, "batch pos"]:
-        """Compute the cross-entropy of the next token, in nats.
-
-        Args:
-            prediction: logits.
-            batch: the sequences that were predicted.
-
-        Returns:
-            The cross-entropy, (batch, pos).
-        """
-        return token_cross_entropy(prediction, batch)
 
     def baselines(self, batch: Batch) -> Mapping[str, Float[Tensor, "batch pos d_out"]]:
         """Compute the log-probabilities of `predict_next_nodes`; positions before the root get the uniform one.
