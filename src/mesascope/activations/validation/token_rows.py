@@ -49,7 +49,10 @@ def tokenize_texts(texts: str | Sequence[str], tokenizer: Any) -> PaddedTokens:
         ValueError: there is no tokenizer, or a text has no tokens.
     """
     if tokenizer is None:
-        raise ValueError("inputs are text, which needs the tokenizer of the model, but got none; pass tokenizer=...")
+        raise ValueError(
+            "inputs are text, which needs the tokenizer of the model, but got none; pass tokenizer=... or a tensor of "
+            "tokens"
+        )
     if not callable(tokenizer):
         raise ValueError(f"tokenizer must be a tokenizer of transformers, but got a {type(tokenizer).__name__}")
     texts = [texts] if isinstance(texts, str) else list(texts)
