@@ -106,7 +106,7 @@ def make_training(
 
 def _make_flip_flop_training(kind: str) -> dict[str, TrainingConfig]:
     """Return the training on flip-flop by scale; at the larger rate, a pilot of GUTLB read 98 % of the bits only."""
-    rate, steps = (3e-3, 500) if kind in CHUNK_WISE else (5e-3, 400)  # ours
+    rate, steps = (3e-3, 500) if kind in CHUNK_WISE else (5e-3, 600)  # ours
     return {
         "smoke": make_training(8, batch_size=16, learning_rate=rate, warmup=2, checkpoints=3),  # ours
         "laptop": make_training(steps, batch_size=16, learning_rate=rate, warmup=50, checkpoints=5),  # ours
