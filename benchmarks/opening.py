@@ -24,8 +24,8 @@ def plain(path: str) -> None:
     """Time forward passes alone, one sequence at a time, and print the seconds."""
     import torch
 
-    from mesascope.inspection import load_prose
     from mesascope.models.load import load_pretrained
+    from mesascope.tasks.corpora import load_prose
 
     model, tokenizer = load_pretrained(path)
     assert tokenizer is not None

@@ -6,12 +6,12 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from mesascope.inspection import load_prose
+from mesascope.inspection import load_sample_text
 
 
 def save_tiny(place: Path, seed: int = 0, *, grouped: bool = False) -> Path:
     """A tiny GPT-2 with a word tokenizer, as somebody might have saved it; or a Llama with grouped heads."""
-    words = sorted(set(load_prose()[:20_000].split()))
+    words = sorted(set(load_sample_text()[:20_000].split()))
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["<unk>", *words])}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     torch.manual_seed(seed)

@@ -5,7 +5,7 @@ import torch
 
 from mesascope import api
 from mesascope.analyses.inner_objectives import objectives
-from mesascope.inspection import ANALYSIS_NAMES, load_prose
+from mesascope.inspection import ANALYSIS_NAMES, load_sample_text
 from mesascope.models.load import load_pretrained, make_untrained_factory
 from mesascope.store import Run
 from saved import save_tiny
@@ -24,7 +24,7 @@ def test_every_measure_is_there_and_nothing_was_left_out(everything):
     facts = everything.read_json("model")
     assert facts["skipped"] == {}
     assert facts["class"] == "GPT2LMHeadModel"
-    assert everything.read_results("text")["token"].values[0, 0] == load_prose().split()[0]
+    assert everything.read_results("text")["token"].values[0, 0] == load_sample_text().split()[0]
     assert everything.read_results("norms")["norm"].sizes == {"layer": 3, "batch": 3, "pos": 32}
 
 

@@ -7,7 +7,7 @@ from mesascope.inspection._inspect import get_model_name, inspect_model
 from mesascope.inspection._inspection import StageProgressFn
 from mesascope.inspection._pair_file import MIN_PAIRS
 from mesascope.inspection._passes import ANALYSIS_NAMES
-from mesascope.inspection._text import load_prose
+from mesascope.inspection._text import load_sample_text
 
 __all__ = [
     "ANALYSIS_NAMES",
@@ -19,7 +19,7 @@ __all__ = [
     "get_model_name",
     "identify_algorithms",
     "inspect_model",
-    "load_prose",
+    "load_sample_text",
     "open_language_model",
     "open_run",
 ]

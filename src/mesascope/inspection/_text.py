@@ -65,7 +65,7 @@ def read_words(text: Path | None) -> tuple[str, str]:
     """Read a text file.
 
     Args:
-        text: The file; by default the English prose that is installed with Python.
+        text: The file; by default a story, continued by the English prose that is installed with Python.
 
     Returns:
         The text and a description of its origin.
@@ -74,11 +74,20 @@ def read_words(text: Path | None) -> tuple[str, str]:
         ValueError: If the file cannot be read, is not UTF-8, or is empty.
     """
     if text is None:
-        return load_prose(), "Python's reference manual (pydoc_data.topics)"
+        return load_sample_text(), "a story that comes with mesascope, continued by Python's reference manual"
     words = read_utf8(text, "a text")
     if not words.strip():
         raise ValueError(f"a text must have words, but {text} is empty; use another file")
     return words, text.name
+
+
+def load_sample_text() -> str:
+    """Return a story of about 2,900 tokens that was written for mesascope, continued by Python's reference manual.
+
+    The story is published nowhere else, so that language models cannot have seen it in training. Like the rest of
+    mesascope, it can be used freely.
+    """
+    return f"{(Path(__file__).parent / 'sample_text.txt').read_text(encoding='utf-8')}\n{load_prose()}"
 
 
 def read_utf8(file: Path, subject: str) -> str:
