@@ -74,7 +74,7 @@ def read_words(text: Path | None) -> tuple[str, str]:
         ValueError: If the file cannot be read, is not UTF-8, or is empty.
     """
     if text is None:
-        return load_sample_text(), "a story that comes with mesascope, continued by Python's reference manual"
+        return load_sample_text(), "mesascope's sample text"
     words = read_utf8(text, "a text")
     if not words.strip():
         raise ValueError(f"a text must have words, but {text} is empty; use another file")

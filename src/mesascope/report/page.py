@@ -15,6 +15,7 @@ from mesascope.report import run_info, run_tables
 from mesascope.report.explorers.combined import CombinedPanel
 from mesascope.report.explorers.head_explorer import build_head_explorer
 from mesascope.report.explorers.token_view import build_token_view
+from mesascope.report.findings import list_findings
 from mesascope.report.load_run import ResultFile, RunRecord, load_run
 from mesascope.report.panels.cells import build_cell_map
 from mesascope.report.panels.choose_view import build_panels
@@ -142,7 +143,9 @@ def _build_results(record: RunRecord) -> dict[str, Any]:
     """Return verdicts, training curves and panels, by their names in the template."""
     combined = _build_combined_panels(record)
     used_by_result = [(k, one, _list_used_variables(one, combined)) for k, one in enumerate(record.results)]
+    sections = [_build_section(k, one, taken) for k, one, taken in used_by_result if not _is_fully_used(one, taken)]
     return {
+        "findings": _link_findings(record, sections, combined),
         "collapse_verdicts": len(record.verdicts) > MAX_EXPANDED_VERDICTS,
         "claim_groups": build_claim_groups(record.verdicts),
         "training": [
@@ -151,10 +154,19 @@ def _build_results(record: RunRecord) -> dict[str, Any]:
             if (panel := plot_training_log(log))
         ],
         "combined": [{"key": key, "title": title, **vars(one)} for key, title, one in combined],
-        "sections": [
-            _build_section(k, one, taken) for k, one, taken in used_by_result if not _is_fully_used(one, taken)
-        ],
+        "sections": sections,
     }
+
+
+def _link_findings(
+    record: RunRecord, sections: Sequence[Section], combined: Sequence[tuple[str, str, CombinedPanel]]
+) -> list[tuple[str, str, str]]:
+    """Return the findings of an inspection, each with the id and the heading of the section that shows its file."""
+    if not run_info.is_inspection(record.run):
+        return []
+    anchors = {file: (key, title) for key, title, one in combined for file in one.used_variables}
+    anchors |= {Path(one.file).name: (one.key, one.title) for one in sections}
+    return [(one.text, *anchors[one.file]) for one in list_findings(record.results)]
 
 
 def summarize_run(run_dir: Path) -> dict[str, Any]:
