@@ -88,7 +88,7 @@ def prepare_mesascope(model: Path, pairs: Pairs) -> Methods:
             senders=found[0]["sender"].values.tolist(),
             receivers=found[0]["receiver"].values.tolist(),
             values=np.mean([one["score"].values for one in found], 0),
-            ends=np.concatenate([[one["clean"].values, one["counterfactual"].values] for one in found], 1),
+            ends=np.concatenate([[one["clean"].values, one["ablated"].values] for one in found], 1),
         )
 
     return {"eap": lambda: attribute(0), "eap-ig": lambda: attribute(STEPS)}
