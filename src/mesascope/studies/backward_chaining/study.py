@@ -69,7 +69,7 @@ SCALES = {
         task=SMOKE_TASK,
         model=_make_decoder(SMOKE_TASK, LAPTOP_LAYERS, 32, 64),
     ),
-    "laptop": ScaleConfig(training=_make_training(3_500, 8, 2e-3, 200), sequences=4_096),
+    "laptop": ScaleConfig(training=_make_training(5_000, 8, 2e-3, 200), sequences=4_096),
     "paper": ScaleConfig(
         training=_make_training(150_000, 16, 1e-3, 1_000),  # 1e-3 in the text, 3e-4 in the code; the steps are ours
         sequences=4_096,
@@ -114,7 +114,8 @@ STUDY = Study(
     "and each model is trained on one order. Most steps of these trees do not branch, so that exact "
     "match alone says little: a random child that is not a wrong leaf walks 67 % of the paths of laptop scale. At "
     "laptop scale there are 8 nodes instead of 16, 4 layers instead of 6 and a width of 64 instead of 128; sizes and "
-    "training there are ours, and so are all thresholds. In backward and forward edge order the edges of the root "
+    "training there are ours, and so are all thresholds. A first run of the study had 3,500 steps, after which one of five "
+    "seeds had an exact match of 0.83; training has 5,000 steps since. In backward and forward edge order the edges of the root "
     "have fixed positions, at 8 nodes as at 16; in random order they do not. Causal scrubbing follows the authors' "
     "notebook, except that the loss is that of the true node instead of the most likely token, and that recovered loss "
     "is a ratio of mean losses instead of a mean of ratios. The second branch that it needs leaves paths of up to 5 "
