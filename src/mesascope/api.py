@@ -26,7 +26,9 @@ from mesascope.report import write_report
 from mesascope.runner import ProgressCallback, run_study
 from mesascope.store import Run
 from mesascope.studies.base import Study
+from mesascope.studies.cell_names import format_cell
 from mesascope.studies.cells import load_cells
+from mesascope.studies.factors import is_setting
 from mesascope.studies.registry import hold_value, load_study
 
 RUNS_FOLDER = Path("runs")
@@ -42,6 +44,7 @@ def run(
     device: str = "auto",
     on: str | None = None,
     vary: Mapping[str, Sequence[str]] | None = None,
+    settings: Mapping[str, str | float | bool | None] | None = None,
     progress: ProgressCallback | None = None,
     quiet: bool = False,
 ) -> Run:
@@ -51,12 +54,16 @@ def run(
         study: The name of a study, a ``.py`` file that defines ``STUDY``, or a study as a value.
         scale: smoke, laptop or paper.
         seeds: Number of training replicates; the default of the scale if None.
-        out: The run's directory; ``runs/STUDY-SCALE`` by default.
+        out: The run's directory; ``runs/STUDY-SCALE`` by default, followed by the settings.
         device: auto, cpu or cuda (also ``cuda:1`` and so on).
         on: serial, processes or ray[:ADDRESS]. Default: serial at smoke scale, on a GPU or for a value, processes
             otherwise. A value must be run serially, because other processes cannot load it.
-        vary: Names of levels by the name of a factor, such as ``{"block": ["bare", "prenorm"]}``; the claims are judged
-            in every combination. Default: the study's grid at this scale.
+        vary: Names of levels by the name of a factor, such as ``{"block": ["bare", "prenorm"]}``, and values as text by
+            the path of a setting, such as ``{"training.optimizer.lr": ["1e-3", "3e-3"]}``; the claims are judged in
+            every combination. Default: the study's grid at this scale.
+        settings: New values of fields of the task, the model or the training, such as ``{"training.steps": 500}``, in
+            every condition that has the field and at all scales. The claims are judged at these values alone, without
+            the study's grid.
         progress: Receives progress updates. Default: bars on a terminal and in a notebook, nothing in other scripts.
         quiet: Show no progress.
 
@@ -76,11 +83,16 @@ def run(
     one_process = scale == "smoke" or chosen_device != "cpu" or is_value
     executor = create_executor(on or ("serial" if one_process else "processes"))
     console = open_console(quiet=quiet or progress is not None)
+    if settings and vary is not None:
+        raise ValueError(
+            f"settings must be given without vary, but got both; pass {next(iter(settings))} to vary, with one value"
+        )
     with ProgressDisplay(console) as display, _hold_study(study) as name:
-        callback = progress or display
-        path = Path(out) if out is not None else RUNS_FOLDER / f"{load_study(name).name}-{scale}"
+        callback, cell = progress or display, _format_settings(settings or {})
+        default_path = RUNS_FOLDER / "-".join(filter(None, [load_study(name).name, scale, cell]))
+        path = Path(out) if out is not None else default_path
         finished_run = run_study(
-            name,
+            f"{name}[{cell}]" if cell else name,
             scale=scale,
             seeds=seeds,
             path=path,
@@ -92,6 +104,19 @@ def run(
         for cell in load_cells(finished_run.path):
             write_report(cell.path, callback.log_message)
     return finished_run
+
+
+def _format_settings(settings: Mapping[str, str | float | bool | None]) -> str:
+    """Return the name of the cell of settings; refuse names that are no settings."""
+    wrong = [name for name in settings if not is_setting(name)]
+    if wrong:
+        raise ValueError(
+            "a setting must be a field of the task, the model or the training, such as training.steps, but got "
+            f"{wrong[0]!r}"
+        )
+    return format_cell(
+        {name: value if isinstance(value, str) else str(value).lower() for name, value in settings.items()}
+    )
 
 
 @contextmanager

@@ -30,7 +30,17 @@ def run_command(
     vary: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="FACTOR=LEVEL,...", help="Also run other levels of a factor; repeatable. Default: the study's grid."
+            metavar="FACTOR=LEVEL,...",
+            help="Also run other levels of a factor, or values of a setting such as training.optimizer.lr; repeatable. "
+            "Default: the study's grid.",
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="PATH=VALUE",
+            help="Change a field of task, model or training, such as training.steps=500; repeatable.",
         ),
     ] = None,
     strict: Annotated[bool, typer.Option(help="Exit with code 1 if a claim is contradicted.")] = False,
@@ -41,10 +51,18 @@ def run_command(
     from mesascope.runner import load_verdicts
     from mesascope.studies.cells import load_cells
 
-    varied = parse_varied(vary)
+    varied, changed = parse_varied(vary), parse_settings(settings)
     with ProgressDisplay(err) as display:
         finished_run = api.run(
-            study, scale=scale, seeds=seeds, out=out_dir, device=device, on=on, vary=varied, progress=display
+            study,
+            scale=scale,
+            seeds=seeds,
+            out=out_dir,
+            device=device,
+            on=on,
+            vary=varied,
+            settings=changed,
+            progress=display,
         )
     verdicts, cells = load_verdicts(finished_run), load_cells(finished_run.path)
     print_verdicts(verdicts, scale)
@@ -182,6 +200,32 @@ def which_algorithm_command(
 
 def _split_names(text: str | None) -> list[str] | None:
     return [name.strip() for name in text.split(",") if name.strip()] if text else None
+
+
+def parse_settings(options: list[str] | None) -> dict[str, str] | None:
+    """Return the settings that ``--set`` names.
+
+    Args:
+        options: The values of the option, such as ``training.steps=500``.
+
+    Returns:
+        Values as text by path; None without the option.
+
+    Raises:
+        ValueError: If a value has another form, or a path is named twice.
+
+    >>> parse_settings(["training.steps=500", "model.norm=rms"])
+    {'training.steps': '500', 'model.norm': 'rms'}
+    """
+    if not options:
+        return None
+    settings: dict[str, str] = {}
+    for option in options:
+        path, _, value = (part.strip() for part in option.partition("="))
+        if not path or not value or path in settings:
+            raise ValueError(f"--set must name each field once, as in --set training.steps=500, but got {option!r}")
+        settings[path] = value
+    return settings
 
 
 def parse_varied(options: list[str] | None) -> dict[str, list[str]] | None:

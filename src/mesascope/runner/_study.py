@@ -25,7 +25,7 @@ from mesascope.runner._jobs import (
 from mesascope.runner._results import gather_conditions, gather_simulations, load_finished_results
 from mesascope.store import Run, RunError
 from mesascope.studies.base import SCALES, Study
-from mesascope.studies.cell_names import format_cell, parse_cell
+from mesascope.studies.cell_names import format_cell, parse_cell, split_reference
 from mesascope.studies.cells import CELLS_FOLDER
 from mesascope.studies.registry import load_study
 from mesascope.studies.verdicts import Verdict, judge_claims
@@ -77,9 +77,9 @@ def run_study(
         RunError: If the directory cannot be used.
         TrainingDiverged: If a loss or gradient is not finite.
     """
-    study = load_study(name)
     if scale not in SCALES:
         raise ValueError(f"a scale must be one of {', '.join(SCALES)}, but got {scale!r}")
+    study = _load_at_scale(name, scale)
     replicates = study.select_seeds(scale, seeds)
     if not replicates:
         raise ValueError(f"seeds must be 1 or more, but got {seeds}; pass the number of models to train")
@@ -93,10 +93,16 @@ def run_study(
     return cells[0].run
 
 
+def _load_at_scale(name: str, scale: str) -> Study:
+    """Load a study, and refuse settings that are invalid at the scale."""
+    base, cell = split_reference(name)
+    return load_study(base).at_cell(parse_cell(cell), scale) if cell else load_study(name)
+
+
 def _open_cell(study: Study, name: str, cell: str, path: Path, scale: str, seeds: Sequence[int]) -> _CellRun:
     """Create or resume the run of one cell; that of the study's own setting is the directory itself."""
     own = cell in ("", study.cell)
-    cell_study = study if own else study.at_cell(parse_cell(cell))
+    cell_study = study if own else study.at_cell(parse_cell(cell), scale)
     run = Run.create(path if own else path / CELLS_FOLDER / cell, describe_run(cell_study, scale, seeds))
     return _CellRun(reference=name if own else f"{name}[{cell}]", study=cell_study, run=run)
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from mesascope.studies._factors import list_cells
+from mesascope.studies.factors import list_cells
 
 if TYPE_CHECKING:
     from mesascope.studies.base import Condition, Study

@@ -16,7 +16,6 @@ from mesascope.studies._claims import (
     select_last_step,
     select_untrained,
 )
-from mesascope.studies._factors import Factor, Level, list_cells, select_levels
 from mesascope.studies._validation import (
     RESERVED_NAMES,
     SCALES,
@@ -25,6 +24,15 @@ from mesascope.studies._validation import (
     validate_unique_names,
 )
 from mesascope.studies.cell_names import Cell, format_cell
+from mesascope.studies.factors import (
+    Factor,
+    Level,
+    apply_levels,
+    drop_own_values,
+    list_cells,
+    make_settings,
+    select_levels,
+)
 from mesascope.studies.toy_model import ToyModel
 from mesascope.summaries import Summarised, Summary
 from mesascope.tasks.base import Task
@@ -242,39 +250,42 @@ class Study(Summarised):
 
         Args:
             scale: smoke, laptop or paper.
-            varied: names of levels, by the name of a factor; the grid of the scale if None.
+            varied: names of levels by the name of a factor, and values as text by the path of a setting, such as
+                ``training.optimizer.lr``; the grid of the scale if None.
 
         Returns:
-            one mapping from factors to levels per cell.
+            one mapping from factors to levels per cell, without the settings that are as in the study.
 
         Raises:
-            ValueError: there is no such factor or level.
+            ValueError: there is no such factor, level or setting.
         """
-        return list_cells(self.factors, self.grid.get(scale, {}) if varied is None else varied)
+        levels = self.grid.get(scale, {}) if varied is None else varied
+        factors = (*self.factors, *make_settings(levels, self.conditions))
+        return [drop_own_values(cell) for cell in list_cells(factors, levels)]
 
-    def at_cell(self, cell: Cell) -> "Study":
+    def at_cell(self, cell: Cell, scale: str | None = None) -> "Study":
         """Return the study in another setting; the study itself in its own setting.
 
         Args:
-            cell: the level of some factors; others keep the setting of the study.
+            cell: the level of some factors, and values as text of settings; others keep the setting of the study.
+            scale: the scale at which settings must be valid; by default, they must be valid at one, and change those at
+                which they are.
 
         Returns:
             a study without factors, whose name ends in the cell's.
 
         Raises:
-            ValueError: there is no such factor or level.
+            ValueError: there is no such factor, level or setting, or a value is invalid.
         """
-        chosen = select_levels(self.factors, cell)
+        settings = make_settings({name: [level] for name, level in cell.items()}, self.conditions)
+        chosen = select_levels((*self.factors, *settings), cell)
         if all(level == factor.levels[0] for factor, level in chosen):
             return self
-        conditions = list(self.conditions)
-        for factor, level in chosen:
-            conditions = [level.apply(one) if one.name in factor.conditions else one for one in conditions]
         return replace(
             self,
             name=f"{self.name}[{format_cell({factor.name: level.name for factor, level in chosen})}]",
             title=f"{self.title}: {', '.join(level.description for _, level in chosen)}",
-            conditions=tuple(conditions),
+            conditions=tuple(apply_levels(self.conditions, chosen, scale)),
             factors=(),
             grid={},
         )

@@ -49,7 +49,8 @@ def list_varied_factors(cells: Sequence[JudgedCell]) -> list[str]:
     Args:
         cells: the judged cells of a run.
     """
-    return [name for name in cells[0].levels if len({cell.levels.get(name) for cell in cells}) > 1]
+    names = dict.fromkeys(name for cell in cells for name in cell.levels)
+    return [name for name in names if len({cell.levels.get(name) for cell in cells}) > 1]
 
 
 def describe_factors(run: Mapping[str, Any], names: Sequence[str]) -> list[tuple[str, str]]:
@@ -80,7 +81,7 @@ def describe_factors(run: Mapping[str, Any], names: Sequence[str]) -> list[tuple
 def _build_column(cell: JudgedCell, varied: Sequence[str], run_dir: Path) -> dict[str, Any]:
     own = cell.path == run_dir
     return {
-        "levels": [(name, cell.levels.get(name, "")) for name in varied],
+        "levels": [(name, cell.levels.get(name, "as in the study")) for name in varied],
         "seeds": format_count(cell.seeds, "seed"),
         "link": "" if own else f"{cell.path.relative_to(run_dir).as_posix()}/report.html",
     }

@@ -47,7 +47,7 @@ class Level:
         """
         return replace(
             condition,
-            model=_replace_model(condition.model, self.model),
+            model=replace_model(condition.model, self.model),
             task=_replace_task(condition.task, self.task),
             scales={name: self._apply_to_scale(config) for name, config in condition.scales.items()},
         )
@@ -57,7 +57,7 @@ class Level:
             config,
             training=replace(config.training, **self.training),
             task=config.task and _replace_task(config.task, self.task),
-            model=config.model and _replace_model(config.model, self.model),
+            model=config.model and replace_model(config.model, self.model),
         )
 
 
@@ -126,8 +126,10 @@ def list_cells(factors: Sequence[Factor], varied: Mapping[str, Sequence[str]]) -
     by_name = {factor.name: factor for factor in factors}
     unknown = [name for name in varied if name not in by_name]
     if unknown:
-        options = f"one of {', '.join(by_name)}" if by_name else "left out, since the study has none"
-        raise ValueError(f"a factor must be {options}, but got {unknown[0]!r}")
+        options = f"one of {', '.join(by_name)}" if by_name else "a setting, since the study declares none"
+        raise ValueError(
+            f"a factor must be {options}, or the path of a setting such as training.steps, but got {unknown[0]!r}"
+        )
     own = {name: factor.levels[0].name for name, factor in by_name.items()}
     levels = [
         [factor.get_level(level).name for level in varied.get(name, (own[name],))] for name, factor in by_name.items()
@@ -154,7 +156,16 @@ def _replace_task(task: Any, fields: Mapping[str, Any]) -> Any:
     return replace(task, **fields)  # every task is a dataclass
 
 
-def _replace_model(model: DecoderConfig, fields: Mapping[str, Any]) -> DecoderConfig:
+def replace_model(model: DecoderConfig, fields: Mapping[str, Any]) -> DecoderConfig:
+    """Return the configuration of a decoder with other values.
+
+    Args:
+        model: the configuration.
+        fields: values by the name of a field.
+
+    Raises:
+        ValueError: a value is invalid.
+    """
     values = model.to_dict()
     if "num_attention_heads" in fields and model.num_key_value_heads == model.num_attention_heads:
         values["num_key_value_heads"] = None  # as many as there are query heads
