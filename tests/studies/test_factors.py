@@ -145,7 +145,7 @@ def test_a_factor_without_a_choice_is_refused(factor, message):
             "a level of heads must be one of 4, 1, but got '2'",
         ),
         ({"factors": (HEADS,), "grid": {"desk": {}}}, "scales of a grid must be among smoke, laptop, paper"),
-        ({"factors": (), "grid": {"laptop": {"heads": ("1",)}}}, "a factor must be a setting, since the study declares none"),
+        ({"factors": (), "grid": {"laptop": {"heads": ("1",)}}}, "must be a setting, since the study declares none"),
     ],
 )
 def test_a_grid_that_cannot_be_run_is_refused(changes, message):
@@ -199,7 +199,7 @@ def test_the_cells_of_a_grid_equal_runs_of_their_own(small, tmp_path, capsys, mo
 @pytest.mark.parametrize(
     ("vary", "message"),
     [
-        (["width=2"], "a factor must be one of heads, rate, or the path of a setting such as training.steps, but got 'width'"),
+        (["width=2"], "heads, rate, or the path of a setting such as training.steps, but got 'width'"),
         (["heads=3"], "a level of heads must be one of 2, 1, but got '3'"),
         (["heads"], "--vary must name each factor once"),
         (["heads=1", "heads=2"], "--vary must name each factor once"),
