@@ -106,8 +106,8 @@ STUDY = Study(
     name="backward-chaining",
     title="Path finding in trees by backward chaining",
     description="A binary tree is given as a list of edges, followed by a goal leaf and the root; a decoder with one "
-    "head per layer predicts the path from the root to the goal. The paper finds that the first layer stores each edge at "
-    "the position of its target and copies the goal to the path, that each further layer climbs one edge from the "
+    "head per layer predicts the path from the root to the goal. The paper finds that the first layer stores each edge "
+    "at the position of its target and copies the goal to the path, that each further layer climbs one edge from the "
     "goal, and that the last layers look one step ahead. Exact match is computed with the true path as the input, "
     "as in the paper's code; it equals that of greedy generation. The text of the paper draws trees uniformly, "
     "its code draws two branches first and trains on backward and random edge orders in turn; here trees are "
