@@ -151,7 +151,7 @@ class WrappedModule(PreTrainedModel):
 
 
 def _read_output(output: Any) -> Any:
-    """Return the outputs in what a forward function returns: a tensor, ``logits`` of a mapping, or the first element."""
+    """Return the outputs in the result of a forward function: a tensor, ``logits`` of a mapping, or the first."""
     if isinstance(output, Mapping):
         return output.get("logits", output)
     return output[0] if isinstance(output, tuple | list) and output else output

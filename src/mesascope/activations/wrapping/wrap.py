@@ -26,8 +26,8 @@ def wrap(
     """Return a plain PyTorch module as a model for `capture`, edits, interventions, analyses and `inspect`.
 
     The structure is found by tracing, as in any other model, and every site is checked: the outputs with and without
-    hooks are bitwise equal, and attention weights reproduce ``z``. Queries, keys, values, scores, patterns and ``z`` are
-    available where attention is computed by ``torch.nn.functional.scaled_dot_product_attention`` or by modules of
+    hooks are bitwise equal, and attention weights reproduce ``z``. Queries, keys, values, scores, patterns and ``z``
+    are available where attention is computed by ``torch.nn.functional.scaled_dot_product_attention`` or by modules of
     transformers inside the module. Where a module computes attention in its own operations, these sites are refused.
 
     Args:
