@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mesascope.argument_types import validate_arguments
@@ -28,6 +30,7 @@ from mesascope.store import Run
 from mesascope.studies.base import Study
 from mesascope.studies.cells import load_cells
 from mesascope.studies.registry import hold_value, load_study
+from mesascope.tasks.base import Task
 
 RUNS_FOLDER = Path("runs")
 
@@ -110,6 +113,8 @@ def inspect(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     text: Path | str | None = None,
+    token_ids: Path | str | Tensor | np.ndarray | None = None,
+    task: Task | None = None,
     tokens: int | None = None,
     sequences: int = 4,
     out: Path | str | None = None,
@@ -121,12 +126,17 @@ def inspect(
     progress: StageProgressFn | None = None,
     quiet: bool = False,
 ) -> Run:
-    """Analyse a causal language model on a text, compare with controls, and write a report.
+    """Analyse a causal language model on a text or on token ids, compare with controls, and write a report.
 
     Args:
-        model: A Hub name, a folder, a ``.gguf`` file, or a model in memory, which keeps its device and its dtype.
+        model: A Hub name, a folder, a ``.gguf`` file, or a model in memory, which keeps its device and its dtype; for a
+            plain module, ``mesascope.wrap(module)``.
         tokenizer: The tokenizer of a model in memory.
         text: A UTF-8 file; by default English prose that is installed with Python.
+        token_ids: Token ids (batch, pos), or one long sequence (pos), instead of a text, for models without a
+            tokenizer: a tensor, an array, or a ``.npy`` or ``.safetensors`` file. Random sequences are then drawn from
+            the tokens that occur. The common first token of all rows counts as the beginning of every text.
+        task: A task of tokens, whose sequences are inspected instead of a text.
         tokens: Tokens per sequence; 512 by default, or fewer if the text or the model's context is shorter.
         sequences: Maximum number of sequences.
         out: The run's directory; ``runs/inspect-MODEL`` by default.
@@ -150,6 +160,8 @@ def inspect(
             model,
             tokenizer=tokenizer,
             text=Path(text) if text is not None else None,
+            token_ids=token_ids,
+            task=task,
             tokens=tokens,
             sequences=sequences,
             path=Path(out) if out is not None else RUNS_FOLDER / f"inspect-{Path(get_model_name(model)).name}",

@@ -138,6 +138,40 @@ class WrappedModule(PreTrainedModel):
                 handle.remove()
         return readers[0] if readers else ""
 
+    def build_untrained(self, seed: int) -> "WrappedModule":
+        """Return the same model with random weights, by the function ``untrained`` that was given to `wrap`.
+
+        Args:
+            seed: the seed of the weights.
+
+        Raises:
+            UnsupportedModel: no function was given, or its module has other weights.
+        """
+        name = type(self.module).__name__
+        if self.untrained_fn is None:
+            raise UnsupportedModel(
+                f"random weights need a function from a seed to an untrained {name}; pass untrained= to wrap"
+            )
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            module = self.untrained_fn(seed)
+        shapes, expected = ({key: x.shape for key, x in one.state_dict().items()} for one in (module, self.module))
+        if shapes != expected:
+            raise UnsupportedModel(
+                f"untrained= must return a {name} with weights of the same names and shapes, but {type(module).__name__} "
+                "has others; build it with the same arguments"
+            )
+        model = WrappedModule(
+            module,
+            self.forward_fn,
+            block_names=self.block_names,
+            attention_name=self.attention_name,
+            context_length=self.config.max_position_embeddings,
+            accepts_mask=self._accepts_mask,
+            untrained_fn=self.untrained_fn,
+        )
+        return model.eval().to(self.device, self.dtype)  # pyright: ignore[reportArgumentType] as in PyTorch
+
     def save_pretrained(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refuse to be saved.
 
