@@ -4,9 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mesascope.argument_types import validate_arguments
@@ -16,7 +14,9 @@ from mesascope.inspection import (
     AlgorithmReport,
     CircuitSearch,
     StageProgressFn,
+    TokenIdsLike,
     find_circuit,
+    find_token_task,
     get_model_name,
     identify_algorithms,
     inspect_model,
@@ -113,8 +113,9 @@ def inspect(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     text: Path | str | None = None,
-    token_ids: Path | str | Tensor | np.ndarray | None = None,
+    token_ids: TokenIdsLike | None = None,
     task: Task | None = None,
+    study: str | None = None,
     tokens: int | None = None,
     sequences: int = 4,
     out: Path | str | None = None,
@@ -137,6 +138,7 @@ def inspect(
             tokenizer: a tensor, an array, or a ``.npy`` or ``.safetensors`` file. Random sequences are then drawn from
             the tokens that occur. The common first token of all rows counts as the beginning of every text.
         task: A task of tokens, whose sequences are inspected instead of a text.
+        study: A study whose task of tokens is used, instead of ``task``.
         tokens: Tokens per sequence; 512 by default, or fewer if the text or the model's context is shorter.
         sequences: Maximum number of sequences.
         out: The run's directory; ``runs/inspect-MODEL`` by default.
@@ -155,6 +157,10 @@ def inspect(
     Raises:
         ValueError: If an argument is invalid; the message is one line.
     """
+    if study is not None:
+        if task is not None:
+            raise ValueError("the task must be given once, but got task and study; omit either")
+        task = find_token_task(study)
     with StageProgressBar(open_console(quiet=quiet or progress is not None)) as bar:
         finished_run = inspect_model(
             model,
@@ -256,9 +262,11 @@ def circuit(
 
 @validate_arguments
 def rank_algorithms(
-    subject: Path | str,
+    subject: Path | str | PreTrainedModel,
     *,
     study: str | None = None,
+    task: Task | None = None,
+    token_ids: TokenIdsLike | None = None,
     sequences: int = 128,
     seed: int = 0,
     device: str = "cpu",
@@ -268,8 +276,12 @@ def rank_algorithms(
     """Rank the in-context algorithms that the models of a run, or one model, are most similar to.
 
     Args:
-        subject: A run's directory, a folder with a mesascope decoder, or a causal language model.
-        study: The study whose task is used, for a decoder in a folder or a study in a file.
+        subject: A run's directory, a folder with a mesascope decoder, a causal language model, an output folder of a
+            Trainer, or a model in memory; for a plain module, ``mesascope.wrap(module)``.
+        study: The study whose task is used, for a model in a folder or a study in a file.
+        task: The task that is used, for a model in memory.
+        token_ids: Token ids, or a ``.npy`` or ``.safetensors`` file of them. A language model is compared with n-gram
+            counts on Markov chains of tokens that occur in them; by default, of tokens of its tokenizer.
         sequences: Number of sequences to sample, 32 or more. Hyperparameters are fitted on one half, and similarities
             are computed on the other.
         seed: The seed of the sequences.
@@ -284,8 +296,10 @@ def rank_algorithms(
         ValueError: If an argument is invalid; the message is one line.
     """
     return identify_algorithms(
-        str(subject),
+        subject if isinstance(subject, PreTrainedModel) else str(subject),
         study=study,
+        task=task,
+        token_ids=token_ids,
         sequences=sequences,
         seed=seed,
         device=choose_device(device),

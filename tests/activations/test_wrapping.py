@@ -121,7 +121,7 @@ def test_an_ablated_head_is_a_zeroed_slice_of_the_projections_input():
 
 
 def test_an_edited_pattern_mixes_the_values():
-    module, model = gpt(HandMadeAttention)
+    module, _ = gpt(HandMadeAttention)
     hand_made = module.transformer["h"][0].attn
     _, other = gpt()
     other.module.load_state_dict(module.state_dict())
@@ -246,7 +246,7 @@ class AcrossHeads(FusedAttention):
 def test_attention_between_heads_is_not_taken_for_attention_between_positions(length):
     module, _ = gpt(AcrossHeads)
     model = wrap(module, forward=logits_of_gpt, layers=module.transformer["h"])
-    with pytest.raises(UnsupportedModel, match="pattern must exist|calls it with .batch, pos, head, d_head"):
+    with pytest.raises(UnsupportedModel, match=r"pattern must exist|calls it with \(batch, pos, head, d_head\)"):
         capture(model, TOKENS[:, :length], ["pattern"])
 
 

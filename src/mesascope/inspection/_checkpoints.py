@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 STEP_WORDS = ("step", "checkpoint|ckpt", "iteration|iter", "epoch")  # the first that a name has, counts
+ALL_CHECKPOINTS, CONFIG_FILE = "all", "config.json"
+_CHECKPOINT = re.compile(r"checkpoint-\d+")  # as the Trainer of transformers names them
 MULTIPLES = {"": 1, "k": 1000, "m": 1_000_000}
 _OTHER_NUMBER = re.compile(
     r"(?<![a-z])(?:fp|bf|int|uint|float|bfloat|v|ver|version|rev|tokens?|seed|stage|phase|part|run|ingredient|rank)"
@@ -37,7 +39,8 @@ def resolve_checkpoints(name: str, steps: Sequence[str] | None) -> list[ModelChe
     Args:
         name: A Hub name, a folder or a file.
         steps: Revisions of a Hub name, or folders (paths, or names of subfolders of ``name``). Each name must have the
-            number of its step, as described in :func:`parse_step`.
+            number of its step, as described in :func:`parse_step`. ``all`` stands for all subfolders checkpoint-N of
+            ``name``; it is the default in an output folder of a Trainer that is no model itself.
 
     Returns:
         The checkpoints, in ascending order of steps.
@@ -48,8 +51,10 @@ def resolve_checkpoints(name: str, steps: Sequence[str] | None) -> list[ModelChe
     >>> [checkpoint.step for checkpoint in resolve_checkpoints("org/model", ["step64000", "step512"])]
     [512, 64000]
     """
-    if not steps:
+    if not steps and not _is_training_folder(Path(name).expanduser()):
         return [ModelCheckpoint(name=name, revision="main", step=0, label="")]
+    if not steps or list(steps) == [ALL_CHECKPOINTS]:
+        steps = _list_checkpoints(Path(name).expanduser())
     resolved = sorted((_resolve_checkpoint(name, step) for step in steps), key=lambda checkpoint: checkpoint.step)
     _check_distinct([checkpoint.step for checkpoint in resolved])
     return resolved
@@ -89,6 +94,29 @@ def parse_step(name: str) -> int:
     return numbers.pop()
 
 
+def _is_training_folder(folder: Path) -> bool:
+    """Return whether a folder has checkpoints as the Trainer of transformers writes them, and no model of its own."""
+    return bool(_find_checkpoint_folders(folder)) and not (folder / CONFIG_FILE).exists()
+
+
+def _list_checkpoints(folder: Path) -> list[str]:
+    names = _find_checkpoint_folders(folder)
+    if not names:
+        raise ValueError(
+            f"the steps 'all' need a folder with subfolders checkpoint-N that have a {CONFIG_FILE}, but {folder} has "
+            "none; name the steps"
+        )
+    return names
+
+
+def _find_checkpoint_folders(folder: Path) -> list[str]:
+    return [
+        file.parent.name
+        for file in folder.glob(f"checkpoint-*/{CONFIG_FILE}")
+        if _CHECKPOINT.fullmatch(file.parent.name)
+    ]
+
+
 def _check_distinct(numbers: Sequence[int]) -> None:
     duplicates = [number for number in numbers if numbers.count(number) > 1]
     if duplicates:
@@ -97,7 +125,7 @@ def _check_distinct(numbers: Sequence[int]) -> None:
 
 def _resolve_checkpoint(name: str, step: str) -> ModelCheckpoint:
     number = parse_step(Path(step).name)
-    for folder in (Path(name) / step, Path(step)):
+    for folder in (Path(name).expanduser() / step, Path(step).expanduser()):
         if folder.is_dir():
             return ModelCheckpoint(name=str(folder), revision="main", step=number, label=folder.name)
     if Path(name).exists():

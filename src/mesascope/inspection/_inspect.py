@@ -5,9 +5,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mesascope.activations.forward import evaluation_mode
@@ -20,7 +18,13 @@ from mesascope.inspection._passes import (
     select_passes,
 )
 from mesascope.inspection._text import TokenizedText, check_sizes, read_words, tokenize_text
-from mesascope.inspection._token_ids import read_token_ids, sample_token_ids, select_allowed_tokens, split_token_ids
+from mesascope.inspection._token_ids import (
+    TokenIdsLike,
+    read_token_ids,
+    sample_token_ids,
+    select_allowed_tokens,
+    split_token_ids,
+)
 from mesascope.models.load import weights_fingerprint
 from mesascope.models.weight_checks import check_forward_pass, check_weight_values, hash_weights
 from mesascope.store import Run
@@ -40,7 +44,7 @@ def inspect_model(
     tokens: int | None,
     sequences: int,
     path: Path,
-    token_ids: Path | str | Tensor | np.ndarray | None = None,
+    token_ids: TokenIdsLike | None = None,
     task: Task | None = None,
     analyses: Sequence[str] | None = None,
     steps: Sequence[str] | None = None,
@@ -105,7 +109,7 @@ def inspect_model(
 
 def _read_source(
     text: Path | None,
-    token_ids: Path | str | Tensor | np.ndarray | None,
+    token_ids: TokenIdsLike | None,
     task: Task | None,
     tokens: int | None,
     sequences: int,
@@ -187,7 +191,11 @@ def _fingerprint_weights(name: str, loader: CheckpointLoader, last_model: PreTra
 
 
 def _describe_inspection(
-    name: str, file: Path | str | None, text: TokenizedText, passes: Sequence[Pass], checkpoints: Sequence[ModelCheckpoint]
+    name: str,
+    file: Path | str | None,
+    text: TokenizedText,
+    passes: Sequence[Pass],
+    checkpoints: Sequence[ModelCheckpoint],
 ) -> dict[str, Any]:
     count, length = text.token_ids.shape
     text_info = {"source": text.source, "tokens": count * length, "sequences": count, "digest": text.token_digest}

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mesascope import analyses
-from mesascope.activations import WrappedModule, attention_layers
+from mesascope.activations import UnsupportedModel, WrappedModule, attention_layers
 from mesascope.analyses import Analysis, inner, run_analyses, sample_repeated_tokens
 from mesascope.analyses.inner_objectives import objectives
 from mesascope.analyses.nulls import NUM_UNTRAINED_DRAWS
@@ -142,6 +142,10 @@ def _run_linear_inputs(
     """Analyse the inputs of linear modules, at a sample of tokens without attention sinks."""
     ids = inputs.token_ids[:1, :MAX_INPUT_TOKENS].to(model.device)
     layers = attention_layers(model, ids)
+    if not layers:
+        raise UnsupportedModel(
+            "linear maps need a layer with attention, whose sinks are left out, but no layer has any"
+        )
     sampled = sample_without_sinks(model, ids, layers=layers, seed=inputs.seed)
     return {analysis.name: analysis(sampled) for analysis in selected}
 

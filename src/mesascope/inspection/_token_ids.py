@@ -22,15 +22,17 @@ from mesascope.inspection._text import (
     non_special_tokens,
 )
 from mesascope.inspection._token_text import TokenDecoder
+from mesascope.studies.registry import load_study
 from mesascope.tasks.base import Task
 
 TokenIds = Int[Tensor, "*batch pos"]
+TokenIdsLike = Path | str | Tensor | np.ndarray
 TENSOR_NAME = "input_ids"  # of the tensor that is read from a file with several
 TASK_SEED = 2**40 + 29  # of the sequences sampled from a task, different from those that studies train on
 ADVICE = "save integers (batch, pos) with numpy.save, or as input_ids with safetensors"
 
 
-def read_token_ids(given: Path | str | Tensor | np.ndarray) -> tuple[TokenIds, str]:
+def read_token_ids(given: TokenIdsLike) -> tuple[TokenIds, str]:
     """Return token ids and a description of their origin.
 
     Args:
@@ -62,6 +64,22 @@ def sample_token_ids(task: Task, sequences: int) -> tuple[TokenIds, str]:
             "rank_algorithms with its batches"
         )
     return inputs.long(), f"sequences of the task {type(task).__name__}"
+
+
+def find_token_task(study: str) -> Task:
+    """Return the task of the first condition of a study whose inputs are tokens.
+
+    Args:
+        study: the name of a study, or its file.
+
+    Raises:
+        ValueError: the inputs of all its tasks are vectors.
+    """
+    value = load_study(study)
+    for condition in value.conditions:
+        if condition.model.vocab_size is not None:
+            return condition.task_at("laptop")
+    raise ValueError(f"the study must have a task of tokens, but the inputs of {value.name} are vectors; give another")
 
 
 def split_token_ids(
@@ -169,10 +187,13 @@ def _validate_ids(ids: Any, source: str) -> TokenIds:
     if not isinstance(ids, Tensor):
         raise ValueError(f"token ids must be a file, a tensor or an array, but got {describe_value(ids)}; {ADVICE}")
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-        raise ValueError(f"token ids must be integers, but {source} has {str(ids.dtype).removeprefix('torch.')}; {ADVICE}")
+        raise ValueError(
+            f"token ids must be integers, but {source} has {str(ids.dtype).removeprefix('torch.')}; {ADVICE}"
+        )
     if ids.ndim not in (1, 2) or ids.numel() == 0:
         raise ValueError(
-            f"token ids must be (batch, pos) or (pos) and not empty, but {source} has shape {tuple(ids.shape)}; {ADVICE}"
+            f"token ids must be (batch, pos) or (pos) and not empty, but {source} has shape "
+            f"{tuple(ids.shape)}; {ADVICE}"
         )
     return ids.cpu().long()
 

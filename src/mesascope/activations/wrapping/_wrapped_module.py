@@ -158,8 +158,8 @@ class WrappedModule(PreTrainedModel):
         shapes, expected = ({key: x.shape for key, x in one.state_dict().items()} for one in (module, self.module))
         if shapes != expected:
             raise UnsupportedModel(
-                f"untrained= must return a {name} with weights of the same names and shapes, but {type(module).__name__} "
-                "has others; build it with the same arguments"
+                f"untrained= must return a {name} with weights of the same names and shapes, but "
+                f"{type(module).__name__} has others; build it with the same arguments"
             )
         model = WrappedModule(
             module,
