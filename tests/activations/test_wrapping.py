@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers import BloomConfig, BloomForCausalLM
 
 from mesascope import Edit, UnsupportedModel, analyses, capture, wrap
 from mesascope.activations import attention_layers
@@ -445,3 +446,24 @@ def test_activation_patching_restores_the_answer():
 def test_a_wrapped_module_is_not_saved_as_a_folder(tmp_path):
     with pytest.raises(UnsupportedModel, match="save the state_dict of the module with safetensors"):
         gpt()[1].save_pretrained(tmp_path)
+
+
+def test_a_model_of_transformers_with_its_own_attention_has_its_stream():
+    module = BloomForCausalLM(BloomConfig(vocab_size=23, hidden_size=16, n_layer=2, n_head=4)).eval()
+    with pytest.raises(UnsupportedModel, match="implements its own attention"):
+        capture(module, TOKENS)
+    model = wrap(module, layers=module.transformer.h)
+    acts = capture(model, TOKENS, ["resid_post", "output"])
+    assert torch.equal(acts["output"], module(TOKENS).logits)
+    assert torch.equal(acts["resid_post"][0], record_tensors(module.transformer.h[:1], lambda: module(TOKENS))[0])
+
+
+def record_tensors(modules, run):
+    """First elements of the outputs of modules that return tuples."""
+    outputs = []
+    handles = [module.register_forward_hook(lambda _, args, output: outputs.append(output[0])) for module in modules]
+    with torch.no_grad():
+        run()
+    for handle in handles:
+        handle.remove()
+    return outputs

@@ -181,8 +181,8 @@ class PassEdits:
         if size != expected:
             raise UnsupportedModel(
                 f"the {axis} axis of {site} must have all {expected} columns so far, but has {size} in "
-                f"{type(self._model).__name__}; its cache may be static or a sliding window: edit another site, or pass "
-                "use_cache=False"
+                f"{type(self._model).__name__}; its cache may be static or a sliding window: edit another site, or "
+                "pass use_cache=False"
             )
 
     def _check_past_not_edited(self, past: int) -> None:

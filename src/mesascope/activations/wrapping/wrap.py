@@ -47,7 +47,8 @@ def wrap(
         The model. Its attribute ``module`` is the module.
 
     Raises:
-        UnsupportedModel: the module is a model of transformers, or contains `nn.MultiheadAttention` with its fast path.
+        UnsupportedModel: the module is a model of transformers, and no layers are given; or it contains
+            `nn.MultiheadAttention` with its fast path.
         ValueError: a layer is not inside the module, or another argument is wrong.
 
     >>> import torch
@@ -59,9 +60,10 @@ def wrap(
     torch.Size([2, 1, 2, 5, 5])
     """
     name = type(module).__name__
-    if isinstance(module, PreTrainedModel):
+    if isinstance(module, PreTrainedModel) and layers is None:
         raise UnsupportedModel(
-            f"wrap needs a plain torch.nn.Module, but {name} is a model of transformers; pass it to capture as it is"
+            f"wrap needs a plain torch.nn.Module, but {name} is a model of transformers; pass it to capture as it is, "
+            "or pass its blocks as layers= if its attention is its own"
         )
     if mha.get_fastpath_enabled() and any(isinstance(part, nn.MultiheadAttention) for part in module.modules()):
         raise UnsupportedModel(
