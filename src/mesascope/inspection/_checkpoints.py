@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import expanduser, isdir
 from pathlib import Path
 
 STEP_WORDS = ("step", "checkpoint|ckpt", "iteration|iter", "epoch")  # the first that a name has, counts
@@ -51,10 +52,10 @@ def resolve_checkpoints(name: str, steps: Sequence[str] | None) -> list[ModelChe
     >>> [checkpoint.step for checkpoint in resolve_checkpoints("org/model", ["step64000", "step512"])]
     [512, 64000]
     """
-    if not steps and not _is_training_folder(Path(name).expanduser()):
+    if not steps and not _is_training_folder(name):
         return [ModelCheckpoint(name=name, revision="main", step=0, label="")]
     if not steps or list(steps) == [ALL_CHECKPOINTS]:
-        steps = _list_checkpoints(Path(name).expanduser())
+        steps = _list_checkpoints(name)
     resolved = sorted((_resolve_checkpoint(name, step) for step in steps), key=lambda checkpoint: checkpoint.step)
     _check_distinct([checkpoint.step for checkpoint in resolved])
     return resolved
@@ -94,25 +95,28 @@ def parse_step(name: str) -> int:
     return numbers.pop()
 
 
-def _is_training_folder(folder: Path) -> bool:
+def _is_training_folder(name: str) -> bool:
     """Return whether a folder has checkpoints as the Trainer of transformers writes them, and no model of its own."""
-    return bool(_find_checkpoint_folders(folder)) and not (folder / CONFIG_FILE).exists()
+    return bool(_find_checkpoint_folders(name)) and not (Path(expanduser(name)) / CONFIG_FILE).exists()
 
 
-def _list_checkpoints(folder: Path) -> list[str]:
-    names = _find_checkpoint_folders(folder)
+def _list_checkpoints(name: str) -> list[str]:
+    names = _find_checkpoint_folders(name)
     if not names:
         raise ValueError(
-            f"the steps 'all' need a folder with subfolders checkpoint-N that have a {CONFIG_FILE}, but {folder} has "
+            f"the steps 'all' need a folder with subfolders checkpoint-N that have a {CONFIG_FILE}, but {name} has "
             "none; name the steps"
         )
     return names
 
 
-def _find_checkpoint_folders(folder: Path) -> list[str]:
+def _find_checkpoint_folders(name: str) -> list[str]:
+    folder = expanduser(name)
+    if not isdir(folder):  # also for names that are too long for a path
+        return []
     return [
-        file.parent.name
-        for file in folder.glob(f"checkpoint-*/{CONFIG_FILE}")
+        str(file.parent)
+        for file in Path(folder).glob(f"checkpoint-*/{CONFIG_FILE}")
         if _CHECKPOINT.fullmatch(file.parent.name)
     ]
 
@@ -125,7 +129,7 @@ def _check_distinct(numbers: Sequence[int]) -> None:
 
 def _resolve_checkpoint(name: str, step: str) -> ModelCheckpoint:
     number = parse_step(Path(step).name)
-    for folder in (Path(name).expanduser() / step, Path(step).expanduser()):
+    for folder in (Path(name) / step, Path(step)):
         if folder.is_dir():
             return ModelCheckpoint(name=str(folder), revision="main", step=number, label=folder.name)
     if Path(name).exists():

@@ -9,7 +9,7 @@ from weakref import WeakSet
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from mesascope.activations._model_structure import ModelStructure
 from mesascope.activations.edits import Edit, block_index
@@ -108,6 +108,10 @@ class PassEdits:
                 f"a forward pass must have inputs, but got {', '.join(kwargs) or 'none'}; pass input_ids"
             )
         cache = kwargs.get("past_key_values")
+        if not isinstance(cache, Cache | None):
+            raise UnsupportedModel(
+                f"past_key_values must be a Cache of transformers, but got a {type(cache).__name__}; use the default cache"
+            )
         past = 0 if cache is None else int(cache.get_seq_length())
         self._columns = PassColumns(past=past, new=inputs.shape[1], mask=_read_mask(kwargs, past + inputs.shape[1]))
         if past == 0 and cache is not None:
