@@ -110,7 +110,8 @@ class PassEdits:
         cache = kwargs.get("past_key_values")
         if not isinstance(cache, Cache | None):
             raise UnsupportedModel(
-                f"past_key_values must be a Cache of transformers, but got a {type(cache).__name__}; use the default cache"
+                f"past_key_values must be a Cache of transformers, but got a {type(cache).__name__}; use the default "
+                "cache"
             )
         past = 0 if cache is None else int(cache.get_seq_length())
         self._columns = PassColumns(past=past, new=inputs.shape[1], mask=_read_mask(kwargs, past + inputs.shape[1]))
