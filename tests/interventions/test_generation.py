@@ -186,6 +186,18 @@ def test_edits_that_fit_no_cache_are_refused_before_the_model_runs(edit, line):
             "must treat every position on its own.* depends on other positions",
         ),
         (
+            Edit(site="resid_post", fn=lambda old: torch.cat([old[:1], old[:1].expand(len(old) - 1, -1, -1)])),
+            "must treat every sequence on its own",
+        ),
+        (
+            Edit(site="resid_post", fn=lambda old: old + torch.arange(old.shape[1])[:, None]),
+            "must treat every position on its own.* depends on other positions, or on their number",
+        ),
+        (
+            Edit(site="resid_post", fn=lambda old: torch.cat([old[:, :-1], 0 * old[:, -1:]], 1)),
+            "must treat every position on its own",
+        ),
+        (
             Edit(site="resid_post", fn=lambda old: old + torch.randn_like(old)),
             "must treat every (sequence|position) on its own",
         ),

@@ -92,9 +92,10 @@ def check_independence(edit: Edit, old: Float[Tensor, "..."], total: int, comput
         ValueError: the replacement of one sequence or position depends on others, or on their number.
     """
     axes, new = get_site(edit.site).axes_within_layer, compute(old)
-    if len(old) > 1:
-        others = torch.cat([old[:1], _change(old[1:], edit.site)])
-        if not _agree(compute(others)[:1], new[:1]):
+    for row in {0, len(old) - 1} if len(old) > 1 else ():
+        others = _change(old, edit.site)
+        others[row] = old[row]
+        if not _agree(compute(others)[row], new[row]):
             _refuse(edit, "sequence", "the other sequences")
     for axis in POSITION_AXES:
         if axis not in axes or is_within(edit, axis, total):
@@ -103,18 +104,20 @@ def check_independence(edit: Edit, old: Float[Tensor, "..."], total: int, comput
         if axis == "key":
             _check_further_key(edit, old, new, compute)
             continue
-        first = old.narrow(at, 0, 1)
-        pair = torch.cat([first, _change(first, edit.site)], at)
+        first, last = old.narrow(at, 0, 1), old.narrow(at, old.shape[at] - 1, 1)
+        other = _change(first, edit.site)
         try:
-            alone, together = compute(first), compute(pair).narrow(at, 0, 1)
+            alone = [compute(column) for column in (first, other, last)]
+            pair = compute(torch.cat([first, other], at)).split(1, at)
         except (ValueError, RuntimeError, IndexError) as error:
             raise ValueError(
                 f"an edit of {edit.site} must take any number of positions, because they are computed one at a time, "
                 f"but fails for one or two ({str(error).splitlines()[0]}); select columns of the prompt with "
                 f"where={{{axis!r}: ...}}"
             ) from error
-        if not (_agree(together, alone) and _agree(new.narrow(at, 0, 1), alone)):
-            _refuse(edit, "position", "other positions")
+        together = [*pair, new.narrow(at, old.shape[at] - 1, 1)]
+        if not all(map(_agree, together, alone)):
+            _refuse(edit, "position", "other positions, or on their number")
 
 
 def _check_further_key(
