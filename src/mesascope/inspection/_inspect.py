@@ -119,9 +119,16 @@ def _read_source(
     chosen = [name for name, value in given.items() if value is not None]
     if len(chosen) > 1:
         raise ValueError(f"the inputs must be a text, token_ids or a task, but got {' and '.join(chosen)}; give one")
-    if token_ids is not None or task is not None:
-        ids, origin = sample_token_ids(task, sequences) if task is not None else read_token_ids(token_ids)
-        return lambda model, tokenizer, name: split_token_ids(ids, origin, model, name, tokenizer, tokens, sequences)
+    if task is not None:
+        ids, origin = sample_token_ids(task, sequences)
+    elif token_ids is not None:
+        ids, origin = read_token_ids(token_ids)
+    else:
+        return _read_text(text, tokens, sequences)
+    return lambda model, tokenizer, name: split_token_ids(ids, origin, model, name, tokenizer, tokens, sequences)
+
+
+def _read_text(text: Path | None, tokens: int | None, sequences: int) -> TokenReader:
     words, source = read_words(text)
 
     def tokenize(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, name: str) -> TokenizedText:

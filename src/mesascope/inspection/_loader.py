@@ -84,8 +84,8 @@ class CheckpointLoader:
         """
         if self.build_untrained is None:
             model = self.load_model(self.last_checkpoint)
-            wrapped = isinstance(model, WrappedModule)
-            self.build_untrained = model.build_untrained if wrapped else make_untrained_factory(model)
+            is_wrapped = isinstance(model, WrappedModule)
+            self.build_untrained = model.build_untrained if is_wrapped else make_untrained_factory(model)
         self.loaded = None
         if self.untrained_model is None or self.untrained_model[0] != seed:
             self.untrained_model = None

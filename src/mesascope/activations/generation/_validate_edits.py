@@ -107,7 +107,7 @@ def check_independence(edit: Edit, old: Float[Tensor, "..."], total: int, comput
         first, last = old.narrow(at, 0, 1), old.narrow(at, old.shape[at] - 1, 1)
         other = _change(first, edit.site)
         try:
-            alone = [compute(column) for column in (first, other, last)]
+            single = [compute(column) for column in (first, other, last)]
             pair = compute(torch.cat([first, other], at)).split(1, at)
         except (ValueError, RuntimeError, IndexError) as error:
             raise ValueError(
@@ -116,7 +116,7 @@ def check_independence(edit: Edit, old: Float[Tensor, "..."], total: int, comput
                 f"where={{{axis!r}: ...}}"
             ) from error
         together = [*pair, new.narrow(at, old.shape[at] - 1, 1)]
-        if not all(map(_agree, together, alone)):
+        if not all(map(_agree, together, single)):
             _refuse(edit, "position", "other positions, or on their number")
 
 

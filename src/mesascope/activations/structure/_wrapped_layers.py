@@ -1,4 +1,4 @@
-"""What the user has said about the layers of a wrapped module."""
+"""The layers of a wrapped module: those that the user has named, and checks of their axes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn

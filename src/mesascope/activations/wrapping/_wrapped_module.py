@@ -1,7 +1,7 @@
 """The model that `wrap` returns: a plain module behind the interface of transformers."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Int, Shaped
@@ -31,6 +31,7 @@ class WrappedModule(PreTrainedModel):
         forward_fn: function from the module and inputs to outputs.
         block_names: the names of the blocks, in order; ``None`` to find them.
         attention_name: the name of the attention module within a block; ``None`` to find it.
+        context_length: the largest number of positions; ``None`` if it is not known.
         untrained_fn: function from a seed to the same module with random weights; ``None`` without one.
     """
 
@@ -40,7 +41,6 @@ class WrappedModule(PreTrainedModel):
     _supports_sdpa = True
     _supports_attention_backend = True
     _can_set_attn_implementation_cached_value = True
-    _no_split_modules: ClassVar[list[str]] = []
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class WrappedModule(PreTrainedModel):
         super().__init__(config)
         self.module = module
         self.forward_fn, self.block_names, self.attention_name = forward_fn, block_names, attention_name
-        self.untrained_fn, self._accepts_mask = untrained_fn, accepts_mask
+        self.untrained_fn, self.context_length, self._accepts_mask = untrained_fn, context_length, accepts_mask
         self._embedding_name: str | None = None
         self.training = module.training
 
@@ -154,23 +154,22 @@ class WrappedModule(PreTrainedModel):
             )
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            module = self.untrained_fn(seed)
+            module = self.untrained_fn(seed).to(self.device, self.dtype)
         shapes, expected = ({key: x.shape for key, x in one.state_dict().items()} for one in (module, self.module))
         if shapes != expected:
             raise UnsupportedModel(
                 f"untrained= must return a {name} with weights of the same names and shapes, but "
                 f"{type(module).__name__} has others; build it with the same arguments"
             )
-        model = WrappedModule(
-            module,
+        return WrappedModule(
+            module.eval(),
             self.forward_fn,
             block_names=self.block_names,
             attention_name=self.attention_name,
-            context_length=self.config.max_position_embeddings,
+            context_length=self.context_length,
             accepts_mask=self._accepts_mask,
             untrained_fn=self.untrained_fn,
         )
-        return model.eval().to(self.device, self.dtype)  # pyright: ignore[reportArgumentType] as in PyTorch
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refuse to be saved.

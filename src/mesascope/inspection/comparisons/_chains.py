@@ -36,6 +36,9 @@ def compare_on_chains(
         seed: The seed of the sequences and of the symbols.
         log: Receives lines of text.
 
+    Returns:
+        The report.
+
     Raises:
         ValueError: If there are neither token ids nor a tokenizer, or the context is too short.
     """

@@ -31,6 +31,9 @@ def identify_in_memory(
         seed: The seed of the sequences.
         log: Receives lines of text.
 
+    Returns:
+        The report.
+
     Raises:
         ValueError: If not exactly one of task and token ids is given, or the model does not fit it.
     """

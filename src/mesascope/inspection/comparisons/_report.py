@@ -59,6 +59,9 @@ def compare_algorithms(
         seed: The seed of the sequences.
         log: Receives lines of text.
         task_label: A description of the task.
+
+    Returns:
+        The report.
     """
     report = AlgorithmReport(condition=condition, seed=replicate, task=task_label, results=xr.Dataset())
     log(f"comparing algorithms with the model{': ' if report.display_title else ''}{report.display_title}")
@@ -79,6 +82,9 @@ def compare_on_task(
         sequences: Number of sequences to sample.
         seed: The seed of the sequences.
         log: Receives lines of text.
+
+    Returns:
+        The report.
 
     Raises:
         ValueError: If the task is not learned in context.
