@@ -15,9 +15,10 @@ from transformers import (
 )
 
 import small
-from mesascope import Edit, UnsupportedModel, capture
+from mesascope import Edit, UnsupportedModel, capture, wrap
 from mesascope.activations import EditHadNoEffect
 from mesascope.interventions import apply_edits, mean, replace, scale, steer, zero
+from plain_modules import SmallGPT, logits_of_gpt
 
 PROMPT = torch.randint(2, 20, (2, 7), generator=torch.Generator().manual_seed(0))
 MASK = torch.tensor([[0, 0, 0, 1, 1, 1, 1], [1] * 7])
@@ -241,6 +242,13 @@ def test_beams_share_an_edit_of_all_sequences():
             PROMPT, attention_mask=MASK, num_beams=3, max_new_tokens=5, pad_token_id=0, use_cache=False
         )
     assert torch.equal(cached, plain)
+
+
+def test_a_wrapped_module_is_refused():
+    model = wrap(SmallGPT(), forward=logits_of_gpt)
+    line = "a wrapped module is not what its own code runs"
+    with pytest.raises(UnsupportedModel, match=line), apply_edits(model, EDITS["a head"]):
+        raise AssertionError("the block must not be entered")
 
 
 def test_the_model_is_in_evaluation_mode_inside_only():

@@ -1,6 +1,6 @@
 """The hook function of edited forward passes: it knows the columns of a pass, also those in a key-value cache."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,6 +13,7 @@ from transformers import Cache, PreTrainedModel
 
 from mesascope.activations._model_structure import ModelStructure
 from mesascope.activations.edits import Edit, block_index
+from mesascope.activations.forward import first_position_id
 from mesascope.activations.generation._validate_edits import check_independence, select_columns
 from mesascope.activations.padding.masks import POSITION_AXES, find_real_entries
 from mesascope.activations.sites import UnsupportedModel, get_site
@@ -70,7 +71,7 @@ class PassEdits:
         self._model, self._structure, self._edits, self._edited_layers = model, structure, edits, edited_layers
         self._columns: PassColumns | None = None
         self._caches: WeakSet[Any] = WeakSet()  # whose columns have all been edited
-        self._is_validated = self._is_validating = False
+        self._is_attached = self._is_validating = False
         self._checked: set[int] = set()
         self._had_effect: set[int] = set()
 
@@ -87,10 +88,11 @@ class PassEdits:
         """The edits that have changed no bit in any pass."""
         return [edit for number, edit in enumerate(self._edits) if number not in self._had_effect]
 
-    def start_pass(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def start_pass(self, attach: Callable[[], None], model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Find the columns of a forward pass; a pre-forward hook of the model.
 
         Args:
+            attach: attaches the hooks within the model; it is called in the first pass, after the checks.
             model: the model.
             args: positional arguments.
             kwargs: keyword arguments.
@@ -119,8 +121,11 @@ class PassEdits:
             self._caches.add(cache)
         if past and cache not in self._caches:
             self._check_past_not_edited(past)
-        if past == 0 and not self._is_validated and not inputs.is_floating_point():
-            self._validate(inputs)
+        if not self._is_attached:
+            if past == 0 and not inputs.is_floating_point():
+                self._validate(inputs)
+            attach()
+            self._is_attached = True
 
     def end_pass(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         """Remember the cache that a pass over the first columns has made; a forward hook of the model.
@@ -137,7 +142,7 @@ class PassEdits:
 
     def __call__(self, site: str, layer: int, value: Float[Tensor, "batch *rest"]) -> Float[Tensor, "..."] | None:
         """Return the activation after its edits, or ``None`` if none has an effect; this is the hook function."""
-        if self._is_validating or self._columns is None:
+        if self._columns is None:
             return None
         replacement = None
         for number, edit in enumerate(self._edits):
@@ -204,13 +209,15 @@ class PassEdits:
     def _validate(self, inputs: Tensor) -> None:
         """Check on the prompt that hooks do not change the output, as `capture` does."""
         assert self._columns is not None
+        mask = self._columns.mask
         self._is_validating = True
         try:
             with torch.no_grad():
-                validate_hook_points(self._model, self._structure, self.layers_by_site, inputs, self._columns.mask)
+                if mask is not None:
+                    first_position_id(self._model, inputs[mask.bool()][0])
+                validate_hook_points(self._model, self._structure, self.layers_by_site, inputs, mask)
         finally:
             self._is_validating = False
-        self._is_validated = True
 
 
 def _read_mask(kwargs: Mapping[str, Any], total: int) -> Int[Tensor, "batch pos"] | None:

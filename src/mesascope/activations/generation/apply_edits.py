@@ -2,7 +2,8 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 from jaxtyping import Int
@@ -22,6 +23,7 @@ from mesascope.activations.sites import UnsupportedModel, get_site
 from mesascope.activations.structure._read_structure import TRACE_LENGTH, read_structure
 from mesascope.activations.validation.arguments import validate_model
 from mesascope.activations.validation.identities import check_sites_available
+from mesascope.activations.wrapping._wrapped_module import WrappedModule
 from mesascope.argument_types import validate_arguments
 
 
@@ -40,7 +42,7 @@ def apply_edits(model: nn.Module, edits: Edit | Sequence[Edit]) -> Iterator[None
     10 on. Padding is never edited. The model is in evaluation mode inside the block, and other threads wait for it.
 
     Args:
-        model: a causal language model of transformers, or a wrapped module.
+        model: a causal language model of transformers.
         edits: edits, applied in order.
 
     Yields:
@@ -64,6 +66,11 @@ def apply_edits(model: nn.Module, edits: Edit | Sequence[Edit]) -> Iterator[None
     True
     """
     model = validate_model(model)
+    if isinstance(model, WrappedModule):
+        raise UnsupportedModel(
+            "edits of forward passes need a model of transformers, but a wrapped module is not what its own code runs; "
+            "use edits of capture"
+        )
     edits = (edits,) if isinstance(edits, Edit) else tuple(edits)
     for edit in edits:
         validate_cached_edit(edit)
@@ -80,17 +87,15 @@ def apply_edits(model: nn.Module, edits: Edit | Sequence[Edit]) -> Iterator[None
             check_sites_available(type(model).__name__, structure.layers, {edit.site: layers})
             _validate_indices(edit, structure, layers)
         pass_edits = PassEdits(model, structure, edits, edited_layers)
-        start = guard_hook(pass_edits.start_pass)
-        handle = model.register_forward_pre_hook(start, with_kwargs=True)  # before those that count the calls of layers
-        try:
-            with attach_hooks(model, structure.layers, pass_edits.layers_by_site, pass_edits):
-                end = model.register_forward_hook(guard_hook(pass_edits.end_pass), with_kwargs=True)
-                try:
-                    yield
-                finally:
-                    end.remove()
-        finally:
-            handle.remove()
+        with ExitStack() as hooks:
+
+            def attach() -> None:
+                hooks.enter_context(attach_hooks(model, structure.layers, pass_edits.layers_by_site, pass_edits))
+
+            start = guard_hook(partial(pass_edits.start_pass, attach))
+            hooks.callback(model.register_forward_pre_hook(start, with_kwargs=True).remove)
+            hooks.callback(model.register_forward_hook(guard_hook(pass_edits.end_pass), with_kwargs=True).remove)
+            yield
     for edit in pass_edits.edits_without_effect:
         where = f" at {dict(edit.where)}" if edit.where else ""
         warnings.warn(f"an edit of {edit.site}{where} had no effect (bitwise)", EditHadNoEffect, stacklevel=3)
