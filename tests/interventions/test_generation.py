@@ -89,11 +89,11 @@ EDITS = {
     ],
     "a head": [zero("z", {"layer": 1, "head": 2})],
     "sublayers": [scale("attn_out", 0.5), scale("mlp_out", 2.0, {"layer": [0, 2]})],
-    "queries": [scale("query", 3.0, {"head": 1})],
+    "queries": [scale("query", 300.0, {"head": 1})],
     "keys and values": [scale("key", 2.0), scale("value", -1.0, {"kv_head": 1, "pos": [4, 5, 6, 7]})],
     "attention to a column": [zero("pattern", {"key": [5]})],
     "attention of every query": [scale("pattern", 0.5, {"head": 0})],
-    "scores": [Edit(site="attn_scores", where={"head": 3}, fn=lambda scores: 2 * scores)],
+    "scores": [Edit(site="attn_scores", where={"head": 3}, fn=lambda scores: 300 * scores)],
 }
 
 
