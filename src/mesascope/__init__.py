@@ -6,6 +6,7 @@ fast:
 - :func:`run`, :func:`inspect`, :func:`circuit`, :func:`rank_algorithms`: the main commands of the command line;
 - :class:`Run`: a finished run, its results and verdicts;
 - :func:`capture`, :class:`Edit`, :class:`Reduction`: record and edit the activations of a forward pass;
+- :func:`wrap`: a plain PyTorch module as a model for all of these;
 - :mod:`analyses`, :mod:`circuits`, :mod:`interventions`, :mod:`probes`, :mod:`tasks`, :mod:`studies`.
 """
 
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mesascope import analyses, circuits, interventions, probes, studies, tasks
-    from mesascope.activations import Edit, Reduction, UnsupportedModel, capture
+    from mesascope.activations import Edit, Reduction, UnsupportedModel, capture, wrap
     from mesascope.api import circuit, inspect, rank_algorithms, run
     from mesascope.store import Run
 
@@ -35,6 +36,7 @@ __all__ = [
     "run",
     "studies",
     "tasks",
+    "wrap",
 ]
 
 _MODULE_OF_NAME = {
@@ -47,6 +49,7 @@ _MODULE_OF_NAME = {
     "inspect": "mesascope.api",
     "rank_algorithms": "mesascope.api",
     "run": "mesascope.api",
+    "wrap": "mesascope.activations",
 }
 
 

@@ -14,7 +14,9 @@ from mesascope.inspection import (
     AlgorithmReport,
     CircuitSearch,
     StageProgressFn,
+    TokenIdsLike,
     find_circuit,
+    find_token_task,
     get_model_name,
     identify_algorithms,
     inspect_model,
@@ -30,6 +32,7 @@ from mesascope.studies.cell_names import format_cell
 from mesascope.studies.cells import load_cells
 from mesascope.studies.factors import is_setting
 from mesascope.studies.registry import hold_value, load_study
+from mesascope.tasks.base import Task
 
 RUNS_FOLDER = Path("runs")
 
@@ -135,6 +138,9 @@ def inspect(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     text: Path | str | None = None,
+    token_ids: TokenIdsLike | None = None,
+    task: Task | None = None,
+    study: str | None = None,
     tokens: int | None = None,
     sequences: int = 4,
     out: Path | str | None = None,
@@ -146,12 +152,18 @@ def inspect(
     progress: StageProgressFn | None = None,
     quiet: bool = False,
 ) -> Run:
-    """Analyse a causal language model on a text, compare with controls, and write a report.
+    """Analyse a causal language model on a text or on token ids, compare with controls, and write a report.
 
     Args:
-        model: A Hub name, a folder, a ``.gguf`` file, or a model in memory, which keeps its device and its dtype.
+        model: A Hub name, a folder, a ``.gguf`` file, or a model in memory, which keeps its device and its dtype; for a
+            plain module, ``mesascope.wrap(module)``.
         tokenizer: The tokenizer of a model in memory.
         text: A UTF-8 file; by default English prose that is installed with Python.
+        token_ids: Token ids (batch, pos), or one long sequence (pos), instead of a text, for models without a
+            tokenizer: a tensor, an array, or a ``.npy`` or ``.safetensors`` file. Random sequences are then drawn from
+            the tokens that occur. The common first token of all rows counts as the beginning of every text.
+        task: A task of tokens, whose sequences are inspected instead of a text.
+        study: A study whose task of tokens is used, instead of ``task``.
         tokens: Tokens per sequence; 512 by default, or fewer if the text or the model's context is shorter.
         sequences: Maximum number of sequences.
         out: The run's directory; ``runs/inspect-MODEL`` by default.
@@ -170,11 +182,17 @@ def inspect(
     Raises:
         ValueError: If an argument is invalid; the message is one line.
     """
+    if study is not None:
+        if task is not None:
+            raise ValueError("the task must be given once, but got task and study; omit either")
+        task = find_token_task(study)
     with StageProgressBar(open_console(quiet=quiet or progress is not None)) as bar:
         finished_run = inspect_model(
             model,
             tokenizer=tokenizer,
             text=Path(text) if text is not None else None,
+            token_ids=token_ids,
+            task=task,
             tokens=tokens,
             sequences=sequences,
             path=Path(out) if out is not None else RUNS_FOLDER / f"inspect-{Path(get_model_name(model)).name}",
@@ -269,9 +287,11 @@ def circuit(
 
 @validate_arguments
 def rank_algorithms(
-    subject: Path | str,
+    subject: Path | str | PreTrainedModel,
     *,
     study: str | None = None,
+    task: Task | None = None,
+    token_ids: TokenIdsLike | None = None,
     sequences: int = 128,
     seed: int = 0,
     device: str = "cpu",
@@ -281,8 +301,12 @@ def rank_algorithms(
     """Rank the in-context algorithms that the models of a run, or one model, are most similar to.
 
     Args:
-        subject: A run's directory, a folder with a mesascope decoder, or a causal language model.
-        study: The study whose task is used, for a decoder in a folder or a study in a file.
+        subject: A run's directory, a folder with a mesascope decoder, a causal language model, an output folder of a
+            Trainer, or a model in memory; for a plain module, ``mesascope.wrap(module)``.
+        study: The study whose task is used, for a model in a folder or a study in a file.
+        task: The task that is used, for a model in memory.
+        token_ids: Token ids, or a ``.npy`` or ``.safetensors`` file of them. A language model is compared with n-gram
+            counts on Markov chains of tokens that occur in them; by default, of tokens of its tokenizer.
         sequences: Number of sequences to sample, 32 or more. Hyperparameters are fitted on one half, and similarities
             are computed on the other.
         seed: The seed of the sequences.
@@ -297,8 +321,10 @@ def rank_algorithms(
         ValueError: If an argument is invalid; the message is one line.
     """
     return identify_algorithms(
-        str(subject),
+        subject if isinstance(subject, PreTrainedModel) else str(subject),
         study=study,
+        task=task,
+        token_ids=token_ids,
         sequences=sequences,
         seed=seed,
         device=choose_device(device),

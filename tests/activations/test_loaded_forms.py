@@ -180,7 +180,7 @@ class Unknown(nn.Module):
         (Peft, r"pass model\.get_base_model\(\)"),
         (lambda model: torch.compile(model, backend="eager"), r"pass the model inside it, model\._orig_mod"),
         (nn.DataParallel, r"pass the model inside it, model\.module"),
-        (lambda model: Unknown(), "attention interface"),
+        (lambda model: Unknown(), r"pass mesascope\.wrap\(model\)"),
         (lambda model: "gpt2", "must be a transformers.PreTrainedModel, but got str"),
     ],
 )

@@ -12,6 +12,8 @@ from mesascope.activations.recording._micro_batch import Reduction
 from mesascope.activations.sites import FORWARD_SITES, HALTING_SITES, SITES, Site, UnsupportedModel, get_site
 from mesascope.activations.validation.arguments import validate_model
 from mesascope.activations.validation.inputs import InputsLike, prepare_inputs
+from mesascope.activations.wrapping._wrapped_module import WrappedModule
+from mesascope.activations.wrapping.wrap import wrap
 
 __all__ = [
     "FORWARD_SITES",
@@ -32,6 +34,7 @@ __all__ = [
     "Reduction",
     "Site",
     "UnsupportedModel",
+    "WrappedModule",
     "attach_hooks",
     "attention_layers",
     "capture",
@@ -39,4 +42,5 @@ __all__ = [
     "get_site",
     "prepare_inputs",
     "validate_model",
+    "wrap",
 ]

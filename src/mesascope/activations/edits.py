@@ -136,7 +136,7 @@ class Edit:
             source_index = [index[0] * 0 if self.shared_source else index[0], *index[1:]]
             new = self.fn(
                 old.clone(),
-                layer_source[_block_index([chosen.to(layer_source.device) for chosen in source_index])].to(
+                layer_source[block_index([chosen.to(layer_source.device) for chosen in source_index])].to(
                     old, copy=True
                 ),
             )
@@ -223,7 +223,7 @@ def apply_edit(
     index = _edited_entries(edit, value, rows, batch_size)
     if any(len(chosen) == 0 for chosen in index):
         return None
-    block = _block_index([index[0] - rows.start, *index[1:]])
+    block = block_index([index[0] - rows.start, *index[1:]])
     old = value[block] if edit.where else value.clone()
     new = edit.compute_replacement(old, layer, index)
     if mask is not None:
@@ -236,8 +236,12 @@ def apply_edit(
     return changed
 
 
-def _block_index(index: Sequence[Int[Tensor, "_"]]) -> tuple[slice | Int[Tensor, "..."], ...]:
-    """Return an index for the outer product of one index per axis; slices, which are faster, if all are contiguous."""
+def block_index(index: Sequence[Int[Tensor, "_"]]) -> tuple[slice | Int[Tensor, "..."], ...]:
+    """Return an index for the outer product of one index per axis; slices, which are faster, if all are contiguous.
+
+    Args:
+        index: for every axis, the indices.
+    """
     runs = [one.tolist() for one in index]
     if all(run == list(range(run[0], run[0] + len(run))) for run in runs):
         return tuple(slice(run[0], run[0] + len(run)) for run in runs)

@@ -1,5 +1,6 @@
 """The application, its consoles and the options that several commands share."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -28,6 +29,10 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 TrustRemoteCode = Annotated[
     bool,
     typer.Option("--trust-remote-code", help="Run Python code that comes with the model, if you trust its author."),
+]
+TokenIdsFile = Annotated[
+    Path | None,
+    typer.Option(help=".npy or .safetensors file of token ids (batch, pos), for a model without a tokenizer."),
 ]
 
 

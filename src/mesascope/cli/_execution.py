@@ -10,6 +10,7 @@ from mesascope.cli._app import (
     AsJson,
     Device,
     StudyName,
+    TokenIdsFile,
     TrustRemoteCode,
     app,
     err,
@@ -77,18 +78,25 @@ def run_command(
 def inspect_command(
     model: Annotated[str, typer.Argument(help="Hugging Face Hub name, folder or .gguf file.")],
     text: Annotated[Path | None, typer.Option(help="UTF-8 text file; by default Python's manual.")] = None,
+    token_ids: TokenIdsFile = None,
+    study: Annotated[
+        str | None, typer.Option(help="Study whose task of tokens gives the sequences, instead of a text.")
+    ] = None,
     tokens: Annotated[int | None, typer.Option(help="Number of tokens per sequence; by default up to 512.")] = None,
     sequences: Annotated[int, typer.Option(help="Maximum number of sequences.")] = 4,
     out_dir: Annotated[Path | None, typer.Option("--out", help="Run directory; by default runs/inspect-MODEL.")] = None,
     analyses: Annotated[str | None, typer.Option(help="Comma-separated names of analyses; all by default.")] = None,
     steps: Annotated[
-        str | None, typer.Option(help="Checkpoints to compare: comma-separated Hub revisions or folders.")
+        str | None,
+        typer.Option(
+            help="Checkpoints to compare: comma-separated Hub revisions or folders, or all (checkpoint-N of a folder)."
+        ),
     ] = None,
     device: Device = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Analyse a causal language model on a text and write a report. Run again to resume."""
+    """Analyse a causal language model on a text or on token ids and write a report. Run again to resume."""
     from mesascope import api
     from mesascope.progress import StageProgressBar
 
@@ -96,6 +104,8 @@ def inspect_command(
         finished_run = api.inspect(
             model,
             text=text,
+            token_ids=token_ids,
+            study=study,
             tokens=tokens,
             sequences=sequences,
             out=out_dir,
@@ -167,7 +177,8 @@ def which_algorithm_command(
     subject: Annotated[
         str, typer.Argument(metavar="RUN|MODEL", help="Run directory, decoder folder, Hub name or .gguf file.")
     ],
-    study: Annotated[str | None, typer.Option(help="Study whose task a decoder folder is tested on.")] = None,
+    study: Annotated[str | None, typer.Option(help="Study whose task the model in a folder is tested on.")] = None,
+    token_ids: TokenIdsFile = None,
     sequences: Annotated[int, typer.Option(help="Number of sequences to sample, at least 32.")] = 128,
     seed: Annotated[int, typer.Option(help="Random seed of the sequences.")] = 0,
     device: Device = "cpu",
@@ -184,6 +195,7 @@ def which_algorithm_command(
     reports = api.rank_algorithms(
         subject,
         study=study,
+        token_ids=token_ids,
         sequences=sequences,
         seed=seed,
         device=device,

@@ -1,6 +1,6 @@
 """Inspection of language models: analyses of one model, or of several checkpoints, on a text."""
 
-from mesascope.inspection._algorithm_id import AlgorithmReport, identify_algorithms
+from mesascope.inspection._algorithm_id import identify_algorithms
 from mesascope.inspection._circuit_inputs import open_language_model, open_run
 from mesascope.inspection._find_circuit import CircuitSearch, find_circuit
 from mesascope.inspection._inspect import get_model_name, inspect_model
@@ -8,6 +8,8 @@ from mesascope.inspection._inspection import StageProgressFn
 from mesascope.inspection._pair_file import MIN_PAIRS
 from mesascope.inspection._passes import ANALYSIS_NAMES
 from mesascope.inspection._text import load_sample_text
+from mesascope.inspection._token_ids import TokenIdsLike, find_token_task
+from mesascope.inspection.comparisons._report import AlgorithmReport
 
 __all__ = [
     "ANALYSIS_NAMES",
@@ -15,7 +17,9 @@ __all__ = [
     "AlgorithmReport",
     "CircuitSearch",
     "StageProgressFn",
+    "TokenIdsLike",
     "find_circuit",
+    "find_token_task",
     "get_model_name",
     "identify_algorithms",
     "inspect_model",

@@ -3,9 +3,12 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import expanduser, isdir
 from pathlib import Path
 
 STEP_WORDS = ("step", "checkpoint|ckpt", "iteration|iter", "epoch")  # the first that a name has, counts
+ALL_CHECKPOINTS, CONFIG_FILE = "all", "config.json"
+_CHECKPOINT = re.compile(r"checkpoint-\d+")  # as the Trainer of transformers names them
 MULTIPLES = {"": 1, "k": 1000, "m": 1_000_000}
 _OTHER_NUMBER = re.compile(
     r"(?<![a-z])(?:fp|bf|int|uint|float|bfloat|v|ver|version|rev|tokens?|seed|stage|phase|part|run|ingredient|rank)"
@@ -37,7 +40,8 @@ def resolve_checkpoints(name: str, steps: Sequence[str] | None) -> list[ModelChe
     Args:
         name: A Hub name, a folder or a file.
         steps: Revisions of a Hub name, or folders (paths, or names of subfolders of ``name``). Each name must have the
-            number of its step, as described in :func:`parse_step`.
+            number of its step, as described in :func:`parse_step`. ``all`` stands for all subfolders checkpoint-N of
+            ``name``; it is the default in an output folder of a Trainer that is no model itself.
 
     Returns:
         The checkpoints, in ascending order of steps.
@@ -48,8 +52,10 @@ def resolve_checkpoints(name: str, steps: Sequence[str] | None) -> list[ModelChe
     >>> [checkpoint.step for checkpoint in resolve_checkpoints("org/model", ["step64000", "step512"])]
     [512, 64000]
     """
-    if not steps:
+    if not steps and not _is_training_folder(name):
         return [ModelCheckpoint(name=name, revision="main", step=0, label="")]
+    if not steps or list(steps) == [ALL_CHECKPOINTS]:
+        steps = _list_checkpoints(name)
     resolved = sorted((_resolve_checkpoint(name, step) for step in steps), key=lambda checkpoint: checkpoint.step)
     _check_distinct([checkpoint.step for checkpoint in resolved])
     return resolved
@@ -87,6 +93,32 @@ def parse_step(name: str) -> int:
             f"a step must have a number in its name, beside the word step as in step1000, but {name!r} {found}"
         )
     return numbers.pop()
+
+
+def _is_training_folder(name: str) -> bool:
+    """Return whether a folder has checkpoints as the Trainer of transformers writes them, and no model of its own."""
+    return bool(_find_checkpoint_folders(name)) and not (Path(expanduser(name)) / CONFIG_FILE).exists()
+
+
+def _list_checkpoints(name: str) -> list[str]:
+    names = _find_checkpoint_folders(name)
+    if not names:
+        raise ValueError(
+            f"the steps 'all' need a folder with subfolders checkpoint-N that have a {CONFIG_FILE}, but {name} has "
+            "none; name the steps"
+        )
+    return names
+
+
+def _find_checkpoint_folders(name: str) -> list[str]:
+    folder = expanduser(name)
+    if not isdir(folder):  # also for names that are too long for a path
+        return []
+    return [
+        str(file.parent)
+        for file in Path(folder).glob(f"checkpoint-*/{CONFIG_FILE}")
+        if _CHECKPOINT.fullmatch(file.parent.name)
+    ]
 
 
 def _check_distinct(numbers: Sequence[int]) -> None:

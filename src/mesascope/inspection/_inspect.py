@@ -1,6 +1,6 @@
 """Inspection of one model, or of several checkpoints, on one text, with controls; partial results are saved."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,20 @@ from mesascope.inspection._passes import (
     Pass,
     select_passes,
 )
-from mesascope.inspection._text import TokenizedText, check_sizes, non_special_tokens, read_words, tokenize_text
+from mesascope.inspection._text import TokenizedText, check_sizes, read_words, tokenize_text
+from mesascope.inspection._token_ids import (
+    TokenIdsLike,
+    read_token_ids,
+    sample_token_ids,
+    select_allowed_tokens,
+    split_token_ids,
+)
 from mesascope.models.load import weights_fingerprint
 from mesascope.models.weight_checks import check_forward_pass, check_weight_values, hash_weights
 from mesascope.store import Run
+from mesascope.tasks.base import Task
 
+TokenReader = Callable[[PreTrainedModel, PreTrainedTokenizerBase | None, str], TokenizedText]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 LOADING_STAGE = "opening the model"
 NUM_CHECKED_TOKENS = 8  # tokens of the forward pass that checks a model before anything is written
@@ -35,6 +44,8 @@ def inspect_model(
     tokens: int | None,
     sequences: int,
     path: Path,
+    token_ids: TokenIdsLike | None = None,
+    task: Task | None = None,
     analyses: Sequence[str] | None = None,
     steps: Sequence[str] | None = None,
     device: str = "cpu",
@@ -42,7 +53,7 @@ def inspect_model(
     trust_remote_code: bool = False,
     progress: StageProgressFn = lambda what, done, total: None,
 ) -> Run:
-    """Run analyses of a causal language model on a text, with controls.
+    """Run analyses of a causal language model on a text or on token ids, with controls.
 
     Args:
         model: A Hub name, a folder, a ``.gguf`` file, or a model in memory.
@@ -51,6 +62,8 @@ def inspect_model(
         tokens: Tokens per sequence; 512 by default, or fewer if the text or the context is shorter.
         sequences: Maximum number of sequences.
         path: The run's directory.
+        token_ids: Token ids, or a ``.npy`` or ``.safetensors`` file of them, instead of a text.
+        task: A task of tokens, whose sequences are inspected instead of a text.
         analyses: Names of analyses; all by default.
         steps: Training checkpoints: revisions of a Hub name, or folders.
         device: The device to compute on.
@@ -62,13 +75,13 @@ def inspect_model(
         The run, with its results.
 
     Raises:
-        ValueError: If an analysis, text or model does not exist, or the text is too short.
+        ValueError: If an analysis, text or model does not exist, or the text does not fit the model.
     """
     if dtype not in DTYPES:
         raise ValueError(f"a dtype must be one of {', '.join(DTYPES)}, but got {dtype!r}")
     with evaluation_mode(model) if isinstance(model, PreTrainedModel) else nullcontext():
         check_sizes(tokens, sequences)
-        words, source = read_words(text)
+        read_tokens = _read_source(text, token_ids, task, tokens, sequences)
         passes = select_passes(analyses)
         name = get_model_name(model)
         loader = _make_loader(model, tokenizer, resolve_checkpoints(name, steps), device, dtype, trust_remote_code)
@@ -76,19 +89,15 @@ def inspect_model(
         seconds: dict[str, float] = {}
         with record_duration(seconds, LOADING_STAGE):
             loaded, tokenizer = loader.load_with_tokenizer(loader.last_checkpoint)
-        if tokenizer is None:
-            raise ValueError(
-                f"a model must come with its tokenizer to read text, but {name} has none; add the files of "
-                "tokenizer.save_pretrained to the folder of the weights"
-            )
-        tokenized = tokenize_text(words, source, tokenizer, loaded, name, tokens, sequences)
+        tokenized = read_tokens(loaded, tokenizer, name)
         check_forward_pass(loaded, tokenized.token_ids[:1, :NUM_CHECKED_TOKENS], name)
         weights = _fingerprint_weights(name, loader, loaded)
+        file = token_ids if isinstance(token_ids, Path | str) else text
         request = {"model": name, "weights": weights, "device": loader.device, "dtype": _name_dtype(loader.dtype)}
-        run = Run.create(path, {**request, **_describe_inspection(name, text, tokenized, passes, loader.checkpoints)})
+        run = Run.create(path, {**request, **_describe_inspection(name, file, tokenized, passes, loader.checkpoints)})
         inputs = InspectionInputs(
             token_ids=tokenized.token_ids,
-            allowed_tokens=non_special_tokens(tokenizer, loaded),
+            allowed_tokens=select_allowed_tokens(tokenized.token_ids, tokenizer, loaded),
             prefix=tokenized.prefix,
         )
         del loaded  # keep one model at a time in memory
@@ -96,6 +105,41 @@ def inspect_model(
             inspection = Inspection(run=run, loader=loader, inputs=inputs, progress=progress, seconds=seconds)
             inspection.run_passes(passes, tokenized)
         return run
+
+
+def _read_source(
+    text: Path | None,
+    token_ids: TokenIdsLike | None,
+    task: Task | None,
+    tokens: int | None,
+    sequences: int,
+) -> TokenReader:
+    """Read the text or the token ids, before a model is loaded; return what the loaded model makes of them."""
+    given = {"a text": text, "token_ids": token_ids, "a task": task}
+    chosen = [name for name, value in given.items() if value is not None]
+    if len(chosen) > 1:
+        raise ValueError(f"the inputs must be a text, token_ids or a task, but got {' and '.join(chosen)}; give one")
+    if task is not None:
+        ids, origin = sample_token_ids(task, sequences)
+    elif token_ids is not None:
+        ids, origin = read_token_ids(token_ids)
+    else:
+        return _read_text(text, tokens, sequences)
+    return lambda model, tokenizer, name: split_token_ids(ids, origin, model, name, tokenizer, tokens, sequences)
+
+
+def _read_text(text: Path | None, tokens: int | None, sequences: int) -> TokenReader:
+    words, source = read_words(text)
+
+    def tokenize(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, name: str) -> TokenizedText:
+        if tokenizer is None:
+            raise ValueError(
+                f"a model must come with its tokenizer to read text, but {name} has none; add the files of "
+                "tokenizer.save_pretrained to the folder of the weights, or give token_ids (--token-ids)"
+            )
+        return tokenize_text(words, source, tokenizer, model, name, tokens, sequences)
+
+    return tokenize
 
 
 def get_model_name(model: str | PreTrainedModel) -> str:
@@ -112,7 +156,8 @@ def get_model_name(model: str | PreTrainedModel) -> str:
     if not isinstance(model, PreTrainedModel):
         raise ValueError(
             f"a model must be a name, a folder or a PreTrainedModel of transformers, but got {type(model).__name__}; "
-            "of a wrapped model, pass the model inside (get_base_model(), module or _orig_mod)"
+            "of a wrapped model, pass the model inside (get_base_model(), module or _orig_mod), and of a plain "
+            "torch.nn.Module mesascope.wrap(module)"
         )
     return str(model.config.name_or_path or type(model).__name__)
 
@@ -153,7 +198,11 @@ def _fingerprint_weights(name: str, loader: CheckpointLoader, last_model: PreTra
 
 
 def _describe_inspection(
-    name: str, file: Path | None, text: TokenizedText, passes: Sequence[Pass], checkpoints: Sequence[ModelCheckpoint]
+    name: str,
+    file: Path | str | None,
+    text: TokenizedText,
+    passes: Sequence[Pass],
+    checkpoints: Sequence[ModelCheckpoint],
 ) -> dict[str, Any]:
     count, length = text.token_ids.shape
     text_info = {"source": text.source, "tokens": count * length, "sequences": count, "digest": text.token_digest}

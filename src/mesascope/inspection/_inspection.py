@@ -10,7 +10,7 @@ from typing import Any
 import xarray as xr
 from transformers import PreTrainedModel
 
-from mesascope.activations import UnsupportedModel
+from mesascope.activations import UnsupportedModel, WrappedModule
 from mesascope.activations.hooks.attention_interface import attn_implementation
 from mesascope.analyses import Analysis
 from mesascope.analyses.nulls import with_draws
@@ -182,7 +182,7 @@ def describe_model(model: PreTrainedModel) -> dict[str, Any]:
     """
     config = model.config.get_text_config()
     return {
-        "class": type(model).__name__,
+        "class": get_class_name(model),
         "parameters": model.num_parameters(),
         "layers": getattr(config, "num_hidden_layers", None),
         "heads": getattr(config, "num_attention_heads", None),
@@ -191,6 +191,15 @@ def describe_model(model: PreTrainedModel) -> dict[str, Any]:
         "device": str(model.device),
         "attn_implementation": attn_implementation(model),
     }
+
+
+def get_class_name(model: PreTrainedModel) -> str:
+    """Return the name of the class of a model, or of the module that is wrapped in it.
+
+    Args:
+        model: The model.
+    """
+    return type(model.module if isinstance(model, WrappedModule) else model).__name__
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mesascope.activations import WrappedModule
 from mesascope.inspection._checkpoints import ModelCheckpoint
 from mesascope.models.load import load_pretrained, make_untrained_factory
 
@@ -82,7 +83,9 @@ class CheckpointLoader:
             seed: The seed of the weights.
         """
         if self.build_untrained is None:
-            self.build_untrained = make_untrained_factory(self.load_model(self.last_checkpoint))
+            model = self.load_model(self.last_checkpoint)
+            is_wrapped = isinstance(model, WrappedModule)
+            self.build_untrained = model.build_untrained if is_wrapped else make_untrained_factory(model)
         self.loaded = None
         if self.untrained_model is None or self.untrained_model[0] != seed:
             self.untrained_model = None

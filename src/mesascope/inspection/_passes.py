@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mesascope import analyses
-from mesascope.activations import attention_layers
+from mesascope.activations import UnsupportedModel, WrappedModule, attention_layers
 from mesascope.analyses import Analysis, inner, run_analyses, sample_repeated_tokens
 from mesascope.analyses.inner_objectives import objectives
 from mesascope.analyses.nulls import NUM_UNTRAINED_DRAWS
@@ -116,11 +116,19 @@ def _run_repeated_tokens(
 ) -> AnalysisResults:
     """Analyse random tokens that occur twice, after BOS if the tokenizer puts it before every text."""
     bos = inputs.prefix[-1] if inputs.prefix else None
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 3 * MAX_REPEATED_TOKENS
+    context = _find_context(model, inputs)
     length = min(MAX_REPEATED_TOKENS, (context - (bos is not None)) // 2, len(inputs.allowed_tokens.unique()) // 2)
     generator = torch.Generator().manual_seed(inputs.seed)
     ids = sample_repeated_tokens(inputs.allowed_tokens, length, NUM_REPEATED_SEQUENCES, generator, bos)
     return _run_shared_capture(model, ids, selected)
+
+
+def _find_context(model: PreTrainedModel, inputs: InspectionInputs) -> int:
+    """Return the largest length that is known to fit: of a wrapped module without a context, that of its inputs."""
+    known = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if known is None and isinstance(model, WrappedModule):
+        return inputs.token_ids.shape[1]
+    return known or 3 * MAX_REPEATED_TOKENS
 
 
 def _run_excerpt(model: PreTrainedModel, inputs: InspectionInputs, selected: Sequence[Analysis]) -> AnalysisResults:
@@ -134,6 +142,10 @@ def _run_linear_inputs(
     """Analyse the inputs of linear modules, at a sample of tokens without attention sinks."""
     ids = inputs.token_ids[:1, :MAX_INPUT_TOKENS].to(model.device)
     layers = attention_layers(model, ids)
+    if not layers:
+        raise UnsupportedModel(
+            "linear maps need a layer with attention, whose sinks are left out, but no layer has any"
+        )
     sampled = sample_without_sinks(model, ids, layers=layers, seed=inputs.seed)
     return {analysis.name: analysis(sampled) for analysis in selected}
 

@@ -7,7 +7,7 @@ import xarray as xr
 
 from mesascope.analyses.algorithms.agreement import STEP_STAT
 from mesascope.analyses.algorithms.identify import TRAINING_DISTRIBUTION
-from mesascope.inspection._algorithm_id import AlgorithmReport
+from mesascope.inspection.comparisons._report import AlgorithmReport
 
 
 def summarise_report(report: AlgorithmReport) -> dict[str, Any]:

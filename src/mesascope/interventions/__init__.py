@@ -1,5 +1,6 @@
 """Causal interventions: ablation, steering, activation patching, path patching, attribution patching."""
 
+from mesascope.activations.generation.apply_edits import apply_edits
 from mesascope.interventions._batched import ProgressFn
 from mesascope.interventions.activation_patching import patch
 from mesascope.interventions.attribution_patching import attribution_patch
@@ -13,6 +14,7 @@ from mesascope.interventions.sweep import sweep
 __all__ = [
     "Metric",
     "ProgressFn",
+    "apply_edits",
     "attribution_patch",
     "head_ablation_effects",
     "log_probability",

@@ -5,7 +5,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,11 +19,14 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterf
 
 from mesascope.activations.exclusive_use import current_owner, is_other_thread
 from mesascope.activations.hooks import _attention_math as attention_math
+from mesascope.activations.hooks._sdpa_interception import SdpaArguments, intercept_sdpa
 from mesascope.activations.sites import UnsupportedModel
 from mesascope.activations.validation.fingerprint import list_configs
+from mesascope.activations.wrapping._wrapped_module import WrappedConfig, WrappedModule
 
 AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
 _NAME_COUNTER = itertools.count()
+OWN_ATTENTION = "own"  # attn_implementation of a wrapped module without parts of transformers
 _RETIRED_NAMES: deque[str] = deque()  # a forward pass of another thread may have read a name that has just been left
 MAX_RETIRED_NAMES = 256
 
@@ -146,18 +149,106 @@ class AttentionCall:
         )
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SdpaCall(AttentionCall):
+    """One call of PyTorch's `scaled_dot_product_attention` by a module that is not part of transformers.
+
+    Attributes:
+        arguments: its arguments.
+    """
+
+    arguments: SdpaArguments
+
+    def run_original(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Run PyTorch's function.
+
+        Args:
+            query: queries (batch, head, pos, d_head).
+            key: keys (batch, kv_head, pos, d_head).
+            value: values (batch, kv_head, pos, d_head).
+
+        Returns:
+            ``z`` (batch, pos, head, d_head), and ``None``.
+        """
+        return self.arguments.run(query, key, value).transpose(1, 2), None
+
+    def run_eager(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor | None:
+        """Return ``None``: PyTorch's function returns no attention weights.
+
+        Args:
+            query: queries (batch, head, pos, d_head).
+            key: keys (batch, kv_head, pos, d_head).
+            value: values (batch, kv_head, pos, d_head).
+        """
+        return None
+
+    def run_one_hot(self, query: Tensor, key: Tensor) -> Tensor:
+        """Refuse: the weights of PyTorch's function are the softmax of the scaled scores.
+
+        Args:
+            query: queries (batch, head, pos, d_head).
+            key: keys (batch, kv_head, pos, d_head).
+
+        Raises:
+            UnsupportedModel: always.
+        """
+        raise UnsupportedModel("a module that calls scaled_dot_product_attention must need no eager function, but does")
+
+
+AttentionInterceptor = Callable[[AttentionCall], tuple[Tensor, Tensor | None]]
+
+
 @contextmanager
-def route_attention(
-    model: PreTrainedModel, intercept_attention: Callable[[AttentionCall], tuple[Tensor, Tensor | None]]
-) -> Iterator[None]:
+def route_attention(model: PreTrainedModel, intercept_attention: AttentionInterceptor) -> Iterator[None]:
     """Route the model's attention calls through ``intercept_attention``.
+
+    Args:
+        model: the model. In a wrapped module, PyTorch's `scaled_dot_product_attention` is routed, too.
+        intercept_attention: receives every `AttentionCall`, and returns what the attention function would return.
+    """
+    with ExitStack() as stack:
+        if isinstance(model, WrappedModule):
+            intercept_attention = stack.enter_context(_route_sdpa(model, intercept_attention))
+        stack.enter_context(_route_attention_interface(model, intercept_attention))
+        yield
+
+
+@contextmanager
+def _route_sdpa(model: WrappedModule, intercept_attention: AttentionInterceptor) -> Iterator[AttentionInterceptor]:
+    """Route PyTorch's function; yield the interceptor for calls of transformers, inside of which it is not routed."""
+
+    def intercept_call(arguments: SdpaArguments) -> Tensor:
+        call = SdpaCall(
+            module=arguments.module,
+            attn_implementation=OWN_ATTENTION,
+            query=arguments.query,
+            key=arguments.key,
+            value=arguments.value,
+            mask=arguments.mask,
+            extra_args=(),
+            extra_kwargs={
+                "is_causal": bool(arguments.options.get("is_causal", False)),
+                "scaling": arguments.options.get("scale"),
+            },
+            arguments=arguments,
+        )
+        return intercept_attention(call)[0].transpose(1, 2)
+
+    with intercept_sdpa(model, intercept_call) as route:
+
+        def intercept_interface(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
+            with route.pause():
+                return intercept_attention(call)
+
+        yield intercept_interface
+
+
+@contextmanager
+def _route_attention_interface(model: PreTrainedModel, intercept_attention: AttentionInterceptor) -> Iterator[None]:
+    """Route calls of transformers' attention interface.
 
     The wrapped function is registered under a new name, and its mask function with it: otherwise transformers would
     drop the causal mask without an error.
-
-    Args:
-        model: the model.
-        intercept_attention: receives every `AttentionCall`, and returns what the attention function would return.
     """
     number, route = next(_NAME_COUNTER), _Route(intercept_attention, current_owner())
     before = [(config, config._attn_implementation_internal) for config in _attention_configs(model)]
@@ -211,9 +302,12 @@ def attn_implementation(model: PreTrainedModel) -> str:
         model: the model.
 
     Returns:
-        Its name, such as ``sdpa``.
+        Its name, such as ``sdpa``; in a wrapped module, that of the models of transformers inside it, or ``own``.
     """
-    return str(model.config._attn_implementation)
+    if not isinstance(model, WrappedModule):
+        return str(model.config._attn_implementation)
+    inner = [config for config in _attention_configs(model) if not isinstance(config, WrappedConfig)]
+    return ", ".join(sorted({str(config._attn_implementation) for config in inner})) or OWN_ATTENTION
 
 
 @dataclass(eq=False)

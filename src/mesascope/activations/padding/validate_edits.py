@@ -46,14 +46,19 @@ def validate_edit_padding(
 
 def _validate_no_end_positions(edit: Edit) -> None:
     for axis in POSITION_AXES:
-        if axis in edit.where and _counts_from_end(edit.where[axis]):
+        if axis in edit.where and counts_from_end(edit.where[axis]):
             raise ValueError(
                 f"where[{axis!r}] must not count from the end of sequences that end with padding, but got "
                 f"{edit.where[axis]}; pad on the left, or pass columns counted from 0"
             )
 
 
-def _counts_from_end(where: AxisIndex) -> bool:
+def counts_from_end(where: AxisIndex) -> bool:
+    """Return whether an index of positions counts from the end of the sequences.
+
+    Args:
+        where: the index.
+    """
     if isinstance(where, slice):
         return any(bound is not None and bound < 0 for bound in (where.start, where.stop))
     try:

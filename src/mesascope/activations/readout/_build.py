@@ -57,8 +57,8 @@ def build_readout(
     final_norm = output_head if isinstance(output_head, str) else _try_find_final_norm(output_head, last_call)
     output_projections = tuple(find_output_projection(model, layers[n], trace) for n in layer_indices)
     readout = Readout(
-        num_heads=attention_layers[0].num_heads,
-        num_kv_heads=attention_layers[0].num_kv_heads,
+        num_heads=attention_layers[0].num_heads if attention_layers else 0,
+        num_kv_heads=attention_layers[0].num_kv_heads if attention_layers else 0,
         rows_sum_to_one=tuple(_rows_sum_to_one(layers[n]) for n in layer_indices),
         projection_modules=output_projections,
         output_head=output_head,

@@ -16,9 +16,18 @@ from mesascope.activations.sites import UnsupportedModel
 from mesascope.activations.structure._residual_updates import find_residual_updates, is_called_once
 from mesascope.activations.structure._trace import ModuleCall, Trace, TracedAttention
 from mesascope.activations.structure._weights_method import find_weights_method
+from mesascope.activations.structure._wrapped_layers import (
+    advise_on_layers,
+    check_layers_given,
+    check_stream_axes,
+    find_named_attention,
+    given_block_names,
+    name_attention_functions,
+)
 from mesascope.activations.tolerances import bitwise_equal, terms_sum_to
 
 ATTENTION_SITES = ("query", "key", "value", "attn_scores", "pattern", "z")
+NO_RESID_MID = "no module of the MLP reads resid_pre + attn_out; attention and MLP may run in parallel"
 
 
 def find_layers(model: PreTrainedModel, trace: Trace) -> tuple[LayerSpec, ...]:
@@ -38,14 +47,12 @@ def find_layers(model: PreTrainedModel, trace: Trace) -> tuple[LayerSpec, ...]:
     """
     name = type(model).__name__
     if not trace.attentions:
-        raise UnsupportedModel(
-            f"attention must go through transformers' attention interface, but {name} implements its own attention or "
-            "has none; use a model whose modelling file dispatches attention through it"
-        )
+        check_layers_given(model)
     by_iteration = _find_block_calls(model, trace, name)
+    check_stream_axes(model, trace, by_iteration[0])
     repeats = len(by_iteration) > 1 or trace.max_iterations is not None
     layers = [
-        replace(_describe_layer(trace, call, name), traced_call=number, iteration=number if repeats else None)
+        replace(_describe_layer(model, trace, call), traced_call=number, iteration=number if repeats else None)
         for number, calls in enumerate(by_iteration)
         for call in calls
     ]
@@ -66,16 +73,23 @@ def get_logit_softcap(model: PreTrainedModel) -> float | None:
 
 def _find_block_calls(model: PreTrainedModel, trace: Trace, name: str) -> list[tuple[ModuleCall, ...]]:
     """Return the calls of the decoder blocks, in order, by iteration."""
+    names = given_block_names(model)
+    if names is not None:
+        return _collect_iterations([trace.calls_of(each) for each in names], f"{name}, given as layers=,", name)
     lists = Counter(_find_module_list(model, each.name) for each in trace.attentions)
     if len(lists) != 1 or "" in lists:
         raise UnsupportedModel(
             f"attention modules must all be in one nn.ModuleList of layers, but those of {name} are in "
-            f"{', '.join(repr(each) for each in lists)}; pass the decoder only"
+            f"{', '.join(repr(each) for each in lists)}; {advise_on_layers(model)}"
         )
     (list_name,) = lists
     elements = model.get_submodule(list_name)
     by_layer = [trace.calls_of(f"{list_name}.{number}") for number, _ in elements.named_children()]
-    by_layer = [each for each in by_layer if each]
+    return _collect_iterations([each for each in by_layer if each], list_name, name)
+
+
+def _collect_iterations(by_layer: list[list[ModuleCall]], list_name: str, name: str) -> list[tuple[ModuleCall, ...]]:
+    """Return the calls of blocks by iteration; ``by_layer`` has the calls of each block."""
     in_order = sorted((call for each in by_layer for call in each), key=lambda call: call.start)
     iterations = list(zip(*by_layer, strict=False))
     if not iterations or in_order != [call for calls in iterations for call in calls]:
@@ -122,22 +136,22 @@ def _find_module_list(model: PreTrainedModel, name: str) -> str:
     return ""
 
 
-def _describe_layer(trace: Trace, block: ModuleCall, name: str) -> LayerSpec:
+def _describe_layer(model: PreTrainedModel, trace: Trace, block: ModuleCall) -> LayerSpec:
+    name = type(model).__name__
     attentions = [each for each in trace.attentions if block.contains_call(each)]
     if len(attentions) > 1:
         raise UnsupportedModel(
             f"a layer must call attention once, but {block.name} of {name} calls it {len(attentions)} times"
         )
     if not attentions:
-        return _describe_layer_without_attention(block, name)
+        named = find_named_attention(model, trace, block)
+        return _describe_layer_without_attention(model, trace, block, named)
     attention = attentions[0]
     stream_argument, resid_pre = _find_stream_argument(block, name)
     attn_out, mlp_out, missing = find_residual_updates(trace, block, attention, resid_pre)
     resid_mid = _find_resid_mid(trace, block, attn_out, mlp_out, resid_pre) if attn_out and mlp_out else None
     if resid_mid is None:
-        missing["resid_mid"] = missing.get(
-            "mlp_out", "no module of the MLP reads resid_pre + attn_out; attention and MLP may run in parallel"
-        )
+        missing["resid_mid"] = missing.get("mlp_out", NO_RESID_MID)
     projection, reason = _find_output_projection(trace, block, attention, attn_out and attn_out.module)
     weights_method, weights_missing = find_weights_method(attention)
     if attention.output.shape[:3] != (*block.output_tensor.shape[:2], attention.call.query.shape[1]):
@@ -175,20 +189,37 @@ def _find_resid_mid(
     return None
 
 
-def _describe_layer_without_attention(block: ModuleCall, name: str) -> LayerSpec:
-    """Describe a layer that mixes positions without softmax attention: only its residual stream is available."""
-    reason = "the layer has no softmax attention that is called through the attention interface"
+def _describe_layer_without_attention(
+    model: PreTrainedModel, trace: Trace, block: ModuleCall, named: ModuleCall | None
+) -> LayerSpec:
+    """Describe a layer without attention calls: only its residual stream is available.
+
+    The residual updates are, too, if the call of the attention module is known (``named``).
+    """
+    reason = f"the layer has no softmax attention that is called through {name_attention_functions(model)}"
+    missing = dict.fromkeys((*ATTENTION_SITES, "attn_out", "resid_mid", "mlp_out", "projection"), reason)
+    stream_argument, resid_pre = _find_stream_argument(block, type(model).__name__)
+    attn_out = mlp_out = resid_mid = None
+    if named is not None:
+        attn_out, mlp_out, missing_updates = find_residual_updates(trace, block, named, resid_pre)
+        resid_mid = _find_resid_mid(trace, block, attn_out, mlp_out, resid_pre) if attn_out and mlp_out else None
+        found = {"attn_out": attn_out, "mlp_out": mlp_out, "resid_mid": resid_mid}
+        missing = {site: why for site, why in (missing | missing_updates).items() if not found.get(site)}
+        if "resid_mid" in missing and "mlp_out" not in missing:
+            missing["resid_mid"] = NO_RESID_MID
     return LayerSpec(
         block=block.name,
-        stream_argument=_find_stream_argument(block, name)[0],
+        stream_argument=stream_argument,
         attention=None,
         projection=None,
-        attn_out=None,
-        mlp_out=None,
+        attn_out=attn_out,
+        mlp_out=mlp_out,
         weights_method=None,
         num_heads=0,
         num_kv_heads=0,
-        missing=dict.fromkeys((*ATTENTION_SITES, "attn_out", "resid_mid", "mlp_out", "projection"), reason),
+        missing=missing,
+        resid_mid=resid_mid,
+        parallel=mlp_out is not None and resid_mid is None,
     )
 
 

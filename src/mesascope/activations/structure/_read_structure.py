@@ -11,7 +11,8 @@ from mesascope.activations._model_structure import ModelStructure
 from mesascope.activations.forward import first_position_id, forget_first_position_id, run_forward, run_model
 from mesascope.activations.sites import UnsupportedModel
 from mesascope.activations.structure._find_layers import find_layers
-from mesascope.activations.structure._trace import trace_forward
+from mesascope.activations.structure._trace import Trace, trace_forward
+from mesascope.activations.structure._wrapped_layers import check_attention_axes
 from mesascope.activations.validation.fingerprint import Fingerprint
 from mesascope.activations.validation.identities import check_output_unchanged
 from mesascope.activations.validation.inputs import validate_weights_loaded
@@ -62,6 +63,11 @@ def _find_structure(
             f"a model must run with its attention function wrapped, but {type(model).__name__} fails: {error}; its "
             "modelling file may branch on the name of the attention implementation"
         ) from error
+    check_attention_axes(model, model_trace, partial(_trace_shorter, model, trace_input))
     layers = find_layers(model, model_trace)
     check_output_unchanged(type(model).__name__, expected, model_trace.logits)
     return ModelStructure(layers=layers, trace=model_trace, weights=weights)
+
+
+def _trace_shorter(model: PreTrainedModel, trace_input: Shaped[Tensor, "batch pos *d_in"]) -> Trace:
+    return trace_forward(model, lambda: run_forward(model, trace_input[:, :-1]))

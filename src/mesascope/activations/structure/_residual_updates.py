@@ -14,14 +14,14 @@ ResidualUpdates = tuple[ResidualUpdate | None, ResidualUpdate | None, dict[str, 
 
 
 def find_residual_updates(
-    trace: Trace, block: ModuleCall, attention: TracedAttention, resid_pre: Tensor
+    trace: Trace, block: ModuleCall, attention: TracedAttention | ModuleCall, resid_pre: Tensor
 ) -> ResidualUpdates:
     """Find the modules whose outputs, each times a constant gain, sum to the change that a layer makes.
 
     Args:
         trace: traced forward pass.
         block: call of the layer.
-        attention: the layer's call of the attention function.
+        attention: the layer's call of the attention function, or of the module that computes attention.
         resid_pre: residual stream before the layer.
 
     Returns:
@@ -64,7 +64,9 @@ def _make_update(call: ModuleCall, gain: float) -> ResidualUpdate:
     return ResidualUpdate(module=call.name, gain=gain, flat=call.output_tensor.ndim == 2)
 
 
-def _list_attention_candidates(trace: Trace, block: ModuleCall, attention: TracedAttention) -> list[ModuleCall]:
+def _list_attention_candidates(
+    trace: Trace, block: ModuleCall, attention: TracedAttention | ModuleCall
+) -> list[ModuleCall]:
     """List the attention module and the modules it feeds (post-norm, dropout, wrappers), nearest first."""
     inside = [call for call in trace.calls_within(block) if _has_stream_shape(trace, call, block)]
     candidates = [call for call in inside if call.name == attention.name]
@@ -81,10 +83,10 @@ def _list_attention_candidates(trace: Trace, block: ModuleCall, attention: Trace
     return candidates
 
 
-def _list_mlp_candidates(trace: Trace, block: ModuleCall, attention: TracedAttention) -> list[ModuleCall]:
+def _list_mlp_candidates(trace: Trace, block: ModuleCall, attention: TracedAttention | ModuleCall) -> list[ModuleCall]:
     """List the other modules of the layer with outputs of the stream's shape: shallow ones first, later ones first."""
     attention_call = next(
-        call for call in trace.calls if call.name == attention.name and call.start < attention.start < call.end
+        call for call in trace.calls if call.name == attention.name and call.start <= attention.start < call.end
     )
     inside = [
         call

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -227,13 +227,10 @@ def _record_module_calls(model: PreTrainedModel, calls: list[ModuleCall], clock:
 
 def _copy_call(call: AttentionCall) -> AttentionCall:
     """Copy a call, with its own queries, keys and values."""
-    return AttentionCall(
-        module=call.module,
-        attn_implementation=call.attn_implementation,
+    return replace(
+        call,
         query=call.query.clone(),
         key=call.key.clone(),
         value=call.value.clone(),
         mask=None if call.mask is None else torch.clone(call.mask),
-        extra_args=call.extra_args,
-        extra_kwargs=call.extra_kwargs,
     )

@@ -51,7 +51,7 @@ def _advise(model: object) -> str:
             return f"pass the model inside it, model.{path}"
         if callable(inner) and path == "get_base_model":
             return "pass model.get_base_model(), which contains the adapters"
-    return "wrap it in one whose attention goes through transformers' attention interface"
+    return "pass mesascope.wrap(model)" if isinstance(model, nn.Module) else "pass a model in memory"
 
 
 def validate_names(

@@ -1,0 +1,1 @@
+"""Comparisons of one model with the in-context algorithms of a task."""
