@@ -202,6 +202,7 @@ def apply_edit(
     rows: range,
     batch_size: int,
     mask: Int[Tensor, "batch pos"] | None = None,
+    source_mask: Int[Tensor, "batch source"] | None = None,
 ) -> Float[Tensor, "..."] | None:
     """Return an activation after an edit.
 
@@ -212,6 +213,7 @@ def apply_edit(
         rows: the indices of these sequences in the whole batch.
         batch_size: the number of sequences of the whole batch.
         mask: of these sequences, 1 where an input is not padding; entries that belong to padding stay as they are.
+        source_mask: the same for the source of an encoder-decoder, whose positions cross-attention attends to.
 
     Returns:
         The new activation, or ``None`` if the edit changes no bit of it.
@@ -226,8 +228,9 @@ def apply_edit(
     block = _block_index([index[0] - rows.start, *index[1:]])
     old = value[block] if edit.where else value.clone()
     new = edit.compute_replacement(old, layer, index)
-    if mask is not None:
-        real = find_real_entries(get_site(edit.site).axes_within_layer, [index[0] - rows.start, *index[1:]], mask)
+    if mask is not None or source_mask is not None:
+        entries = [index[0] - rows.start, *index[1:]]
+        real = find_real_entries(get_site(edit.site).axes_within_layer, entries, mask, source_mask)
         new = torch.where(real.to(old.device), new, old)
     if torch.equal(new, old):
         return None

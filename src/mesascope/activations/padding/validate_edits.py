@@ -15,7 +15,10 @@ ROTARY_SITES = ("query", "key")  # they depend on the position of their token
 
 
 def validate_edit_padding(
-    edit: Edit, inputs: Shaped[Tensor, "batch pos *d_in"], mask: Int[Tensor, "batch pos"] | None
+    edit: Edit,
+    inputs: Shaped[Tensor, "batch pos *d_in"],
+    mask: Int[Tensor, "batch pos"] | None,
+    source_mask: Int[Tensor, "batch source"] | None = None,
 ) -> None:
     """Check that an edit can be applied to padded sequences, and that the padding of its source fits theirs.
 
@@ -23,6 +26,7 @@ def validate_edit_padding(
         edit: the edit, whose indices and shapes are valid.
         inputs: the inputs of the run that is edited.
         mask: 1 where one of them is not padding; ``None`` without padding.
+        source_mask: of the source of an encoder-decoder, to which cross-attention attends.
 
     Raises:
         ValueError: positions are counted from the end of a sequence that ends with padding, or the source has padding

@@ -56,6 +56,10 @@ class Capture(Summarised, Mapping[str, Tensor]):
         readout: the readout: output projections, unembedding and head counts.
         attn_implementation: the attention implementation that ran, such as ``sdpa``.
         model: the model; the readout needs it alive.
+        stack: ``encoder`` or ``decoder`` of an encoder-decoder; ``None`` in a model with one stack.
+        source_mask: of the decoder of an encoder-decoder: 1 where an input of the source is not padding; ``None``
+            without padding.
+        prefix_length: the number of first positions that are vectors of a soft prefix.
     """
 
     sites: Mapping[str, Tensor]
@@ -73,6 +77,9 @@ class Capture(Summarised, Mapping[str, Tensor]):
     readout: Readout
     attn_implementation: str
     model: PreTrainedModel
+    stack: str | None = None
+    source_mask: Int[Tensor, "batch source"] | None = None
+    prefix_length: int = 0
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what is pickled: all that was recorded, without the model and the readout, which needs the model."""
@@ -127,6 +134,7 @@ class Capture(Summarised, Mapping[str, Tensor]):
         """Return shape, dtype and memory of everything that was recorded."""
         batch, length = self.inputs.shape[:2]
         model = f" of {type(vars(self)['model']).__name__}" if "model" in vars(self) else ""
+        model = f" of the {self.stack}{model}" if self.stack else model
         return Summary(
             title=f"Capture{model}: {batch} sequences of {length} positions, attention {self.attn_implementation}",
             header=("name", "axes", "dtype", "memory"),
