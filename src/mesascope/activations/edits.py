@@ -11,7 +11,14 @@ from torch import Tensor
 
 from mesascope.activations.padding.masks import find_real_entries
 from mesascope.activations.padding.source_inputs import SourceInputs
-from mesascope.activations.sites import HALTING_SITES, OUTPUT_SITES, get_site, strip_gradient_suffix
+from mesascope.activations.sites import (
+    CROSS_PREFIX,
+    HALTING_SITES,
+    OUTPUT_SITES,
+    get_site,
+    split_stack,
+    strip_gradient_suffix,
+)
 from mesascope.argument_types import validate_fields
 
 AxisIndex = int | slice | Sequence[int]
@@ -26,7 +33,8 @@ class Edit:
     """An edit of the activation at one site.
 
     Attributes:
-        site: the site; any but ``resid_mid``, ``output``, ``logits`` and the gradients.
+        site: the site; any but ``resid_mid``, ``output``, ``logits`` and the gradients. In an encoder-decoder the name
+            begins with ``encoder.`` or ``decoder.``, or is one of :data:`CROSS_SITES`.
         fn: function from the original activation to its replacement. It receives the activation of one layer for one
             micro-batch (the axes of the site without ``layer``, restricted to ``where``, none of them dropped) and
             returns a tensor that broadcasts to it. It is first tried on zeros, and may be called more than once.
@@ -57,15 +65,15 @@ class Edit:
     def __post_init__(self) -> None:
         """Validate the site and the axes."""
         validate_fields(self)
-        axes = get_site(self.site).axes
-        if self.site in (*OUTPUT_SITES, *HALTING_SITES):
+        axes, local = get_site(self.site).axes, split_stack(self.site)[1]
+        if local in (*OUTPUT_SITES, *HALTING_SITES):
             raise ValueError(
                 f"an edit must act before the output, but got {self.site}; edit resid_post of the last layer"
             )
-        if self.site == "resid_mid":
+        if local.removeprefix(CROSS_PREFIX) == "resid_mid":
             raise ValueError(
                 "an edit must change the residual stream itself, but the residual connection bypasses the module that "
-                "reads resid_mid; edit attn_out or resid_post"
+                f"reads {local}; edit attn_out or resid_post"
             )
         if strip_gradient_suffix(self.site):
             raise ValueError(f"an edit must act in the forward pass, but {self.site} is a gradient; edit another site")

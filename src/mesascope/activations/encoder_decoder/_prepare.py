@@ -48,14 +48,14 @@ def prepare_source_and_target(model: PreTrainedModel, inputs: Any, attention_mas
         UnsupportedModel: the model changes embeddings, so that vectors cannot take their place.
     """
     if isinstance(model, EncoderDecoder):
-        prepared = _prepare_own(model, inputs, attention_mask)
+        pair = _prepare_own(model, inputs, attention_mask)
     else:
-        prepared = _prepare_pair(model, inputs, attention_mask)
-    for name, mask in (("source", prepared.source_mask), ("target", prepared.target_mask)):
+        pair = _prepare_pair(model, inputs, attention_mask)
+    for name, mask in (("source", pair.source_mask), ("target", pair.target_mask)):
         if mask is not None and not mask.any(1).all():
             row = int(mask.any(1).int().argmin())
             raise ValueError(f"a {name} must not be all padding, but that of sequence {row} is; omit the sequence")
-    return prepared
+    return pair
 
 
 def _prepare_own(model: EncoderDecoder, inputs: Any, attention_mask: Any) -> SourceAndTarget:

@@ -1,4 +1,4 @@
-"""What is recorded and edited in each stack of an encoder-decoder."""
+"""Requests to record and edit activations, by stack of an encoder-decoder."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +15,7 @@ LayersLike = Sequence[int] | Mapping[str, Sequence[int] | None] | None
 
 @dataclass(kw_only=True)
 class StackRequest:
-    """What is recorded and edited in one stack.
+    """Sites, reductions and edits of one stack.
 
     Attributes:
         layers: the layers to record, counted within the stack.
@@ -37,7 +37,7 @@ def split_request(
     edits: Sequence[Edit],
     layers: LayersLike,
 ) -> dict[str, StackRequest]:
-    """Return what is recorded and edited in each stack.
+    """Return the sites, reductions and edits of each stack.
 
     A site without the name of a stack is recorded in both, except the sites of cross-attention and the output, which
     only the decoder has. Edits name their stack, or are of cross-attention.

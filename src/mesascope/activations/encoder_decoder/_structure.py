@@ -69,6 +69,9 @@ def read_stacks(model: PreTrainedModel, inputs: SourceAndTarget) -> EncoderDecod
         model: the model.
         inputs: the source and the target.
 
+    Returns:
+        The structure.
+
     Raises:
         UnsupportedModel: the structure cannot be found, or tracing changes the output.
     """

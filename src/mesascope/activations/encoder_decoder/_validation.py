@@ -81,15 +81,15 @@ def _check_padding(
     """Check on one sequence that padding does not change what the model computes at the other positions."""
     source, target = one.real_source(0), one.real_target(0)
     if isinstance(model, EncoderDecoder):  # its source has a fixed length: what stands at padding must not matter
-        other, kept = _replace_padding(model, one), (source, target)
+        other, selections = _replace_padding(model, one), (source, target)
     else:
         other = replace(
             one, source=one.source[:, source], target=one.target[:, target], source_mask=None, target_mask=None
         )
-        kept = (slice(None), slice(None))
+        selections = (slice(None), slice(None))
     blocks = [model.get_submodule(each.layers[-1].block) for each in (structure.encoder, structure.decoder)]
     padded, unpadded = (_record_streams(model, blocks, each) for each in (one, other))
-    for before, after, real, chosen in zip(unpadded, padded, (source, target), kept, strict=True):
+    for before, after, real, chosen in zip(unpadded, padded, (source, target), selections, strict=True):
         deviation = largest_deviation(after[0, real], before[0, chosen])
         if not deviation <= rounding_tolerance(before):
             raise UnsupportedModel(

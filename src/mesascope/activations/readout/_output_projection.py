@@ -78,7 +78,7 @@ def find_output_projection(model: PreTrainedModel, layer: LayerSpec, trace: Trac
 
 
 def find_cross_projection(model: PreTrainedModel, layer: LayerSpec, trace: Trace) -> OutputProjection | str:
-    """Find the output projection of the cross-attention of one layer, as `find_output_projection` does.
+    """Return the output projection of the cross-attention of one layer, as `find_output_projection` does.
 
     Args:
         model: the traced model.

@@ -24,7 +24,7 @@ ATTENTION_SITES = ("query", "key", "value", "attn_scores", "pattern", "z")
 
 @dataclass(frozen=True, kw_only=True)
 class _AttentionSpec:
-    """What the sites of one attention are found in; as in `LayerSpec` and `CrossAttentionSpec`."""
+    """Specification of one attention of a layer, with the fields of `CrossAttentionSpec`."""
 
     projection: str | None
     weights_method: AttentionWeightsMethod | None
@@ -134,11 +134,11 @@ def _find_streams_between(
     trace: Trace, block: ModuleCall, updates: Sequence[ResidualUpdate | None], resid_pre: Tensor
 ) -> list[ModuleArgument | None]:
     """Return for each update but the last where the stream after it is read, before the next; ``None`` if it is not."""
-    known = list(takewhile(lambda update: update is not None, updates))
-    calls = [trace.call_within(block, update.module) for update in known if update is not None]
+    leading = list(takewhile(lambda update: update is not None, updates))
+    calls = [trace.call_within(block, update.module) for update in leading if update is not None]
     terms = [
         update.gain * call.output_tensor.reshape(resid_pre.shape)
-        for update, call in zip(known, calls, strict=True)
+        for update, call in zip(leading, calls, strict=True)
         if update is not None
     ]
     readers = [
