@@ -20,7 +20,6 @@ from mesascope.activations import (
 from mesascope.analyses.iterations import NUM_BLOCKS
 from mesascope.argument_types import validate_arguments, validate_first_argument, validate_type
 from mesascope.summaries import Summarised, Summary
-from mesascope.tasks.base import Batch
 
 AnalysisInput = Literal["capture", "model", "history", "checkpoints"]
 AnalysisSteps = Literal["all", "ends", "last"]

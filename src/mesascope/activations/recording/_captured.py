@@ -4,7 +4,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 import xarray as xr
@@ -173,21 +173,26 @@ class Capture(Summarised, Mapping[str, Tensor]):
         calls = tuple(select_calls(self.layers, self.iterations, self.num_blocks))
         return replace(self, sites=sites, axes=axes, layers=calls, iterations=None, iterations_run=None)
 
-    def head_out(self) -> Float[Tensor, "*calls batch head pos d_model"]:
+    def head_out(self, site: Literal["z", "cross_z"] = "z") -> Float[Tensor, "*calls batch head pos d_model"]:
         """Return what each head writes to the residual stream after its output projection: ``z`` @ W_O, head by head.
 
-        Summed over heads, plus `Readout.output_bias`, it equals ``attn_out``.
+        Summed over heads, plus `Readout.output_bias`, it equals ``attn_out``; of cross-attention, plus
+        `Readout.cross_output_bias`, ``cross_attn_out``.
+
+        Args:
+            site: ``z``, or ``cross_z`` for the heads of cross-attention.
 
         Returns:
             The output of every head of every recorded layer, (layer, batch, head, pos, d_model); in a model that
             repeats its layers, (layer, iteration, batch, head, pos, d_model).
 
         Raises:
-            NotRecorded: ``z`` was not recorded.
+            NotRecorded: the site was not recorded.
             UnsupportedModel: ``z`` does not reach the residual stream through a linear map.
         """
-        projection, by_iteration = self.readout.output_projection, self.iterations is not None
-        heads = self["z"].transpose(0, 1).flatten(0, 1) if by_iteration else self["z"]
+        readout, by_iteration = self.readout, self.iterations is not None
+        projection = readout.output_projection if site == "z" else readout.cross_output_projection
+        heads = self[site].transpose(0, 1).flatten(0, 1) if by_iteration else self[site]
         layers, batch, length, num_heads, _ = heads.shape
         outputs = allocate_tensor((layers, batch, num_heads, length, projection.shape[-1]), heads.dtype, heads.device)
         for layer, row in product(range(layers), range(batch)):
