@@ -249,7 +249,7 @@ def test_models_with_one_stack_lack_the_sites_of_two():
     model, x = Decoder(DecoderConfig(vocab_size=9, hidden_size=8, num_attention_heads=2)), torch.ones(2, 5).long()
     with pytest.raises(UnsupportedModel, match="the layer has no cross-attention"):
         capture(model, x, ["cross_pattern"])
-    with pytest.raises(UnsupportedModel, match="encoder.z must be a site of an encoder-decoder"):
+    with pytest.raises(UnsupportedModel, match=r"encoder\.z must be a site of an encoder-decoder"):
         capture(model, x, ["encoder.z"])
     with pytest.raises(ValueError, match="layers by stack need an encoder-decoder"):
         capture(model, x, ["z"], layers={"encoder": [0]})
