@@ -19,7 +19,7 @@ POSITION = VOCABULARY  # first coordinate of the one-hot position
 def build_hand_set() -> EncoderDecoder:
     """One layer in each stack.
 
-    In the encoder, words look up the slot of their label (`LOOKUP`), that of the next label, the first slot, or nothing.
+    In the encoder, words look up the slot of their label (`LOOKUP`), of the next label, the first slot, or nothing.
     In cross-attention, three heads attend to the word that comes next: one writes it, one writes nothing and one writes
     another token; the fourth writes all words alike.
     """

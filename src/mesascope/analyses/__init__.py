@@ -6,9 +6,9 @@ from mesascope.analyses.algorithms.preprocessing import preprocessing
 from mesascope.analyses.base import Analysis, analysis, run_analyses
 from mesascope.analyses.heads.attention import attention_patterns, positional_attention
 from mesascope.analyses.heads.encoder_decoder.cross_copying import cross_copying
+from mesascope.analyses.heads.encoder_decoder.lookup import lookup_heads
 from mesascope.analyses.heads.label_attention import same_label_attention
 from mesascope.analyses.heads.labels import label_head_roles
-from mesascope.analyses.heads.encoder_decoder.lookup import lookup_heads
 from mesascope.analyses.heads.natural_induction import natural_induction
 from mesascope.analyses.heads.ov_circuit import ov_copying_score
 from mesascope.analyses.heads.refinement import refinement_heads

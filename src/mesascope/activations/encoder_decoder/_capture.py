@@ -187,5 +187,6 @@ def _collect(
         model=model,
         stack=stack,
         source_mask=None if is_encoder else pair.source_mask,
-        prefix_length=pair.prefix_length if is_encoder else 0,
+        source_length=None if is_encoder else pair.source.shape[1],
+        prefix_length=pair.prefix_length,
     )

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from mesascope.activations._memory import allocate_tensor
 from mesascope.activations.readout._readout import Readout
 from mesascope.activations.recording._iterations import join_calls, select_calls
-from mesascope.activations.sites import ALL_SITES
+from mesascope.activations.sites import ALL_SITES, ENCODER
 from mesascope.axes import to_data_array
 from mesascope.summaries import Summarised, Summary, describe_tensor
 from mesascope.tasks.base import Batch
@@ -59,7 +59,9 @@ class Capture(Summarised, Mapping[str, Tensor]):
         stack: ``encoder`` or ``decoder`` of an encoder-decoder; ``None`` in a model with one stack.
         source_mask: of the decoder of an encoder-decoder: 1 where an input of the source is not padding; ``None``
             without padding.
-        prefix_length: the number of first positions that are vectors of a soft prefix.
+        source_length: of the decoder of an encoder-decoder: the number of positions of the source.
+        prefix_length: of an encoder-decoder: the number of first positions of the source that are vectors of a soft
+            prefix.
     """
 
     sites: Mapping[str, Tensor]
@@ -79,6 +81,7 @@ class Capture(Summarised, Mapping[str, Tensor]):
     model: PreTrainedModel
     stack: str | None = None
     source_mask: Int[Tensor, "batch source"] | None = None
+    source_length: int | None = None
     prefix_length: int = 0
 
     def __getstate__(self) -> dict[str, Any]:
@@ -215,10 +218,25 @@ class Capture(Summarised, Mapping[str, Tensor]):
         site = ALL_SITES.get(name)
         about = site.description if site else f"{name}, reduced during the forward pass"
         values = values.float() if values.dtype == torch.bfloat16 else values
-        coords: dict[Hashable, Sequence[int]] = {"layer": list(self.layers)} if "layer" in axes else {}
+        coords: dict[Hashable, Any] = {"layer": list(self.layers)} if "layer" in axes else {}
         coords |= {"query": list(self.queries)} if "query" in axes else {}
         coords |= {"iteration": list(self.iterations)} if self.iterations and "layer" in axes else {}
+        coords |= {f"{axis}_label": (axis, self.source_labels) for axis in self._source_axes if axis in axes}
         return to_data_array(values, *axes, units="1", description=about, coords=coords)
+
+    @property
+    def source_labels(self) -> list[str]:
+        """Labels of the positions of a source: ``prefix 0``, ``prefix 1``, ..., then ``0``, ``1``, ... of its tokens."""
+        length = self.inputs.shape[1] if self.source_length is None else self.source_length
+        slots = self.prefix_length
+        return [f"prefix {slot}" for slot in range(slots)] + [str(pos) for pos in range(length - slots)]
+
+    @property
+    def _source_axes(self) -> tuple[str, ...]:
+        """The axes along which positions of a source with a prefix have labels."""
+        if not self.prefix_length:
+            return ()
+        return ("pos", "query", "key") if self.stack == ENCODER else ("source",)
 
     def to_dataset(self, names: Sequence[str] | None = None) -> xr.Dataset:
         """Return recorded sites and reductions as labelled arrays.
