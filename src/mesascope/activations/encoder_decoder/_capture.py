@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -70,7 +71,7 @@ def capture_encoder_decoder(
     """
     pair = prepare_source_and_target(model, inputs, attention_mask)
     name = type(model).__name__
-    validate_names(sites, reduce, pair.target.new_zeros(1, 1, dtype=int))
+    validate_names(sites, reduce, torch.zeros(1, 1, dtype=torch.long))
     _refuse_gradients(name, sites, reduce)
     validate_halting_sites(name, [site.rpartition(".")[2] for site in sites], None)
     with eval_no_grad(model):

@@ -64,6 +64,8 @@ def split_request(
             requests[name].sites.append(local)
     for result, how in reduce.items():
         for name, local in _split_reduction(how, list(selected)).items():
+            if name not in selected:
+                raise ValueError(f"{result} must be of a stack that layers= names, but that names {list(selected)}")
             requests[name].reduce[result] = local
     for edit in edits:
         stack, local = _locate(edit.site)

@@ -87,12 +87,12 @@ def _trace_inputs(model: PreTrainedModel, inputs: SourceAndTarget) -> SourceAndT
     row = max(range(len(inputs)), key=amounts.__getitem__)
     one = inputs[row : row + 1]
     target = one.target[:, one.real_target(0)][:, :TRACE_LENGTH]
-    if isinstance(model, EncoderDecoder):
-        return replace(one, target=target, target_mask=None)
-    source = one.source[:, one.real_source(0)][:, :TRACE_LENGTH]
+    has_fixed_length = isinstance(model, EncoderDecoder)
+    source = one.source if has_fixed_length else one.source[:, one.real_source(0)][:, :TRACE_LENGTH]
     # of different lengths where possible, so that states of one stack are not taken for those of the other
     target = target[:, :-1] if 1 < target.shape[1] == source.shape[1] else target
-    return replace(one, source=source, target=target, source_mask=None, target_mask=None)
+    source_mask = one.source_mask if has_fixed_length else None
+    return replace(one, source=source, target=target, source_mask=source_mask, target_mask=None)
 
 
 def _find_structure(model: PreTrainedModel, traced: SourceAndTarget, weights: Fingerprint) -> EncoderDecoderStructure:

@@ -41,8 +41,9 @@ def validate_pair_hook_points(
     """
     lengths = (inputs.source.shape[1], inputs.target.shape[1])
     masked = (inputs.source_mask is not None, inputs.target_mask is not None)
-    points = {(site, layer, *lengths, *masked) for site, layers in layers_by_site.items() for layer in layers}
-    if not points or not points <= structure.validated:
+    points: set[tuple[object, ...]] = {("output", *lengths, *masked)}
+    points |= {(site, layer, *lengths, *masked) for site, layers in layers_by_site.items() for layer in layers}
+    if not points <= structure.validated:
         for row in sorted({longest_row(inputs.source_mask), longest_row(inputs.target_mask)}):
             one = inputs[row : row + 1]
             masks = [one.source_mask] * len(structure.encoder.layers) + [one.target_mask] * len(

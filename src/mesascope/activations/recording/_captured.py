@@ -226,7 +226,7 @@ class Capture(Summarised, Mapping[str, Tensor]):
 
     @property
     def source_labels(self) -> list[str]:
-        """Labels of the positions of a source: ``prefix 0``, ``prefix 1``, ..., then ``0``, ``1``, ... of its tokens."""
+        """Labels of the positions of the source: ``prefix 0``, ``prefix 1``, ..., then ``0``, ``1``, ... of tokens."""
         length = self.inputs.shape[1] if self.source_length is None else self.source_length
         slots = self.prefix_length
         return [f"prefix {slot}" for slot in range(slots)] + [str(pos) for pos in range(length - slots)]

@@ -54,7 +54,7 @@ def describe_layer(trace: Trace, block: ModuleCall, name: str, source_states: Se
             + (f", and cross-attention {len(cross)} times" if cross else "")
         )
     if not own:
-        return _describe_layer_without_attention(block, name)
+        return _describe_layer_without_attention(block, name, source_states)
     if cross and cross[0].start < own[0].start:
         raise UnsupportedModel(
             f"a decoder layer must call self-attention before cross-attention, but {block.name} of {name} does not"
@@ -181,12 +181,12 @@ def _explain_missing_streams(
     return reasons
 
 
-def _describe_layer_without_attention(block: ModuleCall, name: str) -> LayerSpec:
+def _describe_layer_without_attention(block: ModuleCall, name: str, source_states: Sequence[Tensor]) -> LayerSpec:
     """Describe a layer that mixes positions without softmax attention: only its residual stream is available."""
     reason = "the layer has no softmax attention that is called through the attention interface"
     return LayerSpec(
         block=block.name,
-        stream_argument=_find_stream_argument(block, name)[0],
+        stream_argument=_find_stream_argument(block, name, source_states)[0],
         attention=None,
         projection=None,
         attn_out=None,
