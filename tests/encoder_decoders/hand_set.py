@@ -90,7 +90,7 @@ def _set_cross_attention(attention: nn.Module) -> None:
         columns = slice(head * WIDTH, head * WIDTH + VOCABULARY)
         attention.v_proj.weight[columns, :VOCABULARY] = torch.eye(VOCABULARY)
         if head in written:
-            attention.o_proj.weight[:VOCABULARY, columns] = 5.0 * written[head]
+            attention.o_proj.weight[:VOCABULARY, columns] = (5.0 if head == COPYING else 1.0) * written[head]
 
 
 def sequences(rows: int = 24) -> tuple[Tensor, Tensor, Tensor]:

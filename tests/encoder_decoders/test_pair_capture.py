@@ -7,8 +7,7 @@ import torch
 from torch.testing import assert_close
 from transformers import BartForCausalLM
 
-import mesascope
-from mesascope.activations import SITES, EncoderDecoderCapture, NotRecorded, UnsupportedModel, capture
+from mesascope.activations import SITES, Capture, EncoderDecoderCapture, NotRecorded, UnsupportedModel, capture
 from mesascope.activations.hooks import _attention_math as attention_math
 from mesascope.models.transformer import Decoder, DecoderConfig
 
@@ -133,7 +132,7 @@ def test_position_biases_are_in_the_scores():
     acts = capture(model, pair(), ["query", "key", "attn_scores", "cross_query", "cross_key", "cross_attn_scores"])
     for stack, part in ((acts.encoder, model.encoder), (acts.decoder, model.decoder)):
         attention, length = part.block[0].layer[0].SelfAttention, stack["query"].shape[3]
-        bias = attention.compute_bias(length, length)
+        bias = attention.compute_bias(length, length).detach()
         scores = stack["query"] @ stack["key"].mT + bias
         finite = stack["attn_scores"].isfinite()
         assert_close(stack["attn_scores"][finite], scores[finite], rtol=1e-4, atol=1e-4)
@@ -259,7 +258,7 @@ def test_a_decoder_of_a_family_of_encoder_decoders_is_captured_as_before():
     settings = {key: value for key, value in SMALL_BART.items() if not key.startswith("encoder_l")}
     model = BartForCausalLM._from_config(type(build("bart").config)(**settings)).eval()
     acts = capture(model, pair()["input_ids"], ["pattern", "logits"])
-    assert isinstance(acts, mesascope.Capture)
+    assert isinstance(acts, Capture)
 
 
 def test_other_tools_refuse_encoder_decoders_by_name():
