@@ -62,7 +62,7 @@ def capture(
     queries: Sequence[int] | None = None,
     objective: ObjectiveFn | None = None,
     check: bool = True,
-) -> EncoderDecoderCapture: ...
+) -> Any: ...  # an EncoderDecoderCapture; `Any`, since overloads that overlap must agree
 @overload
 def capture(
     model: nn.Module,

@@ -63,7 +63,7 @@ def pair_arguments(model: PreTrainedModel, inputs: SourceAndTarget) -> dict[str,
         arguments["attention_mask"] = inputs.source_mask
     if inputs.target_mask is not None:
         arguments["decoder_attention_mask"] = inputs.target_mask
-    if accepts_argument(model, "use_cache"):
+    if accepts_argument(model, "use_cache") or accepts_argument(model, "kwargs"):  # some hand it on to their decoder
         arguments["use_cache"] = False
     return arguments
 
