@@ -17,9 +17,9 @@ from mesascope.activations.forward import eval_no_grad
 from mesascope.activations.hooks import _attention_math as attention_math
 from mesascope.activations.tolerances import allclose
 
-from .tiny import RULES, VOCABULARY, configure
+from .tiny import LAYERS, RULES, VOCABULARY, configure
 
-ROWS, SOURCE, TARGET = 3, 11, 7
+ROWS, SOURCE, TARGET, NUM_LAYERS = 3, 11, 7, 2
 SOURCE_LENGTHS, TARGET_LENGTHS = (4, 11, 7), (7, 2, 5)
 ATTENTION = ("query", "key", "value", "pattern", "z")  # without these a model is not captured
 STACKS = ("encoder", "decoder")
@@ -31,7 +31,9 @@ KINDS = (
     "bart bigbird_pegasus blenderbot blenderbot-small fsmt led longt5 m2m_100 marian mbart mt5 mvp nllb-moe pegasus "
     "pegasus_x plbart prophetnet switch_transformers t5 t5gemma umt5"
 ).split()
-PAIR_RULES = {name: value for name, value in RULES.items() if name != "is_decoder"}
+PADDED_SIDES = (("right", "right"), ("left", "right"), ("right", "left"))  # of source and target
+PAIR_RULES = {name: NUM_LAYERS if value == LAYERS and "layers" in name else value for name, value in RULES.items()}
+PAIR_RULES.pop("is_decoder")
 OWN: dict[str, dict[str, Any]] = {
     "bigbird_pegasus": {"attention_type": "original_full"},
     "fsmt": {"src_vocab_size": VOCABULARY, "tgt_vocab_size": VOCABULARY, "langs": ["en", "de"]},
@@ -106,9 +108,8 @@ def outcome_of_pair(kind: str) -> PairOutcome:
     try:
         _hold(model, outcome)
         _hold(build_pair_model(kind, "eager"), outcome)
-        for source_side in ("left", "right"):
-            for target_side in ("left", "right"):
-                _pad(model, source_side, target_side, outcome)
+        for source_side, target_side in PADDED_SIDES:
+            _pad(model, source_side, target_side, outcome)
         _change(model, outcome)
     except UnsupportedModel as refusal:
         outcome.word, outcome.why = "refused", str(refusal)
