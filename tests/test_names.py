@@ -126,10 +126,10 @@ def overridden_methods() -> set[str]:
 
 
 def documents_its_arguments_elsewhere(node: Function) -> bool:
-    """Properties have none, commands document theirs as help texts, and objectives in `objective`."""
+    """Properties have none; commands document theirs as help texts, objectives in `objective`, overloads once."""
     names = {getattr(getattr(one, "func", one), "id", "") for one in node.decorator_list}
     attributes = {getattr(getattr(one, "func", one), "attr", "") for one in node.decorator_list}
-    return bool(names & {"property", "cached_property", "objective"} or attributes & {"command"})
+    return bool(names & {"property", "cached_property", "objective", "overload"} or attributes & {"command"})
 
 
 def test_public_functions_document_arguments_and_errors():

@@ -1,12 +1,13 @@
 """Write docs/architectures.md: ``python -m tests.architectures.table`` (``make architectures``)."""
 
-import re
 from collections import Counter
 from pathlib import Path
 
 import torch
 import transformers
 
+from .pair_sweep import sweep_pairs
+from .pair_table import pair_section, shorten
 from .sweep import Outcome, sweep
 
 PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
@@ -58,11 +59,11 @@ def row(outcome: Outcome) -> str:
 def _word(outcome: Outcome) -> str:
     """What became of it, in few words."""
     if outcome.wrong:
-        return f"**wrong**: {_short(outcome.wrong[0])}"
+        return f"**wrong**: {shorten(outcome.wrong[0])}"
     if outcome.word == "not built":
-        return f"cannot be built: {_short(outcome.why)}"
+        return f"cannot be built: {shorten(outcome.why)}"
     if outcome.word == "refused":
-        return f"refused: {_short(outcome.why)}"
+        return f"refused: {shorten(outcome.why)}"
     return "captured" if len(outcome.layers) == outcome.count else f"captured at layers {list(outcome.layers)}"
 
 
@@ -70,8 +71,8 @@ def _missing(outcome: Outcome) -> str:
     """The sites that are not offered, together where the reason is one."""
     if outcome.word != "captured":
         return ""
-    reasons = dict.fromkeys(_short(why) for why in outcome.missing.values())
-    sites = {reason: [site for site, why in outcome.missing.items() if _short(why) == reason] for reason in reasons}
+    reasons = dict.fromkeys(shorten(why) for why in outcome.missing.values())
+    sites = {reason: [site for site, why in outcome.missing.items() if shorten(why) == reason] for reason in reasons}
     return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in sites.items())
 
 
@@ -86,15 +87,9 @@ def _long(outcome: Outcome) -> str:
     """Whether long sequences are captured."""
     if outcome.word != "captured":
         return ""
-    return f"refused: {_short(outcome.long)}" if outcome.long else "captured"
-
-
-def _short(reason: str) -> str:
-    """The first clause of a reason, without its numbers, which differ between machines."""
-    clause = re.split(r";|, as where|\. |\n\s*\n", " ".join(reason.split()))[0]
-    return re.sub(r" by [\d.]+(e[+-]?\d+)?( of it)?", "", clause).replace("|", "\\|").rstrip(". ")
+    return f"refused: {shorten(outcome.long)}" if outcome.long else "captured"
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    PAGE.write_text(page(sweep()), encoding="utf-8")
+    PAGE.write_text(page(sweep()) + pair_section(sweep_pairs()), encoding="utf-8")

@@ -147,20 +147,25 @@ def _parts(kind: str) -> list[type]:
     return list(CONFIG_MAPPING[kind].sub_configs.values())
 
 
-def configure(config_class: type[PretrainedConfig], kind: str) -> PretrainedConfig:
+def configure(
+    config_class: type[PretrainedConfig],
+    kind: str,
+    rules: dict[str, Any] = RULES,
+    own_settings: dict[str, dict[str, Any]] = OWN,
+) -> PretrainedConfig:
     """A configuration in which every setting that a rule names is small, and so in every configuration within it."""
-    own = OWN.get(kind, {})
+    own = own_settings.get(kind, {})
     settings: dict[str, Any] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         usual = vars(config_class(**own.get("usual", {})))
     for name, value in usual.items():
         if isinstance(value, PretrainedConfig):
-            settings[name] = configure(type(value), value.model_type)
+            settings[name] = configure(type(value), value.model_type, rules, own_settings)
         elif name in TOKENS and value is not None:
             settings[name] = TOKENS[name]
-        elif name in RULES and not isinstance(value, list | dict):
-            settings[name] = RULES[name]
+        elif name in rules and not isinstance(value, list | dict):
+            settings[name] = rules[name]
     if "qk_rope_head_dim" in usual:
         settings |= {name: value for name, value in LATENT.items() if name in usual}
     settings |= {name: value for name, value in own.items() if name != "usual"}

@@ -7,7 +7,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import mesascope
-from mesascope.activations import UnsupportedModel
 from mesascope.models.encoder_decoder.config import EncoderDecoderConfig
 from mesascope.models.encoder_decoder.layers import SummedEmbedding
 from mesascope.models.encoder_decoder.model import EncoderDecoder
@@ -120,9 +119,15 @@ def test_initialisation_is_that_of_the_seed():
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
-def test_capture_refuses_it_by_name():
-    with pytest.raises(UnsupportedModel, match="those of EncoderDecoder are in 'encoder_layers', 'layers'"):
-        mesascope.capture(build(), some_tokens(), sites=["resid_pre"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_capture_opens_every_kind(kind):
+    model, tokens = build(**kind), some_tokens()
+    tokens[0, 2:SOURCE] = PAD
+    tokens[1, 10:] = PAD
+    acts = mesascope.capture(model, tokens, ["pattern", "cross_attn_out", "attn_out", "resid_post", "logits"])
+    assert torch.equal(acts["logits"], model(tokens).logits[:, SOURCE:])
+    assert acts.encoder["pattern"].shape == (kind.get("num_encoder_layers", 2), 3, 2, SOURCE, SOURCE)
+    assert not acts.encoder["pattern"][:, 0][..., 2:].any()
 
 
 @pytest.mark.parametrize(

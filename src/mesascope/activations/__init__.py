@@ -5,17 +5,27 @@ from mesascope.activations._memory import NotEnoughMemory
 from mesascope.activations.batched_edits import BatchedEdits
 from mesascope.activations.capture import attention_layers, capture, estimate_capture_bytes
 from mesascope.activations.edits import Edit, EditHadNoEffect
+from mesascope.activations.encoder_decoder._captured import EncoderDecoderCapture
 from mesascope.activations.hooks._module_hooks import attach_hooks
 from mesascope.activations.readout._readout import Readout
 from mesascope.activations.recording._captured import Capture, NotRecorded
 from mesascope.activations.recording._micro_batch import Reduction
-from mesascope.activations.sites import FORWARD_SITES, HALTING_SITES, SITES, Site, UnsupportedModel, get_site
+from mesascope.activations.sites import (
+    CROSS_SITES,
+    FORWARD_SITES,
+    HALTING_SITES,
+    SITES,
+    Site,
+    UnsupportedModel,
+    get_site,
+)
 from mesascope.activations.validation.arguments import validate_model
 from mesascope.activations.validation.inputs import InputsLike, prepare_inputs
 from mesascope.activations.wrapping._wrapped_module import WrappedModule
 from mesascope.activations.wrapping.wrap import wrap
 
 __all__ = [
+    "CROSS_SITES",
     "FORWARD_SITES",
     "HALTING_SITES",
     "SITES",
@@ -25,6 +35,7 @@ __all__ = [
     "Capture",
     "Edit",
     "EditHadNoEffect",
+    "EncoderDecoderCapture",
     "InputsLike",
     "LayerReduction",
     "LayerView",

@@ -51,6 +51,29 @@ class AttentionWeightsMethod:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CrossAttentionSpec:
+    """The cross-attention of a block of a decoder, in which positions of the target attend to those of the source.
+
+    Attributes:
+        module: the name of the module that calls the attention function.
+        projection: the name of the output projection, if ``cross_z`` reaches the residual stream through it alone.
+        attn_out: its residual update, if known.
+        weights_method: the method for its weights, if there is one.
+        num_heads: the number of query heads.
+        num_kv_heads: the number of key-value heads.
+        resid_mid: the argument that is the residual stream between cross-attention and MLP, if a module reads it.
+    """
+
+    module: str
+    projection: str | None
+    attn_out: ResidualUpdate | None
+    weights_method: AttentionWeightsMethod | None
+    num_heads: int
+    num_kv_heads: int
+    resid_mid: ModuleArgument | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class LayerSpec:
     """The specification of one call of a decoder block in a forward pass.
 
@@ -67,7 +90,9 @@ class LayerSpec:
         num_heads: the number of query heads; 0 without attention.
         num_kv_heads: the number of key-value heads; 0 without attention.
         missing: the reason why a site is not available, by site; also by ``projection``.
-        resid_mid: the argument that is the residual stream between attention and MLP, if a module reads it.
+        resid_mid: the argument that is the residual stream between attention and MLP, or between self-attention and
+            cross-attention, if a module reads it.
+        cross: the cross-attention, if there is one.
         parallel: the MLP reads the residual stream before attention has written to it.
         iteration: the number of earlier calls of the block in the forward pass; ``None`` in a model that calls each of
             its blocks once.
@@ -86,6 +111,7 @@ class LayerSpec:
     num_kv_heads: int
     missing: dict[str, str]
     resid_mid: ModuleArgument | None = None
+    cross: CrossAttentionSpec | None = None
     parallel: bool = False
     iteration: int | None = None
     traced_call: int = 0

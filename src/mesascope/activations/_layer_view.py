@@ -32,6 +32,7 @@ class LayerView:
         batch: the sequences with their targets, if a batch of a task was captured.
         readout: the readout of the model.
         parallel: the MLP reads the residual stream before attention has written to it.
+        has_cross: the layer has cross-attention.
         visible_keys_fn: a function that returns where queries can attend to keys; ``None`` without attention.
         mask_is_additive: the attention weights are the softmax of scores plus mask, so that hidden keys have none.
         recompute_fn: a function from another residual stream to the queries that the layer would compute from it.
@@ -48,6 +49,7 @@ class LayerView:
     readout: Readout
     parallel: bool
     recompute_fn: Callable[[Tensor], Tensor]
+    has_cross: bool = False
     visible_keys_fn: Callable[[], Tensor] | None = None
     mask_is_additive: bool = False
 
@@ -98,6 +100,8 @@ class LayerView:
     def sublayer_input(self, sublayer: str) -> ResidualActivations:
         """Return the residual stream that a sublayer reads; for a sequential MLP it is ``resid_pre + attn_out``.
 
+        In a layer with cross-attention, the MLP also reads what it adds, ``cross_attn_out``.
+
         Args:
             sublayer: ``attention`` or ``mlp``.
 
@@ -106,7 +110,8 @@ class LayerView:
         """
         if sublayer == "attention" or self.parallel:
             return self["resid_pre"]
-        return self["resid_pre"] + self["attn_out"]
+        stream = self["resid_pre"] + self["attn_out"]
+        return stream + self["cross_attn_out"] if self.has_cross else stream
 
     def sublayer_output(self, sublayer: str) -> ResidualActivations:
         """Return the residual update of a sublayer.

@@ -12,7 +12,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from mesascope.activations._model_structure import ModelStructure
-from mesascope.activations.sites import get_site
+from mesascope.activations.sites import CROSS_PREFIX, CROSS_SITES, get_site
 
 
 class NotEnoughMemory(MemoryError):  # noqa: N818  a MemoryError by its base
@@ -25,6 +25,7 @@ def site_bytes(
     batch_size: int,
     length: int,
     queries: int | None = None,
+    source: int = 0,
 ) -> int:
     """Return the memory of the recorded sites in bytes.
 
@@ -34,9 +35,12 @@ def site_bytes(
         batch_size: the number of sequences.
         length: the number of positions.
         queries: the number of rows of ``attn_scores`` and ``pattern``; ``length`` by default.
+        source: the number of positions of the source of an encoder-decoder.
     """
     recorded = [(name, number) for name, chosen in layers_by_site.items() for number in chosen]
-    sizes = [prod(site_shape(structure, number, name, batch_size, length, queries)) for name, number in recorded]
+    sizes = [
+        prod(site_shape(structure, number, name, batch_size, length, queries, source)) for name, number in recorded
+    ]
     return sum(sizes) * structure.trace.logits.dtype.itemsize
 
 
@@ -59,7 +63,13 @@ def check_memory(num_bytes: int, device: torch.device) -> None:
 
 
 def site_shape(
-    structure: ModelStructure, layer_index: int, name: str, batch_size: int, length: int, queries: int | None = None
+    structure: ModelStructure,
+    layer_index: int,
+    name: str,
+    batch_size: int,
+    length: int,
+    queries: int | None = None,
+    source: int = 0,
 ) -> list[int]:
     """Return the shape of a site within one layer that has it, without ``layer``.
 
@@ -70,22 +80,28 @@ def site_shape(
         batch_size: the number of sequences.
         length: the number of positions.
         queries: the number of rows of ``attn_scores`` and ``pattern``; ``length`` by default.
+        source: the number of positions of the source of an encoder-decoder.
     """
     layer, trace = structure.layers[layer_index], structure.trace
+    cross = layer.cross if name in CROSS_SITES else None
+    attention = layer.attention if cross is None else cross.module
     stream = trace.block_call(layer).output_tensor
     width = {"d_model": stream.shape[-1], "d_out": trace.logits.shape[-1], "d_head": 0}
     for each in trace.attentions:
-        if each.name == layer.attention:
+        if each.name == attention:
             of = {"query": each.call.query, "key": each.call.key, "value": each.call.value, "z": each.output}
-            width["d_head"] = of[name].shape[-1] if name in of else 0
+            local = name.removeprefix(CROSS_PREFIX)
+            width["d_head"] = of[local].shape[-1] if local in of else 0
     width |= {
         "iteration": structure.num_iterations or 0,
         "batch": batch_size,
         "pos": length,
         "query": queries or length,
         "key": length,
+        "source": source,
     }
-    width |= {"head": layer.num_heads, "kv_head": layer.num_kv_heads}
+    heads = layer if cross is None else cross
+    width |= {"head": heads.num_heads, "kv_head": heads.num_kv_heads}
     return [width[axis] for axis in get_site(name).axes_within_layer]
 
 

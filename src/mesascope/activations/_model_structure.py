@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from mesascope.activations._layer_spec import LayerSpec
 from mesascope.activations.readout._build import build_readout
 from mesascope.activations.readout._readout import Readout
+from mesascope.activations.readout._stack_inputs import StackInputs
 from mesascope.activations.structure._trace import Trace
 from mesascope.activations.validation.fingerprint import Fingerprint
 
@@ -20,6 +21,7 @@ class ModelStructure:
         layers: the specification of every layer; in a model that repeats its layers, of every call, in order.
         trace: the traced forward pass.
         weights: the fingerprint of the weights for which it was found.
+        stack: the stack of an encoder-decoder that the layers are in; ``None`` in a model with one stack.
         validated: the hook points (site, layer) that have been validated.
         validated_lengths: validated lengths of sequences, with padding or not, with attention weights or not.
         validated_padding: validated lengths with numbers of pads on the left, on the right, and between inputs.
@@ -28,6 +30,7 @@ class ModelStructure:
     layers: tuple[LayerSpec, ...]
     trace: Trace
     weights: Fingerprint
+    stack: StackInputs | None = None
     validated: set[tuple[str, int]] = field(default_factory=set, init=False, repr=False)
     validated_lengths: set[tuple[int, bool, bool]] = field(default_factory=set, init=False, repr=False)
     validated_padding: set[tuple[int, int, int, int]] = field(default_factory=set, init=False, repr=False)
@@ -62,5 +65,5 @@ class ModelStructure:
         """
         key = tuple(layers)
         if key not in self._readouts:
-            self._readouts[key] = build_readout(model, self.layers, key, self.trace, self.weights)
+            self._readouts[key] = build_readout(model, self.layers, key, self.trace, self.weights, self.stack)
         return self._readouts[key].without_numbers()

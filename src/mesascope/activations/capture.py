@@ -1,6 +1,7 @@
 """Recording of a model's forward pass, site by site, in bounded memory."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any, overload
 
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -9,6 +10,9 @@ from mesascope.activations._layer_spec import LayerSpec
 from mesascope.activations._layer_view import LayerReduction
 from mesascope.activations._memory import check_memory, site_bytes, site_shape
 from mesascope.activations.edits import Edit, validate_edit
+from mesascope.activations.encoder_decoder._capture import capture_encoder_decoder
+from mesascope.activations.encoder_decoder._captured import EncoderDecoderCapture
+from mesascope.activations.encoder_decoder._request import LayersLike
 from mesascope.activations.forward import eval_no_grad
 from mesascope.activations.gradients import ObjectiveFn
 from mesascope.activations.hooks.attention_interface import attn_implementation
@@ -16,10 +20,10 @@ from mesascope.activations.padding.masks import validate_accepts_mask
 from mesascope.activations.padding.validate_edits import validate_edit_padding
 from mesascope.activations.recording._captured import Capture
 from mesascope.activations.recording._iterations import select_calls, split_calls
-from mesascope.activations.recording._micro_batch import Reduction
+from mesascope.activations.recording._micro_batch import Reduction, reduction_axes
 from mesascope.activations.recording._recorder import Recorder
 from mesascope.activations.recording._run import RunInputs, run_micro_batches
-from mesascope.activations.sites import SITES, get_site, strip_gradient_suffix
+from mesascope.activations.sites import ALL_SITES, get_site, strip_gradient_suffix
 from mesascope.activations.structure._read_structure import read_structure
 from mesascope.activations.validation.arguments import (
     select_iterations,
@@ -32,14 +36,69 @@ from mesascope.activations.validation.arguments import (
 )
 from mesascope.activations.validation.hook_points import validate_hook_points
 from mesascope.activations.validation.identities import check_sites_available
-from mesascope.activations.validation.inputs import InputsLike, prepare_inputs
+from mesascope.activations.validation.inputs import InputsLike, is_encoder_decoder, prepare_inputs
 from mesascope.activations.validation.token_rows import is_text, tokenize_texts
 from mesascope.argument_types import validate_arguments
+from mesascope.models.encoder_decoder.model import EncoderDecoder
 from mesascope.tasks.base import Batch
 
 DEFAULT_SITES = ("resid_pre", "resid_post", "output")
 
 
+@overload
+def capture(
+    model: EncoderDecoder,
+    inputs: InputsLike,
+    sites: Sequence[str] = DEFAULT_SITES,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    baselines: Mapping[str, Tensor] | None = None,
+    edits: Edit | Sequence[Edit] = (),
+    attention_mask: Tensor | Sequence[Sequence[int]] | None = None,
+    batch_size: int | None = None,
+    reduce: Mapping[str, Reduction | LayerReduction] | None = None,
+    layers: LayersLike = None,
+    iterations: Sequence[int] | None = None,
+    queries: Sequence[int] | None = None,
+    objective: ObjectiveFn | None = None,
+    check: bool = True,
+) -> Any: ...  # an EncoderDecoderCapture; `Any`, since overloads that overlap must agree
+@overload
+def capture(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    sites: Sequence[str] = DEFAULT_SITES,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    baselines: Mapping[str, Tensor] | None = None,
+    edits: Edit | Sequence[Edit] = (),
+    attention_mask: Tensor | Sequence[Sequence[int]] | None = None,
+    batch_size: int | None = None,
+    reduce: Mapping[str, Reduction | LayerReduction] | None = None,
+    layers: LayersLike = None,
+    iterations: Sequence[int] | None = None,
+    queries: Sequence[int] | None = None,
+    objective: ObjectiveFn | None = None,
+    check: bool = True,
+) -> Any: ...
+@overload
+def capture(
+    model: nn.Module,
+    inputs: InputsLike,
+    sites: Sequence[str] = DEFAULT_SITES,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    baselines: Mapping[str, Tensor] | None = None,
+    edits: Edit | Sequence[Edit] = (),
+    attention_mask: Tensor | Sequence[Sequence[int]] | None = None,
+    batch_size: int | None = None,
+    reduce: Mapping[str, Reduction | LayerReduction] | None = None,
+    layers: LayersLike = None,
+    iterations: Sequence[int] | None = None,
+    queries: Sequence[int] | None = None,
+    objective: ObjectiveFn | None = None,
+    check: bool = True,
+) -> Capture: ...
 @validate_arguments
 def capture(
     model: nn.Module,
@@ -52,33 +111,40 @@ def capture(
     attention_mask: Tensor | Sequence[Sequence[int]] | None = None,
     batch_size: int | None = None,
     reduce: Mapping[str, Reduction | LayerReduction] | None = None,
-    layers: Sequence[int] | None = None,
+    layers: LayersLike = None,
     iterations: Sequence[int] | None = None,
     queries: Sequence[int] | None = None,
     objective: ObjectiveFn | None = None,
     check: bool = True,
-) -> Capture:
+) -> Capture | EncoderDecoderCapture:
     """Run a model in evaluation mode and record its activations.
 
     Sites that end in ``_grad`` are gradients of the loss summed over positions: cross-entropy of the next token, or the
     loss on the targets of the batch (squared error if they are vectors), or ``objective`` summed over sequences. Only
     these sites need a backward pass.
 
+    In an encoder-decoder, both stacks are recorded: names of sites may begin with ``encoder.`` or ``decoder.``, and
+    those without are recorded in both. The decoder also has the sites of :data:`CROSS_SITES`.
+
     Args:
-        model: a decoder of this package, or any transformers causal language model that computes its attention through
-            transformers' attention interface.
+        model: a model of this package, or any causal language model or sequence-to-sequence model of transformers that
+            computes its attention through transformers' attention interface.
         inputs: tokens (batch, pos), vectors (batch, pos, d_in), a batch of a task, or the output of a tokenizer with
             its attention mask. Lists of tokens of unequal length are padded on the right. With ``tokenizer``, a text or
-            a sequence of texts.
+            a sequence of texts. For a sequence-to-sequence model, a mapping with ``input_ids`` or ``inputs_embeds``,
+            ``attention_mask``, ``decoder_input_ids`` or ``decoder_inputs_embeds``, and ``decoder_attention_mask``; with
+            ``prefix``, vectors (slot, d_model) that precede the source.
         sites: names of the sites to record, from :data:`SITES`; ``logits`` is a second name of ``output``, for models
-            that map tokens to logits. Models that halt also have those of :data:`HALTING_SITES`.
+            that map tokens to logits. Models that halt also have those of :data:`HALTING_SITES`, and encoder-decoders
+            those of :data:`CROSS_SITES`.
         tokenizer: the tokenizer of the model, for text.
         baselines: outputs of baselines on the same inputs, stored in the capture.
         edits: edits, applied in order before anything is recorded.
         attention_mask: (batch, pos), 1 where an input is not padding; padding may be on the left or on the right.
         batch_size: sequences per forward pass; all at once by default.
         reduce: reductions of sites, computed layer by layer during the run, by the name of their result.
-        layers: the layers to record; all by default.
+        layers: the layers to record; all by default. In an encoder-decoder, layers of both stacks, or a mapping from
+            ``encoder`` and ``decoder`` to layers, of which ``None`` are all; a stack that it lacks is not recorded.
         iterations: the iterations to record, in a model that repeats its layers; all by default. Sites and reductions
             of layers have the axes ``layer`` and ``iteration`` then, and are NaN where an iteration did not run.
         queries: the query positions whose rows of ``attn_scores`` and ``pattern`` are recorded; all by default.
@@ -89,7 +155,7 @@ def capture(
             every new hook point, length and kind of padding. Results are cached until the model changes.
 
     Returns:
-        The recorded sites and reductions.
+        The recorded sites and reductions: a `Capture`, or an `EncoderDecoderCapture`, which has one of each stack.
 
     Raises:
         UnsupportedModel: the model, or a layer, lacks a site, or a check fails.
@@ -103,6 +169,24 @@ def capture(
     torch.Size([3, 4, 2, 6, 6])
     """
     model = validate_model(model)
+    if is_encoder_decoder(model):
+        _refuse_options(model, iterations=iterations, queries=queries, objective=objective)
+        return capture_encoder_decoder(
+            model,
+            inputs,
+            sites,
+            baselines=dict(baselines or {}),
+            edits=(edits,) if isinstance(edits, Edit) else edits,
+            attention_mask=attention_mask,
+            batch_size=batch_size,
+            reduce=dict(reduce or {}),
+            layers=layers,
+            check=check,
+        )
+    if isinstance(layers, Mapping):
+        raise ValueError(
+            f"layers by stack need an encoder-decoder, but {type(model).__name__} has one stack; pass a list"
+        )
     if is_text(inputs):
         inputs = tokenize_texts(inputs, tokenizer)
     x, mask = prepare_inputs(model, inputs, attention_mask)
@@ -155,7 +239,7 @@ def capture(
             batch_size or len(x),
         )
     recorder.warn_without_effect()
-    recorded, axes = recorder.recorded, {name: get_site(name).axes for name in sites} | _reduction_axes(reduce)
+    recorded, axes = recorder.recorded, {name: get_site(name).axes for name in sites} | reduction_axes(reduce)
     if selected_iterations is not None:
         _validate_recorded(recorded, axes, selected_iterations)
         recorded, axes = split_calls(recorded, axes, len(selected_iterations))
@@ -228,21 +312,22 @@ def attention_layers(model: nn.Module, inputs: InputsLike) -> list[int]:
     return [number for number, layer in enumerate(blocks) if layer.attention is not None]
 
 
+def _refuse_options(model: nn.Module, **options: object) -> None:
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise ValueError(
+            f"{given[0]}= must be omitted for an encoder-decoder, but was given for {type(model).__name__}"
+        )
+
+
 def _layers_without_site(layer_specs: Sequence[LayerSpec]) -> dict[str, list[int]]:
     """Return the layers without each site or its gradient, by site."""
     return {
         name: [
             number for number, layer in enumerate(layer_specs) if (strip_gradient_suffix(name) or name) in layer.missing
         ]
-        for name in SITES
+        for name in ALL_SITES
     }
-
-
-def _reduction_axes(reduce: Mapping[str, Reduction | LayerReduction]) -> dict[str, tuple[str, ...]]:
-    """Return the axes of every result of the reductions."""
-    single = {name: how.stacked_axes for name, how in reduce.items() if isinstance(how, Reduction)}
-    several = [how.axes for how in reduce.values() if isinstance(how, LayerReduction)]
-    return single | {name: ("layer", *axes) for each in several for name, axes in each.items()}
 
 
 def _validate_recorded(

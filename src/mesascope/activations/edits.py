@@ -11,7 +11,14 @@ from torch import Tensor
 
 from mesascope.activations.padding.masks import find_real_entries
 from mesascope.activations.padding.source_inputs import SourceInputs
-from mesascope.activations.sites import HALTING_SITES, OUTPUT_SITES, get_site, strip_gradient_suffix
+from mesascope.activations.sites import (
+    CROSS_PREFIX,
+    HALTING_SITES,
+    OUTPUT_SITES,
+    get_site,
+    split_stack,
+    strip_gradient_suffix,
+)
 from mesascope.argument_types import validate_fields
 
 AxisIndex = int | slice | Sequence[int]
@@ -26,7 +33,8 @@ class Edit:
     """An edit of the activation at one site.
 
     Attributes:
-        site: the site; any but ``resid_mid``, ``output``, ``logits`` and the gradients.
+        site: the site; any but ``resid_mid``, ``output``, ``logits`` and the gradients. In an encoder-decoder the name
+            begins with ``encoder.`` or ``decoder.``, or is one of :data:`CROSS_SITES`.
         fn: function from the original activation to its replacement. It receives the activation of one layer for one
             micro-batch (the axes of the site without ``layer``, restricted to ``where``, none of them dropped) and
             returns a tensor that broadcasts to it. It is first tried on zeros, and may be called more than once.
@@ -57,15 +65,15 @@ class Edit:
     def __post_init__(self) -> None:
         """Validate the site and the axes."""
         validate_fields(self)
-        axes = get_site(self.site).axes
-        if self.site in (*OUTPUT_SITES, *HALTING_SITES):
+        axes, local = get_site(self.site).axes, split_stack(self.site)[1]
+        if local in (*OUTPUT_SITES, *HALTING_SITES):
             raise ValueError(
                 f"an edit must act before the output, but got {self.site}; edit resid_post of the last layer"
             )
-        if self.site == "resid_mid":
+        if local.removeprefix(CROSS_PREFIX) == "resid_mid":
             raise ValueError(
                 "an edit must change the residual stream itself, but the residual connection bypasses the module that "
-                "reads resid_mid; edit attn_out or resid_post"
+                f"reads {local}; edit attn_out or resid_post"
             )
         if strip_gradient_suffix(self.site):
             raise ValueError(f"an edit must act in the forward pass, but {self.site} is a gradient; edit another site")
@@ -202,6 +210,7 @@ def apply_edit(
     rows: range,
     batch_size: int,
     mask: Int[Tensor, "batch pos"] | None = None,
+    source_mask: Int[Tensor, "batch source"] | None = None,
 ) -> Float[Tensor, "..."] | None:
     """Return an activation after an edit.
 
@@ -212,6 +221,7 @@ def apply_edit(
         rows: the indices of these sequences in the whole batch.
         batch_size: the number of sequences of the whole batch.
         mask: of these sequences, 1 where an input is not padding; entries that belong to padding stay as they are.
+        source_mask: the same for the source of an encoder-decoder, whose positions cross-attention attends to.
 
     Returns:
         The new activation, or ``None`` if the edit changes no bit of it.
@@ -226,8 +236,9 @@ def apply_edit(
     block = block_index([index[0] - rows.start, *index[1:]])
     old = value[block] if edit.where else value.clone()
     new = edit.compute_replacement(old, layer, index)
-    if mask is not None:
-        real = find_real_entries(get_site(edit.site).axes_within_layer, [index[0] - rows.start, *index[1:]], mask)
+    if mask is not None or source_mask is not None:
+        entries = [index[0] - rows.start, *index[1:]]
+        real = find_real_entries(get_site(edit.site).axes_within_layer, entries, mask, source_mask)
         new = torch.where(real.to(old.device), new, old)
     if torch.equal(new, old):
         return None

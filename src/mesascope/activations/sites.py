@@ -114,14 +114,73 @@ HALTING_SITES: Mapping[str, Site] = MappingProxyType(  # in the output of models
 )
 
 
-ALL_SITES: Mapping[str, Site] = MappingProxyType({**SITES, **HALTING_SITES})
+CROSS_PREFIX = "cross_"
+CROSS_SITES: Mapping[str, Site] = MappingProxyType(  # of the decoder of an encoder-decoder
+    dict(
+        [
+            _named_site("cross_query", "layer batch head pos d_head", "queries of cross-attention"),
+            _named_site(
+                "cross_key", "layer batch kv_head source d_head", "keys of cross-attention, one per source input"
+            ),
+            _named_site(
+                "cross_value", "layer batch kv_head source d_head", "values of cross-attention, one per source input"
+            ),
+            _named_site(
+                "cross_attn_scores",
+                "layer batch head query source",
+                "scaled scores of cross-attention before the softmax, -inf where masked",
+            ),
+            _named_site(
+                "cross_pattern", "layer batch head query source", "weights of cross-attention, after the softmax"
+            ),
+            _named_site(
+                "cross_z",
+                "layer batch pos head d_head",
+                "weighted values of each head of cross-attention, before the output projection",
+            ),
+            _named_site(
+                "cross_attn_out",
+                "layer batch pos d_model",
+                "output of cross-attention, as added to the residual stream",
+            ),
+            _named_site(
+                "cross_resid_mid",
+                "layer batch pos d_model",
+                "the residual stream between the cross-attention and the MLP of a layer",
+            ),
+        ]
+    )
+)
+
+
+ALL_SITES: Mapping[str, Site] = MappingProxyType({**SITES, **HALTING_SITES, **CROSS_SITES})
+
+ENCODER, DECODER = "encoder", "decoder"
+STACKS = (ENCODER, DECODER)
+
+
+def split_stack(name: str) -> tuple[str | None, str]:
+    """Return the stack that the name of a site begins with, and the rest of the name.
+
+    Args:
+        name: the name of a site, such as ``encoder.pattern``.
+
+    Returns:
+        ``encoder`` or ``decoder``, or ``None`` without one; and the name without it.
+
+    >>> split_stack("encoder.pattern"), split_stack("pattern")
+    (('encoder', 'pattern'), (None, 'pattern'))
+    """
+    stack, dot, rest = name.partition(".")
+    return (stack, rest) if dot and stack in STACKS else (None, name)
 
 
 def get_site(name: str) -> Site:
     """Return the site of a given name.
 
     Args:
-        name: a key of :data:`SITES` or :data:`HALTING_SITES`.
+        name: a key of :data:`SITES`, :data:`HALTING_SITES` or :data:`CROSS_SITES`; in an encoder-decoder also after
+            ``encoder.`` or ``decoder.``.
 
     Returns:
         The site.
@@ -132,10 +191,12 @@ def get_site(name: str) -> Site:
     >>> get_site("pattern").axes_within_layer
     ('batch', 'head', 'query', 'key')
     """
-    if not isinstance(name, str) or name not in ALL_SITES:
+    local = split_stack(name)[1] if isinstance(name, str) else ""
+    if local not in ALL_SITES:
         advice = suggest_site(name, ALL_SITES) if isinstance(name, str) else ""
         raise ValueError(
-            f"a site must be one of {', '.join(SITES)}, or in a model that halts {', '.join(HALTING_SITES)}, but got "
-            f"{describe_value(name)}{advice and f'; {advice}'}"
+            f"a site must be one of {', '.join(SITES)}, in a model that halts {', '.join(HALTING_SITES)}, or in the "
+            f"decoder of an encoder-decoder {', '.join(CROSS_SITES)}, but got {describe_value(name)}"
+            f"{advice and f'; {advice}'}"
         )
-    return ALL_SITES[name]
+    return ALL_SITES[local]

@@ -5,6 +5,8 @@ from mesascope.analyses.algorithms.identify import which_algorithm
 from mesascope.analyses.algorithms.preprocessing import preprocessing
 from mesascope.analyses.base import Analysis, analysis, run_analyses
 from mesascope.analyses.heads.attention import attention_patterns, positional_attention
+from mesascope.analyses.heads.encoder_decoder.cross_copying import cross_copying
+from mesascope.analyses.heads.encoder_decoder.lookup import lookup_heads
 from mesascope.analyses.heads.label_attention import same_label_attention
 from mesascope.analyses.heads.labels import label_head_roles
 from mesascope.analyses.heads.natural_induction import natural_induction
@@ -34,6 +36,7 @@ __all__ = [
     "attention_patterns",
     "attn_out_probe",
     "clusters",
+    "cross_copying",
     "decompose_logits",
     "direct_attribution",
     "error_by_label",
@@ -42,6 +45,7 @@ __all__ = [
     "inner",
     "label_head_roles",
     "logit_lens",
+    "lookup_heads",
     "loss_vs_baselines",
     "natural_induction",
     "norms",

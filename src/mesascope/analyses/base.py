@@ -8,11 +8,18 @@ import xarray as xr
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mesascope.activations import Capture, LayerReduction, Reduction, capture, get_site
+from mesascope.activations import (
+    Capture,
+    EncoderDecoderCapture,
+    InputsLike,
+    LayerReduction,
+    Reduction,
+    capture,
+    get_site,
+)
 from mesascope.analyses.iterations import NUM_BLOCKS
 from mesascope.argument_types import validate_arguments, validate_first_argument, validate_type
 from mesascope.summaries import Summarised, Summary
-from mesascope.tasks.base import Batch
 
 AnalysisInput = Literal["capture", "model", "history", "checkpoints"]
 AnalysisSteps = Literal["all", "ends", "last"]
@@ -45,6 +52,8 @@ class Analysis(Summarised):
         evaluation: whether a run applies it to the losses of the model and of the baselines on all evaluation
             sequences (:class:`~mesascope.analyses.sequence_losses.SequenceLosses`) instead of a capture of the fewer
             sequences that are analysed (``input="capture"``).
+        stacks: the stacks of an encoder-decoder whose captures it accepts, ``encoder`` or ``decoder``
+            (``input="capture"``).
     """
 
     name: str
@@ -59,6 +68,7 @@ class Analysis(Summarised):
     steps: AnalysisSteps = "all"
     untrained_draws: int = 0
     evaluation: bool = False
+    stacks: tuple[str, ...] = ()
 
     def __call__(self, *subject: Any, **options: Any) -> xr.Dataset:
         """Apply the analysis.
@@ -75,6 +85,7 @@ class Analysis(Summarised):
             ValueError: the capture has padding, and the analysis would take it for inputs; or the model halts, and
                 the capture is not unrolled with ``include_stopped=True``.
         """
+        self._validate_stack(subject[0] if subject else None)
         if not self.supports_padding and isinstance(subject[0], Capture) and subject[0].attention_mask is not None:
             raise ValueError(
                 f"{self.name} needs sequences of one length, but some of the capture's are padded; capture sequences "
@@ -90,6 +101,20 @@ class Analysis(Summarised):
         used = {**self.options, **options}
         option_attrs = {f"option {name}": str(value) for name, value in used.items()}
         return self.compute(*subject, **used).assign_attrs(**attrs, **option_attrs)
+
+    def _validate_stack(self, subject: Any) -> None:
+        """Check that the analysis is defined for a capture of an encoder-decoder, if it is given one."""
+        if isinstance(subject, EncoderDecoderCapture):
+            raise ValueError(
+                f"{self.name} needs the capture of one stack, but got that of an encoder-decoder; pass its encoder or "
+                "its decoder"
+            )
+        if isinstance(subject, Capture) and subject.stack is not None and subject.stack not in self.stacks:
+            accepted = f"captures of the {' and the '.join(self.stacks)}" if self.stacks else "models with one stack"
+            raise ValueError(
+                f"{self.name} is defined for {accepted}, but got the capture of the {subject.stack} of an "
+                "encoder-decoder; omit it"
+            )
 
     def summarise(self) -> Summary:
         """Return what the analysis is called with and computed from."""
@@ -149,6 +174,7 @@ def analysis(
     supports_padding: bool = False,
     untrained_draws: int = 0,
     evaluation: bool = False,
+    stacks: Sequence[str] = (),
 ) -> Callable[[Callable[..., xr.Dataset]], Analysis]:
     """Turn a function into an :class:`Analysis` of the same name.
 
@@ -162,6 +188,7 @@ def analysis(
         supports_padding: whether it leaves out the padding of sequences of different lengths.
         untrained_draws: number of further untrained models that a run applies it to, as a null of head roles.
         evaluation: whether a run applies it to the losses on all evaluation sequences.
+        stacks: the stacks of an encoder-decoder whose captures it accepts.
 
     Returns:
         a decorator.
@@ -190,6 +217,7 @@ def analysis(
             supports_padding=supports_padding,
             untrained_draws=untrained_draws,
             evaluation=evaluation,
+            stacks=tuple(stacks),
         )
 
     return decorate
@@ -198,9 +226,10 @@ def analysis(
 @validate_arguments
 def run_analyses(
     model: PreTrainedModel,
-    inputs: Tensor | Batch,
+    inputs: InputsLike,
     analyses: Sequence[Analysis],
     *,
+    stack: Literal["encoder", "decoder"] | None = None,
     baselines: Mapping[str, Tensor] | None = None,
     batch_size: int | None = None,
     queries: Sequence[int] | None = None,
@@ -210,8 +239,9 @@ def run_analyses(
 
     Args:
         model: any model that capture supports.
-        inputs: tokens or vectors, or a batch with targets.
+        inputs: tokens or vectors, a batch with targets, or other inputs that capture takes.
         analyses: analyses of captures.
+        stack: the stack of an encoder-decoder that is analysed.
         baselines: predictions of known algorithms, for analyses that compare the model with them.
         batch_size: sequences per forward pass; all at once by default.
         queries: positions whose attention is recorded; all by default.
@@ -219,6 +249,9 @@ def run_analyses(
 
     Returns:
         results by the name of the analysis.
+
+    Raises:
+        ValueError: the model is an encoder-decoder and no stack is given, or the reverse.
     """
     for one in analyses:
         validate_type("an element of analyses", one, Analysis)
@@ -232,8 +265,14 @@ def run_analyses(
         reduce=reductions,
         batch_size=batch_size,
         queries=queries,
-        layers=layers,
+        layers=layers if stack is None else {stack: layers},
     )
+    if isinstance(acts, EncoderDecoderCapture):
+        if stack is None:
+            raise ValueError(
+                f"{type(model).__name__} has two stacks, but got none to analyse; pass stack='encoder' or 'decoder'"
+            )
+        acts = acts.encoder if stack == "encoder" else acts.decoder
     return {one.name: one(acts) for one in analyses}
 
 

@@ -4,7 +4,7 @@ from mesascope.activations.generation.apply_edits import apply_edits
 from mesascope.interventions._batched import ProgressFn
 from mesascope.interventions.activation_patching import patch
 from mesascope.interventions.attribution_patching import attribution_patch
-from mesascope.interventions.edits import mean, replace, resample, scale, steer, zero
+from mesascope.interventions.edits import knock_out_attention, mean, replace, resample, scale, steer, zero
 from mesascope.interventions.head_ablation_effects import head_ablation_effects
 from mesascope.interventions.head_contributions import total_head_contributions
 from mesascope.interventions.metrics import Metric, log_probability, logit_difference, task_loss
@@ -17,6 +17,7 @@ __all__ = [
     "apply_edits",
     "attribution_patch",
     "head_ablation_effects",
+    "knock_out_attention",
     "log_probability",
     "logit_difference",
     "mean",

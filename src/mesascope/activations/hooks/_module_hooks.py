@@ -14,9 +14,10 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mesascope.activations._layer_spec import LayerSpec, ResidualUpdate
+from mesascope.activations._layer_spec import AttentionWeightsMethod, LayerSpec, ModuleArgument, ResidualUpdate
 from mesascope.activations.exclusive_use import guard_hook, run_uncompiled
 from mesascope.activations.hooks._attention_patterns import (
+    AttentionHooks,
     BufferAllocator,
     HookPointSet,
     SiteHook,
@@ -26,7 +27,7 @@ from mesascope.activations.hooks._block_call import BlockCall
 from mesascope.activations.hooks._block_counter import BlockCounter, count_block_calls
 from mesascope.activations.hooks._module_arguments import first_tensor, read_argument, replace_argument, replace_output
 from mesascope.activations.hooks.attention_interface import AttentionCall, route_attention
-from mesascope.activations.sites import GRADIENT_SUFFIX, UnsupportedModel, strip_gradient_suffix
+from mesascope.activations.sites import CROSS_PREFIX, GRADIENT_SUFFIX, UnsupportedModel, strip_gradient_suffix
 
 LayerStartHook = Callable[[int, BlockCall], None]
 AttentionCallHook = Callable[[int, AttentionCall], None]
@@ -57,7 +58,8 @@ def attach_hooks(
             ignored then.
         on_layer_start: called as ``on_layer_start(layer, call)`` before a layer runs and before its hooks are called;
             the call can be repeated on another residual stream.
-        on_attention_call: called as ``on_attention_call(layer, call)`` before a layer computes attention.
+        on_attention_call: called as ``on_attention_call(layer, call)`` before a layer computes attention, but not
+            before cross-attention.
         allocate: called as ``allocate(site, layer, like)``; returns a preallocated output buffer for a value like this,
             or ``None``.
 
@@ -69,14 +71,31 @@ def attach_hooks(
     """
     hook_points = {(site, layer) for site, chosen in layers_by_site.items() for layer in chosen}
     attention_modules = [each.attention and model.get_submodule(each.attention) for each in layers]
+    cross_modules = [each.cross and model.get_submodule(each.cross.module) for each in layers]
+
+    def run_with_hooks(
+        call: AttentionCall, number: int, method: AttentionWeightsMethod | None, prefix: str = ""
+    ) -> tuple[Tensor, Tensor | None]:
+        hooks = AttentionHooks(
+            weights_method=method,
+            layer=number,
+            hook_points=hook_points,
+            hook_fn=hook_fn,
+            allocate=allocate,
+            prefix=prefix,
+        )
+        return run_hooked_attention(call, hooks, queries)
 
     def intercept_attention(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
         number = counter.current
+        cross = layers[number].cross if number >= 0 else None
+        if cross is not None and call.module is cross_modules[number]:
+            return run_with_hooks(call, number, cross.weights_method, CROSS_PREFIX)
         if number < 0 or call.module is not attention_modules[number]:
             return call.run_original(call.query, call.key, call.value)
         if on_attention_call is not None:
             on_attention_call(number, call)
-        return run_hooked_attention(call, layers[number], number, hook_points, hook_fn, queries, allocate)
+        return run_with_hooks(call, number, layers[number].weights_method)
 
     with (
         run_uncompiled(),
@@ -156,11 +175,14 @@ def _hook_modules(
         call_gradient_hook = partial(hook_fn, f"resid_pre{GRADIENT_SUFFIX}", layer_index)
         hook = _hook_argument_gradient if layer.iteration is None else _hook_gradient_of_block
         yield block, partial(hook, layer.stream_argument, call_gradient_hook), False
-    if ("resid_mid", layer_index) in hook_points and layer.resid_mid is not None:
-        hook = partial(_observe_argument, layer.resid_mid.argument, partial(hook_fn, "resid_mid", layer_index), shape)
-        yield model.get_submodule(layer.resid_mid.module), hook, False
+    for site, between in _streams_within(layer).items():
+        if (site, layer_index) in hook_points and between is not None:
+            hook = partial(_observe_argument, between.argument, partial(hook_fn, site, layer_index), shape)
+            yield model.get_submodule(between.module), hook, False
     whole = ResidualUpdate(module=layer.block, gain=1.0)
-    for site, write in (("attn_out", layer.attn_out), ("mlp_out", layer.mlp_out), ("resid_post", whole)):
+    cross_out = layer.cross and layer.cross.attn_out
+    updates = {"attn_out": layer.attn_out, "cross_attn_out": cross_out, "mlp_out": layer.mlp_out, "resid_post": whole}
+    for site, write in updates.items():
         if (site, layer_index) in hook_points and write is not None:
             hook_output = partial(_hook_output, write, partial(hook_fn, site, layer_index), shape)
             yield model.get_submodule(write.module), hook_output, True
@@ -169,6 +191,10 @@ def _hook_modules(
                 _hook_output_gradient, write, partial(hook_fn, site + GRADIENT_SUFFIX, layer_index), shape
             )
             yield model.get_submodule(write.module), call_gradient_hook, True
+
+
+def _streams_within(layer: LayerSpec) -> dict[str, ModuleArgument | None]:
+    return {"resid_mid": layer.resid_mid, "cross_resid_mid": layer.cross and layer.cross.resid_mid}
 
 
 def _register_hook(module: nn.Module, hook: Callable[..., Any], after: bool) -> Callable[[], None]:

@@ -122,6 +122,19 @@ class AttentionCall:
         """
         return attention_math.to_additive_mask(self.mask, query, key, self._is_causal)
 
+    def score_bias(self, query: Tensor, key: Tensor) -> Tensor:
+        """Return what the model adds to the scaled scores: the additive mask, and a bias by position if there is one.
+
+        Args:
+            query: queries, which give shape and precision.
+            key: keys, which give the number of positions.
+
+        Returns:
+            A tensor that broadcasts to (batch, head, query, key).
+        """
+        mask, bias = self.additive_mask(query, key), self.extra_kwargs.get("position_bias")
+        return mask if bias is None else mask + bias.to(mask)
+
     @property
     def _is_causal(self) -> bool:
         causal = self.extra_kwargs.get("is_causal")
@@ -134,7 +147,7 @@ class AttentionCall:
         return partial(attention_math.find_visible_keys, *arguments)
 
     def scaled_scores(self, query: Tensor, key: Tensor) -> Tensor:
-        """Return the scaled scores, without the mask.
+        """Return the scaled scores, without the mask and without a bias by position.
 
         Args:
             query: queries (batch, head, pos, d_head).

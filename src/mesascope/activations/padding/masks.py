@@ -9,28 +9,35 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 POSITION_AXES = ("pos", "query", "key")
+SOURCE_AXIS = "source"  # of cross-attention: positions of the source of an encoder-decoder
 MASK_ARGUMENT = "attention_mask"
 
 
 def find_real_entries(
-    axes: Sequence[str], index: Sequence[Int[Tensor, "_"]], mask: Int[Tensor, "batch pos"]
+    axes: Sequence[str],
+    index: Sequence[Int[Tensor, "_"]],
+    mask: Int[Tensor, "batch pos"] | None,
+    source_mask: Int[Tensor, "batch source"] | None = None,
 ) -> Bool[Tensor, "..."]:
     """Return where the entries of an activation belong to no padding.
 
     Args:
         axes: the axes of the activation, ``batch`` first.
         index: for every axis, the indices of the entries.
-        mask: 1 where an input is not padding.
+        mask: 1 where an input is not padding; ``None`` without padding.
+        source_mask: the same for the source of an encoder-decoder, along the axis ``source``.
 
     Returns:
         A mask that broadcasts to the entries; an entry between a query and a key is real if both are.
     """
-    rows = mask.bool()[index[0].to(mask.device)]
-    real = torch.ones([len(rows), *[1] * (len(axes) - 1)], dtype=torch.bool, device=mask.device)
+    device = index[0].device if mask is None else mask.device
+    real = torch.ones([len(index[0]), *[1] * (len(axes) - 1)], dtype=torch.bool, device=device)
     for number, axis in enumerate(axes):
-        if axis in POSITION_AXES:
+        own = mask if axis in POSITION_AXES else source_mask if axis == SOURCE_AXIS else None
+        if own is not None:
+            rows = own.bool().to(device)[index[0].to(device)]
             shape = [-1 if other == number else 1 for other in range(1, len(axes))]
-            real = real & rows[:, index[number].to(mask.device)].reshape(len(rows), *shape)
+            real = real & rows[:, index[number].to(device)].reshape(len(rows), *shape)
     return real
 
 

@@ -1,5 +1,6 @@
 """Validation of edits of padded sequences: their positions, and the padding of the run that their source comes from."""
 
+from collections.abc import Sequence
 from operator import index as number
 
 import torch
@@ -7,7 +8,7 @@ from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from mesascope.activations.edits import AxisIndex, Edit
-from mesascope.activations.padding.masks import POSITION_AXES, pads_the_end
+from mesascope.activations.padding.masks import POSITION_AXES, SOURCE_AXIS, pads_the_end
 from mesascope.activations.padding.source_inputs import SourceInputs
 from mesascope.activations.sites import get_site
 
@@ -15,7 +16,10 @@ ROTARY_SITES = ("query", "key")  # they depend on the position of their token
 
 
 def validate_edit_padding(
-    edit: Edit, inputs: Shaped[Tensor, "batch pos *d_in"], mask: Int[Tensor, "batch pos"] | None
+    edit: Edit,
+    inputs: Shaped[Tensor, "batch pos *d_in"],
+    mask: Int[Tensor, "batch pos"] | None,
+    source_mask: Int[Tensor, "batch source"] | None = None,
 ) -> None:
     """Check that an edit can be applied to padded sequences, and that the padding of its source fits theirs.
 
@@ -23,18 +27,25 @@ def validate_edit_padding(
         edit: the edit, whose indices and shapes are valid.
         inputs: the inputs of the run that is edited.
         mask: 1 where one of them is not padding; ``None`` without padding.
+        source_mask: of the source of an encoder-decoder, to which cross-attention attends.
 
     Raises:
         ValueError: positions are counted from the end of a sequence that ends with padding, or the source has padding
             where the run has none.
     """
     if pads_the_end(mask):
-        _validate_no_end_positions(edit)
+        _validate_no_end_positions(edit, POSITION_AXES)
+    if pads_the_end(source_mask):
+        _validate_no_end_positions(edit, (SOURCE_AXIS,))
+    if SOURCE_AXIS in get_site(edit.site).axes and edit.source_inputs is not None:
+        _validate_same_source(edit, edit.source_inputs, source_mask)
     source = edit.source_inputs
     if source is None or (mask is None and source.mask is None):
         return
     real = torch.ones(inputs.shape[:2], dtype=torch.bool, device=inputs.device) if mask is None else mask.bool()
     _validate_same_mask(edit, source, inputs, real)
+    if not {*POSITION_AXES} & {*get_site(edit.site).axes}:
+        return
     rows = edit.edited_indices("batch", len(real))
     source_rows = source.row_mask.to(real.device)
     source_rows = source_rows if edit.shared_source else source_rows[rows]
@@ -44,8 +55,22 @@ def validate_edit_padding(
         _validate_source_positions(edit, real[rows], source_rows, rows)
 
 
-def _validate_no_end_positions(edit: Edit) -> None:
-    for axis in POSITION_AXES:
+def _validate_same_source(edit: Edit, source: SourceInputs, source_mask: Int[Tensor, "batch source"] | None) -> None:
+    """Raise if cross-attention of a run and of the source of its edit attends to sources of other lengths."""
+    theirs = source.row_source_mask
+    if theirs is None and source_mask is None:
+        return
+    same = theirs is not None and source_mask is not None and torch.equal(theirs.to(source_mask.device), source_mask)
+    if edit.shared_source or not same:
+        raise ValueError(
+            f"the source of an edit of {edit.site} must have the padding of the run on the side of the encoder, "
+            "because cross-attention to sequences of other lengths has other keys, but it has another one, or is a "
+            "mean; pass sources of one length, or edit cross_z"
+        )
+
+
+def _validate_no_end_positions(edit: Edit, axes: Sequence[str]) -> None:
+    for axis in axes:
         if axis in edit.where and counts_from_end(edit.where[axis]):
             raise ValueError(
                 f"where[{axis!r}] must not count from the end of sequences that end with padding, but got "

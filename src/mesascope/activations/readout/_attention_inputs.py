@@ -1,6 +1,6 @@
 """Inputs of attention and the value projections, found by running the model on a trace input, never from names."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -46,6 +46,7 @@ class AttentionInputs:
         entry_point: module of the model's first layer, and the argument that is the residual stream.
         first_resid_pre: residual stream before the first layer on the trace input.
         num_layers: number of layers of the model.
+        run_fn: runs the model with inputs like the trace input.
     """
 
     model_ref: ReferenceType[PreTrainedModel]
@@ -54,6 +55,7 @@ class AttentionInputs:
     entry_point: tuple[nn.Module, int | str]
     first_resid_pre: BatchedStream
     num_layers: int
+    run_fn: Callable[[PreTrainedModel, Tensor], object] = run_model
 
     def __getstate__(self) -> NoReturn:
         """Refuse to be pickled.
@@ -244,7 +246,7 @@ class AttentionInputs:
     def _run_until_stopped(self, inputs: Shaped[Tensor, "batch pos *d_in"]) -> None:
         with eval_no_grad(self.model):
             try:
-                run_model(self.model, inputs)
+                self.run_fn(self.model, inputs)
             except _StopForward:
                 return
         raise UnsupportedModel(

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mesascope.activations._layer_spec import LayerSpec
+from mesascope.activations.forward import run_model
 from mesascope.activations.readout._attention_inputs import AttentionInputs
 from mesascope.activations.readout._layer_attention_input import LayerAttentionInput
 from mesascope.activations.readout._norm import Norm
@@ -18,15 +19,21 @@ from mesascope.activations.readout._output_head import (
     find_head_of_average,
     find_output_head,
 )
-from mesascope.activations.readout._output_projection import compute_residual_update, find_output_projection
+from mesascope.activations.readout._output_projection import (
+    compute_residual_update,
+    find_cross_projection,
+    find_output_projection,
+)
 from mesascope.activations.readout._readout import Readout
+from mesascope.activations.readout._stack_inputs import StackInputs
 from mesascope.activations.readout._value_projection import BatchedStream
-from mesascope.activations.sites import UnsupportedModel
+from mesascope.activations.sites import ENCODER, UnsupportedModel
 from mesascope.activations.structure._find_layers import get_logit_softcap
 from mesascope.activations.structure._trace import ModuleCall, Trace
 from mesascope.activations.tolerances import allclose, bitwise_equal, relative_difference
 from mesascope.activations.validation.fingerprint import Fingerprint, fingerprint_tensors
 
+ENCODER_HAS_NO_HEAD = "an encoder has no output head: cross-attention of the decoder reads its states"
 UPDATES_PER_CHUNK = 8  # residual updates whose logits are in memory together
 
 
@@ -36,6 +43,7 @@ def build_readout(
     layer_indices: Sequence[int],
     trace: Trace,
     weights: Fingerprint,
+    stack: StackInputs | None = None,
 ) -> Readout:
     """Build the readout of some layers of a model.
 
@@ -47,13 +55,15 @@ def build_readout(
         layer_indices: indices of the recorded layers.
         trace: traced forward pass of the model.
         weights: fingerprint of the weights of the model.
+        stack: the stack of an encoder-decoder that the layers are in; ``None`` in a model with one stack.
 
     Returns:
         The readout.
     """
     attention_layers = [layer for layer in layers if layer.attention is not None]
     last_call = trace.block_call(layers[-1])
-    output_head = _try_find_output_head(model, trace, last_call)
+    is_encoder = stack is not None and stack.name == ENCODER
+    output_head = ENCODER_HAS_NO_HEAD if is_encoder else _try_find_output_head(model, trace, last_call)
     final_norm = output_head if isinstance(output_head, str) else _try_find_final_norm(output_head, last_call)
     output_projections = tuple(find_output_projection(model, layers[n], trace) for n in layer_indices)
     readout = Readout(
@@ -61,11 +71,12 @@ def build_readout(
         num_kv_heads=attention_layers[0].num_kv_heads if attention_layers else 0,
         rows_sum_to_one=tuple(_rows_sum_to_one(layers[n]) for n in layer_indices),
         projection_modules=output_projections,
+        cross_projection_modules=tuple(find_cross_projection(model, layers[n], trace) for n in layer_indices),
         output_head=output_head,
         traced_final_norm=final_norm,
         resid_vector=last_call.output_tensor[0, 0],
         non_additive_reason="",
-        attention_inputs=_build_attention_inputs(model, layers, layer_indices, trace),
+        attention_inputs=_build_attention_inputs(model, layers, layer_indices, trace, stack),
         weights=weights,
         head_weights=fingerprint_tensors(() if isinstance(output_head, str) else output_head.tensors()),
     )
@@ -104,7 +115,7 @@ def _find_non_additive_reason(readout: Readout, layers: Sequence[LayerSpec], tra
     updates = [
         compute_residual_update(update, trace, trace.block_call(layer))
         for layer in layers
-        for update in (layer.attn_out, layer.mlp_out)
+        for update in (layer.attn_out, layer.cross and layer.cross.attn_out, layer.mlp_out)
         if update is not None
     ]
     parts = [first.inputs[layers[0].stream_argument], *updates]
@@ -122,13 +133,18 @@ def _find_non_additive_reason(readout: Readout, layers: Sequence[LayerSpec], tra
 
 
 def _build_attention_inputs(
-    model: PreTrainedModel, layers: Sequence[LayerSpec], layer_indices: Sequence[int], trace: Trace
+    model: PreTrainedModel,
+    layers: Sequence[LayerSpec],
+    layer_indices: Sequence[int],
+    trace: Trace,
+    stack: StackInputs | None,
 ) -> AttentionInputs:
     first = layers[0]
     first_call, (model_call,) = trace.block_call(first), trace.calls_of("")
     return AttentionInputs(
         model_ref=ref(model),
-        trace_input=model_call.inputs[model.main_input_name],
+        trace_input=model_call.inputs[model.main_input_name] if stack is None else stack.trace_input,
+        run_fn=run_model if stack is None else stack.run_fn,
         layer_inputs=tuple(_find_attention_input(model, layers[number], trace) for number in layer_indices),
         entry_point=(model.get_submodule(first.block), first.stream_argument),
         first_resid_pre=first_call.inputs[first.stream_argument],
@@ -142,7 +158,7 @@ def _find_attention_input(model: PreTrainedModel, layer: LayerSpec, trace: Trace
         return layer.missing["value"]
     block = trace.block_call(layer)
     stream = block.inputs[layer.stream_argument]
-    attention = trace.attention_within(block)
+    attention = trace.attention_within(block, layer.attention)
     enclosing_calls = [
         call for call in trace.calls_within(block) if call.start < attention.start and attention.end < call.end
     ]

@@ -72,21 +72,45 @@ def find_output_projection(model: PreTrainedModel, layer: LayerSpec, trace: Trac
         layer: specification of the layer.
         trace: traced forward pass.
     """
-    if layer.projection is None or layer.attn_out is None:
+    if layer.projection is None or layer.attn_out is None or layer.attention is None:
         return layer.missing.get("projection", "attn_out is not available")
+    return _check_projection(model, trace, layer, (layer.attention, layer.projection, layer.attn_out))
+
+
+def find_cross_projection(model: PreTrainedModel, layer: LayerSpec, trace: Trace) -> OutputProjection | str:
+    """Return the output projection of the cross-attention of one layer, as `find_output_projection` does.
+
+    Args:
+        model: the traced model.
+        layer: specification of the layer.
+        trace: traced forward pass.
+    """
+    cross = layer.cross
+    if cross is None:
+        return "the layer has no cross-attention"
+    if cross.projection is None or cross.attn_out is None:
+        return layer.missing.get("cross_projection", "cross_attn_out is not available")
+    return _check_projection(model, trace, layer, (cross.module, cross.projection, cross.attn_out))
+
+
+def _check_projection(
+    model: PreTrainedModel, trace: Trace, layer: LayerSpec, found: tuple[str, str, ResidualUpdate]
+) -> OutputProjection | str:
+    """Return the output projection of an attention module if it gives the residual update, or why it does not."""
+    attention, module_name, update = found
     block = trace.block_call(layer)
-    z = trace.attention_within(block).output
-    module = model.get_submodule(layer.projection)
+    z = trace.attention_within(block, attention).output
+    module = model.get_submodule(module_name)
     projection = OutputProjection(
         module=module,
-        gain=layer.attn_out.gain,
+        gain=update.gain,
         num_heads=z.shape[-2],
         d_head=z.shape[-1],
         dtype=z.dtype,
         device=z.device,
     )
     matrix, bias = projection.compute_matrix()
-    attn_out = compute_residual_update(layer.attn_out, trace, block)
+    attn_out = compute_residual_update(update, trace, block)
     predicted = torch.einsum("bphd,hdm->bpm", z, matrix) + bias
     if not allclose(predicted, attn_out):
         return (

@@ -25,6 +25,7 @@ class Readout(OutputReadout):
         num_heads, num_kv_heads: heads per layer with attention, taken from the first such layer.
         rows_sum_to_one: per recorded layer, True if every row of its attention weights sums to 1 on the trace input.
         projection_modules: per recorded layer, its output projection, or the reason why there is none.
+        cross_projection_modules: per recorded layer, that of its cross-attention.
         attention_inputs: inputs of attention and embeddings, computed on first use.
     """
 
@@ -32,6 +33,7 @@ class Readout(OutputReadout):
     num_kv_heads: int
     rows_sum_to_one: tuple[bool, ...]
     projection_modules: tuple[OutputProjection | str, ...]
+    cross_projection_modules: tuple[OutputProjection | str, ...]
     attention_inputs: AttentionInputs
 
     def without_numbers(self) -> "Readout":
@@ -60,6 +62,24 @@ class Readout(OutputReadout):
             UnsupportedModel: As for `output_projection`.
         """
         return self._output_weights[1]
+
+    @property
+    def cross_output_projection(self) -> Float[Tensor, "layer head d_head d_model"]:
+        """The maps from ``cross_z`` to the stream: times this, plus `cross_output_bias`, it is ``cross_attn_out``.
+
+        Raises:
+            UnsupportedModel: As for `output_projection`.
+        """
+        return self._cross_output_weights[0]
+
+    @property
+    def cross_output_bias(self) -> Float[Tensor, "layer d_model"]:
+        """The part of each layer's ``cross_attn_out`` that does not depend on ``cross_z``.
+
+        Raises:
+            UnsupportedModel: As for `output_projection`.
+        """
+        return self._cross_output_weights[1]
 
     @property
     def attention_norms(self) -> tuple[Norm | None, ...]:
@@ -141,14 +161,26 @@ class Readout(OutputReadout):
     @cached_property
     def _output_weights(self) -> tuple[Float[Tensor, "layer head d_head d_model"], Float[Tensor, "layer d_model"]]:
         """The output projections and their biases."""
+        return self._compute_projections("z", self.projection_modules)
+
+    @cached_property
+    def _cross_output_weights(
+        self,
+    ) -> tuple[Float[Tensor, "layer head d_head d_model"], Float[Tensor, "layer d_model"]]:
+        """The output projections of cross-attention and their biases."""
+        return self._compute_projections("cross_z", self.cross_projection_modules)
+
+    def _compute_projections(
+        self, site: str, modules: tuple[OutputProjection | str, ...]
+    ) -> tuple[Float[Tensor, "layer head d_head d_model"], Float[Tensor, "layer d_model"]]:
         self._check_unmodified()
-        missing = {n: each for n, each in enumerate(self.projection_modules) if isinstance(each, str)}
+        missing = {n: each for n, each in enumerate(modules) if isinstance(each, str)}
         if missing:
             raise UnsupportedModel(
-                f"z must reach the stream through a linear map, but in recorded layers {list(missing)} it does not: "
-                f"{next(iter(missing.values()))}"
+                f"{site} must reach the stream through a linear map, but in recorded layers {list(missing)} it does "
+                f"not: {next(iter(missing.values()))}"
             )
-        weights = [each.compute_matrix() for each in self.projection_modules if isinstance(each, OutputProjection)]
+        weights = [each.compute_matrix() for each in modules if isinstance(each, OutputProjection)]
         if len({matrix.shape for matrix, _ in weights}) > 1:
             raise UnsupportedModel(
                 "output projections must have one shape, but layers differ; pass layers= that have the same shape"

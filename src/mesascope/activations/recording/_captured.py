@@ -4,7 +4,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 import xarray as xr
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from mesascope.activations._memory import allocate_tensor
 from mesascope.activations.readout._readout import Readout
 from mesascope.activations.recording._iterations import join_calls, select_calls
-from mesascope.activations.sites import ALL_SITES
+from mesascope.activations.sites import ALL_SITES, ENCODER
 from mesascope.axes import to_data_array
 from mesascope.summaries import Summarised, Summary, describe_tensor
 from mesascope.tasks.base import Batch
@@ -56,6 +56,12 @@ class Capture(Summarised, Mapping[str, Tensor]):
         readout: the readout: output projections, unembedding and head counts.
         attn_implementation: the attention implementation that ran, such as ``sdpa``.
         model: the model; the readout needs it alive.
+        stack: ``encoder`` or ``decoder`` of an encoder-decoder; ``None`` in a model with one stack.
+        source_mask: of the decoder of an encoder-decoder: 1 where an input of the source is not padding; ``None``
+            without padding.
+        source_length: of the decoder of an encoder-decoder: the number of positions of the source.
+        prefix_length: of an encoder-decoder: the number of first positions of the source that are vectors of a soft
+            prefix.
     """
 
     sites: Mapping[str, Tensor]
@@ -73,6 +79,10 @@ class Capture(Summarised, Mapping[str, Tensor]):
     readout: Readout
     attn_implementation: str
     model: PreTrainedModel
+    stack: str | None = None
+    source_mask: Int[Tensor, "batch source"] | None = None
+    source_length: int | None = None
+    prefix_length: int = 0
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what is pickled: all that was recorded, without the model and the readout, which needs the model."""
@@ -127,6 +137,7 @@ class Capture(Summarised, Mapping[str, Tensor]):
         """Return shape, dtype and memory of everything that was recorded."""
         batch, length = self.inputs.shape[:2]
         model = f" of {type(vars(self)['model']).__name__}" if "model" in vars(self) else ""
+        model = f" of the {self.stack}{model}" if self.stack else model
         return Summary(
             title=f"Capture{model}: {batch} sequences of {length} positions, attention {self.attn_implementation}",
             header=("name", "axes", "dtype", "memory"),
@@ -165,21 +176,26 @@ class Capture(Summarised, Mapping[str, Tensor]):
         calls = tuple(select_calls(self.layers, self.iterations, self.num_blocks))
         return replace(self, sites=sites, axes=axes, layers=calls, iterations=None, iterations_run=None)
 
-    def head_out(self) -> Float[Tensor, "*calls batch head pos d_model"]:
+    def head_out(self, site: Literal["z", "cross_z"] = "z") -> Float[Tensor, "*calls batch head pos d_model"]:
         """Return what each head writes to the residual stream after its output projection: ``z`` @ W_O, head by head.
 
-        Summed over heads, plus `Readout.output_bias`, it equals ``attn_out``.
+        Summed over heads, plus `Readout.output_bias`, it equals ``attn_out``; of cross-attention, plus
+        `Readout.cross_output_bias`, ``cross_attn_out``.
+
+        Args:
+            site: ``z``, or ``cross_z`` for the heads of cross-attention.
 
         Returns:
             The output of every head of every recorded layer, (layer, batch, head, pos, d_model); in a model that
             repeats its layers, (layer, iteration, batch, head, pos, d_model).
 
         Raises:
-            NotRecorded: ``z`` was not recorded.
+            NotRecorded: the site was not recorded.
             UnsupportedModel: ``z`` does not reach the residual stream through a linear map.
         """
-        projection, by_iteration = self.readout.output_projection, self.iterations is not None
-        heads = self["z"].transpose(0, 1).flatten(0, 1) if by_iteration else self["z"]
+        readout, by_iteration = self.readout, self.iterations is not None
+        projection = readout.output_projection if site == "z" else readout.cross_output_projection
+        heads = self[site].transpose(0, 1).flatten(0, 1) if by_iteration else self[site]
         layers, batch, length, num_heads, _ = heads.shape
         outputs = allocate_tensor((layers, batch, num_heads, length, projection.shape[-1]), heads.dtype, heads.device)
         for layer, row in product(range(layers), range(batch)):
@@ -202,10 +218,25 @@ class Capture(Summarised, Mapping[str, Tensor]):
         site = ALL_SITES.get(name)
         about = site.description if site else f"{name}, reduced during the forward pass"
         values = values.float() if values.dtype == torch.bfloat16 else values
-        coords: dict[Hashable, Sequence[int]] = {"layer": list(self.layers)} if "layer" in axes else {}
+        coords: dict[Hashable, Any] = {"layer": list(self.layers)} if "layer" in axes else {}
         coords |= {"query": list(self.queries)} if "query" in axes else {}
         coords |= {"iteration": list(self.iterations)} if self.iterations and "layer" in axes else {}
+        coords |= {f"{axis}_label": (axis, self.source_labels) for axis in self._source_axes if axis in axes}
         return to_data_array(values, *axes, units="1", description=about, coords=coords)
+
+    @property
+    def source_labels(self) -> list[str]:
+        """Labels of the positions of the source: ``prefix 0``, ``prefix 1``, ..., then ``0``, ``1``, ... of tokens."""
+        length = self.inputs.shape[1] if self.source_length is None else self.source_length
+        slots = self.prefix_length
+        return [f"prefix {slot}" for slot in range(slots)] + [str(pos) for pos in range(length - slots)]
+
+    @property
+    def _source_axes(self) -> tuple[str, ...]:
+        """The axes along which positions of a source with a prefix have labels."""
+        if not self.prefix_length:
+            return ()
+        return ("pos", "query", "key") if self.stack == ENCODER else ("source",)
 
     def to_dataset(self, names: Sequence[str] | None = None) -> xr.Dataset:
         """Return recorded sites and reductions as labelled arrays.

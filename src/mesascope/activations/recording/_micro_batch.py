@@ -1,11 +1,12 @@
 """The micro-batch that is being run, and reductions of single sites."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
+from mesascope.activations._layer_view import LayerReduction
 from mesascope.activations.readout._readout import Readout
 from mesascope.activations.sites import get_site
 from mesascope.argument_types import validate_fields
@@ -42,6 +43,17 @@ class Reduction:
         return ("layer", *self.axes) if "layer" in get_site(self.site).axes else self.axes
 
 
+def reduction_axes(reduce: Mapping[str, Reduction | LayerReduction]) -> dict[str, tuple[str, ...]]:
+    """Return the axes of every result of reductions.
+
+    Args:
+        reduce: the reductions, by name.
+    """
+    single = {name: how.stacked_axes for name, how in reduce.items() if isinstance(how, Reduction)}
+    several = [how.axes for how in reduce.values() if isinstance(how, LayerReduction)]
+    return single | {name: ("layer", *axes) for each in several for name, axes in each.items()}
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BatchContext:
     """Values of one micro-batch that the views of all its layers share.
@@ -53,6 +65,8 @@ class BatchContext:
         batch: the sequences with their targets, if a batch of a task was captured.
         readout: the readout of the model.
         parallel: by layer: the MLP reads the residual stream before attention has written to it.
+        has_cross: by layer: it has cross-attention.
+        source_mask: 1 where an input of the source of an encoder-decoder is not padding; ``None`` without padding.
     """
 
     inputs: Shaped[Tensor, "batch pos *d_in"]
@@ -61,6 +75,8 @@ class BatchContext:
     batch: Batch | None
     readout: Readout
     parallel: tuple[bool, ...]
+    has_cross: tuple[bool, ...]
+    source_mask: Int[Tensor, "batch source"] | None = None
 
 
 @dataclass(kw_only=True)

@@ -27,7 +27,12 @@ LAST_FORWARD_SITE, LAST_BACKWARD_SITE = (
     "resid_pre_grad",
 )  # last sites of a layer in the forward and the backward pass
 
-COMPUTED_SITES = ("attn_scores", "pattern")  # computed by the hooks, so that the model cannot overwrite them
+COMPUTED_SITES = (
+    "attn_scores",
+    "pattern",
+    "cross_attn_scores",
+    "cross_pattern",
+)  # computed by the hooks, so that the model cannot overwrite them
 
 
 class Recorder:
@@ -128,8 +133,8 @@ class Recorder:
         replacement = None
         for number, edit in enumerate(self._edits):
             if edit.site == site_name and layer in self._edited_layers[number]:
-                rows, mask = self.micro_batch.rows, self.micro_batch.context.mask
-                changed = apply_edit(edit, value, layer, rows, self._batch_size, mask)
+                rows, context = self.micro_batch.rows, self.micro_batch.context
+                changed = apply_edit(edit, value, layer, rows, self._batch_size, context.mask, context.source_mask)
                 if changed is not None:
                     value = replacement = changed
                     self._had_effect[number] = True
@@ -215,6 +220,7 @@ class Recorder:
                 batch=context.batch,
                 readout=context.readout,
                 parallel=context.parallel[layer],
+                has_cross=context.has_cross[layer],
             )
             for name, result in reduction.fn(view).items():
                 check_reduction_shape(name, reduction.axes[name], len(self.micro_batch.rows), result)

@@ -50,7 +50,7 @@ def run_micro_batches(
 def _run_micro_batch(
     model: PreTrainedModel, layer_specs: Sequence[LayerSpec], recorder: Recorder, run: RunInputs, rows: range
 ) -> None:
-    context = _slice_context(run, slice(rows.start, rows.stop), tuple(layer.parallel for layer in layer_specs))
+    context = _slice_context(run, slice(rows.start, rows.stop), layer_specs)
     recorder.micro_batch = MicroBatch(rows=rows, context=context)
     x, mask, needs_gradients = context.inputs, context.mask, recorder.needs_gradients
     with enable_activation_gradients(model, layer_specs) if needs_gradients else nullcontext():
@@ -70,12 +70,13 @@ def _run_micro_batch(
             backpropagate_loss(output["logits"], x, mask, context.batch, run.objective)
 
 
-def _slice_context(run: RunInputs, rows: slice, parallel: tuple[bool, ...]) -> BatchContext:
+def _slice_context(run: RunInputs, rows: slice, layer_specs: Sequence[LayerSpec]) -> BatchContext:
     return BatchContext(
         inputs=run.x[rows],
         mask=None if run.mask is None else run.mask[rows],
         queries=run.queries,
         batch=None if run.batch is None else run.batch[rows],
         readout=run.readout,
-        parallel=parallel,
+        parallel=tuple(layer.parallel for layer in layer_specs),
+        has_cross=tuple(layer.cross is not None for layer in layer_specs),
     )

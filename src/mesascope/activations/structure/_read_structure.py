@@ -44,7 +44,8 @@ def read_structure(
         raise ValueError(
             "inputs must not be all padding, but the attention mask is 0 everywhere; pass a mask with ones"
         )
-    structure = cached_structure(model, trace_input, partial(_find_structure, model, trace_input))
+    kind = (trace_input.shape, trace_input.dtype)
+    structure = cached_structure(model, kind, partial(_find_structure, model, trace_input))
     if mask is not None:
         first_position_id(model, row[0])
     return structure

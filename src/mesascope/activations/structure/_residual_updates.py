@@ -1,5 +1,9 @@
-"""Residual updates of a layer, found by arithmetic: resid_pre + a * attn_out + b * mlp_out == resid_post."""
+"""Residual updates of a layer, found by arithmetic: resid_pre + a * attn_out + b * mlp_out == resid_post.
 
+A decoder layer of an encoder-decoder also adds c * cross_attn_out.
+"""
+
+from collections.abc import Sequence
 from itertools import chain, product
 
 import torch
@@ -10,22 +14,25 @@ from mesascope.activations.sites import UnsupportedModel
 from mesascope.activations.structure._trace import ModuleCall, Trace, TracedAttention
 from mesascope.activations.tolerances import terms_sum_to
 
-ResidualUpdates = tuple[ResidualUpdate | None, ResidualUpdate | None, dict[str, str]]
+ResidualUpdates = tuple[list[ResidualUpdate | None], ResidualUpdate | None, dict[str, str]]
+ATTENTION_UPDATES = ("attn_out", "cross_attn_out")
 
 
 def find_residual_updates(
-    trace: Trace, block: ModuleCall, attention: TracedAttention | ModuleCall, resid_pre: Tensor
+    trace: Trace, block: ModuleCall, attentions: Sequence[TracedAttention | ModuleCall], resid_pre: Tensor
 ) -> ResidualUpdates:
     """Find the modules whose outputs, each times a constant gain, sum to the change that a layer makes.
 
     Args:
         trace: traced forward pass.
         block: call of the layer.
-        attention: the layer's call of the attention function, or of the module that computes attention.
+        attentions: the layer's calls of the attention function: one, or self-attention and cross-attention; or the call
+            of the module that computes attention.
         resid_pre: residual stream before the layer.
 
     Returns:
-        The update of attention, the update of the MLP (``None`` where missing), and the reason for each missing one.
+        The update of each attention, the update of the MLP (``None`` where missing), and the reason for each missing
+        one.
 
     Raises:
         UnsupportedModel: the residual stream is not finite.
@@ -36,28 +43,31 @@ def find_residual_updates(
             f"the residual stream must be finite, but that before or after {block.name} has NaN or infinity; scale the "
             "inputs, or use weights of a larger range such as float32"
         )
-    attn_candidates, mlp_candidates = (
-        _list_attention_candidates(trace, block, attention),
-        _list_mlp_candidates(trace, block, attention),
-    )
+    attn_candidates = [_list_attention_candidates(trace, block, attention) for attention in attentions]
+    mlp_candidates = _list_mlp_candidates(trace, block, attentions)
     for exact in (True, False):
-        for attn, mlp in chain(product(attn_candidates, mlp_candidates), ((attn, None) for attn in attn_candidates)):
-            gains = _fit_gains(resid_pre, resid_post, attn, mlp, exact)
+        for calls in chain(product(*attn_candidates, mlp_candidates), product(*attn_candidates)):
+            gains = _fit_gains(resid_pre, resid_post, calls, exact) if _are_distinct(calls) else None
             if gains is not None:
-                return _collect_updates(attn, mlp, gains)
+                return _collect_updates(calls, gains, len(attentions))
     reason = (
         "no module outputs sum to the layer's change of the residual stream; a norm or a gate may follow the sum; the "
         "best fit leaves a fraction of "
         f"{_min_unexplained_fraction(resid_pre, resid_post, attn_candidates, mlp_candidates):.1e} unexplained"
     )
-    return None, None, dict.fromkeys(("attn_out", "mlp_out"), reason)
+    updates: list[ResidualUpdate | None] = [None] * len(attentions)
+    return updates, None, dict.fromkeys((*ATTENTION_UPDATES[: len(attentions)], "mlp_out"), reason)
 
 
-def _collect_updates(attn: ModuleCall, mlp: ModuleCall | None, gains: list[float]) -> ResidualUpdates:
-    attn_update = _make_update(attn, gains[0])
-    if mlp is None:
-        return attn_update, None, {"mlp_out": "the layer has no MLP whose output is added to the residual stream"}
-    return attn_update, _make_update(mlp, gains[1]), {}
+def _are_distinct(calls: Sequence[ModuleCall]) -> bool:
+    return len({id(call) for call in calls}) == len(calls)
+
+
+def _collect_updates(calls: Sequence[ModuleCall], gains: list[float], num_attentions: int) -> ResidualUpdates:
+    updates: list[ResidualUpdate | None] = [_make_update(*each) for each in zip(calls, gains, strict=True)]
+    if len(calls) == num_attentions:
+        return updates, None, {"mlp_out": "the layer has no MLP whose output is added to the residual stream"}
+    return updates[:-1], updates[-1], {}
 
 
 def _make_update(call: ModuleCall, gain: float) -> ResidualUpdate:
@@ -83,18 +93,19 @@ def _list_attention_candidates(
     return candidates
 
 
-def _list_mlp_candidates(trace: Trace, block: ModuleCall, attention: TracedAttention | ModuleCall) -> list[ModuleCall]:
+def _list_mlp_candidates(
+    trace: Trace, block: ModuleCall, attentions: Sequence[TracedAttention | ModuleCall]
+) -> list[ModuleCall]:
     """List the other modules of the layer with outputs of the stream's shape: shallow ones first, later ones first."""
-    attention_call = next(
-        call for call in trace.calls if call.name == attention.name and call.start <= attention.start < call.end
-    )
+    attention_calls = [
+        next(call for call in trace.calls if call.name == each.name and (call is each or call.contains_call(each)))
+        for each in attentions
+    ]
     inside = [
         call
         for call in trace.calls_within(block)
         if _has_stream_shape(trace, call, block)
-        and not attention_call.contains_call(call)
-        and not call.contains_call(attention_call)
-        and call is not attention_call
+        and not any(each.contains_call(call) or call.contains_call(each) or call is each for each in attention_calls)
     ]
     return sorted(inside, key=lambda call: (call.name.count("."), -call.end))
 
@@ -118,11 +129,9 @@ def is_called_once(trace: Trace, call: ModuleCall, block: ModuleCall) -> bool:
     return len(calls) == len(block_calls) and all(map(ModuleCall.contains_call, block_calls, calls))
 
 
-def _fit_gains(
-    resid_pre: Tensor, resid_post: Tensor, attn: ModuleCall, mlp: ModuleCall | None, exact: bool
-) -> list[float] | None:
+def _fit_gains(resid_pre: Tensor, resid_post: Tensor, calls: Sequence[ModuleCall], exact: bool) -> list[float] | None:
     """Return gains for which the sum is exact up to rounding: ones, or a least-squares fit; ``None`` if none are."""
-    parts = [call.output_tensor.reshape(resid_post.shape) for call in (attn, mlp) if call is not None]
+    parts = [call.output_tensor.reshape(resid_post.shape) for call in calls]
     if any(part.dtype != resid_post.dtype for part in parts):
         return None
     if exact:
@@ -140,13 +149,13 @@ def _fit_gains(
 
 
 def _min_unexplained_fraction(
-    resid_pre: Tensor, resid_post: Tensor, attn_candidates: list[ModuleCall], mlp_candidates: list[ModuleCall]
+    resid_pre: Tensor, resid_post: Tensor, attn_candidates: list[list[ModuleCall]], mlp_candidates: list[ModuleCall]
 ) -> float:
     """Return the smallest fraction of the layer's change that a fit leaves unexplained."""
     target = (resid_post.double() - resid_pre.double()).flatten().cpu()
     fractions = [1.0]
-    for attn, mlp in product(attn_candidates, mlp_candidates):
-        columns = torch.stack([call.output_tensor.double().flatten().cpu() for call in (attn, mlp)], dim=1)
+    for calls in product(*attn_candidates, mlp_candidates):
+        columns = torch.stack([call.output_tensor.double().flatten().cpu() for call in calls], dim=1)
         gains = torch.linalg.lstsq(columns, target[:, None]).solution
         fractions.append(((columns @ gains)[:, 0] - target).norm().item() / max(target.norm().item(), 1e-300))
     return min(fractions)

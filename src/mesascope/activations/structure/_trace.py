@@ -136,13 +136,14 @@ class Trace:
         (call,) = (call for call in self.calls_of(name) if outer.contains_call(call))
         return call
 
-    def attention_within(self, outer: ModuleCall) -> TracedAttention:
-        """Return the only call of the attention function within a call.
+    def attention_within(self, outer: ModuleCall, name: str) -> TracedAttention:
+        """Return the only call of the attention function that a module makes within a call.
 
         Args:
             outer: the enclosing call.
+            name: name of the module.
         """
-        (attention,) = (each for each in self.attentions if outer.contains_call(each))
+        (attention,) = (each for each in self.attentions if each.name == name and outer.contains_call(each))
         return attention
 
     def calls_within(self, outer: ModuleCall) -> list[ModuleCall]:

@@ -56,9 +56,7 @@ def _try_weights_method(kind: str, attention: TracedAttention) -> Tensor | None:
     if kind == "unit":
         return _call_or_none(lambda: call.run_one_hot(call.query, call.key))
     return (
-        attention_math.masked_softmax(
-            call.scaled_scores(call.query, call.key), call.additive_mask(call.query, call.key)
-        )
+        attention_math.masked_softmax(call.scaled_scores(call.query, call.key), call.score_bias(call.query, call.key))
         if (eager_pattern is None or _max_eager_difference(call) <= rounding_tolerance(eager_pattern))
         else None
     )
@@ -75,7 +73,7 @@ def _max_eager_difference(call: AttentionCall) -> float:
         eager_pattern = _run_eager_attention(call, query)
         if eager_pattern is None:
             return math.inf
-        score = attention_math.mask_scores(call.scaled_scores(query, call.key), call.additive_mask(query, call.key))
+        score = attention_math.mask_scores(call.scaled_scores(query, call.key), call.score_bias(query, call.key))
         worst = max(
             worst,
             relative_difference(attention_math.scores_to_pattern(score), eager_pattern)
@@ -102,9 +100,7 @@ def _describe_weights_method(
 ) -> tuple[AttentionWeightsMethod, dict[str, str]]:
     """Describe a method whose weights reproduce ``z``: availability of scores, normalisation of rows."""
     call = attention.call
-    score = attention_math.mask_scores(
-        call.scaled_scores(call.query, call.key), call.additive_mask(call.query, call.key)
-    )
+    score = attention_math.mask_scores(call.scaled_scores(call.query, call.key), call.score_bias(call.query, call.key))
     difference = relative_difference(attention_math.scores_to_pattern(score), pattern)
     eager_difference = _max_eager_difference(call)
     difference = difference if math.isinf(eager_difference) else max(difference, eager_difference)

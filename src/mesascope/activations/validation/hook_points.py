@@ -1,6 +1,7 @@
 """Validation of hook points and of padding, once for each length and kind of padding that a model has received."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -8,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mesascope.activations._model_structure import ModelStructure
+from mesascope.activations.forward import run_model
 from mesascope.activations.sites import UnsupportedModel
 from mesascope.activations.tolerances import rounding_tolerance
 from mesascope.activations.validation.identities import LONG_SEQUENCE, check_hooked_forward, run_recording_stream
@@ -107,11 +109,13 @@ def _check_padding_invariance(
     """Check on one sequence that padding does not change what the model computes at the other positions."""
     is_token, block = mask[0].bool(), structure.layers[-1].block
     padded, unpadded = (
-        run_recording_stream(model, block, inputs, mask),
-        run_recording_stream(model, block, inputs[:, is_token], None),
+        run_recording_stream(
+            model, block, partial(run_model, model, x, given, all_positions=x.shape[1] <= LONG_SEQUENCE)
+        )
+        for x, given in ((inputs, mask), (inputs[:, is_token], None))
     )
     compared = 0 if padded[0].shape[1] == len(is_token) and unpadded[0].shape[1] == int(is_token.sum()) else 1
-    deviation = _largest_deviation(padded[compared][0, is_token], unpadded[compared][0])
+    deviation = largest_deviation(padded[compared][0, is_token], unpadded[compared][0])
     if not deviation <= rounding_tolerance(unpadded[0]):
         raise UnsupportedModel(
             f"padding must not change the output at other positions, but that of {type(model).__name__} changes by "
@@ -119,7 +123,12 @@ def _check_padding_invariance(
         )
 
 
-def _largest_deviation(a: Float[Tensor, "pos width"], b: Float[Tensor, "pos width"]) -> float:
-    """Return the largest difference at any position, relative to the largest entry at that position."""
+def largest_deviation(a: Float[Tensor, "pos width"], b: Float[Tensor, "pos width"]) -> float:
+    """Return the largest difference at any position, relative to the largest entry at that position.
+
+    Args:
+        a: vectors by position.
+        b: the reference.
+    """
     size = b.double().abs().amax(-1).clamp(min=torch.finfo(b.dtype).tiny)
     return float(((a.double() - b.double()).abs().amax(-1) / size).max())

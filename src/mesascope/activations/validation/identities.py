@@ -1,6 +1,7 @@
 """Checks of the identities that recorded activations must satisfy; an error names the check and the deviation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,10 +15,11 @@ from mesascope.activations.forward import run_model
 from mesascope.activations.hooks import _attention_math as attention_math
 from mesascope.activations.hooks._module_arguments import first_tensor
 from mesascope.activations.hooks._module_hooks import attach_hooks
-from mesascope.activations.sites import UnsupportedModel
+from mesascope.activations.sites import CROSS_PREFIX, UnsupportedModel, split_stack
 from mesascope.activations.tolerances import allclose, bitwise_equal, relative_difference, terms_sum_to
 
-STREAM_SITES = ("resid_pre", "attn_out", "mlp_out", "resid_post")
+STREAM_SITES = ("resid_pre", "attn_out", "cross_attn_out", "mlp_out", "resid_post")
+SITES_OF_SUM = ("attn_out", "resid_mid", "cross_attn_out", "cross_resid_mid", "mlp_out")
 LONG_SEQUENCE = 256  # positions above which not everything is compared at every position
 NUM_CHECKED_QUERIES = 32  # rows of attention weights that are checked in a long sequence
 
@@ -36,6 +38,12 @@ def check_sites_available(
         UnsupportedModel: a layer lacks a site; the message gives the reason and the layers that have it.
     """
     for site, requested in layers_by_site.items():
+        stack, local = split_stack(site)
+        if stack is not None:
+            raise UnsupportedModel(
+                f"{site} must be a site of an encoder-decoder, but {model_name} is opened as one stack of layers; "
+                f"write {local!r}, or use capture and its edits"
+            )
         unavailable = [number for number in requested if site in layers[number].missing]
         if unavailable:
             lacking = {layers[number].block for number in unavailable}
@@ -74,10 +82,35 @@ def check_hooked_forward(
         UnsupportedModel: one of these conditions is violated.
     """
     queries = _spread_queries(inputs.shape[1], mask)
-    checker = _IdentityChecker(layers_by_site, layers, mask, queries)
-    expected = run_recording_stream(model, layers[-1].block, inputs, mask)
+    run = partial(run_model, model, inputs, mask, all_positions=inputs.shape[1] <= LONG_SEQUENCE)
+    check_hooked_run(model, layers, layers_by_site, run, [mask] * len(layers), queries)
+
+
+def check_hooked_run(
+    model: PreTrainedModel,
+    layers: Sequence[LayerSpec],
+    layers_by_site: Mapping[str, Sequence[int]],
+    run: Callable[[], Tensor],
+    masks: Sequence[Int[Tensor, "batch pos"] | None],
+    queries: Int[Tensor, " query"] | None = None,
+) -> None:
+    """Run a model with and without hooks, and check outputs, hook calls and identities, as `check_hooked_forward` does.
+
+    Args:
+        model: the model.
+        layers: the specification of every layer.
+        layers_by_site: layers by site.
+        run: runs the model and returns its output.
+        masks: by layer, 1 where an input is not padding.
+        queries: the rows of attention weights that are checked; all by default.
+
+    Raises:
+        UnsupportedModel: one of the conditions is violated.
+    """
+    checker = _IdentityChecker(layers_by_site, layers, masks, queries)
+    expected = run_recording_stream(model, layers[-1].block, run)
     with attach_hooks(model, layers, checker.layers_by_site, checker, queries=queries) as counter:
-        hooked = run_recording_stream(model, layers[-1].block, inputs, mask)
+        hooked = run_recording_stream(model, layers[-1].block, run)
     name = type(model).__name__
     for before, after in zip(expected, hooked, strict=True):
         check_output_unchanged(name, before, after)
@@ -96,21 +129,14 @@ def check_hooked_forward(
 
 
 def run_recording_stream(
-    model: PreTrainedModel,
-    block: str,
-    inputs: Shaped[Tensor, "1 pos *d_in"],
-    mask: Int[Tensor, "1 pos"] | None,
-) -> tuple[Float[Tensor, "1 predicted d_out"], Float[Tensor, "1 pos d_model"]]:
-    """Run one sequence, and return its outputs and the residual stream after the last layer.
+    model: PreTrainedModel, block: str, run: Callable[[], Tensor]
+) -> tuple[Float[Tensor, "batch predicted d_out"], Float[Tensor, "batch pos d_model"]]:
+    """Run a model, and return its outputs and the residual stream after a layer.
 
     Args:
         model: the model.
-        block: the name of the last layer.
-        inputs: tokens or vectors of one sequence.
-        mask: 1 where an input is not padding.
-
-    Returns:
-        The outputs, at the last position only if the sequence is long and the model class can; and the stream.
+        block: the name of the layer.
+        run: runs the model and returns its output.
     """
     streams: list[Tensor] = []
 
@@ -120,7 +146,7 @@ def run_recording_stream(
 
     handle = model.get_submodule(block).register_forward_hook(guard_hook(record_stream))
     try:
-        output = run_model(model, inputs, mask, all_positions=inputs.shape[1] <= LONG_SEQUENCE)
+        output = run()
     finally:
         handle.remove()
     return output, streams[-1]
@@ -163,17 +189,20 @@ class _IdentityChecker:
         self,
         layers_by_site: Mapping[str, Sequence[int]],
         layers: Sequence[LayerSpec],
-        mask: Int[Tensor, "batch pos"] | None,
+        masks: Sequence[Int[Tensor, "batch pos"] | None],
         queries: Int[Tensor, " query"] | None,
     ) -> None:
-        self._layers, self._mask, self._queries = layers, mask, queries
+        self._layers, self._masks, self._queries = layers, masks, queries
         self._activations: dict[str, Tensor] = {}
         self._layer = -1
         self._call_counts: dict[tuple[str, int], int] = {}
         requested = {site: set(chosen) for site, chosen in layers_by_site.items()}
-        for site in ("value", "z"):
-            requested.setdefault(site, set()).update(requested.get("pattern", ()), requested.get("attn_scores", ()))
-        update_layers = set().union(*(requested.get(site, ()) for site in ("attn_out", "resid_mid", "mlp_out")))
+        for prefix in ("", CROSS_PREFIX):
+            weights = (requested.get(f"{prefix}{site}", ()) for site in ("pattern", "attn_scores"))
+            weighted_layers = set().union(*weights)
+            for site in ("value", "z"):
+                requested.setdefault(f"{prefix}{site}", set()).update(weighted_layers)
+        update_layers = set().union(*(requested.get(site, ()) for site in SITES_OF_SUM))
         if update_layers:
             for site in STREAM_SITES:
                 available = {number for number in update_layers if site not in layers[number].missing}
@@ -186,39 +215,36 @@ class _IdentityChecker:
             self._activations.clear()
             self._layer = layer
         self._activations[site] = value.clone()
-        if site == "z":
-            self._check_attention_weights(self._layers[layer])
+        if site.removeprefix(CROSS_PREFIX) == "z":
+            self._check_attention_weights(self._layers[layer], site.removesuffix("z"))
         if site == "resid_post":
             self._check_residual_sum(self._layers[layer])
 
     def count_calls(self, site: str, layer: int) -> int:
         return self._call_counts.get((site, layer), 0)
 
-    def _check_attention_weights(self, layer: LayerSpec) -> None:
+    def _check_attention_weights(self, layer: LayerSpec, prefix: str) -> None:
         """Check that attention weights times values give ``z``, and that the softmax of scores gives the weights."""
-        out, value = self._checked_rows(self._activations["z"]), self._activations.get("value")
-        if "pattern" in self._activations and value is not None:
-            self._check_reproduces_z(
-                self._checked_rows(attention_math.mix_values(self._activations["pattern"], value)),
-                out,
-                "pattern",
-                layer,
-            )
-        if "attn_scores" in self._activations and value is not None:
-            pattern = attention_math.scores_to_pattern(self._activations["attn_scores"])
-            self._check_reproduces_z(
-                self._checked_rows(attention_math.mix_values(pattern, value)), out, "attn_scores", layer
-            )
+        out, value = self._checked_rows(self._activations[f"{prefix}z"]), self._activations.get(f"{prefix}value")
+        for site in (f"{prefix}pattern", f"{prefix}attn_scores"):
+            weights = self._activations.get(site)
+            if weights is None or value is None:
+                continue
+            pattern = attention_math.scores_to_pattern(weights) if site.endswith("scores") else weights
+            mixed = self._checked_rows(attention_math.mix_values(pattern, value))
+            self._check_reproduces_z(mixed, out, site, layer)
 
     def _check_residual_sum(self, layer: LayerSpec) -> None:
         """Check that the residual updates sum to the change of the residual stream, also from and to ``resid_mid``."""
         if "attn_out" not in self._activations:
             return
-        terms = [site for site in STREAM_SITES[:3] if site in self._activations]
+        terms = [site for site in STREAM_SITES[:-1] if site in self._activations]
         self._check_sum("resid_post", terms, layer, "attn_out and mlp_out")
-        if "resid_mid" in self._activations:
-            self._check_sum("resid_mid", ["resid_pre", "attn_out"], layer, "resid_mid")
-            self._check_sum("resid_post", ["resid_mid", "mlp_out"], layer, "resid_mid")
+        for site, last in (("resid_mid", "attn_out"), ("cross_resid_mid", "cross_attn_out")):
+            if site in self._activations:
+                number = terms.index(last) + 1
+                self._check_sum(site, terms[:number], layer, site)
+                self._check_sum("resid_post", [site, *terms[number:]], layer, site)
 
     def _check_sum(self, total: str, terms: Sequence[str], layer: LayerSpec, omit: str) -> None:
         parts = [self._activations[site] for site in terms]
@@ -241,6 +267,7 @@ class _IdentityChecker:
 
     def _checked_rows(self, z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "real head d_head"]:
         """Return the rows of the checked queries, or of all that are not padding."""
+        mask = self._masks[self._layer]
         if self._queries is not None:
             return (z if z.shape[1] == len(self._queries) else z[:, self._queries]).flatten(0, 1)
-        return z.flatten(0, 1) if self._mask is None else z[self._mask.bool()]
+        return z.flatten(0, 1) if mask is None else z[mask.bool()]

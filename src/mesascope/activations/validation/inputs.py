@@ -1,5 +1,6 @@
 """Inputs of a model, in the forms in which tokenizers and users have them, as tensors on the model's device."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 from mesascope.activations.sites import UnsupportedModel
 from mesascope.activations.validation.token_rows import is_ragged, is_text, pad_rows
 from mesascope.argument_types import validate_tensor
+from mesascope.models.encoder_decoder.model import EncoderDecoder
 from mesascope.tasks.base import Batch
 
 InputsLike = Tensor | Batch | Mapping[str, Any] | Sequence[Any] | np.ndarray
@@ -42,7 +44,52 @@ def prepare_inputs(
 
     Raises:
         ValueError: the inputs are no tensor of tokens or vectors or are empty, or a shape or a token is wrong.
-        UnsupportedModel: the weights of the model are not loaded.
+        UnsupportedModel: the weights of the model are not loaded, or it is an encoder-decoder.
+    """
+    refuse_encoder_decoder(model)
+    return read_inputs(model, inputs, attention_mask)
+
+
+def refuse_encoder_decoder(model: PreTrainedModel) -> None:
+    """Check that a model has one stack of layers.
+
+    Args:
+        model: the model.
+
+    Raises:
+        UnsupportedModel: it is an encoder-decoder.
+    """
+    if is_encoder_decoder(model):
+        raise UnsupportedModel(
+            f"this needs a model with one stack of layers, but {type(model).__name__} is an encoder-decoder; use "
+            "capture, its edits, and analyses of the encoder and the decoder of the capture"
+        )
+
+
+def is_encoder_decoder(model: PreTrainedModel) -> bool:
+    """Return whether a model has an encoder and a decoder, and takes inputs for both.
+
+    Args:
+        model: the model.
+    """
+    if isinstance(model, EncoderDecoder):
+        return True
+    takes_both = "decoder_input_ids" in inspect.signature(model.forward).parameters
+    return takes_both and bool(getattr(model.config, "is_encoder_decoder", False))
+
+
+def read_inputs(
+    model: PreTrainedModel, inputs: Any, attention_mask: Any = None
+) -> tuple[Shaped[Tensor, "batch pos *d_in"], Int[Tensor, "batch pos"] | None]:
+    """Return inputs and mask as `prepare_inputs` does, for any model.
+
+    Args:
+        model: the model.
+        inputs: as in `prepare_inputs`.
+        attention_mask: as in `prepare_inputs`.
+
+    Raises:
+        ValueError: as in `prepare_inputs`.
     """
     if isinstance(inputs, Batch):
         for name, tensor in {"targets": inputs.targets, "weight": inputs.weight, **inputs.latents}.items():
@@ -54,7 +101,7 @@ def prepare_inputs(
     if isinstance(inputs, Mapping):
         inputs, attention_mask = _read_tokenizer_output(inputs, attention_mask)
     device = find_input_device(model)
-    x = _as_tensor("inputs", inputs.inputs if isinstance(inputs, Batch) else inputs).to(device)
+    x = as_tensor("inputs", inputs.inputs if isinstance(inputs, Batch) else inputs).to(device)
     if x.ndim not in (2, 3) or 0 in x.shape:
         raise ValueError(f"inputs must be (batch, pos) or (batch, pos, d_in) and not empty, but got {tuple(x.shape)}")
     if x.is_complex():
@@ -64,8 +111,8 @@ def prepare_inputs(
         _validate_vectors(model, x)
     else:
         x = x.long()
-        _validate_tokens(model, x)
-    return x, None if attention_mask is None else _prepare_mask(attention_mask, x)
+        validate_tokens(_input_embeddings(model), x)
+    return x, None if attention_mask is None else prepare_mask(attention_mask, x)
 
 
 def find_input_device(model: PreTrainedModel) -> torch.device:
@@ -122,7 +169,16 @@ def _read_tokenizer_output(output: Mapping[str, Any], attention_mask: Any) -> tu
     return output["input_ids"], output.get("attention_mask", attention_mask)
 
 
-def _as_tensor(name: str, values: Any) -> Tensor:
+def as_tensor(name: str, values: Any) -> Tensor:
+    """Return a tensor, array or list as a tensor.
+
+    Args:
+        name: the name of the argument.
+        values: its value.
+
+    Raises:
+        ValueError: it is none.
+    """
     if isinstance(values, Tensor):
         validate_tensor(name, values)
         return values
@@ -141,10 +197,7 @@ def _validate_vectors(model: PreTrainedModel, vectors: Shaped[Tensor, "batch pos
             f"inputs must be finite numbers, but sequence {batch} has NaN or infinity at position {pos}; "
             "replace it, or omit the sequence"
         )
-    try:
-        embedding = model.get_input_embeddings()
-    except (NotImplementedError, AttributeError):
-        return
+    embedding = _input_embeddings(model)
     if isinstance(embedding, nn.Embedding) and model.main_input_name == "input_ids":
         raise ValueError(f"inputs must be tokens (integers), which the model embeds, but got {vectors.dtype}; {ADVICE}")
     if type(embedding) is not nn.Linear or torch.is_autocast_enabled(vectors.device.type):
@@ -157,12 +210,23 @@ def _validate_vectors(model: PreTrainedModel, vectors: Shaped[Tensor, "batch pos
         )
 
 
-def _validate_tokens(model: PreTrainedModel, tokens: Shaped[Tensor, "batch pos *d_in"]) -> None:
-    """Check that all tokens can be embedded: on a GPU, another one would end the process."""
+def _input_embeddings(model: PreTrainedModel) -> nn.Module | None:
     try:
-        embedding = model.get_input_embeddings()
+        return model.get_input_embeddings()
     except (NotImplementedError, AttributeError):
-        return
+        return None
+
+
+def validate_tokens(embedding: nn.Module | None, tokens: Shaped[Tensor, "batch pos *d_in"]) -> None:
+    """Check that all tokens can be embedded: on a GPU, another one would end the process.
+
+    Args:
+        embedding: the module that embeds them, if it is known.
+        tokens: the tokens.
+
+    Raises:
+        ValueError: the module embeds vectors, or a token is out of range.
+    """
     if isinstance(embedding, nn.Linear):
         raise ValueError(
             "inputs must be vectors (batch, pos, d_in), because the model embeds vectors, but got integers"
@@ -177,14 +241,26 @@ def _validate_tokens(model: PreTrainedModel, tokens: Shaped[Tensor, "batch pos *
         )
 
 
-def _prepare_mask(attention_mask: Any, x: Shaped[Tensor, "batch pos *d_in"]) -> Int[Tensor, "batch pos"] | None:
-    mask = _as_tensor("attention_mask", attention_mask)
+def prepare_mask(
+    attention_mask: Any, x: Shaped[Tensor, "batch pos *d_in"], name: str = "attention_mask"
+) -> Int[Tensor, "batch pos"] | None:
+    """Return a mask on the device of the inputs, or ``None`` if it is 1 everywhere.
+
+    Args:
+        attention_mask: 1 where an input is not padding.
+        x: the inputs.
+        name: the name of the argument.
+
+    Raises:
+        ValueError: its shape is another one, or it has other numbers.
+    """
+    mask = as_tensor(name, attention_mask)
     if mask.shape != x.shape[:2]:
         shape, given = tuple(x.shape[:2]), tuple(mask.shape)
-        raise ValueError(f"attention_mask must be (batch, pos) = {shape}, but got {given}")
+        raise ValueError(f"{name} must be (batch, pos) = {shape}, but got {given}")
     if not ((mask == 0) | (mask == 1)).all():
         raise ValueError(
-            "attention_mask must be 1 where an input is not padding and 0 elsewhere, but has other numbers; an "
+            f"{name} must be 1 where an input is not padding and 0 elsewhere, but has other numbers; an "
             "additive mask is not supported"
         )
     return None if mask.bool().all() else mask.to(x.device).long()

@@ -6,6 +6,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from mesascope.activations import Capture, LayerReduction, LayerView
+from mesascope.activations.sites import STACKS
 from mesascope.analyses.base import analysis
 from mesascope.analyses.heads.role_counts import with_role_counts
 from mesascope.analyses.nulls import NUM_UNTRAINED_DRAWS, Null, with_null
@@ -136,6 +137,7 @@ def _reduce_positions(view: LayerView) -> dict[str, Tensor]:
         ),
     },
     untrained_draws=NUM_UNTRAINED_DRAWS,
+    stacks=STACKS,
 )
 def positional_attention(acts: Capture) -> xr.Dataset:
     """Compute the attention of every head by position, with uniform attention as null.
@@ -174,6 +176,7 @@ def positional_attention(acts: Capture) -> xr.Dataset:
     description="Attention weights of every head on a few held-out sequences.",
     sites=["pattern"],
     steps="ends",
+    stacks=STACKS,
 )
 def attention_patterns(acts: Capture, examples: int = 4) -> xr.Dataset:
     """Return the attention weights of every head on the first sequences.

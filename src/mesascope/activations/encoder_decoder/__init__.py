@@ -1,0 +1,1 @@
+"""Capture and edits of encoder-decoders: two stacks of layers, and the cross-attention between them."""

@@ -1,0 +1,193 @@
+"""Recording of the forward pass of an encoder-decoder."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mesascope.activations._layer_view import LayerReduction
+from mesascope.activations._memory import check_memory, site_bytes, site_shape
+from mesascope.activations._model_structure import ModelStructure
+from mesascope.activations.edits import Edit, validate_edit
+from mesascope.activations.encoder_decoder._captured import EncoderDecoderCapture
+from mesascope.activations.encoder_decoder._inputs import SourceAndTarget
+from mesascope.activations.encoder_decoder._prepare import prepare_source_and_target
+from mesascope.activations.encoder_decoder._recording import StackRecorders
+from mesascope.activations.encoder_decoder._request import LayersLike, StackRequest, split_request
+from mesascope.activations.encoder_decoder._structure import read_stacks
+from mesascope.activations.encoder_decoder._validation import validate_pair_hook_points
+from mesascope.activations.forward import eval_no_grad
+from mesascope.activations.hooks.attention_interface import attn_implementation
+from mesascope.activations.padding.validate_edits import validate_edit_padding
+from mesascope.activations.readout._readout import Readout
+from mesascope.activations.recording._captured import Capture
+from mesascope.activations.recording._micro_batch import Reduction, reduction_axes
+from mesascope.activations.recording._recorder import Recorder
+from mesascope.activations.sites import ALL_SITES, DECODER, ENCODER, STACKS, get_site, strip_gradient_suffix
+from mesascope.activations.validation.arguments import (
+    stored_layers_by_site,
+    validate_halting_sites,
+    validate_names,
+)
+from mesascope.activations.validation.identities import check_sites_available
+from mesascope.tasks.base import Batch
+
+
+def capture_encoder_decoder(
+    model: PreTrainedModel,
+    inputs: Any,
+    sites: Sequence[str],
+    *,
+    baselines: Mapping[str, Tensor],
+    edits: Sequence[Edit],
+    attention_mask: Any,
+    batch_size: int | None,
+    reduce: Mapping[str, Reduction | LayerReduction],
+    layers: LayersLike,
+    check: bool,
+) -> EncoderDecoderCapture:
+    """Run an encoder-decoder in evaluation mode and record its activations, as `capture` does.
+
+    Args:
+        model: the model.
+        inputs: the source and the target.
+        sites: names of the sites to record.
+        baselines: outputs of baselines on the same inputs.
+        edits: edits, applied in order before anything is recorded.
+        attention_mask: the mask of source and target in one sequence.
+        batch_size: sequences per forward pass.
+        reduce: reductions of sites.
+        layers: the layers to record.
+        check: compare the longest sequences with and without hooks before the run.
+
+    Returns:
+        The recorded sites and reductions.
+
+    Raises:
+        UnsupportedModel: the model, or a layer, lacks a site, or a check fails.
+        ValueError: a name is ambiguous, or two arguments exclude each other.
+    """
+    pair = prepare_source_and_target(model, inputs, attention_mask)
+    name = type(model).__name__
+    validate_names(sites, reduce, torch.zeros(1, 1, dtype=torch.long))
+    _refuse_gradients(name, sites, reduce)
+    validate_halting_sites(name, [site.rpartition(".")[2] for site in sites], None)
+    with eval_no_grad(model):
+        structure = read_stacks(model, pair)
+        stacks = {each: structure.stack(each) for each in STACKS}
+        requests = split_request(stacks, sites, reduce, edits, layers)
+        num_bytes = 0
+        recorders: dict[str, Recorder] = {}
+        for each in STACKS:
+            recorders[each], stack_bytes = _prepare_stack(
+                f"the {each} of {name}", stacks[each], requests[each], pair, batch_size
+            )
+            num_bytes += stack_bytes
+        check_memory(num_bytes, pair.target.device)
+        readouts = {each: stacks[each].readout(model, requests[each].layers) for each in STACKS}
+        run = StackRecorders(
+            structure=structure,
+            recorders=recorders,
+            readouts=readouts,
+            batches=_split_batch(inputs, pair),
+        )
+        if check:
+            validate_pair_hook_points(model, structure, run.layers_by_site, pair)
+        run.run(model, pair, batch_size or len(pair))
+    for each in STACKS:
+        recorders[each].warn_without_effect()
+    captures = {
+        each: _collect(model, each, run, requests[each], pair, baselines if each == DECODER else {}) for each in STACKS
+    }
+    return EncoderDecoderCapture(encoder=captures[ENCODER], decoder=captures[DECODER])
+
+
+def _refuse_gradients(name: str, sites: Sequence[str], reduce: Mapping[str, Reduction | LayerReduction]) -> None:
+    requested = list(sites)
+    for how in reduce.values():
+        requested += [how.site] if isinstance(how, Reduction) else [*how.sites, *how.optional_sites]
+    gradients = [site for site in requested if strip_gradient_suffix(site)]
+    if gradients:
+        raise ValueError(f"gradients are not recorded in encoder-decoders, but got {gradients[0]} for {name}; omit it")
+
+
+def _prepare_stack(
+    name: str, structure: ModelStructure, request: StackRequest, pair: SourceAndTarget, batch_size: int | None
+) -> tuple[Recorder, int]:
+    """Return the recorder of one stack, whose sites and edits are valid, and the memory that it needs in bytes."""
+    is_encoder = structure.stack is not None and structure.stack.name == ENCODER
+    x, mask = (pair.source, pair.source_mask) if is_encoder else (pair.target, pair.target_mask)
+    source = 0 if is_encoder else pair.source.shape[1]
+    edited_layers = [edit.edited_layers(structure.num_blocks) for edit in request.edits]
+    recorder = Recorder(
+        sites=request.sites,
+        reduce=request.reduce,
+        edits=request.edits,
+        layers=request.layers,
+        edited_layers=edited_layers,
+        batch_size=len(pair),
+        layers_without_site={
+            site: [number for number, layer in enumerate(structure.layers) if site in layer.missing]
+            for site in ALL_SITES
+        },
+    )
+    check_sites_available(name, structure.layers, recorder.layers_by_site)
+    for edit, layers in zip(request.edits, edited_layers, strict=True):
+        shapes = {n: site_shape(structure, n, edit.site, *x.shape[:2], source=source) for n in layers}
+        validate_edit(edit, shapes, min(batch_size or len(pair), len(pair)), structure.trace.logits)
+        validate_edit_padding(edit, x, mask, None if is_encoder else pair.source_mask)
+    stored = stored_layers_by_site(request.sites, request.layers)
+    return recorder, site_bytes(structure, stored, *x.shape[:2], source=source)
+
+
+def _split_batch(inputs: Any, pair: SourceAndTarget) -> dict[str, Batch | None]:
+    """Return the parts of the batch of a task that are source and target."""
+    if not isinstance(inputs, Batch):
+        return dict.fromkeys(STACKS)
+    batch, length = inputs.to(pair.target.device), pair.source.shape[1]
+    return {ENCODER: _select_columns(batch, slice(0, length)), DECODER: _select_columns(batch, slice(length, None))}
+
+
+def _select_columns(batch: Batch, columns: slice) -> Batch:
+    return Batch(
+        inputs=batch.inputs[:, columns],
+        targets=batch.targets[:, columns],
+        weight=batch.weight[:, columns],
+        latents={
+            name: value[:, columns] if value.shape[:2] == batch.weight.shape else value
+            for name, value in batch.latents.items()
+        },
+    )
+
+
+def _collect(
+    model: PreTrainedModel,
+    stack: str,
+    run: StackRecorders,
+    request: StackRequest,
+    pair: SourceAndTarget,
+    baselines: Mapping[str, Tensor],
+) -> Capture:
+    """Return the capture of one stack."""
+    is_encoder = stack == ENCODER
+    x = pair.source if is_encoder else pair.target
+    readout: Readout = run.readouts[stack]
+    return Capture(
+        sites=run.recorders[stack].recorded,
+        axes={site: get_site(site).axes for site in request.sites} | reduction_axes(request.reduce),
+        inputs=x,
+        batch=run.batches[stack],
+        baselines=dict(baselines),
+        attention_mask=pair.source_mask if is_encoder else pair.target_mask,
+        layers=tuple(request.layers),
+        queries=tuple(range(x.shape[1])),
+        readout=readout,
+        attn_implementation=attn_implementation(model),
+        model=model,
+        stack=stack,
+        source_mask=None if is_encoder else pair.source_mask,
+        source_length=None if is_encoder else pair.source.shape[1],
+        prefix_length=pair.prefix_length,
+    )

@@ -1,0 +1,129 @@
+"""Recording of both stacks of an encoder-decoder in one forward pass."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mesascope.activations.encoder_decoder._forward import run_pair_forward
+from mesascope.activations.encoder_decoder._inputs import SourceAndTarget
+from mesascope.activations.encoder_decoder._structure import EncoderDecoderStructure
+from mesascope.activations.hooks._block_call import BlockCall
+from mesascope.activations.hooks._module_hooks import attach_hooks
+from mesascope.activations.hooks.attention_interface import AttentionCall
+from mesascope.activations.readout._readout import Readout
+from mesascope.activations.recording._micro_batch import BatchContext, MicroBatch
+from mesascope.activations.recording._recorder import Recorder
+from mesascope.activations.sites import DECODER, ENCODER, STACKS
+from mesascope.tasks.base import Batch
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StackRecorders:
+    """The recorders of both stacks; a hook function that passes each activation on to the recorder of its stack.
+
+    Attributes:
+        structure: the structure of the model.
+        recorders: by stack.
+        readouts: by stack.
+        batches: by stack, its part of the batch of a task that is captured.
+    """
+
+    structure: EncoderDecoderStructure
+    recorders: Mapping[str, Recorder]
+    readouts: Mapping[str, Readout]
+    batches: Mapping[str, Batch | None]
+
+    @property
+    def layers_by_site(self) -> dict[str, list[int]]:
+        """The layers of every site that needs a hook, counted through both stacks."""
+        layers_by_site: dict[str, list[int]] = {}
+        for name in STACKS:
+            first = self.structure.first_layer(name)
+            for site, layers in self.recorders[name].layers_by_site.items():
+                layers_by_site.setdefault(site, []).extend(first + layer for layer in layers)
+        return layers_by_site
+
+    def __call__(self, site: str, number: int, value: Tensor) -> Tensor | None:
+        """Record an activation, and return its replacement, if an edit had an effect; this is the hook function."""
+        recorder, layer = self._find(number)
+        return recorder(site, layer, value)
+
+    def on_layer_start(self, number: int, call: BlockCall) -> None:
+        """Pass the call of a block on.
+
+        Args:
+            number: the layer, counted through both stacks.
+            call: the call.
+        """
+        recorder, layer = self._find(number)
+        recorder.on_layer_start(layer, call)
+
+    def on_attention_call(self, number: int, call: AttentionCall) -> None:
+        """Pass a call of self-attention on.
+
+        Args:
+            number: the layer, counted through both stacks.
+            call: the call.
+        """
+        recorder, layer = self._find(number)
+        recorder.on_attention_call(layer, call)
+
+    def get_buffer(self, site: str, number: int, like: Tensor) -> Tensor | None:
+        """Return the buffer for a value that the hooks compute.
+
+        Args:
+            site: the name of the site.
+            number: the layer, counted through both stacks.
+            like: a tensor of the shape, dtype and device of the value.
+        """
+        recorder, layer = self._find(number)
+        return recorder.get_buffer(site, layer, like)
+
+    def run(self, model: PreTrainedModel, inputs: SourceAndTarget, batch_size: int) -> None:
+        """Run all sequences in micro-batches.
+
+        Args:
+            model: the model.
+            inputs: the source and the target.
+            batch_size: sequences per micro-batch.
+        """
+        for start in range(0, len(inputs), batch_size):
+            rows = range(start, min(start + batch_size, len(inputs)))
+            part = inputs[rows.start : rows.stop]
+            for name in STACKS:
+                context = self._context(name, part, slice(rows.start, rows.stop))
+                self.recorders[name].micro_batch = MicroBatch(rows=rows, context=context)
+            with attach_hooks(
+                model,
+                self.structure.layers,
+                self.layers_by_site,
+                self,
+                on_layer_start=self.on_layer_start,
+                on_attention_call=self.on_attention_call,
+                allocate=self.get_buffer,
+            ):
+                output = run_pair_forward(model, part)
+            self.recorders[DECODER].record_output(output, 1)
+
+    def _find(self, number: int) -> tuple[Recorder, int]:
+        """Return the recorder of a layer, and the index of the layer in its stack."""
+        first = self.structure.first_layer(DECODER)
+        return (self.recorders[ENCODER], number) if number < first else (self.recorders[DECODER], number - first)
+
+    def _context(self, name: str, part: SourceAndTarget, rows: slice) -> BatchContext:
+        layers, batch = self.structure.stack(name).layers, self.batches[name]
+        is_encoder = name == ENCODER
+        x = part.source if is_encoder else part.target
+        return BatchContext(
+            inputs=x,
+            mask=part.source_mask if is_encoder else part.target_mask,
+            queries=torch.arange(x.shape[1]),
+            batch=None if batch is None else batch[rows],
+            readout=self.readouts[name],
+            parallel=tuple(layer.parallel for layer in layers),
+            has_cross=tuple(layer.cross is not None for layer in layers),
+            source_mask=None if is_encoder else part.source_mask,
+        )

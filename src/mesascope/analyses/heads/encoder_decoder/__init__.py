@@ -1,0 +1,1 @@
+"""Analyses of the attention heads of encoder-decoders."""
