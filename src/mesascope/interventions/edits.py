@@ -254,7 +254,7 @@ def select_stack(site: str, source: Capture | EncoderDecoderCapture) -> Capture:
     return source
 
 
-def _draw_order(source: Capture | EncoderDecoderCapture, seed: int) -> Int[Tensor, " batch"]:
+def _draw_order(source: Capture, seed: int) -> Int[Tensor, " batch"]:
     """Draw a random cycle of the sequences with the same padding, for each kind of padding."""
     num_sequences, generator = len(source.inputs), torch.Generator().manual_seed(seed)
     if num_sequences < 2:
@@ -286,7 +286,7 @@ def _average_real(
 
 def _edit_from_capture(
     site: str,
-    source: Capture | EncoderDecoderCapture,
+    source: Capture,
     where: IndexByAxis | None,
     transform: Callable[[Tensor], Tensor],
     *,

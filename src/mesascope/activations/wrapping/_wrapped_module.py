@@ -53,7 +53,8 @@ class WrappedModule(PreTrainedModel):
         accepts_mask: bool,
         untrained_fn: UntrainedFn | None,
     ) -> None:
-        config = WrappedConfig(name_or_path=type(module).__name__)
+        config = WrappedConfig()
+        config.name_or_path = type(module).__name__
         config.max_position_embeddings = context_length
         super().__init__(config)
         self.module = module
