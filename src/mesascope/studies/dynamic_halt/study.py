@@ -73,5 +73,5 @@ STUDY = Study(
     ),
     claims=(*flip_flop_claims(), *list_ops_claims(), *halting_claims()),
     seeds={"smoke": 2, "laptop": 5, "paper": 8},
-    minutes={"smoke": 1.0, "laptop": 15.0, "paper": 700_000.0},
+    minutes={"smoke": 1.0, "laptop": 20.0, "paper": 700_000.0},
 )
