@@ -170,7 +170,7 @@ def capture(
     """
     model = validate_model(model)
     if is_encoder_decoder(model):
-        _refuse_options(model, iterations=iterations, queries=queries, objective=objective)
+        _refuse_options(model, tokenizer=tokenizer, iterations=iterations, queries=queries, objective=objective)
         return capture_encoder_decoder(
             model,
             inputs,
