@@ -21,8 +21,8 @@ class SourceAndTarget:
         prefix_length: the number of first positions of the source that are vectors of a prefix.
     """
 
-    source: Shaped[Tensor, "batch source ..."]
-    target: Shaped[Tensor, "batch pos ..."]
+    source: Shaped[Tensor, "batch source *d_source"]
+    target: Shaped[Tensor, "batch pos *d_target"]
     source_mask: Int[Tensor, "batch source"] | None
     target_mask: Int[Tensor, "batch pos"] | None
     prefix: Float[Tensor, "slot d_model"] | None = None

@@ -91,7 +91,7 @@ def check_hooked_run(
     layers: Sequence[LayerSpec],
     layers_by_site: Mapping[str, Sequence[int]],
     run: Callable[[], Tensor],
-    masks: Sequence[Int[Tensor, "_ _"] | None],
+    masks: Sequence[Int[Tensor, "batch _"] | None],
     queries: Int[Tensor, " query"] | None = None,
 ) -> None:
     """Run a model with and without hooks, and check outputs, hook calls and identities, as `check_hooked_forward` does.
@@ -189,7 +189,7 @@ class _IdentityChecker:
         self,
         layers_by_site: Mapping[str, Sequence[int]],
         layers: Sequence[LayerSpec],
-        masks: Sequence[Int[Tensor, "_ _"] | None],
+        masks: Sequence[Int[Tensor, "batch _"] | None],
         queries: Int[Tensor, " query"] | None,
     ) -> None:
         self._layers, self._masks, self._queries = layers, masks, queries
