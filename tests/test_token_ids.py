@@ -218,7 +218,7 @@ def test_a_regression_transformer_is_compared_with_the_algorithms_of_its_task():
     module = RegressionTransformer()
     (report,) = api.rank_algorithms(wrap(module, forward=predictions_of_regression), task=task, sequences=32)
     assert report.task == "Regression"
-    assert set(report.results["predictor"].values) == {one.name for one in task.candidate_algorithms()}
+    assert {one.name for one in task.candidate_algorithms()} <= set(report.results["predictor"].values)
     for options in ({}, {"task": task, "token_ids": IDS}, {"study": "affine"}):
         with pytest.raises(ValueError, match="must be compared on a task or on token_ids"):
             api.rank_algorithms(wrap(module), sequences=32, **options)

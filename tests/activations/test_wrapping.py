@@ -192,6 +192,7 @@ def test_multi_head_attention_of_pytorch_has_its_own_weights(causal):
 
 
 def test_multi_head_attention_with_its_fast_path_is_refused():
+    torch.backends.mha.set_fastpath_enabled(True)
     with pytest.raises(UnsupportedModel, match=r"fast path enabled; call torch\.backends\.mha\.set_fastpath_enabled"):
         wrap(encoder()[0])
 

@@ -125,10 +125,10 @@ def _run_repeated_tokens(
 
 def _find_context(model: PreTrainedModel, inputs: InspectionInputs) -> int:
     """Return the largest length that is known to fit: of a wrapped module without a context, that of its inputs."""
-    max_length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if max_length is None and isinstance(model, WrappedModule):
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if context is None and isinstance(model, WrappedModule):
         return inputs.token_ids.shape[1]
-    return max_length or 3 * MAX_REPEATED_TOKENS
+    return context or 3 * MAX_REPEATED_TOKENS
 
 
 def _run_excerpt(model: PreTrainedModel, inputs: InspectionInputs, selected: Sequence[Analysis]) -> AnalysisResults:

@@ -58,6 +58,7 @@ def wrap(
     >>> encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
     >>> capture(wrap(encoder), torch.randn(1, 5, 8), ["pattern"])["pattern"].shape
     torch.Size([2, 1, 2, 5, 5])
+    >>> torch.backends.mha.set_fastpath_enabled(True)
     """
     name = type(module).__name__
     if isinstance(module, PreTrainedModel) and layers is None:
