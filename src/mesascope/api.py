@@ -158,7 +158,7 @@ def inspect(
         model: A Hub name, a folder, a ``.gguf`` file, or a model in memory, which keeps its device and its dtype; for a
             plain module, ``mesascope.wrap(module)``.
         tokenizer: The tokenizer of a model in memory.
-        text: A UTF-8 file; by default English prose that is installed with Python.
+        text: A UTF-8 file; by default a story that comes with mesascope.
         token_ids: Token ids (batch, pos), or one long sequence (pos), instead of a text, for models without a
             tokenizer: a tensor, an array, or a ``.npy`` or ``.safetensors`` file. Random sequences are then drawn from
             the tokens that occur. The common first token of all rows counts as the beginning of every text.
