@@ -77,7 +77,9 @@ def run_command(
 @app.command("inspect")
 def inspect_command(
     model: Annotated[str, typer.Argument(help="Hugging Face Hub name, folder or .gguf file.")],
-    text: Annotated[Path | None, typer.Option(help="UTF-8 text file; by default a story that comes with mesascope.")] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="UTF-8 text file; by default a story that comes with mesascope.")
+    ] = None,
     token_ids: TokenIdsFile = None,
     study: Annotated[
         str | None, typer.Option(help="Study whose task of tokens gives the sequences, instead of a text.")
