@@ -246,10 +246,23 @@ def test_a_shell_completes_commands_and_studies():
 def test_the_flags_are_the_ones_that_were_promised(command):
     """The command line is an interface: a flag that comes or goes changes this list."""
     promised = {
-        "run": {"--scale", "--seeds", "--out", "--device", "--on", "--vary", "--strict", "--no-strict", "--help"},
+        "run": {
+            *(
+                "--scale",
+                "--seeds",
+                "--out",
+                "--device",
+                "--on",
+                "--vary",
+                "--set",
+                "--strict",
+                "--no-strict",
+                "--help",
+            ),
+        },
         "inspect": {
             *("--text", "--tokens", "--sequences", "--out", "--analyses", "--steps", "--device", "--dtype", "--help"),
-            "--trust-remote-code",
+            *("--token-ids", "--study", "--trust-remote-code"),
         },
         "circuit": {
             *("--pairs", "--study", "--condition", "--seed", "--num-pairs", "--steps", "--size", "--out", "--device"),
@@ -263,7 +276,19 @@ def test_the_flags_are_the_ones_that_were_promised(command):
         "cite": {"--help"},
         "compare": {"--help"},
         "table": {"--format", "--help"},
-        "which-algorithm": {"--study", "--sequences", "--seed", "--device", "--json", "--trust-remote-code", "--help"},
+        "which-algorithm": {
+            *(
+                "--study",
+                "--token-ids",
+                "--steps",
+                "--sequences",
+                "--seed",
+                "--device",
+                "--json",
+                "--trust-remote-code",
+            ),
+            "--help",
+        },
     }
     import typer.main
 

@@ -6,7 +6,7 @@ from faults.damages import DAMAGES
 from faults.hostile_models import save_victims
 from faults.inspect_folders import inspect_hostile, report, run_many
 
-RESULTS = ("folder_generation_config_broken",)  # the damage does no harm
+RESULTS = ("folder_generation_config_broken", "folder_of_trainer")  # no harm; the checkpoints are opened
 FAST = """
 config_width_in_quotes config_layers_null config_truncated config_list config_nested config_huge_width
 config_huge_positions config_huge_layers config_huge_vocabulary config_huge_labels config_zero_heads config_fewer_layers
@@ -16,7 +16,7 @@ config_code_with_known_type weights_truncated weights_nan weights_infinity weigh
 weights_tensor_missing weights_flattened weights_integers weights_swapped weights_pickle index_without_map
 index_file_elsewhere index_tensor_missing tokenizer_truncated tokenizer_nested tokenizer_negative_ids
 tokenizer_large_ids tokenizer_words_without_unknown tokenizer_pattern_broken tokenizer_config_length
-gguf_truncated gguf_huge_array gguf_huge_width gguf_huge_tensor_count folder_of_trainer folder_of_adapter
+gguf_truncated gguf_huge_array gguf_huge_width gguf_huge_tensor_count folder_of_adapter
 folder_given_by_file
 """.split()
 

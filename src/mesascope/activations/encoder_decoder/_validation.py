@@ -72,43 +72,49 @@ def _validate_padding(
         row = int(amount.argmax())
         key = (side, *lengths, int(left[row]), int(right[row]), int(gaps[row]))
         if amount[row] and key not in structure.validated:
-            _check_padding(model, structure, inputs[row : row + 1], side, row)
+            _check_padding(model, structure, inputs[row : row + 1], row)
             structure.validated.add(key)
 
 
-def _check_padding(
-    model: PreTrainedModel, structure: EncoderDecoderStructure, one: SourceAndTarget, side: str, row: int
-) -> None:
+def _check_padding(model: PreTrainedModel, structure: EncoderDecoderStructure, one: SourceAndTarget, row: int) -> None:
     """Check on one sequence that padding does not change what the model computes at the other positions."""
-    source, target = one.real_source(0), one.real_target(0)
-    if isinstance(model, EncoderDecoder):  # its source has a fixed length: what stands at padding must not matter
-        other, selections = _replace_padding(model, one), (source, target)
-    else:
-        other = replace(
-            one, source=one.source[:, source], target=one.target[:, target], source_mask=None, target_mask=None
-        )
-        selections = (slice(None), slice(None))
     blocks = [model.get_submodule(each.layers[-1].block) for each in (structure.encoder, structure.decoder)]
+    deviation = _find_deviation(model, blocks, one, ("source", "target"))
+    if deviation is not None:
+        side = "target" if _find_deviation(model, blocks, one, ("source",)) is None else "source"
+        raise UnsupportedModel(
+            f"padding of the {side} must not change what is computed at other positions, but in "
+            f"{type(model).__name__} it changes by {deviation:.1e} (relative) in sequence {row}; pad on the other "
+            "side, or pass sequences of one length"
+        )
+
+
+def _find_deviation(
+    model: PreTrainedModel, blocks: Sequence[nn.Module], one: SourceAndTarget, sides: Sequence[str]
+) -> float | None:
+    """Return by how much the padding of some sides changes the streams of a sequence; ``None`` for rounding."""
+    real = {"source": one.real_source(0), "target": one.real_target(0)}
+    everything = dict.fromkeys(real, slice(None))
+    if isinstance(model, EncoderDecoder):  # its source has a fixed length: what stands at padding must not matter
+        other, chosen = _replace_padding(model, one, sides), real
+    else:
+        trimmed = {side: getattr(one, side)[:, real[side]] for side in sides}
+        other = replace(one, **trimmed, **{f"{side}_mask": None for side in sides})
+        chosen = {side: everything[side] if side in sides else real[side] for side in real}
     padded, unpadded = (_record_streams(model, blocks, each) for each in (one, other))
-    for before, after, real, chosen in zip(unpadded, padded, (source, target), selections, strict=True):
-        deviation = largest_deviation(after[0, real], before[0, chosen])
+    for before, after, side in zip(unpadded, padded, real, strict=True):
+        deviation = largest_deviation(after[0, real[side]], before[0, chosen[side]])
         if not deviation <= rounding_tolerance(before):
-            raise UnsupportedModel(
-                f"padding of the {side} must not change what is computed at other positions, but in "
-                f"{type(model).__name__} it changes by {deviation:.1e} (relative) in sequence {row}; pad on the other "
-                "side, or pass sequences of one length"
-            )
+            return deviation
+    return None
 
 
-def _replace_padding(model: EncoderDecoder, one: SourceAndTarget) -> SourceAndTarget:
-    """Return the inputs with other tokens at padding."""
+def _replace_padding(model: EncoderDecoder, one: SourceAndTarget, sides: Sequence[str]) -> SourceAndTarget:
+    """Return the inputs with other tokens at the padding of some sides."""
     tokens = model.config.vocab_size or 1
-    source, target = ((part + 1) % tokens for part in (one.source, one.target))
-    return replace(
-        one,
-        source=torch.where(one.real_source(0), one.source, source),
-        target=torch.where(one.real_target(0), one.target, target),
-    )
+    real = {"source": one.real_source(0), "target": one.real_target(0)}
+    given = {side: getattr(one, side) for side in sides}
+    return replace(one, **{side: torch.where(real[side], x, (x + 1) % tokens) for side, x in given.items()})
 
 
 def _record_streams(model: PreTrainedModel, blocks: Sequence[nn.Module], inputs: SourceAndTarget) -> list[Tensor]:
