@@ -280,7 +280,6 @@ def test_the_flags_are_the_ones_that_were_promised(command):
             *(
                 "--study",
                 "--token-ids",
-                "--steps",
                 "--sequences",
                 "--seed",
                 "--device",
