@@ -65,8 +65,7 @@ def run(
             the path of a setting, such as ``{"training.optimizer.lr": ["1e-3", "3e-3"]}``; the claims are judged in
             every combination. Default: the study's grid at this scale.
         settings: New values of fields of the task, the model or the training, such as ``{"training.steps": 500}``, in
-            every condition that has the field and at all scales. The claims are judged at these values alone, without
-            the study's grid.
+            every condition that has the field. The claims are judged at these values alone, without the study's grid.
         progress: Receives progress updates. Default: bars on a terminal and in a notebook, nothing in other scripts.
         quiet: Show no progress.
 

@@ -45,7 +45,7 @@ def test_heads_with_a_role_are_counted_and_the_strongest_is_named():
         "strongest, L1H0, spends 0.8 of its attention on repeated random tokens, 0.05 with shuffled keys. With random "
         "weights there are 1.5 (mean of 2 draws)."
     )
-    assert previous.startswith("1 of 4 head attends to the token before the current one (previous-token heads)")
+    assert previous.startswith("1 of 4 heads attends to the token before the current one (previous-token heads)")
     assert "L0H1, spends 0.9" in previous
     assert "With random weights" not in previous, "there are no draws of this role"
     assert duplicate == "0 of 4 heads attend to an earlier occurrence of the current token (duplicate-token heads)."

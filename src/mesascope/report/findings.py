@@ -73,8 +73,8 @@ def describe_repeated_token_heads(data: xr.Dataset) -> Iterator[str]:
     has_role = score > data["score_threshold"]
     for role, target in REPORTED_ROLES.items():
         scores, count = score.sel(stat=role), int(has_role.sel(stat=role).sum())
-        heads = "head attends" if count == 1 else "heads attend"
-        sentence = f"{count} of {num_heads} {heads} to {target} ({role.replace(' ', '-')} heads)"
+        attend = "attends" if count == 1 else "attend"
+        sentence = f"{count} of {num_heads} heads {attend} to {target} ({role.replace(' ', '-')} heads)"
         if count:
             strongest = scores.where(has_role.sel(stat=role)).argmax(...)
             strength = f"{format_number(float(scores[strongest]))} of its attention on repeated random tokens"
