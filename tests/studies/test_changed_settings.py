@@ -10,17 +10,9 @@ from mesascope import api
 from mesascope.studies.cells import load_cells
 from mesascope.studies.registry import load_study
 from mesascope.train import TrainingConfig
-from studies.test_factors import AFFINE, HEADS, SMALL_STUDY
+from studies.test_factors import AFFINE, HEADS
 
 HALT = load_study("dynamic-halt")
-
-
-@pytest.fixture
-def small(tmp_path):
-    """A file with a study of one layer that trains for two steps."""
-    file = tmp_path / "small.py"
-    file.write_text(SMALL_STUDY)
-    return file
 
 
 def test_a_setting_changes_its_field_at_every_scale_and_nothing_else():
