@@ -1,14 +1,12 @@
 """What capture does on sequence-to-sequence model types of transformers, held against the untouched models."""
 
 import gc
-import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import CONFIG_MAPPING, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, PreTrainedModel
-from transformers import logging as transformers_logging
 
 from mesascope.activations import CROSS_SITES, FORWARD_SITES, Capture, EncoderDecoderCapture, UnsupportedModel, capture
 from mesascope.activations.encoder_decoder._prepare import prepare_source_and_target
@@ -17,7 +15,7 @@ from mesascope.activations.forward import eval_no_grad
 from mesascope.activations.hooks import _attention_math as attention_math
 from mesascope.activations.tolerances import allclose
 
-from .tiny import LAYERS, RULES, VOCABULARY, configure
+from .tiny import LAYERS, RULES, VOCABULARY, configure, silenced, stir
 
 ROWS, SOURCE, TARGET, NUM_LAYERS = 3, 11, 7, 2
 SOURCE_LENGTHS, TARGET_LENGTHS = (4, 11, 7), (7, 2, 5)
@@ -74,24 +72,14 @@ def build_pair_model(kind: str, kernel: str | None = None) -> PreTrainedModel:
     torch.manual_seed(0)
     config = configure(CONFIG_MAPPING[kind], kind, PAIR_RULES, OWN)
     chosen = {} if kernel is None else {"attn_implementation": kernel}
-    model = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING[type(config)]._from_config(config, dtype=torch.float32, **chosen)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return model.eval()
+    model_class = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING[type(config)]
+    return stir(model_class._from_config(config, dtype=torch.float32, **chosen))
 
 
 def sweep_pairs(kinds: tuple[str, ...] | None = None) -> list[PairOutcome]:
     """The outcome of every type, in the order of their names."""
-    before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return [outcome_of_pair(kind) for kind in sorted(kinds or KINDS)]
-    finally:
-        transformers_logging.set_verbosity(before)
+    with silenced():
+        return [outcome_of_pair(kind) for kind in sorted(kinds or KINDS)]
 
 
 def outcome_of_pair(kind: str) -> PairOutcome:

@@ -1,13 +1,11 @@
 """What capture does on every causal language model type of transformers, held against the untouched models."""
 
 import gc
-import warnings
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
-from transformers import logging as transformers_logging
 
 from mesascope.activations import FORWARD_SITES, Capture, UnsupportedModel, capture
 from mesascope.activations._layer_spec import LayerSpec
@@ -17,7 +15,7 @@ from mesascope.activations.forward import eval_no_grad
 from mesascope.activations.hooks import _attention_math as attention_math
 from mesascope.activations.tolerances import allclose
 
-from .tiny import VOCABULARY, build, every_type
+from .tiny import VOCABULARY, build, every_type, silenced
 
 LENGTHS = (11, 7, 9)
 RAGGED = (1, 11, 7)  # the first sequence of a padded batch has a single token
@@ -58,14 +56,8 @@ class Outcome:
 
 def sweep(kinds: tuple[str, ...] | None = None) -> list[Outcome]:
     """The outcome of every type, in the order of their names."""
-    before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return [outcome_of(kind) for kind in sorted(kinds or every_type())]
-    finally:
-        transformers_logging.set_verbosity(before)
+    with silenced():
+        return [outcome_of(kind) for kind in sorted(kinds or every_type())]
 
 
 def outcome_of(kind: str) -> Outcome:

@@ -5,11 +5,14 @@ a table by type.
 """
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import torch
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
+from transformers import logging as transformers_logging
 
 WIDTH, HEADS, LAYERS, VOCABULARY = 32, 4, 4, 40
 
@@ -134,12 +137,33 @@ def build(kind: str, kernel: str | None = None) -> PreTrainedModel:
     config_class = model_class.config_class if model_class.config_class in _parts(kind) else CONFIG_MAPPING[kind]
     config = configure(config_class, config_class.model_type)
     chosen = {} if kernel is None else {"attn_implementation": kernel}
-    model = model_class._from_config(config, dtype=torch.float32, **chosen)
+    return stir(model_class._from_config(config, dtype=torch.float32, **chosen))
+
+
+def stir(model: PreTrainedModel) -> PreTrainedModel:
+    """The model in evaluation mode, with the same noise on all weights every time.
+
+    Args:
+        model: the model, whose weights change.
+    """
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
     return model.eval()
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Context manager: neither warnings nor the notes of transformers are printed."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(before)
 
 
 def _parts(kind: str) -> list[type]:
