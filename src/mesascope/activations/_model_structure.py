@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from transformers import PreTrainedModel
 
@@ -9,6 +10,7 @@ from mesascope.activations._layer_spec import LayerSpec
 from mesascope.activations.readout._build import build_readout
 from mesascope.activations.readout._readout import Readout
 from mesascope.activations.readout._stack_inputs import StackInputs
+from mesascope.activations.sites import ALL_SITES, strip_gradient_suffix
 from mesascope.activations.structure._trace import Trace
 from mesascope.activations.validation.fingerprint import Fingerprint
 
@@ -52,6 +54,18 @@ class ModelStructure:
     def is_dynamic(self) -> bool:
         """``True`` if the number of iterations depends on the inputs."""
         return any(layer.is_optional for layer in self.layers)
+
+    @cached_property
+    def layers_without_site(self) -> dict[str, list[int]]:
+        """The layers without each site or its gradient, by site."""
+        return {
+            name: [
+                number
+                for number, layer in enumerate(self.layers)
+                if (strip_gradient_suffix(name) or name) in layer.missing
+            ]
+            for name in ALL_SITES
+        }
 
     def readout(self, model: PreTrainedModel, layers: Sequence[int]) -> Readout:
         """Return a readout of some layers; what it consists of is found on the first call, and its numbers on use.

@@ -1,12 +1,11 @@
 """Recording of a model's forward pass, site by site, in bounded memory."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, overload
+from typing import Any, TypedDict, Unpack, overload
 
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from mesascope.activations._layer_spec import LayerSpec
 from mesascope.activations._layer_view import LayerReduction
 from mesascope.activations._memory import check_memory, site_bytes, site_shape
 from mesascope.activations.edits import Edit, validate_edit
@@ -23,7 +22,7 @@ from mesascope.activations.recording._iterations import select_calls, split_call
 from mesascope.activations.recording._micro_batch import Reduction, reduction_axes
 from mesascope.activations.recording._recorder import Recorder
 from mesascope.activations.recording._run import RunInputs, run_micro_batches
-from mesascope.activations.sites import ALL_SITES, get_site, strip_gradient_suffix
+from mesascope.activations.sites import get_site, strip_gradient_suffix
 from mesascope.activations.structure._read_structure import read_structure
 from mesascope.activations.validation.arguments import (
     select_iterations,
@@ -45,59 +44,42 @@ from mesascope.tasks.base import Batch
 DEFAULT_SITES = ("resid_pre", "resid_post", "output")
 
 
-@overload
+class CaptureOptions(TypedDict, total=False):
+    """The keyword arguments of `capture`."""
+
+    tokenizer: PreTrainedTokenizerBase | None
+    baselines: Mapping[str, Tensor] | None
+    edits: Edit | Sequence[Edit]
+    attention_mask: Tensor | Sequence[Sequence[int]] | None
+    batch_size: int | None
+    reduce: Mapping[str, Reduction | LayerReduction] | None
+    layers: LayersLike
+    iterations: Sequence[int] | None
+    queries: Sequence[int] | None
+    objective: ObjectiveFn | None
+    check: bool
+
+
+@overload  # an EncoderDecoderCapture; `Any`, since overloads that overlap must agree
 def capture(
     model: EncoderDecoder,
     inputs: InputsLike,
     sites: Sequence[str] = DEFAULT_SITES,
-    *,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    baselines: Mapping[str, Tensor] | None = None,
-    edits: Edit | Sequence[Edit] = (),
-    attention_mask: Tensor | Sequence[Sequence[int]] | None = None,
-    batch_size: int | None = None,
-    reduce: Mapping[str, Reduction | LayerReduction] | None = None,
-    layers: LayersLike = None,
-    iterations: Sequence[int] | None = None,
-    queries: Sequence[int] | None = None,
-    objective: ObjectiveFn | None = None,
-    check: bool = True,
-) -> Any: ...  # an EncoderDecoderCapture; `Any`, since overloads that overlap must agree
+    **options: Unpack[CaptureOptions],
+) -> Any: ...
 @overload
 def capture(
     model: nn.Module,
     inputs: Mapping[str, Any],
     sites: Sequence[str] = DEFAULT_SITES,
-    *,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    baselines: Mapping[str, Tensor] | None = None,
-    edits: Edit | Sequence[Edit] = (),
-    attention_mask: Tensor | Sequence[Sequence[int]] | None = None,
-    batch_size: int | None = None,
-    reduce: Mapping[str, Reduction | LayerReduction] | None = None,
-    layers: LayersLike = None,
-    iterations: Sequence[int] | None = None,
-    queries: Sequence[int] | None = None,
-    objective: ObjectiveFn | None = None,
-    check: bool = True,
+    **options: Unpack[CaptureOptions],
 ) -> Any: ...
 @overload
 def capture(
     model: nn.Module,
     inputs: InputsLike,
     sites: Sequence[str] = DEFAULT_SITES,
-    *,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    baselines: Mapping[str, Tensor] | None = None,
-    edits: Edit | Sequence[Edit] = (),
-    attention_mask: Tensor | Sequence[Sequence[int]] | None = None,
-    batch_size: int | None = None,
-    reduce: Mapping[str, Reduction | LayerReduction] | None = None,
-    layers: LayersLike = None,
-    iterations: Sequence[int] | None = None,
-    queries: Sequence[int] | None = None,
-    objective: ObjectiveFn | None = None,
-    check: bool = True,
+    **options: Unpack[CaptureOptions],
 ) -> Capture: ...
 @validate_arguments
 def capture(
@@ -216,7 +198,7 @@ def capture(
             layers=selected_calls,
             edited_layers=edited_layers,
             batch_size=len(x),
-            layers_without_site=_layers_without_site(structure.layers),
+            layers_without_site=structure.layers_without_site,
             is_dynamic=structure.is_dynamic,
         )
         _validate_gradients_unedited(recorder, edits)
@@ -318,16 +300,6 @@ def _refuse_options(model: nn.Module, **options: object) -> None:
         raise ValueError(
             f"{given[0]}= must be omitted for an encoder-decoder, but was given for {type(model).__name__}"
         )
-
-
-def _layers_without_site(layer_specs: Sequence[LayerSpec]) -> dict[str, list[int]]:
-    """Return the layers without each site or its gradient, by site."""
-    return {
-        name: [
-            number for number, layer in enumerate(layer_specs) if (strip_gradient_suffix(name) or name) in layer.missing
-        ]
-        for name in ALL_SITES
-    }
 
 
 def _validate_recorded(

@@ -22,6 +22,7 @@ from mesascope.activations.sites import (
 from mesascope.argument_types import validate_fields
 
 AxisIndex = int | slice | Sequence[int]
+BlockIndex = tuple[slice | Int[Tensor, "..."], ...]
 
 
 class EditHadNoEffect(UserWarning):
@@ -233,13 +234,27 @@ def apply_edit(
     index = _edited_entries(edit, value, rows, batch_size)
     if any(len(chosen) == 0 for chosen in index):
         return None
-    block = block_index([index[0] - rows.start, *index[1:]])
+    entries = [index[0] - rows.start, *index[1:]]
+    block = block_index(entries)
     old = value[block] if edit.where else value.clone()
     new = edit.compute_replacement(old, layer, index)
     if mask is not None or source_mask is not None:
-        entries = [index[0] - rows.start, *index[1:]]
         real = find_real_entries(get_site(edit.site).axes_within_layer, entries, mask, source_mask)
         new = torch.where(real.to(old.device), new, old)
+    return replace_block(value, block, old, new)
+
+
+def replace_block(
+    value: Float[Tensor, "..."], block: BlockIndex, old: Float[Tensor, "..."], new: Float[Tensor, "..."]
+) -> Float[Tensor, "..."] | None:
+    """Return a copy of an activation with another block, or ``None`` if no bit of the block differs.
+
+    Args:
+        value: the activation.
+        block: the index of the block, from `block_index`.
+        old: the block.
+        new: its replacement.
+    """
     if torch.equal(new, old):
         return None
     changed = value.clone()
@@ -247,7 +262,7 @@ def apply_edit(
     return changed
 
 
-def block_index(index: Sequence[Int[Tensor, "_"]]) -> tuple[slice | Int[Tensor, "..."], ...]:
+def block_index(index: Sequence[Int[Tensor, "_"]]) -> BlockIndex:
     """Return an index for the outer product of one index per axis; slices, which are faster, if all are contiguous.
 
     Args:

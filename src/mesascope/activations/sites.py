@@ -175,6 +175,26 @@ def split_stack(name: str) -> tuple[str | None, str]:
     return (stack, rest) if dot and stack in STACKS else (None, name)
 
 
+def locate_site(name: str) -> tuple[str | None, str]:
+    """Return the stack of an encoder-decoder that has a site, and the name of the site within the stack.
+
+    Cross-attention and the output are of the decoder, whether or not the name says so.
+
+    Args:
+        name: the name of a site, such as ``encoder.pattern``.
+
+    Returns:
+        ``encoder`` or ``decoder``, or ``None`` if both stacks have the site and the name has none; and the name without
+        it.
+
+    >>> locate_site("encoder.pattern"), locate_site("pattern"), locate_site("cross_z")
+    (('encoder', 'pattern'), (None, 'pattern'), ('decoder', 'cross_z'))
+    """
+    stack, local = split_stack(name)
+    is_of_decoder = stack is None and (local in CROSS_SITES or local in OUTPUT_SITES)
+    return DECODER if is_of_decoder else stack, local
+
+
 def get_site(name: str) -> Site:
     """Return the site of a given name.
 

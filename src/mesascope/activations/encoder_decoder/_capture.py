@@ -21,11 +21,10 @@ from mesascope.activations.encoder_decoder._validation import validate_pair_hook
 from mesascope.activations.forward import eval_no_grad
 from mesascope.activations.hooks.attention_interface import attn_implementation
 from mesascope.activations.padding.validate_edits import validate_edit_padding
-from mesascope.activations.readout._readout import Readout
 from mesascope.activations.recording._captured import Capture
 from mesascope.activations.recording._micro_batch import Reduction, reduction_axes
 from mesascope.activations.recording._recorder import Recorder
-from mesascope.activations.sites import ALL_SITES, DECODER, ENCODER, STACKS, get_site, strip_gradient_suffix
+from mesascope.activations.sites import DECODER, ENCODER, STACKS, get_site, strip_gradient_suffix
 from mesascope.activations.validation.arguments import (
     stored_layers_by_site,
     validate_halting_sites,
@@ -118,7 +117,7 @@ def _prepare_stack(
 ) -> tuple[Recorder, int]:
     """Return the recorder of one stack, whose sites and edits are valid, and the memory that it needs in bytes."""
     is_encoder = structure.stack is not None and structure.stack.name == ENCODER
-    x, mask = (pair.source, pair.source_mask) if is_encoder else (pair.target, pair.target_mask)
+    x, mask = pair.side(ENCODER if is_encoder else DECODER)
     source = 0 if is_encoder else pair.source.shape[1]
     edited_layers = [edit.edited_layers(structure.num_blocks) for edit in request.edits]
     recorder = Recorder(
@@ -128,10 +127,7 @@ def _prepare_stack(
         layers=request.layers,
         edited_layers=edited_layers,
         batch_size=len(pair),
-        layers_without_site={
-            site: [number for number, layer in enumerate(structure.layers) if site in layer.missing]
-            for site in ALL_SITES
-        },
+        layers_without_site=structure.layers_without_site,
     )
     check_sites_available(name, structure.layers, recorder.layers_by_site)
     for edit, layers in zip(request.edits, edited_layers, strict=True):
@@ -172,18 +168,17 @@ def _collect(
 ) -> Capture:
     """Return the capture of one stack."""
     is_encoder = stack == ENCODER
-    x = pair.source if is_encoder else pair.target
-    readout: Readout = run.readouts[stack]
+    x, mask = pair.side(stack)
     return Capture(
         sites=run.recorders[stack].recorded,
         axes={site: get_site(site).axes for site in request.sites} | reduction_axes(request.reduce),
         inputs=x,
         batch=run.batches[stack],
         baselines=dict(baselines),
-        attention_mask=pair.source_mask if is_encoder else pair.target_mask,
+        attention_mask=mask,
         layers=tuple(request.layers),
         queries=tuple(range(x.shape[1])),
-        readout=readout,
+        readout=run.readouts[stack],
         attn_implementation=attn_implementation(model),
         model=model,
         stack=stack,

@@ -7,7 +7,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from mesascope.activations.recording._captured import Capture, NotRecorded
-from mesascope.activations.sites import CROSS_SITES, DECODER, ENCODER, OUTPUT_SITES, split_stack
+from mesascope.activations.sites import DECODER, ENCODER, locate_site
 from mesascope.summaries import Summarised, Summary
 
 
@@ -32,9 +32,7 @@ class EncoderDecoderCapture(Summarised, Mapping[str, Tensor]):
         Raises:
             NotRecorded: it was not recorded, or both stacks may have it.
         """
-        stack, local = split_stack(name)
-        if stack is None and (local in CROSS_SITES or local in OUTPUT_SITES):
-            stack = DECODER
+        stack, local = locate_site(name)
         if stack is None:
             raise NotRecorded(
                 f"{name!r} must be of one stack of an encoder-decoder; write encoder.{name} or decoder.{name}"

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from mesascope.activations.sites import ENCODER
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SourceAndTarget:
@@ -42,22 +44,20 @@ class SourceAndTarget:
             target_mask=None if self.target_mask is None else self.target_mask[rows],
         )
 
-    def real_source(self, row: int) -> Bool[Tensor, " source"]:
-        """Return where the source of a sequence is not padding.
+    def side(self, stack: str) -> tuple[Tensor, Tensor | None]:
+        """Return what a stack reads, and its mask.
 
         Args:
-            row: the sequence.
+            stack: ``encoder`` or ``decoder``.
         """
-        return _real(self.source, self.source_mask, row)
+        return (self.source, self.source_mask) if stack == ENCODER else (self.target, self.target_mask)
 
-    def real_target(self, row: int) -> Bool[Tensor, " pos"]:
-        """Return where the target of a sequence is not padding.
+    def find_real(self, stack: str, row: int) -> Bool[Tensor, "_"]:
+        """Return where the inputs of a stack are not padding, in one sequence.
 
         Args:
+            stack: ``encoder`` or ``decoder``.
             row: the sequence.
         """
-        return _real(self.target, self.target_mask, row)
-
-
-def _real(x: Tensor, mask: Tensor | None, row: int) -> Tensor:
-    return torch.ones(x.shape[1], dtype=torch.bool, device=x.device) if mask is None else mask[row].bool()
+        x, mask = self.side(stack)
+        return torch.ones(x.shape[1], dtype=torch.bool, device=x.device) if mask is None else mask[row].bool()

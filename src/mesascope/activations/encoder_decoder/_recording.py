@@ -115,15 +115,14 @@ class StackRecorders:
 
     def _context(self, name: str, part: SourceAndTarget, rows: slice) -> BatchContext:
         layers, batch = self.structure.stack(name).layers, self.batches[name]
-        is_encoder = name == ENCODER
-        x = part.source if is_encoder else part.target
+        x, mask = part.side(name)
         return BatchContext(
             inputs=x,
-            mask=part.source_mask if is_encoder else part.target_mask,
+            mask=mask,
             queries=torch.arange(x.shape[1]),
             batch=None if batch is None else batch[rows],
             readout=self.readouts[name],
             parallel=tuple(layer.parallel for layer in layers),
             has_cross=tuple(layer.cross is not None for layer in layers),
-            source_mask=None if is_encoder else part.source_mask,
+            source_mask=None if name == ENCODER else part.source_mask,
         )

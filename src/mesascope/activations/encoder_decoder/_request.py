@@ -7,7 +7,7 @@ from mesascope.activations._layer_view import LayerReduction
 from mesascope.activations._model_structure import ModelStructure
 from mesascope.activations.edits import Edit
 from mesascope.activations.recording._micro_batch import Reduction
-from mesascope.activations.sites import CROSS_SITES, DECODER, ENCODER, OUTPUT_SITES, STACKS, split_stack
+from mesascope.activations.sites import DECODER, ENCODER, STACKS, locate_site
 from mesascope.activations.validation.arguments import select_layers
 
 LayersLike = Sequence[int] | Mapping[str, Sequence[int] | None] | None
@@ -89,13 +89,12 @@ def _split_layers(layers: LayersLike) -> dict[str, Sequence[int] | None]:
 
 def _locate(site: str) -> tuple[str | None, str]:
     """Return the stack of a site, ``None`` if both have it, and its name within the stack."""
-    stack, local = split_stack(site)
-    of_decoder = local in CROSS_SITES or local in OUTPUT_SITES
-    if stack == ENCODER and of_decoder:
+    stack, local = locate_site(site)
+    if stack == ENCODER and locate_site(local)[0] == DECODER:
         raise ValueError(
             f"{local} must be a site of the decoder, but got {site}; the states of the encoder are resid_post"
         )
-    return (DECODER if of_decoder else stack), local
+    return stack, local
 
 
 def _split_reduction(how: Reduction | LayerReduction, names: Sequence[str]) -> dict[str, Reduction | LayerReduction]:

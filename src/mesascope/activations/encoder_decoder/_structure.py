@@ -13,7 +13,7 @@ from mesascope.activations._model_structure import ModelStructure
 from mesascope.activations.encoder_decoder._forward import run_pair, run_pair_forward
 from mesascope.activations.encoder_decoder._inputs import SourceAndTarget
 from mesascope.activations.readout._stack_inputs import StackInputs
-from mesascope.activations.sites import DECODER, ENCODER, UnsupportedModel
+from mesascope.activations.sites import DECODER, ENCODER, STACKS, UnsupportedModel
 from mesascope.activations.structure._describe_layer import describe_layer
 from mesascope.activations.structure._find_layers import find_list_calls, list_layer_lists
 from mesascope.activations.structure._trace import ModuleCall, Trace, trace_forward
@@ -83,12 +83,12 @@ def read_stacks(model: PreTrainedModel, inputs: SourceAndTarget) -> EncoderDecod
 
 def _trace_inputs(model: PreTrainedModel, inputs: SourceAndTarget) -> SourceAndTarget:
     """Return the first positions without padding of the longest sequence; the whole source, if its length is fixed."""
-    amounts = [int(inputs.real_source(row).sum() + inputs.real_target(row).sum()) for row in range(len(inputs))]
+    amounts = [sum(int(inputs.find_real(stack, row).sum()) for stack in STACKS) for row in range(len(inputs))]
     row = max(range(len(inputs)), key=amounts.__getitem__)
     one = inputs[row : row + 1]
-    target = one.target[:, one.real_target(0)][:, :TRACE_LENGTH]
+    target = one.target[:, one.find_real(DECODER, 0)][:, :TRACE_LENGTH]
     has_fixed_length = isinstance(model, EncoderDecoder)
-    source = one.source if has_fixed_length else one.source[:, one.real_source(0)][:, :TRACE_LENGTH]
+    source = one.source if has_fixed_length else one.source[:, one.find_real(ENCODER, 0)][:, :TRACE_LENGTH]
     # of different lengths where possible, so that states of one stack are not taken for those of the other
     target = target[:, :-1] if 1 < target.shape[1] == source.shape[1] else target
     source_mask = one.source_mask if has_fixed_length else None
@@ -99,13 +99,7 @@ def _find_structure(model: PreTrainedModel, traced: SourceAndTarget, weights: Fi
     validate_weights_loaded(model)
     name = type(model).__name__
     expected = run_pair(model, traced)
-    try:
-        trace = trace_forward(model, lambda: run_pair_forward(model, traced))
-    except (RuntimeError, ValueError, TypeError, KeyError) as error:
-        raise UnsupportedModel(
-            f"a model must run with its attention function wrapped, but {name} fails: {error}; its modelling file may "
-            "branch on the name of the attention implementation"
-        ) from error
+    trace = trace_forward(model, lambda: run_pair_forward(model, traced))
     encoder, decoder = _find_stacks(model, trace)
     check_output_unchanged(name, expected, trace.logits)
 

@@ -3,22 +3,19 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from mesascope.activations.encoder_decoder._forward import run_pair
 from mesascope.activations.encoder_decoder._inputs import SourceAndTarget
 from mesascope.activations.encoder_decoder._structure import EncoderDecoderStructure
-from mesascope.activations.exclusive_use import guard_hook
-from mesascope.activations.hooks._module_arguments import first_tensor
-from mesascope.activations.sites import UnsupportedModel
+from mesascope.activations.sites import ENCODER, STACKS, UnsupportedModel
 from mesascope.activations.tolerances import rounding_tolerance
 from mesascope.activations.validation.hook_points import largest_deviation, longest_row
-from mesascope.activations.validation.identities import check_hooked_run
+from mesascope.activations.validation.identities import check_hooked_run, run_recording_streams
 from mesascope.models.encoder_decoder.model import EncoderDecoder
 
 
@@ -78,10 +75,10 @@ def _validate_padding(
 
 def _check_padding(model: PreTrainedModel, structure: EncoderDecoderStructure, one: SourceAndTarget, row: int) -> None:
     """Check on one sequence that padding does not change what the model computes at the other positions."""
-    blocks = [model.get_submodule(each.layers[-1].block) for each in (structure.encoder, structure.decoder)]
-    deviation = _find_deviation(model, blocks, one, ("source", "target"))
+    blocks = [structure.stack(stack).layers[-1].block for stack in STACKS]
+    deviation = _find_deviation(model, blocks, one, STACKS)
     if deviation is not None:
-        side = "target" if _find_deviation(model, blocks, one, ("source",)) is None else "source"
+        side = "target" if _find_deviation(model, blocks, one, (ENCODER,)) is None else "source"
         raise UnsupportedModel(
             f"padding of the {side} must not change what is computed at other positions, but in "
             f"{type(model).__name__} it changes by {deviation:.1e} (relative) in sequence {row}; pad on the other "
@@ -90,46 +87,25 @@ def _check_padding(model: PreTrainedModel, structure: EncoderDecoderStructure, o
 
 
 def _find_deviation(
-    model: PreTrainedModel, blocks: Sequence[nn.Module], one: SourceAndTarget, sides: Sequence[str]
+    model: PreTrainedModel, blocks: Sequence[str], one: SourceAndTarget, stacks: Sequence[str]
 ) -> float | None:
-    """Return by how much the padding of some sides changes the streams of a sequence; ``None`` for rounding."""
-    real = {"source": one.real_source(0), "target": one.real_target(0)}
-    everything = dict.fromkeys(real, slice(None))
-    if isinstance(model, EncoderDecoder):  # its source has a fixed length: what stands at padding must not matter
-        other, chosen = _replace_padding(model, one, sides), real
-    else:
-        trimmed = {side: getattr(one, side)[:, real[side]] for side in sides}
-        other = replace(one, **trimmed, **{f"{side}_mask": None for side in sides})
-        chosen = {side: everything[side] if side in sides else real[side] for side in real}
-    padded, unpadded = (_record_streams(model, blocks, each) for each in (one, other))
-    for before, after, side in zip(unpadded, padded, real, strict=True):
-        deviation = largest_deviation(after[0, real[side]], before[0, chosen[side]])
+    """Return by how much the padding of some stacks changes the streams of a sequence; ``None`` for rounding."""
+    real = {stack: one.find_real(stack, 0) for stack in STACKS}
+    has_fixed_length = isinstance(model, EncoderDecoder)  # so that other tokens stand at padding, instead of none
+    other = one
+    for stack in stacks:
+        x, name = one.side(stack)[0], "source" if stack == ENCODER else "target"
+        if has_fixed_length:
+            other_tokens = (x + 1) % (model.config.vocab_size or 1)
+            other = replace(other, **{name: torch.where(real[stack], x, other_tokens)})
+        else:
+            other = replace(other, **{name: x[:, real[stack]], f"{name}_mask": None})
+    _, *padded = run_recording_streams(model, blocks, partial(run_pair, model, one))
+    _, *unpadded = run_recording_streams(model, blocks, partial(run_pair, model, other))
+    for stack, before, after in zip(STACKS, unpadded, padded, strict=True):
+        is_trimmed = stack in stacks and not has_fixed_length
+        expected = before[0] if is_trimmed else before[0, real[stack]]
+        deviation = largest_deviation(after[0, real[stack]], expected)
         if not deviation <= rounding_tolerance(before):
             return deviation
     return None
-
-
-def _replace_padding(model: EncoderDecoder, one: SourceAndTarget, sides: Sequence[str]) -> SourceAndTarget:
-    """Return the inputs with other tokens at the padding of some sides."""
-    tokens = model.config.vocab_size or 1
-    real = {"source": one.real_source(0), "target": one.real_target(0)}
-    given = {side: getattr(one, side) for side in sides}
-    return replace(one, **{side: torch.where(real[side], x, (x + 1) % tokens) for side, x in given.items()})
-
-
-def _record_streams(model: PreTrainedModel, blocks: Sequence[nn.Module], inputs: SourceAndTarget) -> list[Tensor]:
-    """Return the residual streams after some blocks."""
-    streams: dict[nn.Module, Tensor] = {}
-
-    def record(module: nn.Module, args: tuple, output: Any) -> None:
-        tensor = first_tensor(output)
-        if tensor is not None:
-            streams[module] = tensor.clone()
-
-    handles = [block.register_forward_hook(guard_hook(record)) for block in blocks]
-    try:
-        run_pair(model, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [streams[block] for block in blocks]

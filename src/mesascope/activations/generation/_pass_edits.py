@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from mesascope.activations._model_structure import ModelStructure
-from mesascope.activations.edits import Edit, block_index
+from mesascope.activations.edits import Edit, block_index, replace_block
 from mesascope.activations.forward import first_position_id
 from mesascope.activations.generation._validate_edits import check_independence, select_columns
 from mesascope.activations.padding.masks import POSITION_AXES, find_real_entries
@@ -181,11 +181,7 @@ class PassEdits:
         if columns.mask is not None:
             real = find_real_entries(axes, index, columns.mask)
             new = torch.where(real.to(old.device), new, old)
-        if torch.equal(new, old):
-            return None
-        changed = value.clone()
-        changed[block] = new
-        return changed
+        return replace_block(value, block, old, new)
 
     def _check_size(self, site: str, axis: str, size: int, expected: int) -> None:
         if size != expected:

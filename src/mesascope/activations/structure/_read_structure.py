@@ -9,7 +9,6 @@ from transformers import PreTrainedModel
 from mesascope.activations._cache import cached_structure
 from mesascope.activations._model_structure import ModelStructure
 from mesascope.activations.forward import first_position_id, forget_first_position_id, run_forward, run_model
-from mesascope.activations.sites import UnsupportedModel
 from mesascope.activations.structure._find_layers import find_layers
 from mesascope.activations.structure._trace import Trace, trace_forward
 from mesascope.activations.structure._wrapped_layers import check_attention_axes
@@ -57,13 +56,7 @@ def _find_structure(
     validate_weights_loaded(model)
     forget_first_position_id(model)
     expected = run_model(model, trace_input)
-    try:
-        model_trace = trace_forward(model, lambda: run_forward(model, trace_input))
-    except (RuntimeError, ValueError, TypeError, KeyError) as error:
-        raise UnsupportedModel(
-            f"a model must run with its attention function wrapped, but {type(model).__name__} fails: {error}; its "
-            "modelling file may branch on the name of the attention implementation"
-        ) from error
+    model_trace = trace_forward(model, lambda: run_forward(model, trace_input))
     check_attention_axes(model, model_trace, partial(_trace_shorter, model, trace_input))
     layers = find_layers(model, model_trace)
     check_output_unchanged(type(model).__name__, expected, model_trace.logits)

@@ -167,6 +167,9 @@ def trace_forward(model: PreTrainedModel, forward: Callable[[], Mapping[str, Any
 
     Returns:
         The trace; its tensors are copies, since modules may work in place.
+
+    Raises:
+        UnsupportedModel: The model fails when its attention function is wrapped.
     """
     calls: list[ModuleCall] = []
     attentions: list[TracedAttention] = []
@@ -189,8 +192,14 @@ def trace_forward(model: PreTrainedModel, forward: Callable[[], Mapping[str, Any
         )
         return output, returned
 
-    with route_attention(model, intercept_attention), _record_module_calls(model, calls, clock):
-        output = forward()
+    try:
+        with route_attention(model, intercept_attention), _record_module_calls(model, calls, clock):
+            output = forward()
+    except (RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise UnsupportedModel(
+            f"a model must run with its attention function wrapped, but {type(model).__name__} fails: {error}; its "
+            "modelling file may branch on the name of the attention implementation"
+        ) from error
     return Trace(
         calls=calls, attentions=attentions, logits=output["logits"], max_iterations=_read_max_iterations(output)
     )

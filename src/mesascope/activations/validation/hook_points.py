@@ -12,7 +12,7 @@ from mesascope.activations._model_structure import ModelStructure
 from mesascope.activations.forward import run_model
 from mesascope.activations.sites import UnsupportedModel
 from mesascope.activations.tolerances import rounding_tolerance
-from mesascope.activations.validation.identities import LONG_SEQUENCE, check_hooked_forward, run_recording_stream
+from mesascope.activations.validation.identities import LONG_SEQUENCE, check_hooked_forward, run_recording_streams
 
 MAX_PADS_BEFORE = 8  # padding before the positions that are used to validate new hook points
 ATTENTION_WEIGHTS = ("attn_scores", "pattern")
@@ -109,8 +109,8 @@ def _check_padding_invariance(
     """Check on one sequence that padding does not change what the model computes at the other positions."""
     is_token, block = mask[0].bool(), structure.layers[-1].block
     padded, unpadded = (
-        run_recording_stream(
-            model, block, partial(run_model, model, x, given, all_positions=x.shape[1] <= LONG_SEQUENCE)
+        run_recording_streams(
+            model, [block], partial(run_model, model, x, given, all_positions=x.shape[1] <= LONG_SEQUENCE)
         )
         for x, given in ((inputs, mask), (inputs[:, is_token], None))
     )

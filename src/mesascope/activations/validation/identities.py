@@ -108,9 +108,9 @@ def check_hooked_run(
         UnsupportedModel: one of the conditions is violated.
     """
     checker = _IdentityChecker(layers_by_site, layers, masks, queries)
-    expected = run_recording_stream(model, layers[-1].block, run)
+    expected = run_recording_streams(model, [layers[-1].block], run)
     with attach_hooks(model, layers, checker.layers_by_site, checker, queries=queries) as counter:
-        hooked = run_recording_stream(model, layers[-1].block, run)
+        hooked = run_recording_streams(model, [layers[-1].block], run)
     name = type(model).__name__
     for before, after in zip(expected, hooked, strict=True):
         check_output_unchanged(name, before, after)
@@ -128,28 +128,31 @@ def check_hooked_run(
         )
 
 
-def run_recording_stream(
-    model: PreTrainedModel, block: str, run: Callable[[], Tensor]
-) -> tuple[Float[Tensor, "batch predicted d_out"], Float[Tensor, "batch pos d_model"]]:
-    """Run a model, and return its outputs and the residual stream after a layer.
+def run_recording_streams(
+    model: PreTrainedModel, blocks: Sequence[str], run: Callable[[], Tensor]
+) -> tuple[Tensor, ...]:
+    """Run a model, and return its outputs, followed by the residual stream after the last call of each block.
 
     Args:
         model: the model.
-        block: the name of the layer.
+        blocks: the names of the blocks.
         run: runs the model and returns its output.
     """
-    streams: list[Tensor] = []
+    streams: dict[nn.Module, Tensor] = {}
 
     def record_stream(module: nn.Module, args: tuple, output: Any) -> None:
         tensor = first_tensor(output)
-        streams.extend([] if tensor is None else [tensor.clone()])
+        if tensor is not None:
+            streams[module] = tensor.clone()
 
-    handle = model.get_submodule(block).register_forward_hook(guard_hook(record_stream))
+    modules = [model.get_submodule(block) for block in blocks]
+    handles = [module.register_forward_hook(guard_hook(record_stream)) for module in modules]
     try:
         output = run()
     finally:
-        handle.remove()
-    return output, streams[-1]
+        for handle in handles:
+            handle.remove()
+    return output, *(streams[module] for module in modules)
 
 
 def _spread_queries(length: int, mask: Int[Tensor, "1 pos"] | None) -> Int[Tensor, " query"] | None:

@@ -74,8 +74,8 @@ def is_encoder_decoder(model: PreTrainedModel) -> bool:
     """
     if isinstance(model, EncoderDecoder):
         return True
-    takes_both = "decoder_input_ids" in inspect.signature(model.forward).parameters
-    return takes_both and bool(getattr(model.config, "is_encoder_decoder", False))
+    is_declared = bool(getattr(model.config, "is_encoder_decoder", False))  # first: a signature is read slowly
+    return is_declared and "decoder_input_ids" in inspect.signature(model.forward).parameters
 
 
 def read_inputs(
