@@ -12,7 +12,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from mesascope import Edit
-from mesascope.argument_types import validate_arguments, validate_first_argument, validate_type
+from mesascope.argument_types import validate_arguments, validate_call, validate_type
 from mesascope.interventions import zero
 
 ACCEPTED = [
@@ -88,6 +88,8 @@ def test_positional_and_named_arguments_are_validated():
 
 
 def test_a_callable_without_annotations_takes_any_value():
-    validate_first_argument("x", partial(count_rows, factor=2), "text")
-    with pytest.raises(ValueError, match=r"^x must be"):
-        validate_first_argument("x", count_rows, "text")
+    validate_call(partial(count_rows, factor=2), {"x": "text"}, {})
+    with pytest.raises(ValueError, match=r"^the rows must be"):
+        validate_call(count_rows, {"x": "text"}, {"x": "the rows"})
+    with pytest.raises(ValueError, match=r"^factor must be"):
+        validate_call(count_rows, {"factor": "text"}, {"x": "the rows"})

@@ -91,19 +91,20 @@ def validate_fields(instance: Any) -> None:
             _validate_value(one.name, getattr(instance, one.name), *checks[one.name])
 
 
-def validate_first_argument(name: str, function: Callable[..., object], value: object) -> None:
-    """Validate the type of the first argument of a function.
+def validate_call(function: Callable[..., object], arguments: Mapping[str, object], names: Mapping[str, str]) -> None:
+    """Validate the types of the arguments of a function, as `validate_arguments` does.
 
     Args:
-        name: What the message calls the argument.
         function: The function.
-        value: The argument.
+        arguments: The arguments by name.
+        names: What the message calls an argument, where this is not its name.
 
     Raises:
-        ValueError: The value has another type.
+        ValueError: An argument has another type.
     """
-    for check in list(_read_checks(function).values())[:1]:
-        _validate_value(name, value, *check)
+    for name, check in _read_argument_checks(function).items():
+        if name in arguments:
+            _validate_value(names.get(name, name), arguments[name], *check)
 
 
 def validate_type(name: str, value: object, hint: Any) -> None:
@@ -222,9 +223,11 @@ def _compile_union(hints: Sequence[Any]) -> _Check:
 
 
 def _element_classes(hint: Any) -> tuple[type, ...]:
-    """Return the class of the elements of a sequence, if it is one of this package; functions check other elements."""
+    """Return the class of the elements of a sequence, if it is text or of this package; functions check others."""
     package = __name__.partition(".")[0]
-    return tuple(one for one in get_args(hint) if getattr(one, "__module__", "").startswith(f"{package}."))
+    return tuple(
+        one for one in get_args(hint) if one is str or getattr(one, "__module__", "").startswith(f"{package}.")
+    )
 
 
 def _compile_array_check(hint: Any) -> _Check:
@@ -280,7 +283,7 @@ def _describe_hint(hint: Any) -> str:
         name = f"{dtypes} {hint.array_type.__name__}".strip()
         return f"{_add_article(name)} with the axes ({hint.dim_str.strip()})"
     if classes := _element_classes(hint) if origin is Sequence else ():
-        return f"a Sequence of {classes[0].__name__}"
+        return "a Sequence of texts" if classes[0] is str else f"a Sequence of {classes[0].__name__}"
     return _NAMES.get(hint, _add_article(getattr(origin or hint, "__name__", str(hint))))
 
 

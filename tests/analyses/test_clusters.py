@@ -173,7 +173,7 @@ def test_what_cannot_be_scored_is_refused():
         clusters(recorded, position=6)
     with pytest.raises(ValueError, match="only the last 2 positions were; capture resid_pre and resid_post too"):
         clusters(recorded, position=0)
-    with pytest.raises(ValueError, match="draws and starts must be 1 or more, but got 0 and 4"):
+    with pytest.raises(ValueError, match="draws of clusters must be 1 or more, but got 0"):
         clusters(recorded, draws=0)
     with pytest.raises(NotRecorded, match="resid_pre_ending"):
         clusters(capture(model(), batch(), ["pattern"]))

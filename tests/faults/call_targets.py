@@ -1,5 +1,6 @@
 """Public functions with valid arguments, and odd values to put in their place."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -23,9 +24,14 @@ from mesascope.tasks.regression import Regression
 from mesascope.train import SGD, AdamW, TrainingConfig, train_model
 
 SHAPE = {"num_hidden_layers": 2, "hidden_size": 8, "num_attention_heads": 2, "max_position_embeddings": 12}
+MAX_COUNT = 3
+REPETITIONS = {"draws", "random_draws", "control_draws", "shuffles", "starts", "steps", "seeds"}
 NAN, INFINITY = float("nan"), float("inf")
 ODD_VALUES: Mapping[str, Callable[[], Any]] = {
-    **{repr(value): lambda value=value: value for value in (None, "text", "", -1, 0, 10**9, 1.5, NAN, INFINITY, True)},
+    **{
+        repr(value): lambda value=value: value
+        for value in (None, "text", "", -1, 0, 10**9, 10**30, 1.5, NAN, INFINITY, True)
+    },
     **{
         repr(value): lambda value=value: value
         for value in ([], {}, (), b"x", [None], ["text"], [-99], [10**9], {"a": 1})
@@ -113,21 +119,50 @@ def _build_captures(vectors: Decoder, tokens: Decoder, batch: Any, words: torch.
             | {"batch_size": None, "queries": None, "layers": None},
         ),
     }
-    for one in (analyses.norms, analyses.similarity, analyses.loss_vs_baselines, analyses.clusters):
-        targets |= _build_analysis(one, vectors, batch, Affine(length=6).baselines(batch))
-    return targets | _build_analysis(analyses.logit_lens, tokens, words, None)
+    baselines = Affine(length=6).baselines(batch)
+    several = (
+        *(analyses.norms, analyses.similarity, analyses.loss_vs_baselines, analyses.clusters, analyses.value_copying),
+        *(analyses.direct_attribution, analyses.attn_out_probe, analyses.probe_and_logit_lens, analyses.projections),
+        analyses.error_by_output,
+    )
+    for one in several:
+        targets |= build_analysis(one, vectors, batch, baselines)
+    return targets
 
 
-def _build_analysis(one: analyses.Analysis, model: Decoder, inputs: Any, baselines: Any) -> dict[str, Target]:
-    """An analysis of a model, and of a capture."""
+def build_analysis(one: analyses.Analysis, model: Decoder, inputs: Any, baselines: Any) -> dict[str, Target]:
+    """Return an analysis of a model, and of a capture with its options; counts are kept small."""
     acts = mesascope.capture(model, inputs, sorted(one.sites), reduce=one.reductions, baselines=baselines)
+    parameters = inspect.signature(one.compute).parameters.values()
+    options = {each.name: each.default for each in parameters if each.default is not each.empty}
+
+    def compute(acts: Any, **options: Any) -> Any:
+        return one(acts, **{name: limit_count(name, value) for name, value in options.items()})
+
     return {
         one.name: Target(
             function=lambda model, inputs: analyses.run_analyses(model, inputs, [one], baselines=baselines),
             arguments={"model": model, "inputs": inputs},
         ),
-        f"{one.name} of a capture": Target(function=lambda acts: one(acts), arguments={"acts": acts}),
+        f"{one.name} of a capture": Target(
+            function=compute,
+            arguments={"acts": acts, **{name: limit_count(name, value) for name, value in options.items()}},
+        ),
     }
+
+
+def limit_counts(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Call a function with large numbers of repetitions replaced by smaller ones."""
+
+    def call(**arguments: Any) -> Any:
+        return function(**{name: limit_count(name, value) for name, value in arguments.items()})
+
+    return call
+
+
+def limit_count(name: str, value: Any) -> Any:
+    """Return a smaller number of repetitions: large ones are valid, and take long."""
+    return min(value, MAX_COUNT) if name in REPETITIONS and type(value) is int else value
 
 
 def _build_interventions(tokens: Decoder, words: torch.Tensor) -> dict[str, Target]:

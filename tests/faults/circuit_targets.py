@@ -1,18 +1,13 @@
 """Public functions of circuits and probes with valid arguments, to put odd values in their place."""
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 
 import mesascope
-from faults.call_targets import Target
+from faults.call_targets import Target, limit_counts
 from mesascope import circuits, probes
 from mesascope.activations.split_forward import SplitForward
 from mesascope.interventions import logit_difference
 from mesascope.models.transformer import Decoder
-
-MAX_COUNT = 3  # steps and draws: larger numbers are valid, and take long
 
 
 def build_circuit_targets(tokens: Decoder, words: torch.Tensor) -> dict[str, Target]:
@@ -25,9 +20,9 @@ def build_circuit_targets(tokens: Decoder, words: torch.Tensor) -> dict[str, Tar
     drawn = {"score_by_sequence": found["score_by_sequence"], "size": 3, "draws": 2, "by": "magnitude", "seed": 0}
     sizes = {"fractions": [0.0, 0.5], "random_draws": 1}
     return {
-        "attribute_edges": Target(function=_limit_counts(circuits.attribute_edges), arguments={**runs, "steps": 1}),
+        "attribute_edges": Target(function=limit_counts(circuits.attribute_edges), arguments={**runs, "steps": 1}),
         "attribute_edges by mean": Target(
-            function=_limit_counts(circuits.attribute_edges), arguments={**runs, "ablation": "mean", "steps": 0}
+            function=limit_counts(circuits.attribute_edges), arguments={**runs, "ablation": "mean", "steps": 0}
         ),
         "patch_edges": Target(function=circuits.patch_edges, arguments={**runs, "edges": [("embedding", "L1.H0.q")]}),
         "patch_edges by resampling": Target(
@@ -35,9 +30,9 @@ def build_circuit_targets(tokens: Decoder, words: torch.Tensor) -> dict[str, Tar
             arguments={**runs, "edges": [("L0.H1", "output")], "ablation": "resample"},
         ),
         "measure_faithfulness": Target(
-            function=_limit_counts(circuits.measure_faithfulness), arguments={**runs, **score, **sizes}
+            function=limit_counts(circuits.measure_faithfulness), arguments={**runs, **score, **sizes}
         ),
-        "bootstrap_edges": Target(function=_limit_counts(circuits.bootstrap_edges), arguments=drawn),
+        "bootstrap_edges": Target(function=limit_counts(circuits.bootstrap_edges), arguments=drawn),
         "rank_edges": Target(function=circuits.rank_edges, arguments=score),
         "select_edges": Target(function=circuits.select_edges, arguments={"score": found["score"], "fraction": 0.1}),
         "build_graph": Target(function=circuits.build_graph, arguments={**score, "size": 3}),
@@ -60,11 +55,9 @@ def build_probe_targets(tokens: Decoder, words: torch.Tensor) -> dict[str, Targe
     expected = tokens(words.flip(1)).logits[:, -1].argmax(-1)
     return {
         "fit_probe": Target(function=probes.fit_probe, arguments={**rows, "folds": 2, "seed": 0}),
-        "probe": Target(
-            function=_limit_counts(probes.probe), arguments={**rows, "types": sequences[:, -1], **settings}
-        ),
+        "probe": Target(function=limit_counts(probes.probe), arguments={**rows, "types": sequences[:, -1], **settings}),
         "probe_site": Target(
-            function=_limit_counts(probes.probe_site),
+            function=limit_counts(probes.probe_site),
             arguments={"acts": acts, "site": "resid_post", "labels": labels, "types": None, "layers": [0]}
             | {"heads": None, "positions": -1, "mask": None, **settings},
         ),
@@ -86,7 +79,7 @@ def build_probe_targets(tokens: Decoder, words: torch.Tensor) -> dict[str, Targe
             arguments={"site": "resid_post", "source": acts, "basis": basis, "where": None, "order": None},
         ),
         "measure_interchange": Target(
-            function=_limit_counts(probes.measure_interchange),
+            function=limit_counts(probes.measure_interchange),
             arguments={"model": tokens, "inputs": words, "source": words.flip(1), "expected": expected}
             | {"site": "resid_post", "layers": None, "where": None, "basis": None, "answers": None, "predict": None}
             | {"draws": 1, "seed": 0},
@@ -95,21 +88,8 @@ def build_probe_targets(tokens: Decoder, words: torch.Tensor) -> dict[str, Targe
         "Hypothesis": Target(function=probes.Hypothesis, arguments={"claims": (probes.ActivationClaim(**claim),)}),
         "whole_input": Target(function=probes.whole_input, arguments={"inputs": words}),
         "scrub": Target(
-            function=_limit_counts(probes.scrub),
+            function=limit_counts(probes.scrub),
             arguments={"model": tokens, "inputs": sequences, "hypothesis": probes.Hypothesis(claims=(parity,))}
             | {"metric": "loss", "draws": 1, "seed": 0},
         ),
     }
-
-
-def _limit_counts(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Call a function with large numbers of steps, draws and folds replaced by smaller ones."""
-    names = {"steps", "draws", "random_draws", "control_draws"}
-
-    def call(**arguments: Any) -> Any:
-        for name in names & set(arguments):
-            if type(arguments[name]) is int:
-                arguments[name] = min(arguments[name], MAX_COUNT)
-        return function(**arguments)
-
-    return call

@@ -16,6 +16,13 @@ from hypothesis import strategies as st
 from faults.call_targets import ODD_VALUES, Target, build_targets, build_token_model
 from faults.circuit_targets import build_circuit_targets, build_probe_targets
 from faults.forked import limit_memory, run_forked
+from faults.model_targets import (
+    build_analysis_targets,
+    build_encoder_decoder_targets,
+    build_generation_targets,
+    build_run_targets,
+    build_wrapping_targets,
+)
 from faults.trial_result import TrialResult, draw_examples, format_range
 from mesascope.activations import Capture
 from mesascope.activations.validation.fingerprint import fingerprint_model
@@ -106,11 +113,20 @@ def judge_result(result: Any, arguments: Mapping[str, Any]) -> str:
 def run_calls(folder: Path, seeds: range, log: Callable[[str], None] = lambda line: None) -> TrialResult:
     """Call public functions once per seed; all calls depend on the first seed."""
     result = TrialResult(name="odd values for public functions", seeds=format_range(seeds))
-    written = folder / "written"
+    written, runs = folder / "written", folder / "runs"
     written.mkdir()
+    runs.mkdir()
     tokens, words = build_token_model()
-    added = build_circuit_targets(tokens, words) | build_probe_targets(tokens, words)
-    targets = {**build_targets(written), **added}
+    targets = {
+        **build_targets(written),
+        **build_circuit_targets(tokens, words),
+        **build_probe_targets(tokens, words),
+        **build_wrapping_targets(words),
+        **build_generation_targets(tokens, words),
+        **build_encoder_decoder_targets(words),
+        **build_analysis_targets(tokens, words),
+        **build_run_targets(runs),
+    }
     free = {name: sorted(set(one.arguments) - one.fixed) for name, one in targets.items()}
 
     def call_once(name: str, odd: Mapping[str, str]) -> tuple[str, str]:

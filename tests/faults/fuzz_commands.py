@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +20,7 @@ COMMANDS = (
 OPTIONS = (
     "--scale --seeds --out --device --on --vary --strict --text --tokens --sequences --analyses --steps --dtype "
     "--study --seed --trust-remote-code --json --help --no-such-option -x "
-    "--pairs --condition --num-pairs --size --ablation"
+    "--pairs --condition --num-pairs --size --ablation --set --token-ids --by"
 ).split()
 FLAGS = {"--strict", "--trust-remote-code", "--json", "--help"}
 ODD_WORDS = (
@@ -39,7 +40,15 @@ ODD_WORDS = (
     *("~", "\udcff", "\x1b[31m", "a\nb", "é", "目", "🙂", "\u202e", "a" * 300, "a" * 5000, "x/" * 200, "%s", "{}", "'"),
     *("heads=", "=", "heads=0", "heads=1,1", "a=b=c", ",", ",,,", "cuda", "cuda:99", "cuda:-1", "cpu:x", "mps", "ray:"),
     *("serial", "processes", "smoke", "file.txt", "folder", "missing.gguf", "bad.py", "bad.gguf", "bad.json", "-0"),
-    *("mean", "resample", "pairs.jsonl", "bad.jsonl"),
+    *("mean", "resample", "pairs.jsonl", "bad.jsonl", "ids.npy", "bad.npy", "signed"),
+    *(
+        "training.steps=2",
+        "training.steps=x",
+        "training.=1",
+        "model.x=1",
+        "task.length=-1",
+        "training.optimizer.lr=nan",
+    ),
     *("norms", "float16", "inner,norms", "all", "gpt2/x", "a/b/c", "https://example.org/x", "hf://x", "\0"),
 )
 WORDS = st.one_of(st.sampled_from(ODD_WORDS), st.text(max_size=8), st.integers().map(str), st.floats().map(str))
@@ -67,6 +76,8 @@ def make_place(folder: Path) -> Path:
     (place / "bad.json").write_text("[" * 10_000)
     pair = {"clean": "a b a", "counterfactual": "a c a", "answer": " b", "wrong_answer": " c"}
     (place / "pairs.jsonl").write_text(f"{json.dumps(pair)}\n" * 4)
+    np.save(place / "ids.npy", np.arange(12).reshape(2, 6))
+    np.save(place / "bad.npy", np.array([[0.5, np.nan]]))
     (place / "bad.jsonl").write_text(f"{json.dumps({**pair, 'clean': None})}\n" * 4)
     return place
 

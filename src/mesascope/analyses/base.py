@@ -1,5 +1,6 @@
 """Analyses: functions that return a labelled Dataset, and what a reader must know about each."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -13,16 +14,20 @@ from mesascope.activations import (
     EncoderDecoderCapture,
     InputsLike,
     LayerReduction,
+    NotRecorded,
     Reduction,
     capture,
     get_site,
 )
 from mesascope.analyses.iterations import NUM_BLOCKS
-from mesascope.argument_types import validate_arguments, validate_first_argument, validate_type
+from mesascope.argument_types import validate_arguments, validate_call, validate_type
 from mesascope.summaries import Summarised, Summary
 
 AnalysisInput = Literal["capture", "model", "history", "checkpoints"]
 AnalysisSteps = Literal["all", "ends", "last"]
+_COUNTS = ("draws", "shuffles", "starts", "sequences", "examples", "num_attended", "max_points", "k")
+MIN_OPTIONS = {**dict.fromkeys(_COUNTS, 1), "first": 0, "seed": 0}  # smallest values of options
+MAX_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -74,33 +79,74 @@ class Analysis(Summarised):
         """Apply the analysis.
 
         Args:
-            subject: what ``input`` says.
-            options: further arguments of the function.
+            subject: what ``input`` says; it may be given by name, too.
+            options: further arguments of the function, by name.
 
         Returns:
             the results; their attributes name the analysis and its options. For a capture of a model that repeats its
             layers, their axis ``layer`` counts calls (`mesascope.analyses.split_iterations`).
 
         Raises:
-            ValueError: the capture has padding, and the analysis would take it for inputs; or the model halts, and
-                the capture is not unrolled with ``include_stopped=True``.
+            NotRecorded: the capture lacks a site or a reduction.
+            TypeError: an argument is missing, or has another name than those of the function.
+            ValueError: an argument has another type, or is out of its range; the capture has padding, and the analysis
+                would take it for inputs; or the model halts, and the capture is not unrolled with
+                ``include_stopped=True``.
         """
-        self._validate_stack(subject[0] if subject else None)
-        if not self.supports_padding and isinstance(subject[0], Capture) and subject[0].attention_mask is not None:
+        given = {**self.options, **options}
+        bound = self._bind(subject, given)
+        name, first = next(iter(bound.arguments.items()))
+        self._validate_stack(first)
+        if not self.supports_padding and isinstance(first, Capture) and first.attention_mask is not None:
             raise ValueError(
                 f"{self.name} needs sequences of one length, but some of the capture's are padded; capture sequences "
                 "of each length separately"
             )
+        self._validate_arguments(bound.arguments)
         attrs: dict[str, Any] = {"analysis": self.name, "title": self.title, "description": self.description}
-        if isinstance(subject[0], Capture) and subject[0].num_blocks is not None:
-            attrs[NUM_BLOCKS] = subject[0].num_blocks
+        if isinstance(first, Capture) and first.num_blocks is not None:
+            attrs[NUM_BLOCKS] = first.num_blocks
             if not self._reads_outputs_only:
-                subject = (subject[0].unrolled(), *subject[1:])
-        if self.input == "capture":
-            validate_first_argument(f"the capture of {self.name}", self.compute, subject[0])
-        used = {**self.options, **options}
-        option_attrs = {f"option {name}": str(value) for name, value in used.items()}
-        return self.compute(*subject, **used).assign_attrs(**attrs, **option_attrs)
+                bound.arguments[name] = first.unrolled()
+        required = [name for name, one in bound.signature.parameters.items() if one.default is one.empty]
+        option_attrs = {f"option {name}": str(value) for name, value in given.items() if name not in required}
+        try:
+            return self.compute(*bound.args, **bound.kwargs).assign_attrs(**attrs, **option_attrs)
+        except NotRecorded as error:
+            missing = self._describe_missing(first) if isinstance(first, Capture) else ""
+            if not missing:
+                raise
+            raise NotRecorded(f"{error.args[0].partition(';')[0]}; {self.name} needs {missing}") from None
+
+    def _bind(self, subject: tuple[Any, ...], given: Mapping[str, Any]) -> inspect.BoundArguments:
+        signature = inspect.signature(self.compute)
+        try:
+            return signature.bind(*subject, **given)
+        except TypeError as error:
+            names = ", ".join(signature.parameters)
+            raise TypeError(f"the arguments of {self.name} must be {names}, but got: {error}") from None
+
+    def _validate_arguments(self, arguments: Mapping[str, Any]) -> None:
+        """Check the types of arguments, counts, seeds and positions."""
+        name, first = next(iter(arguments.items()))
+        validate_call(self.compute, arguments, {name: f"the capture of {self.name}"} if self.input == "capture" else {})
+        for option, minimum in MIN_OPTIONS.items():
+            if option in arguments and arguments[option] < minimum:
+                raise ValueError(f"{option} of {self.name} must be {minimum} or more, but got {arguments[option]}")
+        if arguments.get("seed", 0) > MAX_SEED:
+            raise ValueError(f"seed of {self.name} must be at most 2^63 - 1, but got {arguments['seed']}")
+        if isinstance(first, Capture):
+            length = first.inputs.shape[1]
+            if arguments.get("first", 0) >= length:
+                raise ValueError(
+                    f"first of {self.name} must be a position, but got {arguments['first']} with {length} positions"
+                )
+
+    def _describe_missing(self, subject: Any) -> str:
+        """Return which reductions a capture lacks, and what to do; empty if it has all."""
+        names = {name: how.axes if isinstance(how, LayerReduction) else [name] for name, how in self.reductions.items()}
+        missing = ", ".join(name for name, parts in names.items() if not set(parts) <= set(subject.axes))
+        return missing and f"{missing}; pass reduce={self.name}.reductions to capture, or use run_analyses"
 
     def _validate_stack(self, subject: Any) -> None:
         """Check that the analysis is defined for a capture of an encoder-decoder, if it is given one."""

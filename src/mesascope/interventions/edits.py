@@ -70,9 +70,12 @@ def knock_out_attention(site: str, keys: Sequence[int], where: IndexByAxis | Non
     axis = get_site(site).axes[-1]
     if where and axis in where:
         raise ValueError(f"keys must be given once, but where has {axis}, too; omit it")
-    hidden = [index(key) for key in keys]
+    try:
+        hidden = [index(key) for key in keys]
+    except TypeError:
+        hidden = []
     if not hidden or min(hidden) < 0:
-        raise ValueError(f"keys must be positions counted from 0, at least one, but got {hidden}")
+        raise ValueError(f"keys must be positions counted from 0, at least one, but got {describe_value(keys)}")
 
     def hide(scores: Tensor) -> Tensor:
         if max(hidden) >= scores.shape[-1]:

@@ -13,7 +13,7 @@ from mesascope.activations.padding.masks import (
     select_last_position,
     validate_accepts_mask,
 )
-from mesascope.argument_types import validate_arguments
+from mesascope.argument_types import describe_value, validate_arguments
 from mesascope.tasks.base import Batch, Task
 
 OutputValues = Float[Tensor, "batch predicted d_out"]
@@ -55,23 +55,37 @@ class Metric:
             One number per sequence, in double precision.
 
         Raises:
-            ValueError: If the function does not return one number per sequence, or would take padding for inputs.
+            ValueError: If the function fails, does not return one number per sequence, or would take padding for
+                inputs.
         """
         values = self._compute(output if output.dtype == torch.float64 else output.float(), attention_mask)
-        if values.shape != output.shape[:1]:
+        if not isinstance(values, Tensor) or values.shape != output.shape[:1]:
+            given = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else describe_value(values)
             raise ValueError(
-                f"a metric must return one number for each of {len(output)} sequences, but {self.name} returned "
-                f"shape {tuple(values.shape)}"
+                f"a metric must return one number for each of {len(output)} sequences, but {self.name} returned {given}"
             )
         return values.double()
 
-    def _compute(self, output: OutputValues, mask: AttentionMask | None) -> Tensor:
+    def _compute(self, output: OutputValues, mask: AttentionMask | None) -> object:
         if mask is None:
-            return self.fn(output)
+            return self._call(output)
         if self.last_position_only:
-            return self.fn(select_last_position(output, mask))
+            return self._call(select_last_position(output, mask))
         validate_accepts_mask(self.fn, f"the metric {self.name}", mask)
-        return self.fn(output, attention_mask=mask)
+        return self._call(output, attention_mask=mask)
+
+    def _call(self, output: OutputValues, **mask: AttentionMask) -> object:
+        """Call the function; an error of its own code is the cause of the error that is raised."""
+        try:
+            return self.fn(output, **mask)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, TypeError, LookupError, AttributeError, NotImplementedError) as error:
+            reason = (str(error).splitlines() or [""])[0]
+            raise ValueError(
+                f"a metric must accept outputs of shape {tuple(output.shape)}, but {self.name} raised "
+                f"{type(error).__name__}: {reason}"
+            ) from error
 
 
 @validate_arguments

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
-from mesascope.argument_types import validate_fields, validate_type
+from mesascope.argument_types import describe_value, validate_fields, validate_type
 from mesascope.probes._rows import read_integers
 
 VariableFn = Callable[[Tensor], Any]
@@ -116,6 +116,8 @@ def whole_input(inputs: Shaped[Tensor, "batch pos *d_in"]) -> Int[Tensor, " batc
     validate_type("inputs", inputs, Shaped[Tensor, "batch pos *d_in"])
     if 0 in inputs.shape:
         raise ValueError(f"inputs must be (batch, pos) and not empty, but got {tuple(inputs.shape)}")
+    if inputs.is_complex():
+        raise ValueError(f"inputs must be tokens or real vectors, but got {describe_value(inputs)}")
     return inputs.flatten(1).unique(dim=0, return_inverse=True)[1]
 
 

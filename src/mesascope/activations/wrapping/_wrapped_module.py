@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Int, Shaped
@@ -60,7 +61,6 @@ class WrappedModule(PreTrainedModel):
         self.module = module
         self.forward_fn, self.block_names, self.attention_name = forward_fn, block_names, attention_name
         self.untrained_fn, self.context_length, self._accepts_mask = untrained_fn, context_length, accepts_mask
-        self._embedding_name: str | None = None
         self.training = module.training
 
     def forward(
@@ -106,11 +106,11 @@ class WrappedModule(PreTrainedModel):
         Raises:
             NotImplementedError: there is none, as in a model of vectors.
         """
-        if self._embedding_name is None:
-            self._embedding_name = self._find_embedding()
-        if not self._embedding_name:
+        if self not in _EMBEDDING_NAMES:
+            _EMBEDDING_NAMES[self] = self._find_embedding()
+        if not _EMBEDDING_NAMES[self]:
             raise NotImplementedError(f"the wrapped {type(self.module).__name__} has no embedding of tokens")
-        return self.get_submodule(self._embedding_name)
+        return self.get_submodule(_EMBEDDING_NAMES[self])
 
     def _find_embedding(self) -> str:
         """Return the name of the embedding that reads the tokens; empty if no embedding does."""
@@ -182,6 +182,10 @@ class WrappedModule(PreTrainedModel):
             "a wrapped module cannot be saved as a model of transformers, because a folder would lack its code; save "
             "the state_dict of the module with safetensors, and wrap the module again after loading it"
         )
+
+
+# what was found by running a module is kept outside of it, because attributes are part of its fingerprint
+_EMBEDDING_NAMES: WeakKeyDictionary[WrappedModule, str] = WeakKeyDictionary()
 
 
 def _read_output(output: Any) -> Any:

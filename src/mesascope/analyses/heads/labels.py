@@ -6,9 +6,11 @@ import numpy as np
 import xarray as xr
 
 from mesascope.analyses.heads.role_counts import SIGN_LABELS, label_position_roles
+from mesascope.argument_types import validate_arguments
 from mesascope.axes import to_data_array
 
 
+@validate_arguments
 def label_head_roles(results: Mapping[str, xr.Dataset]) -> xr.DataArray:
     """Return the roles of every head, joined by commas; empty where a head has none.
 

@@ -17,6 +17,7 @@ from mesascope.analyses.heads.role_scores import (
 )
 from mesascope.analyses.nulls import NUM_UNTRAINED_DRAWS, Null, null_band, with_null
 from mesascope.analyses.sequence_losses import loss_per_position
+from mesascope.argument_types import validate_arguments
 from mesascope.axes import to_data_array
 
 MIN_OVERLAP = 0.9  # ours: minimum overlap with uniform attention of a head that averages
@@ -25,6 +26,7 @@ MIN_LENGTH = 4  # tokens: with fewer, the position after the earlier occurrence 
 CONTENT_ROLES = ("induction", "duplicate token")
 
 
+@validate_arguments
 def sample_repeated_tokens(
     allowed: Int[Tensor, " token"],
     length: int,

@@ -93,8 +93,6 @@ def clusters(
     Raises:
         ValueError: there are no labels, no such label or position, or fewer than two sequences per label.
     """
-    if draws < 1 or starts < 1:
-        raise ValueError(f"draws and starts must be 1 or more, but got {draws} and {starts}")
     labels_true = _labels_at_position(acts, labels, resolve_position(acts, position))
     num_clusters = {name: len(np.unique(truth)) for name, truth in labels_true.items()}
     vectors = stream_at_position(acts, position).double().cpu().numpy()
@@ -187,6 +185,7 @@ def _labels_at_position(acts: Capture, labels: Sequence[str], position: int) -> 
         raise ValueError(
             f"clusters needs a capture of a Batch with labels (integer latents at every position), but got {reason}"
         )
+    labels = (labels,) if isinstance(labels, str) else labels
     unknown = [name for name in labels if name not in available]
     if unknown:
         raise ValueError(

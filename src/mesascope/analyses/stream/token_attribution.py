@@ -1,5 +1,6 @@
 """Direct logit attribution: the logit of a token as a sum of contributions of the components of a language model."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from mesascope.activations import Capture
 from mesascope.analyses.base import analysis, validate_all_layers_captured
+from mesascope.argument_types import validate_arguments
 from mesascope.axes import to_data_array
 
 ATTRIBUTION_SITES = ("resid_pre", "resid_post", "attn_out", "z")
@@ -41,6 +43,7 @@ class LogitContributions:
         return self.embedding + layers + self.readout_bias
 
 
+@validate_arguments
 def decompose_logits(
     acts: Capture,
     batch_index: Int[Tensor, " target"],
@@ -64,11 +67,18 @@ def decompose_logits(
         the contributions, in float64.
 
     Raises:
-        ValueError: not all layers were captured.
+        ValueError: not all layers were captured, or an index does not exist.
         UnsupportedModel: the output is not a sum of contributions.
     """
     validate_all_layers_captured(acts)
+    if acts.inputs.is_floating_point():
+        raise ValueError(f"decompose_logits needs tokens, but the capture is of vectors {tuple(acts.inputs.shape)}")
     acts = acts.unrolled()
+    batch, length = acts.inputs.shape[:2]
+    _validate_indices(
+        {"batch_index": batch_index, "pos_index": pos_index, "tokens": tokens},
+        (batch, length, len(acts.readout.readout_bias)),
+    )
     readout, final = acts.readout, acts["resid_post"][-1][batch_index, pos_index]
     rows = readout.get_unembedding_rows(tokens)
     logit_directions = readout.logit_directions(rows - readout.unembedding_mean if centred else rows, final).double()
@@ -89,6 +99,19 @@ def decompose_logits(
         mlp=torch.stack(mlps),
         readout_bias=bias[tokens] - bias.mean() if centred else bias[tokens],
     )
+
+
+def _validate_indices(indices: Mapping[str, Tensor], sizes: Sequence[int]) -> None:
+    """Check that there is one index of each kind per target, and that each exists."""
+    counts = {name: len(index) for name, index in indices.items()}
+    if min(counts.values()) == 0 or len(set(counts.values())) > 1:
+        raise ValueError(
+            f"there must be one of {', '.join(counts)} for each target, and one target or more, but got "
+            f"{', '.join(map(str, counts.values()))}"
+        )
+    for (name, index), size in zip(indices.items(), sizes, strict=True):
+        if not 0 <= int(index.min()) <= int(index.max()) < size:
+            raise ValueError(f"{name} must be from 0 to {size - 1}, but got {int(index.min())} to {int(index.max())}")
 
 
 @analysis(
