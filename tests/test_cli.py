@@ -271,6 +271,9 @@ def test_the_flags_are_the_ones_that_were_promised(command):
         "list": {"--json", "--help"},
         "runs": {"--json", "--help"},
         "report": {"--json", "--help"},
+        "serve": {
+            *("--port", "--study", "--condition", "--seed", "--device", "--dtype", "--trust-remote-code", "--help"),
+        },
         "verify": {"--help"},
         "show": {"--help"},
         "cite": {"--help"},

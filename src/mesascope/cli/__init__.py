@@ -41,7 +41,7 @@ def __getattr__(name: str) -> Any:
 
 
 def _load_app() -> Any:
-    from mesascope.cli import _catalogue, _execution, _finished_runs  # noqa: F401  registers the commands
+    from mesascope.cli import _catalogue, _execution, _explorer, _finished_runs  # noqa: F401  registers the commands
     from mesascope.cli._app import app
 
     return app

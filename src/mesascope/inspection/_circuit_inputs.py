@@ -18,7 +18,7 @@ from mesascope.models.load import load_checkpoint, load_pretrained, weights_fing
 from mesascope.models.weight_checks import check_forward_pass, hash_weights
 from mesascope.store import Run
 from mesascope.studies.base import Condition
-from mesascope.tasks.base import Batch
+from mesascope.tasks.base import Batch, Task
 
 SEQUENCE_SEED = 2**40 + 29  # seed of the sequences, different from those that studies analyse
 
@@ -136,22 +136,13 @@ def open_run(
     Raises:
         ValueError: If the run has no such model, or its training is not finished.
     """
-    run = Run.open(path)
-    if "scale" not in run.record:
-        raise ValueError(f"a run must be that of a study, but {path} is not; pass the model, and --pairs")
-    study_value, scale = load_study_of_run(run, study), run.record["scale"]
-    chosen = _choose_condition(study_value.conditions, condition)
-    seeds: list[int] = run.record["seeds"]
-    seed = seeds[0] if seed is None else seed
-    if seed not in seeds:
-        raise ValueError(f"the seed must be one of {', '.join(map(str, seeds))}, but got {seed}")
-    model = load_checkpoint(find_last_checkpoint(run, study_value, chosen, seed), device)
-    task = chosen.task_at(scale)
+    loaded = open_run_model(path, study, condition, seed, device)
+    model, task = loaded.model, loaded.task
     both = task.sample(2 * num_pairs, torch.Generator().manual_seed(SEQUENCE_SEED)).to(model.device)
     batch = _score_last_position(both[0::2])
     return CircuitInputs(
         model=model,
-        name=f"{study_value.name}, {chosen.title or chosen.name or 'main condition'}, seed {seed}",
+        name=loaded.name,
         clean=batch.inputs,
         source=both.inputs[1::2],
         mask=None,
@@ -161,10 +152,63 @@ def open_run(
             "weights": hash_weights(model),
             "device": str(model.device),
             "dtype": str(model.dtype).removeprefix("torch."),
-            "condition": chosen.name,
-            "seed": seed,
+            "condition": loaded.condition,
+            "seed": loaded.seed,
             "pairs": {"number": num_pairs, "digest": _hash_tensors([both.inputs])},
         },
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RunModel:
+    """A trained model of a run, with its task.
+
+    Attributes:
+        model: the model after its last training step.
+        task: the task of its condition at the scale of the run.
+        name: study, condition and seed, for readers.
+        condition: name of the condition.
+        seed: the training replicate.
+    """
+
+    model: PreTrainedModel
+    task: Task
+    name: str
+    condition: str
+    seed: int
+
+
+def open_run_model(path: Path, study: str | None, condition: str | None, seed: int | None, device: str) -> RunModel:
+    """Load a trained model of a study's run, with its task.
+
+    Args:
+        path: the run directory.
+        study: the study, if it is a file.
+        condition: name of the condition; by default the first one.
+        seed: the training replicate; by default the first one.
+        device: the device to compute on.
+
+    Returns:
+        The model and its task.
+
+    Raises:
+        ValueError: If the run has no such model, or its training is not finished.
+    """
+    run = Run.open(path)
+    if "scale" not in run.record:
+        raise ValueError(f"a run must be that of a study, but {path} is not; pass the model itself")
+    study_value, scale = load_study_of_run(run, study), run.record["scale"]
+    chosen = _choose_condition(study_value.conditions, condition)
+    seeds: list[int] = run.record["seeds"]
+    seed = seeds[0] if seed is None else seed
+    if seed not in seeds:
+        raise ValueError(f"the seed must be one of {', '.join(map(str, seeds))}, but got {seed}")
+    return RunModel(
+        model=load_checkpoint(find_last_checkpoint(run, study_value, chosen, seed), device),
+        task=chosen.task_at(scale),
+        name=f"{study_value.name}, {chosen.title or chosen.name or 'main condition'}, seed {seed}",
+        condition=chosen.name,
+        seed=seed,
     )
 
 

@@ -231,6 +231,26 @@ def find_text_prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     return tuple(takewhile(special_ids.__contains__, whole))
 
 
+def encode_prompt(prompt: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, name: str) -> list[int]:
+    """Return the tokens of a prompt, after the tokens that the tokenizer puts before every text.
+
+    Tokens that it puts after a text, such as EOS, are left out.
+
+    Args:
+        prompt: the text.
+        tokenizer: the tokenizer of the model.
+        model: the model.
+        name: its name, for error messages.
+
+    Raises:
+        ValueError: If the tokenizer fails or does not fit the model.
+    """
+    with convert_tokenizer_errors(name):
+        ids = [*find_text_prefix(tokenizer), *_encode_text(tokenizer, prompt)]
+    check_token_ids(ids, model, name)
+    return ids
+
+
 def _encode_text(tokenizer: PreTrainedTokenizerBase, words: str) -> list[int]:
     """Return the tokens of a text that may be longer than the context, which would otherwise cause a warning."""
     longest = tokenizer.model_max_length

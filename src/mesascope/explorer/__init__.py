@@ -1,0 +1,26 @@
+"""Live explorer: a local page that shows the forward pass of one model on a prompt, and what edits change."""
+
+from mesascope.explorer.server import create_app, serve_explorer
+from mesascope.explorer.subject import ExploredModel, open_explored_model, open_explored_run
+from mesascope.explorer.views import (
+    view_ablation,
+    view_attribution,
+    view_lens,
+    view_patching,
+    view_pattern,
+    view_tokens,
+)
+
+__all__ = [
+    "ExploredModel",
+    "create_app",
+    "open_explored_model",
+    "open_explored_run",
+    "serve_explorer",
+    "view_ablation",
+    "view_attribution",
+    "view_lens",
+    "view_patching",
+    "view_pattern",
+    "view_tokens",
+]

@@ -1,0 +1,157 @@
+"""Python code that reproduces the numbers of a view with the public interface."""
+
+from collections.abc import Mapping, Sequence
+
+from mesascope.explorer.subject import ExploredInput, ExploredModel
+
+IMPORTS = {
+    "capture": "from mesascope.activations import capture",
+    "decompose_logits": "from mesascope.analyses.stream.token_attribution import decompose_logits",
+    "load_sample_text": "from mesascope.inspection import load_sample_text",
+    "mean": "from mesascope.interventions import mean",
+    "replace": "from mesascope.interventions import replace",
+    "zero": "from mesascope.interventions import zero",
+}
+STREAM = 'torch.cat([acts["resid_pre"], acts["resid_post"][-1:]])[:, 0]'
+PREDICTION = '["output"][0, {position}].softmax(-1)'
+
+
+def write_tokens_code(subject: ExploredModel, inputs: ExploredInput) -> str:
+    """Return code for the loss and the probability of every token, and the norms of the residual stream.
+
+    Args:
+        subject: the explored model.
+        inputs: the prompt.
+    """
+    return _join(
+        subject,
+        inputs,
+        'acts = capture(model, tokens, ["resid_pre", "resid_post", "output"])\n'
+        'log_probs = acts["output"][0].log_softmax(-1)\n'
+        "next_log_prob = log_probs[:-1].gather(1, acts.inputs[0, 1:, None])[:, 0]\n"
+        "loss, probability = -next_log_prob, next_log_prob.exp()  # of the tokens from position 1 on\n"
+        f"norm = {STREAM}.norm(dim=-1)  # (depth, pos)",
+    )
+
+
+def write_pattern_code(subject: ExploredModel, inputs: ExploredInput, layer: int, head: int) -> str:
+    """Return code for the attention pattern of a head.
+
+    Args:
+        subject: the explored model.
+        inputs: the prompt.
+        layer: the layer.
+        head: the head.
+    """
+    return _join(
+        subject,
+        inputs,
+        f'acts = capture(model, tokens, ["pattern"], layers=[{layer}])\n'
+        f'pattern = acts["pattern"][0, 0, {head}]  # (query, key)',
+    )
+
+
+def write_lens_code(subject: ExploredModel, inputs: ExploredInput, position: int, k: int) -> str:
+    """Return code for the logit lens at a position.
+
+    Args:
+        subject: the explored model.
+        inputs: the prompt.
+        position: the position.
+        k: tokens per depth.
+    """
+    return _join(
+        subject,
+        inputs,
+        'acts = capture(model, tokens, ["resid_pre", "resid_post"])\n'
+        f"stream = {STREAM}[:, {position}]  # (depth, d_model)\n"
+        f"probability, token = acts.readout.compute_output(stream).softmax(-1).topk({k})",
+    )
+
+
+def write_attribution_code(subject: ExploredModel, inputs: ExploredInput, position: int, token: int) -> str:
+    """Return code for the contributions of all components to the logit of a token.
+
+    Args:
+        subject: the explored model.
+        inputs: the prompt.
+        position: the position after which the token is predicted.
+        token: the token.
+    """
+    return _join(
+        subject,
+        inputs,
+        'acts = capture(model, tokens, ["resid_pre", "resid_post", "attn_out", "z"])\n'
+        f"indices = torch.tensor([0]), torch.tensor([{position}]), torch.tensor([{token}])\n"
+        "contributions = decompose_logits(acts, *indices, centred=True)",
+    )
+
+
+def write_ablation_code(
+    subject: ExploredModel,
+    inputs: ExploredInput,
+    heads_by_layer: Mapping[int, Sequence[int]],
+    position: int,
+    references: str,
+) -> str:
+    """Return code for the prediction with heads switched off.
+
+    Args:
+        subject: the explored model.
+        inputs: the prompt.
+        heads_by_layer: the heads that are switched off.
+        position: the position after which the next token is predicted.
+        references: code that defines ``reference_tokens``, for mean ablation; empty for zero ablation.
+    """
+    wheres = [f'{{"layer": {layer}, "head": {list(heads)}}}' for layer, heads in heads_by_layer.items()]
+    arguments = '"z", references, ' if references else '"z", '
+    edits = "\n".join(f"    {'mean' if references else 'zero'}({arguments}{where})," for where in wheres)
+    prepare = (
+        f'{references}\nreferences = capture(model, reference_tokens, ["z"], layers={list(heads_by_layer)})\n'
+        if references
+        else ""
+    )
+    prediction = PREDICTION.format(position=position)
+    return _join(
+        subject,
+        inputs,
+        f"{prepare}edits = [\n{edits}\n]\n"
+        f'before = capture(model, tokens, ["output"]){prediction}\n'
+        f'after = capture(model, tokens, ["output"], edits=edits){prediction}',
+    )
+
+
+def write_patching_code(
+    subject: ExploredModel,
+    inputs: ExploredInput,
+    source: ExploredInput,
+    site: str,
+    where: Mapping[str, int],
+    read_position: int,
+) -> str:
+    """Return code for the prediction with an activation from a second prompt.
+
+    Args:
+        subject: the explored model.
+        inputs: the prompt.
+        source: the second prompt.
+        site: the site that is patched.
+        where: index by axis.
+        read_position: the position after which the next token is predicted.
+    """
+    prediction = PREDICTION.format(position=read_position)
+    return _join(
+        subject,
+        inputs,
+        f"source_{source.code}\n"
+        f'source = capture(model, source_tokens, ["{site}", "output"], layers=[{where["layer"]}])\n'
+        f'edit = replace("{site}", source, {dict(where)})\n'
+        f'before = capture(model, tokens, ["output"]){prediction}\n'
+        f'after = capture(model, tokens, ["output"], edits=edit){prediction}',
+    )
+
+
+def _join(subject: ExploredModel, inputs: ExploredInput, body: str) -> str:
+    """Return imports, the model and its input, and what is computed."""
+    imports = [line for name, line in IMPORTS.items() if f"{name}(" in body]
+    return "\n".join(["import torch", *imports, subject.source.load_code, "", inputs.code, body, ""])
