@@ -4,8 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mesascope.explorer import ExploredModel
-from mesascope.explorer.subject import explore_model
+from mesascope.explorer import ExploredModel, explore_model
 from small_tokenizers import make_sentencepiece
 
 

@@ -88,8 +88,16 @@ def test_localhost_is_this_machine(client):
         ("tokens", b'{"prompt": "\\ud800"}', "the tokenizer of tiny"),
         ("pattern", {"prompt": PROMPT, "layer": 7, "head": 0}, "layer must be from 0 to 2, but got 7"),
         ("pattern", {"prompt": PROMPT, "layer": 0, "head": 4}, "head must be from 0 to 3, but got 4"),
-        ("pattern", {"prompt": PROMPT, "layer": True, "head": 0}, "layer must be an integer of up to 64 bits, but got True"),
-        ("pattern", {"prompt": PROMPT, "layer": 10**400, "head": 0}, "layer must be an integer of up to 64 bits, but got 1000"),
+        (
+            "pattern",
+            {"prompt": PROMPT, "layer": True, "head": 0},
+            "layer must be an integer of up to 64 bits, but got True",
+        ),
+        (
+            "pattern",
+            {"prompt": PROMPT, "layer": 10**400, "head": 0},
+            "layer must be an integer of up to 64 bits, but got 1000",
+        ),
         ("lens", {"prompt": PROMPT, "position": 1.5}, "position must be an integer of up to 64 bits, but got 1.5"),
         ("lens", {"prompt": PROMPT, "position": 1000}, "position must be from 0 to"),
         ("attribution", {"prompt": PROMPT, "position": 0, "token": -1}, "token must be from 0 to 399, but got -1"),

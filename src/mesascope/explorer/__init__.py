@@ -1,7 +1,7 @@
 """Live explorer: a local page that shows the forward pass of one model on a prompt, and what edits change."""
 
 from mesascope.explorer.server import create_app, serve_explorer
-from mesascope.explorer.subject import ExploredModel, open_explored_model, open_explored_run
+from mesascope.explorer.subject import ExploredModel, explore_model, open_explored_model, open_explored_run
 from mesascope.explorer.views import (
     view_ablation,
     view_attribution,
@@ -14,6 +14,7 @@ from mesascope.explorer.views import (
 __all__ = [
     "ExploredModel",
     "create_app",
+    "explore_model",
     "open_explored_model",
     "open_explored_run",
     "serve_explorer",

@@ -1,5 +1,6 @@
 """The model that is explored, and where its inputs come from: prompts, or sequences of the task of a run."""
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -9,7 +10,8 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mesascope.activations import attention_layers, capture
+from mesascope.activations import Capture, UnsupportedModel, attention_layers, capture
+from mesascope.activations.validation.fingerprint import fingerprint_tensors, model_tensors
 from mesascope.inspection import DTYPES, TokenDecoder, encode_prompt, find_text_prefix, load_sample_text, open_run_model
 from mesascope.models.load import load_pretrained
 from mesascope.models.weight_checks import check_forward_pass
@@ -19,6 +21,9 @@ MAX_TOKENS = 512  # of a prompt: attention patterns and answers grow with its sq
 MAX_LETTERS = 20_000  # of a prompt, so that no long text is tokenized in vain
 REFERENCE_TOKENS = 1024  # of all references of mean ablation together, which one forward pass computes
 MAX_REFERENCES = 16
+MAX_CAPTURES = 3  # two prompts and the references; the logits of 512 tokens can have 0.5 GB
+STREAM_SITES = ("resid_pre", "resid_post", "output")
+COMPONENT_SITES = ("attn_out", "z")  # of direct attribution
 EXAMPLE = "When Mary and John went to the store, John gave a drink to"
 SAMPLE_LETTERS = 40_000  # of the sample text, from which references are cut
 
@@ -72,6 +77,7 @@ class ExploredModel:
         heads: the number of heads of a layer.
         attention_layers: the layers that have attention.
         example: a first prompt: a text, or the number of a sequence.
+        sites: the sites that most views share, as far as the model has them.
     """
 
     model: PreTrainedModel
@@ -81,6 +87,41 @@ class ExploredModel:
     heads: int
     attention_layers: tuple[int, ...]
     example: str | int
+    sites: tuple[str, ...]
+    _captures: dict[Hashable, Capture] = field(default_factory=dict, repr=False)
+
+    def capture_input(self, inputs: ExploredInput) -> Capture:
+        """Return a capture of ``sites`` on an input, which is kept for the next views.
+
+        Args:
+            inputs: the input.
+        """
+        key = ("input", tuple(inputs.tokens[0].tolist()))
+        return self._capture_once(key, lambda: capture(self.model, inputs.tokens, self.sites))
+
+    def capture_references(self, length: int) -> tuple[Capture, str]:
+        """Return a capture of ``z`` on the references of mean ablation, and code that defines their tokens.
+
+        Args:
+            length: the number of tokens of each.
+
+        Raises:
+            ValueError: there are too few references of this length.
+        """
+        tokens, code = self.source.make_references(length)
+        layers = list(self.attention_layers)
+        return self._capture_once(
+            ("references", length), lambda: capture(self.model, tokens, ["z"], layers=layers)
+        ), code
+
+    def _capture_once(self, key: Hashable, run: Callable[[], Capture]) -> Capture:
+        """Return a recent capture, or a new one; a changed weight makes all captures old."""
+        key = (key, fingerprint_tensors(model_tensors(self.model)))
+        acts = self._captures.pop(key, None) or run()
+        self._captures[key] = acts  # the last one is the newest
+        while len(self._captures) > MAX_CAPTURES:
+            del self._captures[next(iter(self._captures))]
+        return acts
 
 
 class Prompts:
@@ -284,7 +325,7 @@ def open_explored_model(
         f"from mesascope.models.load import load_pretrained\n\nmodel, tokenizer = load_pretrained({name!r}{options})"
     )
     check_forward_pass(model, torch.tensor([encode_prompt("a", tokenizer, model, name)]), name)
-    return explore_model(model, tokenizer, name, load_code)
+    return explore_model(model, tokenizer, Path(name).name if Path(name).exists() else name, load_code)
 
 
 def open_explored_run(
@@ -303,14 +344,11 @@ def open_explored_run(
         The explored model.
 
     Raises:
-        ValueError: the run has no such model, its training is not finished, or its inputs are vectors.
+        ValueError: the run has no such model, its training is not finished, or its task is not to predict the next of
+            some tokens.
     """
     loaded = open_run_model(path, study, condition, seed, device)
-    if loaded.task.sample(1, torch.Generator().manual_seed(0)).inputs.is_floating_point():
-        raise ValueError(
-            f"the explorer needs a task of tokens, but the inputs of {type(loaded.task).__name__} are vectors; use its "
-            "report, or capture with batches of the task"
-        )
+    _check_next_token_task(loaded.task)
     arguments = ", ".join(repr(one) for one in (str(path), study, condition, seed, device))
     load_code = (
         "from pathlib import Path\n\nfrom mesascope.inspection import open_run_model\n\n"
@@ -318,6 +356,22 @@ def open_explored_run(
         "model, task = loaded.model, loaded.task"
     )
     return _describe_model(loaded.model, loaded.name, TaskSequences(loaded.task, load_code), 0)
+
+
+def _check_next_token_task(task: Task) -> None:
+    """Check that inputs are tokens and that the targets of all scored positions are the next ones."""
+    batch, name = task.sample(8, torch.Generator().manual_seed(0)), type(task).__name__
+    if batch.inputs.is_floating_point():
+        raise ValueError(
+            f"the explorer needs a task of tokens, but the inputs of {name} are vectors; use the report of the run, or "
+            "capture with batches of the task"
+        )
+    is_next = (batch.targets[:, :-1] == batch.inputs[:, 1:]) | (batch.weight[:, :-1] == 0)
+    if batch.targets.is_floating_point() or not bool(is_next.all()):
+        raise ValueError(
+            f"the explorer needs a task whose targets are the next tokens, but those of {name} are not; use the report "
+            "of the run, or capture with batches of the task"
+        )
 
 
 def _describe_model(model: PreTrainedModel, name: str, source: InputSource, example: str | int) -> ExploredModel:
@@ -339,4 +393,14 @@ def _describe_model(model: PreTrainedModel, name: str, source: InputSource, exam
         heads=acts["z"].shape[3],
         attention_layers=tuple(layers),
         example=example,
+        sites=_find_sites(model, tokens),
     )
+
+
+def _find_sites(model: PreTrainedModel, tokens: Int[Tensor, "1 pos"]) -> tuple[str, ...]:
+    """Return the sites that views share; some layers of hybrid models have no attention."""
+    try:
+        capture(model, tokens, [*STREAM_SITES, *COMPONENT_SITES])
+    except UnsupportedModel:
+        return STREAM_SITES
+    return STREAM_SITES + COMPONENT_SITES

@@ -44,7 +44,7 @@ def view_tokens(subject: ExploredModel, prompt: str | int) -> View:
         ValueError: there is no such prompt.
     """
     inputs = subject.source.read_input(prompt)
-    acts = capture(subject.model, inputs.tokens, ["resid_pre", "resid_post", "output"])
+    acts = subject.capture_input(inputs)
     log_probs = acts["output"][0].log_softmax(-1)
     next_log_prob = log_probs[:-1].gather(1, acts.inputs[0, 1:, None])[:, 0]
     stream = torch.cat([acts["resid_pre"], acts["resid_post"][-1:]])[:, 0]
@@ -100,7 +100,7 @@ def view_lens(subject: ExploredModel, prompt: str | int, position: int, k: int =
     """
     inputs = _read_position(subject, prompt, position)
     _check_range("k", k, MAX_K + 1, first=1)
-    acts = capture(subject.model, inputs.tokens, ["resid_pre", "resid_post"])
+    acts = subject.capture_input(inputs)
     stream = torch.cat([acts["resid_pre"], acts["resid_post"][-1:]])[:, 0, position]
     logits = acts.readout.compute_output(stream)
     k = min(k, logits.shape[-1])
@@ -134,7 +134,9 @@ def view_attribution(subject: ExploredModel, prompt: str | int, position: int, t
         UnsupportedModel: the output is not a sum of contributions.
     """
     inputs = _read_position(subject, prompt, position)
-    acts = capture(subject.model, inputs.tokens, [*ATTRIBUTION_SITES, "output"])
+    acts = subject.capture_input(inputs)
+    if "z" not in acts:
+        acts = capture(subject.model, inputs.tokens, [*ATTRIBUTION_SITES, "output"])  # says which layers lack it
     logits = acts["output"][0, position]
     token = int(logits.argmax()) if token is None else token
     _check_range("token", token, len(logits))
@@ -195,12 +197,11 @@ def view_ablation(
         heads_by_layer.setdefault(layer, []).append(head)
     reference_code = ""
     if method == "mean":
-        reference_tokens, reference_code = subject.source.make_references(len(inputs))
-        references = capture(subject.model, reference_tokens, ["z"], layers=list(heads_by_layer))
+        references, reference_code = subject.capture_references(len(inputs))
         edits = [mean("z", references, {"layer": layer, "head": each}) for layer, each in heads_by_layer.items()]
     else:
         edits = [zero("z", {"layer": layer, "head": each}) for layer, each in heads_by_layer.items()]
-    before = capture(subject.model, inputs.tokens, ["output"])["output"][0, at].softmax(-1)
+    before = subject.capture_input(inputs)["output"][0, at].softmax(-1)
     with _collect_notes() as notes:
         after = capture(subject.model, inputs.tokens, ["output"], edits=edits)["output"][0, at].softmax(-1)
     return {
@@ -261,9 +262,11 @@ def view_patching(
         _check_range("read_position", read_position, len(inputs))
     at = len(inputs) - 1 if read_position is None else read_position
     where = {"layer": layer, "pos": position} | ({} if head is None else {"head": head})
-    source_acts = capture(subject.model, source.tokens, [site, "output"], layers=[layer])
+    source_acts = subject.capture_input(source)
+    if site not in source_acts:
+        source_acts = capture(subject.model, source.tokens, [site, "output"], layers=[layer])
     edit = replace(site, source_acts, where)
-    before = capture(subject.model, inputs.tokens, ["output"])["output"][0, at].softmax(-1)
+    before = subject.capture_input(inputs)["output"][0, at].softmax(-1)
     with _collect_notes() as notes:
         after = capture(subject.model, inputs.tokens, ["output"], edits=edit)["output"][0, at].softmax(-1)
     second = source_acts["output"][0, at].softmax(-1)
