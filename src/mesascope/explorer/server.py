@@ -144,6 +144,7 @@ def serve_explorer(
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, server_header=False, lifespan="off", ws="none"
         )
+        listener.listen()  # so that a browser that is quicker than the server waits for it
         announce(f"http://{HOST}:{chosen_port}/?token={token}")
         try:
             uvicorn.Server(config).run(sockets=[listener])

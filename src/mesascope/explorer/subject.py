@@ -21,7 +21,7 @@ MAX_TOKENS = 512  # of a prompt: attention patterns and answers grow with its sq
 MAX_LETTERS = 20_000  # of a prompt, so that no long text is tokenized in vain
 REFERENCE_TOKENS = 1024  # of all references of mean ablation together, which one forward pass computes
 MAX_REFERENCES = 16
-MAX_CAPTURES = 3  # two prompts and the references; the logits of 512 tokens can have 0.5 GB
+MAX_CAPTURES = 4  # those of two prompts, the references and one before; logits of 512 tokens can have 0.5 GB
 STREAM_SITES = ("resid_pre", "resid_post", "output")
 COMPONENT_SITES = ("attn_out", "z")  # of direct attribution
 EXAMPLE = "When Mary and John went to the store, John gave a drink to"
@@ -348,7 +348,7 @@ def open_explored_run(
             some tokens.
     """
     loaded = open_run_model(path, study, condition, seed, device)
-    _check_next_token_task(loaded.task)
+    check_next_token_task(loaded.task)
     arguments = ", ".join(repr(one) for one in (str(path), study, condition, seed, device))
     load_code = (
         "from pathlib import Path\n\nfrom mesascope.inspection import open_run_model\n\n"
@@ -358,8 +358,15 @@ def open_explored_run(
     return _describe_model(loaded.model, loaded.name, TaskSequences(loaded.task, load_code), 0)
 
 
-def _check_next_token_task(task: Task) -> None:
-    """Check that inputs are tokens and that the targets of all scored positions are the next ones."""
+def check_next_token_task(task: Task) -> None:
+    """Check that inputs are tokens and that the targets of all scored positions are the next ones.
+
+    Args:
+        task: the task.
+
+    Raises:
+        ValueError: they are not.
+    """
     batch, name = task.sample(8, torch.Generator().manual_seed(0)), type(task).__name__
     if batch.inputs.is_floating_point():
         raise ValueError(

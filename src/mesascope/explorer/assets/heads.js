@@ -75,7 +75,7 @@
     markHeads();
     box.hidden = !answer || !views.tokens.answer;
     if (box.hidden) return;
-    const size = answer.pattern.length, top = Math.max(...answer.pattern.flat()), labels = views.tokens.answer.tokens.map(one => one.text);
+    const size = answer.pattern.length, top = answer.pattern.reduce((most, row) => Math.max(most, ...row), 0), labels = views.tokens.answer.tokens.map(one => one.text);
     if (labels.length !== size) return;
     const image = make("canvas", { width: size, height: size }), context = image.getContext("2d"), pixels = context.createImageData(size, size);
     answer.pattern.flat().forEach((weight, k) => pixels.data.set([...mesascope.mixColours(subject.colours, weight / top), 255], 4 * k));
