@@ -11,7 +11,7 @@ import griffe
 
 REFERENCE = Path(__file__).parent / "reference"
 ROLE = re.compile(r":[a-z]+:`(~?)([^`]+)`")
-LITERAL_BLOCK = re.compile(r"::$", re.MULTILINE)
+LITERAL_BLOCK = re.compile(r"^::\n\n|(?<=:):$", re.MULTILINE)
 DOCTEST = re.compile(r"^(?P<indent> *)>>> .*(?:\n(?P=indent)\S.*)*", re.MULTILINE)
 CODE = re.compile(r"(^ *```.*?^ *```$|``.+?``)", re.MULTILINE | re.DOTALL)
 NAME = re.compile(r"(?<!\[)`([A-Za-z_][\w.]*)`")
@@ -49,10 +49,9 @@ def convert_docstring(text: str, documented: dict[str, str], own_names: frozense
 
     Returns:
         the text, with doctests in code blocks and with links to documented objects.
-
     """
     text = ROLE.sub(lambda role: f"`{role[2].rpartition('.')[2] if role[1] else role[2]}`", text)
-    text = LITERAL_BLOCK.sub(":", text)
+    text = LITERAL_BLOCK.sub("", text)
     text = DOCTEST.sub(lambda code: f"{code['indent']}```pycon\n{code[0]}\n{code['indent']}```", text)
 
     def link_name(match: re.Match[str]) -> str:
@@ -81,6 +80,8 @@ def _uncover_functions(module: griffe.Module) -> None:
 
 
 def _convert_docstrings(item: griffe.Object, documented: dict[str, str]) -> None:
+    if isinstance(item, griffe.Function):
+        item.overloads = None  # they help type checkers; the signature of the implementation says the same
     if item.docstring is not None:
         arguments = [one.name for one in getattr(item, "parameters", ())]
         item.docstring.value = convert_docstring(
