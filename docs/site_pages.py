@@ -1,4 +1,4 @@
-"""Hooks of MkDocs: pages from files outside of docs/, and links that lead from page to page as they do in a checkout."""
+"""Hooks of MkDocs: pages from files outside of docs/, and links that lead from page to page as in a checkout."""
 # pyright: reportMissingImports=false
 # MkDocs is installed by `make site` only
 

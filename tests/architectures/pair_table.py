@@ -19,7 +19,8 @@ transformers chooses and with the eager one; the logits are bitwise equal to tho
 and the weights of all three attentions, are those that the model returns in eager mode; wherever updates are
 available, they sum to the change that a layer makes. *Padding* says on which sides of source and target a padded
 batch gives the predictions of each pair alone; on the others, capture refuses the batch. At the end, all weights are
-changed through `.data`, and a second capture must show the changed model. A site without a stack is missing in encoder and decoder.
+changed through `.data`, and a second capture must show the changed model. A site without a stack is missing in encoder
+and decoder.
 
 | type | class | outcome | sites that are missing, and why | padding of source | padding of target |
 |---|---|---|---|---|---|
