@@ -5,6 +5,7 @@
 # make lint           run the checks without the tests
 # make docs           run all studies at laptop scale (three hours) and write their pages under docs/studies
 # make docs-paper     run the affine study at paper scale in all cells of its grid (three hours) and write its page
+# make site           build the documentation as a site in site/, with an API reference; needs no network to read
 # make index          write the index that `mesascope list` reads, and the page on analyses
 # make architectures  test capture on every causal-LM class in transformers and write the table
 # make ground-truth   test every analysis on models with known mechanisms and write the table
@@ -21,6 +22,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 GGUF := .models/SmolLM2-135M-Instruct.Q4_1.gguf
 STAMP := $(VENV)/.installed
+SITE_STAMP := $(VENV)/.site-installed
 PUBLISHED := affine affine-2d polynomial meta-learning function-classes gradient-descent newton in-context-convergence \
   induction-heads sparse-regression-heads next-token-convergence multi-concept norm-growth backward-chaining \
   dynamic-halt
@@ -28,7 +30,7 @@ WHEELS := $(addprefix --find-links ,$(PIP_FIND_LINKS)) $(addprefix --default-ind
 unexport PYTHONDONTWRITEBYTECODE  # what is imported is compiled once, not by every process
 
 .DEFAULT_GOAL := help
-.PHONY: help setup models index demo test tests types style test-slow test-faults lint docs docs-paper architectures \
+.PHONY: help setup models index site demo test tests types style test-slow test-faults lint docs docs-paper architectures \
   ground-truth clean bench bench-opening bench-training bench-seeds bench-capturing bench-circuits \
   bench-scaling
 
@@ -71,6 +73,14 @@ docs: $(STAMP) $(GGUF)
 docs-paper: $(STAMP)
 	$(BIN)/mesascope run affine --scale paper
 	$(BIN)/python docs/build.py runs/affine-paper
+
+site: $(SITE_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+$(SITE_STAMP): $(STAMP)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python $(WHEELS) -c constraints.txt -e '.[dev,site]' \
+	  || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,site]'
+	touch $@
 
 index: $(STAMP)
 	$(BIN)/python -m mesascope.studies.registry
@@ -138,4 +148,4 @@ bench-scaling: $(STAMP) $(GGUF)
 	touch $@
 
 clean:
-	rm -rf $(VENV) .models .peers benchmarks/results runs .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .models .peers benchmarks/results runs site .pytest_cache .ruff_cache .import_linter_cache

@@ -1,9 +1,15 @@
-"""Strict by default: every test checks the shapes of arrays, and every warning is an error (pyproject.toml)."""
+"""Strict by default: every test checks the shapes of arrays, and every warning is an error (pyproject.toml).
 
+Shapes are checked in the first calls of every function within a test, and in few of the later ones.
+"""
+
+import gc
 import inspect
 import os
 import sys
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial, wraps
 from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
@@ -50,9 +56,43 @@ def check_shapes(wrap: Any) -> Any:
             return partial(jaxtyped, **options)
         inside = (what.fget, what.fset) if isinstance(what, property) else (inspect.unwrap(what),)
         hints = [hint for one in inside if one for hint in getattr(one, "__annotations__", {}).values()]
-        return wrap(what, **options) if speaks_of_arrays(hints) else what
+        if not speaks_of_arrays(hints):
+            return what
+        checked = wrap(what, **options)
+        return check_first_calls(what, checked) if inspect.isfunction(what) else checked
 
     return jaxtyped
+
+
+def check_first_calls(function: Callable[..., Any], checked: Callable[..., Any]) -> Callable[..., Any]:
+    """The checked function in its first calls within each test, and then in few: loops need not be checked anew."""
+    test, calls = 0, 0
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal test, calls
+        calls = 1 if test != CURRENT.test else calls + 1
+        test = CURRENT.test
+        chosen = checked if calls <= CHECKED_CALLS or calls % CHECKED_EVERY == 0 else function
+        return chosen(*args, **kwargs)
+
+    return call
+
+
+@dataclass
+class Current:
+    """The number of the test that runs."""
+
+    test: int = 0
+
+
+CURRENT = Current()
+CHECKED_CALLS, CHECKED_EVERY = 8, 64
+
+
+def pytest_runtest_setup() -> None:
+    """Count the tests."""
+    CURRENT.test += 1
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -82,6 +122,12 @@ class OneRunOneWorker(LoadScopeScheduling):
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneRunOneWorker:
     """How tests are handed out."""
     return OneRunOneWorker(config, log)
+
+
+def pytest_collection_finish() -> None:
+    """Modules and tests stay for the whole session, so that the garbage collector need not visit them again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

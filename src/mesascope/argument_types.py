@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 # arguments whose functions say more: what to pass in place of a wrapper, or an example
 _VALIDATED_BY_FUNCTION = {"model", "inputs", "layers", "queries", "attention_mask"}
+MAX_SEED = 2**63 - 1
 MAX_SHOWN = 80  # characters of a value in a message
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -174,6 +175,8 @@ def _validate_value(name: str, value: object, check: _Check, hint: Any) -> None:
         validate_tensor(name, value)
     if not check(value):
         raise ValueError(f"{name} must be {_describe_hint(hint)}, but got {describe_value(value)}")
+    if name == "seed" and isinstance(value, Integral) and not 0 <= int(value) <= MAX_SEED:
+        raise ValueError(f"seed must be from 0 to 2^63 - 1, but got {value}")
 
 
 @cache

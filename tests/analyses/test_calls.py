@@ -28,8 +28,8 @@ def test_arguments_may_be_given_by_name(acts):
     [
         ({"draws": "3"}, "^draws must be an integer, but got '3'"),
         ({"draws": 0}, "^draws of natural_induction must be 1 or more, but got 0"),
-        ({"seed": -1}, "^seed of natural_induction must be 0 or more, but got -1"),
-        ({"seed": 10**30}, "^seed of natural_induction must be at most"),
+        ({"seed": -1}, "^seed must be from 0 to 2.63 - 1, but got -1"),
+        ({"seed": 10**30}, "^seed must be from 0 to 2.63 - 1, but got 10000"),
         ({"acts": None}, "^the capture of natural_induction must be a Capture, but got None"),
     ],
 )

@@ -14,12 +14,13 @@ ABOUT = """
 Sequence-to-sequence model types of transformers whose inputs are text, as tiny random models: {captured} of {total}
 types are captured, {refused} are refused by name, {unbuilt} cannot be built so; {wrong} contradict the untouched model.
 
-*Captured* means: encoder, decoder and cross-attention are recorded, with the kernel that transformers chooses and with
-the eager one; the logits are bit for bit those of the untouched model; the streams, and the weights of all three
-attentions, are those that the model returns in eager mode; wherever updates are offered, they sum to the change that a
-layer makes. *Padding* says on which sides of source and target a padded batch predicts what each pair predicts alone;
-on the others, capture refuses the batch. Last, all weights are changed through `.data`, and a second capture must show
-the changed model. A site without a stack is missing in encoder and decoder.
+*Captured* means: encoder, decoder and cross-attention are recorded, with the attention implementation that
+transformers chooses and with the eager one; the logits are bitwise equal to those of the untouched model; the streams,
+and the weights of all three attentions, are those that the model returns in eager mode; wherever updates are
+available, they sum to the change that a layer makes. *Padding* says on which sides of source and target a padded
+batch gives the predictions of each pair alone; on the others, capture refuses the batch. At the end, all weights are
+changed through `.data`, and a second capture must show the changed model. A site without a stack is missing in encoder
+and decoder.
 
 | type | class | outcome | sites that are missing, and why | padding of source | padding of target |
 |---|---|---|---|---|---|

@@ -17,17 +17,17 @@ ABOUT = """\
 Every causal language model type of transformers {version}, as a tiny random model: {captured} of {total} types are
 captured, {refused} are refused by name, {unbuilt} cannot be built so; {wrong} contradict the untouched model.
 
-*Captured* means: with the kernel that transformers chooses and with the eager one, the logits are bit for bit those
-of the untouched model; the streams and attention weights are those that the model itself tells of, where it tells of
-any; wherever the writes of attention and MLP are offered, they sum to the difference that a layer makes. A site that
-does not hold is not offered, and listed. *Padding* says whether a batch of sequences of different lengths predicts
-what each predicts alone (the first has a single token), with the padding on the left and on the right; where it does
-not, capture refuses the batch. *600 tokens* says whether a sequence of that length has the untouched model's logits
-at every position, or is refused. Last, all weights are changed through `.data`, and a second capture must show the
-changed model.
+*Captured* means: with the attention implementation that transformers chooses and with the eager one, the logits are
+bitwise equal to those of the untouched model; the residual streams and attention weights are those that the model
+itself returns, if it returns any; wherever the updates of attention and MLP are available, they sum to the change
+that a layer makes. A site that fails such a check is not available, and is listed. *Padding* says whether a batch of
+sequences of different lengths gives the predictions of each sequence alone (the first has a single token), with the
+padding on the left and on the right; where it does not, capture refuses the batch. *600 tokens* says whether a
+sequence of that length has the untouched model's logits at every position, or is refused. At the end, all weights are
+changed through `.data`, and a second capture must show the changed model.
 
-A layer that mixes positions without softmax attention shows its stream alone: pass the `layers=` of the table for the
-sites of attention.
+In a layer that mixes positions without softmax attention, only the residual stream is available: pass the `layers=`
+of the table to record the sites of attention.
 
 Written by `make architectures`.
 

@@ -26,8 +26,7 @@ from mesascope.summaries import Summarised, Summary
 AnalysisInput = Literal["capture", "model", "history", "checkpoints"]
 AnalysisSteps = Literal["all", "ends", "last"]
 _COUNTS = ("draws", "shuffles", "starts", "sequences", "examples", "num_attended", "max_points", "k")
-MIN_OPTIONS = {**dict.fromkeys(_COUNTS, 1), "first": 0, "seed": 0}  # smallest values of options
-MAX_SEED = 2**63 - 1
+MIN_OPTIONS = {**dict.fromkeys(_COUNTS, 1), "first": 0}  # smallest values of options
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -127,14 +126,12 @@ class Analysis(Summarised):
             raise TypeError(f"the arguments of {self.name} must be {names}, but got: {error}") from None
 
     def _validate_arguments(self, arguments: Mapping[str, Any]) -> None:
-        """Check the types of arguments, counts, seeds and positions."""
+        """Check the types of arguments, counts and positions."""
         name, first = next(iter(arguments.items()))
         validate_call(self.compute, arguments, {name: f"the capture of {self.name}"} if self.input == "capture" else {})
         for option, minimum in MIN_OPTIONS.items():
             if option in arguments and arguments[option] < minimum:
                 raise ValueError(f"{option} of {self.name} must be {minimum} or more, but got {arguments[option]}")
-        if arguments.get("seed", 0) > MAX_SEED:
-            raise ValueError(f"seed of {self.name} must be at most 2^63 - 1, but got {arguments['seed']}")
         if isinstance(first, Capture):
             length = first.inputs.shape[1]
             if arguments.get("first", 0) >= length:

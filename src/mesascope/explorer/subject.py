@@ -48,20 +48,35 @@ class ExploredInput:
 
 
 class InputSource(Protocol):
-    """Where inputs come from."""
+    """A source of inputs: typed prompts, or sequences of a task."""
 
     load_code: str
 
     def read_input(self, prompt: str | int) -> ExploredInput:
-        """Return the input that a prompt names; raise a ValueError of one line if there is none."""
+        """Return the input that a prompt names.
+
+        Args:
+            prompt: a text, or the number of a sequence.
+
+        Raises:
+            ValueError: there is none; the message is one line.
+        """
         ...
 
     def make_references(self, length: int) -> tuple[Int[Tensor, "batch pos"], str]:
-        """Return the reference sequences of mean ablation, and code that defines them as ``reference_tokens``."""
+        """Return the reference sequences of mean ablation, and code that defines them as ``reference_tokens``.
+
+        Args:
+            length: the number of positions.
+        """
         ...
 
     def decode_token(self, token: int) -> str:
-        """Return the text of a token."""
+        """Return the text of a token.
+
+        Args:
+            token: its id.
+        """
         ...
 
 

@@ -22,6 +22,7 @@ from mesascope.analyses.inner_objectives._summary import (
 )
 from mesascope.analyses.inner_objectives.sublayer import Sublayer
 from mesascope.analyses.stream.norms import norms
+from mesascope.argument_types import validate_arguments
 from mesascope.statistics import evenly_spaced_indices
 
 NUM_SHUFFLES = 2  # key orders of the control
@@ -126,6 +127,7 @@ def compare_to_direction(
     return {"cosine": cosine, "step_size": dot_product / squared_norm, "unexplained": 1 - cosine.square()}
 
 
+@validate_arguments
 def inner(inner_objective: Objective, seed: int = 0) -> Analysis:
     """Make the analysis ``inner_<objective>``: an objective before and after every update, and the update's descent.
 
