@@ -275,7 +275,8 @@ def test_the_flags_are_the_ones_that_were_promised(command):
         "show": {"--help"},
         "cite": {"--help"},
         "compare": {"--help"},
-        "table": {"--format", "--help"},
+        "table": {"--format", "--results", "--name", "--help"},
+        "figures": {"--format", "--out", "--only", "--help"},
         "which-algorithm": {
             *(
                 "--study",

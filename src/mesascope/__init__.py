@@ -4,6 +4,7 @@ The main functions are available here under short names. They are imported on fi
 fast:
 
 - :func:`run`, :func:`inspect`, :func:`circuit`, :func:`rank_algorithms`: the main commands of the command line;
+- :func:`figures`, :func:`tables`: the figures and the tables of the report of a run;
 - :class:`Run`: a finished run, its results and verdicts;
 - :func:`capture`, :class:`Edit`, :class:`Reduction`: record and edit the activations of a forward pass;
 - :func:`wrap`: a plain PyTorch module as a model for all of these;
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mesascope import analyses, circuits, interventions, probes, studies, tasks
     from mesascope.activations import Edit, Reduction, UnsupportedModel, capture, wrap
-    from mesascope.api import circuit, inspect, rank_algorithms, run
+    from mesascope.api import circuit, figures, inspect, rank_algorithms, run, tables
     from mesascope.store import Run
 
 __version__ = "0.1.0"
@@ -29,12 +30,14 @@ __all__ = [
     "capture",
     "circuit",
     "circuits",
+    "figures",
     "inspect",
     "interventions",
     "probes",
     "rank_algorithms",
     "run",
     "studies",
+    "tables",
     "tasks",
     "wrap",
 ]
@@ -46,9 +49,11 @@ _MODULE_OF_NAME = {
     "Run": "mesascope.store",
     "capture": "mesascope.activations",
     "circuit": "mesascope.api",
+    "figures": "mesascope.api",
     "inspect": "mesascope.api",
     "rank_algorithms": "mesascope.api",
     "run": "mesascope.api",
+    "tables": "mesascope.api",
     "wrap": "mesascope.activations",
 }
 

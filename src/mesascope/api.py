@@ -3,7 +3,9 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -25,6 +27,7 @@ from mesascope.inspection import (
 )
 from mesascope.progress import ProgressDisplay, StageProgressBar, open_console
 from mesascope.report import write_report
+from mesascope.report.export import collect_figures, collect_tables
 from mesascope.runner import ProgressCallback, run_study
 from mesascope.store import Run
 from mesascope.studies.base import Study
@@ -33,6 +36,9 @@ from mesascope.studies.cells import load_cells
 from mesascope.studies.factors import is_setting
 from mesascope.studies.registry import hold_value, load_study
 from mesascope.tasks.base import Task
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 RUNS_FOLDER = Path("runs")
 
@@ -330,6 +336,47 @@ def rank_algorithms(
         trust_remote_code=trust_remote_code,
         log=log,
     )
+
+
+@validate_arguments
+def figures(run: Run | Path | str) -> "dict[str, Figure]":
+    """Build every figure of the report of a run with plotly, as they are written by `mesascope figures`.
+
+    Args:
+        run: A run, or its directory.
+
+    Returns:
+        Figures of plotly by their names, which are those of the files, in the order of the report. The title and the
+        caption of a figure are its ``layout.meta["title"]`` and ``layout.meta["caption"]``.
+
+    Raises:
+        ValueError: If there is no run, or plotly is not installed; the message is one line.
+    """
+    try:
+        from plotly.graph_objects import Figure  # an optional dependency
+    except ImportError as error:
+        raise ValueError("figures need plotly, which is not installed; run pip install 'mesascope[figures]'") from error
+    collected = collect_figures(run.path if isinstance(run, Run) else Path(run))
+    return {
+        one.name: Figure(one.spec).update_layout(meta={"title": one.title, "caption": one.caption}) for one in collected
+    }
+
+
+@validate_arguments
+def tables(run: Run | Path | str) -> dict[str, pd.DataFrame]:
+    """Return every table of the report of a run.
+
+    Args:
+        run: A run, or its directory.
+
+    Returns:
+        Tables by name: ``verdicts`` and ``cells`` of a study, ``model``, ``parameters``, ``environment`` and
+        ``timings`` where they are recorded, and ``RESULT-VARIABLE`` for the tables of results, as text.
+
+    Raises:
+        ValueError: If there is no run, or its record or its verdicts are damaged; the message is one line.
+    """
+    return collect_tables(run.path if isinstance(run, Run) else Path(run))
 
 
 @validate_arguments
