@@ -255,6 +255,7 @@ def test_the_flags_are_the_ones_that_were_promised(command):
                 "--on",
                 "--vary",
                 "--set",
+                "--log-to",
                 "--strict",
                 "--no-strict",
                 "--help",
@@ -276,6 +277,7 @@ def test_the_flags_are_the_ones_that_were_promised(command):
         "cite": {"--help"},
         "compare": {"--help"},
         "table": {"--format", "--results", "--name", "--help"},
+        "log": {"--to", "--help"},
         "figures": {"--format", "--out", "--only", "--help"},
         "which-algorithm": {
             *(

@@ -25,6 +25,7 @@ from mesascope.inspection import (
     open_language_model,
     open_run,
 )
+from mesascope.loggers import RunLogger, create_loggers, log_run
 from mesascope.progress import ProgressDisplay, StageProgressBar, open_console
 from mesascope.report import write_report
 from mesascope.report.export import collect_figures, collect_tables
@@ -55,6 +56,7 @@ def run(
     vary: Mapping[str, Sequence[str]] | None = None,
     settings: Mapping[str, str | float | bool | None] | None = None,
     progress: ProgressCallback | None = None,
+    loggers: Sequence[str | RunLogger] = (),
     quiet: bool = False,
 ) -> Run:
     """Run a study up to its verdicts and its report, or resume a run that was stopped.
@@ -73,6 +75,9 @@ def run(
         settings: New values of fields of the task, the model or the training, such as ``{"training.steps": 500}``, in
             every condition that has the field. The claims are judged at these values alone, without the study's grid.
         progress: Receives progress updates. Default: bars on a terminal and in a notebook, nothing in other scripts.
+        loggers: ``tensorboard``, ``tensorboard:FOLDER``, ``wandb``, ``trackio``, or loggers of your own. Each receives
+            loss, learning rate, gradient norm and evaluations of every model when the run has finished. One that fails
+            is named, and does not stop the run.
         quiet: Show no progress.
 
     Returns:
@@ -99,6 +104,7 @@ def run(
         callback, cell = progress or display, _format_settings(settings or {})
         default_path = RUNS_FOLDER / "-".join(filter(None, [load_study(name).name, scale, cell]))
         path = Path(out) if out is not None else default_path
+        created_loggers = create_loggers(loggers, path)
         finished_run = run_study(
             f"{name}[{cell}]" if cell else name,
             scale=scale,
@@ -111,6 +117,8 @@ def run(
         )
         for cell in load_cells(finished_run.path):
             write_report(cell.path, callback.log_message)
+        if created_loggers:
+            log_run(path, created_loggers, callback.log_message)
     return finished_run
 
 

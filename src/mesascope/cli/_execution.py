@@ -44,6 +44,13 @@ def run_command(
             help="Change a field of task, model or training, such as training.steps=500; repeatable.",
         ),
     ] = None,
+    log_to: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LOGGER",
+            help="Also log the curves of the finished run to tensorboard[:FOLDER], wandb or trackio; repeatable.",
+        ),
+    ] = None,
     strict: Annotated[bool, typer.Option(help="Exit with code 1 if a claim is contradicted.")] = False,
 ) -> None:
     """Run a study: train models, analyse them, judge the claims and write a report. Run again to resume."""
@@ -63,6 +70,7 @@ def run_command(
             on=on,
             vary=varied,
             settings=changed,
+            loggers=log_to or (),
             progress=display,
         )
     verdicts, cells = load_verdicts(finished_run), load_cells(finished_run.path)

@@ -1,4 +1,4 @@
-"""Commands about finished runs: report, verify, compare, table, figures, runs."""
+"""Commands about finished runs: report, verify, compare, table, figures, log, runs."""
 
 import json
 from pathlib import Path
@@ -118,6 +118,25 @@ def figures_command(
     paths = write_figures(run_dir, out_dir or run_dir / "figures", form, split_names(only), print_problem)
     for path in paths:
         print_line(str(path))
+
+
+@app.command("log")
+def log_command(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, also of a run that goes on.")],
+    to: Annotated[
+        list[str], typer.Option(metavar="LOGGER", help="tensorboard[:FOLDER], wandb or trackio; repeatable.")
+    ],
+) -> None:
+    """Log the training curves and evaluations of a run to TensorBoard, Weights & Biases or trackio."""
+    from mesascope.loggers import create_loggers, log_run
+
+    problems: list[str] = []
+    count = log_run(run_dir, create_loggers(to, run_dir), problems.append)
+    for problem in problems:
+        print_line(f"mesascope: {problem}", err)
+    if problems:
+        raise typer.Exit(EXIT_BAD_INPUT)
+    print_line(f"{count} models logged to {', '.join(to)}")
 
 
 @app.command("runs")

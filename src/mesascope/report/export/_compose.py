@@ -24,7 +24,7 @@ GAP = 10  # between plots, beside the room for labels
 
 
 @dataclass(frozen=True)
-class _Room:
+class _LabelSpace:
     """Pixels beside a plot for the labels of its axes and its title."""
 
     left: int
@@ -132,13 +132,13 @@ def _arrange(plots: Sequence[Mapping[str, Any]], min_width: int, width: float) -
     top = 0.0
     for row in _split_rows(plots, per_row):
         columns = 1 if plots[row[0]].get("wide") else min(per_row, len(plots))
-        rooms = [_measure_room(plots[k], width / columns) for k in row]
+        rooms = [_measure_labels(plots[k], width / columns) for k in row]
         left, above, below = (max(getattr(room, side) for room in rooms) for side in ("left", "top", "bottom"))
         inner = width / columns - left - GAP
         heights = [_choose_height(plots[k], inner) for k in row]
         cells += [
-            _Cell(k, place * width / columns + left, top + above, inner, height)
-            for place, (k, height) in enumerate(zip(row, heights, strict=True))
+            _Cell(k, column * width / columns + left, top + above, inner, height)
+            for column, (k, height) in enumerate(zip(row, heights, strict=True))
         ]
         top += above + max(heights) + below
     return cells, top
@@ -153,7 +153,7 @@ def _split_rows(plots: Sequence[Mapping[str, Any]], per_row: int) -> list[list[i
     return rows
 
 
-def _measure_room(plot: Mapping[str, Any], width: float) -> _Room:
+def _measure_labels(plot: Mapping[str, Any], width: float) -> _LabelSpace:
     """Estimate the room that labels need."""
     x, y = plot["layout"]["xaxis"], plot["layout"]["yaxis"]
     limit = _max_label_length(width)
@@ -161,9 +161,9 @@ def _measure_room(plot: Mapping[str, Any], width: float) -> _Room:
     left = (CHARACTER_WIDTH * y_label + 10 if y.get("showticklabels", True) else 4) + 18 * bool(y["title"]["text"])
     labels = [len(_clip_label(text, limit)[1]) for text in x.get("ticktext", ["0"])]
     longest, fits = max(labels, default=0), sum(labels) * CHARACTER_WIDTH < 0.75 * (width - left)
-    ticks = 0 if not x.get("showticklabels", True) else 16 if fits else 12 + 0.9 * CHARACTER_WIDTH * longest
-    bottom = 6 + ticks + 20 * bool(x["title"]["text"])
-    return _Room(round(left), round(bottom), 22 if plot["title"] else 8)
+    tick_height = 0 if not x.get("showticklabels", True) else 16 if fits else 12 + 0.9 * CHARACTER_WIDTH * longest
+    bottom = 6 + tick_height + 20 * bool(x["title"]["text"])
+    return _LabelSpace(round(left), round(bottom), 22 if plot["title"] else 8)
 
 
 def _max_label_length(width: float) -> int:
@@ -236,14 +236,14 @@ def _style_axis(axis: Mapping[str, Any], limit: int) -> dict[str, Any]:
 
 def _thin_ticks(axis: Mapping[str, Any], count: int, room: float) -> dict[str, Any]:
     """Leave out tick labels that would overlap, so that none is rotated."""
-    kept, free = [], float("-inf")
+    remaining, free = [], float("-inf")
     for k, (value, text) in enumerate(zip(axis["tickvals"], axis["ticktext"], strict=True)):
         half = CHARACTER_WIDTH / 2 * len(_clip_label(text, 26)[1]) + 3
-        place = value / max(1, count - 1) * room
-        if place - half >= free:
-            kept.append(k)
-            free = place + half
-    lists = {name: [axis[name][k] for k in kept] for name in ("tickvals", "ticktext")}
+        center = value / max(1, count - 1) * room
+        if center - half >= free:
+            remaining.append(k)
+            free = center + half
+    lists = {name: [axis[name][k] for k in remaining] for name in ("tickvals", "ticktext")}
     return {**axis, **lists, "tickangle": 0, "ticklabeloverflow": "allow"}
 
 
@@ -263,9 +263,9 @@ def _style_trace(trace: Mapping[str, Any], cell: _Cell) -> dict[str, Any]:
 
 def _build_plot_title(title: str, cell: _Cell, width: int, height: int) -> dict[str, Any]:
     text = _clip_label(escape_plotly(title), max(12, int(cell.width / CHARACTER_WIDTH)))[0]
-    place = {"x": cell.x / width, "y": 1 - (cell.y - 3) / height, "xref": "paper", "yref": "paper"}
-    anchors = {"xanchor": "left", "yanchor": "bottom", "showarrow": False, "font": {"size": FONT_SIZE}}
-    return {"text": text, **place, **anchors}
+    anchor = {"x": cell.x / width, "y": 1 - (cell.y - 3) / height, "xref": "paper", "yref": "paper"}
+    style = {"xanchor": "left", "yanchor": "bottom", "showarrow": False, "font": {"size": FONT_SIZE}}
+    return {"text": text, **anchor, **style}
 
 
 def _add_colour_bar(
@@ -294,8 +294,8 @@ def _add_colour_bar(
 
 
 def _place_legend() -> dict[str, Any]:
-    place = {"x": 0, "xanchor": "left", "xref": "container", "y": 0, "yanchor": "bottom", "yref": "container"}
-    return {**place, "orientation": "h", "font": {"size": FONT_SIZE - 1}, "itemwidth": 30, "tracegroupgap": 0}
+    anchor = {"x": 0, "xanchor": "left", "xref": "container", "y": 0, "yanchor": "bottom", "yref": "container"}
+    return {**anchor, "orientation": "h", "font": {"size": FONT_SIZE - 1}, "itemwidth": 30, "tracegroupgap": 0}
 
 
 def _estimate_legend_height(legend: Sequence[Mapping[str, Any]], width: int) -> float:

@@ -61,8 +61,8 @@ def _draw_patterns(panel: Panel) -> Panel:
 
 def _place_ticks(labels: list[str], size: int, gap: int) -> dict[str, Any]:
     """Return ticks in the middle of tiles; a single tile without a label has none."""
-    ticks = build_ticks([label for label in labels if label], 30)
-    return ticks | {"tickvals": [k * (size + gap) + (size - 1) / 2 for k in ticks["tickvals"]]}
+    marks = build_ticks([label for label in labels if label], 30)
+    return marks | {"tickvals": [k * (size + gap) + (size - 1) / 2 for k in marks["tickvals"]]}
 
 
 def _draw_tokens(panel: Panel) -> Panel:
@@ -74,8 +74,8 @@ def _draw_tokens(panel: Panel) -> Panel:
             values = np.where(values > 0, np.log10(values), np.nan)
     options = panel.data["options"] or [""]
     few = len(tokens) <= MAX_TOKEN_TICKS
-    ticks = build_ticks(tokens, MAX_TOKEN_TICKS) | {"tickangle": -60} if few else {"nticks": 10, "tickformat": "d"}
-    across = build_axis("token" if few else "position", **ticks, showgrid=False)
+    marks = build_ticks(tokens, MAX_TOKEN_TICKS) | {"tickangle": -60} if few else {"nticks": 10, "tickformat": "d"}
+    across = build_axis("token" if few else "position", **marks, showgrid=False)
     down = build_axis(panel.data["slide"], **build_ticks(options, 16), showgrid=False, autorange="reversed")
     scale = _build_scale(panel.data["low"], panel.data["high"], panel.data)
     scale["ends"] = [panel.data["ends"][0], "", panel.data["ends"][1]]
@@ -118,9 +118,9 @@ def _draw_circuit(panel: Panel) -> Panel:
     used = {*edges["sender"][:count], *(reader for readers in edges["readers"][:count] for reader in readers)}
     layers = (panel.data["rows"] - 2) // 2
     across = build_axis("", showgrid=False, showticklabels=False, range=[-0.06, 1.06], ticks="", showline=False)
-    ticks = build_ticks([str(layer) for layer in range(layers)], 30)
-    middles = {"tickvals": [2 * layer + 1.5 for layer in ticks["tickvals"]]}
-    down = build_axis("layer", **ticks | middles, showgrid=False, range=[-0.6, panel.data["rows"] - 0.4])
+    marks = build_ticks([str(layer) for layer in range(layers)], 30)
+    middles = {"tickvals": [2 * layer + 1.5 for layer in marks["tickvals"]]}
+    down = build_axis("layer", **marks | middles, showgrid=False, range=[-0.6, panel.data["rows"] - 0.4])
     layout = build_layout(across, down, hovermode="closest", shapes=shapes)
     legend = [
         build_legend_entry(f"{panel.data['ablated_by']} lowers the metric", LOWERS_COLOUR, []),
@@ -152,22 +152,22 @@ def _draw_edge(nodes: list[dict[str, Any]], edges: dict[str, Any], k: int, large
 
 def _draw_nodes(nodes: list[dict[str, Any]], used: set[int]) -> dict[str, Any]:
     heads = [re.search(r"H(\d+)", node["name"]) for node in nodes]
-    shown = [k for k, head in enumerate(heads) if head is None or k in used]
-    labels = [f"H{head[1]}" if (head := heads[k]) else nodes[k]["name"].split(".")[-1] for k in shown]
+    drawn = [k for k, head in enumerate(heads) if head is None or k in used]
+    labels = [f"H{head[1]}" if (head := heads[k]) else nodes[k]["name"].split(".")[-1] for k in drawn]
     return {
         "type": "scatter",
         "mode": "markers+text",
-        "x": [nodes[k]["x"] for k in shown],
-        "y": [nodes[k]["row"] for k in shown],
+        "x": [nodes[k]["x"] for k in drawn],
+        "y": [nodes[k]["row"] for k in drawn],
         "text": [escape_plotly(label) for label in labels],
-        "textposition": ["middle center" if heads[k] else "middle right" for k in shown],
-        "hovertext": [escape_plotly(nodes[k]["label"]) for k in shown],
+        "textposition": ["middle center" if heads[k] else "middle right" for k in drawn],
+        "hovertext": [escape_plotly(nodes[k]["label"]) for k in drawn],
         "hovertemplate": "%{hovertext}<extra></extra>",
-        "textfont": {"size": 9, "color": [TEXT_COLOUR if k in used else GREY for k in shown]},
+        "textfont": {"size": 9, "color": [TEXT_COLOUR if k in used else GREY for k in drawn]},
         "marker": {
             "symbol": "square",
             "size": 15,
             "color": "#ffffff",
-            "line": {"width": 1, "color": [TEXT_COLOUR if k in used else "#d5d1c7" for k in shown]},
+            "line": {"width": 1, "color": [TEXT_COLOUR if k in used else "#d5d1c7" for k in drawn]},
         },
     }

@@ -125,8 +125,8 @@ def _build_variants(name: str, title: str, panel: Panel) -> Iterator[ReportFigur
     for selection in itertools.product(*options):
         selected = [(spec, spec["options"][k]) for spec, k in zip(choices, selection, strict=True)]
         words = [name, *(_name_option(spec, option) for spec, option in selected if _is_expanded(spec))]
-        shown = ", ".join(f"{spec['name']} {option}" for spec, option in selected if len(spec["options"]) > 1)
-        sentences = (panel.caption, format_sentence(f"Shown: {shown}") if shown else "", _format_tautology(panel))
+        chosen = ", ".join(f"{spec['name']} {option}" for spec, option in selected if len(spec["options"]) > 1)
+        sentences = (panel.caption, format_sentence(f"Shown: {chosen}") if chosen else "", _format_tautology(panel))
         yield ReportFigure(
             name=format_name(words),
             title=title,

@@ -105,8 +105,8 @@ def _tabulate_variable(variable: xr.DataArray, about: Mapping[str, str]) -> pd.D
     labels = [variable[axis].values if axis in variable.coords else range(variable.sizes[axis]) for axis in axes]
     index = pd.MultiIndex.from_product(labels, names=axes) if axes else pd.RangeIndex(1)
     frame = index.to_frame(index=False) if axes else pd.DataFrame(index=index)
-    for place, (name, text) in enumerate(about.items()):
-        frame.insert(place, name, text)
+    for column, (name, text) in enumerate(about.items()):
+        frame.insert(column, name, text)
     values = variable.values.ravel().astype(object)  # so that numbers, booleans and text may stand in one column
     return frame.assign(value=values, units=str(variable.attrs.get("units", "")))
 
