@@ -1,4 +1,4 @@
-"""Commands about finished runs: report, verify, compare, table, figures, log, runs."""
+"""Commands about finished runs: report, verify, compare, table, figures, log, push, runs."""
 
 import json
 from pathlib import Path
@@ -137,6 +137,18 @@ def log_command(
     if problems:
         raise typer.Exit(EXIT_BAD_INPUT)
     print_line(f"{count} models logged to {', '.join(to)}")
+
+
+@app.command("push")
+def push_command(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="Repository on the Hub, such as me/affine.")],
+    private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
+) -> None:
+    """Push a finished run with its models to the Hugging Face Hub, with the token of `hf auth login`."""
+    from mesascope.hub import push
+
+    print_line(f"Pushed to {push(run_dir, repo, private=private)}")
 
 
 @app.command("runs")
