@@ -255,6 +255,7 @@ def test_the_flags_are_the_ones_that_were_promised(command):
                 "--on",
                 "--vary",
                 "--set",
+                "--log-to",
                 "--strict",
                 "--no-strict",
                 "--help",
@@ -278,7 +279,10 @@ def test_the_flags_are_the_ones_that_were_promised(command):
         "show": {"--help"},
         "cite": {"--help"},
         "compare": {"--help"},
-        "table": {"--format", "--help"},
+        "table": {"--format", "--results", "--name", "--help"},
+        "push": {"--private", "--help"},
+        "log": {"--to", "--help"},
+        "figures": {"--format", "--out", "--only", "--help"},
         "which-algorithm": {
             *(
                 "--study",

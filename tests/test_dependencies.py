@@ -12,7 +12,15 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 
 SRC = Path(__file__).parents[1] / "src"
-EXTRAS = {"datasets", "gguf", "ray", "serve", "umap"}  # imported where they are used, never with the package
+EXTRAS = {
+    "datasets",
+    "figures",
+    "gguf",
+    "ray",
+    "serve",
+    "tensorboard",
+    "umap",
+}  # imported where they are used, never with the package
 IMPORT_ALL = """
 import importlib, pkgutil, sys
 import mesascope

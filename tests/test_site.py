@@ -25,7 +25,7 @@ PACKAGES_WITH_NAMES = [
     "mesascope",
     *(
         f"mesascope.{name}"
-        for name in "activations analyses circuits executors explorer interventions probes store testing train".split()
+        for name in "activations analyses circuits executors explorer interventions loggers probes store testing train".split()
     ),
 ]
 

@@ -4,6 +4,8 @@ The main functions are available here under short names. They are imported on fi
 fast:
 
 - :func:`run`, :func:`inspect`, :func:`circuit`, :func:`rank_algorithms`: the main commands of the command line;
+- :func:`figures`, :func:`tables`: the figures and the tables of the report of a run;
+- :func:`push`: share a run on the Hugging Face Hub;
 - :class:`Run`: a finished run, its results and verdicts;
 - :func:`capture`, :class:`Edit`, :class:`Reduction`: record and edit the activations of a forward pass;
 - :func:`wrap`: a plain PyTorch module as a model for all of these;
@@ -13,10 +15,13 @@ fast:
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from mesascope.auto_classes import register_auto_classes
+
 if TYPE_CHECKING:
     from mesascope import analyses, circuits, interventions, probes, studies, tasks
     from mesascope.activations import Edit, Reduction, UnsupportedModel, capture, wrap
-    from mesascope.api import circuit, inspect, rank_algorithms, run
+    from mesascope.api import circuit, figures, inspect, rank_algorithms, run, tables
+    from mesascope.hub import push
     from mesascope.store import Run
 
 __version__ = "0.1.0"
@@ -29,12 +34,15 @@ __all__ = [
     "capture",
     "circuit",
     "circuits",
+    "figures",
     "inspect",
     "interventions",
     "probes",
+    "push",
     "rank_algorithms",
     "run",
     "studies",
+    "tables",
     "tasks",
     "wrap",
 ]
@@ -46,9 +54,12 @@ _MODULE_OF_NAME = {
     "Run": "mesascope.store",
     "capture": "mesascope.activations",
     "circuit": "mesascope.api",
+    "figures": "mesascope.api",
     "inspect": "mesascope.api",
+    "push": "mesascope.hub",
     "rank_algorithms": "mesascope.api",
     "run": "mesascope.api",
+    "tables": "mesascope.api",
     "wrap": "mesascope.activations",
 }
 
@@ -65,3 +76,6 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         return importlib.import_module(f"mesascope.{name}")
     raise AttributeError(f"module 'mesascope' has no attribute {name!r}")
+
+
+register_auto_classes()

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -23,8 +25,10 @@ from mesascope.inspection import (
     open_language_model,
     open_run,
 )
+from mesascope.loggers import RunLogger, create_loggers, log_run
 from mesascope.progress import ProgressDisplay, StageProgressBar, open_console
 from mesascope.report import write_report
+from mesascope.report.export import collect_figures, collect_tables
 from mesascope.runner import ProgressCallback, run_study
 from mesascope.store import Run
 from mesascope.studies.base import Study
@@ -33,6 +37,9 @@ from mesascope.studies.cells import load_cells
 from mesascope.studies.factors import is_setting
 from mesascope.studies.registry import hold_value, load_study
 from mesascope.tasks.base import Task
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 RUNS_FOLDER = Path("runs")
 
@@ -49,6 +56,7 @@ def run(
     vary: Mapping[str, Sequence[str]] | None = None,
     settings: Mapping[str, str | float | bool | None] | None = None,
     progress: ProgressCallback | None = None,
+    loggers: Sequence[str | RunLogger] = (),
     quiet: bool = False,
 ) -> Run:
     """Run a study up to its verdicts and its report, or resume a run that was stopped.
@@ -67,6 +75,9 @@ def run(
         settings: New values of fields of the task, the model or the training, such as ``{"training.steps": 500}``, in
             every condition that has the field. The claims are judged at these values alone, without the study's grid.
         progress: Receives progress updates. Default: bars on a terminal and in a notebook, nothing in other scripts.
+        loggers: ``tensorboard``, ``tensorboard:FOLDER``, ``wandb``, ``trackio``, or loggers of your own. Each receives
+            loss, learning rate, gradient norm and evaluations of every model when the run has finished. One that fails
+            is named, and does not stop the run.
         quiet: Show no progress.
 
     Returns:
@@ -93,6 +104,7 @@ def run(
         callback, cell = progress or display, _format_settings(settings or {})
         default_path = RUNS_FOLDER / "-".join(filter(None, [load_study(name).name, scale, cell]))
         path = Path(out) if out is not None else default_path
+        created_loggers = create_loggers(loggers, path)
         finished_run = run_study(
             f"{name}[{cell}]" if cell else name,
             scale=scale,
@@ -105,6 +117,8 @@ def run(
         )
         for cell in load_cells(finished_run.path):
             write_report(cell.path, callback.log_message)
+        if created_loggers:
+            log_run(path, created_loggers, callback.log_message)
     return finished_run
 
 
@@ -330,6 +344,47 @@ def rank_algorithms(
         trust_remote_code=trust_remote_code,
         log=log,
     )
+
+
+@validate_arguments
+def figures(run: Run | Path | str) -> "dict[str, Figure]":
+    """Build every figure of the report of a run with plotly, as they are written by `mesascope figures`.
+
+    Args:
+        run: A run, or its directory.
+
+    Returns:
+        Figures of plotly by their names, which are those of the files, in the order of the report. The title and the
+        caption of a figure are its ``layout.meta["title"]`` and ``layout.meta["caption"]``.
+
+    Raises:
+        ValueError: If there is no run, or plotly is not installed; the message is one line.
+    """
+    try:
+        from plotly.graph_objects import Figure  # an optional dependency
+    except ImportError as error:
+        raise ValueError("figures need plotly, which is not installed; run pip install 'mesascope[figures]'") from error
+    collected = collect_figures(run.path if isinstance(run, Run) else Path(run))
+    return {
+        one.name: Figure(one.spec).update_layout(meta={"title": one.title, "caption": one.caption}) for one in collected
+    }
+
+
+@validate_arguments
+def tables(run: Run | Path | str) -> dict[str, pd.DataFrame]:
+    """Return every table of the report of a run.
+
+    Args:
+        run: A run, or its directory.
+
+    Returns:
+        Tables by name: ``verdicts`` and ``cells`` of a study, ``model``, ``parameters``, ``environment`` and
+        ``timings`` where they are recorded, and ``RESULT-VARIABLE`` for the tables of results, as text.
+
+    Raises:
+        ValueError: If there is no run, or its record or its verdicts are damaged; the message is one line.
+    """
+    return collect_tables(run.path if isinstance(run, Run) else Path(run))
 
 
 @validate_arguments

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -9,7 +10,8 @@ import pytest
 
 from mesascope.checksums import RunError
 from mesascope.store import Run
-from mesascope.studies.verdict_table import COLUMNS, collect_verdicts, format_table
+from mesascope.studies.verdict_table import COLUMNS, collect_verdicts
+from mesascope.table_formats import format_table
 
 STATEMENT = "a_b | 5 % of {x} \\ c & d"
 
@@ -56,11 +58,21 @@ def test_markdown_and_latex_escape_what_is_special(tmp_path: Path):
     table = collect_verdicts([write_run(tmp_path / "run")])
     markdown = format_table(table, "markdown").splitlines()
     assert len(markdown) == 3
-    assert r"a_b \| 5 % of {x}" in markdown[2]
+    assert r"a\_b \| 5 % of {x} \\ c \& d" in markdown[2]
     assert "| 0.1235 | 1 | -0.75 |  |" in markdown[2]
     latex = format_table(table, "latex")
-    assert r"a\_b | 5 \% of \{x\} \textbackslash{} c \& d" in latex
+    assert r"a\_b \textbar{} 5 \% of \{x\} \textbackslash{} c \& d" in latex
     assert latex.startswith(r"\begin{tabular}{" + len(COLUMNS) * "l" + "}")
+
+
+def test_every_cell_of_markdown_and_latex_is_one_cell():
+    table = pd.DataFrame({"a|b": ["x|y\nz", "[1, 2] & 3"], "#": ["<b>*c*</b>", "−1.5 × 10⁻⁴ ± 2 ≤ 3"]})
+    head, _, *rows = format_table(table, "markdown").splitlines()
+    assert [len(re.split(r"(?<!\\)\|", line)) for line in (head, *rows)] == [4, 4, 4]
+    assert rows[0] == r"| x\|y z | \<b\>\*c\*\</b\> |"
+    latex = format_table(table, "latex").splitlines()
+    assert latex[2] == r"a\textbar{}b & \# \\"
+    assert latex[5] == r"{[}1, 2] \& 3 & $-$1.5 $\times$ 10$^{-4}$ $\pm$ 2 $\leq$ 3 \\"
 
 
 def test_what_has_no_verdicts_and_unknown_formats_are_refused(tmp_path: Path):

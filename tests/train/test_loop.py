@@ -87,6 +87,7 @@ def test_the_loss_falls_and_the_log_says_so(run: Run) -> None:
     assert log["learning rate"][trainee.TRAINING.warmup - 1] == trainee.TRAINING.optimizer.lr
     assert run.list_checkpoints(0) == list(trainee.TRAINING.checkpoint_steps)
     assert sorted(file.name for file in last.iterdir()) == [
+        "README.md",
         "checkpoint.json",
         "config.json",
         "model.safetensors",

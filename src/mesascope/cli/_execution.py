@@ -17,7 +17,7 @@ from mesascope.cli._app import (
     print_line,
 )
 from mesascope.cli._exit_codes import EXIT_CONTRADICTED
-from mesascope.cli._output import print_cells, print_circuit, print_ranking, print_verdicts
+from mesascope.cli._output import print_cells, print_circuit, print_ranking, print_verdicts, split_names
 
 
 @app.command("run")
@@ -44,6 +44,13 @@ def run_command(
             help="Change a field of task, model or training, such as training.steps=500; repeatable.",
         ),
     ] = None,
+    log_to: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LOGGER",
+            help="Also log the curves of the finished run to tensorboard[:FOLDER], wandb or trackio; repeatable.",
+        ),
+    ] = None,
     strict: Annotated[bool, typer.Option(help="Exit with code 1 if a claim is contradicted.")] = False,
 ) -> None:
     """Run a study: train models, analyse them, judge the claims and write a report. Run again to resume."""
@@ -63,6 +70,7 @@ def run_command(
             on=on,
             vary=varied,
             settings=changed,
+            loggers=log_to or (),
             progress=display,
         )
     verdicts, cells = load_verdicts(finished_run), load_cells(finished_run.path)
@@ -111,8 +119,8 @@ def inspect_command(
             tokens=tokens,
             sequences=sequences,
             out=out_dir,
-            analyses=_split_names(analyses),
-            steps=_split_names(steps),
+            analyses=split_names(analyses),
+            steps=split_names(steps),
             device=device,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
@@ -212,10 +220,6 @@ def which_algorithm_command(
         print_ranking(summary_row)
 
 
-def _split_names(text: str | None) -> list[str] | None:
-    return [name.strip() for name in text.split(",") if name.strip()] if text else None
-
-
 def parse_settings(options: list[str] | None) -> dict[str, str] | None:
     """Return the settings that ``--set`` names.
 
@@ -262,7 +266,7 @@ def parse_varied(options: list[str] | None) -> dict[str, list[str]] | None:
     varied: dict[str, list[str]] = {}
     for option in options:
         factor, _, levels = option.partition("=")
-        names = _split_names(levels)
+        names = split_names(levels)
         if not factor.strip() or not names or factor.strip() in varied:
             raise ValueError(f"--vary must name each factor once, as in --vary FACTOR=LEVEL,LEVEL, but got {option!r}")
         varied[factor.strip()] = names

@@ -1,4 +1,4 @@
-"""Commands about finished runs: report, verify, compare, table, runs."""
+"""Commands about finished runs: report, verify, compare, table, figures, log, push, runs."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from mesascope.cli._app import AsJson, app, err, out, print_line
 from mesascope.cli._exit_codes import EXIT_BAD_INPUT, EXIT_DAMAGED
-from mesascope.cli._output import format_verdict_cell, load_verdict_rows, print_verdict_table
+from mesascope.cli._output import format_verdict_cell, load_verdict_rows, print_verdict_table, split_names
 
 
 @app.command("report")
@@ -70,11 +70,85 @@ def compare_command(
 def table_command(
     run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
     form: Annotated[str, typer.Option("--format", help="csv, markdown or latex.")] = "csv",
+    results: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="Instead of verdicts: the values of results, such as similarity, or of variables, such as "
+            "similarity.score.",
+        ),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Instead of verdicts: a table of the report of one run.")] = None,
 ) -> None:
-    """Print the verdicts of runs as one table, in all cells, for a spreadsheet or a paper."""
-    from mesascope.studies.verdict_table import collect_verdicts, format_table
+    """Print the verdicts of runs as one table, in all cells, for a spreadsheet or a paper; or their results."""
+    from mesascope.table_formats import format_table
 
-    print(format_table(collect_verdicts(run_dirs), form), end="")
+    if name is not None and (results is not None or len(run_dirs) > 1):
+        raise ValueError("--name must be given with one run and without --results; print one table at a time")
+    if name is not None:
+        from mesascope.report.export import select_table
+
+        table = select_table(run_dirs[0], name)
+    elif results is not None:
+        from mesascope.report.export import tabulate_results
+
+        table = tabulate_results(run_dirs, split_names(results) or [])
+    else:
+        from mesascope.studies.verdict_table import collect_verdicts
+
+        table = collect_verdicts(run_dirs)
+    print(format_table(table, form), end="")
+
+
+@app.command("figures")
+def figures_command(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+    form: Annotated[str, typer.Option("--format", help="svg, pdf or png.")] = "pdf",
+    out_dir: Annotated[Path | None, typer.Option("--out", help="Folder to write to; by default RUN/figures.")] = None,
+    only: Annotated[
+        str | None, typer.Option(help="Comma-separated names of figures, with * for any characters; all by default.")
+    ] = None,
+) -> None:
+    """Write the figures of a report as files for a paper, with a file of captions. Needs mesascope[figures]."""
+    from mesascope.report.export import write_figures
+
+    def print_problem(line: str) -> None:
+        print_line(f"mesascope: {line}", err)
+
+    paths = write_figures(run_dir, out_dir or run_dir / "figures", form, split_names(only), print_problem)
+    for path in paths:
+        print_line(str(path))
+
+
+@app.command("log")
+def log_command(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, also of a run that goes on.")],
+    to: Annotated[
+        list[str], typer.Option(metavar="LOGGER", help="tensorboard[:FOLDER], wandb or trackio; repeatable.")
+    ],
+) -> None:
+    """Log the training curves and evaluations of a run to TensorBoard, Weights & Biases or trackio."""
+    from mesascope.loggers import create_loggers, log_run
+
+    problems: list[str] = []
+    count = log_run(run_dir, create_loggers(to, run_dir), problems.append)
+    for problem in problems:
+        print_line(f"mesascope: {problem}", err)
+    if problems:
+        raise typer.Exit(EXIT_BAD_INPUT)
+    print_line(f"{count} models logged to {', '.join(to)}")
+
+
+@app.command("push")
+def push_command(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="Repository on the Hub, such as me/affine.")],
+    private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
+) -> None:
+    """Push a finished run with its models to the Hugging Face Hub, with the token of `hf auth login`."""
+    from mesascope.hub import push
+
+    print_line(f"Pushed to {push(run_dir, repo, private=private)}")
 
 
 @app.command("runs")

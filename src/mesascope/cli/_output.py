@@ -244,3 +244,18 @@ def format_minutes(minutes: float) -> str:
         The duration with its unit.
     """
     return f"{minutes:g} min" if minutes < 120 else f"{minutes / 60:.0f} h"
+
+
+def split_names(text: str | None) -> list[str] | None:
+    """Return the names in a comma-separated option.
+
+    Args:
+        text: The value of the option; None if it is not given.
+
+    Returns:
+        The names; None without the option.
+
+    >>> split_names("norms, logit_lens")
+    ['norms', 'logit_lens']
+    """
+    return [name.strip() for name in text.split(",") if name.strip()] if text else None

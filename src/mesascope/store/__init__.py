@@ -5,7 +5,7 @@
     run.json                           requested parameters, versions, platform, start time; written first
     models/seed=0/training.json        the training configuration of this seed
     models/seed=0/log.csv              one line per optimizer step; log.json has its checksum
-    models/seed=0/step=100/            config.json, model.safetensors, state.safetensors, checkpoint.json
+    models/seed=0/step=100/            config.json, model.safetensors, state.safetensors, README.md, checkpoint.json
     models/seed=0/resume/              the same for the newest step, overwritten; removed when training ends
     models/seed=0/history/             inputs and output gradients of every linear module, if requested, with a checksum
                                        per step

@@ -3,12 +3,14 @@
 from mesascope.train._batches import derive_untrained_seed, sample_batches
 from mesascope.train._config import TrainingConfig, log_spaced_steps
 from mesascope.train._loop import limit_threads, train_model
+from mesascope.train._model_card import CARD_HEADER
 from mesascope.train._step import TrainingDiverged
 from mesascope.train.optim import SGD, AdaFactor, AdamW
 from mesascope.train.population import train_population
 from mesascope.train.schedules import ConstantSchedule, CosineSchedule, InverseSqrtSchedule, LinearSchedule
 
 __all__ = [
+    "CARD_HEADER",
     "SGD",
     "AdaFactor",
     "AdamW",

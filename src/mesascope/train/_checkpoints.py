@@ -18,6 +18,7 @@ from mesascope.store.user_code import hash_user_code
 from mesascope.tasks.base import Task
 from mesascope.train._batches import INIT_STREAM, derive_seed
 from mesascope.train._config import TrainingConfig
+from mesascope.train._model_card import MODEL_CARD, format_model_card
 from mesascope.train._optimizer_state import restore_state, state_tensors
 
 
@@ -48,7 +49,7 @@ def initialise_training(
 def save_checkpoint(
     run: Run, seed: int, model: Decoder, optimizer: torch.optim.Optimizer, step: int, *, rolling: bool = False
 ) -> None:
-    """Save the weights and the optimizer state, all that resuming needs.
+    """Save the weights and the optimizer state, all that resuming needs, and a model card.
 
     Args:
         run: Stores the checkpoint.
@@ -66,6 +67,8 @@ def save_checkpoint(
         with silence_transformers():
             model.save_pretrained(folder)
         save_file(state_tensors(optimizer, model), folder / "state.safetensors")
+        if not rolling:
+            (folder / MODEL_CARD).write_text(format_model_card(run, seed, step), encoding="utf-8")
 
     run.write_checkpoint(seed, step, write_files, rolling=rolling)
 

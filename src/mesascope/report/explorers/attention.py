@@ -29,7 +29,8 @@ def build_attention_browser(variable: PlotVariable) -> Panel:
     limited, left_out = _limit_size(array.expand_dims(missing).transpose(*PATTERN_DIMS))
     caption = variable.build_caption(*_describe_browser(variable, left_out))
     data = _encode_patterns(variable, limited, missing)
-    return Panel(kind="attention", title=variable.title, caption=caption, data=data)
+    hint = "Click a thumbnail to select a head, or use the arrow keys to move between heads and layers."
+    return Panel(kind="attention", title=variable.title, caption=caption, data=data, hint=hint)
 
 
 def _encode_patterns(variable: PlotVariable, limited: xr.DataArray, missing: list[str]) -> dict[str, Any]:
@@ -94,6 +95,5 @@ def _label_sides(variable: PlotVariable, array: xr.DataArray, example: int) -> d
 
 def _describe_browser(variable: PlotVariable, left_out: list[str]) -> list[str]:
     notes = ["Rows are queries, columns are keys", variable.describe_step()]
-    notes.append("Click a thumbnail to select a head, or use the arrow keys to move between heads and layers")
     notes += [f"Showing {', '.join(left_out)}; the file contains all"] if left_out else []
     return [*filter(None, notes)]

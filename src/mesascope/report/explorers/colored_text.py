@@ -30,7 +30,8 @@ def build_coloured_text(variable: PlotVariable) -> Panel:
     _require_tokens(variable)
     values, rows = _select_values(variable)
     caption = variable.build_caption(*_describe_colours(variable, rows))
-    return Panel(kind="tokens", title=variable.title, caption=caption, data=_encode_values(variable, values, rows))
+    data, hint = _encode_values(variable, values, rows), "Hover over a token for its value."
+    return Panel(kind="tokens", title=variable.title, caption=caption, data=data, hint=hint)
 
 
 def _find_slider_dim(variable: PlotVariable) -> str | None:
@@ -101,4 +102,4 @@ def _describe_colours(variable: PlotVariable, rows: Sequence[Sequence[str]]) -> 
     notes += ["Logarithmic colour scale"] if variable.is_log else []
     total = variable.array.sizes.get("batch", 1)
     notes += [f"Showing the first {len(rows)} of {format_count(total, 'example')}"] if total > len(rows) else []
-    return [*filter(None, notes), "Hover over a token for its value"]
+    return [*filter(None, notes)]

@@ -88,7 +88,8 @@ def _build_variable_panels(data: xr.Dataset, name: str) -> list[Panel]:
     variable = _attach_variables(data, variable, view)
     panel_list = [_draw_panel(view, variable)]
     if view is plot_over_axis and _has_layer_history(variable):
-        panel_list.append(_draw_panel(plot_layers_over_steps, variable))
+        panel = _draw_panel(plot_layers_over_steps, variable)
+        panel_list.append(replace(panel, name=f"{name}-over-training"))
     if view not in VIEWS_WITH_CONTROLS:
         panel_list += [_draw_panel(choose_view(control), control) for control in _separate_controls(data, variable)]
     return panel_list
@@ -148,7 +149,8 @@ def _draw_panel(view: PanelView, variable: PlotVariable) -> Panel:
     except (ValueError, KeyError, IndexError, StopIteration) as error:
         panel = build_table(variable)
         panel = replace(panel, caption=f"{panel.caption} (No figure: {error}.)")
-    return replace(panel, headline=bool(variable.array.attrs.get("headline", 0)), tautology=variable.tautology)
+    headline = bool(variable.array.attrs.get("headline", 0))
+    return replace(panel, headline=headline, tautology=variable.tautology, name=variable.name)
 
 
 def _has_layer_history(variable: PlotVariable) -> bool:

@@ -54,9 +54,9 @@ def draw_circuit_graph(variable: PlotVariable) -> Panel:
         f"the {format_count(len(senders), 'edge')} with the largest scores, the first {size} of which are the circuit",
         "each curve is an edge from a component to one that reads what it adds; width: size of the score",
         *(["brackets join the heads that share a key-value head"] if heads != kv_heads else []),
-        "click an edge or a row for its numbers",
     )
-    return Panel(kind="graph", title=variable.title, caption=caption, data=data)
+    hint = "Click an edge or a row for its numbers."
+    return Panel(kind="graph", title=variable.title, caption=caption, data=data, hint=hint)
 
 
 def _read_counts(variable: PlotVariable, name: str) -> list[int]:

@@ -65,7 +65,8 @@ def plot_head_ablation(variable: PlotVariable) -> Panel:
         "min_width": 330,
     }
     caption = variable.build_caption(*_describe_maps(variable, choices))
-    return Panel(kind="figure", title="Ablation effect and role of each head", caption=caption, data=data)
+    hint = "Hover over a cell for its confidence interval."
+    return Panel(kind="figure", title="Ablation effect and role of each head", caption=caption, data=data, hint=hint)
 
 
 def _build_plots(variable: PlotVariable, array: xr.DataArray, seed_indices: list[int]) -> list[dict[str, Any]]:
@@ -235,5 +236,4 @@ def _describe_maps(variable: PlotVariable, choices: list[str]) -> list[str]:
         "Right: role of each head; blue: role with an effect, grey and struck out: role without an effect, orange: "
         "effect without a role, white: neither; an effect of either ablation counts",
         f"Analyses of roles that do not apply to this model: {refused}" if refused else "",
-        "Hover over a cell for its confidence interval",
     ]

@@ -40,6 +40,8 @@ class Panel:
         data: JSON data for the script; for a table and for tokens also for the template.
         headline: whether the panel is visible at once. Other panels of a section that has headlines are collapsed.
         tautology: the reason why the result holds by construction; empty if it does not.
+        hint: how to use the inputs of the page; sentences after the caption.
+        name: the variable that is shown, and ``-over-training`` for its second panel; empty for other panels.
     """
 
     kind: str
@@ -48,6 +50,8 @@ class Panel:
     data: Mapping[str, Any] = field(default_factory=dict)
     headline: bool = False
     tautology: str = ""
+    hint: str = ""
+    name: str = ""
 
 
 def build_layout(xaxis: Mapping[str, Any], yaxis: Mapping[str, Any], **settings: Any) -> dict[str, Any]:

@@ -111,7 +111,8 @@ def _build_map_panel(variable: PlotVariable, array: xr.DataArray, rows: str, col
         "scale": build_colour_scale(variable, low, high, colours),
         "min_width": _choose_min_width(variable, array, rows, columns, len(plots)),
     }
-    return Panel(kind="figure", title=variable.title, caption=variable.build_caption(*notes), data=data)
+    hint = f"Select the {join_words(format_dim(d) for d in choices)} above the plots." if choices else ""
+    return Panel(kind="figure", title=variable.title, caption=variable.build_caption(*notes), data=data, hint=hint)
 
 
 def _choose_min_width(variable: PlotVariable, array: xr.DataArray, rows: str, columns: str, plots: int) -> int:
@@ -223,10 +224,8 @@ def _describe_plots(
         notes.append("Logarithmic colour scale")
     fitting = [control for control in variable.controls if {rows, columns} <= set(control.dims)]
     if any(map(has_kind, fitting)):
-        notes.append(f"Right: mean of each control: {join_words(map(describe_control, fitting))}")
+        notes.append(f"Last: mean of each control: {join_words(map(describe_control, fitting))}")
     elif fitting:
         over = ", mean over seeds" if variable.num_seeds > 1 else ""
-        notes.append(f"Right: control (null){over}")
-    if choices:
-        notes.append(f"Select the {join_words(format_dim(d) for d in choices)} above the plots")
+        notes.append(f"Last: control (null){over}")
     return [*filter(None, notes)]

@@ -98,7 +98,10 @@ def plot_scatter(variable: PlotVariable) -> Panel:
     notes = _describe_points(
         variable, array, choices, max((len(one) for one, _ in values.values()), default=0), left_out
     )
-    return Panel(kind="figure", title=variable.title, caption=variable.build_caption(*notes), data=data)
+    hints = ["Hover over a point for its label."] if kinds else []
+    hints += [f"Select the {join_words(format_dim(d) for d in choices)} above the plots."] if choices else []
+    caption = variable.build_caption(*notes)
+    return Panel(kind="figure", title=variable.title, caption=caption, data=data, hint=" ".join(hints))
 
 
 def _is_scatter(array: xr.DataArray) -> bool:
@@ -178,9 +181,5 @@ def _describe_points(
         "" if "step" in choices else variable.describe_step(),
     ]
     if kinds > len(PALETTE):
-        notes.append(f"Colours repeat after {len(PALETTE)} labels; hover over a point for its label")
-    elif kinds:
-        notes.append("Hover over a point for its label")
-    if choices:
-        notes.append(f"Select the {join_words(format_dim(d) for d in choices)} above the plots")
+        notes.append(f"Colours repeat after {len(PALETTE)} labels")
     return [*filter(None, [*notes, left_out])]
