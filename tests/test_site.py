@@ -23,10 +23,8 @@ CONFIG_TEXT = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
 CONFIG = yaml.safe_load(re.sub(r"!!python/\S+", "", CONFIG_TEXT))
 PACKAGES_WITH_NAMES = [
     "mesascope",
-    *(
-        f"mesascope.{name}"
-        for name in "activations analyses circuits executors explorer interventions loggers probes store testing train".split()
-    ),
+    *(f"mesascope.{name}" for name in "activations analyses circuits executors explorer interventions".split()),
+    *(f"mesascope.{name}" for name in "loggers probes store testing train".split()),
 ]
 
 
