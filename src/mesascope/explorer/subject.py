@@ -50,7 +50,10 @@ class ExploredInput:
 class InputSource(Protocol):
     """A source of inputs: typed prompts, or sequences of a task."""
 
-    load_code: str
+    @property
+    def load_code(self) -> str:
+        """Python code that loads the model, and its tokenizer or its task."""
+        ...
 
     def read_input(self, prompt: str | int) -> ExploredInput:
         """Return the input that a prompt names.
