@@ -14,7 +14,8 @@ from pages import blocks
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-WITH_COMMANDS = {"circuit-tutorial.md"}  # its code needs its commands: test_circuit_tutorial.py runs both
+EXPORTS = ROOT / "docs" / "exports.md"  # its code needs the run that the commands of the README make
+WITH_COMMANDS = {"circuit-tutorial.md", EXPORTS.name}  # test_circuit_tutorial.py runs the code of the first
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name not in WITH_COMMANDS], ids=lambda page: page.name)
@@ -24,6 +25,7 @@ def test_python_in_the_docs_runs(page):
         exec(compile(block, str(page), "exec"), space)
 
 
+@pytest.mark.needs_chromium
 def test_commands_in_the_readme_work(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     commands = [line.split("#")[0] for block in blocks(ROOT / "README.md", "console") for line in block.splitlines()]
@@ -38,6 +40,10 @@ def test_commands_in_the_readme_work(tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit) as stop:
             cli.main()
         assert not stop.value.code, (command, capsys.readouterr().err)
+    space: dict[str, object] = {}
+    for block in blocks(EXPORTS, "python"):
+        exec(compile(block, str(EXPORTS), "exec"), space)
+    assert Path("error.pdf").read_bytes().startswith(b"%PDF")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
