@@ -106,7 +106,7 @@ def _format_run_card(run: Run, repo: str, files: list[Path]) -> str:
         lines.append(f"- paper: {escape_markdown(str(citation['title']))}")
     lines.append("- license: MIT (of the code)\n")
     if (run.path / "verdicts.json").exists():
-        lines += ["## Verdicts\n", format_table(collect_verdicts([run.path])[CARD_COLUMNS], "markdown")]
+        lines += ["## Verdicts\n", format_table(collect_verdicts([run.path]).reindex(columns=CARD_COLUMNS), "markdown")]
     lines += [
         "## Opening it\n",
         "`report.html` shows everything. In Python:\n",

@@ -83,7 +83,8 @@ def tabulate_results(run_dirs: Sequence[Path], names: Sequence[str]) -> pd.DataF
         for result, variable in _select_variables(Run.open(path), names)
     ]
     table = pd.concat(parts, ignore_index=True)
-    return table[[*(name for name in table.columns if name not in ("value", "units")), "value", "units"]]
+    labels = [name for name in table.columns if name not in ("value", "units")]
+    return table.reindex(columns=[*labels, "value", "units"])
 
 
 def _select_variables(run: Run, names: Sequence[str]) -> list[tuple[str, xr.DataArray]]:
