@@ -57,7 +57,7 @@ def predict_exactly(model: EncoderDecoder, batch: Batch, **_: object) -> Tensor:
 
 
 def fail_without(needed: dict[str, set[tuple[int, int]]]):
-    """Make a `match_outputs`: an output is wrong if the prefix is hidden from all heads that one of its labels needs."""
+    """Make a `match_outputs` in which an output is wrong if the prefix is hidden from heads that a label of it needs."""
 
     def match(
         model: EncoderDecoder, batch: Batch, *, prefix: Tensor | None = None, edits: Sequence[Edit] = ()

@@ -1,7 +1,7 @@
 """Claims of Lindemann et al. 2024 on transformations, look-up heads and transfer from few examples.
 
-Thresholds and margins are ours and were fixed before the analysis of a trained model. We do not know the paper's tables of
-accuracy; the directions are those of its text.
+Thresholds and margins are ours and were fixed before the analysis of a trained model. We do not know the paper's
+tables of accuracy; the directions are those of its text.
 """
 
 import xarray as xr

@@ -1,4 +1,4 @@
-"""Attention of some heads of the encoder to the prefix is masked: the heads, and the draws of others to compare with."""
+"""Masks of attention of some heads of the encoder to the prefix, and draws of heads to compare them with."""
 
 from collections.abc import Sequence
 from itertools import combinations

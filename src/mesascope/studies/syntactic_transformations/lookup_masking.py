@@ -133,7 +133,7 @@ def _measure_labels(
     """Return the mean over labels of the loss by masking their own look-up heads, and by masking those of others."""
     slots, label = find_slots(task, batch), batch.latents["label"][:, : task.source_length]
     losses = []
-    for index, (name, heads) in enumerate(by_label.items()):
+    for index, heads in enumerate(by_label.values()):
         other = sorted({head for found in by_label.values() for head in found} - set(heads))
         sets = draw_head_sets(other, len(heads), draws, seed) if heads else []
         rows = ((label == index) & (slots >= 0)).any(1).nonzero()[:, 0]

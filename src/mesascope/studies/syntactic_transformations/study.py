@@ -1,9 +1,9 @@
 """Syntactic transformations: look-up heads for rules, and transfer of a soft prefix from few examples.
 
-Lindemann, Koller and Titov 2024 (arXiv 2407.04543). An encoder-decoder rewrites sentences by rules, one function per label
-of a dependency tree that it does not see. Data and functions follow the paper's code; sentences, sizes and training are
-ours, chosen by the exact match of pilot seeds that are not among the study's seeds. All thresholds and margins were fixed
-before the analysis of a trained model.
+Lindemann, Koller and Titov 2024 (arXiv 2407.04543). An encoder-decoder rewrites sentences by rules, one function per
+label of a dependency tree that it does not see. Functions and rules follow the paper's code; sentences, sizes and
+training are ours, chosen by the exact match of pilot seeds that are not among the study's seeds. All thresholds and
+margins were fixed before the analysis of a trained model.
 """
 
 from mesascope.models.encoder_decoder.config import EncoderDecoderConfig
@@ -69,7 +69,7 @@ def list_token_parts(task: SyntacticTransformations) -> list[list[int]]:
     """Return the vectors whose sum is the embedding of each token.
 
     A rule has the vectors of its label and its function, as in the paper. A word has those of its level, its side and
-    its number, from which its label is read, and which are other vectors than those of rules. All other tokens have one.
+    its number, from which its label is read, and which are other vectors than those of rules. Other tokens have one.
 
     Args:
         task: the task.
