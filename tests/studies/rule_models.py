@@ -7,7 +7,13 @@ from mesascope.models.encoder_decoder.model import EncoderDecoder
 from mesascope.tasks.base import Batch
 from mesascope.tasks.syntax.transformations import SyntacticTransformations
 
-TASK = SyntacticTransformations(words_per_label=2, min_words=5, max_words=7, max_output=18)
+TASK = SyntacticTransformations(
+    words_per_label=2,
+    min_words=5,
+    max_words=7,
+    max_output=18,
+    held_out_rules=("al:concat-rel", "ar:bracket-2-inv", "bl:rev", "br:bracket-1"),
+)
 LABELS = TASK.labels.names
 HEADS, WIDTH, SHARPNESS = 4, 64, 60.0
 LOOKUP, FIRST_LABELS, NEXT_LABEL, FIRST_SLOT = range(HEADS)  # heads of the only layer

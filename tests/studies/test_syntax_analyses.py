@@ -16,7 +16,6 @@ from mesascope.studies.syntactic_transformations import head_masks, lookup_maski
 from mesascope.studies.syntactic_transformations.exact_match import match_outputs
 from mesascope.studies.syntactic_transformations.head_masks import draw_head_sets, mask_prefix
 from mesascope.studies.syntactic_transformations.prefix_tuning import (
-    choose_composition,
     embed_rules,
     list_rules,
     score_readout,
@@ -57,7 +56,7 @@ def predict_exactly(model: EncoderDecoder, batch: Batch, **_: object) -> Tensor:
 
 
 def fail_without(needed: dict[str, set[tuple[int, int]]]):
-    """Make a `match_outputs` in which an output is wrong if the prefix is hidden from heads that a label of it needs."""
+    """Make a `match_outputs`: an output is wrong if the prefix is hidden from heads that a label of it needs."""
 
     def match(
         model: EncoderDecoder, batch: Batch, *, prefix: Tensor | None = None, edits: Sequence[Edit] = ()
@@ -178,16 +177,10 @@ def test_a_loss_without_look_up_heads_is_not_defined():
     assert all(results[name].isnull() for name in ("lost", "lost_null", "label_lost", "label_lost_null"))
 
 
-def test_the_composition_is_of_unseen_pairs():
-    rules = choose_composition(TASK)
-    assert list(rules) == list(LABELS)
-    assert set(rules.items()) == TASK.held_out_pairs
-
-
 def test_a_tuned_prefix_fits_the_examples_and_changes_no_weight():
     model = make_random_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    examples = TASK.sample_with_rules(choose_composition(TASK), 20, torch.Generator().manual_seed(0))
+    examples = TASK.sample_with_rules(TASK.composition, 20, torch.Generator().manual_seed(0))
     prefix, again = (tune_prefix(model, TASK, examples, steps=40) for _ in range(2))
     assert torch.equal(prefix, again)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -198,7 +191,7 @@ def test_a_tuned_prefix_fits_the_examples_and_changes_no_weight():
 
 def test_a_model_is_trained_from_scratch_by_its_seed():
     model = make_random_model()
-    examples = TASK.sample_with_rules(choose_composition(TASK), 20, torch.Generator().manual_seed(0))
+    examples = TASK.sample_with_rules(TASK.composition, 20, torch.Generator().manual_seed(0))
     first, second, other = (train_from_scratch(model, TASK, examples, 30, seed) for seed in (0, 0, 1))
     assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
     assert not torch.equal(first.readout.weight, other.readout.weight)
@@ -208,12 +201,12 @@ def test_a_model_is_trained_from_scratch_by_its_seed():
 
 
 def test_rules_are_read_from_a_prefix_that_is_made_of_them():
-    model, pairs, rules = make_random_model(), list_rules(TASK), choose_composition(TASK)
+    model, pairs, rules = make_random_model(), list_rules(TASK), TASK.composition
     table = embed_rules(model, TASK)
     prefix = table[[pairs.index(pair) for pair in rules.items()]]
     assert score_readout(prefix, table, pairs, rules) == (1.0, 1.0, 1.0)
     assert score_readout(prefix[[0, 0, 1, 1]], table, pairs, rules) == (1.0, 0.5, 2 / 3)
-    wrong = table[[pairs.index((label, TASK.functions[0])) for label in LABELS]]
+    wrong = table[[pairs.index(pair) for pair in TASK.held_out_pairs]]
     assert score_readout(wrong, table, pairs, rules) == (0.0, 0.0, 0.0)
 
 

@@ -1,5 +1,7 @@
 """Sequences of syntactic transformations hold rules, a sentence and its output, and splits share no held-out pair."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -94,6 +96,17 @@ def test_sentences_with_given_rules():
         assert set(batch.latents["held-out rules"].tolist()) == {0, 1}
 
 
+def test_held_out_rules_never_occur_together_in_training():
+    free = SyntacticTransformations(functions=("rev", "concat-rel"), held_out=1)
+    task = replace(free, held_out_rules=("al:rev", "br:rev"))
+    drawn, without = ([set(rules.items()) for rules, _, _ in read_sequences(one)] for one in (task, free))
+    assert not any(task.composition.items() <= rules for rules in drawn)
+    assert any(task.composition.items() <= rules for rules in without)
+    assert all(any(pair in rules for rules in drawn) for pair in task.composition.items())
+    given = read_batch(task, task.sample_with_rules(task.composition, 5, seeded()))
+    assert all(rules == task.composition for rules, _, _ in given)
+
+
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
@@ -140,6 +153,11 @@ def test_baselines():
         ({"num_levels": 9}, "num_levels must be from 1 to 8, but got 9"),
         ({"functions": ("rev", "copy")}, "a function must be one of concat, .*, but got 'copy'"),
         ({"functions": ("rev", "rev")}, "functions must be different and at least one, but got"),
+        ({"held_out_rules": ("al:copy", "ar:rev")}, "held_out_rules must be of labels and functions of the task, but"),
+        (
+            {"held_out_rules": ("al:rev", "al:concat-rel")},
+            "held_out_rules must be from 2 to 4 rules of different labels",
+        ),
         ({"held_out": 0, "split": "validation"}, "a validation split needs held-out pairs, but there are none"),
     ],
 )

@@ -1,5 +1,6 @@
 """Exact match of outputs, with a prefix in place of the rules and with edits."""
 
+import zlib
 from collections.abc import Sequence
 
 import torch
@@ -58,6 +59,17 @@ def match_outputs(
         is_correct = (predicted == chunk.targets[:, start:]) | (chunk.weight[:, start:] == 0)
         chunks.append(is_correct.all(1).cpu())
     return torch.cat(chunks)
+
+
+def sample_seen_pairs(task: SyntacticTransformations, batch: Batch) -> Batch:
+    """Draw as many sequences with pairs of a label and a function that are seen in training.
+
+    Args:
+        task: the task, as in training.
+        batch: held-out sequences; they seed the draw, so that each training replicate gets its own.
+    """
+    seed = zlib.crc32(batch.inputs.cpu().contiguous().numpy().tobytes())
+    return task.sample(len(batch), torch.Generator().manual_seed(seed)).to(batch.inputs.device)
 
 
 def find_slots(task: SyntacticTransformations, batch: Batch) -> Int[Tensor, "batch source"]:

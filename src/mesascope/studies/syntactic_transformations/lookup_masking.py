@@ -16,6 +16,7 @@ from mesascope.statistics import split_halves
 from mesascope.studies.syntactic_transformations.exact_match import (
     find_slots,
     match_outputs,
+    sample_seen_pairs,
     validate_model_and_task,
 )
 from mesascope.studies.syntactic_transformations.head_masks import draw_head_sets, list_encoder_heads, match_masked
@@ -35,7 +36,8 @@ UNDEFINED = float("nan")
         random heads among all, as in the paper, many sets would contain a look-up head of a small model. By label: the
         look-up heads of one label are masked, in sentences that have a word and a rule of this label; control: as many
         look-up heads of other labels that are none of this one; mean over labels that have such heads. Look-up heads
-        are found in one half of the sentences, and masked in the other half. A loss is not defined if there are no
+        are found in one half of the sentences, and masked in the other half; pairs of labels and functions are seen in
+        training. A loss is not defined if there are no
         look-up heads, or fewer heads to compare with.
     """,
     input="model",
@@ -49,10 +51,10 @@ def lookup_masking(
     Args:
         model: an `EncoderDecoder`.
         task: `SyntacticTransformations`.
-        batch: its sequences.
+        batch: its sequences; they seed sequences with pairs that are seen in training.
         draws: maximum number of sets of other heads.
         seed: of their draw.
-        sequences: maximum number of sequences of the batch that are used.
+        sequences: maximum number of sequences.
 
     Returns:
         ``exact_match`` of the intact model; ``lost`` and ``label_lost``, each with its null; and ``heads``, the number
@@ -63,7 +65,7 @@ def lookup_masking(
         ValueError: the task is another one.
     """
     model, task = validate_model_and_task(model, task)
-    batch = batch[:sequences]
+    batch = sample_seen_pairs(task, batch[:sequences])
     finding, masking = (batch[half] for half in split_halves(len(batch)))
     by_label = find_lookup_heads(model, task, finding)
     heads = sorted({head for found in by_label.values() for head in found})

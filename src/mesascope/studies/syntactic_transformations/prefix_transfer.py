@@ -9,11 +9,14 @@ from transformers import PreTrainedModel
 from mesascope.analyses.base import analysis
 from mesascope.analyses.nulls import Null, with_null
 from mesascope.axes import to_data_array
-from mesascope.studies.syntactic_transformations.exact_match import match_outputs, validate_model_and_task
+from mesascope.studies.syntactic_transformations.exact_match import (
+    match_outputs,
+    sample_seen_pairs,
+    validate_model_and_task,
+)
 from mesascope.studies.syntactic_transformations.head_masks import draw_head_sets, list_encoder_heads
 from mesascope.studies.syntactic_transformations.lookup_masking import OTHER_HEADS, measure_loss
 from mesascope.studies.syntactic_transformations.prefix_tuning import (
-    choose_composition,
     compute_cosines,
     draw_random_prefix,
     embed_rules,
@@ -33,7 +36,7 @@ PRECISION, RECALL, F = "precision", "recall", "F"
 @analysis(
     title="Transfer from few examples",
     description="""
-        As many rules as there are slots, of pairs that do not occur in training, are to be found from examples. A soft
+        Rules that do not occur together in training are to be found from examples; every single rule does occur. A soft
         prefix, one vector per slot, is tuned on them, and the weights of the model stay as they are. Exact
         match on other sentences, compared with a model of the same shape that is trained on the examples from scratch,
         with the pre-trained model with random vectors in place of the prefix (normally distributed, with the moments of
@@ -60,8 +63,7 @@ def prefix_transfer(
     Args:
         model: an `EncoderDecoder`.
         task: `SyntacticTransformations`.
-        batch: its sequences, in which look-up heads are found; they seed the examples, so that each training replicate
-            gets its own.
+        batch: its sequences; they seed the examples and the sequences in which look-up heads are found.
         examples: number of examples.
         tuning_steps: updates of the prefix, and of the model that is trained from scratch.
         draws: number of random prefixes and shuffled tables, and maximum number of sets of other heads.
@@ -73,10 +75,12 @@ def prefix_transfer(
 
     Raises:
         UnsupportedModel: the model is of another type.
-        ValueError: the task is another one.
+        ValueError: the task is another one, or has no held-out rules.
     """
     model, task = validate_model_and_task(model, task)
-    rules, pairs, table = choose_composition(task), list_rules(task), embed_rules(model, task)
+    if not task.held_out_rules:
+        raise ValueError("the task must have rules that are held out together, but has none; set held_out_rules")
+    rules, pairs, table = task.composition, list_rules(task), embed_rules(model, task)
     drawing = torch.Generator().manual_seed(zlib.crc32(batch.inputs.cpu().contiguous().numpy().tobytes()))
     shown, test = (task.sample_with_rules(rules, n, drawing).to(batch.inputs.device) for n in (examples, sequences))
     prefix = tune_prefix(model, task, shown, tuning_steps)
@@ -89,7 +93,13 @@ def prefix_transfer(
         RANDOM: torch.stack([match_outputs(model, test, prefix=one) for one in randoms]),
         RULES: match_outputs(model, test),
     }
-    heads = sorted({head for one in find_lookup_heads(model, task, batch[:sequences]).values() for head in one})
+    heads = sorted(
+        {
+            head
+            for one in find_lookup_heads(model, task, sample_seen_pairs(task, batch[:sequences])).values()
+            for head in one
+        }
+    )
     others = [head for head in list_encoder_heads(model) if head not in heads]
     sets = draw_head_sets(others, len(heads), draws, seed) if heads else []
     lost, lost_null = (measure_loss(model, task, test, intact, one, prefix) for one in ([heads] if heads else [], sets))

@@ -18,26 +18,6 @@ SCRATCH_RATE, SCRATCH_WARMUP = 1e-3, 20  # of AdamW; ours
 RuleTable = Float[Tensor, "rule d_model"]
 
 
-def choose_composition(task: SyntacticTransformations) -> dict[str, str]:
-    """Return as many rules as there are slots, of pairs that do not occur in training for labels that have one.
-
-    Args:
-        task: the task.
-
-    >>> choose_composition(SyntacticTransformations())
-    {'al': 'ignore-dep', 'ar': 'concat-rel', 'bl': 'bracket-1', 'br': 'bracket-2-inv'}
-    """
-    unseen = {
-        label: function
-        for label in task.labels.names
-        for function in reversed(task.functions)
-        if (label, function) in task.held_out_pairs
-    }
-    ordered = {**unseen, **{label: task.functions[0] for label in task.labels.names if label not in unseen}}
-    chosen = list(ordered)[: task.max_rules]
-    return {label: ordered[label] for label in task.labels.names if label in chosen}
-
-
 def list_rules(task: SyntacticTransformations) -> list[tuple[str, str]]:
     """Return all pairs of a label and a function.
 

@@ -14,7 +14,11 @@ from mesascope.analyses.heads.encoder_decoder.lookup import MIN_LOOKUPS, MIN_WEI
 from mesascope.analyses.nulls import Null, with_null
 from mesascope.axes import to_data_array
 from mesascope.models.encoder_decoder.model import EncoderDecoder
-from mesascope.studies.syntactic_transformations.exact_match import find_slots, validate_model_and_task
+from mesascope.studies.syntactic_transformations.exact_match import (
+    find_slots,
+    sample_seen_pairs,
+    validate_model_and_task,
+)
 from mesascope.tasks.base import Batch, Task
 from mesascope.tasks.syntax.transformations import SyntacticTransformations
 
@@ -29,7 +33,8 @@ Head = tuple[int, int]  # layer and head
         the largest attention weight of the query, {MIN_WEIGHT} or more (Lindemann, Koller & Titov 2024). Null: the
         slots of every sentence are exchanged at random. By label: the same among words of one label; null: the fraction
         of words of other labels that attend to the rule for this label, since the rule for the first label, if there is
-        one, is always the first. Role by label: 1 for a fraction of {MIN_LOOKUPS} or more that is above its null.
+        one, is always the first. Pairs of labels and functions are seen in training. Role by label: 1 for a fraction of
+        {MIN_LOOKUPS} or more that is above its null.
     """,
     input="model",
     steps="ends",
@@ -40,9 +45,9 @@ def rule_lookup(model: PreTrainedModel, task: Task, batch: Batch, seed: int = 0,
     Args:
         model: an `EncoderDecoder`.
         task: `SyntacticTransformations`.
-        batch: its sequences.
+        batch: its sequences; they seed sequences with pairs that are seen in training.
         seed: of the exchange of slots.
-        sequences: maximum number of sequences of the batch that are used.
+        sequences: maximum number of sequences.
 
     Returns:
         ``score`` and ``role`` by layer and head, as of `lookup_heads`, with the null of ``score``; and
@@ -53,7 +58,21 @@ def rule_lookup(model: PreTrainedModel, task: Task, batch: Batch, seed: int = 0,
         ValueError: the task is another one.
     """
     model, task = validate_model_and_task(model, task)
-    batch = batch[:sequences]
+    return score_lookup(model, task, sample_seen_pairs(task, batch[:sequences]), seed)
+
+
+def score_lookup(model: EncoderDecoder, task: SyntacticTransformations, batch: Batch, seed: int = 0) -> xr.Dataset:
+    """Compute how often words of given sequences attend to the rule for their label.
+
+    Args:
+        model: the model.
+        task: its task.
+        batch: the sequences.
+        seed: of the exchange of slots.
+
+    Returns:
+        the variables of `rule_lookup`.
+    """
     encoder = capture(model, batch, ["encoder.pattern"]).encoder
     slots = find_slots(task, batch)
     overall = lookup_heads(encoder, slots, seed=seed)
@@ -87,7 +106,7 @@ def find_lookup_heads(
     Returns:
         layers and heads, by the name of the label.
     """
-    role = rule_lookup(model, task, batch, sequences=len(batch))["label_role"]
+    role = score_lookup(model, task, batch)["label_role"]
     return {
         name: tuple((int(layer), int(head)) for layer, head in np.argwhere(role.sel(_label=name).values))
         for name in task.labels.names

@@ -1,6 +1,5 @@
 """Exact match of outputs over training, with the rules of the sentence and with those of another one."""
 
-import zlib
 from dataclasses import replace
 
 import torch
@@ -11,7 +10,11 @@ from mesascope.analyses.base import analysis
 from mesascope.analyses.uncertainty import with_standard_error
 from mesascope.axes import to_data_array
 from mesascope.statistics import ratio_of_sums
-from mesascope.studies.syntactic_transformations.exact_match import match_outputs, validate_model_and_task
+from mesascope.studies.syntactic_transformations.exact_match import (
+    match_outputs,
+    sample_seen_pairs,
+    validate_model_and_task,
+)
 from mesascope.tasks.base import Batch, Task
 
 SEEN, UNSEEN = "pairs seen in training", "unseen pairs"
@@ -24,7 +27,7 @@ OWN, OTHER = "own rules", "rules of another sentence"
         Fraction of sentences in which every word of the output is predicted, with the true output so far as the input.
         Unseen pairs: a rule that changes the output has a pair of a label and a function that does not occur in
         training. The rules of every sentence change its output, so that a model that repeats the sentence has an exact
-        match of 0. Control: every sentence has the rules of another one.
+        match of 0. Sentences with seen pairs are drawn anew, too. Control: every sentence has the rules of another one.
     """,
     input="model",
 )
@@ -34,7 +37,7 @@ def transformation_accuracy(model: PreTrainedModel, task: Task, batch: Batch) ->
     Args:
         model: an `EncoderDecoder`.
         task: `SyntacticTransformations`.
-        batch: sequences with unseen pairs; they seed the others, so that each training replicate gets its own.
+        batch: sequences with unseen pairs; they seed those with seen ones.
 
     Returns:
         ``exact_match`` by distribution and predictor, with its standard error.
@@ -44,8 +47,7 @@ def transformation_accuracy(model: PreTrainedModel, task: Task, batch: Batch) ->
         ValueError: the task is another one.
     """
     model, task = validate_model_and_task(model, task)
-    seed = zlib.crc32(batch.inputs.cpu().contiguous().numpy().tobytes())
-    seen = task.sample(len(batch), torch.Generator().manual_seed(seed)).to(batch.inputs.device)
+    seen = sample_seen_pairs(task, batch)
     matches = [
         torch.stack([match_outputs(model, one) for one in (drawn, exchange_rules(drawn, task.max_rules))])
         for drawn in (seen, batch)

@@ -49,6 +49,7 @@ class SyntacticTransformations(TokenTask):
         max_rules: largest number of rules.
         max_output: largest number of words of the output.
         held_out: number of labels for which each function, apart from the first one, is held out.
+        held_out_rules: rules, such as ``al:rev``, that never occur together in training.
         split: train or validation.
 
     Raises:
@@ -68,6 +69,7 @@ class SyntacticTransformations(TokenTask):
     max_rules: int = 4
     max_output: int = 24
     held_out: int = 1
+    held_out_rules: tuple[str, ...] = ()
     split: Literal["train", "validation"] = "train"
 
     def __post_init__(self) -> None:
@@ -90,6 +92,14 @@ class SyntacticTransformations(TokenTask):
             raise ValueError(f"a function must be one of {', '.join(NAMES)}, but got {wrong[0]!r}")
         if not self.functions or len(set(self.functions)) < len(self.functions):
             raise ValueError(f"functions must be different and at least one, but got {self.functions}")
+        rules = [f"{label}:{function}" for label in labels for function in self.functions]
+        if wrong := [rule for rule in self.held_out_rules if rule not in rules]:
+            raise ValueError(f"held_out_rules must be of labels and functions of the task, but got {wrong[0]!r}")
+        if self.held_out_rules and not 1 < len(self.composition) == len(self.held_out_rules) <= self.max_rules:
+            raise ValueError(
+                f"held_out_rules must be from 2 to {self.max_rules} rules of different labels, but got "
+                f"{', '.join(self.held_out_rules)}"
+            )
         if self.split == "validation" and not self.held_out_pairs:
             raise ValueError(
                 "a validation split needs held-out pairs, but there are none; set held_out and two functions"
@@ -113,6 +123,11 @@ class SyntacticTransformations(TokenTask):
             for offset in range(self.held_out)
             if number > 0
         )
+
+    @property
+    def composition(self) -> dict[str, str]:
+        """The held-out rules, function by label."""
+        return dict(rule.split(":") for rule in self.held_out_rules)
 
     @cached_property
     def texts(self) -> tuple[str, ...]:
@@ -267,7 +282,7 @@ class SyntacticTransformations(TokenTask):
             tree = build_tree(self.labels, labels, words)
             rules = self._draw_rules(rng, set(labels) - {ROOT_LABEL}) if given is None else given
             output = transform(tree, rules)
-            if len(output) > self.max_output:
+            if len(output) > self.max_output or (given is None and self._holds_out(rules)):
                 continue
             effective = find_effective_labels(tree, rules)
             num_held_out = sum((label, rules[label]) in self.held_out_pairs for label in effective)
@@ -277,6 +292,10 @@ class SyntacticTransformations(TokenTask):
             f"a sentence must have a rule of the split that changes it and at most {self.max_output} words in its "
             f"output, but none of {MAX_DRAWS} draws has; choose a larger max_output or other functions"
         )
+
+    def _holds_out(self, rules: Rules) -> bool:
+        """Return whether rules include all that never occur together in training."""
+        return self.split == "train" and bool(self.held_out_rules) and self.composition.items() <= rules.items()
 
     def _draw_rules(self, rng: random.Random, present: Iterable[str]) -> Rules:
         names = self.labels.names
