@@ -115,8 +115,8 @@ STUDY = Study(
     name="syntactic-transformations",
     title="Pre-training to perform syntactic transformations",
     description="A sentence is rewritten by rules: a function for each label of its dependency tree, which the model "
-    "must find by itself. The paper pre-trains T5 on such transformations of parsed sentences, finds heads of the encoder "
-    "with which words look up the rule for their label, and tunes a soft prefix in place of the rules on few "
+    "must find by itself. The paper pre-trains T5 on such transformations of parsed sentences, finds heads of the "
+    "encoder with which words look up the rule for their label, and tunes a soft prefix in place of the rules on few "
     "examples of other tasks. Here an encoder-decoder of width 64 with two layers in each stack learns 5 of the "
     "paper's 14 functions on random trees of 5 to 8 words, whose labels follow from the words; a rule is the sum of"
     " a vector of its label and one of its function, as in the paper. Setting re-run, sizes ours: sentences, model "
