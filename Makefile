@@ -25,7 +25,7 @@ STAMP := $(VENV)/.installed
 SITE_STAMP := $(VENV)/.site-installed
 PUBLISHED := affine affine-2d polynomial meta-learning function-classes gradient-descent newton in-context-convergence \
   induction-heads sparse-regression-heads next-token-convergence multi-concept norm-growth backward-chaining \
-  dynamic-halt
+  dynamic-halt syntactic-transformations
 WHEELS := $(addprefix --find-links ,$(PIP_FIND_LINKS)) $(addprefix --default-index ,$(PIP_INDEX_URL))  # uv reads none of pip's
 unexport PYTHONDONTWRITEBYTECODE  # what is imported is compiled once, not by every process
 

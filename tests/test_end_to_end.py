@@ -36,6 +36,7 @@ ALIKE = (  # to others here: other sizes and rules
     "backward-chaining",
     "dynamic-halt",
     "dynamic-halt-logic",
+    "syntactic-transformations",
 )
 NAMES = [
     pytest.param(entry.name, marks=[pytest.mark.slow] if entry.name in ALIKE else [])

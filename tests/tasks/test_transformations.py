@@ -1,8 +1,11 @@
 """Sequences of syntactic transformations hold rules, a sentence and its output, and splits share no held-out pair."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from mesascope.tasks.base import Batch
 from mesascope.tasks.syntax.edge_functions import NAMES, transform
 from mesascope.tasks.syntax.levels import build_tree
 from mesascope.tasks.syntax.transformations import CHANCE, EXACT, IDENTITY, SyntacticTransformations
@@ -17,7 +20,11 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 def read_sequences(task: SyntacticTransformations, n: int = 200) -> list[tuple[dict[str, str], list[str], list[str]]]:
     """Return the rules, the words and the output of every sequence, read from the texts of the tokens."""
-    batch, sequences = task.sample(n, seeded()), []
+    return read_batch(task, task.sample(n, seeded()))
+
+
+def read_batch(task: SyntacticTransformations, batch: Batch) -> list[tuple[dict[str, str], list[str], list[str]]]:
+    sequences = []
     for inputs, targets, weight in zip(batch.inputs.tolist(), batch.targets.tolist(), batch.weight, strict=True):
         texts = list(map(task.decode_token, inputs))
         rules = dict(text.split(":") for text in texts[: task.max_rules] if text != ".")
@@ -76,6 +83,43 @@ def test_held_out_pairs_occur_in_validation_only():
     assert int(TASK.validation_task().sample(100, seeded()).latents["held-out rules"].min()) == 1
 
 
+def test_sentences_with_given_rules():
+    """Of any pairs, in the order of the labels; a rule changes every output."""
+    rules = {"br": "bracket-1", "al": "ignore-dep"}
+    assert ("al", "ignore-dep") in TASK.held_out_pairs
+    for task in (TASK, TASK.validation_task()):
+        batch = task.sample_with_rules(rules, 50, seeded())
+        for given, words, output in read_batch(task, batch):
+            tree = build_tree(task.labels, [word.rstrip("0123456789") for word in words], words)
+            assert list(given.items()) == [("al", "ignore-dep"), ("br", "bracket-1")]
+            assert transform(tree, rules) == output != words
+        assert set(batch.latents["held-out rules"].tolist()) == {0, 1}
+
+
+def test_held_out_rules_never_occur_together_in_training():
+    free = SyntacticTransformations(functions=("rev", "concat-rel"), held_out=1)
+    task = replace(free, held_out_rules=("al:rev", "br:rev"))
+    drawn, without = ([set(rules.items()) for rules, _, _ in read_sequences(one)] for one in (task, free))
+    assert not any(task.composition.items() <= rules for rules in drawn)
+    assert any(task.composition.items() <= rules for rules in without)
+    assert all(any(pair in rules for rules in drawn) for pair in task.composition.items())
+    given = read_batch(task, task.sample_with_rules(task.composition, 5, seeded()))
+    assert all(rules == task.composition for rules, _, _ in given)
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ({"cl": "rev"}, "a label must be one of al, ar, bl, br, but got 'cl'"),
+        ({"al": "copy"}, "a function must be one of rev, .*, but got 'copy'"),
+        ({}, "there must be from 1 to 4 rules, but got 0"),
+    ],
+)
+def test_bad_rules_are_refused_by_name(rules, message):
+    with pytest.raises(ValueError, match=message):
+        TASK.sample_with_rules(rules, 1, seeded())
+
+
 def test_latents_are_labels_and_heads_of_the_words():
     task = TASK
     batch, names = task.sample(100, seeded()), (*task.labels.names, "root")
@@ -109,6 +153,11 @@ def test_baselines():
         ({"num_levels": 9}, "num_levels must be from 1 to 8, but got 9"),
         ({"functions": ("rev", "copy")}, "a function must be one of concat, .*, but got 'copy'"),
         ({"functions": ("rev", "rev")}, "functions must be different and at least one, but got"),
+        ({"held_out_rules": ("al:copy", "ar:rev")}, "held_out_rules must be of labels and functions of the task, but"),
+        (
+            {"held_out_rules": ("al:rev", "al:concat-rel")},
+            "held_out_rules must be from 2 to 4 rules of different labels",
+        ),
         ({"held_out": 0, "split": "validation"}, "a validation split needs held-out pairs, but there are none"),
     ],
 )

@@ -56,6 +56,21 @@ def test_it_learns_and_resumes_where_it_stopped(tmp_path: Path) -> None:
     assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
 
 
+def test_embeddings_of_parts_are_trained_without_decay(tmp_path: Path) -> None:
+    config = EncoderDecoderConfig(
+        **{**MODEL.to_diff_dict(), "token_parts": [[0, 1 + n] for n in range(TASK.vocab_size)]}
+    )
+    training = replace(TRAINING, steps=2, checkpoints=2)
+    run = Run.create(tmp_path / "parts", trainee.WHAT)
+    trained = load_checkpoint(train_model(TASK, config, training, 0, run))
+    assert not torch.equal(
+        trained.embed.parts.weight, load_checkpoint(run.verified_checkpoint(0, 0)).embed.parts.weight
+    )
+    _, rest = AdamW(weight_decay=0.1).build_optimizer(trained).param_groups
+    assert rest["weight_decay"] == 0
+    assert any(one is trained.embed.parts.weight for one in rest["params"])
+
+
 def test_a_history_and_a_population_are_refused(tmp_path: Path) -> None:
     training, run = replace(TRAINING, history=True), Run.create(tmp_path / "history", trainee.WHAT)
     with pytest.raises(ValueError, match="called once in a step, on all positions, but EncoderDecoder"):

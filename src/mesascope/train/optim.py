@@ -155,7 +155,7 @@ def _parameter_groups(model: PreTrainedModel, weight_decay: float) -> list[dict]
 
 def _decaying_weights(model: PreTrainedModel) -> Iterator[Tensor]:
     """Yield the weights of linear modules, except the embedding and weights tied to it."""
-    embedding = model.get_input_embeddings().weight
+    embedding = set(model.get_input_embeddings().parameters())
     for module in model.modules():
-        if isinstance(module, nn.Linear) and module.weight is not embedding:
+        if isinstance(module, nn.Linear) and module.weight not in embedding:
             yield module.weight

@@ -4,7 +4,7 @@ After Lindemann, Koller & Titov (arXiv 2407.04543), with sentences whose tree fo
 """
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, final
@@ -49,6 +49,7 @@ class SyntacticTransformations(TokenTask):
         max_rules: largest number of rules.
         max_output: largest number of words of the output.
         held_out: number of labels for which each function, apart from the first one, is held out.
+        held_out_rules: rules, such as ``al:rev``, that never occur together in training.
         split: train or validation.
 
     Raises:
@@ -68,6 +69,7 @@ class SyntacticTransformations(TokenTask):
     max_rules: int = 4
     max_output: int = 24
     held_out: int = 1
+    held_out_rules: tuple[str, ...] = ()
     split: Literal["train", "validation"] = "train"
 
     def __post_init__(self) -> None:
@@ -90,6 +92,14 @@ class SyntacticTransformations(TokenTask):
             raise ValueError(f"a function must be one of {', '.join(NAMES)}, but got {wrong[0]!r}")
         if not self.functions or len(set(self.functions)) < len(self.functions):
             raise ValueError(f"functions must be different and at least one, but got {self.functions}")
+        rules = [f"{label}:{function}" for label in labels for function in self.functions]
+        if wrong := [rule for rule in self.held_out_rules if rule not in rules]:
+            raise ValueError(f"held_out_rules must be of labels and functions of the task, but got {wrong[0]!r}")
+        if self.held_out_rules and not 1 < len(self.composition) == len(self.held_out_rules) <= self.max_rules:
+            raise ValueError(
+                f"held_out_rules must be from 2 to {self.max_rules} rules of different labels, but got "
+                f"{', '.join(self.held_out_rules)}"
+            )
         if self.split == "validation" and not self.held_out_pairs:
             raise ValueError(
                 "a validation split needs held-out pairs, but there are none; set held_out and two functions"
@@ -100,7 +110,7 @@ class SyntacticTransformations(TokenTask):
         """The labels of the edges."""
         return LevelLabels(num_levels=self.num_levels)
 
-    @property
+    @cached_property
     def held_out_pairs(self) -> frozenset[tuple[str, str]]:
         """Pairs of a label and a function that do not occur in training.
 
@@ -113,6 +123,11 @@ class SyntacticTransformations(TokenTask):
             for offset in range(self.held_out)
             if number > 0
         )
+
+    @property
+    def composition(self) -> dict[str, str]:
+        """The held-out rules, function by label."""
+        return dict(rule.split(":") for rule in self.held_out_rules)
 
     @cached_property
     def texts(self) -> tuple[str, ...]:
@@ -154,35 +169,70 @@ class SyntacticTransformations(TokenTask):
         Raises:
             ValueError: no sentence has a change and an output of at most ``max_output`` words.
         """
-        rng = random.Random(int(torch.randint(2**62, (1,), generator=generator)))
+        rng = _make_rng(generator)
+        return self._encode([self._draw(rng) for _ in range(n)])
+
+    @validate_arguments
+    def sample_with_rules(self, rules: Mapping[str, str], n: int, generator: torch.Generator) -> Batch:
+        """Draw ``n`` sentences with the same rules, of which one changes the output.
+
+        Args:
+            rules: function by label; pairs may be held out, whatever the split.
+            n: number of sequences.
+            generator: source of randomness.
+
+        Returns:
+            The batch, with the latents of `sample`.
+
+        Raises:
+            ValueError: a label or a function is not one of the task, there are more than ``max_rules``, or no sentence
+                has a change and an output of at most ``max_output`` words.
+
+        >>> task = SyntacticTransformations()
+        >>> batch = task.sample_with_rules({"br": "rev", "al": "concat-rel"}, 2, torch.Generator().manual_seed(0))
+        >>> [task.decode_token(token) for token in batch.inputs[1, :4].tolist()]
+        ['al:concat-rel', 'br:rev', '.', '.']
+        """
+        names = self.labels.names
+        for what, given, allowed in (("label", rules, names), ("function", rules.values(), self.functions)):
+            if wrong := [one for one in given if one not in allowed]:
+                raise ValueError(f"a {what} must be one of {', '.join(allowed)}, but got {wrong[0]!r}")
+        if not 1 <= len(rules) <= self.max_rules:
+            raise ValueError(f"there must be from 1 to {self.max_rules} rules, but got {len(rules)}")
+        ordered = {label: rules[label] for label in sorted(rules, key=names.index)}
+        rng = _make_rng(generator)
+        return self._encode([self._draw(rng, ordered) for _ in range(n)])
+
+    def _encode(self, examples: Sequence["_Example"]) -> Batch:
+        """Return the sequences of examples."""
         ids, names = {text: token for token, text in enumerate(self.texts)}, self.labels.names
-        inputs = torch.full((n, self.length), ids[PADDING])
-        targets, weight = inputs.clone(), torch.zeros(n, self.length)
-        label, head, rule_label = (torch.full_like(inputs, -1) for _ in range(3))
-        num_words, num_held_out = [], []
-        for row in range(n):
-            tree, rules, held_out_rules = self._draw(rng)
-            output = [ids[word] for word in (BEGIN, *transform(tree, rules), END)]
-            start, end = self.source_length, self.source_length + len(output) - 1
-            word_positions = slice(self.max_rules, self.max_rules + len(tree))
-            inputs[row, : len(rules)] = torch.tensor([ids[f"{one}:{rules[one]}"] for one in rules])
-            inputs[row, word_positions] = torch.tensor([ids[word] for word in tree.words])
-            inputs[row, start:end], targets[row, start:end] = torch.tensor(output[:-1]), torch.tensor(output[1:])
-            weight[row, start:end] = 1
-            rule_label[row, : len(rules)] = torch.tensor([names.index(one) for one in rules])
-            label[row, word_positions] = torch.tensor([(*names, ROOT_LABEL).index(one) for one in tree.labels])
-            heads = torch.tensor(tree.heads)
-            head[row, word_positions] = torch.where(heads < 0, heads, heads + self.max_rules)
-            num_words.append(len(tree))
-            num_held_out.append(held_out_rules)
+        parts, blank = (self.max_rules, self.max_words, self.length - self.source_length), ids[PADDING]
+        inputs, targets, weight, label, head, rule_label = [], [], [], [], [], []
+        for one in examples:
+            output = [ids[word] for word in (BEGIN, *one.output, END)]
+            rules = [ids[f"{name}:{function}"] for name, function in one.rules.items()]
+            words = [ids[word] for word in one.tree.words]
+            labels = [(*names, ROOT_LABEL).index(name) for name in one.tree.labels]
+            heads = [index if index < 0 else index + self.max_rules for index in one.tree.heads]
+            inputs.append(_pad_parts(parts, blank, rules, words, output[:-1]))
+            targets.append(_pad_parts(parts, blank, [], [], output[1:]))
+            weight.append(_pad_parts(parts, 0, [], [], [1] * (len(output) - 1)))
+            label.append(_pad_parts(parts, -1, [], labels, []))
+            head.append(_pad_parts(parts, -1, [], heads, []))
+            rule_label.append(_pad_parts(parts, -1, [names.index(name) for name in one.rules], [], []))
         latents = {
-            "words": torch.tensor(num_words),
-            "held-out rules": torch.tensor(num_held_out),
-            "label": label,
-            "head": head,
-            "rule label": rule_label,
+            "words": torch.tensor([len(one.tree) for one in examples]),
+            "held-out rules": torch.tensor([one.num_held_out for one in examples]),
+            "label": torch.tensor(label),
+            "head": torch.tensor(head),
+            "rule label": torch.tensor(rule_label),
         }
-        return Batch(inputs=inputs, targets=targets, weight=weight, latents=latents)
+        return Batch(
+            inputs=torch.tensor(inputs),
+            targets=torch.tensor(targets),
+            weight=torch.tensor(weight, dtype=torch.float32),
+            latents=latents,
+        )
 
     def baselines(self, batch: Batch) -> Mapping[str, Float[Tensor, "batch pos d_out"]]:
         """Compute log-probabilities of the exact output, of the unchanged sentence, and of chance.
@@ -224,26 +274,28 @@ class SyntacticTransformations(TokenTask):
         """
         return self.texts[token]
 
-    def _draw(self, rng: random.Random) -> tuple[DependencyTree, Rules, int]:
-        """Draw a sentence and rules of the split, with a change and an output that is short enough.
-
-        The number of rules of held-out pairs that change the output comes last.
-        """
+    def _draw(self, rng: random.Random, given: Rules | None = None) -> "_Example":
+        """Draw a sentence and rules of the split, or given ones, with a change and an output that is short enough."""
         for _ in range(MAX_DRAWS):
             labels = self.labels.draw(rng, rng.randint(self.min_words, self.max_words))
             words = [f"{label}{rng.randrange(self.words_per_label)}" for label in labels]
             tree = build_tree(self.labels, labels, words)
-            rules = self._draw_rules(rng, set(labels) - {ROOT_LABEL})
-            if len(transform(tree, rules)) > self.max_output:
+            rules = self._draw_rules(rng, set(labels) - {ROOT_LABEL}) if given is None else given
+            output = transform(tree, rules)
+            if len(output) > self.max_output or (given is None and self._holds_out(rules)):
                 continue
             effective = find_effective_labels(tree, rules)
             num_held_out = sum((label, rules[label]) in self.held_out_pairs for label in effective)
-            if num_held_out or (effective and self.split == "train"):
-                return tree, rules, num_held_out
+            if num_held_out or (effective and (self.split == "train" or given is not None)):
+                return _Example(tree=tree, rules=rules, output=output, num_held_out=num_held_out)
         raise ValueError(
             f"a sentence must have a rule of the split that changes it and at most {self.max_output} words in its "
             f"output, but none of {MAX_DRAWS} draws has; choose a larger max_output or other functions"
         )
+
+    def _holds_out(self, rules: Rules) -> bool:
+        """Return whether rules include all that never occur together in training."""
+        return self.split == "train" and bool(self.held_out_rules) and self.composition.items() <= rules.items()
 
     def _draw_rules(self, rng: random.Random, present: Iterable[str]) -> Rules:
         names = self.labels.names
@@ -262,3 +314,23 @@ class SyntacticTransformations(TokenTask):
         rules = dict(text.split(":") for text in texts[: self.max_rules] if ":" in text)
         words = [text for text in texts[self.max_rules :] if text[-1].isdecimal()]
         return build_tree(self.labels, [word.rstrip("0123456789") for word in words], words), rules
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Example:
+    """A sentence with its rules and its output, and the number of rules of held-out pairs that change the output."""
+
+    tree: DependencyTree
+    rules: Rules
+    output: Sequence[str]
+    num_held_out: int
+
+
+def _make_rng(generator: torch.Generator) -> random.Random:
+    return random.Random(int(torch.randint(2**62, (1,), generator=generator)))
+
+
+def _pad_parts(lengths: Sequence[int], blank: int, *parts: Sequence[int]) -> list[int]:
+    """Return the parts of a sequence, each padded on the right to its length."""
+    padded = ([*part, *[blank] * (length - len(part))] for length, part in zip(lengths, parts, strict=True))
+    return [value for part in padded for value in part]

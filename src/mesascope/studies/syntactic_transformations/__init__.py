@@ -1,0 +1,1 @@
+"""Lindemann, Koller & Titov 2024: pre-training to perform syntactic transformations."""
