@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from faults.call_targets import ODD_VALUES, Target, build_targets, build_token_model
 from faults.circuit_targets import build_circuit_targets, build_probe_targets
+from faults.explorer_targets import build_explorer_targets, build_export_targets
 from faults.forked import limit_memory, run_forked
 from faults.model_targets import (
     build_analysis_targets,
@@ -126,6 +127,8 @@ def run_calls(folder: Path, seeds: range, log: Callable[[str], None] = lambda li
         **build_encoder_decoder_targets(words),
         **build_analysis_targets(tokens, words),
         **build_run_targets(runs),
+        **build_explorer_targets(),
+        **build_export_targets(runs),
     }
     free = {name: sorted(set(one.arguments) - one.fixed) for name, one in targets.items()}
 

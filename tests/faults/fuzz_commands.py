@@ -11,18 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from faults.forked import call_main, limit_memory, run_forked
+from faults.small_study import STUDY
 from faults.trial_result import TrialResult, draw_examples, format_range
+from saved import save_tiny
 
 COMMANDS = (
     *("run", "inspect", "circuit", "which-algorithm", "list", "show", "cite", "report", "verify", "compare", "runs"),
+    *("serve", "table", "figures", "log", "push"),
     "",
 )
 OPTIONS = (
     "--scale --seeds --out --device --on --vary --strict --text --tokens --sequences --analyses --steps --dtype "
     "--study --seed --trust-remote-code --json --help --no-such-option -x "
-    "--pairs --condition --num-pairs --size --ablation --set --token-ids --by"
+    "--pairs --condition --num-pairs --size --ablation --set --token-ids --by "
+    "--port --format --only --to --log-to --private --results --name"
 ).split()
-FLAGS = {"--strict", "--trust-remote-code", "--json", "--help"}
+FLAGS = {"--strict", "--trust-remote-code", "--json", "--help", "--private"}
 ODD_WORDS = (
     *("", " ", "-", "--", "-1", "0", "1e400", "nan", "99999999999999999999", "3.5", "null", "[/x]", "[bold]", "[]"),
     *(
@@ -49,6 +53,20 @@ ODD_WORDS = (
         "task.length=-1",
         "training.optimizer.lr=nan",
     ),
+    *("study.py", "finished", "finished/models", "tiny", "run.json", "me/repository", "toy", "text", "1234567"),
+    *(
+        "csv",
+        "latex",
+        "svg",
+        "pdf",
+        "png",
+        "claims",
+        "tensorboard",
+        "trackio",
+        "tensorboard:folder",
+        "tensorboard:",
+        "*",
+    ),
     *("norms", "float16", "inner,norms", "all", "gpt2/x", "a/b/c", "https://example.org/x", "hf://x", "\0"),
 )
 WORDS = st.one_of(st.sampled_from(ODD_WORDS), st.text(max_size=8), st.integers().map(str), st.floats().map(str))
@@ -70,6 +88,11 @@ def make_place(folder: Path) -> Path:
     """A folder with files that odd words name; what a command writes must be below it."""
     place = folder / "place"
     (place / "folder").mkdir(parents=True)
+    (place / "study.py").write_text(STUDY)
+    save_tiny(place)
+    made = run_forked(partial(call_main, make_run_words(place)), folder / "made", MAX_SECONDS)
+    if made != 0:
+        raise RuntimeError((folder / "made").read_text())
     (place / "file.txt").write_text("words")
     (place / "bad.py").write_text("STUDY = Studie()\n")
     (place / "bad.gguf").write_bytes(b"GGUF\0\0")
@@ -82,13 +105,27 @@ def make_place(folder: Path) -> Path:
     return place
 
 
+def make_run_words(place: Path) -> list[str]:
+    """The command that writes the finished run of a place."""
+    return ["run", str(place / "study.py"), *f"--scale smoke --seeds 1 --device cpu --out {place / 'finished'}".split()]
+
+
 def run_words(words: list[str], place: Path) -> int:
     """The command line in a place, without network, with limits."""
     limit_memory()
     os.chdir(place)
     os.environ |= {"HF_HUB_OFFLINE": "1", "HOME": str(place), "COLUMNS": "200"}
     FileWatch(place)
+    if "serve" in words:
+        end_servers_at_once()
     return call_main([word.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape") for word in words])
+
+
+def end_servers_at_once() -> None:
+    """Let a server end when it would wait for its first request; requests are tried as calls of functions."""
+    import uvicorn
+
+    uvicorn.Server.run = lambda self, sockets=None: None
 
 
 class FileWatch:

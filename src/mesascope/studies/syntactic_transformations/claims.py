@@ -1,11 +1,11 @@
 """Claims of Lindemann et al. 2024 on transformations, look-up heads and transfer from few examples.
 
 Thresholds and margins are ours and were fixed before the analysis of a trained model. We do not know the paper's
-tables of accuracy; the directions are those of its text. At first, the claim on unseen pairs was
-the first claim of the paper, and the requirement of all others. Pilot models did not apply unseen pairs. After them, it
-became a claim of ours, because all pairs occur in the paper's training; the claim on new sentences was added; and claims
-on look-up heads and on transfer were made to require pairs that are seen in training, and to be measured on them. No
-threshold or margin was changed.
+tables of accuracy; the directions are those of its text. At first, the claim on unseen pairs was the first claim of the
+paper, and the requirement of all others. Pilot models did not apply unseen pairs. After them, it became a claim of
+ours, because all pairs occur in the paper's training; the claim on new sentences was added; and claims on look-up heads
+and on transfer were made to require pairs that are seen in training, and to be measured on them. No threshold or margin
+was changed.
 """
 
 import xarray as xr

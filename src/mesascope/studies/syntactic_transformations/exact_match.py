@@ -67,6 +67,9 @@ def sample_seen_pairs(task: SyntacticTransformations, batch: Batch) -> Batch:
     Args:
         task: the task, as in training.
         batch: held-out sequences; they seed the draw, so that each training replicate gets its own.
+
+    Returns:
+        the drawn sequences, on the device of the held-out ones.
     """
     seed = zlib.crc32(batch.inputs.cpu().contiguous().numpy().tobytes())
     return task.sample(len(batch), torch.Generator().manual_seed(seed)).to(batch.inputs.device)

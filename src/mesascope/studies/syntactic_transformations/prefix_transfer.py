@@ -82,14 +82,14 @@ def prefix_transfer(
         raise ValueError("the task must have rules that are held out together, but has none; set held_out_rules")
     rules, pairs, table = task.composition, list_rules(task), embed_rules(model, task)
     drawing = torch.Generator().manual_seed(zlib.crc32(batch.inputs.cpu().contiguous().numpy().tobytes()))
-    shown, test = (task.sample_with_rules(rules, n, drawing).to(batch.inputs.device) for n in (examples, sequences))
-    prefix = tune_prefix(model, task, shown, tuning_steps)
+    few, test = (task.sample_with_rules(rules, n, drawing).to(batch.inputs.device) for n in (examples, sequences))
+    prefix = tune_prefix(model, task, few, tuning_steps)
     generator = torch.Generator().manual_seed(seed)
     randoms = [draw_random_prefix(table, task.max_rules, generator) for _ in range(draws)]
     intact = match_outputs(model, test, prefix=prefix)
     matches = {
         TUNED: intact,
-        SCRATCH: match_outputs(train_from_scratch(model, task, shown, tuning_steps, seed), test),
+        SCRATCH: match_outputs(train_from_scratch(model, task, few, tuning_steps, seed), test),
         RANDOM: torch.stack([match_outputs(model, test, prefix=one) for one in randoms]),
         RULES: match_outputs(model, test),
     }

@@ -41,7 +41,9 @@ PAPER_TASK = SyntacticTransformations(  # the 14 functions of the paper; sentenc
 )
 
 
-def make_model(task: SyntacticTransformations, *, layers: int, width: int, heads: int) -> EncoderDecoderConfig:
+def make_encoder_decoder(
+    task: SyntacticTransformations, *, layers: int, width: int, heads: int
+) -> EncoderDecoderConfig:
     """Return the encoder-decoder of a task.
 
     Args:
@@ -107,7 +109,7 @@ SCALES = {
         sequences=1_024,
         evaluation_sequences=1_024,
         task=PAPER_TASK,
-        model=make_model(PAPER_TASK, layers=4, width=256, heads=8),
+        model=make_encoder_decoder(PAPER_TASK, layers=4, width=256, heads=8),
     ),
 }
 
@@ -134,7 +136,7 @@ STUDY = Study(
     conditions=(
         Condition(
             task=TASK,
-            model=make_model(TASK, layers=2, width=64, heads=4),
+            model=make_encoder_decoder(TASK, layers=2, width=64, heads=4),
             scales=SCALES,
             analyses=(transformation_accuracy, rule_lookup, lookup_masking, prefix_transfer),
         ),

@@ -1,0 +1,95 @@
+"""Views of the explorer as its page asks for them, and exports of a finished run, to put odd values in their place."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import mesascope
+from faults.call_targets import Target
+from faults.small_study import STUDY
+from mesascope.explorer import ExploredModel, create_app, explore_model
+from mesascope.explorer.requests import VIEWS, answer_request
+from small_tokenizers import make_sentencepiece
+
+PROMPTS = {"prompt": "a b c a b", "source_prompt": "b a c a b"}
+REQUESTS = {  # all arguments of each view
+    "tokens": {},
+    "pattern": {"layer": 0, "head": 1},
+    "lens": {"position": 1, "k": 2},
+    "attribution": {"position": 1, "token": 5},
+    "ablation": {"heads": [[0, 1], [1, 0]], "method": "mean", "position": 1, "k": 2},
+    "patching": {"site": "z", "layer": 0, "position": 1, "head": 1, "read_position": 2, "k": 2},
+}
+
+
+def build_explorer_targets() -> dict[str, Target]:
+    """Return `explore_model`, the server, and every view; arguments travel as JSON, as from the page."""
+    torch.manual_seed(0)
+    shape = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 8, "intermediate_size": 8}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=400, max_position_embeddings=40, **shape)).eval()
+    tokenizer = make_sentencepiece()
+    subject = explore_model(model, tokenizer, "model")
+
+    def explore_and_view(**arguments: Any) -> Any:
+        return ask(explore_model(**arguments), "tokens", {"prompt": PROMPTS["prompt"]})
+
+    return {
+        "explore_model": Target(
+            function=explore_and_view, arguments={"model": model, "tokenizer": tokenizer, "name": "model"}
+        ),
+        "create_app": Target(function=create_app, arguments={"subject": subject, "token": "token", "port": 8000}),
+        **{f"view {name}": _build_view(subject, name) for name in VIEWS},
+        "body of a request": Target(
+            function=lambda body: answer_request(subject, "tokens", str(body).encode()),
+            arguments={"body": json.dumps({"prompt": "a b c"})},
+        ),
+    }
+
+
+def _build_view(subject: ExploredModel, name: str) -> Target:
+    _, needed, _ = VIEWS[name]
+    prompts = {key: value for key, value in PROMPTS.items() if key in needed}
+    return Target(function=lambda **arguments: ask(subject, name, arguments), arguments={**prompts, **REQUESTS[name]})
+
+
+def ask(subject: ExploredModel, name: str, arguments: dict[str, Any]) -> Any:
+    """Answer a request; values that JSON lacks travel as their text."""
+    return answer_request(subject, name, json.dumps(arguments, default=str).encode())
+
+
+def build_export_targets(folder: Path) -> dict[str, Target]:
+    """Return the functions that take a finished run; what they write is below a folder."""
+    names: dict[str, Any] = {}
+    exec(STUDY, names)
+    path = folder / "exported"
+    run = mesascope.run(names["STUDY"], scale="smoke", seeds=1, out=path, device="cpu", quiet=True)
+
+    return {
+        "figures": Target(function=mesascope.figures, arguments={"run": run}),
+        "tables": Target(function=mesascope.tables, arguments={"run": path}),
+        "push": Target(function=push_nowhere, arguments={"run": run, "repo": "me/run", "private": True}),
+    }
+
+
+class EmptyHub:
+    """The methods of HfApi that `mesascope.push` calls; nothing is sent."""
+
+    def create_repo(self, repo: str, **options: Any) -> str:
+        return repo
+
+    def repo_info(self, repo: str, **options: Any) -> SimpleNamespace:
+        return SimpleNamespace(private=True)
+
+    def create_commit(self, repo: str, operations: list[Any], **options: Any) -> None:
+        assert operations
+
+
+def push_nowhere(**arguments: Any) -> str:
+    """Call `mesascope.push` with a Hub that accepts every repository."""
+    with mock.patch("huggingface_hub.HfApi", EmptyHub):
+        return mesascope.push(**arguments)
