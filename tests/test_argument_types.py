@@ -93,3 +93,13 @@ def test_a_callable_without_annotations_takes_any_value():
         validate_call(count_rows, {"x": "text"}, {"x": "the rows"})
     with pytest.raises(ValueError, match=r"^factor must be"):
         validate_call(count_rows, {"factor": "text"}, {"x": "the rows"})
+
+
+def test_annotations_that_cannot_be_resolved_leave_the_others_checked():
+    @validate_arguments
+    def make(count: int, folder: "NoSuchClass" = None) -> "NoSuchClass":  # pyright: ignore
+        return count, folder
+
+    assert make(1, "anything") == (1, "anything")
+    with pytest.raises(ValueError, match="count must be an integer, but got 'a'"):
+        make("a")

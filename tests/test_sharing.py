@@ -148,6 +148,13 @@ def test_a_copy_of_what_was_pushed_opens(run: Run, hub: type[FakeHub], tmp_path:
     assert all(torch.equal(first[name], second[name]) for name in second)
 
 
+@pytest.mark.parametrize("name", ["", "a/b/c", "-me/run"])
+def test_an_invalid_name_of_a_repository_is_refused(run: Run, hub: type[FakeHub], name: str):
+    with pytest.raises(ValueError, match=f"^repo must be a name such as me/affine, but got '{name}': "):
+        mesascope.push(run, name)
+    assert hub.calls == []
+
+
 def test_a_private_push_refuses_a_public_repository(run: Run, hub: type[FakeHub], monkeypatch):
     with pytest.raises(RunError, match="the repository must be private, but me/affine exists and is public"):
         mesascope.push(run, "me/affine", private=True)

@@ -5,6 +5,7 @@ import math
 import sys
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from functools import cache, partial, wraps
 from numbers import Integral, Real
@@ -187,11 +188,23 @@ def _read_argument_checks(function: Any) -> Mapping[str, tuple[_Check, Any]]:
 @cache
 def _read_checks(function: Any) -> Mapping[str, tuple[_Check, Any]]:
     """Return a check and the annotation of every annotated argument or field, by name."""
-    try:
-        hints = get_type_hints(function)
-    except (NameError, TypeError):  # annotations that only a type checker can resolve; a callable object
-        return {}
+    hints = _resolve_annotations(function)
     return {name: (_compile_check(hint), hint) for name, hint in hints.items() if name != "return"}
+
+
+def _resolve_annotations(function: Any) -> Mapping[str, Any]:
+    """Return the annotations by name; those that only a type checker can resolve are left out."""
+    try:
+        return get_type_hints(function)
+    except TypeError:  # a callable object, whose class has the annotations
+        return {}
+    except (NameError, AttributeError):
+        scope = {"__module__": getattr(function, "__module__", __name__)}
+        each = {}
+        for name, hint in inspect.get_annotations(function).items():
+            with suppress(NameError, AttributeError):
+                each |= get_type_hints(type("Single", (), {**scope, "__annotations__": {name: hint}}))
+        return each
 
 
 def _compile_check(hint: Any) -> _Check:

@@ -47,9 +47,12 @@ def push(run: Run | Path | str, repo: str, *, private: bool = False) -> str:
         ValueError: If the name of the repository is invalid.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-    validate_repo_id(repo)
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise ValueError(f"repo must be a name such as me/affine, but got {repo[:100]!r}: {error}") from error
     opened = run if isinstance(run, Run) else Run.open(run)
     _check_finished(opened)
     files = list(_list_files(opened.path))

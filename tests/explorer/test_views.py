@@ -9,6 +9,7 @@ import torch
 from mesascope.activations import capture
 from mesascope.analyses.stream.token_lenses import logit_lens
 from mesascope.explorer import (
+    explore_model,
     view_ablation,
     view_attribution,
     view_lens,
@@ -224,3 +225,11 @@ def test_a_prompt_is_a_comment_of_the_code_and_no_code(subject, space):
     prompt = 'a"\n\u2028import os; os.abort() #'
     view = view_tokens(subject, prompt)
     assert [one["id"] for one in view["tokens"]] == rerun(view, space)["tokens"][0].tolist()
+
+
+@pytest.mark.parametrize(("argument", "value"), [("model", object()), ("tokenizer", {}), ("name", 3)])
+def test_what_cannot_be_explored_is_refused_by_name(subject, argument, value):
+    valid = {"model": subject.model, "tokenizer": make_sentencepiece(), "name": "tiny"}
+    with pytest.raises(ValueError, match=f"{argument} must be ") as caught:
+        explore_model(**{**valid, argument: value})
+    assert len(str(caught.value).splitlines()) == 1

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from mesascope.argument_types import validate_arguments
 from mesascope.explorer.page import render_explorer
 from mesascope.explorer.requests import MAX_BODY, VIEWS, answer_request
 from mesascope.explorer.subject import ExploredModel
@@ -35,6 +36,7 @@ def check_server_packages() -> None:
         raise ValueError(f"serve needs {' and '.join(missing)}; pip install 'mesascope[serve]'")
 
 
+@validate_arguments
 def create_app(subject: ExploredModel, token: str, port: int) -> "Starlette":
     """Return the application: the page at ``/``, and the views at ``/api/NAME``.
 
@@ -113,6 +115,7 @@ def create_app(subject: ExploredModel, token: str, port: int) -> "Starlette":
     )
 
 
+@validate_arguments
 def serve_explorer(
     open_subject: Callable[[], ExploredModel], port: int = 0, announce: Callable[[str], None] = print
 ) -> None:

@@ -10,8 +10,9 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mesascope.activations import Capture, UnsupportedModel, attention_layers, capture
+from mesascope.activations import Capture, UnsupportedModel, attention_layers, capture, validate_model
 from mesascope.activations.validation.fingerprint import fingerprint_tensors, model_tensors
+from mesascope.argument_types import validate_arguments
 from mesascope.inspection import DTYPES, TokenDecoder, encode_prompt, find_text_prefix, load_sample_text, open_run_model
 from mesascope.models.load import load_pretrained
 from mesascope.models.weight_checks import check_forward_pass
@@ -292,6 +293,7 @@ def count_references(length: int) -> int:
     return max(2, min(MAX_REFERENCES, REFERENCE_TOKENS // length))
 
 
+@validate_arguments
 def explore_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, load_code: str | None = None
 ) -> ExploredModel:
@@ -310,10 +312,11 @@ def explore_model(
         ValueError: the model repeats its layers, or has no attention.
         UnsupportedModel: `capture` cannot open the model.
     """
-    prompts = Prompts(model, tokenizer, name, load_code)
+    prompts = Prompts(validate_model(model), tokenizer, name, load_code)
     return _describe_model(model, name, prompts, prompts.shorten_prompt(EXAMPLE))
 
 
+@validate_arguments
 def open_explored_model(
     name: str, device: str = "cpu", dtype: str = "float32", *, trust_remote_code: bool = False
 ) -> ExploredModel:
@@ -346,6 +349,7 @@ def open_explored_model(
     return explore_model(model, tokenizer, Path(name).name if Path(name).exists() else name, load_code)
 
 
+@validate_arguments
 def open_explored_run(
     path: Path, study: str | None = None, condition: str | None = None, seed: int | None = None, device: str = "cpu"
 ) -> ExploredModel:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mesascope.activations import EditHadNoEffect, capture
 from mesascope.analyses.stream.token_attribution import ATTRIBUTION_SITES, decompose_logits
+from mesascope.argument_types import validate_arguments
 from mesascope.explorer import code
 from mesascope.explorer.subject import ExploredInput, ExploredModel
 from mesascope.interventions import mean, replace, zero
@@ -28,6 +29,7 @@ PATCHED_SITES = ("resid_pre", "z")
 View = dict[str, Any]
 
 
+@validate_arguments
 def view_tokens(subject: ExploredModel, prompt: str | int) -> View:
     """Return the tokens of a prompt, with loss, probability and norms.
 
@@ -58,6 +60,7 @@ def view_tokens(subject: ExploredModel, prompt: str | int) -> View:
     }
 
 
+@validate_arguments
 def view_pattern(subject: ExploredModel, prompt: str | int, layer: int, head: int) -> View:
     """Return the attention pattern of a head.
 
@@ -82,6 +85,7 @@ def view_pattern(subject: ExploredModel, prompt: str | int, layer: int, head: in
     }
 
 
+@validate_arguments
 def view_lens(subject: ExploredModel, prompt: str | int, position: int, k: int = DEFAULT_K) -> View:
     """Return the logit lens at a position: the final norm and the unembedding, applied at every depth.
 
@@ -114,6 +118,7 @@ def view_lens(subject: ExploredModel, prompt: str | int, position: int, k: int =
     return {"rows": rows, "code": code.write_lens_code(subject, inputs, position, k)}
 
 
+@validate_arguments
 def view_attribution(subject: ExploredModel, prompt: str | int, position: int, token: int | None = None) -> View:
     """Return direct logit attribution: the contributions of all components to the logit of a token.
 
@@ -157,6 +162,7 @@ def view_attribution(subject: ExploredModel, prompt: str | int, position: int, t
     }
 
 
+@validate_arguments
 def view_ablation(
     subject: ExploredModel,
     prompt: str | int,
@@ -213,6 +219,7 @@ def view_ablation(
     }
 
 
+@validate_arguments
 def view_patching(
     subject: ExploredModel,
     prompt: str | int,
