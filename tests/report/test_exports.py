@@ -15,6 +15,7 @@ import xarray as xr
 import mesascope
 from commands import call
 from mesascope.report.export import FORMATS, collect_figures, write_figures
+from mesascope.report.export._render import render_figures
 from mesascope.report.export._static_panels import to_static_panel
 from mesascope.report.panels.circuit_graph import draw_circuit_graph
 from mesascope.report.plotting.variable import PlotVariable
@@ -244,3 +245,13 @@ def test_without_plotly_the_extra_is_named(study_run: Path, monkeypatch):
     monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
     with pytest.raises(ValueError, match=r"figures need plotly, .* run pip install 'mesascope\[figures\]'"):
         mesascope.figures(study_run)
+
+
+def test_a_browser_that_cannot_start_is_named_in_one_line(monkeypatch):
+    async def fail(self):
+        raise RuntimeError("can't start\nnew thread")
+
+    monkeypatch.setattr("kaleido.Kaleido.open", fail)
+    spec = {"data": [], "layout": {"width": 100, "height": 100}}
+    with pytest.raises(RunError, match="^figures as files need Chrome or Chromium, but it failed: can't start new thr"):
+        render_figures([spec], "svg")

@@ -39,24 +39,22 @@ def render_figures(specs: Sequence[dict[str, Any]], form: str) -> list[bytes]:
 
 async def _render(specs: Sequence[dict[str, Any]], form: str, script: Path) -> list[bytes]:
     from kaleido import Kaleido, PageGenerator
-    from kaleido.errors import BrowserClosedError, BrowserFailedError, ChromeNotFoundError, KaleidoError
+    from kaleido.errors import ChromeNotFoundError
 
     page = PageGenerator(plotly=script, mathjax=False)
     scale = PNG_SCALE if form == "png" else 1
+    sizes = [{"width": spec["layout"]["width"], "height": spec["layout"]["height"]} for spec in specs]
+    options: list[Any] = [{"format": form, "scale": scale, **size} for size in sizes]
     try:
         async with Kaleido(page_generator=page) as browser:
-            images = []
-            for spec in specs:
-                size = {"width": spec["layout"]["width"], "height": spec["layout"]["height"]}
-                options: Any = {"format": form, "scale": scale, **size}
-                images.append(await browser.calc_fig(spec, opts=options))
-            return images
+            return [await browser.calc_fig(spec, opts=each) for spec, each in zip(specs, options, strict=True)]
     except ChromeNotFoundError as error:
         raise RunError(
             "figures as files need Chrome or Chromium, but neither was found; install one, or set BROWSER_PATH to it"
         ) from error
-    except (BrowserClosedError, BrowserFailedError, KaleidoError, TimeoutError) as error:
+    except Exception as error:  # of the browser, of its driver, or of a machine without memory or threads for it
+        line = " ".join(str(error).split()) or type(error).__name__
         raise RunError(
-            f"figures as files need Chrome or Chromium, but it failed: {str(error) or type(error).__name__}; run the "
-            "command again, or set BROWSER_PATH to another browser"
+            f"figures as files need Chrome or Chromium, but it failed: {line}; run the command again, or set "
+            "BROWSER_PATH to another browser"
         ) from error
