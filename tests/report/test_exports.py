@@ -253,5 +253,5 @@ def test_a_browser_that_cannot_start_is_named_in_one_line(monkeypatch):
 
     monkeypatch.setattr("kaleido.Kaleido.open", fail)
     spec = {"data": [], "layout": {"width": 100, "height": 100}}
-    with pytest.raises(RunError, match=r"^figures as files need Chrome or Chromium, but it failed: can't start new thr"):
+    with pytest.raises(RunError, match=r"^figures as files need Chrome or Chromium, but it failed: can't start new"):
         render_figures([spec], "svg")
