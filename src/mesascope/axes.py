@@ -10,6 +10,7 @@ Each axis has one name in the whole project, used in shape annotations, dims of 
 - ``source``: position of the source of an encoder-decoder, as the key of cross-attention.
 - ``head``: query head. ``kv_head``: key-value head (fewer than query heads in grouped-query attention).
 - ``d_model``: coordinate of the residual stream. ``d_head``: coordinate inside one head.
+- ``d_mlp``: neuron, a coordinate of the hidden activations of an MLP.
 - ``d_in``, ``d_out``: coordinate of an input vector, and of an output vector (or a token's logit).
 - ``component``: additive part of the output (embedding, head, MLP, biases).
 - ``role_name``: named role of heads.
@@ -33,8 +34,8 @@ import torch
 import xarray as xr
 
 AXES = frozenset(
-    "seed step layer iteration batch pos head kv_head query key source d_model d_head d_in d_out component predictor "
-    "stat sublayer map eigen rank distribution lens draw role_name sender receiver circuit_size claim".split()
+    "seed step layer iteration batch pos head kv_head query key source d_model d_head d_mlp d_in d_out component "
+    "predictor stat sublayer map eigen rank distribution lens draw role_name sender receiver circuit_size claim".split()
 )
 
 

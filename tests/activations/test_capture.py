@@ -225,7 +225,7 @@ def test_logits_are_a_second_name_of_the_output(llama):
     assert alone.to_xarray("logits").dims == ("batch", "pos", "d_out")
     top = Reduction(site="logits", fn=lambda logits: logits.argmax(-1), axes=("batch", "pos"))
     assert torch.equal(capture(llama, x, [], reduce={"top": top})["top"], alone["logits"].argmax(-1))
-    with pytest.raises(ValueError, match="an edit must act before the output, but got logits"):
+    with pytest.raises(ValueError, match="an edit must act in a layer, but logits is after"):
         Edit(site="logits", fn=torch.zeros_like)
 
 

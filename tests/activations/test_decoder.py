@@ -35,11 +35,17 @@ VARIANTS = {
 
 
 def missing(settings: dict) -> set[str]:
-    found = set() if settings.get("intermediate_size") else {"resid_mid", "mlp_out"}
+    found = set() if settings.get("intermediate_size") else {"resid_mid", "mlp_hidden", "mlp_out"}
     found |= (
         {"attn_scores"} if settings.get("attention") == "linear" or settings.get("mask") == "multiplicative" else set()
     )
-    return found | ({"attn_out", "resid_mid", "mlp_out"} if settings.get("norm_position") == "post" else set())
+    found |= {"mlp_hidden"} if settings.get("norm_position") == "output" else set()
+    updates = {"attn_out", "resid_mid", "mlp_hidden", "mlp_out"}
+    return found | (updates if settings.get("norm_position") == "post" else set())
+
+
+def has_final_norm(settings: dict) -> bool:
+    return settings.get("norm", "none") != "none" and settings.get("norm_position", "pre") == "pre"
 
 
 @pytest.fixture(params=VARIANTS)
@@ -50,7 +56,8 @@ def settings(request):
 def test_all_sites_are_right_in_every_variant(settings):
     model = decoder(**settings)
     x = inputs(model)
-    sites = [name for name in FORWARD_SITES if name not in missing(settings)]
+    without_norm = set() if has_final_norm(settings) else {"final_norm"}
+    sites = [name for name in FORWARD_SITES if name not in missing(settings) | without_norm]
     recorded = capture(model, x, sites)
     with torch.no_grad():
         assert torch.equal(recorded["output"], model.eval()(x).logits)
@@ -67,6 +74,19 @@ def test_what_a_variant_lacks_is_refused_by_name(settings):
     for site in missing(settings):
         with pytest.raises(UnsupportedModel, match=f"{site} must exist in every requested layer, but Decoder lacks"):
             capture(model, inputs(model), [site])
+
+
+def test_the_unembedding_reads_the_final_norm_if_there_is_one(settings):
+    model = decoder(**settings)
+    if has_final_norm(settings):
+        recorded = capture(model, inputs(model), ["final_norm", "output"])
+        assert torch.equal(model.readout(recorded["final_norm"]), recorded["output"])
+        return
+    message = (
+        r"final_norm must be the output of a norm .* Decoder has none \(the unembedding reads the residual stream\)"
+    )
+    with pytest.raises(UnsupportedModel, match=message):
+        capture(model, inputs(model), ["final_norm"])
 
 
 def test_parts_sum_to_the_prediction(settings):

@@ -10,7 +10,7 @@ from mesascope.models.transformer import Decoder
 
 from .ours import TOKENS, decoder, inputs
 
-EDITABLE = [name for name in FORWARD_SITES if name not in ("resid_mid", "output")]
+EDITABLE = [name for name in FORWARD_SITES if name not in ("resid_mid", "final_norm", "output")]
 MLP = TOKENS | {"intermediate_size": 24, "norm": "rms", "num_key_value_heads": 2}
 
 
@@ -29,7 +29,9 @@ def test_an_identity_edit_changes_no_bit_and_says_so(model, site):
         assert torch.equal(edited[name], plain[name])
 
 
-@pytest.mark.parametrize("site", ["query", "key", "value", "attn_scores", "pattern", "z", "attn_out", "mlp_out"])
+@pytest.mark.parametrize(
+    "site", ["query", "key", "value", "attn_scores", "pattern", "z", "attn_out", "mlp_hidden", "mlp_out"]
+)
 def test_replacing_a_site_by_another_run_s_gives_the_other_s(model, site):
     x, y = inputs(model), inputs(model).flip(0)
     other = capture(model, y, [site])[site]
@@ -129,7 +131,7 @@ def test_edits_apply_in_order(model):
 
 def test_what_makes_no_sense_is_refused(model):
     x = inputs(model)
-    with pytest.raises(ValueError, match="an edit must act before the output"):
+    with pytest.raises(ValueError, match="an edit must act in a layer, but output is after"):
         Edit(site="output", fn=torch.zeros_like)
     with pytest.raises(ValueError, match=r"where must name axes of value .* but got head"):
         Edit(site="value", where={"head": 0}, fn=torch.zeros_like)

@@ -375,7 +375,7 @@ def test_sites_of_halting_are_refused_by_name_in_models_that_do_not_halt(site):
     for model, x in ((decoder(**TOKENS), inputs(decoder(**TOKENS))), (recurrent("UT without halting"), some_tokens())):
         with pytest.raises(UnsupportedModel, match=f"{site} needs a model that returns halting_probabilities, but"):
             capture(model, x, [site])
-    with pytest.raises(ValueError, match=f"an edit must act before the output, but got {site}"):
+    with pytest.raises(ValueError, match=f"an edit must act in a layer, but {site} is after"):
         Edit(site=site, fn=torch.zeros_like)
     with pytest.raises(ValueError, match=f"{site} cannot be reduced; record it as a site"):
         capture(recurrent(), some_tokens(), reduce={"half": Reduction(site=site, fn=lambda x: x, axes=("batch",))})

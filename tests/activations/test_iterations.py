@@ -23,7 +23,7 @@ from recurrent_models import recurrent, some_tokens
 from .ours import TOKENS, decoder, inputs
 
 ALL_SITES = [site for site in SITES if site != "output"]
-GATED_SITES = [site for site in ALL_SITES if not site.startswith(("attn_out", "resid_mid", "mlp_out"))]
+GATED_SITES = [site for site in ALL_SITES if not site.startswith(("attn_out", "resid_mid", "mlp"))]
 SHAPES: dict[str, dict[str, Any]] = {
     "one layer": {},
     "two layers": {"num_hidden_layers": 2, "max_iterations": 3},
@@ -138,7 +138,9 @@ def test_reductions_see_every_call():
     assert torch.equal(found.unrolled()["norm"], found.unrolled()["resid_pre"].norm(dim=-1))
 
 
-@pytest.mark.parametrize("site", ["resid_pre", "attn_out", "mlp_out", "resid_post", "query", "pattern", "z"])
+@pytest.mark.parametrize(
+    "site", ["resid_pre", "attn_out", "mlp_hidden", "mlp_out", "resid_post", "query", "pattern", "z"]
+)
 @pytest.mark.parametrize("layer", [0, 1])
 def test_an_edit_of_one_iteration_is_that_of_one_layer_of_the_unrolled_copy(site, layer):
     model, x = fixed(), some_tokens()

@@ -64,7 +64,7 @@ def test_a_single_gated_step_has_a_stream_and_attention_but_no_updates() -> None
     expected = model.layers[0](model.embed(x), mask, torch.arange(11)[None])
     torch.testing.assert_close(found["resid_post"][0], expected)
     assert torch.equal(found["logits"], model(x).logits)
-    for site in ("attn_out", "mlp_out", "resid_mid"):
+    for site in ("attn_out", "mlp_hidden", "mlp_out", "resid_mid"):
         with pytest.raises(UnsupportedModel, match=f"{site} must exist in every requested layer"):
             capture(model, x, [site])
 

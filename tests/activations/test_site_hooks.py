@@ -14,8 +14,9 @@ from mesascope.activations.structure._read_structure import read_structure
 
 from .ours import TOKENS, decoder, inputs
 
-HOOKED = [name for name in FORWARD_SITES if name != "output"]
-REPLACED = ["resid_pre", "attn_out", "mlp_out", "resid_post", "query", "key", "value", "attn_scores", "pattern", "z"]
+HOOKED = [name for name in FORWARD_SITES if name not in ("final_norm", "output")]
+HEADS = ["query", "key", "value", "attn_scores", "pattern", "z"]
+REPLACED = ["resid_pre", "attn_out", "mlp_hidden", "mlp_out", "resid_post", *HEADS]
 MODELS = {"decoder": partial(decoder, **TOKENS, intermediate_size=24), "llama": small.llama}
 
 

@@ -13,6 +13,8 @@ from mesascope.activations.encoder_decoder._prepare import prepare_source_and_ta
 from mesascope.activations.encoder_decoder._structure import read_stacks
 from mesascope.activations.forward import eval_no_grad
 from mesascope.activations.hooks import _attention_math as attention_math
+from mesascope.activations.readout._output_readout import explain_missing_final_norm
+from mesascope.activations.sites import OUTPUT_HEAD_SITES
 from mesascope.activations.tolerances import allclose
 
 from .tiny import LAYERS, RULES, VOCABULARY, configure, silenced, stir
@@ -22,7 +24,8 @@ SOURCE_LENGTHS, TARGET_LENGTHS = (4, 11, 7), (7, 2, 5)
 ATTENTION = ("query", "key", "value", "pattern", "z")  # without these a model is not captured
 STACKS = ("encoder", "decoder")
 ALL_SITES = tuple(
-    [f"{stack}.{site}" for stack in STACKS for site in FORWARD_SITES if site != "output"] + [*CROSS_SITES, "logits"]
+    [f"{stack}.{site}" for stack in STACKS for site in FORWARD_SITES if site not in OUTPUT_HEAD_SITES]
+    + [*CROSS_SITES, "final_norm", "logits"]
 )
 # those whose inputs are text alone; others read audio or images
 KINDS = (
@@ -126,6 +129,8 @@ def _hold(model: PreTrainedModel, outcome: PairOutcome) -> None:
                 name = site if site in CROSS_SITES else f"{stack}.{site}"
                 if name in ALL_SITES and (stack == "decoder" or site not in CROSS_SITES):
                     outcome.missing[name] = why
+    no_norm = explain_missing_final_norm(structure.decoder.readout(model, range(len(structure.decoder.layers))))
+    outcome.missing |= {"final_norm": no_norm} if no_norm else {}
     acts = _largest(model, outcome)
     _sums(acts, outcome)
     _compared(model, acts, outcome)

@@ -13,6 +13,7 @@ from mesascope.activations._model_structure import ModelStructure
 from mesascope.activations.capture import read_structure
 from mesascope.activations.forward import eval_no_grad
 from mesascope.activations.hooks import _attention_math as attention_math
+from mesascope.activations.readout._output_readout import explain_missing_final_norm
 from mesascope.activations.tolerances import allclose
 
 from .tiny import VOCABULARY, build, every_type, silenced
@@ -99,10 +100,13 @@ def _hold(model: PreTrainedModel, outcome: Outcome) -> None:
     attending = [number for number, layer in enumerate(layers) if layer.attention is not None]
     outcome.layers, outcome.count = tuple(attending), len(layers)
     outcome.missing |= _missing(layers, attending)
+    no_norm = explain_missing_final_norm(structure.readout(model, attending))
+    outcome.missing |= {"final_norm": no_norm} if no_norm else {}
     outcome.alike = _group_by_shape(structure, attending)
     for alike in outcome.alike:
         recorded = _largest(model, alike, outcome)
         _closed(recorded, layers, outcome)
+        _unembedded(recorded, outcome)
         _compared(model, recorded, attending, len(layers), outcome)
     lacking = [site for site in HEADS if site in outcome.missing]
     if lacking:
@@ -189,6 +193,15 @@ def _closed(recorded: Capture, layers: tuple[LayerSpec, ...], outcome: Outcome) 
         return
     if not allclose(total, recorded["resid_post"]):
         outcome.wrong.append("writes do not sum to the residual difference")
+
+
+def _unembedded(recorded: Capture, outcome: Outcome) -> None:
+    """The unembedding of the final norm must be the prediction."""
+    if "final_norm" not in recorded:
+        return
+    head = recorded.readout.output_head
+    if isinstance(head, str) or not allclose(head.apply_softcap(head(recorded["final_norm"], 1)), recorded["output"]):
+        outcome.wrong.append("the unembedding of the final norm is not the prediction")
 
 
 def _pad(model: PreTrainedModel, side: str, outcome: Outcome) -> None:

@@ -44,12 +44,18 @@ def test_most_types_are_captured_and_none_is_wrong():
 
 
 @pytest.mark.parametrize(
-    ("kind", "word", "layers"),
-    [("llama", "captured", (0, 1, 2, 3)), ("jamba", "captured", (1, 3)), ("bloom", "refused", ())],
+    ("kind", "word", "layers", "missing"),
+    [
+        ("llama", "captured", (0, 1, 2, 3), {}),
+        ("jamba", "captured", (1, 3), {"mlp_hidden": r"feed_forward\.experts computes .* not one weight matrix"}),
+        ("bloom", "refused", (), {}),
+    ],
 )
-def test_what_the_sweep_says_of_some(kind, word, layers):
+def test_what_the_sweep_says_of_some(kind, word, layers, missing):
     outcome = outcome_of(kind)
-    assert (outcome.word, outcome.layers, outcome.missing, outcome.padding, outcome.wrong) == (word, layers, {}, {}, [])
+    assert (outcome.word, outcome.layers, outcome.padding, outcome.wrong) == (word, layers, {}, [])
+    assert outcome.missing.keys() == missing.keys()
+    assert all(re.search(reason, outcome.missing[site]) for site, reason in missing.items())
 
 
 def test_the_sweep_says_when_a_prediction_is_not_the_untouched_one(monkeypatch):

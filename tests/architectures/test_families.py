@@ -15,12 +15,14 @@ from .families import FAMILIES, OWN_ATTENTION, make, tokens
 NO_PROJECTION = {"gemma2", "gemma3_text", "olmo2", "olmo3", "glm4", "exaone4"}  # a norm follows the projection
 NO_SCORE = {"gemma2", "gpt_oss"}  # soft-capped scores; learned sinks
 SINKS = {"gpt_oss"}
+EXPERTS = {"mixtral", "qwen3_moe", "olmoe", "gpt_oss", "deepseek_v3"}
+NO_NEURONS = NO_PROJECTION | EXPERTS  # a norm follows the map from the neurons, or there are several such maps
 PARALLEL = {"gpt_neox", "phi", "cohere", "cohere2"}  # attention and MLP read the same stream
 
 
 def everything(family: str) -> list[str]:
-    lacking = {"attn_scores"} if family in NO_SCORE else set()
-    return [name for name in SITES if name not in lacking | ({"resid_mid"} if family in PARALLEL else set())]
+    lacking = {"attn_scores": NO_SCORE, "resid_mid": PARALLEL, "mlp_hidden": NO_NEURONS}
+    return [name for name in SITES if family not in lacking.get(name, ())]
 
 
 def hooks(model) -> int:
@@ -53,6 +55,25 @@ def test_writes_sum_to_the_residual_difference(recorded):
     total = recorded["resid_pre"] + recorded["attn_out"] + recorded["mlp_out"]
     assert_close(total, recorded["resid_post"], rtol=1e-5, atol=1e-5)
     assert_close(recorded["resid_post"][:-1], recorded["resid_pre"][1:], rtol=0, atol=0)
+
+
+def test_neurons_are_mapped_to_the_output_of_the_mlp_or_refused(family, model, recorded):
+    if family in NO_NEURONS:
+        with pytest.raises(UnsupportedModel, match=r"mlp_hidden must exist in every requested layer.*experts"):
+            capture(model, tokens(), ["mlp_hidden"])
+        return
+    with eval_no_grad(model):
+        layers = read_structure(model, tokens()).layers
+    for layer, neurons, written in zip(layers, recorded["mlp_hidden"], recorded["mlp_out"], strict=True):
+        with torch.no_grad():
+            mapped = model.get_submodule(layer.mlp_hidden.input.module)(neurons)
+        assert_close(layer.mlp_out.gain * mapped, written, rtol=1e-5, atol=1e-6)
+        assert neurons.shape[-1] == layer.mlp_hidden.width
+
+
+def test_the_unembedding_of_the_final_norm_is_the_prediction_bit_for_bit(recorded):
+    head = recorded.readout.output_head
+    assert torch.equal(head.apply_softcap(head(recorded["final_norm"], 1)), recorded["output"])
 
 
 def test_the_pattern_is_causal_and_mixes_the_values(family, recorded):

@@ -33,7 +33,7 @@ SMALL_BART = {
     "pad_token_id": 0,
     "decoder_start_token_id": 1,
 }
-UPDATES = ("attn_out", "resid_mid", "mlp_out", "cross_attn_out", "cross_resid_mid")
+UPDATES = ("attn_out", "resid_mid", "mlp_hidden", "mlp_out", "cross_attn_out", "cross_resid_mid")
 STREAM = ("resid_pre", "resid_post")
 HEADS = ("query", "key", "value", "attn_scores", "pattern", "z")
 CROSS_HEADS = tuple(f"cross_{site}" for site in HEADS)
@@ -103,4 +103,4 @@ def run(model: PreTrainedModel, inputs: dict[str, Tensor], **options: Any) -> An
 
 def offered(name: str) -> list[str]:
     """The sites that a model has in both stacks and in cross-attention."""
-    return [*STREAM, *HEADS, *CROSS_HEADS, "logits", *(UPDATES if name in PRE_NORM else ())]
+    return [*STREAM, *HEADS, *CROSS_HEADS, "logits", *((*UPDATES, "final_norm") if name in PRE_NORM else ())]

@@ -100,6 +100,24 @@ def test_contributions_to_the_logits_sum_to_the_logits(acts):
     assert torch.equal(readout.compute_output(decoder["resid_post"][-1]), acts["logits"])
 
 
+@pytest.mark.parametrize("name", PRE_NORM, indirect=True)
+def test_the_unembedding_reads_the_final_norm_of_the_decoder(acts):
+    assert acts["final_norm"].shape == acts.decoder["resid_post"][-1].shape
+    assert torch.equal(acts.decoder.readout.output_head(acts["final_norm"], 1), acts["logits"])
+    assert "final_norm" not in acts.encoder
+
+
+def test_the_final_norm_is_of_the_decoder_alone(model):
+    with pytest.raises(ValueError, match=r"final_norm must be a site of the decoder, but got encoder\.final_norm"):
+        capture(model, pair(), ["encoder.final_norm"])
+
+
+@pytest.mark.parametrize("name", ["bart", "marian"], indirect=True)
+def test_post_norm_decoders_have_no_final_norm(model):
+    with pytest.raises(UnsupportedModel, match="final_norm must be the output of a norm that the unembedding reads"):
+        capture(model, pair(), ["final_norm"])
+
+
 @pytest.mark.parametrize("name", ["bart", "marian"], indirect=True)
 def test_post_norm_blocks_have_no_updates(name, model):
     for site in UPDATES:

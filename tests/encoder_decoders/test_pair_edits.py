@@ -23,6 +23,8 @@ def parts(name, model):
             "encoder.z": encoder.attention.o_proj,
             "decoder.z": decoder.attention.o_proj,
             "cross_z": decoder.cross_attention.o_proj,
+            "encoder.mlp_hidden": encoder.mlp.down_proj,
+            "decoder.mlp_hidden": decoder.mlp.down_proj,
             "encoder.mlp_out": encoder.mlp,
             "decoder.mlp_out": decoder.mlp,
             "encoder.attn_out": encoder.attention,
@@ -35,6 +37,8 @@ def parts(name, model):
             "encoder.z": encoder[0].SelfAttention.o,
             "decoder.z": decoder[0].SelfAttention.o,
             "cross_z": decoder[1].EncDecAttention.o,
+            "encoder.mlp_hidden": encoder[-1].DenseReluDense.wo,
+            "decoder.mlp_hidden": decoder[-1].DenseReluDense.wo,
             "encoder.mlp_out": encoder[-1].DenseReluDense,
             "decoder.mlp_out": decoder[-1].DenseReluDense,
             "encoder.attn_out": encoder[0].SelfAttention.o,
@@ -99,6 +103,20 @@ def test_edits_of_updates_are_those_of_a_hook(name, site):
     ):
         edited = capture(model, inputs, ["logits"], edits=edit)["logits"]
         assert torch.equal(edited, run_with(model, inputs, module, after=change))
+
+
+@pytest.mark.parametrize("site", ["encoder.mlp_hidden", "decoder.mlp_hidden"])
+@pytest.mark.parametrize("name", ["own", "t5"])
+def test_edits_of_neurons_are_those_of_a_hook(name, site):
+    model, inputs, neurons = build(name), pair(), [0, 5]
+
+    def change(hidden):
+        hidden[..., neurons] = 0
+        return hidden
+
+    edited = capture(model, inputs, ["logits"], edits=zero(site, {"layer": LAYER, "d_mlp": neurons}))["logits"]
+    assert torch.equal(edited, run_with(model, inputs, parts(name, model)[site], before=change))
+    assert not torch.equal(edited, run(model, inputs).logits)
 
 
 @pytest.mark.parametrize("name", ["own", "t5", "bart"])

@@ -8,7 +8,7 @@ import small
 from mesascope.activations import FORWARD_SITES, Edit, EditHadNoEffect, capture
 from mesascope.interventions import mean, replace, resample, scale, steer, zero
 
-EDITABLE = [name for name in FORWARD_SITES if name not in ("resid_mid", "output")]
+EDITABLE = [name for name in FORWARD_SITES if name not in ("resid_mid", "final_norm", "output")]
 
 
 def gpt2() -> PreTrainedModel:
@@ -132,7 +132,7 @@ def test_what_cannot_be_is_refused_before_any_forward_pass_and_named():
         (lambda: replace("pattern", rows), "pattern must be recorded at all query positions"),
         (lambda: zero("attn_scores"), "attn_scores must stay -inf where a key is masked"),
         (lambda: scale("attn_scores", 2.0), "attn_scores must stay -inf where a key is masked"),
-        (lambda: replace("output", partly), "an edit must act before the output"),
+        (lambda: replace("output", partly), "an edit must act in a layer, but output is after"),
     ):
         with pytest.raises((ValueError, KeyError), match=line):
             make()

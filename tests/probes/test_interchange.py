@@ -185,7 +185,7 @@ def test_a_basis_spans_its_directions():
 X, OTHER, EXPECTED = tokens(0), tokens(1), torch.tensor([1, 2, 3, 4])
 REFUSED = {
     "unknown site": ({"site": "head_out"}, "a site must be one of"),
-    "output": ({"site": "output"}, "an edit must act before the output|within layers|site"),
+    "output": ({"site": "output"}, "an edit must act in a layer|within layers|site"),
     "no subspace": ({"site": "pattern", "basis": torch.eye(6)}, "a subspace needs a site that ends in d_model"),
     "another size": ({"basis": torch.eye(4)}, r"a basis at resid_post must be \(rank, 16\)"),
     "no orthonormal basis": ({"basis": 2 * torch.eye(16)}, "a basis must have orthonormal rows"),

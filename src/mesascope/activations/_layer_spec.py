@@ -33,6 +33,19 @@ class ModuleArgument:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MLPHidden:
+    """The hidden activations of an MLP.
+
+    Attributes:
+        input: the argument of the linear map that computes the output of the MLP.
+        width: the number of neurons.
+    """
+
+    input: ModuleArgument
+    width: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class AttentionWeightsMethod:
     """A method to compute a layer's attention weights without changing its output.
 
@@ -93,6 +106,7 @@ class LayerSpec:
         resid_mid: the argument that is the residual stream between attention and MLP, or between self-attention and
             cross-attention, if a module reads it.
         cross: the cross-attention, if there is one.
+        mlp_hidden: the hidden activations of the MLP, if known.
         parallel: the MLP reads the residual stream before attention has written to it.
         iteration: the number of earlier calls of the block in the forward pass; ``None`` in a model that calls each of
             its blocks once.
@@ -112,6 +126,7 @@ class LayerSpec:
     missing: dict[str, str]
     resid_mid: ModuleArgument | None = None
     cross: CrossAttentionSpec | None = None
+    mlp_hidden: MLPHidden | None = None
     parallel: bool = False
     iteration: int | None = None
     traced_call: int = 0

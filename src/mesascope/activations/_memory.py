@@ -102,6 +102,7 @@ def site_shape(
     }
     heads = layer if cross is None else cross
     width |= {"head": heads.num_heads, "kv_head": heads.num_kv_heads}
+    width["d_mlp"] = layer.mlp_hidden.width if layer.mlp_hidden is not None else 0
     return [width[axis] for axis in get_site(name).axes_within_layer]
 
 

@@ -17,6 +17,7 @@ from mesascope.activations.gradients import ObjectiveFn
 from mesascope.activations.hooks.attention_interface import attn_implementation
 from mesascope.activations.padding.masks import validate_accepts_mask
 from mesascope.activations.padding.validate_edits import validate_edit_padding
+from mesascope.activations.readout._output_readout import find_final_norm_module
 from mesascope.activations.recording._captured import Capture
 from mesascope.activations.recording._iterations import select_calls, split_calls
 from mesascope.activations.recording._micro_batch import Reduction, reduction_axes
@@ -217,7 +218,15 @@ def capture(
             model,
             structure.layers,
             recorder,
-            RunInputs(x=x, mask=mask, batch=batch, queries=query_positions, readout=readout, objective=objective),
+            RunInputs(
+                x=x,
+                mask=mask,
+                batch=batch,
+                queries=query_positions,
+                readout=readout,
+                final_norm=find_final_norm_module(name, readout) if recorder.needs_final_norm else None,
+                objective=objective,
+            ),
             batch_size or len(x),
         )
     recorder.warn_without_effect()

@@ -14,7 +14,7 @@ from mesascope.activations.padding.source_inputs import SourceInputs
 from mesascope.activations.sites import (
     CROSS_PREFIX,
     HALTING_SITES,
-    OUTPUT_SITES,
+    OUTPUT_HEAD_SITES,
     get_site,
     split_stack,
     strip_gradient_suffix,
@@ -34,8 +34,8 @@ class Edit:
     """An edit of the activation at one site.
 
     Attributes:
-        site: the site; any but ``resid_mid``, ``output``, ``logits`` and the gradients. In an encoder-decoder the name
-            begins with ``encoder.`` or ``decoder.``, or is one of :data:`CROSS_SITES`.
+        site: the site; any but ``resid_mid``, ``final_norm``, ``output``, ``logits`` and the gradients. In an
+            encoder-decoder the name begins with ``encoder.`` or ``decoder.``, or is one of :data:`CROSS_SITES`.
         fn: function from the original activation to its replacement. It receives the activation of one layer for one
             micro-batch (the axes of the site without ``layer``, restricted to ``where``, none of them dropped) and
             returns a tensor that broadcasts to it. It is first tried on zeros, and may be called more than once.
@@ -67,9 +67,9 @@ class Edit:
         """Validate the site and the axes."""
         validate_fields(self)
         axes, local = get_site(self.site).axes, split_stack(self.site)[1]
-        if local in (*OUTPUT_SITES, *HALTING_SITES):
+        if local in (*OUTPUT_HEAD_SITES, *HALTING_SITES):
             raise ValueError(
-                f"an edit must act before the output, but got {self.site}; edit resid_post of the last layer"
+                f"an edit must act in a layer, but {self.site} is after the last one; edit resid_post of the last layer"
             )
         if local.removeprefix(CROSS_PREFIX) == "resid_mid":
             raise ValueError(

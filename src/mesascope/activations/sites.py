@@ -46,6 +46,11 @@ SITES: Mapping[str, Site] = MappingProxyType(
                 "layer batch pos d_model",
                 "the residual stream between the attention and the MLP of a layer",
             ),
+            _named_site(
+                "mlp_hidden",
+                "layer batch pos d_mlp",
+                "hidden activations of the MLP (neurons), before the linear map that computes mlp_out",
+            ),
             _named_site("mlp_out", "layer batch pos d_model", "MLP output, as added to the residual stream"),
             _named_site("resid_post", "layer batch pos d_model", "the residual stream after a layer"),
             _named_site("query", "layer batch head pos d_head", "queries, after rotary embeddings"),
@@ -60,6 +65,7 @@ SITES: Mapping[str, Site] = MappingProxyType(
             _named_site(
                 "z", "layer batch pos head d_head", "weighted values of each head, before the output projection"
             ),
+            _named_site("final_norm", "batch pos d_model", "output of the final norm, before the unembedding"),
             _named_site("output", "batch pos d_out", "model output: logits, or predicted vectors"),
             _named_site("logits", "batch pos d_out", "the same as output, in a model that maps tokens to logits"),
             _named_site(
@@ -95,6 +101,8 @@ def strip_gradient_suffix(name: str) -> str | None:
 
 
 OUTPUT_SITES = ("output", "logits")  # two names of one tensor
+FINAL_NORM = "final_norm"
+OUTPUT_HEAD_SITES = (FINAL_NORM, *OUTPUT_SITES)  # after the last layer
 FORWARD_SITES = tuple(
     name for name in SITES if strip_gradient_suffix(name) is None and name != "logits"
 )  # need no backward pass
@@ -191,7 +199,7 @@ def locate_site(name: str) -> tuple[str | None, str]:
     (('encoder', 'pattern'), (None, 'pattern'), ('decoder', 'cross_z'))
     """
     stack, local = split_stack(name)
-    is_of_decoder = stack is None and (local in CROSS_SITES or local in OUTPUT_SITES)
+    is_of_decoder = stack is None and (local in CROSS_SITES or local in OUTPUT_HEAD_SITES)
     return DECODER if is_of_decoder else stack, local
 
 

@@ -16,8 +16,9 @@ FROZEN_SITES = {"residual": ("attn_out", "mlp_out"), "mlp": ("attn_out",), "all"
 UPDATE_SITES = ("attn_out", "mlp_out")
 RESIDUAL_SITES = ("resid_pre", "resid_post")
 _MIXED_SITES = ("z", "attn_out")
+_MLP_SITES = ("mlp_hidden", "mlp_out")
 DOWNSTREAM_SITES = {  # sites of the same layer that depend on each site; mlp_out too, where the MLP follows attention
-    "resid_pre": ("query", "key", "value", "attn_scores", "pattern", *_MIXED_SITES, "mlp_out", "resid_post"),
+    "resid_pre": ("query", "key", "value", "attn_scores", "pattern", *_MIXED_SITES, *_MLP_SITES, "resid_post"),
     "query": ("attn_scores", "pattern", *_MIXED_SITES, "resid_post"),
     "key": ("attn_scores", "pattern", *_MIXED_SITES, "resid_post"),
     "value": (*_MIXED_SITES, "resid_post"),
@@ -25,6 +26,7 @@ DOWNSTREAM_SITES = {  # sites of the same layer that depend on each site; mlp_ou
     "pattern": (*_MIXED_SITES, "resid_post"),
     "z": ("attn_out", "resid_post"),
     "attn_out": ("resid_post",),
+    "mlp_hidden": ("mlp_out", "resid_post"),
     "mlp_out": ("resid_post",),
     "resid_post": (),
 }
@@ -61,7 +63,7 @@ class PatchingPath:
         if layer != self.receiver_layer or self.receiver is None:
             return layer < self.receiver_layer
         serial = (
-            self.receiver.site == "mlp_out"
+            self.receiver.site in _MLP_SITES
             and "attn_out" in (site, *DOWNSTREAM_SITES[site])
             and not self.edit_runner.is_parallel(layer)
         )
@@ -129,7 +131,7 @@ class PatchingPath:
 
     def _patch_direct_effects(self, edits: Sequence[Edit], layer: int) -> list[Edit]:
         """Return, for every sender, an edit that adds its direct effect to the unedited stream at the receiver."""
-        site = edits[0].site if edits[0].site in (*UPDATE_SITES, *RESIDUAL_SITES) else "attn_out"
+        site = _find_update(edits[0].site)
         *values, unedited = self.edit_runner.run_until([*([edit] for edit in edits), []], site, layer)
         stream_site = ("resid_post", self.last_layer) if self.receiver is None else ("resid_pre", self.receiver_layer)
         stream, stream_edit = (
@@ -140,8 +142,7 @@ class PatchingPath:
 
     def _list_frozen_edits(self, first: int, sender_site: str) -> list[Edit]:
         """Return the edits that freeze the sites between a layer and the receiver, except for both ends."""
-        writes_itself = not sender_site or sender_site in (*UPDATE_SITES, *RESIDUAL_SITES)
-        ends = {(sender_site if writes_itself else "attn_out", first)}
+        ends = {(_find_update(sender_site), first)} if sender_site else set[tuple[str, int]]()
         if self.receiver is not None:
             ends.add((self.receiver.site, self.receiver_layer))
         return [
@@ -182,6 +183,13 @@ class PatchingPath:
                 f"lacks {site} in layers {list(lacking)} ({next(iter(lacking.values()))}); use through='all', which "
                 "freezes nothing"
             )
+
+
+def _find_update(site: str) -> str:
+    """Return the site at which a sender writes to the residual stream."""
+    if site in (*UPDATE_SITES, *RESIDUAL_SITES):
+        return site
+    return "mlp_out" if site in _MLP_SITES else "attn_out"
 
 
 def _with_value(edit: Edit, layer: int, value: Float[Tensor, "batch *rest"]) -> Edit:

@@ -21,6 +21,7 @@ from mesascope.activations.encoder_decoder._validation import validate_pair_hook
 from mesascope.activations.forward import eval_no_grad
 from mesascope.activations.hooks.attention_interface import attn_implementation
 from mesascope.activations.padding.validate_edits import validate_edit_padding
+from mesascope.activations.readout._output_readout import find_final_norm_module
 from mesascope.activations.recording._captured import Capture
 from mesascope.activations.recording._micro_batch import Reduction, reduction_axes
 from mesascope.activations.recording._recorder import Recorder
@@ -91,6 +92,7 @@ def capture_encoder_decoder(
             recorders=recorders,
             readouts=readouts,
             batches=_split_batch(inputs, pair),
+            final_norm=find_final_norm_module(name, readouts[DECODER]) if recorders[DECODER].needs_final_norm else None,
         )
         if check:
             validate_pair_hook_points(model, structure, run.layers_by_site, pair)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mesascope.activations.encoder_decoder._forward import run_pair_forward
@@ -12,6 +12,7 @@ from mesascope.activations.encoder_decoder._inputs import SourceAndTarget
 from mesascope.activations.encoder_decoder._structure import EncoderDecoderStructure
 from mesascope.activations.hooks._block_call import BlockCall
 from mesascope.activations.hooks._module_hooks import attach_hooks
+from mesascope.activations.hooks._module_outputs import collect_outputs
 from mesascope.activations.hooks.attention_interface import AttentionCall
 from mesascope.activations.readout._readout import Readout
 from mesascope.activations.recording._micro_batch import BatchContext, MicroBatch
@@ -29,12 +30,14 @@ class StackRecorders:
         recorders: by stack.
         readouts: by stack.
         batches: by stack, its part of the batch of a task that is captured.
+        final_norm: the module of the final norm of the decoder, if its output is recorded.
     """
 
     structure: EncoderDecoderStructure
     recorders: Mapping[str, Recorder]
     readouts: Mapping[str, Readout]
     batches: Mapping[str, Batch | None]
+    final_norm: nn.Module | None
 
     @property
     def layers_by_site(self) -> dict[str, list[int]]:
@@ -96,17 +99,20 @@ class StackRecorders:
             for name in STACKS:
                 context = self._context(name, part, slice(rows.start, rows.stop))
                 self.recorders[name].micro_batch = MicroBatch(rows=rows, context=context)
-            with attach_hooks(
-                model,
-                self.structure.layers,
-                self.layers_by_site,
-                self,
-                on_layer_start=self.on_layer_start,
-                on_attention_call=self.on_attention_call,
-                allocate=self.get_buffer,
+            with (
+                attach_hooks(
+                    model,
+                    self.structure.layers,
+                    self.layers_by_site,
+                    self,
+                    on_layer_start=self.on_layer_start,
+                    on_attention_call=self.on_attention_call,
+                    allocate=self.get_buffer,
+                ),
+                collect_outputs(self.final_norm) as normed,
             ):
                 output = run_pair_forward(model, part)
-            self.recorders[DECODER].record_output(output, 1)
+            self.recorders[DECODER].record_output(output, normed, 1)
 
     def _find(self, number: int) -> tuple[Recorder, int]:
         """Return the recorder of a layer, and the index of the layer in its stack."""

@@ -179,6 +179,10 @@ def _hook_modules(
         if (site, layer_index) in hook_points and between is not None:
             hook = partial(_observe_argument, between.argument, partial(hook_fn, site, layer_index), shape)
             yield model.get_submodule(between.module), hook, False
+    if ("mlp_hidden", layer_index) in hook_points and layer.mlp_hidden is not None:
+        reads = layer.mlp_hidden.input
+        hook = partial(_hook_rows, reads.argument, partial(hook_fn, "mlp_hidden", layer_index), shape)
+        yield model.get_submodule(reads.module), hook, False
     whole = ResidualUpdate(module=layer.block, gain=1.0)
     cross_out = layer.cross and layer.cross.attn_out
     updates = {"attn_out": layer.attn_out, "cross_attn_out": cross_out, "mlp_out": layer.mlp_out, "resid_post": whole}
@@ -217,6 +221,21 @@ def _hook_argument(
     shape[:] = old.shape
     new = call_hook(old)
     return None if new is None else replace_argument(argument, new, args, kwargs)
+
+
+def _hook_rows(
+    argument: int | str,
+    call_hook: Callable[[Tensor], Tensor | None],
+    shape: list[int],
+    module: nn.Module,
+    args: tuple,
+    kwargs: dict,
+) -> tuple[tuple, dict[str, Any]] | None:
+    """Pre-forward hook: call the hook function with an argument as (batch, pos, width), and use its replacement."""
+    old = read_argument(argument, args, kwargs)
+    rows = old.detach() if torch.is_grad_enabled() else old
+    new = call_hook(rows.reshape(*shape[:2], old.shape[-1]))
+    return None if new is None else replace_argument(argument, new.reshape(old.shape), args, kwargs)
 
 
 def _observe_argument(

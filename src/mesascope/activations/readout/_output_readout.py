@@ -6,12 +6,12 @@ from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from mesascope.activations.readout._norm import Norm, refit_norm
 from mesascope.activations.readout._output_head import OutputHead
 from mesascope.activations.readout._unembedding import Unembedding
-from mesascope.activations.sites import UnsupportedModel
+from mesascope.activations.sites import FINAL_NORM, UnsupportedModel
 from mesascope.activations.validation.fingerprint import Fingerprint, Offloaded, fingerprint_tensors
 
 
@@ -231,3 +231,35 @@ def _norm_scale(
     scaled = resid_final * output_head.scales[0]
     with torch.no_grad():
         return norm.scale(scaled, output_head.modules[0](scaled))
+
+
+def find_final_norm_module(model_name: str, readout: OutputReadout) -> nn.Module:
+    """Return the module of the final norm.
+
+    Args:
+        model_name: the class name of the model.
+        readout: its readout.
+
+    Raises:
+        UnsupportedModel: the unembedding does not read the output of a norm.
+    """
+    reason = explain_missing_final_norm(readout)
+    if isinstance(readout.output_head, OutputHead) and not reason:
+        return readout.output_head.modules[0]
+    raise UnsupportedModel(
+        f"{FINAL_NORM} must be the output of a norm that the unembedding reads, but {model_name} has none ({reason}); "
+        "omit the site"
+    )
+
+
+def explain_missing_final_norm(readout: OutputReadout) -> str:
+    """Return why the unembedding does not read the output of a norm; empty if it does.
+
+    Args:
+        readout: the readout of the model.
+    """
+    if isinstance(readout.output_head, str):
+        return readout.output_head
+    if readout.traced_final_norm is None:
+        return "the unembedding reads the residual stream"
+    return readout.traced_final_norm if isinstance(readout.traced_final_norm, str) else ""

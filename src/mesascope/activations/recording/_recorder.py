@@ -15,7 +15,9 @@ from mesascope.activations.hooks._block_call import BlockCall
 from mesascope.activations.hooks.attention_interface import AttentionCall
 from mesascope.activations.recording._micro_batch import MicroBatch, Reduction
 from mesascope.activations.sites import (
+    FINAL_NORM,
     HALTING_SITES,
+    OUTPUT_HEAD_SITES,
     OUTPUT_SITES,
     UnsupportedModel,
     get_site,
@@ -82,7 +84,7 @@ class Recorder:
     @property
     def layers_by_site(self) -> dict[str, tuple[int, ...]]:
         """The layers of every site that needs a hook, sorted, by site."""
-        requested = self._requested_sites.difference(OUTPUT_SITES, HALTING_SITES)
+        requested = self._requested_sites.difference(OUTPUT_HEAD_SITES, HALTING_SITES)
         requested |= {name for how in (*self._forward_reductions, *self._backward_reductions) for name in how.sites}
         requested |= ({LAST_FORWARD_SITE} if self._forward_reductions or self._backward_reductions else set()) | (
             {LAST_BACKWARD_SITE} if self._backward_reductions else set()
@@ -104,7 +106,12 @@ class Recorder:
     @property
     def needs_output(self) -> bool:
         """True if outputs are needed at every position, to be recorded or for a gradient."""
-        return not self._requested_sites.isdisjoint(OUTPUT_SITES) or self.needs_gradients
+        return not self._requested_sites.isdisjoint(OUTPUT_HEAD_SITES) or self.needs_gradients
+
+    @property
+    def needs_final_norm(self) -> bool:
+        """True if the output of the final norm is recorded."""
+        return FINAL_NORM in self._requested_sites
 
     def on_layer_start(self, layer: int, call: BlockCall) -> None:
         """Store how to recompute the queries of a layer from another residual stream.
@@ -144,16 +151,25 @@ class Recorder:
                 self._collect_for_reductions(site_name, layer, value.detach())
         return replacement
 
-    def record_output(self, output: Mapping[str, Any], num_iterations: int) -> None:
+    def record_output(self, output: Mapping[str, Any], normed: Sequence[Tensor], num_iterations: int) -> None:
         """Record the model's output for the micro-batch.
 
         Args:
             output: logits or predicted vectors, and the fields of a model that halts.
+            normed: the outputs of the final norm, one for each time that it was called.
             num_iterations: the number of iterations that have run.
 
         Raises:
-            UnsupportedModel: the output lacks a field.
+            UnsupportedModel: the output lacks a field, or the final norm was not called once, for every position.
         """
+        if self.needs_final_norm:
+            shapes = [tuple(each.shape[:-1]) for each in normed]
+            if shapes != [tuple(output["logits"].shape[:2])]:
+                raise UnsupportedModel(
+                    "the final norm must be called once in a forward pass, for every position, but was called for "
+                    f"{shapes or 'none'}; omit {FINAL_NORM}"
+                )
+            self._store_and_reduce(FINAL_NORM, normed[0], None)
         for name in OUTPUT_SITES:
             self._store_and_reduce(name, output["logits"].detach(), None)
         for name in HALTING_SITES.keys() & set(self._stored_sites):

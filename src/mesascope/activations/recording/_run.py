@@ -5,13 +5,14 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 from jaxtyping import Int, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mesascope.activations._layer_spec import LayerSpec
 from mesascope.activations.forward import run_forward
 from mesascope.activations.gradients import ObjectiveFn, backpropagate_loss, enable_activation_gradients
 from mesascope.activations.hooks._module_hooks import attach_hooks
+from mesascope.activations.hooks._module_outputs import collect_outputs
 from mesascope.activations.readout._readout import Readout
 from mesascope.activations.recording._micro_batch import BatchContext, MicroBatch
 from mesascope.activations.recording._recorder import Recorder
@@ -20,13 +21,14 @@ from mesascope.tasks.base import Batch
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RunInputs:
-    """Values that all micro-batches of a run share."""
+    """Values that all micro-batches of a run share; ``final_norm`` is its module, if its output is recorded."""
 
     x: Shaped[Tensor, "batch pos *d_in"]
     mask: Int[Tensor, "batch pos"] | None
     batch: Batch | None
     queries: Int[Tensor, " query"]
     readout: Readout
+    final_norm: nn.Module | None
     objective: ObjectiveFn | None
 
 
@@ -54,18 +56,21 @@ def _run_micro_batch(
     recorder.micro_batch = MicroBatch(rows=rows, context=context)
     x, mask, needs_gradients = context.inputs, context.mask, recorder.needs_gradients
     with enable_activation_gradients(model, layer_specs) if needs_gradients else nullcontext():
-        with attach_hooks(
-            model,
-            layer_specs,
-            recorder.layers_by_site,
-            recorder,
-            queries=run.queries if len(run.queries) < run.x.shape[1] else None,
-            on_layer_start=recorder.on_layer_start,
-            on_attention_call=recorder.on_attention_call,
-            allocate=recorder.get_buffer,
-        ) as counter:
+        with (
+            attach_hooks(
+                model,
+                layer_specs,
+                recorder.layers_by_site,
+                recorder,
+                queries=run.queries if len(run.queries) < run.x.shape[1] else None,
+                on_layer_start=recorder.on_layer_start,
+                on_attention_call=recorder.on_attention_call,
+                allocate=recorder.get_buffer,
+            ) as counter,
+            collect_outputs(run.final_norm) as normed,
+        ):
             output = run_forward(model, x, mask, all_positions=recorder.needs_output)
-        recorder.record_output(output, counter.num_iterations)
+        recorder.record_output(output, normed, counter.num_iterations)
         if needs_gradients:
             backpropagate_loss(output["logits"], x, mask, context.batch, run.objective)
 

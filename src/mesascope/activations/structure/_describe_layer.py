@@ -15,6 +15,7 @@ from mesascope.activations._layer_spec import (
     ResidualUpdate,
 )
 from mesascope.activations.sites import CROSS_PREFIX, CROSS_SITES, UnsupportedModel
+from mesascope.activations.structure._mlp_hidden import find_mlp_hidden
 from mesascope.activations.structure._residual_updates import find_residual_updates, is_called_once
 from mesascope.activations.structure._trace import ModuleCall, Trace, TracedAttention
 from mesascope.activations.structure._weights_method import find_weights_method
@@ -71,6 +72,8 @@ def describe_layer(
     streams = _find_streams_between(trace, block, [*attn_updates, mlp_out], resid_pre)
     missing |= _explain_missing_streams(streams, missing, bool(cross))
     attention = _describe_attention(trace, block, own[0], attn_updates[0])
+    mlp_hidden, reason = find_mlp_hidden(model, trace, block, mlp_out)
+    missing |= {} if mlp_hidden else {"mlp_hidden": missing.get("mlp_out", reason)}
     spec = LayerSpec(
         block=block.name,
         stream_argument=stream_argument,
@@ -83,6 +86,7 @@ def describe_layer(
         num_kv_heads=attention.num_kv_heads,
         missing=missing | attention.missing,
         resid_mid=streams[0],
+        mlp_hidden=mlp_hidden,
         parallel=mlp_out is not None and streams[-1] is None,
     )
     return _add_cross_attention(spec, trace, block, cross, attn_updates, streams)
@@ -200,13 +204,16 @@ def _describe_layer_without_attention(
     The residual updates are, too, if the call of the attention module is known (``named``).
     """
     reason = f"the layer has no softmax attention that is called through {name_attention_functions(model)}"
-    missing = dict.fromkeys((*ATTENTION_SITES, "attn_out", "resid_mid", "mlp_out", "projection", *CROSS_SITES), reason)
+    sites = (*ATTENTION_SITES, "attn_out", "resid_mid", "mlp_hidden", "mlp_out", "projection", *CROSS_SITES)
+    missing = dict.fromkeys(sites, reason)
     stream_argument, resid_pre = _find_stream_argument(block, type(model).__name__, source_states)
-    attn_out = mlp_out = resid_mid = None
+    attn_out = mlp_out = mlp_hidden = resid_mid = None
     if named is not None:
         (attn_out,), mlp_out, missing_updates = find_residual_updates(trace, block, [named], resid_pre)
         (resid_mid,) = _find_streams_between(trace, block, [attn_out, mlp_out], resid_pre)
-        found = {"attn_out": attn_out, "mlp_out": mlp_out, "resid_mid": resid_mid}
+        mlp_hidden, why_not = find_mlp_hidden(model, trace, block, mlp_out)
+        missing_updates |= {} if mlp_hidden else {"mlp_hidden": missing_updates.get("mlp_out", why_not)}
+        found = {"attn_out": attn_out, "mlp_hidden": mlp_hidden, "mlp_out": mlp_out, "resid_mid": resid_mid}
         missing = {site: why for site, why in (missing | missing_updates).items() if not found.get(site)}
         if "resid_mid" in missing and "mlp_out" not in missing:
             missing["resid_mid"] = NO_RESID_MID
@@ -222,6 +229,7 @@ def _describe_layer_without_attention(
         num_kv_heads=0,
         missing=missing,
         resid_mid=resid_mid,
+        mlp_hidden=mlp_hidden,
         parallel=mlp_out is not None and resid_mid is None,
     )
 

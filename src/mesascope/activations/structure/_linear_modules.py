@@ -10,8 +10,9 @@ from transformers import PreTrainedModel
 
 from mesascope.activations._model_structure import ModelStructure
 from mesascope.activations.sites import UnsupportedModel
-from mesascope.activations.structure._trace import ModuleCall, Trace
-from mesascope.activations.tolerances import bitwise_equal, relative_difference, rounding_tolerance
+from mesascope.activations.structure._linear_calls import detect_transposed, get_input
+from mesascope.activations.structure._trace import Trace
+from mesascope.activations.tolerances import bitwise_equal
 
 PACKED_DTYPES = {torch.int8, torch.uint8, torch.int16, torch.int32}
 
@@ -108,14 +109,14 @@ def _search_block(block: nn.Module, layer: int, path: str, trace: Trace) -> tupl
     for name, each in calls.items():
         module = block.get_submodule(name)
         if any(p.ndim > 1 for p in module.parameters(recurse=False)) or _has_packed_matrix(module):
-            verdict = _detect_transposed(module, each, block_call)
+            verdict = detect_transposed(module, each, block_call)
             if isinstance(verdict, str):
                 excluded[name] = verdict
             else:
                 transposed[name] = verdict
     ordered = sorted(transposed, key=lambda name: calls[name][0].start)
     first = {
-        name: next(o for o in ordered if bitwise_equal(_get_input(calls[o][0]), _get_input(calls[name][0])))
+        name: next(o for o in ordered if bitwise_equal(get_input(calls[o][0]), get_input(calls[name][0])))
         for name in ordered
     }
     modules = [
@@ -135,47 +136,3 @@ def _has_packed_matrix(module: nn.Module) -> bool:
     """Return True if a module holds a matrix as integers in a buffer, or packed in an object of torch.ao."""
     buffers = module.named_buffers(recurse=False)
     return any(b.ndim > 1 and b.dtype in PACKED_DTYPES for _, b in buffers) or hasattr(module, "_packed_params")
-
-
-def _detect_transposed(module: nn.Module, calls: Sequence[ModuleCall], block: ModuleCall) -> bool | str:
-    """Return True if the parameter holds the transpose of W; a reason if the module is not linear in every token."""
-    arrays = {name: p for name, p in module.named_parameters(recurse=False) if p.ndim > 1}
-    if not arrays:
-        return "it holds a packed matrix, as quantised layers do"
-    if any(p.is_meta for p in arrays.values()):
-        return "its weights are offloaded"
-    if list(arrays) != ["weight"] or arrays["weight"].ndim != 2:
-        return f"it holds {', '.join(f'{name} {tuple(p.shape)}' for name, p in arrays.items())}, not one weight matrix"
-    if len(calls) != 1:
-        return f"it was called {len(calls)} times in one forward pass"
-    (call,) = calls
-    if len(call.inputs) != 1 or call.output is None or not _get_input(call).is_floating_point():
-        return "it does not map one floating-point tensor to another"
-    num_tokens, num_vectors = block.output_tensor.shape[:2].numel(), _get_input(call).shape[:-1].numel()
-    if num_vectors != num_tokens:
-        return f"it read {num_vectors} vectors for {num_tokens} tokens"
-    products = {transposed: _apply_weight(module, call, transposed) for transposed in (False, True)}
-    differences = {
-        transposed: relative_difference(y, call.output_tensor) for transposed, y in products.items() if y is not None
-    }
-    fitting = [transposed for transposed, gap in differences.items() if gap <= rounding_tolerance(call.output_tensor)]
-    if not fitting:
-        return (
-            f"its output is not its weight times its input: they differ by {min(differences.values(), default=1.0):.1e}"
-        )
-    return fitting[0]
-
-
-def _apply_weight(module: nn.Module, call: ModuleCall, transposed: bool) -> Tensor | None:
-    """Return W x + bias, or ``None`` where its shape or precision differs from the output's."""
-    parameters = dict(module.named_parameters(recurse=False))
-    weight, x = parameters["weight"].detach(), _get_input(call)
-    weight = weight.T if transposed else weight
-    if weight.dtype != x.dtype or weight.shape != (call.output_tensor.shape[-1], x.shape[-1]):
-        return None
-    product = nn.functional.linear(x, weight, parameters["bias"].detach() if "bias" in parameters else None)
-    return product if product.shape == call.output_tensor.shape else None
-
-
-def _get_input(call: ModuleCall) -> Tensor:
-    return next(iter(call.inputs.values()))

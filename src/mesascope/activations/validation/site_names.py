@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-_HOOK = re.compile(r"^(?:blocks\.(?P<layer>\d+)\.)?(?:attn\.|mlp\.)?hook_(?P<name>\w+)$")
+_HOOK = re.compile(r"^(?:blocks\.(?P<layer>\d+)\.)?(?:attn\.|mlp\.|ln_final\.)?hook_(?P<name>\w+)$")
 _SITE_OF_HOOK = {  # of TransformerLens; names that both share are not repeated
     "q": "query",
     "k": "key",
@@ -16,9 +16,17 @@ _SITE_OF_HOOK = {  # of TransformerLens; names that both share are not repeated
     "z": "z",
     "attn_out": "attn_out",
     "mlp_out": "mlp_out",
+    "post": "mlp_hidden",
     "resid_pre": "resid_pre",
     "resid_mid": "resid_mid",
     "resid_post": "resid_post",
+    "normalized": "final_norm",
+}
+_ADVICE_FOR_HOOK = {  # where no site has the tensor
+    "result": "record 'z', and call head_out() of the capture",
+    "pre": "write 'mlp_hidden', which has the neurons after the activation function; those before it are no site",
+    "embed": "write 'resid_pre', and select layer 0 with layers=[0], which is the sum of all embeddings",
+    "pos_embed": "write 'resid_pre', and select layer 0 with layers=[0], which is the sum of all embeddings",
 }
 
 
@@ -35,8 +43,8 @@ def suggest_site(name: str, sites: Iterable[str]) -> str:
     "did you mean 'pattern'?"
     """
     hook = _HOOK.match(name)
-    if hook and hook["name"] == "result":
-        return "record 'z', and call head_out() of the capture"
+    if hook and hook["name"] in _ADVICE_FOR_HOOK:
+        return _ADVICE_FOR_HOOK[hook["name"]]
     if hook and hook["name"] in _SITE_OF_HOOK:
         layer = f", and select layer {hook['layer']} with layers=[{hook['layer']}]" if hook["layer"] else ""
         return f"write {_SITE_OF_HOOK[hook['name']]!r}{layer}"
