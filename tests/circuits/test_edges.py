@@ -215,7 +215,7 @@ def test_bad_arguments_are_refused():
         patch_edges(model, tokens(0), tokens(1), METRIC, [("L0.H9", "output")])
     with pytest.raises(ValueError, match=r"L2\.H0 -> L1\.H0\.q"):
         patch_edges(model, tokens(0), tokens(1), METRIC, [("L2.H0", "L1.H0.q")])
-    for edges in ([], "", torch.ones(2, 2).half(), [("L0.H0", 1)], "L0.H0"):
+    for edges in ([], "", torch.ones(2, 2).half(), [("L0.H0", 1)], [None], "L0.H0"):
         with pytest.raises(ValueError, match="edges must be one or more pairs of the names"):
             patch_edges(model, tokens(0), tokens(1), METRIC, edges)
     with pytest.raises(ValueError, match="metric must differ"):
@@ -225,3 +225,6 @@ def test_bad_arguments_are_refused():
     other = attribute_edges(small.llama(), tokens(0), tokens(1), METRIC, steps=0)["score"]
     with pytest.raises(ValueError, match="scores must be of the edges of this model"):
         measure_faithfulness(model, tokens(0), tokens(1), METRIC, other)
+    scores = attribute_edges(model, tokens(0), tokens(1), METRIC, steps=0)["score"]
+    with pytest.raises(ValueError, match="random_draws 1 or more"):
+        measure_faithfulness(model, tokens(0), tokens(1), METRIC, scores, random_draws=0)

@@ -128,11 +128,11 @@ def validate_pairs_of_names(edges: Any) -> None:
         ValueError: If there are none, or one is no pair of names.
     """
     given = list(edges) if isinstance(edges, Sequence) and not isinstance(edges, str) else []
-    wrong = next((edge for edge in given if not _is_pair_of_names(edge)), None if given else edges)
-    if not given or wrong is not None:
+    wrong = [edge for edge in given if not _is_pair_of_names(edge)]
+    if wrong or not given:
         raise ValueError(
             "edges must be one or more pairs of the names of a sender and a receiver, but got "
-            f'{describe_value(wrong)}; write [("L0.H2", "output")]'
+            f'{describe_value(wrong[0] if wrong else edges)}; write [("L0.H2", "output")]'
         )
 
 

@@ -141,7 +141,7 @@ def measure_faithfulness(
         score: (sender, receiver), as from `attribute_edges` or `patch_edges`.
         fractions: sizes of the circuits, as fractions of the number of edges.
         by: as in `rank_edges`.
-        random_draws: number of random circuits of each size.
+        random_draws: number of random circuits of each size, 1 or more.
         seed: seed of the random circuits, and of the draw of references (``resample``).
         ablation: what ablated edges carry, as in `attribute_edges`.
         attention_mask: (batch, pos), 1 where one of ``inputs`` is not padding.
@@ -182,7 +182,7 @@ def measure_in_batches(
         score: (sender, receiver).
         fractions: sizes of the circuits, as fractions of the number of edges.
         by: as in `rank_edges`.
-        random_draws: number of random circuits of each size.
+        random_draws: number of random circuits of each size, 1 or more.
         seed: seed of the random circuits.
         progress: called with the number of finished runs of a batch and the number of all runs of a batch.
 
@@ -194,9 +194,9 @@ def measure_in_batches(
         ValueError: If an argument is invalid, or the scores are those of another model.
     """
     sizes_valid = all(isinstance(fraction, Real) and 0 <= fraction <= 1 for fraction in fractions)
-    if not len(fractions) or not sizes_valid or min(random_draws, seed) < 0:
+    if not len(fractions) or not sizes_valid or random_draws < 1 or seed < 0:
         raise ValueError(
-            f"fractions must be from 0 to 1, random_draws and seed 0 or more, but got {describe_value(fractions)}, "
+            f"fractions must be from 0 to 1, random_draws 1 or more and seed 0 or more, but got {describe_value(fractions)}, "
             f"{random_draws} and {seed}"
         )
     generator, ranking = np.random.default_rng(seed), rank_edges(score, by)

@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mesascope.activations import Capture, get_site
-from mesascope.argument_types import describe_value, validate_arguments
+from mesascope.argument_types import describe_value, validate_arguments, validate_type
 from mesascope.axes import to_data_array
 from mesascope.probes._intervals import binomial_interval, effective_count
 from mesascope.probes._rows import (
@@ -193,6 +193,7 @@ def _read_choice(name: str, chosen: Sequence[int] | None, present: Sequence[int]
     """Return the chosen indices, which must be present; negative ones count from the end of a range."""
     if chosen is None:
         return list(present)
+    validate_type(name, chosen, Sequence[int])
     if not len(chosen) or any(isinstance(one, bool) or not isinstance(one, int | np.integer) for one in chosen):
         raise ValueError(f"{name} must be integers, but got {describe_value(chosen)}; omit it for all")
     wrapped = [int(one) + len(present) if one < 0 and isinstance(present, range) else int(one) for one in chosen]

@@ -3,13 +3,18 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from mesascope.argument_types import validate_type
 from mesascope.summaries import Summarised, Summary, describe_tensor
+
+MAX_SEQUENCES = 2**31 - 1  # of one batch
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -95,8 +100,15 @@ class Task(ABC):
     """A data-generating process with exact baselines.
 
     Subclasses are frozen dataclasses whose fields define the task completely. To add a task, implement `sample`, `loss`
-    and `baselines`, and run `mesascope.testing.check_task` on it.
+    and `baselines`, and run `mesascope.testing.check_task` on it. The number of sequences and the generator are validated
+    before `sample` is called.
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Validate the arguments of `sample`."""
+        super().__init_subclass__(**options)
+        if "sample" in cls.__dict__:
+            setattr(cls, "sample", _validate_sampling(cls.sample))  # noqa: B010  pyright does not allow an assignment
 
     @abstractmethod
     def sample(self, n: int, generator: torch.Generator) -> Batch:
@@ -178,3 +190,17 @@ def training_loss(task: Task, prediction: Float[Tensor, "batch pos d_out"], batc
         sum(loss * weight) / sum(weight), a scalar.
     """
     return (task.loss(prediction, batch) * batch.weight).sum() / batch.weight.sum()
+
+
+def _validate_sampling(sample: Callable[..., Batch]) -> Callable[..., Batch]:
+    """Return a method `sample` that validates its arguments first."""
+
+    @wraps(sample)
+    def sample_validated(self: Task, n: int, generator: torch.Generator) -> Batch:
+        validate_type("n", n, int)
+        validate_type("generator", generator, torch.Generator)
+        if not 0 <= n <= MAX_SEQUENCES:
+            raise ValueError(f"n must be from 0 to {MAX_SEQUENCES}, but got {n}")
+        return sample(self, n, generator)
+
+    return sample_validated
