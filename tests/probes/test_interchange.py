@@ -161,6 +161,8 @@ def test_labels_of_vectors_are_read_by_a_function():
         expected = sign(vectors(batch[1]).logits)
     found = measure_interchange(vectors, *batch, expected, "resid_pre", layers=[0], predict=sign)
     assert found["accuracy"].item() == 1
+    with pytest.raises(ValueError, match=r"predict must accept outputs of shape .*, but raised RuntimeError: mat1"):
+        measure_interchange(vectors, *batch, expected, "resid_pre", layers=[0], predict=torch.nn.Linear(7, 7))
     with pytest.raises(ValueError, match="predict must be given for a model of vectors"):
         measure_interchange(vectors, *batch, expected)
 

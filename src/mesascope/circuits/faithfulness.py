@@ -196,8 +196,8 @@ def measure_in_batches(
     sizes_valid = all(isinstance(fraction, Real) and 0 <= fraction <= 1 for fraction in fractions)
     if not len(fractions) or not sizes_valid or random_draws < 1 or seed < 0:
         raise ValueError(
-            f"fractions must be from 0 to 1, random_draws 1 or more and seed 0 or more, but got {describe_value(fractions)}, "
-            f"{random_draws} and {seed}"
+            "fractions must be from 0 to 1, random_draws 1 or more and seed 0 or more, but got "
+            f"{describe_value(fractions)}, {random_draws} and {seed}"
         )
     generator, ranking = np.random.default_rng(seed), rank_edges(score, by)
     orders = [ranking, *(generator.permutation(ranking) for _ in range(random_draws))]

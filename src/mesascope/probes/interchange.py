@@ -146,7 +146,7 @@ class _LabelReader:
 
     def _read_labels(self, output: Float[Tensor, "batch predicted d_out"]) -> Int[Tensor, " batch"]:
         if self._predict is not None:
-            return read_integers("what predict returns", self._predict(output), torch.Size([len(output)]))
+            return read_integers("what predict returns", self._call_predict(output), torch.Size([len(output)]))
         logits = output[:, -1].cpu()
         for name, tokens in (("expected", self._expected), ("answers", self._answers)):
             if tokens is not None and not ((tokens >= 0) & (tokens < logits.shape[1])).all():
@@ -154,6 +154,18 @@ class _LabelReader:
         if self._answers is None:
             return logits.argmax(-1)
         return self._answers[logits[:, self._answers].argmax(-1)]
+
+    def _call_predict(self, output: Float[Tensor, "batch predicted d_out"]) -> Labels:
+        assert self._predict is not None
+        try:
+            return self._predict(output)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, TypeError, LookupError, AttributeError, NotImplementedError) as error:
+            reason = (str(error).splitlines() or [""])[0]
+            raise ValueError(
+                f"predict must accept outputs of shape {tuple(output.shape)}, but raised {type(error).__name__}: {reason}"
+            ) from error
 
 
 def _label_fractions(

@@ -12,6 +12,7 @@ from mesascope.argument_types import describe_value, validate_arguments
 from mesascope.interventions.edits import IndexByAxis, replace
 
 Basis = Float[Tensor, "rank feature"]
+MAX_DIMENSION = 2**31 - 1  # of a space from which a random subspace is drawn
 
 
 @validate_arguments
@@ -47,13 +48,15 @@ def draw_random_basis(rank: int, size: int, generator: torch.Generator) -> Basis
         The basis, with orthonormal rows.
 
     Raises:
-        ValueError: the rank is not from 1 to the dimension of the space.
+        ValueError: the rank is not from 1 to the dimension of the space, or that dimension is too large.
 
     >>> draw_random_basis(2, 5, torch.Generator().manual_seed(0)).shape
     torch.Size([2, 5])
     """
     if not 1 <= rank <= size:
         raise ValueError(f"rank must be from 1 to the dimension of the space, {size}, but got {rank}")
+    if size > MAX_DIMENSION:
+        raise ValueError(f"size must be {MAX_DIMENSION} or less, but got {size}")
     return torch.linalg.qr(torch.randn(size, rank, generator=generator, dtype=torch.float64)).Q.T
 
 

@@ -100,8 +100,8 @@ class Task(ABC):
     """A data-generating process with exact baselines.
 
     Subclasses are frozen dataclasses whose fields define the task completely. To add a task, implement `sample`, `loss`
-    and `baselines`, and run `mesascope.testing.check_task` on it. The number of sequences and the generator are validated
-    before `sample` is called.
+    and `baselines`, and run `mesascope.testing.check_task` on it. The number of sequences and the generator are
+    validated before `sample` is called.
     """
 
     def __init_subclass__(cls, **options: Any) -> None:
