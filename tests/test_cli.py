@@ -270,7 +270,7 @@ def test_the_flags_are_the_ones_that_were_promised(command):
             *("--dtype", "--ablation", "--by", "--trust-remote-code", "--help"),
         },
         "list": {"--json", "--help"},
-        "runs": {"--json", "--help"},
+        "runs": {"--json", "--html", "--help"},
         "report": {"--json", "--help"},
         "serve": {
             *("--port", "--study", "--condition", "--seed", "--device", "--dtype", "--trust-remote-code", "--help"),

@@ -6,7 +6,7 @@ import shutil
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from html import unescape
 from pathlib import Path
@@ -106,9 +106,10 @@ def serving(subject: ExploredModel, added: str = "") -> Iterator[str]:
             thread.join()
 
 
-def look(address: str, folder: Path, width: int = 1280) -> tuple[str, list[str]]:
+def look(address: str, folder: Path, width: int = 1280, flags: Sequence[str] = ()) -> tuple[str, list[str]]:
     """Return the document after its scripts have run, and the console messages."""
-    command = [str(CHROMIUM), *QUIET, f"--user-data-dir={folder / 'profile'}", f"--window-size={width},900", address]
+    target = [f"--user-data-dir={folder / 'profile'}", f"--window-size={width},900", address]
+    command = [str(CHROMIUM), *QUIET, *flags, *target]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
@@ -174,7 +175,7 @@ def test_a_reader_sees_the_numbers_of_the_views(used, subject):
         assert seen[name] == [f"{100 * row['after']:.1f}%" if row["after"] >= 5e-4 else "<0.1%" for row in rows]
     assert seen["coloured"] == [True, True, True] + [True] * (len(seen["tokens"]) - 3)
     assert seen["code"] == view_ablation(subject, prompt, [[1, 2]], "mean", 2)["code"]
-    assert seen["patched"] == ["next token", "before", "patched", "second prompt", ""]
+    assert seen["patched"] == ["next token", "before", "patched", "second prompt", "probability"]
     assert messages == [line for line in messages if "status of 400" in line]
 
 
@@ -199,6 +200,36 @@ def test_an_address_has_the_state(used, subject, tmp_path):
     assert (again["prompt"], again["source"], again["here"]) == ("a list of <b>names</b>", "short", 2)
     assert (again["chips"], again["map"], again["token"]) == (seen["chips"], seen["map"], True)
     assert "token" not in seen["hash"] or TOKEN not in seen["hash"]
+
+
+@pytest.mark.parametrize("flags", [(), ("--blink-settings=preferredColorScheme=0",)], ids=["light", "dark"])
+def test_the_page_has_a_dark_mode(subject, tmp_path, flags):
+    steps = """
+    const luminance = colour => colour.match(/\\d+/g).slice(0, 3).reduce((sum, part) => sum + Number(part), 0) / 765;
+    const look = () => ({ paper: luminance(getComputedStyle(document.body).backgroundColor),
+      text: luminance(getComputedStyle(find(".t")).color), pressed: find(".theme").getAttribute("aria-pressed"),
+      cells: [...all(".t"), ...all("#headmap button"), ...all("#lens-table td button")]
+        .map(one => one.style.backgroundColor).filter(Boolean),
+      image: find("#pattern-map canvas").toDataURL() });
+    said.first = look();
+    find(".theme").click();
+    said.second = look();
+    find(".theme").click();
+    said.third = look();
+    """
+    with serving(subject, script(steps)) as address:
+        dom, messages = look(address, tmp_path, flags=flags)
+    seen = said(dom)
+    assert "failed" not in seen, seen
+    assert messages == []
+    light, dark = (seen["second"], seen["first"]) if flags else (seen["first"], seen["second"])
+    assert (light["pressed"], dark["pressed"]) == ("false", "true")
+    assert light["paper"] > 0.9 > 0.2 > light["text"]
+    assert dark["paper"] < 0.2 < 0.8 < dark["text"]
+    assert len(light["cells"]) == len(dark["cells"]) > 30
+    assert not set(light["cells"]) & set(dark["cells"])
+    assert light["image"] != dark["image"]
+    assert seen["third"] == seen["first"]
 
 
 @pytest.mark.parametrize("width", [1280, 400])

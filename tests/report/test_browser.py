@@ -1,10 +1,13 @@
 """The page in a real browser: it renders without console messages or network requests and fits a phone."""
 
+import json
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from html import escape, unescape
 from pathlib import Path
+from typing import Any
 
 import pytest
 import xarray as xr
@@ -29,13 +32,16 @@ PLAIN = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹−", "-0123456789-")
 pytestmark = [pytest.mark.needs_chromium, pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")]
 
 
-def look(html: str, folder: Path, width: int = 1280, probe: str = PROBE) -> tuple[str, list[str]]:
+def look(
+    html: str, folder: Path, width: int = 1280, probe: str = PROBE, flags: Sequence[str] = ()
+) -> tuple[str, list[str]]:
     """Return the document after its scripts have run, and the console messages."""
     page = folder / "report.html"
     page.write_text(html.replace("</body>", probe), encoding="utf-8")
     command = [
         str(CHROMIUM),
         *QUIET,
+        *flags,
         f"--user-data-dir={folder / 'profile'}",
         f"--window-size={width},900",
         page.as_uri(),
@@ -83,7 +89,7 @@ OPEN = """<script>addEventListener("load", () => setTimeout(() => {
   reader.querySelector("input[type=range]").dispatchEvent(new Event("input"));
   press(text, "ArrowRight");
   said.push(readout.textContent.replace(/[0-9.]+ *$/, "N"), reader.querySelector("output").textContent);
-  const map = find(".headmap"), title = find(".opened h4");
+  const map = find(".headmap"), title = find(".opened h3");
   const head = (layer, k) => [...map.querySelectorAll("button")][layer * 9 + k];
   head(7, 4).click();
   said.push(title.textContent, find(".opened .roles").textContent, find(".known td:nth-child(2)").textContent);
@@ -144,6 +150,13 @@ def on_a_telephone(html: str, width: int = 390) -> str:
     inner = escape(html.replace("</body>", PROBE), quote=True)
     frame = f'<iframe srcdoc="{inner}" style="width:{width}px;height:4000px;border:0"></iframe>'
     return f'<meta charset="utf-8"><body>{frame}</body>'
+
+
+def read_probe(dom: str) -> Any:
+    """Return the value that a probe has left in `document.body.dataset.said` as JSON."""
+    found = re.search(r'data-said="([^"]*)"', dom)
+    assert found, "the script that uses the page did not end"
+    return json.loads(unescape(found[1]))
 
 
 def measured(dom: str) -> tuple[int, int, int]:

@@ -153,11 +153,18 @@ def push_command(
 
 @app.command("runs")
 def runs_command(
-    folder: Annotated[Path, typer.Argument(help="Folder that contains runs.")] = Path("runs"), as_json: AsJson = False
+    folder: Annotated[Path, typer.Argument(help="Folder that contains runs.")] = Path("runs"),
+    as_json: AsJson = False,
+    as_html: Annotated[bool, typer.Option("--html", help="Write index.html with a link to every report.")] = False,
 ) -> None:
     """List the runs in a folder with their verdicts."""
     from mesascope.studies import published
 
+    if as_html:
+        from mesascope.report import write_run_index
+
+        print_line(f"Index: {write_run_index(folder)}")
+        return
     rows = published.list_runs(folder)
     if as_json:
         print(json.dumps(rows, indent=2))

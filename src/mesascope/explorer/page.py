@@ -11,10 +11,11 @@ from markupsafe import Markup
 from mesascope.explorer.subject import ExploredModel, Prompts
 from mesascope.explorer.views import ABLATION_METHODS, PATCHED_SITES
 from mesascope.report.explorers.colored_text import DIVERGING_TINTS, SEQUENTIAL_TINTS
+from mesascope.report.plotting.dark_mode import DARK_COLOURS
 from mesascope.report.plotting.figure import DIVERGING_COLOURS, SEQUENTIAL_COLOURS
 from mesascope.report.text import encode_script_json
 
-REPORT_SCRIPTS = ("figures.js", "square.js")  # `mesascope.make`, colours, tokens as text, the attention map
+REPORT_SCRIPTS = ("figures.js", "theme.js", "square.js")  # `mesascope.make`, colours, tokens as text, attention map
 SCRIPTS = ("core.js", "tokens.js", "heads.js", "edits.js", "start.js")
 
 
@@ -32,6 +33,7 @@ def render_explorer(subject: ExploredModel, nonce: str | None = None) -> str:
         name=subject.name,
         nonce=nonce or secrets.token_urlsafe(16),
         data=_describe_subject(subject),
+        dark_colours=dict(DARK_COLOURS),
         is_language_model=isinstance(subject.source, Prompts),
         styles=[_read_asset("report", "page.css"), _read_asset("explorer", "live.css")],
         scripts=[

@@ -1,17 +1,18 @@
 """Assembly of the report: one HTML file without network requests, in which all external text is escaped."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from mesascope.checksums import RunError, seal_page
 from mesascope.report import run_info, run_tables
+from mesascope.report.anchors import AnchorNames
 from mesascope.report.explorers.combined import CombinedPanel
 from mesascope.report.explorers.head_explorer import build_head_explorer
 from mesascope.report.explorers.token_view import build_token_view
@@ -21,13 +22,28 @@ from mesascope.report.panels.cells import build_cell_map
 from mesascope.report.panels.choose_view import build_panels
 from mesascope.report.panels.training import plot_training_log
 from mesascope.report.panels.verdicts import build_claim_groups, count_verdicts
+from mesascope.report.plotting.dark_mode import DARK_COLOURS
 from mesascope.report.plotting.figure import Panel
 from mesascope.report.plotting.variable import is_uncertainty
 from mesascope.report.text import add_full_stop, encode_script_json, format_sentence
 from mesascope.store import LogFn, Run, do_nothing
 
-SCRIPTS = ("figures.js", "square.js", "attention.js", "reader.js", "explorer.js", "graph.js", "start.js")
+SCRIPTS = (
+    "figures.js",
+    "theme.js",
+    "navigation.js",
+    "download.js",
+    "square.js",
+    "attention.js",
+    "reader.js",
+    "explorer.js",
+    "graph.js",
+    "start.js",
+)
 VERDICT_KEYS = tuple("name status statement value interval control difference threshold unit reason".split())
+FIXED_IDS = frozenset(
+    "main findings cells verdicts training text heads run cite dark-colours text-figure heads-figure".split()
+)
 MAX_EXPANDED_VERDICTS = 16  # with more verdicts, each is collapsed to one line
 
 
@@ -102,14 +118,15 @@ def render_report(run_dir: Path) -> str:
 
 
 def _render_record(record: RunRecord) -> str:
-    return _load_template().render(
+    return load_template("template.html.j2").render(
         **_describe_run(record),
         **_build_results(record),
         cell_map=_build_cell_map(record),
         problems=record.problems,
         run_name=record.path.resolve().name,
-        style=Markup(_read_asset("page.css")),
-        scripts=[Markup(_read_plotly_bundle()), *(Markup(_read_asset(name)) for name in SCRIPTS)],
+        dark_colours=dict(DARK_COLOURS),
+        style=Markup(read_asset("page.css")),
+        scripts=[Markup(_read_plotly_bundle()), *(Markup(read_asset(name)) for name in SCRIPTS)],
     )
 
 
@@ -142,18 +159,29 @@ def _describe_run(record: RunRecord) -> dict[str, Any]:
 def _build_results(record: RunRecord) -> dict[str, Any]:
     """Return verdicts, training curves and panels, by their names in the template."""
     combined = _build_combined_panels(record)
-    used_by_result = [(k, one, _list_used_variables(one, combined)) for k, one in enumerate(record.results)]
-    sections = [_build_section(k, one, taken) for k, one, taken in used_by_result if not _is_fully_used(one, taken)]
+    used_by_result = [(one, _list_used_variables(one, combined)) for one in record.results]
+    anchors = AnchorNames(FIXED_IDS)
+    sections = [_build_section(one, taken, anchors) for one, taken in used_by_result if not _is_fully_used(one, taken)]
+    groups = build_claim_groups(record.verdicts)
+    for card in (card for group in groups for card in group["cards"]):
+        card["anchor"] = anchors.add_name("claim", card["name"])
     return {
         "findings": _link_findings(record, sections, combined),
         "collapse_verdicts": len(record.verdicts) > MAX_EXPANDED_VERDICTS,
-        "claim_groups": build_claim_groups(record.verdicts),
+        "claim_groups": groups,
+        "num_claims": sum(len(group["cards"]) for group in groups),
         "training": [
-            (run_info.get_condition_title(record.run, condition), panel)
+            (
+                run_info.get_condition_title(record.run, condition),
+                replace(panel, anchor=anchors.add_name("training", condition or "study")),
+            )
             for condition, log in record.logs.items()
             if (panel := plot_training_log(log))
         ],
-        "combined": [{"key": key, "title": title, **vars(one)} for key, title, one in combined],
+        "combined": [
+            {"key": key, "title": title, "panel": replace(one.panel, anchor=f"{key}-figure"), "files": one.files}
+            for key, title, one in combined
+        ],
         "sections": sections,
     }
 
@@ -228,12 +256,16 @@ def _is_fully_used(result: ResultFile, used: frozenset[str]) -> bool:
     return {name for name in map(str, data.data_vars) if not is_uncertainty(data, name)} <= used
 
 
-def _build_section(index: int, result: ResultFile, used: frozenset[str]) -> Section:
-    panel_list = build_panels(result.data, used) if result.data is not None else []
+def _build_section(result: ResultFile, used: frozenset[str], anchors: AnchorNames) -> Section:
+    key = anchors.add_name("result", Path(result.file).stem)
+    panel_list = [
+        replace(one, anchor=anchors.add_name(key, one.name))
+        for one in (build_panels(result.data, used) if result.data is not None else [])
+    ]
     headlines = [one for one in panel_list if one.headline]
     attrs = result.data.attrs if result.data is not None else {}
     return Section(
-        key=f"result-{index}",
+        key=key,
         title=result.title,
         description=format_sentence(attrs.get("description")),
         tautology=add_full_stop(attrs.get("tautology")),
@@ -253,8 +285,12 @@ def _summarize_result(result: ResultFile) -> dict[str, Any]:
 
 
 @cache
-def _load_template():
-    """Return the page template. It escapes everything that is not marked as safe."""
+def load_template(name: str) -> Template:
+    """Return a template, which escapes everything that is not marked as safe.
+
+    Args:
+        name: the file in the folder ``assets``.
+    """
     environment = Environment(
         loader=PackageLoader("mesascope.report", "assets"),
         autoescape=True,
@@ -263,14 +299,19 @@ def _load_template():
         lstrip_blocks=True,
     )
     environment.filters["script_json"] = lambda value: Markup(encode_script_json(value))
-    return environment.get_template("template.html.j2")
+    return environment.get_template(name)
 
 
-def _read_asset(name: str) -> str:
+def read_asset(name: str) -> str:
+    """Return the text of a file in the folder ``assets``.
+
+    Args:
+        name: its path in the folder.
+    """
     return files("mesascope.report").joinpath("assets", *name.split("/")).read_text(encoding="utf-8")
 
 
 @cache
 def _read_plotly_bundle() -> str:
     """Return the bundle of plotly.js with cartesian traces only, which is a third of the whole library."""
-    return _read_asset("plotly/plotly-cartesian.min.js")
+    return read_asset("plotly/plotly-cartesian.min.js")

@@ -97,7 +97,7 @@ const explorer = (() => {
   }
 
   const known = () => views.tokens.answer && state.position >= 0 && state.position < views.tokens.answer.tokens.length;
-  const colour = (colours, fraction) => `rgb(${mesascope.mixColours(colours, fraction).join(",")})`;
+  const colour = (colours, fraction) => `rgb(${mesascope.mixColours(mesascope.themed({ colours }).colours, fraction).join(",")})`;
   const percent = value => value === null ? "–" : value >= .0005 ? `${(100 * value).toFixed(1)}%` : "<0.1%";
 
   function table(titles, rows) {
@@ -110,5 +110,6 @@ const explorer = (() => {
     return make("table", {}, make("thead", {}, line(titles, "th")), make("tbody", {}, ...rows.map(row => line(row, "td"))));
   }
 
+  mesascope.onTheme(() => Object.values(views).forEach(view => view.refresh()));
   return { subject, state, views, isText, find, readAddress, writeAddress, readPrompt, listOff, addView, change, refresh, known, colour, percent, table, defaults };
 })();

@@ -15,7 +15,7 @@
       }
       return box;
     };
-    return table(["next token", ...names.map(([, title]) => title), ""], answer.rows.map(row => [make("code", {}, quoteToken(row.text)), ...names.map(([key]) => percent(row[key])), bars(row)]));
+    return table(["next token", ...names.map(([, title]) => title), "probability"], answer.rows.map(row => [make("code", {}, quoteToken(row.text)), ...names.map(([key]) => percent(row[key])), bars(row)]));
   }
 
   function draw(name, answer, names, about) {

@@ -77,8 +77,9 @@
     if (box.hidden) return;
     const size = answer.pattern.length, top = answer.pattern.reduce((most, row) => Math.max(most, ...row), 0), labels = views.tokens.answer.tokens.map(one => one.text);
     if (labels.length !== size) return;
+    const { colours } = mesascope.themed({ colours: subject.colours });
     const image = make("canvas", { width: size, height: size }), context = image.getContext("2d"), pixels = context.createImageData(size, size);
-    answer.pattern.flat().forEach((weight, k) => pixels.data.set([...mesascope.mixColours(subject.colours, weight / top), 255], 4 * k));
+    answer.pattern.flat().forEach((weight, k) => pixels.data.set([...mesascope.mixColours(colours, weight / top), 255], 4 * k));
     context.putImageData(pixels, 0, 0);
     controls.append(mesascope.colourScale({ colours: subject.colours, ends: mesascope.formatEnds(0, top, false), units: "" }));
     square.canvas.setAttribute("aria-label", `Attention of layer ${state.layer}, head ${state.head}: rows are queries, columns are keys`);

@@ -23,5 +23,7 @@
   bind(find("ask"), prompt, "prompt");
   bind(find("patch"), source, "source");
   addEventListener("hashchange", load);
+  addEventListener("beforeprint", mesascope.beginLight);
+  addEventListener("afterprint", mesascope.endLight);
   load();
 })();

@@ -6,13 +6,13 @@ mesascope.drawAttention = (host, data) => {
   const selected = { seed: 0, layer: 0, head: 0, batch: 0 };
   const start = (layer, head) => ((((selected.seed * layers + layer) * heads + head) * data.shape[3]) + selected.batch) * queries * keys;
   const fraction = value => value === null ? null : data.signed ? (value / 1000 + 1) / 2 : value / 1000;
-  const ramp = Array.from({ length: 256 }, (_, k) => mesascope.mixColours(data.colours, k / 255));
+  let ramp;
   const image = (layer, head) => {
     const canvas = make("canvas", { width: keys, height: queries }), context = canvas.getContext("2d");
     const pixels = context.createImageData(keys, queries), first = start(layer, head);
     for (let k = 0; k < queries * keys; k++) {
       const value = fraction(data.values[first + k]);
-      const colour = value === null ? [255, 255, 255] : ramp[Math.round(value * 255)];
+      const colour = value === null ? mesascope.blank() : ramp[Math.round(value * 255)];
       pixels.data.set([...colour, 255], 4 * k);
     }
     context.putImageData(pixels, 0, 0);
@@ -66,6 +66,8 @@ mesascope.drawAttention = (host, data) => {
   }
 
   function showAll() {
+    const colours = mesascope.themed({ colours: data.colours }).colours;
+    ramp = Array.from({ length: 256 }, (_, k) => mesascope.mixColours(colours, k / 255));
     buttons.forEach((button, k) => button.replaceChildren(image(Math.floor(k / heads), k % heads)));
     showHead();
   }
@@ -84,6 +86,7 @@ mesascope.drawAttention = (host, data) => {
 
   large.addEventListener("keydown", moveSelection);
   showAll();
+  mesascope.onTheme(showAll);
 };
 
 mesascope.drawTokens = (host, data) => {
@@ -91,10 +94,13 @@ mesascope.drawTokens = (host, data) => {
   let layer = data.values.length - 1;
   const fraction = value => (((data.log ? Math.log10(value) : value) - data.low) / (data.high - data.low));
   const flat = () => data.values[layer].flat();
-  const paint = () => flat().forEach((value, k) => {
-    const known = value !== null && (!data.log || value > 0);
-    spans[k].style.background = known ? `rgb(${mesascope.mixColours(data.colours, fraction(value)).join(",")})` : "none";
-  });
+  const paint = () => {
+    const { colours } = mesascope.themed({ colours: data.colours });
+    flat().forEach((value, k) => {
+      const known = value !== null && (!data.log || value > 0);
+      spans[k].style.background = known ? `rgb(${mesascope.mixColours(colours, fraction(value)).join(",")})` : "none";
+    });
+  };
   host.prepend(mesascope.colourScale({ colours: data.colours, ends: [data.ends[0], "", data.ends[1]], units: data.units }));
   spans.forEach((span, k) => span.addEventListener("pointerenter", () => {
     const value = flat()[k];
@@ -106,4 +112,5 @@ mesascope.drawTokens = (host, data) => {
     paint();
   });
   paint();
+  mesascope.onTheme(paint);
 };

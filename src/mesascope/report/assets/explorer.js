@@ -6,7 +6,7 @@ mesascope.drawHeadExplorer = (host, data) => {
   const controls = make("div", { class: "controls" }), scale = make("span"), identity = make("p", { class: "identity" }), about = make("p", { class: "description" });
   const map = make("div", { class: "headmap", role: "group", "aria-label": "Heads: rows are layers, columns are heads" });
   map.style.gridTemplateColumns = `max-content repeat(${heads}, minmax(15px, 1fr))`;
-  const title = make("h4", { "aria-live": "polite" }), roles = make("p", { class: "roles" }), readout = make("p", { class: "readout" });
+  const title = make("h3", { "aria-live": "polite" }), roles = make("p", { class: "roles" }), readout = make("p", { class: "readout" });
   const large = make("div", { class: "large" }), scores = make("div"), tops = make("div");
   const opened = make("div", { class: "opened" }, title, roles, large), known = make("div", { class: "known" }, scores, ...data.tops ? [tops] : []);
   const sides = make("div", { class: "sides" }, make("div", { class: "mapbox" }, map), opened);
@@ -34,10 +34,11 @@ mesascope.drawHeadExplorer = (host, data) => {
   const formatValue = (quantity, value) => value === null ? "–" : `${mesascope.formatNumber(value)}${quantity.units ? ` ${quantity.units}` : ""}`;
   function paintMap(k) {
     const quantity = data.quantities[k], scaled = v => quantity.log ? Math.log10(v) : v;
+    const { colours } = mesascope.themed({ colours: quantity.colours });
     const [low, high] = [scaled(quantity.low), scaled(quantity.high)];
     buttons.forEach((button, index) => {
       const value = quantity.values[index], known = value !== null && (!quantity.log || value > 0);
-      button.style.background = known ? `rgb(${mesascope.mixColours(quantity.colours, (scaled(value) - low) / (high - low)).join(",")})` : "";
+      button.style.background = known ? `rgb(${mesascope.mixColours(colours, (scaled(value) - low) / (high - low)).join(",")})` : "";
       button.classList.toggle("unknown", value === null);
       button.title = `${name(index)}: ${formatValue(quantity, value)}`;
       button.setAttribute("aria-label", button.title);
@@ -49,7 +50,7 @@ mesascope.drawHeadExplorer = (host, data) => {
 
   function table(caption, titles, rows) {
     const line = (cells, tag) => make("tr", {}, ...cells.map(cell => {
-      const element = make(tag);
+      const element = make(tag, tag === "th" ? { scope: "col" } : {});
       element.append(cell);
       return element;
     }));
@@ -58,7 +59,7 @@ mesascope.drawHeadExplorer = (host, data) => {
 
   function controlItem(control, k) {
     const dot = make("i", { class: "dot", "aria-hidden": "true" });
-    dot.style.background = control.colour;
+    mesascope.paint(dot, "background", control.colour);
     const range = control.draws > 1 ? ` [${mesascope.formatNumber(control.low[k], 2)}, ${mesascope.formatNumber(control.high[k], 2)}]` : "";
     return make("span", { class: "control" }, dot, `${control.name}: ${mesascope.formatNumber(control.mean[k])}${range}`);
   }
@@ -85,8 +86,9 @@ mesascope.drawHeadExplorer = (host, data) => {
     const start = () => (selected.example * layers * heads + selected.head) * cells;
     const code = (query, key) => patterns.causal ? key > query ? 1 : bytes[start() + query * (query + 1) / 2 + key] : bytes[start() + query * keys + key];
     const weight = byte => byte ? patterns.top * ((byte - 1) / 254) ** 2 : null;
-    const ramp = Array.from({ length: 256 }, (_, byte) => byte ? mesascope.mixColours(patterns.colours, weight(byte) / patterns.top) : [255, 255, 255]);
     return () => {
+      const { colours } = mesascope.themed({ colours: patterns.colours });
+      const ramp = Array.from({ length: 256 }, (_, byte) => byte ? mesascope.mixColours(colours, weight(byte) / patterns.top) : mesascope.blank());
       const image = make("canvas", { width: keys, height: queries }), context = image.getContext("2d"), pixels = context.createImageData(keys, queries);
       for (let k = 0; k < queries * keys; k++) pixels.data.set([...ramp[code(Math.floor(k / keys), k % keys)], 255], 4 * k);
       context.putImageData(pixels, 0, 0);
@@ -110,11 +112,14 @@ mesascope.drawHeadExplorer = (host, data) => {
   }
 
   if (data.quantities.length) {
-    controls.append(mesascope.quantityChoice("colour by", data.quantities, data.selected, paintMap), scale);
-    paintMap(data.selected);
+    let shown = data.selected;
+    controls.append(mesascope.quantityChoice("colour by", data.quantities, shown, k => paintMap(shown = k)), scale);
+    paintMap(shown);
+    mesascope.onTheme(() => paintMap(shown));
   }
   if (data.patterns && data.patterns.labels.length > 1) controls.append(mesascope.makeChoice({ name: "example",
     options: data.patterns.labels.map((_, k) => String(k)), slider: false, selected: 0 }, k => { selected.example = k; pattern(); }));
+  if (pattern) mesascope.onTheme(pattern);
   const first = data.quantities.length ? data.quantities[data.selected].values : [0];
   showHead(first.reduce((best, value, k) => value !== null && (first[best] === null || value > first[best]) ? k : best, 0));
 };

@@ -1,6 +1,7 @@
 // Draw the figures of the page from their JSON data. External text is inserted as text, never as markup.
 "use strict";
 const mesascope = (() => {
+  const BAR_COLOUR = "#6594c1";  // as in plotting/figure.py
   const coarse = matchMedia("(pointer: coarse)").matches;
   const config = { responsive: true, displaylogo: false, modeBarButtons: [["toImage", "resetScale2d"]],
     displayModeBar: matchMedia("(hover: hover)").matches ? "hover" : false };
@@ -21,14 +22,15 @@ const mesascope = (() => {
       svg.append(part);
     };
     const dash = { dot: "2 3", dash: "6 4", longdash: "9 4", dashdot: "6 3 2 3" }[entry.dash] || "";
+    mesascope.paint(svg, "color", entry.kind === "bar" ? BAR_COLOUR : entry.colour);
     svg.setAttribute("width", 26); svg.setAttribute("height", 12); svg.setAttribute("aria-hidden", "true");
-    if (entry.kind === "bar") add("rect", { x: 4, y: 1, width: 18, height: 10, fill: "#7fa8cc" });
-    else if (entry.kind === "ring") add("circle", { cx: 13, cy: 6, r: 4, fill: "none", stroke: entry.colour, "stroke-width": 1.5 });
-    else if (entry.kind === "diamond") add("path", { d: "M13 1L18 6L13 11L8 6Z", fill: entry.colour });
-    else if (entry.kind === "tick") add("path", { d: "M13 0V12", stroke: entry.colour, "stroke-width": 2.5 });
+    if (entry.kind === "bar") add("rect", { x: 4, y: 1, width: 18, height: 10, fill: "currentColor" });
+    else if (entry.kind === "ring") add("circle", { cx: 13, cy: 6, r: 4, fill: "none", stroke: "currentColor", "stroke-width": 1.5 });
+    else if (entry.kind === "diamond") add("path", { d: "M13 1L18 6L13 11L8 6Z", fill: "currentColor" });
+    else if (entry.kind === "tick") add("path", { d: "M13 0V12", stroke: "currentColor", "stroke-width": 2.5 });
     else {
-      if (entry.kind === "band") add("rect", { x: 0, y: 1, width: 26, height: 10, fill: entry.colour, opacity: .25 });
-      add("path", { d: "M0 6H26", stroke: entry.colour, "stroke-width": 2.4, "stroke-dasharray": dash });
+      if (entry.kind === "band") add("rect", { x: 0, y: 1, width: 26, height: 10, fill: "currentColor", opacity: .25 });
+      add("path", { d: "M0 6H26", stroke: "currentColor", "stroke-width": 2.4, "stroke-dasharray": dash });
     }
     return svg;
   }
@@ -50,7 +52,7 @@ const mesascope = (() => {
 
   function colourScale(scale) {
     const bar = make("i", { "aria-hidden": "true" });
-    bar.style.background = `linear-gradient(to right, ${scale.colours.join(",")})`;
+    mesascope.paint(bar, "background", `linear-gradient(to right, ${scale.colours.join(",")})`);
     const [low, , high] = scale.ends;
     return make("span", { class: "colours" }, low, bar, scale.units ? `${high} ${scale.units}` : high);
   }
@@ -124,7 +126,8 @@ const mesascope = (() => {
     if (spec.thin) layout.xaxis = thinTicks(truncateTicks(layout.xaxis, element.clientWidth < 450 ? 12 : 26), spec.thin, element.clientWidth - 90);
     const traces = spec.data.map(trace => ({ ...trace, ...cells }));
     if (spec.labels) traces[0].customdata = spec.labels[0].map(down => spec.labels[1].map(across => [down, across]));
-    return Plotly.newPlot(element, traces, layout, config);
+    element.isDark = mesascope.isDark();
+    return Plotly.newPlot(element, mesascope.themed(traces), mesascope.themed(layout), config);
   }
 
   function drawFigure(host, data) {
@@ -133,7 +136,7 @@ const mesascope = (() => {
     const grid = make("div", { class: "plots" });
     if (data.plots.length > 1) grid.style.gridTemplateColumns = `repeat(auto-fit, minmax(min(100%, ${data.min_width || 270}px), 1fr))`;
     const redraw = () => plots.forEach((plot, k) => {
-      const cells = selectCells(data, selection, k);
+      const cells = mesascope.themed(selectCells(data, selection, k));
       Plotly.restyle(plot, Object.fromEntries(Object.entries(cells).map(([name, value]) => [name, [value]])), [0]);
     });
     (data.choices || []).forEach((spec, k) => {

@@ -73,4 +73,5 @@ mesascope.drawGraph = (host, data) => {
   const key = make("span", { class: "key" }, make("span", {}, make("i", { class: "lowers" }), `${data.ablated_by} lowers the metric`), make("span", {}, make("i", { class: "raises" }), "raises it"));
   host.append(make("div", { class: "controls" }, make("label", { class: "choice" }, "edges ", slider, output), key), svg, readout, make("div", { class: "wide edges" }, table));
   show(+slider.value);
+  mesascope.offerCsv(table, host.closest("[id]").id);
 };

@@ -31,7 +31,8 @@ mesascope.drawTokenView = (host, data) => {
 
   function updateColours(quantity) {
     const [least, most] = colourRange(quantity), scaled = v => quantity.log ? Math.log10(v) : v, [low, high] = [scaled(least), scaled(most)];
-    ramp = [null, ...quantity.levels.map(level => mesascope.mixColours(quantity.colours, quantity.log && level <= 0 ? 0 : (scaled(level) - low) / (high - low)))];
+    const { colours } = mesascope.themed({ colours: quantity.colours });
+    ramp = [null, ...quantity.levels.map(level => mesascope.mixColours(colours, quantity.log && level <= 0 ? 0 : (scaled(level) - low) / (high - low)))];
     const [first, , last] = mesascope.formatEnds(least, most, quantity.log), beyond = quantity.beyond || state.layerRange;
     scale.replaceChildren(mesascope.colourScale({ colours: quantity.colours, ends: beyond ? [`≤ ${first}`, "", `≥ ${last}`] : [first, "", last], units: quantity.units }));
   }
@@ -60,7 +61,7 @@ mesascope.drawTokenView = (host, data) => {
         const column = Math.floor(position * columns / positions), found = code(layer, position);
         if (found && (!best[column] || extremity[found] > extremity[best[column]])) best[column] = found;
       }
-      best.forEach((found, column) => pixels.data.set([...ramp[found] || [255, 255, 255], 255], 4 * (layer * columns + column)));
+      best.forEach((found, column) => pixels.data.set([...ramp[found] || mesascope.blank(), 255], 4 * (layer * columns + column)));
     }
     context.putImageData(pixels, 0, 0);
     whole.setAttribute("aria-label", `${current().name} over the whole sequence${layers > 1 ? ", the first layer on top" : ""}`);
@@ -133,4 +134,5 @@ mesascope.drawTokenView = (host, data) => {
   });
   updateQuantity();
   showSequence();
+  mesascope.onTheme(paintTokens);
 };

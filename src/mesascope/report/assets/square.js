@@ -68,9 +68,9 @@ mesascope.attentionMap = (container, readout) => {
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     context.imageSmoothingEnabled = false;
     context.drawImage(image, frame.left, frame.top, cellWidth * keys, cellHeight * queries);
-    context.strokeStyle = "#b9b5ab";
+    context.strokeStyle = context.fillStyle = getComputedStyle(canvas).color;
     context.strokeRect(frame.left - .5, frame.top - .5, cellWidth * keys + 1, cellHeight * queries + 1);
-    context.font = "12px sans-serif"; context.fillStyle = "#565d66"; context.textBaseline = "middle";
+    context.font = "12px sans-serif"; context.textBaseline = "middle";
     const every = size => Math.max(1, Math.ceil(13 / size));
     context.textAlign = "right";
     for (let k = 0; k < queries; k += every(cellHeight)) context.fillText(truncate(labels.query[k]), frame.left - 5, frame.top + (k + .5) * cellHeight);
@@ -81,7 +81,7 @@ mesascope.attentionMap = (container, readout) => {
       context.fillText(truncate(labels.key[k]), 0, 0);
       context.restore();
     }
-    context.textAlign = "center"; context.fillStyle = "#22272e";
+    context.textAlign = "center";
     context.fillText("key", frame.left + cellWidth * keys / 2, height - 8);
     context.save();
     context.translate(8, frame.top + cellHeight * queries / 2);

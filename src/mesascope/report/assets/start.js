@@ -1,4 +1,4 @@
-// Draw visible figures, one at a time; collapsed ones are drawn when they are opened or printed.
+// Draw visible figures, one at a time; collapsed ones are drawn when they are opened.
 "use strict";
 (() => {
   const kinds = { "data-figure": mesascope.drawFigure, "data-attention": mesascope.drawAttention, "data-tokens": mesascope.drawTokens,
@@ -10,25 +10,38 @@
     const json = host.parentElement.querySelector('script[type="application/json"]');
     kinds[kind](host, JSON.parse(json.textContent));
   };
-  const isVisible = host => !host.closest("details:not([open])");
+  const isVisible = host => !host.closest("details:not([open]), .filtered");
   const drawNext = () => {
     const host = [...waiting].find(isVisible);
-    if (!host) return;
+    if (!host) return mesascope.showTarget();
     drawHost(host);
     setTimeout(drawNext, 0);
   };
   document.querySelectorAll("details.more").forEach(details => details.addEventListener("toggle", drawNext));
-  const fit = () => document.querySelectorAll(".js-plotly-plot").forEach(plot =>
-    Plotly.relayout(plot, { width: plot.parentElement.clientWidth }));
+  const plots = () => document.querySelectorAll(".js-plotly-plot");
+  // Fit plots to the width of the paper, and make high curves lower.
+  const fitPaper = () => plots().forEach(plot => {
+    plot.screenHeight = plot.layout.height;
+    const lower = plot.layout.height > 300 && plot.data.every(trace => trace.type === "scatter" && trace.mode !== "markers");
+    Plotly.relayout(plot, { width: plot.parentElement.clientWidth, height: lower ? 230 : plot.layout.height });
+  });
+  const verdicts = document.querySelectorAll("details.verdicts");
+  let opened = [];
+  mesascope.onFilter(drawNext);
   addEventListener("beforeprint", () => {
-    document.querySelectorAll("details").forEach(details => { details.open = true; });
+    mesascope.clearFilters();
+    opened = [...verdicts].filter(details => !details.open);
+    opened.forEach(details => { details.open = true; });
     document.body.classList.add("printing");
-    waiting.forEach(drawHost);
-    fit();
+    [...waiting].filter(isVisible).forEach(drawHost);
+    mesascope.beginLight();
+    fitPaper();
   });
   addEventListener("afterprint", () => {
+    opened.forEach(details => { details.open = false; });
     document.body.classList.remove("printing");
-    document.querySelectorAll(".js-plotly-plot").forEach(plot => Plotly.relayout(plot, { width: null, autosize: true }));
+    mesascope.endLight();
+    plots().forEach(plot => Plotly.relayout(plot, { width: null, autosize: true, height: plot.screenHeight }));
   });
   for (const button of document.querySelectorAll("[data-copy]")) button.addEventListener("click", async () => {
     const code = button.parentElement.querySelector("code");
@@ -36,15 +49,5 @@
     try { await navigator.clipboard.writeText(code.textContent); done(); }
     catch { getSelection().selectAllChildren(code); if (document.execCommand("copy")) done(); }
   });
-  const contents = document.querySelector("nav details"), small = matchMedia("(max-width: 1099px)");
-  const fold = () => { contents.open = !small.matches; };
-  small.addEventListener("change", fold);
-  fold();
-  const links = new Map([...document.querySelectorAll("nav a")].map(a => [a.getAttribute("href").slice(1), a]));
-  const observer = new IntersectionObserver(entries => entries.filter(entry => entry.isIntersecting).forEach(entry => {
-    links.forEach(a => a.removeAttribute("aria-current"));
-    links.get(entry.target.id)?.setAttribute("aria-current", "true");
-  }), { rootMargin: "-10% 0px -80% 0px" });
-  document.querySelectorAll("section[id]").forEach(section => observer.observe(section));
   drawNext();
 })();

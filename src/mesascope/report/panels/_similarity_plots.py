@@ -7,6 +7,7 @@ import xarray as xr
 
 from mesascope.report.plotting.axes import build_axis
 from mesascope.report.plotting.figure import (
+    BAR_COLOUR,
     GREY,
     MODEL_COLOUR,
     SEQUENTIAL_COLOURS,
@@ -27,7 +28,7 @@ MIN_SIMILARITY = -0.1  # lower values are clipped to this
 DIVERGED_SIMILARITY = -1e9  # replaces -inf, so that a mean over seeds stays finite and last in the ranking
 NULL_COLOUR = "#c8641b"
 PREDICTION_STAT = "predictions"
-BAR_COLOUR, IDENTIFIED_COLOUR = "#7fa8cc", "#245f94"
+IDENTIFIED_COLOUR = "#245f94"
 
 
 def prediction_similarity(array: xr.DataArray) -> np.ndarray:

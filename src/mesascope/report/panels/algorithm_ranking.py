@@ -122,7 +122,7 @@ def _describe_marks(variable: PlotVariable, array: xr.DataArray, rows: list[str]
     return [
         f"One row per algorithm with its number of iterations, the most similar first{star_note}"
         f"{', ' + variable.describe_step() if variable.describe_step() else ''}{': ' + over if over else ''}",
-        f"Dark bar: the identified algorithm, {_describe_identification_rule(array)}",
+        f"Strong colour: the identified algorithm, {_describe_identification_rule(array)}",
         f"Values below {format_number(MIN_SIMILARITY)} are drawn at {format_number(MIN_SIMILARITY)}"
         if (prediction_similarity(array) < MIN_SIMILARITY).any()
         else "",

@@ -234,6 +234,6 @@ def _describe_maps(variable: PlotVariable, choices: list[str]) -> list[str]:
         "Left: ablation effect of each head, in grey where there is none; each map has its own colour scale",
         f"In brackets: control ({join_words(controls)})" if controls else "",
         "Right: role of each head; blue: role with an effect, grey and struck out: role without an effect, orange: "
-        "effect without a role, white: neither; an effect of either ablation counts",
+        "effect without a role, no colour: neither; an effect of either ablation counts",
         f"Analyses of roles that do not apply to this model: {refused}" if refused else "",
     ]

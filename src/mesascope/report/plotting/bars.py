@@ -9,6 +9,7 @@ import xarray as xr
 from mesascope.report.plotting.axes import append_units, build_axis, build_log_axis
 from mesascope.report.plotting.controls import control_colour, control_name
 from mesascope.report.plotting.figure import (
+    BAR_COLOUR,
     FONT_FAMILY,
     MODEL_COLOUR,
     TEXT_COLOUR,
@@ -77,7 +78,7 @@ def _plot_means(variable: PlotVariable, rows: np.ndarray, labels: list[str]) -> 
         }
         mark["marker"]["line"] = {"width": 3}
         return {k: v for k, v in common.items() if k != "textposition"} | mark
-    return {"type": "bar", "orientation": "h", "marker": {"color": "#7fa8cc"}, "width": 0.62, **common}
+    return {"type": "bar", "orientation": "h", "marker": {"color": BAR_COLOUR}, "width": 0.62, **common}
 
 
 def _plot_markers(rows: np.ndarray, labels: list[str], colour: str, symbol: str) -> dict[str, Any]:

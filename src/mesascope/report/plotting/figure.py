@@ -8,8 +8,9 @@ from typing import Any
 TEXT_COLOUR = "#22272e"
 GREY = "#737881"
 MODEL_COLOUR = "#0b5394"
+BAR_COLOUR = "#6594c1"
 BASELINE_COLOURS = ("#b3541e", "#2f7d6d", "#8c5a94", "#a98a1c", "#5b8db8", "#c27a86", "#5f6b3a", "#6d6d6d")
-SERIES_COLOURS = (MODEL_COLOUR, "#c8641b", "#2f7d6d", "#8c5a94", "#a98a1c", "#4f9bd0", "#bd5a73", "#5f6b3a")
+SERIES_COLOURS = (MODEL_COLOUR, "#c8641b", "#2f7d6d", "#8c5a94", "#a98a1c", "#4191c9", "#bd5a73", "#5f6b3a")
 DASH_STYLES = ("solid", "dot", "dash", "longdash", "dashdot")
 SEQUENTIAL_COLOURS = ("#f5f4ee", "#d3dfe8", "#9dbcd4", "#5b8fb9", "#245f94", "#0b2f57")
 DIVERGING_COLOURS = ("#8c3b0c", "#cf7f43", "#edc9a6", "#f6f5f1", "#b4cfe2", "#5b8fb9", "#0b3d6e")
@@ -42,6 +43,7 @@ class Panel:
         tautology: the reason why the result holds by construction; empty if it does not.
         hint: how to use the inputs of the page; sentences after the caption.
         name: the variable that is shown, and ``-over-training`` for its second panel; empty for other panels.
+        anchor: the ``id`` of the HTML element.
     """
 
     kind: str
@@ -52,6 +54,7 @@ class Panel:
     tautology: str = ""
     hint: str = ""
     name: str = ""
+    anchor: str = ""
 
 
 def build_layout(xaxis: Mapping[str, Any], yaxis: Mapping[str, Any], **settings: Any) -> dict[str, Any]:

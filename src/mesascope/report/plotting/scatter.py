@@ -17,8 +17,8 @@ LABEL_PREFIX = "label_"  # of variables with a label for each example
 SCATTER_DIMS = {"seed", "step", "layer", "batch", "component"}
 MAX_COORDINATES = 60_000  # coordinates in one figure: about 400 kB
 PALETTE = (
-    *("#0b5394", "#e08214", "#2f8f5b", "#b8324a", "#7a5aa6", "#8a6a3b"),
-    *("#d16ba5", "#6f7680", "#a3a51c", "#2aa3b5", "#22272e", "#9cc4e4"),
+    *("#0b5394", "#d07810", "#2f8f5b", "#b8324a", "#7a5aa6", "#8a6a3b"),
+    *("#d16ba5", "#6f7680", "#90921a", "#2399aa", "#22272e", "#7593ab"),
 )
 
 
