@@ -468,3 +468,16 @@ def record_tensors(modules, run):
     for handle in handles:
         handle.remove()
     return outputs
+
+
+def test_a_forward_pass_that_fails_is_named():
+    tokens = torch.arange(12).reshape(2, 6)
+    with pytest.raises(
+        UnsupportedModel, match=r"^the wrapped Linear must accept its inputs, .* raised RuntimeError: mat"
+    ):
+        capture(wrap(nn.Linear(3, 3)), tokens, ["logits"])
+
+
+def test_layers_that_are_a_number_are_refused():
+    with pytest.raises(ValueError, match="layers must be modules, such as module.blocks, but got"):
+        wrap(nn.Linear(3, 3), layers=torch.tensor(1))

@@ -199,8 +199,7 @@ def test_what_is_not_in_a_capture_is_refused_by_name():
     with pytest.raises(NotRecorded, match="'resid_post' was not recorded"):
         probe_site(acts, "resid_post", tokens)
     for name, value in (("layers", [2]), ("heads", [13]), ("positions", [8]), ("positions", [1, 1])):
-        for number in (1.5, torch.tensor(1)):
-            with pytest.raises(ValueError, match=f"^{name} must be a Sequence"):
-                probe_site(acts, "z", tokens, **{name: number})
+        with pytest.raises(ValueError, match=rf"^{name} must be .*but got 1\.5"):
+            probe_site(acts, "z", tokens, **{name: 1.5})
         with pytest.raises(ValueError, match=f"^{name} must be different ones of"):
             probe_site(acts, "z", tokens, **{name: value})

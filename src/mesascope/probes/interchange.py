@@ -164,7 +164,8 @@ class _LabelReader:
         except (RuntimeError, TypeError, LookupError, AttributeError, NotImplementedError) as error:
             reason = (str(error).splitlines() or [""])[0]
             raise ValueError(
-                f"predict must accept outputs of shape {tuple(output.shape)}, but raised {type(error).__name__}: {reason}"
+                f"predict must accept outputs of shape {tuple(output.shape)}, but raised "
+                f"{type(error).__name__}: {reason}"
             ) from error
 
 

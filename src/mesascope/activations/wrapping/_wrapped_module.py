@@ -76,8 +76,8 @@ class WrappedModule(PreTrainedModel):
             The outputs (batch, pos, d_out) as ``logits``.
 
         Raises:
-            UnsupportedModel: there is padding, and the forward function takes no mask; or the outputs have another
-                shape.
+            UnsupportedModel: there is padding, and the forward function takes no mask; it fails; or the outputs have
+                another shape.
         """
         if attention_mask is not None and not self._accepts_mask:
             raise UnsupportedModel(
@@ -85,8 +85,24 @@ class WrappedModule(PreTrainedModel):
                 f"{type(self.module).__name__} has none; pass sequences of one length, or another forward= to wrap"
             )
         given = {} if attention_mask is None else {"attention_mask": attention_mask}
-        output = self.forward_fn(self.module, input_ids, **given)
+        output = self._call_forward(input_ids, given)
         return ModelOutput(logits=self._validate_output(_read_output(output), input_ids))
+
+    def _call_forward(self, inputs: Tensor, mask: Mapping[str, Tensor]) -> object:
+        """Call the forward function; an error of its own code is the cause of the error that is raised."""
+        try:
+            return self.forward_fn(self.module, inputs, **mask)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, TypeError, LookupError, AttributeError, NotImplementedError) as error:
+            if type(error).__module__.startswith("mesascope."):
+                raise
+            reason = (str(error).splitlines() or [""])[0]
+            raise UnsupportedModel(
+                f"the wrapped {type(self.module).__name__} must accept its inputs, here {describe_value(inputs)}, but "
+                f"raised {type(error).__name__}: {reason}; pass forward= to wrap, a function from the module and the "
+                "inputs to its outputs"
+            ) from error
 
     def _validate_output(self, output: Any, inputs: Tensor) -> Tensor:
         if isinstance(output, Tensor) and output.ndim == 3 and output.shape[:2] == inputs.shape[:2]:

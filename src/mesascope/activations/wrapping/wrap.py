@@ -99,7 +99,8 @@ def _accepts_mask(module: nn.Module, forward: ForwardFn | None) -> bool:
 
 def _name_blocks(module: nn.Module, layers: Iterable[nn.Module]) -> tuple[str, ...]:
     """Return the names of blocks within the wrapper."""
-    blocks = list(layers) if isinstance(layers, Iterable) else [layers]
+    is_iterable = isinstance(layers, Iterable) and not isinstance(layers, Tensor)
+    blocks = list(layers) if is_iterable else [layers]
     if not blocks or not all(isinstance(block, nn.Module) for block in blocks):
         given = describe_value(blocks) if blocks else "none"
         raise ValueError(f"layers must be modules, such as module.blocks, but got {given}")
