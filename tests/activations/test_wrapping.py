@@ -479,5 +479,5 @@ def test_a_forward_pass_that_fails_is_named():
 
 
 def test_layers_that_are_a_number_are_refused():
-    with pytest.raises(ValueError, match="layers must be modules, such as module.blocks, but got"):
+    with pytest.raises(ValueError, match=r"layers must be modules, such as module\.blocks, but got"):
         wrap(nn.Linear(3, 3), layers=torch.tensor(1))

@@ -113,6 +113,8 @@ def test_analyses_refuse_stacks_for_which_they_are_not_defined(model, inputs, ac
         lookup_heads(acts.decoder, sequences()[2])
     with pytest.raises(ValueError, match="has two stacks, but got none to analyse"):
         run_analyses(model, inputs, [attention_patterns])
+    with pytest.raises(ValueError, match=r"slots must be \(batch, pos\) = .* but got shape \(0, 6\)$"):
+        lookup_heads(acts.encoder, torch.zeros(0, 6, dtype=torch.long))
     with pytest.raises(ValueError, match="every sequence has one at most"):
         lookup_heads(acts.encoder, torch.where(sequences()[2] < 0, -1, 0))
 

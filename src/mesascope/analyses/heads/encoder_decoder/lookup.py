@@ -46,9 +46,10 @@ def lookup_heads(acts: Capture, slots: Int[Tensor, "batch pos"], draws: int = 20
     length = acts.inputs.shape[1]
     slots = slots.to(acts["pattern"].device)
     if slots.shape != acts.inputs.shape[:2] or int(slots.max()) >= length:
+        most = f" and {int(slots.max())} at most" if slots.numel() else ""
         raise ValueError(
             f"slots must be (batch, pos) = {tuple(acts.inputs.shape[:2])} with positions below {length} or -1, but got "
-            f"shape {tuple(slots.shape)} and {int(slots.max())} at most"
+            f"shape {tuple(slots.shape)}{most}"
         )
     real = torch.ones_like(slots, dtype=torch.bool) if acts.attention_mask is None else acts.attention_mask.bool()
     scored = (slots >= 0) & real
