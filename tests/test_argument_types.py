@@ -103,3 +103,10 @@ def test_annotations_that_cannot_be_resolved_leave_the_others_checked():
     assert make(1, "anything") == (1, "anything")
     with pytest.raises(ValueError, match="count must be an integer, but got 'a'"):
         make("a")
+
+
+@pytest.mark.parametrize(("name", "least"), [("seed", "0"), ("count", r"-2\^63")])
+def test_an_integer_must_fit_a_tensor(name, least):
+    with pytest.raises(ValueError, match=rf"^{name} must be from {least} to 2\^63 - 1, but got 10+\.*$"):
+        validate_type(name, 10**30, int)
+    validate_type(name, 2**63 - 1, int)

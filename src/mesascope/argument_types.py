@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 # arguments whose functions say more: what to pass in place of a wrapper, or an example
 _VALIDATED_BY_FUNCTION = {"model", "inputs", "layers", "queries", "attention_mask"}
-MAX_SEED = 2**63 - 1
+MIN_INTEGER, MAX_INTEGER = -(2**63), 2**63 - 1  # what a tensor can hold
 MAX_SHOWN = 80  # characters of a value in a message
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -176,8 +176,9 @@ def _validate_value(name: str, value: object, check: _Check, hint: Any) -> None:
         validate_tensor(name, value)
     if not check(value):
         raise ValueError(f"{name} must be {_describe_hint(hint)}, but got {describe_value(value)}")
-    if name == "seed" and isinstance(value, Integral) and not 0 <= int(value) <= MAX_SEED:
-        raise ValueError(f"seed must be from 0 to 2^63 - 1, but got {value}")
+    if isinstance(value, Integral) and not (0 if name == "seed" else MIN_INTEGER) <= int(value) <= MAX_INTEGER:
+        least = "0" if name == "seed" else "-2^63"
+        raise ValueError(f"{name} must be from {least} to 2^63 - 1, but got {describe_value(value)}")
 
 
 @cache
