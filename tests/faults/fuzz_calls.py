@@ -31,6 +31,7 @@ from mesascope.activations.validation.fingerprint import fingerprint_model
 PACKAGE = "/mesascope/"
 RAISES = {dis.opmap["RAISE_VARARGS"], dis.opmap["RERAISE"]}
 MAX_SECONDS = 60
+OUT_OF_MEMORY_WORDS = ("allocate memory", "std::bad_alloc")  # of PyTorch, and of C++ beneath it
 RESULT, REFUSED, OUT_OF_MEMORY = "result", "refused in one line", "more memory than there is"
 
 
@@ -51,7 +52,7 @@ def try_call(target: Target, odd: Mapping[str, str], answer: Path) -> int:
     try:
         outcome, fault = RESULT, judge_result(target.function(**arguments), arguments)
     except (MemoryError, RuntimeError) as error:
-        is_full = isinstance(error, MemoryError) or "allocate memory" in str(error)
+        is_full = isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY_WORDS)
         outcome, fault = (OUT_OF_MEMORY, "") if is_full else (REFUSED, judge_error(error))
     except Exception as error:
         outcome, fault = REFUSED, judge_error(error)
