@@ -85,9 +85,9 @@ def find_slots(task: SyntacticTransformations, batch: Batch) -> Int[Tensor, "bat
     >>> task = SyntacticTransformations()
     >>> batch = task.sample(1, torch.Generator().manual_seed(1))
     >>> " ".join(task.decode_token(token) for token in batch.inputs[0, :11].tolist())
-    'al:rev br:concat-rel . . root5 ar0 br5 . . . .'
+    'al:concat-rel ar:ignore-dep br:concat-rel . root4 ar5 ar5 ar6 . . .'
     >>> find_slots(task, batch).tolist()
-    [[-1, -1, -1, -1, -1, -1, 1, -1, -1, -1, -1]]
+    [[-1, -1, -1, -1, -1, 1, 1, 1, -1, -1, -1]]
     """
     source = slice(task.source_length)
     label, rule_label = batch.latents["label"][:, source], batch.latents["rule label"][:, : task.max_rules]
