@@ -213,6 +213,6 @@ def test_a_matrix_that_happens_to_be_zero_stays_so(monkeypatch):
 
 @pytest.mark.parametrize("n", [-1, 10**30, 1.5, None])
 def test_a_number_of_sequences_that_cannot_be_drawn_is_named(n):
-    with pytest.raises(ValueError, match=r"^n must be (from 0 to 2147483647|an integer), but got") as caught:
+    with pytest.raises(ValueError, match=r"^n must be (from .* to .*|an integer), but got") as caught:
         Affine().sample(n, torch.Generator())
     assert len(str(caught.value).splitlines()) == 1
