@@ -279,7 +279,9 @@ def test_a_run_of_the_older_format_is_read_but_not_resumed(run: Run) -> None:
     older = Run.open(run.path)
     assert not older.has_checksums
     assert older.read_json("verdicts") == []
-    with pytest.raises(RunError, match=r"must have checksums to be resumed, but was written by an older version"):
+    with pytest.raises(
+        RunError, match=r"run\.json must have a checksum to be resumed, but was written by an older version"
+    ):
         Run.create(run.path, WHAT)
 
 
@@ -474,3 +476,10 @@ def test_an_interrupt_waits_until_a_result_is_written(number: signal.Signals, tm
         assert signal.getsignal(number) is interrupt
     finally:
         signal.signal(number, before)
+
+
+def test_a_record_that_was_replaced_by_another_file_is_named(tmp_path):
+    path = Run.create(tmp_path / "run", {"study": "mine"}).path
+    (path / "run.json").write_text('{"architectures": ["Decoder"], "activation": "gelu"}')
+    with pytest.raises(RunError, match=r"run\.json must have a checksum to be resumed, but was .* replaced; choose"):
+        Run.create(path, {"study": "mine"})

@@ -66,12 +66,12 @@ class Run(RunModels, RunResults, Summarised):
     @classmethod
     def _resume_record(cls, path: Path, requested: Mapping[str, Any]) -> dict[str, Any]:
         run = cls.open(path)
-        _check_same_description(path, run.description, requested)
         if not run.has_checksums:
             raise RunError(
-                f"{path} must have checksums to be resumed, but was written by an older version without them; choose "
-                "another directory, or delete this one"
+                f"{path / 'run.json'} must have a checksum to be resumed, but was written by an older version without "
+                "one, or replaced; choose another directory, or delete this one"
             )
+        _check_same_description(path, run.description, requested)
         return {**run.record, **requested}
 
     @classmethod
