@@ -21,6 +21,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 TOGETHER = (  # one run, at which all tests look
     "tests/test_end_to_end.py",
+    "tests/test_example_notebooks.py",
     "tests/test_inspection_of_everything.py",
     "tests/test_settings.py",
     "tests/test_together.py",
