@@ -28,6 +28,7 @@ TOGETHER = (  # one run, at which all tests look
     "tests/train/test_resume.py",
 )
 LONG = (
+    "test_example_notebooks.py",
     "test_inspect.py",
     "test_norms.py",
     "test_readme.py",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -142,6 +143,15 @@ def test_notebooks_are_small_and_committed_without_outputs(name: str):
         if cell.cell_type == "code":
             assert not cell.outputs
             assert cell.execution_count is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_inside_lead_somewhere(name: str):
+    text = "\n".join(cell.source for cell in read_notebook(name).cells if cell.cell_type == "markdown")
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+    assert links
+    for target in [*links, *re.findall(r"`(\w+\.ipynb)`", text)]:
+        assert (ROOT / "examples" / target).exists(), target
 
 
 def test_every_notebook_is_run():
