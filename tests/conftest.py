@@ -21,12 +21,14 @@ from xdist.scheduler import LoadScopeScheduling
 
 TOGETHER = (  # one run, at which all tests look
     "tests/test_end_to_end.py",
+    "tests/test_example_notebooks.py",
     "tests/test_inspection_of_everything.py",
     "tests/test_settings.py",
     "tests/test_together.py",
     "tests/train/test_resume.py",
 )
 LONG = (
+    "test_example_notebooks.py",
     "test_inspect.py",
     "test_norms.py",
     "test_readme.py",

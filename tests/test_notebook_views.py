@@ -1,0 +1,169 @@
+"""Attention patterns and coloured text in a notebook: their numbers, their isolation, and what a browser draws."""
+
+import json
+import re
+import shutil
+import subprocess
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import xarray as xr
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+
+import mesascope
+from mesascope.activations import Capture
+from mesascope.activations.recording._captured import NotRecorded
+from mesascope.models.transformer import Decoder, DecoderConfig
+from mesascope.notebook_views import NotebookView
+from mesascope.report.plotting.figure import Panel
+from mesascope.report.single_panel import render_panel
+from small_tokenizers import make_bytelevel
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+TEXTS = ["The cat </script><b>sat</b>", 'A "longer" text & <!-- more of it -->']
+LAYERS, HEADS = 2, 3
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return make_bytelevel()
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 12, "intermediate_size": 8, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), initializer_range=0.5, **shape)).eval()
+
+
+@pytest.fixture(scope="module")
+def acts(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase) -> Capture:
+    return mesascope.capture(model, TEXTS, tokenizer=tokenizer, sites=["pattern"])
+
+
+def read_data(view: NotebookView) -> dict[str, Any]:
+    """The data of the panel, as the scripts of the view read them."""
+    match = re.search(r'<script type="application/json">(.*?)</script>', view.html)
+    assert match is not None
+    return json.loads(match[1])
+
+
+def test_patterns_are_those_of_the_capture(acts: Capture, tokenizer: PreTrainedTokenizerBase):
+    data = read_data(mesascope.show_patterns(acts, tokenizer))
+    _, batch, _, length, _ = acts["pattern"].shape
+    assert data["shape"] == [1, LAYERS, HEADS, batch, length, length]
+    assert data["top"] == 1
+    shown = torch.tensor([torch.nan if value is None else value for value in data["values"]]) / 1000
+    shown = shown.view(data["shape"])[0].permute(0, 2, 1, 3, 4)  # layer, batch, head, query, key
+    assert acts.attention_mask is not None
+    is_padding = ~acts.attention_mask.bool()[None, :, None, :, None].expand_as(shown)
+    assert is_padding.any()
+    assert torch.equal(shown.isnan(), is_padding)
+    assert (shown - acts["pattern"])[~is_padding].abs().max() <= 0.00051
+    for row, labels in enumerate(data["labels"]):
+        real = int(acts.attention_mask[row].sum())
+        assert labels["query"] == labels["key"]
+        assert "".join(labels["query"][:real]).replace("␣", " ") == TEXTS[row]
+
+
+def test_patterns_without_a_tokenizer_have_numbers(acts: Capture):
+    data = read_data(mesascope.show_patterns(acts))
+    assert data["labels"][0]["key"][:3] == ["0", "1", "2"]
+
+
+def test_views_are_isolated_and_escaped(acts: Capture, tokenizer: PreTrainedTokenizerBase, tmp_path: Path):
+    loss = xr.DataArray(torch.rand(2, acts.inputs.shape[1]), dims=("batch", "pos"), name="<i>loss</i>")
+    for view in (mesascope.show_patterns(acts, tokenizer), mesascope.show_text(acts, loss, tokenizer, height=99)):
+        assert "<b>sat</b>" not in view.html
+        assert "<i>" not in view.html
+        assert "<!-- more" not in view.html
+        assert not re.search(r"""(src|href)=["']?(http|//)""", view.html)
+        assert "default-src 'none'" in view.html
+        frame = view._repr_html_()
+        assert frame.startswith('<iframe sandbox="allow-scripts" title=')
+        assert frame.count("<") == frame.count(">") == 2  # the frame alone: its document is one quoted attribute
+        document = re.search(r'srcdoc="([^"]*)"', frame)
+        assert document is not None
+        assert unescape(document[1]) == view.html == view.save(tmp_path / "view.html").read_text(encoding="utf-8")
+        assert len(repr(view)) < 120
+    assert "height: 99px" in frame
+
+
+def test_text_is_coloured_by_the_values(acts: Capture, tokenizer: PreTrainedTokenizerBase):
+    length = acts.inputs.shape[1]
+    values = xr.DataArray(
+        torch.arange(2.0 * 2 * length).view(2, 2, length).numpy(),
+        dims=("layer", "batch", "pos"),
+        coords={"layer": ["embedding", "after 0"]},
+        name="loss_by_position",
+        attrs={"units": "nat"},
+    )
+    values[1, 1, 3] = float("nan")
+    view = mesascope.show_text(acts, values, tokenizer)
+    data = read_data(view)
+    assert view.title == "Loss by position"
+    assert data["values"][0][1] == list(range(length, 2 * length))
+    assert data["values"][1][1][3] is None
+    assert (data["slide"], data["options"], data["units"]) == ("layer", ["embedding", "after 0"], "nat")
+    one = read_data(mesascope.show_text(acts.inputs[:1], torch.ones(1, length), tokenizer, title="mine"))
+    assert one["values"] == [[[1] * length]]
+    assert one["rows"] == data["rows"][:1]
+    alone = read_data(mesascope.show_text(acts.inputs[:1], values[0, 0], tokenizer))
+    assert alone["values"][0] == [list(range(length))]
+
+
+def test_wrong_input_is_refused(acts: Capture, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase):
+    length = acts.inputs.shape[1]
+    with pytest.raises(NotRecorded, match="'pattern' was not recorded"):
+        mesascope.show_patterns(mesascope.capture(model, acts.inputs, ["z"]))
+    limited = mesascope.capture(model, acts.inputs, ["pattern"], queries=[4, 5])
+    with pytest.raises(ValueError, match=rf"all {length} queries, but the capture has 2; call capture without queries"):
+        mesascope.show_patterns(limited, tokenizer)
+    vectors = mesascope.capture(Decoder(DecoderConfig(d_in=1, d_out=1)), torch.ones(1, 4, 1), ["pattern"])
+    with pytest.raises(ValueError, match=r"names tokens \(batch, pos\), but the inputs have shape \(1, 4, 1\)"):
+        mesascope.show_patterns(vectors, tokenizer)
+    with pytest.raises(ValueError, match=rf"2 sequences of {length} positions, .* but got .*'pos': {length - 1}"):
+        mesascope.show_text(acts, torch.ones(2, length - 1), tokenizer)
+    with pytest.raises(ValueError, match="2 sequences"):
+        mesascope.show_text(acts, xr.DataArray(torch.ones(length), dims="pos"), tokenizer)
+    with pytest.raises(ValueError, match=r"the axes batch and pos, but got shape \(3,\)"):
+        mesascope.show_text(acts, torch.ones(3), tokenizer)
+    with pytest.raises(ValueError, match="height must be 1 or more pixels, but got 0"):
+        mesascope.show_patterns(acts, height=0)
+    with pytest.raises(ValueError, match="kind attention or tokens, but got 'figure'"):
+        render_panel(Panel(kind="figure", title="", caption=""))
+
+
+READ = """<script>addEventListener("load", () => setTimeout(() => {
+  document.querySelector('[aria-label="layer 1, head 2"]')?.click();
+  const colours = [...document.querySelectorAll(".t")].map(one => one.style.background);
+  document.body.dataset.seen = [document.querySelector("h4")?.textContent, new Set(colours).size].join("|");
+}, 500));</script></body>"""
+
+
+@pytest.mark.needs_chromium
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
+def test_views_are_drawn_in_a_browser(acts: Capture, tokenizer: PreTrainedTokenizerBase, tmp_path: Path):
+    values = torch.arange(2.0 * acts.inputs.shape[1]).view(2, -1)
+    patterns, text = mesascope.show_patterns(acts, tokenizer), mesascope.show_text(acts, values, tokenizer)
+    pages = {
+        "patterns": patterns.html.replace("</body>", READ),
+        "text": text.html.replace("</body>", READ),
+        "notebook": f"<!doctype html><title>notebook</title><body>{patterns._repr_html_()}{text._repr_html_()}</body>",
+    }
+    seen = {}
+    for name, page in pages.items():
+        path = tmp_path / f"{name}.html"
+        path.write_text(page, encoding="utf-8")
+        flags = "--headless --no-sandbox --disable-gpu --no-first-run --enable-logging=stderr --v=0 --dump-dom".split()
+        command = [str(CHROMIUM), *flags, "--virtual-time-budget=3000", f"--user-data-dir={tmp_path}", path.as_uri()]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        assert "CONSOLE" not in done.stderr, name
+        seen[name] = re.findall(r'data-seen="([^"]*)"', done.stdout)
+    assert seen["patterns"] == ["Layer 1, head 2|0"]
+    label, colours = seen["text"][0].split("|")
+    assert label == ""
+    assert int(colours) > 10
