@@ -4,6 +4,7 @@ from mesascope.runner._callbacks import Executor, JobProgress, ProgressCallback
 from mesascope.runner._description import describe_run
 from mesascope.runner._evaluation import EVALUATION_SEED
 from mesascope.runner._jobs import SimulationJob, TrainingJob, run_job, train_seed_group
+from mesascope.runner._preflight import StudyInvalid
 from mesascope.runner._study import POPULATION_DEVICES, load_verdicts, run_study
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "JobProgress",
     "ProgressCallback",
     "SimulationJob",
+    "StudyInvalid",
     "TrainingJob",
     "describe_run",
     "load_verdicts",
