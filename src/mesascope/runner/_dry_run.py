@@ -49,6 +49,25 @@ def check_readings(study: Study, scale: str, label: str) -> None:
     check_claims(study, scale, label, DryResults(results, left_out))
 
 
+def dry_run(study: Study, scale: str, label: str) -> dict[str, xr.Dataset]:
+    """Run all analyses on untrained models, simulate all toy models, and check what the claims read from the results.
+
+    Args:
+        study: The study.
+        scale: The name of the scale.
+        label: What messages call the study.
+
+    Returns:
+        The results by name.
+
+    Raises:
+        StudyInvalid: An analysis or a simulation fails, or a claim reads what the results do not have.
+    """
+    results = analyse_untrained(study, scale, label, study.conditions) | simulate_toy_models(study, scale, label)
+    check_claims(study, scale, label, DryResults(results))
+    return results
+
+
 class DryResults(Mapping[str, xr.Dataset]):
     """Results by name, which remember the one that was read last.
 
