@@ -8,8 +8,9 @@ from commands import call
 from mesascope import api
 from mesascope.analyses import norms
 from mesascope.models.config import DecoderConfig
-from mesascope.runner import StudyInvalid
-from mesascope.studies.base import Claim, Factor, Level, Quantity, Requirement
+from mesascope.runner import StudyInvalid, check_models
+from mesascope.studies.base import SCALES, Claim, Factor, Level, Quantity, Requirement
+from mesascope.studies.registry import list_studies, load_study
 from mesascope.tasks.seeded import SeededSequences
 from mesascope.tasks.text import TextTask
 from studies.test_factors import AFFINE
@@ -129,6 +130,23 @@ def test_large_models_are_checked_without_a_forward_pass(tmp_path, monkeypatch):
     monkeypatch.setattr("mesascope.models.transformer.Decoder.forward", None)
     with pytest.raises(StudyInvalid, match="at most 20 positions"):
         api.run("affine", scale="smoke", settings={"task.length": 400}, out=tmp_path / "run", quiet=True)
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in list_studies()])
+def test_every_study_passes_at_every_scale(name):
+    study = load_study(name)
+    for scale in SCALES:
+        check_models(study, scale, name)
+        for cell in study.list_cells(scale):
+            check_models(study.at_cell(cell, scale), scale, name)
+
+
+def test_an_encoder_decoder_may_have_fewer_positions_than_a_sequence(tmp_path):
+    """Its stacks share a sequence; their forward pass says what does not fit."""
+    with pytest.raises(
+        StudyInvalid, match=r"syntactic-transformations with task\.max_words=30: the untrained model must"
+    ):
+        api.run("syntactic-transformations", scale="smoke", settings={"task.max_words": 30}, out=tmp_path, quiet=True)
 
 
 def test_a_resumed_run_is_not_checked_again(small, tmp_path, monkeypatch):

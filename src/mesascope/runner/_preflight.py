@@ -5,6 +5,7 @@ import torch
 from mesascope.activations import get_site
 from mesascope.models.config import DecoderConfig
 from mesascope.models.load import find_decoder_class
+from mesascope.models.recurrent.config import RecurrentConfig
 from mesascope.studies.base import Condition, Study
 from mesascope.tasks.base import Batch, Task, training_loss
 
@@ -106,7 +107,8 @@ def _check_model(task: Task, config: DecoderConfig, dtype: torch.dtype, where: s
 def _find_problem(task: Task, config: DecoderConfig, batch: Batch) -> str:
     """Return which length or width of a model does not fit the sequences, and what to do; empty if all do."""
     length, tokens = batch.inputs.shape[1], config.vocab_size is not None
-    if length > config.max_position_embeddings:
+    # models of other classes may split a sequence; their forward pass says what they take
+    if type(config) in (DecoderConfig, RecurrentConfig) and length > config.max_position_embeddings:
         return (
             f"a sequence must have at most {config.max_position_embeddings} positions "
             f"(model.max_position_embeddings), but those of the task have {length}; make them shorter, or set "
