@@ -1,5 +1,6 @@
 """A dry run of a study: its analyses on untrained models, and the quantities of its claims read from their results."""
 
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from mesascope.models.transformer import Decoder
 from mesascope.runner._checkpoints import SeedCheckpoints, open_checkpoints
 from mesascope.runner._evaluation import draw_evaluation_batches
 from mesascope.runner._jobs import analyse_checkpoints
-from mesascope.runner._preflight import CHECK_SEED, StudyInvalid, describe_error, is_quick, label_condition
+from mesascope.runner._preflight import CHECK_SEED, StudyInvalid, format_error, is_quick, label_condition
 from mesascope.store import Run
 from mesascope.studies.base import Condition, Quantity, Study
 from mesascope.studies.verdicts import judge
@@ -26,14 +27,16 @@ NUM_SIMULATED_SEEDS = 2
 NUM_SEQUENCES = 32
 HISTORY_STEPS, HISTORY_BATCH_SIZE = 2, 8
 MAX_UNTRAINED_DRAWS = 1
+MAX_SECONDS = 5.0  # of a check before a run
 MAX_LABELS = 12  # of an axis, in a message
 
 
 def check_readings(study: Study, scale: str, label: str) -> None:
     """Check the analyses and claims of a study in seconds, before it is run.
 
-    One untrained model of every condition is analysed, unless it is large or its task must be prepared first. Claims
-    that read the results of other conditions or of simulations are not checked.
+    One untrained model of every condition is analysed, unless it is large or its task must be prepared first. After
+    `MAX_SECONDS` of processor time no further analysis is started. Claims that read results which are left out, or
+    those of simulations, are not checked.
 
     Args:
         study: The study.
@@ -43,8 +46,12 @@ def check_readings(study: Study, scale: str, label: str) -> None:
     Raises:
         StudyInvalid: An analysis fails, or a claim reads what the results do not have.
     """
-    conditions = [one for one in study.conditions if is_quick(one, scale)]
-    results = analyse_untrained(study, scale, label, conditions, num_seeds=1, only_last=True)
+    start, results = time.process_time(), dict[str, xr.Dataset]()
+    for condition in study.conditions:
+        for analysis in condition.analyses if is_quick(condition, scale) else ():
+            if time.process_time() - start < MAX_SECONDS:
+                single = replace(condition, analyses=(analysis,))
+                results |= analyse_untrained(study, scale, label, [single], num_seeds=1, only_last=True)
     left_out = sorted(set(study.results) - set(results))
     check_claims(study, scale, label, DryResults(results, left_out))
 
@@ -163,7 +170,7 @@ def simulate_toy_models(study: Study, scale: str, label: str) -> dict[str, xr.Da
                 by_seed = [simulation.scales[scale].simulate(seed) for seed in range(NUM_SIMULATED_SEEDS)]
         except Exception as error:
             raise StudyInvalid(
-                f"{label}: the simulation {simulation.name} must run, but fails with {describe_error(error)}; correct "
+                f"{label}: the simulation {simulation.name} must run, but fails with {format_error(error)}; correct "
                 "its toy model"
             ) from error
         results[simulation.name] = _concat_seeds(study, scale, by_seed)
@@ -203,13 +210,13 @@ def _check_quantity(quantity: Quantity, name: str, results: DryResults) -> None:
         raise
     except Exception as error:
         raise StudyInvalid(
-            f"{name} must be readable from the results, but fails with {describe_error(error)}; "
+            f"{name} must be readable from the results, but fails with {format_error(error)}; "
             f"{_describe_labels(results, str(error))}"
         ) from error
 
 
 def _analyse_seed(condition: Condition, scale: str, seed: int, only_last: bool, where: str) -> dict[str, xr.Dataset]:
-    """Run all analyses together; if that fails, each alone, to name the one that fails."""
+    """Run all analyses together; if that fails, each by itself, to name the one that fails."""
     config = condition.scales[scale]
     few_sequences = min(config.sequences, NUM_SEQUENCES)
     try:
@@ -217,11 +224,11 @@ def _analyse_seed(condition: Condition, scale: str, seed: int, only_last: bool, 
     except Exception:
         results: dict[str, xr.Dataset] = {}
         for analysis in condition.analyses:
-            alone = replace(condition, analyses=(analysis,))
+            single = replace(condition, analyses=(analysis,))
             try:
-                results |= _analyse(alone, scale, seed, only_last, few_sequences)
+                results |= _analyse(single, scale, seed, only_last, few_sequences)
             except Exception:
-                results |= _analyse_all_sequences(alone, scale, seed, only_last, where)
+                results |= _analyse_all_sequences(single, scale, seed, only_last, where)
         return results
 
 
@@ -234,7 +241,7 @@ def _analyse_all_sequences(
     except Exception as error:
         raise StudyInvalid(
             f"{where}: the analysis {condition.analyses[0].name} must run on the model and the task, but fails with "
-            f"{describe_error(error)}; correct its sites and options, or leave it out"
+            f"{format_error(error)}; correct its sites and options, or leave it out"
         ) from error
 
 

@@ -11,7 +11,10 @@ from mesascope.tasks.base import Batch, Task, training_loss
 
 NUM_SEQUENCES = 2  # of a forward pass
 NUM_TOKEN_SEQUENCES = 64  # in which the largest token is searched
-MAX_FORWARD_COST = 1e9  # parameters x positions, and x iterations of a recurrent model; a second on one core
+MAX_ANALYSIS_COST, MAX_FORWARD_COST = (
+    1e8,
+    1e9,
+)  # parameters x positions, and x iterations of a recurrent model; a second on one core
 CHECK_SEED = 2**41 + 17  # no run uses it
 
 
@@ -62,20 +65,16 @@ def is_quick(condition: Condition, scale: str) -> bool:
     task = condition.task_at(scale)
     if type(task).prepare is not Task.prepare:
         return False
-    return is_small(condition.model_at(scale), _sample_unprepared(task, 1).inputs.shape[1])
+    positions = _sample_unprepared(task, 1).inputs.shape[1]
+    return _forward_cost(condition.model_at(scale), positions) <= MAX_ANALYSIS_COST
 
 
-def is_small(config: DecoderConfig, positions: int) -> bool:
-    """Return whether a forward pass on a few sequences takes a second or less.
-
-    Args:
-        config: The decoder configuration.
-        positions: Positions of a sequence.
-    """
+def _forward_cost(config: DecoderConfig, positions: int) -> float:
+    """Return about how many multiplications a forward pass on a few sequences takes."""
     with torch.device("meta"):
         parameters = sum(one.numel() for one in find_decoder_class(config)(config).parameters())
     iterations = config.to_dict().get("max_iterations", 1)  # of a recurrent model
-    return NUM_SEQUENCES * parameters * positions * iterations <= MAX_FORWARD_COST
+    return NUM_SEQUENCES * parameters * positions * iterations
 
 
 def _check_sites(condition: Condition, where: str) -> None:
@@ -94,13 +93,13 @@ def _check_model(task: Task, config: DecoderConfig, dtype: torch.dtype, where: s
         return  # known only when the task is prepared
     except Exception as error:
         raise StudyInvalid(
-            f"{where}: the task must sample sequences, but {type(task).__name__} fails with {describe_error(error)}; "
+            f"{where}: the task must sample sequences, but {type(task).__name__} fails with {format_error(error)}; "
             "change the fields of the task"
         ) from error
     problem = _find_problem(task, config, batch)
     if problem:
         raise StudyInvalid(f"{where}: {problem}")
-    if is_small(config, batch.inputs.shape[1]):
+    if _forward_cost(config, batch.inputs.shape[1]) <= MAX_FORWARD_COST:
         _run_forward(task, config, batch[:NUM_SEQUENCES].to("cpu", dtype), where)
 
 
@@ -166,7 +165,7 @@ def _run_forward(task: Task, config: DecoderConfig, batch: Batch, where: str) ->
     except Exception as error:
         raise StudyInvalid(
             f"{where}: the untrained model must have a loss on sequences of the task, but the forward pass fails with "
-            f"{describe_error(error)}; change the fields of the task or the model"
+            f"{format_error(error)}; change the fields of the task or the model"
         ) from error
     if loss.shape != batch.weight.shape:
         raise StudyInvalid(
@@ -180,7 +179,7 @@ def _run_forward(task: Task, config: DecoderConfig, batch: Batch, where: str) ->
         )
 
 
-def describe_error(error: Exception) -> str:
+def format_error(error: Exception) -> str:
     """Return the class of an error and the first line of its message.
 
     Args:
