@@ -2,8 +2,10 @@
 
 from mesascope.runner._callbacks import Executor, JobProgress, ProgressCallback
 from mesascope.runner._description import describe_run
+from mesascope.runner._dry_run import dry_run
 from mesascope.runner._evaluation import EVALUATION_SEED
 from mesascope.runner._jobs import SimulationJob, TrainingJob, run_job, train_seed_group
+from mesascope.runner._preflight import StudyInvalid, check_models
 from mesascope.runner._study import POPULATION_DEVICES, load_verdicts, run_study
 
 __all__ = [
@@ -13,8 +15,11 @@ __all__ = [
     "JobProgress",
     "ProgressCallback",
     "SimulationJob",
+    "StudyInvalid",
     "TrainingJob",
+    "check_models",
     "describe_run",
+    "dry_run",
     "load_verdicts",
     "run_job",
     "run_study",

@@ -1,6 +1,6 @@
 """The checkpoints of one seed, to which analyses are applied."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -25,19 +25,19 @@ class SeedCheckpoints:
 
     Attributes:
         task: The task.
-        training: The training configuration.
-        run: The run, with access to the models of the condition.
+        steps: The training steps of all checkpoints, in order.
         seed: The training replicate.
         evaluation_batches: The held-out sequences in chunks, on the device; the first chunk is analysed.
-        device: The device to compute on.
+        load: Loads the model of a step.
+        open_history: Opens the training history up to a step.
     """
 
     task: Task
-    training: TrainingConfig
-    run: Run
+    steps: tuple[int, ...]
     seed: int
     evaluation_batches: tuple[Batch, ...]
-    device: str
+    load: Callable[[int], Decoder]
+    open_history: Callable[[int], TrainingHistory]
 
     def analyse(self, step: int, analyses: Sequence[Analysis]) -> dict[str, xr.Dataset]:
         """Run analyses on one checkpoint; those of captures share one forward pass.
@@ -51,9 +51,9 @@ class SeedCheckpoints:
         """
         if not analyses:
             return {}
-        model = self._load(step)
+        model = self.load(step)
         results = self._analyse_model(model, analyses)
-        history = self._history(step) if any(one.input == "history" for one in analyses) else None
+        history = self.open_history(step) if any(one.input == "history" for one in analyses) else None
         losses = self._evaluate(model) if any(one.evaluation for one in analyses) else None
         for one in analyses:
             if one.evaluation:
@@ -74,7 +74,7 @@ class SeedCheckpoints:
         results: dict[str, list[xr.Dataset]] = {one.name: [] for one in analyses if one.untrained_draws}
         if not results:
             return {}
-        build_untrained = make_untrained_factory(self._load(0))
+        build_untrained = make_untrained_factory(self.load(0))
         for draw in range(max(one.untrained_draws for one in analyses)):
             due = [one for one in analyses if draw < one.untrained_draws]
             model = build_untrained(derive_untrained_seed(self.seed, draw))
@@ -90,7 +90,7 @@ class SeedCheckpoints:
     @property
     def series(self) -> CheckpointSeries:
         """The series of all checkpoints, each loaded on demand."""
-        return CheckpointSeries(steps=self.training.checkpoint_steps, load=self._load)
+        return CheckpointSeries(steps=self.steps, load=self.load)
 
     @cached_property
     def _baselines(self) -> Mapping[str, Tensor]:
@@ -119,10 +119,36 @@ class SeedCheckpoints:
         of_models = [one for one in analyses if one.input == "model"]
         return results | {one.name: one(model, self.task, self.batch) for one in of_models}
 
-    def _load(self, step: int) -> Decoder:
-        return load_checkpoint(self.run.verified_checkpoint(self.seed, step), device=self.device)
 
-    def _history(self, step: int) -> TrainingHistory:
-        history = self.run.open_history(self.seed, step)
-        replay = partial(sample_batches, self.task, self.training, self.seed)
-        return TrainingHistory(history=history, initial=self._load(0), replay=replay)
+def open_checkpoints(
+    task: Task, training: TrainingConfig, run: Run, seed: int, evaluation_batches: tuple[Batch, ...], device: str
+) -> SeedCheckpoints:
+    """Open the checkpoints that a run holds of one seed.
+
+    Args:
+        task: The task.
+        training: The training configuration.
+        run: The run, with access to the models of the condition.
+        seed: The training replicate.
+        evaluation_batches: The held-out sequences in chunks, on the device; the first chunk is analysed.
+        device: The device to compute on.
+
+    Returns:
+        The checkpoints, which are loaded on demand.
+    """
+
+    def load(step: int) -> Decoder:
+        return load_checkpoint(run.verified_checkpoint(seed, step), device=device)
+
+    def open_history(step: int) -> TrainingHistory:
+        replay = partial(sample_batches, task, training, seed)
+        return TrainingHistory(history=run.open_history(seed, step), initial=load(0), replay=replay)
+
+    return SeedCheckpoints(
+        task=task,
+        steps=training.checkpoint_steps,
+        seed=seed,
+        evaluation_batches=evaluation_batches,
+        load=load,
+        open_history=open_history,
+    )

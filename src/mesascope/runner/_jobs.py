@@ -10,7 +10,7 @@ import xarray as xr
 from mesascope.analyses import Analysis
 from mesascope.analyses.nulls import UNTRAINED, with_draws
 from mesascope.axes import with_decoded_tokens
-from mesascope.runner._checkpoints import SeedCheckpoints
+from mesascope.runner._checkpoints import SeedCheckpoints, open_checkpoints
 from mesascope.runner._evaluation import count_evaluation_sequences, draw_evaluation_batches
 from mesascope.runner._seed_results import load_seed_results, load_stamped, save_seed_results, save_stamped
 from mesascope.runner._stamps import stamp_condition, stamp_simulation
@@ -127,15 +127,29 @@ def _analyse(
     held_out = draw_evaluation_batches(
         task.validation_task(), config.sequences, count_evaluation_sequences(condition, job.scale), job.seed
     )
-    checkpoints = SeedCheckpoints(
-        task=task,
-        training=config.training,
-        run=run,
-        seed=job.seed,
-        evaluation_batches=tuple(batch.to(job.device, config.training.weight_dtype) for batch in held_out),
-        device=job.device,
-    )
-    results = _analyse_steps(condition, checkpoints, progress)
+    batches = tuple(batch.to(job.device, config.training.weight_dtype) for batch in held_out)
+    checkpoints = open_checkpoints(task, config.training, run, job.seed, batches, job.device)
+    return analyse_checkpoints(condition, checkpoints, checkpoints.steps, progress)
+
+
+def analyse_checkpoints(
+    condition: Condition,
+    checkpoints: SeedCheckpoints,
+    steps: Sequence[int],
+    progress: Callable[[int, int, float], None] = do_nothing,
+) -> dict[str, xr.Dataset]:
+    """Run all analyses of a condition.
+
+    Args:
+        condition: The condition.
+        checkpoints: The checkpoints of one seed.
+        steps: The steps of those that are analysed one by one; analyses of all checkpoints use all of them.
+        progress: Called with (steps done, total steps, NaN).
+
+    Returns:
+        The results by result name.
+    """
+    results = _analyse_steps(condition, checkpoints, steps, progress)
     for name, draws in checkpoints.analyse_untrained(condition.analyses).items():
         results[name] = with_draws(results[name], UNTRAINED, draws)
     results |= {one.name: one(checkpoints.series) for one in condition.analyses if one.input == "checkpoints"}
@@ -143,10 +157,13 @@ def _analyse(
 
 
 def _analyse_steps(
-    condition: Condition, checkpoints: SeedCheckpoints, progress: Callable[[int, int, float], None]
+    condition: Condition,
+    checkpoints: SeedCheckpoints,
+    steps: Sequence[int],
+    progress: Callable[[int, int, float], None],
 ) -> dict[str, xr.Dataset]:
     """Run the analyses of single checkpoints at each of their steps; results have the axis ``step``."""
-    steps, decode_token = checkpoints.training.checkpoint_steps, checkpoints.task.decode_token
+    decode_token = checkpoints.task.decode_token
     per_step = [one for one in condition.analyses if one.input != "checkpoints"]
     by_analysis: dict[str, list[xr.Dataset]] = {one.name: [] for one in per_step}
     for done, step in enumerate(steps, start=1):

@@ -13,6 +13,7 @@ import xarray as xr
 from mesascope.checksums import VERDICTS_HINT, read_verdict_rows
 from mesascope.runner._callbacks import Executor, ProgressCallback
 from mesascope.runner._description import describe_run
+from mesascope.runner._dry_run import check_readings
 from mesascope.runner._jobs import (
     SimulationJob,
     TrainingJob,
@@ -22,16 +23,27 @@ from mesascope.runner._jobs import (
     run_job,
     train_seed_group,
 )
+from mesascope.runner._preflight import check_models
 from mesascope.runner._results import gather_conditions, gather_simulations, load_finished_results
 from mesascope.store import Run, RunError
 from mesascope.studies.base import SCALES, Study
-from mesascope.studies.cell_names import format_cell, parse_cell, split_reference
+from mesascope.studies.cell_names import Cell, format_cell, parse_cell, split_reference
 from mesascope.studies.cells import CELLS_FOLDER
 from mesascope.studies.registry import load_study
 from mesascope.studies.verdicts import Verdict, judge_claims
 from mesascope.train.population import unsupported_reason
 
 POPULATION_DEVICES = ("cuda",)  # device types on which the seeds of a condition are trained as one program
+
+
+@dataclass(frozen=True, kw_only=True)
+class _CellStudy:
+    """A study in one cell of its factors."""
+
+    name: str
+    levels: Cell
+    study: Study
+    is_own: bool  # the study's own setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +95,21 @@ def run_study(
     replicates = study.select_seeds(scale, seeds)
     if not replicates:
         raise ValueError(f"seeds must be 1 or more, but got {seeds}; pass the number of models to train")
-    cell_names = list(map(format_cell, study.list_cells(scale, varied)))
+    cell_studies = [_select_cell(study, cell, scale) for cell in study.list_cells(scale, varied)]
+    cell_paths = [path if one.is_own else path / CELLS_FOLDER / one.name for one in cell_studies]
+    for one, cell_path in zip(cell_studies, cell_paths, strict=True):
+        if not (cell_path / "run.json").exists():  # a resumed run has been checked
+            label = _label_cell(name, study, one)
+            check_models(one.study, scale, label)
+            if scale != "smoke":  # which itself takes seconds
+                check_readings(one.study, scale, label)
     with ExitStack() as stack:
         cells = []
-        for cell in cell_names:
-            cells.append(_open_cell(study, name, cell, path, scale, replicates))
-            stack.enter_context(cells[-1].run.exclusive_lock())
+        for one, cell_path in zip(cell_studies, cell_paths, strict=True):
+            run = Run.create(cell_path, describe_run(one.study, scale, replicates))
+            reference = name if one.is_own else f"{name}[{one.name}]"
+            cells.append(_CellRun(reference=reference, study=one.study, run=run))
+            stack.enter_context(run.exclusive_lock())
         _run_cells(cells, scale, replicates, device, executor, progress)
     return cells[0].run
 
@@ -99,12 +120,21 @@ def _load_at_scale(name: str, scale: str) -> Study:
     return load_study(base).at_cell(parse_cell(cell), scale) if cell else load_study(name)
 
 
-def _open_cell(study: Study, name: str, cell: str, path: Path, scale: str, seeds: Sequence[int]) -> _CellRun:
-    """Create or resume the run of one cell; that of the study's own setting is the directory itself."""
-    own = cell in ("", study.cell)
-    cell_study = study if own else study.at_cell(parse_cell(cell), scale)
-    run = Run.create(path if own else path / CELLS_FOLDER / cell, describe_run(cell_study, scale, seeds))
-    return _CellRun(reference=name if own else f"{name}[{cell}]", study=cell_study, run=run)
+def _select_cell(study: Study, cell: Cell, scale: str) -> _CellStudy:
+    """Return the study in a cell; the study itself in its own setting."""
+    name = format_cell(cell)
+    is_own = name in ("", study.cell)
+    return _CellStudy(name=name, levels=cell, study=study if is_own else study.at_cell(cell, scale), is_own=is_own)
+
+
+def _label_cell(name: str, study: Study, cell: _CellStudy) -> str:
+    """Return what messages call the study in a cell: its name, and the levels and values that a user chose."""
+    settings = split_reference(name)[1]
+    own = parse_cell(study.cell) if study.factors else {}
+    levels = format_cell({factor: level for factor, level in cell.levels.items() if own.get(factor) != level})
+    changed = ",".join(filter(None, [settings, levels]))
+    base = study.name.partition("[")[0]
+    return f"{base} with {changed}" if changed else base
 
 
 def _run_cells(

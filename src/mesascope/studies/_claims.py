@@ -1,11 +1,15 @@
 """Claims of a study, and the quantities that decide them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import xarray as xr
+
+from mesascope.argument_types import validate_fields, validate_type
+from mesascope.studies._validation import SCALES
 
 Results = Mapping[str, xr.Dataset]
 Direction = Literal["above", "below"]
@@ -61,6 +65,11 @@ class Requirement:
     value: Quantity
     threshold: float
     direction: Direction
+
+    def __post_init__(self) -> None:
+        """Refuse a requirement that could not be decided."""
+        with _name_owner(f"the requirement {self.statement!r}"):
+            validate_fields(self)
 
     def is_met(self, results: Results) -> bool:
         """Return whether the condition holds for a run.
@@ -120,6 +129,16 @@ class Claim:
 
     def __post_init__(self) -> None:
         """Refuse a claim that could not be judged."""
+        with _name_owner(f"the claim {self.name!r}"):
+            validate_fields(self)
+            for requirement in self.requirements:
+                validate_type("an element of requirements", requirement, Requirement)
+        unknown = [scale for scale in self.scales if scale not in SCALES]
+        if unknown or not self.scales:
+            raise ValueError(
+                f"the claim {self.name!r} must name scales among {', '.join(SCALES)}, but got "
+                f"{repr(unknown[0]) if unknown else 'none'}"
+            )
         if self.margin < 0:
             raise ValueError(f"a margin must be 0 or more, but that of {self.name!r} is {self.margin:g}")
         if self.existence and (self.direction != "above" or self.threshold is not None or not 0 < self.margin < 1):
@@ -145,3 +164,12 @@ def select_untrained(array: xr.DataArray) -> xr.DataArray:
         array: values with the axis ``step``.
     """
     return array.sel(step=0, drop=True)
+
+
+@contextmanager
+def _name_owner(owner: str) -> Iterator[None]:
+    """Begin the message of a ValueError inside the context with what it is about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{owner} is invalid: {error}") from error

@@ -177,6 +177,26 @@ class Task(ABC):
         """
         return self
 
+    def sample_unprepared(self, n: int, generator: torch.Generator) -> Batch:
+        """Draw sequences of the shape and range of those of `sample`, before `prepare` was called.
+
+        A run checks with them that a model fits the task, before it writes anything. By default they are those of
+        `sample`. Override it in a task with `prepare`, which else is checked only when training begins.
+
+        Args:
+            n: number of sequences.
+            generator: source of randomness.
+
+        Returns:
+            The batch of sequences.
+
+        Raises:
+            NotImplementedError: the task has `prepare`, but not this method.
+        """
+        if type(self).prepare is not Task.prepare:
+            raise NotImplementedError(f"{type(self).__name__} must be prepared before it is sampled")
+        return self.sample(n, generator)
+
 
 def training_loss(task: Task, prediction: Float[Tensor, "batch pos d_out"], batch: Batch) -> Float[Tensor, ""]:
     """Compute the training loss: the weighted mean of the task's loss over scored positions.

@@ -163,6 +163,11 @@ class TextTask(Task):
             log(notice)
         return task
 
+    def sample_unprepared(self, n: int, generator: torch.Generator) -> Batch:
+        """Draw random tokens below `vocab_size` in the shape of windows, without reading the text."""
+        tokens = torch.randint(self.vocab_size, (n, self.length + 1), generator=generator)
+        return Batch(inputs=tokens[:, :-1], targets=tokens[:, 1:], weight=torch.ones(n, self.length))
+
     def _save_text(self, cache_dir: Path) -> None:
         tokenized = _tokenize_source(self)
         tokenized.check_length(self.length)

@@ -11,12 +11,14 @@ from mesascope.analyses.base import Analysis
 from mesascope.axes import AXES
 from mesascope.ground_truth.detections import require
 from mesascope.models.load import find_decoder_class
+from mesascope.runner import StudyInvalid, check_models, dry_run
 from mesascope.studies.base import SCALES, Claim, Study
 from mesascope.studies.toy_model import ToyModel
 from mesascope.studies.verdicts import SUPPORTED, judge
 from mesascope.tasks.base import Batch, Task, training_loss
 
 NUM_SEQUENCES = 32
+DRY_SCALE = "smoke"
 
 
 def check_task(task: Task) -> None:
@@ -96,16 +98,29 @@ def check_toy_model(model: ToyModel, seeded: bool = True) -> xr.Dataset:
     return first
 
 
-def check_study(study: Study, results: dict[str, xr.Dataset]) -> None:
-    """Check that a study's models fit its tasks, and that each claim has one number per seed and can fail.
+def check_study(study: Study, results: dict[str, xr.Dataset] | None = None) -> None:
+    """Check that a study's models fit its tasks, that its analyses run, and that its claims can be read and can fail.
+
+    Without results, nothing is trained: every analysis runs at smoke scale on untrained models of 2 seeds, with two
+    checkpoints and few sequences, and the quantities of every claim and requirement are read from what they return. A
+    condition that records its training history takes two updates, because its analyses need them.
 
     Args:
         study: the study.
-        results: results of its analyses by name, from a run at any scale.
+        results: results of its analyses by name, from a run at any scale; those of untrained models by default.
 
     Raises:
-        AssertionError: a condition does not hold.
+        AssertionError: a condition does not hold; the message is one line. Where a claim reads what the results do not
+            have, it names the claim, the quantity and the valid labels.
+
+    >>> from mesascope.studies import registry
+    >>> check_study(registry.load_study("gradient-descent"))
     """
+    try:
+        check_models(study, DRY_SCALE, study.name)
+        results = dry_run(study, DRY_SCALE, study.name) if results is None else results
+    except StudyInvalid as error:
+        raise AssertionError(str(error)) from error
     for condition in study.conditions:
         check_task(condition.task)
         batch = _sample_batch(condition.task, 0)

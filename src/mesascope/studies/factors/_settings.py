@@ -87,12 +87,24 @@ def apply_levels(
     """
     changed = []
     for condition in conditions:
-        levels = [level for factor, level in chosen if condition.name in factor.conditions]
-        for level in levels:
-            condition = condition if isinstance(level, SettingLevel) else level.apply(condition)
-        settings = [level for level in levels if isinstance(level, SettingLevel)]
+        settings = []
+        for factor, level in chosen:
+            if condition.name in factor.conditions:
+                if isinstance(level, SettingLevel):
+                    settings.append(level)
+                else:
+                    condition = _apply_level(condition, factor, level)
         changed.append(_apply_settings(condition, settings, scale) if settings else condition)
     return changed
+
+
+def _apply_level(condition: "Condition", factor: Factor, level: Level) -> "Condition":
+    """Return a condition at the level of a factor; a ValueError names both."""
+    try:
+        return level.apply(condition)
+    except (ValueError, TypeError) as error:
+        owner = f"the condition {condition.name!r}" if condition.name else "the main condition"
+        raise ValueError(f"{factor.name}={level.name} must be valid for {owner}, but is not: {error}") from error
 
 
 def drop_own_values(cell: Cell) -> Cell:

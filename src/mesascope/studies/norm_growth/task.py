@@ -28,11 +28,11 @@ class ShuffledTargets(Task):
 
     def sample(self, n: int, generator: torch.Generator) -> Batch:
         """Draw ``n`` sequences, then a permutation of their targets."""
-        batch = self.task.sample(n, generator)
-        num_targets = batch.weight.numel()
-        order = torch.randperm(num_targets, generator=generator)
-        targets = batch.targets.flatten(0, 1)[order].unflatten(0, batch.weight.shape)
-        return replace(batch, targets=targets)
+        return _shuffle_targets(self.task.sample(n, generator), generator)
+
+    def sample_unprepared(self, n: int, generator: torch.Generator) -> Batch:
+        """Draw sequences of the unprepared other task, then a permutation of their targets."""
+        return _shuffle_targets(self.task.sample_unprepared(n, generator), generator)
 
     def loss(self, prediction: Float[Tensor, "batch pos d_out"], batch: Batch) -> Float[Tensor, "batch pos"]:
         """Compute the loss of the other task."""
@@ -58,3 +58,9 @@ class ShuffledTargets(Task):
     def prepare(self, cache_dir: Path, log: Callable[[str], None]) -> "ShuffledTargets":
         """Prepare the other task."""
         return replace(self, task=self.task.prepare(cache_dir, log))
+
+
+def _shuffle_targets(batch: Batch, generator: torch.Generator) -> Batch:
+    order = torch.randperm(batch.weight.numel(), generator=generator)
+    targets = batch.targets.flatten(0, 1)[order].unflatten(0, batch.weight.shape)
+    return replace(batch, targets=targets)
