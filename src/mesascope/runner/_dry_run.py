@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NoReturn
 
 import torch
 import xarray as xr
@@ -343,5 +344,5 @@ def _silence_warnings() -> Iterator[None]:
         yield
 
 
-def _refuse_history(step: int) -> None:
+def _refuse_history(step: int) -> NoReturn:
     raise ValueError("the training history must be recorded; set TrainingConfig(history=True)")
