@@ -13,6 +13,7 @@ import pytest
 
 from commands import call
 from mesascope import cli
+from mesascope.store import Run
 from mesascope.studies import registry
 from mesascope.studies.published import list_statuses, load_published
 
@@ -178,12 +179,12 @@ def test_an_output_that_cannot_be_written_is_refused(command):
 
 
 def test_another_studys_run_is_refused_and_left_alone(command, tmp_path):
-    record = {"study": "other", "title": "t", "scale": "smoke", "seeds": [0]}
-    (tmp_path / "run.json").write_text(json.dumps(record))
-    code, _, err = command("run", "affine", "--scale", "smoke", "--out", tmp_path)
+    path = Run.create(tmp_path / "run", {"study": "other", "title": "t", "scale": "smoke", "seeds": [0]}).path
+    before = (path / "run.json").read_bytes()
+    code, _, err = command("run", "affine", "--scale", "smoke", "--out", path)
     assert (code, err.count("\n")) == (2, 1)
     assert "must be empty or hold the same run" in err
-    assert json.loads((tmp_path / "run.json").read_text()) == record
+    assert (path / "run.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("words", [["run", "affine", "--scale", "smoke", "--out"], ["report"]])
