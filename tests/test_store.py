@@ -481,5 +481,7 @@ def test_an_interrupt_waits_until_a_result_is_written(number: signal.Signals, tm
 def test_a_record_that_was_replaced_by_another_file_is_named(tmp_path):
     path = Run.create(tmp_path / "run", {"study": "mine"}).path
     (path / "run.json").write_text('{"architectures": ["Decoder"], "activation": "gelu"}')
-    with pytest.raises(RunError, match=r"run\.json must have a checksum to be resumed, but was .* replaced; choose"):
+    with pytest.raises(
+        RunError, match=r"run\.json must have a checksum to be resumed, but was .* replaced; restore it"
+    ):
         Run.create(path, {"study": "mine"})

@@ -10,7 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from mesascope.argument_types import validate_arguments
-from mesascope.checksums import FORMAT, read_run_record, read_verdict_rows
+from mesascope.checksums import FORMAT, RESTORE_HINT, read_run_record, read_verdict_rows
 from mesascope.store._files import (
     HOLDER_FILE,
     LOCK_FILE,
@@ -69,7 +69,7 @@ class Run(RunModels, RunResults, Summarised):
         if not run.has_checksums:
             raise RunError(
                 f"{path / 'run.json'} must have a checksum to be resumed, but was written by an older version without "
-                "one, or replaced; choose another directory, or delete this one"
+                f"one, or replaced; {RESTORE_HINT}"
             )
         _check_same_description(path, run.description, requested)
         return {**run.record, **requested}
