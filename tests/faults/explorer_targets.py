@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import mesascope
 from faults.call_targets import Target
-from faults.small_study import STUDY
+from faults.small_study import load_small_study
 from mesascope.explorer import ExploredModel, create_app, explore_model
 from mesascope.explorer.requests import VIEWS, answer_request
 from small_tokenizers import make_sentencepiece
@@ -64,10 +64,8 @@ def ask(subject: ExploredModel, name: str, arguments: dict[str, Any]) -> Any:
 
 def build_export_targets(folder: Path) -> dict[str, Target]:
     """Return the functions that take a finished run; what they write is below a folder."""
-    names: dict[str, Any] = {}
-    exec(STUDY, names)
     path = folder / "exported"
-    run = mesascope.run(names["STUDY"], scale="smoke", seeds=1, out=path, device="cpu", quiet=True)
+    run = mesascope.run(load_small_study(), scale="smoke", seeds=1, out=path, device="cpu", quiet=True)
 
     return {
         "figures": Target(function=mesascope.figures, arguments={"run": run}),

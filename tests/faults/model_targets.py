@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, T5Config, T5ForConditionalGeneration
 
 import mesascope
 from faults.call_targets import SHAPE, Target, build_analysis, limit_count, limit_counts
-from faults.small_study import STUDY
+from faults.small_study import load_small_study
 from mesascope import analyses, interventions
 from mesascope.activations import wrap
 from mesascope.models.encoder_decoder.config import EncoderDecoderConfig
@@ -168,9 +168,7 @@ def build_encoder_decoder_targets(words: torch.Tensor) -> dict[str, Target]:
 
 def build_run_targets(folder: Path) -> dict[str, Target]:
     """Return `mesascope.run` for a study that trains in a second, with settings; runs are below a folder."""
-    names: dict[str, Any] = {}
-    exec(STUDY, names)
-    study = replace(names["STUDY"], seeds=dict.fromkeys(SCALES, 1))
+    study = replace(load_small_study(), seeds=dict.fromkeys(SCALES, 1))
 
     def run(seeds: Any = 1, **arguments: Any) -> None:
         mesascope.run(seeds=limit_count("seeds", seeds), out=mkdtemp(dir=folder), device="cpu", quiet=True, **arguments)

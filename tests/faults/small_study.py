@@ -2,8 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import xarray as xr
+
+from mesascope.studies.base import Study
 
 STUDY = """
 from dataclasses import replace
@@ -58,6 +61,13 @@ STUDY = Study(
     minutes=dict.fromkeys(SCALES, 1.0),
 )
 """
+
+
+def load_small_study() -> Study:
+    """The study as a value."""
+    names: dict[str, Any] = {}
+    exec(STUDY, names)
+    return names["STUDY"]
 
 
 def same_json(first: Path, second: Path) -> bool:

@@ -4,6 +4,7 @@ import torch
 
 from mesascope.models.encoder_decoder.config import EncoderDecoderConfig
 from mesascope.models.encoder_decoder.model import EncoderDecoder
+from mesascope.studies.syntactic_transformations.study import make_encoder_decoder
 from mesascope.tasks.base import Batch
 from mesascope.tasks.syntax.transformations import SyntacticTransformations
 
@@ -70,17 +71,4 @@ def sample_sentences(n: int = 200) -> Batch:
 def make_random_model() -> EncoderDecoder:
     """A small model with random weights, in which a rule is the sum of two vectors."""
     torch.manual_seed(0)
-    parts: dict[str, int] = {}
-    token_parts = [[parts.setdefault(part, len(parts)) for part in text.split(":")] for text in TASK.texts]
-    config = EncoderDecoderConfig(
-        vocab_size=TASK.vocab_size,
-        source_length=TASK.source_length,
-        num_encoder_layers=1,
-        num_hidden_layers=1,
-        hidden_size=16,
-        num_attention_heads=2,
-        intermediate_size=32,
-        pad_token_id=0,
-        token_parts=token_parts,
-    )
-    return EncoderDecoder(config).eval()
+    return EncoderDecoder(make_encoder_decoder(TASK, layers=1, width=16, heads=2)).eval()
