@@ -285,14 +285,15 @@ def _summarize_result(result: ResultFile) -> dict[str, Any]:
 
 
 @cache
-def load_template(name: str) -> Template:
+def load_template(name: str, package: str = "mesascope.report") -> Template:
     """Return a template, which escapes everything that is not marked as safe.
 
     Args:
         name: the file in the folder ``assets``.
+        package: the package with this folder.
     """
     environment = Environment(
-        loader=PackageLoader("mesascope.report", "assets"),
+        loader=PackageLoader(package, "assets"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -302,13 +303,14 @@ def load_template(name: str) -> Template:
     return environment.get_template(name)
 
 
-def read_asset(name: str) -> str:
+def read_asset(name: str, package: str = "mesascope.report") -> str:
     """Return the text of a file in the folder ``assets``.
 
     Args:
         name: its path in the folder.
+        package: the package with this folder.
     """
-    return files("mesascope.report").joinpath("assets", *name.split("/")).read_text(encoding="utf-8")
+    return files(package).joinpath("assets", *name.split("/")).read_text(encoding="utf-8")
 
 
 @cache
