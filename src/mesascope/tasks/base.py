@@ -1,5 +1,6 @@
 """Tasks and batches: data-generating processes and their baseline predictors."""
 
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -196,6 +197,18 @@ class Task(ABC):
         if type(self).prepare is not Task.prepare:
             raise NotImplementedError(f"{type(self).__name__} must be prepared before it is sampled")
         return self.sample(n, generator)
+
+
+def seed_by_batch(batch: Batch) -> torch.Generator:
+    """Return a generator whose seed follows from the inputs of a batch.
+
+    Analyses draw further sequences with it. Every training replicate has its own held-out batch, and so its own further
+    sequences.
+
+    Args:
+        batch: the batch.
+    """
+    return torch.Generator().manual_seed(zlib.crc32(batch.inputs.cpu().contiguous().numpy().tobytes()))
 
 
 def training_loss(task: Task, prediction: Float[Tensor, "batch pos d_out"], batch: Batch) -> Float[Tensor, ""]:

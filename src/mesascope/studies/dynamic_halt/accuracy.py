@@ -1,6 +1,5 @@
 """Accuracy of answers over training, and on shifted distributions at its end."""
 
-import zlib
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -15,7 +14,7 @@ from mesascope.axes import to_data_array
 from mesascope.statistics import ratio_of_sums
 from mesascope.studies.dynamic_halt.answers import find_correct, score_baselines
 from mesascope.studies.dynamic_halt.shifts import TRAINING, list_distributions
-from mesascope.tasks.base import Batch, Task
+from mesascope.tasks.base import Batch, Task, seed_by_batch
 
 MODEL = "model"
 DESCRIPTION = "fraction of sequences whose last answer is right"
@@ -77,7 +76,7 @@ def shifted_answer_accuracy(model: PreTrainedModel, task: Task, batch: Batch) ->
     Returns:
         ``accuracy`` by distribution and predictor, each on as many sequences as the batch has, with its standard error.
     """
-    generator = torch.Generator().manual_seed(zlib.crc32(batch.inputs.cpu().contiguous().numpy().tobytes()))
+    generator = seed_by_batch(batch)
     distributions = list_distributions(task)
     scores = []
     for name, shifted in distributions.items():

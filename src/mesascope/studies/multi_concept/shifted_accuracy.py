@@ -1,7 +1,6 @@
 """Accuracy of a decoder on shifted prompts, with its own attention and with uniform attention."""
 
 import warnings
-import zlib
 from collections.abc import Sequence
 
 import torch
@@ -14,7 +13,7 @@ from mesascope.activations import Edit, EditHadNoEffect, capture
 from mesascope.analyses.base import analysis
 from mesascope.axes import to_data_array
 from mesascope.studies.multi_concept.task import NEAREST, SWAPPED_LABELS, TRAINING_PROMPTS, ConceptPrompts
-from mesascope.tasks.base import Batch, Task
+from mesascope.tasks.base import Batch, Task, seed_by_batch
 
 INTACT, UNIFORM = "intact", "uniform attention"
 PREDICTORS = [INTACT, UNIFORM, NEAREST]
@@ -51,7 +50,7 @@ def shifted_accuracy(model: PreTrainedModel, task: Task, batch: Batch) -> xr.Dat
     """
     if not isinstance(task, ConceptPrompts):
         raise ValueError(f"shifted_accuracy needs a task of concept prompts, but {type(task).__name__} is not one")
-    generator = torch.Generator().manual_seed(zlib.crc32(batch.inputs.cpu().contiguous().numpy().tobytes()))
+    generator = seed_by_batch(batch)
     tasks = {TRAINING_PROMPTS: task, **task.distribution_shifts(), SWAPPED_LABELS: task.with_swapped_labels()}
     prompts, device = PROMPTS_PER_SEQUENCE * len(batch), batch.inputs.device
     accuracy = [_measure_accuracy(model, one, prompts, generator, device) for one in tasks.values()]

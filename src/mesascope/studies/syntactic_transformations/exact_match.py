@@ -1,6 +1,5 @@
 """Exact match of outputs, with a prefix in place of the rules and with edits."""
 
-import zlib
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +9,7 @@ from transformers import PreTrainedModel
 
 from mesascope.activations import Edit, UnsupportedModel, capture
 from mesascope.models.encoder_decoder.model import EncoderDecoder
-from mesascope.tasks.base import Batch, Task
+from mesascope.tasks.base import Batch, Task, seed_by_batch
 from mesascope.tasks.syntax.transformations import SyntacticTransformations
 
 CHUNK = 256  # sequences of a forward pass
@@ -71,8 +70,7 @@ def sample_seen_pairs(task: SyntacticTransformations, batch: Batch) -> Batch:
     Returns:
         the drawn sequences, on the device of the held-out ones.
     """
-    seed = zlib.crc32(batch.inputs.cpu().contiguous().numpy().tobytes())
-    return task.sample(len(batch), torch.Generator().manual_seed(seed)).to(batch.inputs.device)
+    return task.sample(len(batch), seed_by_batch(batch)).to(batch.inputs.device)
 
 
 def find_slots(task: SyntacticTransformations, batch: Batch) -> Int[Tensor, "batch source"]:

@@ -1,7 +1,5 @@
 """Transfer from few examples of a composition of rules, and what a tuned prefix has in common with rules."""
 
-import zlib
-
 import torch
 import xarray as xr
 from transformers import PreTrainedModel
@@ -26,7 +24,7 @@ from mesascope.studies.syntactic_transformations.prefix_tuning import (
     tune_prefix,
 )
 from mesascope.studies.syntactic_transformations.rule_lookup import find_lookup_heads
-from mesascope.tasks.base import Batch, Task
+from mesascope.tasks.base import Batch, Task, seed_by_batch
 
 TUNED, SCRATCH, RANDOM, RULES = "tuned prefix", "trained from scratch", "random prefix", "rules given"
 SHUFFLED = "rules of the table shuffled"
@@ -81,7 +79,7 @@ def prefix_transfer(
     if not task.held_out_rules:
         raise ValueError("the task must have rules that are held out together, but has none; set held_out_rules")
     rules, pairs, table = task.composition, list_rules(task), embed_rules(model, task)
-    drawing = torch.Generator().manual_seed(zlib.crc32(batch.inputs.cpu().contiguous().numpy().tobytes()))
+    drawing = seed_by_batch(batch)
     few, test = (task.sample_with_rules(rules, n, drawing).to(batch.inputs.device) for n in (examples, sequences))
     prefix = tune_prefix(model, task, few, tuning_steps)
     generator = torch.Generator().manual_seed(seed)
