@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 # arguments whose functions say more: what to pass in place of a wrapper, or an example
 _VALIDATED_BY_FUNCTION = {"model", "inputs", "layers", "queries", "attention_mask"}
 MIN_INTEGER, MAX_INTEGER = -(2**63), 2**63 - 1  # what a tensor can hold
+# errors that a user's function raises if it does not fit its arguments
+CODE_ERRORS = (RuntimeError, TypeError, LookupError, AttributeError, NotImplementedError)
 MAX_SHOWN = 80  # characters of a value in a message
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -169,6 +171,19 @@ def describe_value(value: object) -> str:
         repr(value) if isinstance(value, str | bytes | Real | type(None)) else f"an instance of {type(value).__name__}"
     )
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+
+
+def summarize_error(error: Exception) -> str:
+    """Return the class of an error and the first line of its message.
+
+    Args:
+        error: The error.
+
+    >>> summarize_error(KeyError("z"))
+    "KeyError: 'z'"
+    """
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _validate_value(name: str, value: object, check: _Check, hint: Any) -> None:

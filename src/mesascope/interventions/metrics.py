@@ -13,7 +13,7 @@ from mesascope.activations.padding.masks import (
     select_last_position,
     validate_accepts_mask,
 )
-from mesascope.argument_types import describe_value, validate_arguments
+from mesascope.argument_types import CODE_ERRORS, describe_value, summarize_error, validate_arguments
 from mesascope.tasks.base import Batch, Task
 
 OutputValues = Float[Tensor, "batch predicted d_out"]
@@ -80,11 +80,10 @@ class Metric:
             return self.fn(output, **mask)
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, TypeError, LookupError, AttributeError, NotImplementedError) as error:
-            reason = (str(error).splitlines() or [""])[0]
+        except CODE_ERRORS as error:
             raise ValueError(
                 f"a metric must accept outputs of shape {tuple(output.shape)}, but {self.name} raised "
-                f"{type(error).__name__}: {reason}"
+                f"{summarize_error(error)}"
             ) from error
 
 

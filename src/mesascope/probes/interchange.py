@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mesascope.activations import BatchedEdits, Capture, Edit, InputsLike, capture
-from mesascope.argument_types import validate_arguments
+from mesascope.argument_types import CODE_ERRORS, summarize_error, validate_arguments
 from mesascope.axes import to_data_array
 from mesascope.interventions.edits import IndexByAxis
 from mesascope.interventions.run_inputs import prepare_pair
@@ -161,11 +161,9 @@ class _LabelReader:
             return self._predict(output)
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, TypeError, LookupError, AttributeError, NotImplementedError) as error:
-            reason = (str(error).splitlines() or [""])[0]
+        except CODE_ERRORS as error:
             raise ValueError(
-                f"predict must accept outputs of shape {tuple(output.shape)}, but raised "
-                f"{type(error).__name__}: {reason}"
+                f"predict must accept outputs of shape {tuple(output.shape)}, but raised {summarize_error(error)}"
             ) from error
 
 

@@ -12,12 +12,13 @@ from typing import NoReturn
 import torch
 import xarray as xr
 
+from mesascope.argument_types import summarize_error
 from mesascope.models.load import find_decoder_class
 from mesascope.models.transformer import Decoder
 from mesascope.runner._checkpoints import SeedCheckpoints, open_checkpoints
 from mesascope.runner._evaluation import draw_evaluation_batches
 from mesascope.runner._jobs import analyse_checkpoints
-from mesascope.runner._preflight import CHECK_SEED, StudyInvalid, format_error, is_quick, label_condition
+from mesascope.runner._preflight import CHECK_SEED, StudyInvalid, is_quick, label_condition
 from mesascope.store import Run
 from mesascope.studies.base import Condition, Quantity, Study
 from mesascope.studies.verdicts import judge
@@ -171,7 +172,7 @@ def simulate_toy_models(study: Study, scale: str, label: str) -> dict[str, xr.Da
                 by_seed = [simulation.scales[scale].simulate(seed) for seed in range(NUM_SIMULATED_SEEDS)]
         except Exception as error:
             raise StudyInvalid(
-                f"{label}: the simulation {simulation.name} must run, but fails with {format_error(error)}; correct "
+                f"{label}: the simulation {simulation.name} must run, but fails with {summarize_error(error)}; correct "
                 "its toy model"
             ) from error
         results[simulation.name] = _concat_seeds(study, scale, by_seed)
@@ -211,7 +212,7 @@ def _check_quantity(quantity: Quantity, name: str, results: DryResults) -> None:
         raise
     except Exception as error:
         raise StudyInvalid(
-            f"{name} must be readable from the results, but fails with {format_error(error)}; "
+            f"{name} must be readable from the results, but fails with {summarize_error(error)}; "
             f"{_describe_labels(results, str(error))}"
         ) from error
 
@@ -242,7 +243,7 @@ def _analyse_all_sequences(
     except Exception as error:
         raise StudyInvalid(
             f"{where}: the analysis {condition.analyses[0].name} must run on the model and the task, but fails with "
-            f"{format_error(error)}; correct its sites and options, or leave it out"
+            f"{summarize_error(error)}; correct its sites and options, or leave it out"
         ) from error
 
 

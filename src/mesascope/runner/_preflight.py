@@ -3,6 +3,7 @@
 import torch
 
 from mesascope.activations import get_site
+from mesascope.argument_types import summarize_error
 from mesascope.models.config import DecoderConfig
 from mesascope.models.load import find_decoder_class
 from mesascope.models.recurrent.config import RecurrentConfig
@@ -92,7 +93,7 @@ def _check_model(task: Task, config: DecoderConfig, dtype: torch.dtype, where: s
         return  # known only when the task is prepared
     except Exception as error:
         raise StudyInvalid(
-            f"{where}: the task must sample sequences, but {type(task).__name__} fails with {format_error(error)}; "
+            f"{where}: the task must sample sequences, but {type(task).__name__} fails with {summarize_error(error)}; "
             "change the fields of the task"
         ) from error
     problem = _find_problem(task, config, batch)
@@ -164,7 +165,7 @@ def _run_forward(task: Task, config: DecoderConfig, batch: Batch, where: str) ->
     except Exception as error:
         raise StudyInvalid(
             f"{where}: the untrained model must have a loss on sequences of the task, but the forward pass fails with "
-            f"{format_error(error)}; change the fields of the task or the model"
+            f"{summarize_error(error)}; change the fields of the task or the model"
         ) from error
     if loss.shape != batch.weight.shape:
         raise StudyInvalid(
@@ -176,16 +177,6 @@ def _run_forward(task: Task, config: DecoderConfig, batch: Batch, where: str) ->
             f"{where}: the loss of the untrained model must be finite, but is {value}; change its initialisation, or "
             "let some positions have a weight above 0"
         )
-
-
-def format_error(error: Exception) -> str:
-    """Return the class of an error and the first line of its message.
-
-    Args:
-        error: The error.
-    """
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _sample_unprepared(task: Task, n: int) -> Batch:

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from mesascope.activations.sites import UnsupportedModel
-from mesascope.argument_types import describe_value
+from mesascope.argument_types import CODE_ERRORS, describe_value, summarize_error
 
 ForwardFn = Callable[..., Any]
 UntrainedFn = Callable[[int], nn.Module]
@@ -94,13 +94,12 @@ class WrappedModule(PreTrainedModel):
             return self.forward_fn(self.module, inputs, **mask)
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, TypeError, LookupError, AttributeError, NotImplementedError) as error:
+        except CODE_ERRORS as error:
             if type(error).__module__.startswith("mesascope."):
                 raise
-            reason = (str(error).splitlines() or [""])[0]
             raise UnsupportedModel(
                 f"the wrapped {type(self.module).__name__} must accept its inputs, here {describe_value(inputs)}, but "
-                f"raised {type(error).__name__}: {reason}; pass forward= to wrap, a function from the module and the "
+                f"raised {summarize_error(error)}; pass forward= to wrap, a function from the module and the "
                 "inputs to its outputs"
             ) from error
 
