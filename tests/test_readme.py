@@ -2,20 +2,15 @@
 
 import re
 import runpy
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from mesascope import cli
 from pages import blocks
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-EXPORTS = ROOT / "docs" / "exports.md"  # its code needs the run that the commands of the README make
-WITH_COMMANDS = {"circuit-tutorial.md", EXPORTS.name}  # test_circuit_tutorial.py runs the code of the first
+WITH_COMMANDS = {"circuit-tutorial.md", "exports.md"}  # test_circuit_tutorial.py and test_end_to_end.py run theirs
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name not in WITH_COMMANDS], ids=lambda page: page.name)
@@ -23,27 +18,6 @@ def test_python_in_the_docs_runs(page):
     space: dict[str, object] = {}
     for block in blocks(page, "python"):
         exec(compile(block, str(page), "exec"), space)
-
-
-@pytest.mark.needs_chromium
-def test_commands_in_the_readme_work(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    commands = [line.split("#")[0] for block in blocks(ROOT / "README.md", "console") for line in block.splitlines()]
-    assert len(commands) >= 8
-    for command in commands:
-        words = shlex.split(command)
-        if words[0] == "make":
-            done = subprocess.run(["make", "-n", "-C", str(ROOT), *words[1:]], capture_output=True, check=False)
-            assert done.returncode == 0, command
-            continue
-        monkeypatch.setattr(sys, "argv", words)
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        assert not stop.value.code, (command, capsys.readouterr().err)
-    space: dict[str, object] = {}
-    for block in blocks(EXPORTS, "python"):
-        exec(compile(block, str(EXPORTS), "exec"), space)
-    assert Path("error.pdf").read_bytes().startswith(b"%PDF")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
