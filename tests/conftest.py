@@ -1,6 +1,6 @@
 """Strict by default: every test checks the shapes of arrays, and every warning is an error (pyproject.toml).
 
-Shapes are checked in the first calls of every function within a test, and in few of the later ones.
+Shapes are checked in the first two calls of every function within a test, and in few of the later ones.
 """
 
 import gc
@@ -60,23 +60,28 @@ def check_shapes(wrap: Any) -> Any:
         hints = [hint for one in inside if one for hint in getattr(one, "__annotations__", {}).values()]
         if not speaks_of_arrays(hints):
             return what
-        checked = wrap(what, **options)
-        return check_first_calls(what, checked) if inspect.isfunction(what) else checked
+        return check_first_calls(what, partial(wrap, **options)) if inspect.isfunction(what) else wrap(what, **options)
 
     return jaxtyped
 
 
-def check_first_calls(function: Callable[..., Any], checked: Callable[..., Any]) -> Callable[..., Any]:
-    """The checked function in its first calls within each test, and then in few: loops need not be checked anew."""
-    test, calls = 0, 0
+def check_first_calls(function: Callable[..., Any], wrap: Callable[..., Any]) -> Callable[..., Any]:
+    """The checked function in its first two calls within each test, and then in few: loops need not be checked anew.
+
+    Its check is built when it is first called.
+    """
+    test, calls, checked = 0, 0, None
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        nonlocal test, calls
+        nonlocal test, calls, checked
         calls = 1 if test != CURRENT.test else calls + 1
         test = CURRENT.test
-        chosen = checked if calls <= CHECKED_CALLS or calls % CHECKED_EVERY == 0 else function
-        return chosen(*args, **kwargs)
+        if calls > CHECKED_CALLS and calls % CHECKED_EVERY:
+            return function(*args, **kwargs)
+        if checked is None:
+            checked = wrap(function)
+        return checked(*args, **kwargs)
 
     return call
 
@@ -89,7 +94,7 @@ class Current:
 
 
 CURRENT = Current()
-CHECKED_CALLS, CHECKED_EVERY = 8, 64
+CHECKED_CALLS, CHECKED_EVERY = 2, 64
 
 
 def pytest_runtest_setup() -> None:

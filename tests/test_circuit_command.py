@@ -165,7 +165,7 @@ def write_prompts(file: Path, *changed: dict[str, object]) -> Path:
     return file
 
 
-@pytest.mark.parametrize("ablation", ["mean", "resample"])
+@pytest.mark.parametrize("ablation", ["mean", pytest.param("resample", marks=pytest.mark.slow)])
 def test_references_take_the_place_of_counterfactuals(
     ablation: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

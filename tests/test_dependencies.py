@@ -8,6 +8,7 @@ import tomllib
 from importlib import metadata
 from pathlib import Path
 
+import pytest
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
 
@@ -72,6 +73,7 @@ def test_every_imported_package_is_declared():
     assert not missing, f"imported, but not declared in pyproject.toml: {', '.join(missing)}"
 
 
+@pytest.mark.slow
 def test_package_imports_with_its_declared_dependencies_alone(tmp_path):
     for name in declared_closure():
         for file in metadata.files(name) or []:

@@ -88,6 +88,7 @@ def test_processes_that_cannot_start_are_named(jobs: ModuleType, monkeypatch, er
     assert ProcessExecutor().map_jobs(jobs.square, [2]) == [4]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no fork server")
 def test_a_killed_fork_server_is_started_again(jobs: ModuleType) -> None:
     assert ProcessExecutor().map_jobs(jobs.square, [3]) == [9]

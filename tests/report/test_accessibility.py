@@ -66,8 +66,14 @@ CHECK = """<script>addEventListener("load", () => setTimeout(() => {
 }, 1500));</script></body>"""
 
 
-@pytest.mark.parametrize("flags", [(), DARK], ids=["light", "dark"])
-@pytest.mark.parametrize("kind", ["study", "long study", "inspection", "circuit"])
+@pytest.mark.parametrize(
+    ("kind", "flags"),
+    [
+        pytest.param(kind, flags, id=f"{kind}-{'dark' if flags else 'light'}", marks=marks)
+        for kind in ("study", "long study", "inspection", "circuit")
+        for flags, marks in (((), ()), (DARK, () if kind == "inspection" else pytest.mark.slow))
+    ],
+)
 def test_a_page_follows_the_rules(samples, inspected, tmp_path, kind, flags):
     run = tmp_path / "run"
     write = {

@@ -132,10 +132,6 @@ def test_claims_of_results_that_are_left_out_are_not_checked(study, monkeypatch)
     check_readings(with_claim(study, value=read_predictor("nope")), "laptop", "small")
 
 
-def test_the_affine_study_passes():
-    check_study(registry.load_study("affine"))
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", NAMES)
