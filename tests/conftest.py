@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from functools import partial, wraps
 from importlib import import_module
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import jaxtyping
 import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
+
+if TYPE_CHECKING:
+    from fake_hub import FakeHub
 
 TOGETHER = (  # one run, at which all tests look
     "tests/test_end_to_end.py",
@@ -150,3 +153,27 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
         report.outcome = "failed"
         report.longrepr = f"skipped, but MESASCOPE_REQUIRE_ALL=1: {report.longrepr}"
     return report
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+    """The command line as a function from words to exit code, output and error output."""
+    from commands import call  # imports mesascope, whose import hook must be there first
+
+    def run(*words: str | Path) -> tuple[int, str, str]:
+        return call(*map(str, words), capsys=capsys, monkeypatch=monkeypatch)
+
+    return run
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> "type[FakeHub]":
+    """The Hub without a network; `calls` is what was sent to it."""
+    import huggingface_hub
+
+    from fake_hub import TOKEN, FakeHub
+
+    monkeypatch.setattr(FakeHub, "calls", [])
+    monkeypatch.setattr(huggingface_hub, "HfApi", FakeHub)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: TOKEN)
+    return FakeHub

@@ -11,21 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from commands import call
 from mesascope import cli
 from mesascope.store import Run
 from mesascope.studies import registry
 from mesascope.studies.published import list_statuses, load_published
 
 QUICK = 0.5  # seconds of a processor: the machine may be busy with other tests
-
-
-@pytest.fixture
-def command(capsys, monkeypatch):
-    def run(*words: str | Path):
-        return call(*map(str, words), capsys=capsys, monkeypatch=monkeypatch)
-
-    return run
 
 
 @pytest.mark.parametrize("words", [["--help"], ["list"], ["show", "affine"], ["cite", "affine"]], ids=" ".join)

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 import mesascope
-from commands import call
 from mesascope.loggers import RunLogger, create_loggers, log_run
 from mesascope.store import Run, verify_run
 from studies.small_study import SMALL_STUDY
@@ -55,14 +54,6 @@ class FakeTracker:
 
     def finish(self) -> None:
         self.finished += 1
-
-
-@pytest.fixture
-def command(capsys, monkeypatch):
-    def run(*words: str | Path):
-        return call(*map(str, words), capsys=capsys, monkeypatch=monkeypatch)
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -3,21 +3,17 @@
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, ClassVar
 
-import huggingface_hub
 import pytest
 import torch
 
 import mesascope
-from commands import call
+from fake_hub import TOKEN, FakeHub
 from mesascope.models.load import load_checkpoint
 from mesascope.store import Run, RunError
 from studies.small_study import SMALL_STUDY
 
 MAX_IMPORT_SECONDS = 0.3
-TOKEN = "hf_secretsecretsecret"
 IMPORTS = {
     "mesascope first": "import mesascope\nassert not {'torch', 'transformers'} & set(sys.modules)",
     "transformers first": "from transformers import AutoModelForCausalLM\nimport mesascope",
@@ -33,43 +29,6 @@ for config in (RecurrentConfig, EncoderDecoderConfig):
     assert AutoConfig.for_model(config.model_type, vocab_size=8).__class__ is config
 print(sum(weight.double().sum().item() for weight in model.parameters()))
 """
-
-
-class FakeHub:
-    """The methods of HfApi that are used; keeps what is sent."""
-
-    private: ClassVar[bool] = False
-    error: ClassVar[Exception | None] = None
-    calls: ClassVar[list[tuple[str, str, dict[str, Any]]]] = []
-
-    def create_repo(self, repo: str, **options: Any) -> str:
-        if self.error is not None:
-            raise self.error
-        self.calls.append(("create_repo", repo, options))
-        return f"https://huggingface.co/{repo}"
-
-    def repo_info(self, repo: str, **options: Any) -> SimpleNamespace:
-        return SimpleNamespace(private=self.private)
-
-    def create_commit(self, repo: str, operations: list[Any], **options: Any) -> None:
-        files = {one.path_in_repo: one.path_or_fileobj for one in operations}
-        self.calls.append(("create_commit", repo, files))
-
-
-@pytest.fixture
-def hub(monkeypatch) -> type[FakeHub]:
-    monkeypatch.setattr(FakeHub, "calls", [])
-    monkeypatch.setattr(huggingface_hub, "HfApi", FakeHub)
-    monkeypatch.setattr(huggingface_hub, "get_token", lambda: TOKEN)
-    return FakeHub
-
-
-@pytest.fixture
-def command(capsys, monkeypatch):
-    def run(*words: str | Path):
-        return call(*map(str, words), capsys=capsys, monkeypatch=monkeypatch)
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -137,9 +96,7 @@ def test_a_run_is_pushed_without_the_state_of_the_optimizer(run: Run, hub: type[
 
 def test_a_copy_of_what_was_pushed_opens(run: Run, hub: type[FakeHub], tmp_path: Path):
     mesascope.push(run, "me/affine")
-    for name, content in hub.calls[-1][2].items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else Path(content).read_bytes())
+    hub.write_last_commit(tmp_path)
     copy = Run.open(tmp_path)
     assert copy.verdicts.equals(run.verdicts)
     assert copy["loss_vs_baselines"].equals(run["loss_vs_baselines"])

@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from commands import call
 from mesascope import api, wrap
 from mesascope.inspection._checkpoints import resolve_checkpoints
 from mesascope.tasks.affine import Affine
@@ -34,14 +33,6 @@ def folder(tmp_path) -> Path:
     for file in place.glob("*token*"):
         file.unlink()
     return place
-
-
-@pytest.fixture
-def command(capsys, monkeypatch):
-    def run(*words: str | Path):
-        return call(*map(str, words), capsys=capsys, monkeypatch=monkeypatch)
-
-    return run
 
 
 def save_ids(place: Path, name: str, ids: torch.Tensor = IDS) -> Path:

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from commands import call
 from mesascope import api
 from mesascope.cli._output import _ranking_table
 from mesascope.ground_truth.models.descent import build_gradient_descent_model
@@ -15,14 +14,6 @@ from mesascope.store import Run
 from mesascope.studies.gradient_descent.study import TASK
 from mesascope.studies.registry import load_study
 from saved import save_tiny
-
-
-@pytest.fixture
-def command(capsys, monkeypatch):
-    def run(*words: str | Path):
-        return call(*map(str, words), capsys=capsys, monkeypatch=monkeypatch)
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from mesascope import Edit, UnsupportedModel, analyses, capture, wrap
 from mesascope.activations import attention_layers
 from mesascope.analyses import run_analyses
 from mesascope.interventions import logit_difference, patch, sweep, zero
+from plain_hooks import change_input, record_outputs
 from plain_modules import (
     Block,
     FusedAttention,
@@ -36,18 +37,6 @@ def seed():
 def gpt(kind=FusedAttention, **options):
     module = SmallGPT(kind).eval()
     return module, wrap(module, forward=logits_of_gpt, **options)
-
-
-def record_outputs(modules, run):
-    """Outputs of modules in one forward pass, by PyTorch's own hooks."""
-    outputs, handles = [], []
-    for module in modules:
-        handles.append(module.register_forward_hook(lambda _, args, output: outputs.append(output.detach().clone())))
-    with torch.no_grad():
-        run()
-    for handle in handles:
-        handle.remove()
-    return torch.stack(outputs)
 
 
 def test_every_site_is_that_of_plain_hooks():
@@ -113,11 +102,11 @@ def test_an_ablated_head_is_a_zeroed_slice_of_the_projections_input():
         model, TOKENS, ["output"], edits=Edit(site="z", where={"layer": 1, "head": 2}, fn=torch.zeros_like)
     )
 
-    def zero_slice(_: nn.Module, args: tuple) -> tuple:
-        (z,) = args
-        return (torch.cat([z[..., :8], torch.zeros_like(z[..., 8:12]), z[..., 12:]], -1),)
+    def zero_head(z):
+        z[..., 8:12] = 0
+        return z
 
-    with module.transformer["h"][1].attn.c_proj.register_forward_pre_hook(zero_slice):
+    with change_input(module.transformer["h"][1].attn.c_proj, zero_head):
         assert torch.equal(edited["output"], module(TOKENS, TOKENS)[0])
 
 

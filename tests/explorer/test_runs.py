@@ -1,12 +1,10 @@
 """Runs of studies: sequences of their task take the place of prompts; the command serves until it is interrupted."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
@@ -26,6 +24,7 @@ from mesascope.explorer.page import render_explorer
 from mesascope.explorer.subject import check_next_token_task
 from mesascope.tasks.affine import Affine
 from mesascope.tasks.seeded import SeededSequences
+from served import request_view
 
 STUDY = """
 from mesascope.models.config import DecoderConfig
@@ -140,11 +139,8 @@ def test_the_command_serves_until_it_is_interrupted(run):
         try:
             assert process.stdout is not None
             address = process.stdout.readline().split()[-1]
-            base, _, token = address.partition("/?token=")
-            assert base.startswith("http://127.0.0.1:")
-            request = Request(f"{base}/api/tokens?token={token}", json.dumps({"prompt": 0}).encode())
-            with urlopen(request, timeout=60) as answer:
-                assert len(json.load(answer)["tokens"]) == 8
+            assert address.startswith("http://127.0.0.1:")
+            assert len(request_view(address, "tokens", prompt=0)["tokens"]) == 8
             process.send_signal(signal.SIGINT)
             _, err = process.communicate(timeout=60)
         finally:

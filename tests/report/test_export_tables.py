@@ -9,18 +9,9 @@ import pytest
 import xarray as xr
 
 import mesascope
-from commands import call
 from mesascope.report import render_report
 from mesascope.report.export import tabulate_results
 from mesascope.store import Run, RunError
-
-
-@pytest.fixture
-def command(capsys, monkeypatch):
-    def run(*words: str | Path):
-        return call(*map(str, words), capsys=capsys, monkeypatch=monkeypatch)
-
-    return run
 
 
 @pytest.fixture

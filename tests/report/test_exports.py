@@ -13,7 +13,6 @@ import pytest
 import xarray as xr
 
 import mesascope
-from commands import call
 from mesascope.report.export import FORMATS, collect_figures, write_figures
 from mesascope.report.export._render import render_figures
 from mesascope.report.export._static_panels import to_static_panel
@@ -23,14 +22,6 @@ from mesascope.store import RunError
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = "</text><script>alert(1)</script><img src=x onerror=alert(2)> | *bold* %{x} & 50 %"
-
-
-@pytest.fixture
-def command(capsys, monkeypatch):
-    def run(*words: str | Path):
-        return call(*map(str, words), capsys=capsys, monkeypatch=monkeypatch)
-
-    return run
 
 
 def write_run(path: Path, title: str = "a study", **variables: xr.DataArray) -> Path:
