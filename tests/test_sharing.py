@@ -44,7 +44,7 @@ def list_checkpoints(run: Run) -> list[Path]:
     return sorted(run.seed_path(0).glob("step=*"))
 
 
-@pytest.mark.parametrize("order", IMPORTS)
+@pytest.mark.parametrize("order", ["mesascope first", pytest.param("transformers first", marks=pytest.mark.slow)])
 def test_a_checkpoint_is_loaded_by_the_auto_class_after_importing_mesascope(run: Run, order: str):
     folder = list_checkpoints(run)[-1]
     code = f"import sys\n{IMPORTS[order]}{LOAD}"

@@ -130,6 +130,7 @@ def test_other_tasks_are_refused_by_name(task, line):
         check_next_token_task(task)
 
 
+@pytest.mark.slow  # tests/personas/test_explorer_user.py serves from a forked process
 def test_the_command_serves_until_it_is_interrupted(run):
     finished, study = run
     words = [sys.executable, "-m", "mesascope", "serve", str(finished.path), "--study", study]
