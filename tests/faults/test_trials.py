@@ -44,15 +44,14 @@ def test_a_stopped_publication_is_repeated(stoppable, tmp_path):
     assert list(publication.list_torn(PUBLISH)) == ["README.md"]
 
 
-def test_odd_calls_and_commands_are_refused_in_one_line():
+@pytest.mark.parametrize(("commands", "calls"), [(6, 0), pytest.param(0, 30, marks=pytest.mark.slow)])
+def test_odd_calls_and_commands_are_refused_in_one_line(commands, calls):
     """In a process of its own, where no import hook of the tests checks types first."""
-    words = [
-        "--no-page",
-        *"--jobs 1 --kills 0 --worker-kills 0 --publications 0 --disks 0 --corruptions 0 --folders 0".split(),
-    ]
+    others = "--kills 0 --worker-kills 0 --publications 0 --disks 0 --corruptions 0 --folders 0"
+    words = f"--no-page --jobs 1 {others} --commands {commands} --calls {calls}".split()
     path = os.pathsep.join([str(ROOT / "src"), *sys.path])
     done = subprocess.run(
-        [sys.executable, "-m", "tests.faults", *words, "--commands", "3", "--calls", "12"],
+        [sys.executable, "-m", "tests.faults", *words],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
