@@ -73,6 +73,29 @@ def test_every_imported_package_is_declared():
     assert not missing, f"imported, but not declared in pyproject.toml: {', '.join(missing)}"
 
 
+def test_the_readme_names_every_extra_of_users():
+    text = (SRC.parent / "README.md").read_text(encoding="utf-8")
+    extras = tomllib.loads((SRC.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    unnamed = [
+        name for name in extras["optional-dependencies"] if name not in ("dev", "site") and f"`{name}`" not in text
+    ]
+    assert not unnamed
+
+
+def test_the_pinned_versions_are_allowed():
+    pinned = dict(
+        line.split()[0].split("==")
+        for line in (SRC.parent / "constraints.txt").read_text(encoding="utf-8").splitlines()
+        if "==" in line and not line.startswith("#")
+    )
+    pinned = {normalized(name): version for name, version in pinned.items()}
+    project = tomllib.loads((SRC.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
+    requirements = [Requirement(line) for line in lines]
+    refused = [str(one) for one in requirements if (v := pinned.get(normalized(one.name))) and v not in one.specifier]
+    assert not refused
+
+
 @pytest.mark.slow
 def test_package_imports_with_its_declared_dependencies_alone(tmp_path):
     for name in declared_closure():
