@@ -1,5 +1,6 @@
 """Edits during generation with a key-value cache: tokens and logits of edited passes without a cache, or a refusal."""
 
+import inspect
 import warnings
 
 import pytest
@@ -10,6 +11,7 @@ from transformers import (
     GPT2LMHeadModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
 )
@@ -24,6 +26,14 @@ PROMPT = torch.randint(2, 20, (2, 7), generator=torch.Generator().manual_seed(0)
 MASK = torch.tensor([[0, 0, 0, 1, 1, 1, 1], [1] * 7])
 DIRECTION = 3 * torch.randn(16, generator=torch.Generator().manual_seed(1))
 NEW_TOKENS = 5
+CACHE = "cache" if "cache" in inspect.signature(LlamaForCausalLM.forward).parameters else "past_key_values"
+
+
+class RenamedCache(LlamaForCausalLM):
+    """A model that takes its key-value cache under another name than transformers."""
+
+    def forward(self, input_ids=None, memory=None, **options):
+        return super().forward(input_ids, **{CACHE: memory}, **options)
 
 
 def llama():
@@ -137,22 +147,47 @@ def test_a_cache_of_the_block_can_be_continued_in_it():
     whole = capture(model, PROMPT, ["output"], edits=edit)["output"]
     with torch.no_grad(), apply_edits(model, edit):
         first = model(PROMPT[:, :4], use_cache=True)
-        second = model(PROMPT[:, 4:], past_key_values=first.past_key_values)
+        second = model(PROMPT[:, 4:], **{CACHE: first[CACHE]})
     assert torch.allclose(torch.cat([first.logits, second.logits], 1), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["a column", "all columns from one on"])
+def test_a_cache_is_found_under_any_name(name):
+    where = {"layer": 0, "pos": {"a column": [0], "all columns from one on": slice(5, None)}[name]}
+    model, edit = RenamedCache(llama().config).eval(), steer("resid_post", DIRECTION, where=where)
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad(), apply_edits(model, edit):
+        whole = model(PROMPT).logits
+        parts = [model(PROMPT[:, :4], memory=cache).logits, model(PROMPT[:, 4:], memory=cache).logits]
+    assert torch.allclose(torch.cat(parts, 1), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_what_is_no_cache_is_refused(name):
+    model, line = llama(), f"{name} must be a Cache of transformers, but got a tuple; use the default cache"
+    with pytest.raises(UnsupportedModel, match=line), apply_edits(model, EDITS["a head"]):
+        model(PROMPT, **{name: ()})
+
+
+def test_two_caches_are_refused():
+    model, first, second = RenamedCache(llama().config).eval(), DynamicCache(), DynamicCache()
+    line = "a forward pass must have one cache, but got 2; pass one"
+    with pytest.raises(UnsupportedModel, match=line), apply_edits(model, EDITS["a head"]):
+        model(PROMPT, memory=first, **{CACHE: second})
 
 
 def test_positions_in_a_cache_from_before_are_refused():
     model = llama()
     with torch.no_grad():
-        cache = model(PROMPT[:, :4], past_key_values=DynamicCache(config=model.config)).past_key_values
+        cache = model(PROMPT[:, :4], **{CACHE: DynamicCache(config=model.config)})[CACHE]
     with (
         pytest.raises(ValueError, match=r"computed before, but the cache has 4 and the edit of resid_post selects col"),
         apply_edits(model, EDITS["steering everywhere"]),
     ):
-        model(PROMPT[:, 4:], past_key_values=cache)
+        model(PROMPT[:, 4:], **{CACHE: cache})
     later = [steer("resid_post", DIRECTION, where={"layer": 1, "pos": slice(4, None)})]
     with torch.no_grad(), apply_edits(model, later):
-        logits = model(PROMPT[:, 4:], past_key_values=cache).logits
+        logits = model(PROMPT[:, 4:], **{CACHE: cache}).logits
     assert torch.allclose(logits, capture(model, PROMPT, ["output"], edits=later)["output"][:, 4:], atol=1e-5)
 
 

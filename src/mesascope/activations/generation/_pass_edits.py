@@ -20,6 +20,7 @@ from mesascope.activations.sites import UnsupportedModel, get_site
 from mesascope.activations.validation.hook_points import validate_hook_points
 
 CACHED_SITES = ("key", "value")  # the attention function receives those of all columns
+CACHE_ARGUMENTS = ("cache", "past_key_values", "cache_params")  # the first since transformers 5.24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,12 +110,7 @@ class PassEdits:
             raise UnsupportedModel(
                 f"a forward pass must have inputs, but got {', '.join(kwargs) or 'none'}; pass input_ids"
             )
-        cache = kwargs.get("past_key_values")
-        if not isinstance(cache, Cache | None):
-            raise UnsupportedModel(
-                f"past_key_values must be a Cache of transformers, but got a {type(cache).__name__}; use the default "
-                "cache"
-            )
+        cache = _find_cache(args, kwargs)
         past = 0 if cache is None else int(cache.get_seq_length())
         self._columns = PassColumns(past=past, new=inputs.shape[1], mask=_read_mask(kwargs, past + inputs.shape[1]))
         if past == 0 and cache is not None:
@@ -136,9 +132,9 @@ class PassEdits:
             kwargs: keyword arguments.
             output: the output of the model.
         """
-        cache = output.get("past_key_values") if isinstance(output, Mapping) else None
-        if self._columns is not None and self._columns.past == 0 and cache is not None and not self._is_validating:
-            self._caches.add(cache)
+        made = [value for value in output.values() if isinstance(value, Cache)] if isinstance(output, Mapping) else []
+        if self._columns is not None and self._columns.past == 0 and not self._is_validating:
+            self._caches.update(made)
 
     def __call__(self, site: str, layer: int, value: Float[Tensor, "batch *rest"]) -> Float[Tensor, "..."] | None:
         """Return the activation after its edits, or ``None`` if none has an effect; this is the hook function."""
@@ -214,6 +210,23 @@ class PassEdits:
                 validate_hook_points(self._model, self._structure, self.layers_by_site, inputs, mask)
         finally:
             self._is_validating = False
+
+
+def _find_cache(args: tuple, kwargs: Mapping[str, Any]) -> Cache | None:
+    """Return the cache among the arguments of a pass, under any name: versions of transformers differ in it.
+
+    A cache that is missed would shift the columns of every edit.
+    """
+    for name in CACHE_ARGUMENTS:
+        given = kwargs.get(name)
+        if not isinstance(given, Cache | None):
+            raise UnsupportedModel(
+                f"{name} must be a Cache of transformers, but got a {type(given).__name__}; use the default cache"
+            )
+    caches = [value for value in (*args, *kwargs.values()) if isinstance(value, Cache)]
+    if len(caches) > 1:
+        raise UnsupportedModel(f"a forward pass must have one cache, but got {len(caches)}; pass one")
+    return caches[0] if caches else None
 
 
 def _read_mask(kwargs: Mapping[str, Any], total: int) -> Int[Tensor, "batch pos"] | None:
