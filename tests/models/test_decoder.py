@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers.masking_utils import create_causal_mask
 
+from mesascope.models import transformer
 from mesascope.models.config import DecoderConfig
 from mesascope.models.layers import DecoderAttention, apply_rotary, sinusoidal_positions
 from mesascope.models.load import ModelNotFound, load_checkpoint
@@ -315,3 +317,14 @@ def test_maps_that_write_to_the_stream_start_as_small_as_the_configuration_says(
             continue
         writes = name.endswith(("o_proj.weight", "down_proj.weight"))
         assert torch.allclose(other, one * (0.1 if writes else 1.0)), name
+
+
+def test_the_causal_mask_is_built_whatever_transformers_calls_its_cache(monkeypatch):
+    model = decoder(**TOKENS)
+    expected = model(some_input(model)).logits
+
+    def renamed(config, inputs_embeds, attention_mask, another_name, **options):
+        return create_causal_mask(config, inputs_embeds, attention_mask, another_name, **options)
+
+    monkeypatch.setattr(transformer, "create_causal_mask", renamed)
+    assert torch.equal(model(some_input(model)).logits, expected)

@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.masking_utils import create_causal_mask
 
 import mesascope
+from mesascope.models.encoder_decoder import model as encoder_decoder_model
 from mesascope.models.encoder_decoder.config import EncoderDecoderConfig
 from mesascope.models.encoder_decoder.layers import SummedEmbedding
 from mesascope.models.encoder_decoder.model import EncoderDecoder
@@ -166,3 +168,14 @@ def test_bad_configurations_are_refused_by_name(options, message):
 def test_bad_inputs_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         build()(**arguments)
+
+
+def test_the_causal_mask_is_built_whatever_transformers_calls_its_cache(monkeypatch):
+    model = build()
+    expected = model(some_tokens()).logits
+
+    def renamed(config, inputs_embeds, attention_mask, another_name, **options):
+        return create_causal_mask(config, inputs_embeds, attention_mask, another_name, **options)
+
+    monkeypatch.setattr(encoder_decoder_model, "create_causal_mask", renamed)
+    assert torch.equal(model(some_tokens()).logits, expected)

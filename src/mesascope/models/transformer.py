@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.utils.generic import ModelOutput
 
-from mesascope.models.config import DecoderConfig
+from mesascope.models.config import DecoderConfig as DecoderConfig  # exported: the docs import it from here
 from mesascope.models.layers import DecoderBlock, HiddenStates, make_norm, sinusoidal_positions
 
 
@@ -153,13 +153,8 @@ class Decoder(PreTrainedModel):
                 attention_mask=attention_mask,
                 and_mask_function=lambda batch, head, query, key: key < num_visible,
             )
-        return create_causal_mask(
-            config=self.config,
-            inputs_embeds=x,
-            attention_mask=attention_mask,
-            past_key_values=None,
-            position_ids=position_ids,
-        )
+        no_cache = None  # by position: its name differs between versions of transformers
+        return create_causal_mask(self.config, x, attention_mask, no_cache, position_ids=position_ids)
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the module that maps inputs to the residual stream."""

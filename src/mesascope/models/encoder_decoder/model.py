@@ -125,9 +125,8 @@ class EncoderDecoder(Decoder):
         source_mask = create_bidirectional_mask(
             config=self.config, inputs_embeds=x, attention_mask=source_is_real, encoder_hidden_states=source
         )
-        mask = create_causal_mask(
-            config=self.config, inputs_embeds=x, attention_mask=is_real, past_key_values=None, position_ids=None
-        )
+        no_cache = None  # by position: its name differs between versions of transformers
+        mask = create_causal_mask(self.config, x, is_real, no_cache, position_ids=None)
         for layer in self.layers:
             x = layer(x, source, mask, source_mask, positions)
         return x
