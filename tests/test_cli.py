@@ -298,6 +298,16 @@ def test_the_flags_are_the_ones_that_were_promised(command):
     assert found == promised
 
 
+def test_help_loses_no_word_as_markup_and_marks_repetition_once():
+    import typer.main
+    from rich.text import Text
+
+    for sub in typer.main.get_command(cli.app).commands.values():
+        for line in (sub.help, *(getattr(p, "help", None) for p in sub.params)):
+            assert line is None or Text.from_markup(line).plain == line
+        assert "...}..." not in sub.get_usage(sub.context_class(sub, info_name=sub.name))
+
+
 def test_an_interrupt_says_how_to_go_on(command, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt

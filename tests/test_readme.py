@@ -1,5 +1,8 @@
 """The README and the docs stay true: their code runs, their commands work, their links lead somewhere."""
 
+import ast
+import importlib
+import inspect
 import re
 import runpy
 from pathlib import Path
@@ -18,6 +21,32 @@ def test_python_in_the_docs_runs(page):
     space: dict[str, object] = {}
     for block in blocks(page, "python"):
         exec(compile(block, str(page), "exec"), space)
+
+
+def exported_names(module) -> set[str]:
+    """The names that type checkers let others import: defined, imported under their own name by ``as``, or listed."""
+    names = set(getattr(module, "__all__", ()))
+    for node in ast.parse(inspect.getsource(module)).body:
+        if isinstance(node, ast.ImportFrom | ast.Import):
+            names |= {alias.name for alias in node.names if alias.asname == alias.name}
+        elif isinstance(node, ast.ClassDef | ast.FunctionDef):
+            names.add(node.name)
+        else:
+            names |= {
+                part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)
+            }
+    return names
+
+
+def test_type_checkers_accept_the_imports_in_the_docs():
+    trees = [ast.parse(block) for page in PAGES for block in blocks(page, "python")]
+    nodes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    wanted = {(node.module, alias.name) for node in nodes for alias in node.names}
+    wanted = {(name, part) for name, part in wanted if name.startswith("mesascope.")}
+    modules = {name: importlib.import_module(name) for name, _ in wanted}
+    plain = {(name, part) for name, part in wanted if not hasattr(modules[name], "__path__")}
+    assert plain
+    assert not sorted(f"{name}.{part}" for name, part in plain if part not in exported_names(modules[name]))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

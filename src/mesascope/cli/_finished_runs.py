@@ -14,7 +14,7 @@ from mesascope.cli._output import format_verdict_cell, load_verdict_rows, print_
 
 @app.command("report")
 def report_command(
-    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")], as_json: AsJson = False
+    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run directories.")], as_json: AsJson = False
 ) -> None:
     """Regenerate the reports of runs and show their verdicts."""
     from mesascope.report import NO_CHECKSUMS, summarize_run, write_report
@@ -35,7 +35,7 @@ def report_command(
 
 @app.command("verify")
 def verify_command(
-    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
+    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run directories.")],
 ) -> None:
     """Verify the checksum of every file of runs; exit with code 1 if a file is damaged."""
     from mesascope.store import verify_run
@@ -68,7 +68,7 @@ def compare_command(
 
 @app.command("table")
 def table_command(
-    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
+    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run directories.")],
     form: Annotated[str, typer.Option("--format", help="csv, markdown or latex.")] = "csv",
     results: Annotated[
         str | None,
@@ -109,7 +109,7 @@ def figures_command(
         str | None, typer.Option(help="Comma-separated names of figures, with * for any characters; all by default.")
     ] = None,
 ) -> None:
-    """Write the figures of a report as files for a paper, with a file of captions. Needs mesascope[figures]."""
+    """Write the figures of a report as files for a paper, with a file of captions. Needs the extra figures."""
     from mesascope.report.export import write_figures
 
     def print_problem(line: str) -> None:

@@ -31,7 +31,6 @@ from mesascope.ground_truth.models._token_heads import (
     SIN_DIM,
     TOKEN_DIMS,
     TWO_BACK_DIMS,
-    VOCABULARY,
     HeadWeights,
     attend_at_lag,
     attend_randomly,
@@ -46,6 +45,9 @@ from mesascope.ground_truth.models._token_heads import (
     write_nothing,
     write_one_token,
     write_shifted_token,
+)
+from mesascope.ground_truth.models._token_heads import (
+    VOCABULARY as VOCABULARY,
 )
 from mesascope.ground_truth.models._token_mlps import MLP_UNITS, MlpWeights
 from mesascope.models.config import DecoderConfig
