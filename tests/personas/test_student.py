@@ -176,7 +176,7 @@ def test_every_figure_of_the_report_is_there(with_run: Notebook):
     assert len(tables["verdicts"]) == len(with_run.evaluate("run.verdicts"))
 
 
-def test_a_mistake_ends_in_one_line_that_says_what_to_do(with_run: Notebook):
+def test_a_mistake_ends_in_one_line_that_says_what_to_do(with_capture: Notebook, with_run: Notebook):
     with pytest.raises(ValueError, match="a study must be one of affine") as error:
         with_run.evaluate('mesascope.run("afine", scale="smoke")')
     assert "\n" not in str(error.value)
