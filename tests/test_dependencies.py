@@ -13,6 +13,7 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 
 SRC = Path(__file__).parents[1] / "src"
+PROJECT = tomllib.loads((SRC.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = {
     "datasets",
     "figures",
@@ -61,8 +62,7 @@ def imported_modules() -> set[str]:
 
 
 def test_every_imported_package_is_declared():
-    project = tomllib.loads((SRC.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    lines = [*project["dependencies"], *(line for name in EXTRAS for line in project["optional-dependencies"][name])]
+    lines = [*PROJECT["dependencies"], *(line for name in EXTRAS for line in PROJECT["optional-dependencies"][name])]
     declared = {normalized(Requirement(line).name) for line in lines}
     of_module = metadata.packages_distributions()
     missing = [
@@ -75,11 +75,8 @@ def test_every_imported_package_is_declared():
 
 def test_the_readme_names_every_extra_of_users():
     text = (SRC.parent / "README.md").read_text(encoding="utf-8")
-    extras = tomllib.loads((SRC.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    unnamed = [
-        name for name in extras["optional-dependencies"] if name not in ("dev", "site") and f"`{name}`" not in text
-    ]
-    assert not unnamed
+    users = set(PROJECT["optional-dependencies"]) - {"dev", "site"}
+    assert not [name for name in sorted(users) if f"`{name}`" not in text]
 
 
 def test_the_pinned_versions_are_allowed():
@@ -89,8 +86,7 @@ def test_the_pinned_versions_are_allowed():
         if "==" in line and not line.startswith("#")
     )
     pinned = {normalized(name): version for name, version in pinned.items()}
-    project = tomllib.loads((SRC.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
+    lines = [*PROJECT["dependencies"], *(line for extra in PROJECT["optional-dependencies"].values() for line in extra)]
     requirements = [Requirement(line) for line in lines]
     refused = [str(one) for one in requirements if (v := pinned.get(normalized(one.name))) and v not in one.specifier]
     assert not refused
