@@ -5,7 +5,8 @@ fast:
 
 - :func:`run`, :func:`inspect`, :func:`circuit`, :func:`rank_algorithms`: the main commands of the command line;
 - :func:`figures`, :func:`tables`: the figures and the tables of the report of a run;
-- :func:`show_patterns`, :func:`show_text`: attention patterns and coloured text in a notebook;
+- :func:`show_patterns`, :func:`show_heads`, :func:`show_text`: attention patterns, scores of heads and coloured text
+  in a notebook;
 - :func:`push`: share a run on the Hugging Face Hub;
 - :class:`Run`: a finished run, its results and verdicts;
 - :func:`capture`, :class:`Edit`, :class:`Reduction`: record and edit the activations of a forward pass;
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from mesascope.activations import Edit, Reduction, UnsupportedModel, capture, wrap
     from mesascope.api import circuit, figures, inspect, rank_algorithms, run, tables
     from mesascope.hub import push
-    from mesascope.notebook_views import show_patterns, show_text
+    from mesascope.notebook_views import show_heads, show_patterns, show_text
     from mesascope.store import Run
 
 __version__ = "0.1.0"
@@ -43,6 +44,7 @@ __all__ = [
     "push",
     "rank_algorithms",
     "run",
+    "show_heads",
     "show_patterns",
     "show_text",
     "studies",
@@ -63,6 +65,7 @@ _MODULE_OF_NAME = {
     "push": "mesascope.hub",
     "rank_algorithms": "mesascope.api",
     "run": "mesascope.api",
+    "show_heads": "mesascope.notebook_views",
     "show_patterns": "mesascope.notebook_views",
     "show_text": "mesascope.notebook_views",
     "tables": "mesascope.api",

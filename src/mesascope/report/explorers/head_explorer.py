@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from mesascope.report.explorers.attention_excerpt import encode_attention_excerpt
+from mesascope.report.explorers.attention_excerpt import REPORT_LIMIT, ExcerptLimit, encode_attention_excerpt
 from mesascope.report.explorers.combined import CombinedPanel, PanelQuantity, find_quantities, group_by_file
 from mesascope.report.load_run import ResultFile
 from mesascope.report.plotting.controls import control_colour, control_name, summarize_replicates
@@ -20,11 +20,12 @@ TOP_VARIABLES = ("top_token", "top_logit", "top_position")
 MAX_RANKS = 12  # top tokens listed for a head
 
 
-def build_head_explorer(results: Sequence[ResultFile]) -> CombinedPanel | None:
+def build_head_explorer(results: Sequence[ResultFile], limit: ExcerptLimit = REPORT_LIMIT) -> CombinedPanel | None:
     """Build the head explorer. Heads of different files are matched by their layer and head labels.
 
     Args:
         results: the result files of an inspection.
+        limit: how many attention weights fit.
 
     Returns:
         The panel, or None if no file has results for single heads.
@@ -40,7 +41,7 @@ def build_head_explorer(results: Sequence[ResultFile]) -> CombinedPanel | None:
     used = [(file, variable.name) for file, variable in (*patterns[:1], *tops, *roles[:1])]
     used += [(patterns[0][0], "token")] if patterns else []  # its tokens label positions and need no panel
     files = dict.fromkeys([*(one.file for one in found_quantities), *(file for file, _ in used)])
-    data = _encode_results(grid, found_quantities, patterns, tops, roles)
+    data = _encode_results(grid, found_quantities, patterns, tops, roles, limit)
     panel = Panel(kind="explorer", title="", caption=_build_caption(data), data=data)
     return CombinedPanel(panel=panel, used_variables=group_by_file(used), files=list(files))
 
@@ -51,13 +52,14 @@ def _encode_results(
     patterns: Sequence[tuple[str, PlotVariable]],
     tops: Sequence[tuple[str, PlotVariable]],
     roles: Sequence[tuple[str, PlotVariable]],
+    limit: ExcerptLimit,
 ) -> dict[str, Any]:
     return {
         "layers": grid[0],
         "heads": grid[1],
         "quantities": [_encode_quantity(one, grid) for one in found_quantities],
         "selected": next((k for k, one in enumerate(found_quantities) if one.variable.array.attrs.get("headline")), 0),
-        "patterns": encode_attention_excerpt(align_to_grid(patterns[0][1].array, grid), patterns[0][1])
+        "patterns": encode_attention_excerpt(align_to_grid(patterns[0][1].array, grid), patterns[0][1], limit)
         if patterns
         else None,
         "tops": _encode_top_tokens({variable.name: variable for _, variable in tops}, grid),
@@ -75,7 +77,7 @@ def align_to_grid(array: xr.DataArray, grid: HeadGrid) -> xr.DataArray:
     Returns:
         The array with axes (layer, head, ...); missing heads are NaN.
     """
-    labelled = array.assign_coords({d: _read_grid_labels(array, d) for d in ("layer", "head")})
+    labelled = array.assign_coords({d: read_grid_labels(array, d) for d in ("layer", "head")})
     return labelled.reindex(layer=grid[0], head=grid[1]).transpose("layer", "head", ...)
 
 
@@ -116,17 +118,23 @@ def _choose_grid(arrays: Sequence[xr.DataArray]) -> HeadGrid | None:
     """Return the most common layer and head labels; among equally common ones, those with most heads."""
     if not arrays:
         return None
-    counts = Counter((tuple(_read_grid_labels(one, "layer")), tuple(_read_grid_labels(one, "head"))) for one in arrays)
+    counts = Counter((tuple(read_grid_labels(one, "layer")), tuple(read_grid_labels(one, "head"))) for one in arrays)
     layers, heads = max(counts, key=lambda one: (counts[one], len(one[0]) * len(one[1])))
     return list(layers), list(heads)
 
 
-def _read_grid_labels(array: xr.DataArray, dim: str) -> list[str]:
+def read_grid_labels(array: xr.DataArray, dim: str) -> list[str]:
+    """Return the labels of layers or heads by which files are matched.
+
+    Args:
+        array: an array with this axis.
+        dim: the name of the axis.
+    """
     return [str(v) for v in array[dim].values.tolist()]
 
 
 def _fits_grid(array: xr.DataArray, grid: HeadGrid) -> bool:
-    return set(_read_grid_labels(array, "layer")) <= set(grid[0]) and set(_read_grid_labels(array, "head")) <= set(
+    return set(read_grid_labels(array, "layer")) <= set(grid[0]) and set(read_grid_labels(array, "head")) <= set(
         grid[1]
     )
 
