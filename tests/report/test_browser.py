@@ -175,6 +175,18 @@ def test_a_study_is_drawn(study_run, tmp_path):
     assert content <= window == 1280
 
 
+def test_without_plotly_the_other_panels_are_drawn(study_run, tmp_path):
+    """A browser that cannot unpack plotly.js says so at every figure."""
+    html = render_report(study_run).replace("<body>", "<body><script>delete window.DecompressionStream;</script>")
+    dom, console = look(html, tmp_path)
+    assert console == []
+    assert 'aria-label="layer 2, head 3"' in dom
+    notices = re.findall(r'<p class="notice">This figure cannot be drawn: (.*?)\. Open the page', dom)
+    assert len(notices) == html.count(" data-figure ") > 5
+    assert set(notices) == {"DecompressionStream is not defined"}
+    assert measured(dom)[2] == 0
+
+
 @pytest.mark.parametrize(
     "kind",
     [

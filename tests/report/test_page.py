@@ -1,16 +1,19 @@
 """The page as text: complete, escaped, self-contained."""
 
+import gzip
 import json
 import re
 import shutil
 import subprocess
 import sys
+from base64 import b64decode
 from html.parser import HTMLParser
 
 import pytest
 
 from mesascope.checksums import RunError, check_page, identify_run, read_run_record
 from mesascope.report import NO_CHECKSUMS, render_report, summarize_run
+from mesascope.report.page import read_asset
 from mesascope.report.run_info import get_page_title
 
 
@@ -110,9 +113,20 @@ def test_nothing_is_loaded_from_anywhere(study_page, inspect_page):
 
 
 def test_the_page_is_small_enough(study_page, inspect_page):
-    library = 4.9e6
-    assert len(study_page) - library < 3e6
-    assert len(inspect_page) - library < 3e6
+    assert len(study_page.encode()) < 2.5e6
+    assert len(inspect_page.encode()) < 2.5e6
+
+
+def test_plotly_is_packed_with_the_notice_of_its_licence(study_page):
+    packed = re.search(r'<script type="text/plain" id="plotly">([^<]*)</script>', study_page)
+    assert packed is not None
+    source = gzip.decompress(b64decode(packed[1])).decode()
+    assert source == read_asset("plotly/plotly-cartesian.min.js")
+    notice = re.search(r"<!--(.*?)-->", study_page, re.S)
+    assert notice is not None
+    for line in ("Copyright 2012-2026, Plotly, Inc.", "Licensed under the MIT license"):
+        assert line in source[:300]
+        assert line in notice[1]
 
 
 def test_an_inspection_of_realistic_size_is_small_enough(tmp_path, inspected):

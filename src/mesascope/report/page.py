@@ -1,6 +1,8 @@
 """Assembly of the report: one HTML file without network requests, in which all external text is escaped."""
 
-from collections.abc import Sequence
+import gzip
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
@@ -34,6 +36,7 @@ SCRIPTS = (
     "navigation.js",
     "download.js",
     "square.js",
+    "plotly.js",
     "attention.js",
     "reader.js",
     "explorer.js",
@@ -42,7 +45,7 @@ SCRIPTS = (
 )
 VERDICT_KEYS = tuple("name status statement value interval control difference threshold unit reason".split())
 FIXED_IDS = frozenset(
-    "main findings cells verdicts training text heads run cite dark-colours text-figure heads-figure".split()
+    "main findings cells verdicts training text heads run cite dark-colours plotly text-figure heads-figure".split()
 )
 MAX_EXPANDED_VERDICTS = 16  # with more verdicts, each is collapsed to one line
 
@@ -126,7 +129,8 @@ def _render_record(record: RunRecord) -> str:
         run_name=record.path.resolve().name,
         dark_colours=dict(DARK_COLOURS),
         style=Markup(read_asset("page.css")),
-        scripts=[Markup(_read_plotly_bundle()), *(Markup(read_asset(name)) for name in SCRIPTS)],
+        plotly=_pack_plotly(),
+        scripts=[Markup(read_asset(name)) for name in SCRIPTS],
     )
 
 
@@ -314,6 +318,9 @@ def read_asset(name: str, package: str = "mesascope.report") -> str:
 
 
 @cache
-def _read_plotly_bundle() -> str:
-    """Return the bundle of plotly.js with cartesian traces only, which is a third of the whole library."""
-    return read_asset("plotly/plotly-cartesian.min.js")
+def _pack_plotly() -> Mapping[str, Markup]:
+    """Return plotly.js with cartesian traces only, compressed and in base64, and the notice of its licence."""
+    source = read_asset("plotly/plotly-cartesian.min.js")
+    notice, _, _ = source.partition("*/")
+    packed = b64encode(gzip.compress(source.encode(), mtime=0)).decode()
+    return {"notice": Markup(notice.removeprefix("/**").rstrip()), "packed": Markup(packed)}

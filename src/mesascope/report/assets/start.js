@@ -1,4 +1,4 @@
-// Draw visible figures, one at a time; collapsed ones are drawn when they are opened.
+// Draw visible figures, one at a time; collapsed ones are drawn when they are opened, and those of plotly once it is loaded.
 "use strict";
 (() => {
   const kinds = { "data-figure": mesascope.drawFigure, "data-attention": mesascope.drawAttention, "data-tokens": mesascope.drawTokens,
@@ -10,9 +10,9 @@
     const json = host.parentElement.querySelector('script[type="application/json"]');
     kinds[kind](host, JSON.parse(json.textContent));
   };
-  const isVisible = host => !host.closest("details:not([open]), .filtered");
+  const isReady = host => !host.closest("details:not([open]), .filtered") && (window.Plotly || !host.hasAttribute("data-figure"));
   const drawNext = () => {
-    const host = [...waiting].find(isVisible);
+    const host = [...waiting].find(isReady);
     if (!host) return mesascope.showTarget();
     drawHost(host);
     setTimeout(drawNext, 0);
@@ -33,7 +33,7 @@
     opened = [...verdicts].filter(details => !details.open);
     opened.forEach(details => { details.open = true; });
     document.body.classList.add("printing");
-    [...waiting].filter(isVisible).forEach(drawHost);
+    [...waiting].filter(isReady).forEach(drawHost);
     mesascope.beginLight();
     fitPaper();
   });
@@ -50,4 +50,7 @@
     catch { getSelection().selectAllChildren(code); if (document.execCommand("copy")) done(); }
   });
   drawNext();
+  mesascope.loadPlotly().then(drawNext, error => document.querySelectorAll("[data-figure]").forEach(host => {
+    host.replaceChildren(mesascope.make("p", { class: "notice" }, `This figure cannot be drawn: ${error.message}. Open the page in another browser.`));
+  }));
 })();
