@@ -21,8 +21,8 @@ from mesascope.explorer import (
     view_tokens,
 )
 from mesascope.explorer.page import render_explorer
-from mesascope.explorer.subject import check_next_token_task
-from mesascope.tasks.affine import Affine
+from mesascope.explorer.subject import check_task
+from mesascope.studies.multi_concept.task import ConceptPrompts
 from mesascope.tasks.seeded import SeededSequences
 from served import request_view
 
@@ -118,7 +118,10 @@ class Shuffled(SeededSequences):
 @pytest.mark.parametrize(
     ("task", "line"),
     [
-        (Affine(length=5), "needs a task of tokens, but the inputs of Affine are vectors"),
+        (
+            ConceptPrompts(demonstrations=4),
+            "needs vectors as targets of vectors, but those of ConceptPrompts are classes",
+        ),
         (
             Shuffled(num_symbols=5, num_generators=3, prefix_length=1, length=8),
             "needs a task whose targets are the next tokens, but those of Shuffled are not",
@@ -127,7 +130,7 @@ class Shuffled(SeededSequences):
 )
 def test_other_tasks_are_refused_by_name(task, line):
     with pytest.raises(ValueError, match=line):
-        check_next_token_task(task)
+        check_task(task)
 
 
 @pytest.mark.slow  # tests/personas/test_explorer_user.py serves from a forked process

@@ -43,7 +43,7 @@ def pair(subject):
     words = ["list", "class", "value", "name", "object", "type", "string", "module"]
     lengths = {word: len(subject.source.read_input(f"the {word} is a")) for word in words}
     first, second = next(two for two in itertools.combinations(words, 2) if lengths[two[0]] == lengths[two[1]])
-    rows = [subject.source.read_input(f"the {word} is a").tokens[0].tolist() for word in (first, second)]
+    rows = [subject.source.read_input(f"the {word} is a").values[0].tolist() for word in (first, second)]
     differing = next(k for k, tokens in enumerate(zip(*rows, strict=True)) if len(set(tokens)) == 2)
     return f"the {first} is a", f"the {second} is a", differing
 
@@ -104,9 +104,9 @@ def test_the_last_depth_of_the_lens_is_the_prediction(subject, space):
 
 def test_the_lens_agrees_with_the_analysis(subject):
     inputs = subject.source.read_input(PROMPT)
-    acts = capture(subject.model, inputs.tokens, ["resid_pre", "resid_post", "output"], reduce=logit_lens.reductions)
+    acts = capture(subject.model, inputs.values, ["resid_pre", "resid_post", "output"], reduce=logit_lens.reductions)
     losses = logit_lens(acts)["loss_by_position"].values[:, 0]
-    target = int(inputs.tokens[0, 3])
+    target = int(inputs.values[0, 3])
     for depth, row in enumerate(view_lens(subject, PROMPT, 2, k=400)["rows"]):
         probability = next(one["probability"] for one in row["top"] if one["id"] == target)
         assert np.isclose(-np.log(probability), losses[depth, 2], atol=1e-5)

@@ -13,7 +13,7 @@ import mesascope
 from faults.call_targets import Target
 from faults.small_study import load_small_study
 from mesascope.explorer import ExploredModel, create_app, explore_model
-from mesascope.explorer.requests import VIEWS, answer_request
+from mesascope.explorer.requests import TOKEN_VIEWS, answer_request
 from small_tokenizers import make_sentencepiece
 
 PROMPTS = {"prompt": "a b c a b", "source_prompt": "b a c a b"}
@@ -43,7 +43,7 @@ def build_explorer_targets() -> dict[str, Target]:
             function=explore_and_view, arguments={"model": model, "tokenizer": tokenizer, "name": "model"}
         ),
         "create_app": Target(function=create_app, arguments={"subject": subject, "token": "token", "port": 8000}),
-        **{f"view {name}": _build_view(subject, name) for name in VIEWS},
+        **{f"view {name}": _build_view(subject, name) for name in TOKEN_VIEWS},
         "body of a request": Target(
             function=lambda body: answer_request(subject, "tokens", str(body).encode()),
             arguments={"body": json.dumps({"prompt": "a b c"})},
@@ -52,7 +52,7 @@ def build_explorer_targets() -> dict[str, Target]:
 
 
 def _build_view(subject: ExploredModel, name: str) -> Target:
-    _, needed, _ = VIEWS[name]
+    _, needed, _ = TOKEN_VIEWS[name]
     prompts = {key: value for key, value in PROMPTS.items() if key in needed}
     return Target(function=lambda **arguments: ask(subject, name, arguments), arguments={**prompts, **REQUESTS[name]})
 

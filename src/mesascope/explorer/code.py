@@ -1,12 +1,18 @@
 """Python code that reproduces the numbers of a view with the public interface."""
 
+import re
 from collections.abc import Mapping, Sequence
 
-from mesascope.explorer.subject import ExploredInput, ExploredModel
+from mesascope.explorer.sources import ExploredInput
+from mesascope.explorer.subject import ExploredModel
 
 IMPORTS = {
+    "dataclasses.replace": "import dataclasses",
     "capture": "from mesascope.activations import capture",
     "decompose_logits": "from mesascope.analyses.stream.token_attribution import decompose_logits",
+    "decompose_output": "from mesascope.analyses.stream.attribution import decompose_output",
+    "run_analyses": "from mesascope.analyses import inner, run_analyses",
+    "inner": "from mesascope.analyses.inner_objectives import objectives",
     "load_sample_text": "from mesascope.inspection import load_sample_text",
     "mean": "from mesascope.interventions import mean",
     "replace": "from mesascope.interventions import replace",
@@ -23,7 +29,7 @@ def write_tokens_code(subject: ExploredModel, inputs: ExploredInput) -> str:
         subject: the explored model.
         inputs: the prompt.
     """
-    return _join(
+    return join_code(
         subject,
         inputs,
         'acts = capture(model, tokens, ["resid_pre", "resid_post", "output"])\n'
@@ -43,10 +49,10 @@ def write_pattern_code(subject: ExploredModel, inputs: ExploredInput, layer: int
         layer: the layer.
         head: the head.
     """
-    return _join(
+    return join_code(
         subject,
         inputs,
-        f'acts = capture(model, tokens, ["pattern"], layers=[{layer}])\n'
+        f'acts = capture(model, {inputs.name}, ["pattern"], layers=[{layer}])\n'
         f'pattern = acts["pattern"][0, 0, {head}]  # (query, key)',
     )
 
@@ -60,7 +66,7 @@ def write_lens_code(subject: ExploredModel, inputs: ExploredInput, position: int
         position: the position.
         k: tokens per depth.
     """
-    return _join(
+    return join_code(
         subject,
         inputs,
         'acts = capture(model, tokens, ["resid_pre", "resid_post"])\n'
@@ -78,7 +84,7 @@ def write_attribution_code(subject: ExploredModel, inputs: ExploredInput, positi
         position: the position after which the token is predicted.
         token: the token.
     """
-    return _join(
+    return join_code(
         subject,
         inputs,
         'acts = capture(model, tokens, ["resid_pre", "resid_post", "attn_out", "z"])\n'
@@ -103,19 +109,11 @@ def write_ablation_code(
         position: the position after which the next token is predicted.
         references: code that defines ``reference_tokens``, for mean ablation; empty for zero ablation.
     """
-    wheres = [f'{{"layer": {layer}, "head": {list(heads)}}}' for layer, heads in heads_by_layer.items()]
-    arguments = '"z", references, ' if references else '"z", '
-    edits = "\n".join(f"    {'mean' if references else 'zero'}({arguments}{where})," for where in wheres)
-    prepare = (
-        f'{references}\nreferences = capture(model, reference_tokens, ["z"], layers={list(heads_by_layer)})\n'
-        if references
-        else ""
-    )
     prediction = PREDICTION.format(position=position)
-    return _join(
+    return join_code(
         subject,
         inputs,
-        f"{prepare}edits = [\n{edits}\n]\n"
+        f"{write_ablation_edits(inputs, heads_by_layer, references)}\n"
         f'before = capture(model, tokens, ["output"]){prediction}\n'
         f'after = capture(model, tokens, ["output"], edits=edits){prediction}',
     )
@@ -140,18 +138,58 @@ def write_patching_code(
         read_position: the position after which the next token is predicted.
     """
     prediction = PREDICTION.format(position=read_position)
-    return _join(
+    return join_code(
         subject,
         inputs,
-        f"source_{source.code}\n"
-        f'source = capture(model, source_tokens, ["{site}", "output"], layers=[{where["layer"]}])\n'
-        f'edit = replace("{site}", source, {dict(where)})\n'
+        f"{write_patch(source, site, where)}\n"
         f'before = capture(model, tokens, ["output"]){prediction}\n'
         f'after = capture(model, tokens, ["output"], edits=edit){prediction}',
     )
 
 
-def _join(subject: ExploredModel, inputs: ExploredInput, body: str) -> str:
-    """Return imports, the model and its input, and what is computed."""
-    imports = [line for name, line in IMPORTS.items() if f"{name}(" in body]
+def write_ablation_edits(inputs: ExploredInput, heads_by_layer: Mapping[int, Sequence[int]], references: str) -> str:
+    """Return code that defines ``edits``, which switch heads off.
+
+    Args:
+        inputs: the input.
+        heads_by_layer: the heads that are switched off.
+        references: code that defines the references of mean ablation; empty for zero ablation.
+    """
+    wheres = [f'{{"layer": {layer}, "head": {list(heads)}}}' for layer, heads in heads_by_layer.items()]
+    arguments = '"z", references, ' if references else '"z", '
+    edits = "\n".join(f"    {'mean' if references else 'zero'}({arguments}{where})," for where in wheres)
+    prepare = (
+        f'{references}\nreferences = capture(model, reference_{inputs.name}, ["z"], layers={list(heads_by_layer)})\n'
+        if references
+        else ""
+    )
+    return f"{prepare}edits = [\n{edits}\n]"
+
+
+def write_patch(source: ExploredInput, site: str, where: Mapping[str, int]) -> str:
+    """Return code that defines ``source``, a capture of a second input, and ``edit``, which puts its activation.
+
+    Args:
+        source: the second input.
+        site: the site that is patched.
+        where: index by axis.
+    """
+    source_code = "\n".join(f"source_{line}" for line in source.code.splitlines())
+    return (
+        f"{source_code}\n"
+        f'source = capture(model, source_{source.name}, ["{site}", "output"], layers=[{where["layer"]}])\n'
+        f'edit = replace("{site}", source, {dict(where)})'
+    )
+
+
+def join_code(subject: ExploredModel, inputs: ExploredInput, body: str) -> str:
+    """Return imports, the model and its input, and what is computed.
+
+    Args:
+        subject: the explored model.
+        inputs: the input.
+        body: code that computes the numbers of a view.
+    """
+    words = set(re.findall(r"[\w.]+(?=\()", body))
+    imports = [line for name, line in IMPORTS.items() if name in words]
     return "\n".join(["import torch", *imports, subject.source.load_code, "", inputs.code, body, ""])

@@ -5,8 +5,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mesascope.activations.exclusive_use import exclusive_use
-from mesascope.explorer import views
+from mesascope.explorer import vector_views, views
 from mesascope.explorer.subject import ExploredModel
+from mesascope.explorer.vector_sequences import VectorSequences
+from mesascope.explorer.view_parts import View
 
 MAX_BODY = 200_000  # bytes of a request
 MAX_SHOWN = 60  # letters of a wrong value in a message
@@ -31,11 +33,13 @@ INTEGER = (_is_integer, "an integer of up to 64 bits")
 TEXT = (lambda value: isinstance(value, str), "a text")
 HEADS = (_is_pair_list, "a list of pairs of layer and head, such as [[0, 1], [2, 3]]")
 Kind = tuple[Callable[[Any], bool], str]
+# by name: the view, the keys that it needs, and those that may be left out; the first view shows the input
+ViewTable = Mapping[str, tuple[Callable[..., View], Mapping[str, Kind], Mapping[str, Kind]]]
 
-VIEWS: Mapping[str, tuple[Callable[..., views.View], Mapping[str, Kind], Mapping[str, Kind]]] = {
-    # the view, the keys that it needs, and those that may be left out
+PATTERN = (views.view_pattern, {"prompt": PROMPT, "layer": INTEGER, "head": INTEGER}, {})
+TOKEN_VIEWS: ViewTable = {
     "tokens": (views.view_tokens, {"prompt": PROMPT}, {}),
-    "pattern": (views.view_pattern, {"prompt": PROMPT, "layer": INTEGER, "head": INTEGER}, {}),
+    "pattern": PATTERN,
     "lens": (views.view_lens, {"prompt": PROMPT, "position": INTEGER}, {"k": INTEGER}),
     "attribution": (views.view_attribution, {"prompt": PROMPT, "position": INTEGER}, {"token": INTEGER}),
     "ablation": (
@@ -49,14 +53,40 @@ VIEWS: Mapping[str, tuple[Callable[..., views.View], Mapping[str, Kind], Mapping
         {"head": INTEGER, "read_position": INTEGER, "k": INTEGER},
     ),
 }
+VECTOR_VIEWS: ViewTable = {
+    "terms": (vector_views.view_terms, {"prompt": PROMPT}, {}),
+    "pattern": PATTERN,
+    "lens": (vector_views.view_term_lens, {"prompt": PROMPT, "position": INTEGER}, {}),
+    "objective": (vector_views.view_objective, {"prompt": PROMPT, "position": INTEGER}, {"objective": TEXT}),
+    "attribution": (
+        vector_views.view_term_attribution,
+        {"prompt": PROMPT, "position": INTEGER},
+        {"coordinate": INTEGER},
+    ),
+    "ablation": (vector_views.view_term_ablation, {"prompt": PROMPT, "heads": HEADS}, {"method": TEXT}),
+    "patching": (
+        vector_views.view_term_patching,
+        {"prompt": PROMPT, "source_prompt": PROMPT, "site": TEXT, "layer": INTEGER, "position": INTEGER},
+        {"head": INTEGER},
+    ),
+}
 
 
-def answer_request(subject: ExploredModel, view: str, body: bytes) -> views.View:
+def find_views(subject: ExploredModel) -> ViewTable:
+    """Return the views of a model: those of tokens or those of vectors.
+
+    Args:
+        subject: the explored model.
+    """
+    return VECTOR_VIEWS if isinstance(subject.source, VectorSequences) else TOKEN_VIEWS
+
+
+def answer_request(subject: ExploredModel, view: str, body: bytes) -> View:
     """Compute a view; one request after another uses the model.
 
     Args:
         subject: the explored model.
-        view: the name of the view, a key of ``VIEWS``.
+        view: the name of the view, a key of `find_views`.
         body: the request, a JSON object with the arguments of the view.
 
     Returns:
@@ -65,7 +95,7 @@ def answer_request(subject: ExploredModel, view: str, body: bytes) -> views.View
     Raises:
         ValueError: the request is malformed, or the view refuses it.
     """
-    function, needed, optional = VIEWS[view]
+    function, needed, optional = find_views(subject)[view]
     arguments = _parse_object(body)
     missing = next((key for key in needed if key not in arguments), None)
     if missing is not None:

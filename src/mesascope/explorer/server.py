@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mesascope.argument_types import validate_arguments
 from mesascope.explorer.page import render_explorer
-from mesascope.explorer.requests import MAX_BODY, VIEWS, answer_request
+from mesascope.explorer.requests import MAX_BODY, answer_request, find_views
 from mesascope.explorer.subject import ExploredModel
 
 if TYPE_CHECKING:
@@ -82,9 +82,9 @@ def create_app(subject: ExploredModel, token: str, port: int) -> "Starlette":
         return HTMLResponse(render_explorer(subject, nonce), headers=headers)
 
     async def show_view(request: "Request") -> "Response":
-        view = request.path_params["view"]
-        if view not in VIEWS:
-            return refuse(404, f"a view must be one of {', '.join(VIEWS)}, but got {view[:40]!r}")
+        view, names = request.path_params["view"], find_views(subject)
+        if view not in names:
+            return refuse(404, f"a view must be one of {', '.join(names)}, but got {view[:40]!r}")
         body = b""
         async for chunk in request.stream():
             body += chunk

@@ -1,32 +1,35 @@
-"""The views of the explorer: functions from a prompt and options to values that can be written as JSON.
+"""The views of a model of tokens: functions from a prompt and options to values that can be written as JSON.
 
 Every number comes from `capture`, its readout, `decompose_logits` or the edits of `mesascope.interventions`, and every
 view has ``code``, Python code that computes the same numbers.
 """
 
-import math
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mesascope.activations import EditHadNoEffect, capture
+from mesascope.activations import capture
 from mesascope.analyses.stream.token_attribution import ATTRIBUTION_SITES, decompose_logits
 from mesascope.argument_types import validate_arguments
 from mesascope.explorer import code
-from mesascope.explorer.subject import ExploredInput, ExploredModel
-from mesascope.interventions import mean, replace, zero
+from mesascope.explorer.sources import ExploredInput, Prompts, TaskSequences
+from mesascope.explorer.subject import ExploredModel
+from mesascope.explorer.view_parts import (
+    View,
+    ablate_heads,
+    check_head,
+    check_patch,
+    check_range,
+    collect_notes,
+    name_depths,
+    patch_activation,
+    to_json,
+)
 
 DEFAULT_K = 5  # tokens of a prediction that are listed
 MAX_K = 50
-ABLATION_METHODS = ("zero", "mean")
-PATCHED_SITES = ("resid_pre", "z")
-
-View = dict[str, Any]
 
 
 @validate_arguments
@@ -45,17 +48,17 @@ def view_tokens(subject: ExploredModel, prompt: str | int) -> View:
     Raises:
         ValueError: there is no such prompt.
     """
-    inputs = subject.source.read_input(prompt)
+    inputs = _get_token_source(subject).read_input(prompt)
     acts = subject.capture_input(inputs)
     log_probs = acts["output"][0].log_softmax(-1)
     next_log_prob = log_probs[:-1].gather(1, acts.inputs[0, 1:, None])[:, 0]
     stream = torch.cat([acts["resid_pre"], acts["resid_post"][-1:]])[:, 0]
     return {
         "tokens": _describe_tokens(subject, inputs),
-        "loss": [None, *_to_json(-next_log_prob)],
-        "probability": [*_to_json(next_log_prob.exp()), None],
-        "norm": _to_json(stream.norm(dim=-1)),
-        "depths": _name_depths(subject),
+        "loss": [None, *to_json(-next_log_prob)],
+        "probability": [*to_json(next_log_prob.exp()), None],
+        "norm": to_json(stream.norm(dim=-1)),
+        "depths": name_depths(subject),
         "code": code.write_tokens_code(subject, inputs),
     }
 
@@ -66,7 +69,7 @@ def view_pattern(subject: ExploredModel, prompt: str | int, layer: int, head: in
 
     Args:
         subject: the explored model.
-        prompt: as in `view_tokens`.
+        prompt: as in `view_tokens`, or in `view_terms`.
         layer: the layer, counted from 0.
         head: the head, counted from 0.
 
@@ -76,11 +79,11 @@ def view_pattern(subject: ExploredModel, prompt: str | int, layer: int, head: in
     Raises:
         ValueError: there is no such prompt, or no such head.
     """
-    _check_head(subject, layer, head)
+    check_head(subject, layer, head)
     inputs = subject.source.read_input(prompt)
-    acts = capture(subject.model, inputs.tokens, ["pattern"], layers=[layer])
+    acts = capture(subject.model, inputs.values, ["pattern"], layers=[layer])
     return {
-        "pattern": _to_json(acts["pattern"][0, 0, head]),
+        "pattern": to_json(acts["pattern"][0, 0, head]),
         "code": code.write_pattern_code(subject, inputs, layer, head),
     }
 
@@ -103,7 +106,7 @@ def view_lens(subject: ExploredModel, prompt: str | int, position: int, k: int =
         UnsupportedModel: the output is not computed from the last layer by a chain of modules.
     """
     inputs = _read_position(subject, prompt, position)
-    _check_range("k", k, MAX_K + 1, first=1)
+    check_range("k", k, MAX_K + 1, first=1)
     acts = subject.capture_input(inputs)
     stream = torch.cat([acts["resid_pre"], acts["resid_post"][-1:]])[:, 0, position]
     logits = acts.readout.compute_output(stream)
@@ -111,9 +114,7 @@ def view_lens(subject: ExploredModel, prompt: str | int, position: int, k: int =
     probability, token = logits.softmax(-1).topk(k)
     rows = [
         {"depth": name, "top": [_describe_token(subject, *pair) for pair in zip(tokens, probabilities, strict=True)]}
-        for name, tokens, probabilities in zip(
-            _name_depths(subject), token.tolist(), _to_json(probability), strict=True
-        )
+        for name, tokens, probabilities in zip(name_depths(subject), token.tolist(), to_json(probability), strict=True)
     ]
     return {"rows": rows, "code": code.write_lens_code(subject, inputs, position, k)}
 
@@ -141,22 +142,22 @@ def view_attribution(subject: ExploredModel, prompt: str | int, position: int, t
     inputs = _read_position(subject, prompt, position)
     acts = subject.capture_input(inputs)
     if "z" not in acts:
-        acts = capture(subject.model, inputs.tokens, [*ATTRIBUTION_SITES, "output"])  # says which layers lack it
+        acts = capture(subject.model, inputs.values, [*ATTRIBUTION_SITES, "output"])  # says which layers lack it
     logits = acts["output"][0, position]
     token = int(logits.argmax()) if token is None else token
-    _check_range("token", token, len(logits))
+    check_range("token", token, len(logits))
     contributions = decompose_logits(
         acts, torch.tensor([0]), torch.tensor([position]), torch.tensor([token]), centred=True
     )
     return {
-        "token": {"id": token, "text": subject.source.decode_token(token)},
-        "head": _to_json(contributions.head[..., 0]),
-        "mlp": _to_json(contributions.mlp[:, 0]),
-        "attention_bias": _to_json(contributions.attention_bias[:, 0]),
-        "embedding": _to_json(contributions.embedding[0]),
-        "readout_bias": _to_json(contributions.readout_bias[0]),
-        "total": _to_json(contributions.total_logit[0]),
-        "logit": _to_json(logits[token].double() - logits.double().mean()),
+        "token": {"id": token, "text": _get_token_source(subject).decode_token(token)},
+        "head": to_json(contributions.head[..., 0]),
+        "mlp": to_json(contributions.mlp[:, 0]),
+        "attention_bias": to_json(contributions.attention_bias[:, 0]),
+        "embedding": to_json(contributions.embedding[0]),
+        "readout_bias": to_json(contributions.readout_bias[0]),
+        "total": to_json(contributions.total_logit[0]),
+        "logit": to_json(logits[token].double() - logits.double().mean()),
         "top": _list_top(subject, logits.softmax(-1)),
         "code": code.write_attribution_code(subject, inputs, position, token),
     }
@@ -189,33 +190,19 @@ def view_ablation(
     Raises:
         ValueError: there is no such prompt, head, method or position.
     """
-    if not heads:
-        raise ValueError("heads must have one head or more, as pairs of layer and head, but is empty")
-    for layer, head in heads:
-        _check_head(subject, layer, head)
-    if method not in ABLATION_METHODS:
-        raise ValueError(f"a method must be one of {', '.join(ABLATION_METHODS)}, but got {method!r}")
-    _check_range("k", k, MAX_K + 1, first=1)
+    check_range("k", k, MAX_K + 1, first=1)
     inputs = _read_position(subject, prompt, position)
     at = len(inputs) - 1 if position is None else position
-    heads_by_layer: dict[int, list[int]] = {}
-    for layer, head in sorted({(layer, head) for layer, head in heads}):
-        heads_by_layer.setdefault(layer, []).append(head)
-    reference_code = ""
-    if method == "mean":
-        references, reference_code = subject.capture_references(len(inputs))
-        edits = [mean("z", references, {"layer": layer, "head": each}) for layer, each in heads_by_layer.items()]
-    else:
-        edits = [zero("z", {"layer": layer, "head": each}) for layer, each in heads_by_layer.items()]
+    ablation = ablate_heads(subject, heads, method, len(inputs))
     before = subject.capture_input(inputs)["output"][0, at].softmax(-1)
-    with _collect_notes() as notes:
-        after = capture(subject.model, inputs.tokens, ["output"], edits=edits)["output"][0, at].softmax(-1)
+    with collect_notes() as notes:
+        after = capture(subject.model, inputs.values, ["output"], edits=ablation.edits)["output"][0, at].softmax(-1)
     return {
         "position": at,
         "rows": _compare_predictions(subject, {"before": before, "after": after}, k),
         "kl": _kl_divergence(before, after),
         "notes": notes,
-        "code": code.write_ablation_code(subject, inputs, heads_by_layer, at, reference_code),
+        "code": code.write_ablation_code(subject, inputs, ablation.heads_by_layer, at, ablation.reference_code),
     }
 
 
@@ -251,74 +238,47 @@ def view_patching(
     Raises:
         ValueError: there is no such prompt, site, layer, head or position, or the prompts differ in length.
     """
-    if site not in PATCHED_SITES:
-        raise ValueError(f"a site must be one of {', '.join(PATCHED_SITES)}, but got {site!r}")
-    if head is not None and site != "z":
-        raise ValueError(f"head must be given at z only, but the site is {site}; omit it")
-    if site == "z":
-        _check_head(subject, layer, head or 0)
-    _check_range("layer", layer, subject.layers)
-    _check_range("k", k, MAX_K + 1, first=1)
-    inputs, source = _read_position(subject, prompt, position), subject.source.read_input(source_prompt)
+    check_patch(subject, site, layer, head)
+    check_range("k", k, MAX_K + 1, first=1)
+    inputs, source = _read_position(subject, prompt, position), _get_token_source(subject).read_input(source_prompt)
     if len(source) != len(inputs):
         raise ValueError(
             f"both prompts must have as many tokens, but they have {len(inputs)} and {len(source)}; use words of as "
             "many tokens"
         )
     if read_position is not None:
-        _check_range("read_position", read_position, len(inputs))
+        check_range("read_position", read_position, len(inputs))
     at = len(inputs) - 1 if read_position is None else read_position
-    where = {"layer": layer, "pos": position} | ({} if head is None else {"head": head})
-    source_acts = subject.capture_input(source)
-    if site not in source_acts:
-        source_acts = capture(subject.model, source.tokens, [site, "output"], layers=[layer])
-    edit = replace(site, source_acts, where)
+    patch = patch_activation(subject, source, site, layer, position, head)
     before = subject.capture_input(inputs)["output"][0, at].softmax(-1)
-    with _collect_notes() as notes:
-        after = capture(subject.model, inputs.tokens, ["output"], edits=edit)["output"][0, at].softmax(-1)
-    second = source_acts["output"][0, at].softmax(-1)
+    with collect_notes() as notes:
+        after = capture(subject.model, inputs.values, ["output"], edits=patch.edit)["output"][0, at].softmax(-1)
+    second = patch.source_acts["output"][0, at].softmax(-1)
     return {
         "read_position": at,
         "rows": _compare_predictions(subject, {"before": before, "after": after, "source": second}, k),
         "kl": _kl_divergence(before, after),
         "source": _describe_tokens(subject, source),
         "notes": notes,
-        "code": code.write_patching_code(subject, inputs, source, site, where, at),
+        "code": code.write_patching_code(subject, inputs, source, site, patch.where, at),
     }
 
 
-@contextmanager
-def _collect_notes() -> Iterator[list[str]]:
-    """Collect the warnings that an edit had no effect, as lines; the caller has the model in exclusive use."""
-    notes: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", EditHadNoEffect)
-        yield notes
-    for one in caught:
-        if issubclass(one.category, EditHadNoEffect):
-            notes.append(str(one.message))
-        else:
-            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+def _get_token_source(subject: ExploredModel) -> Prompts | TaskSequences:
+    """Return the source of inputs; raise a ValueError if it is one of vectors."""
+    if not isinstance(subject.source, Prompts | TaskSequences):
+        raise ValueError(
+            f"this view needs a model of tokens, but the inputs of {subject.name} are vectors; use the views of "
+            "vectors, such as view_terms"
+        )
+    return subject.source
 
 
 def _read_position(subject: ExploredModel, prompt: str | int, position: int | None) -> ExploredInput:
-    inputs = subject.source.read_input(prompt)
+    inputs = _get_token_source(subject).read_input(prompt)
     if position is not None:
-        _check_range("position", position, len(inputs))
+        check_range("position", position, len(inputs))
     return inputs
-
-
-def _check_head(subject: ExploredModel, layer: int, head: int) -> None:
-    _check_range("layer", layer, subject.layers)
-    if layer not in subject.attention_layers:
-        layers = ", ".join(map(str, subject.attention_layers))
-        raise ValueError(f"layer must have attention, as the layers {layers} do, but got {layer}")
-    _check_range("head", head, subject.heads)
-
-
-def _check_range(name: str, value: int, size: int, first: int = 0) -> None:
-    if not first <= value < size:
-        raise ValueError(f"{name} must be from {first} to {size - 1}, but got {value}")
 
 
 def _compare_predictions(
@@ -329,39 +289,25 @@ def _compare_predictions(
     chosen = torch.cat([each.topk(min(k, len(each))).indices for each in predictions.values()]).unique()
     chosen = chosen[first[chosen].argsort(descending=True, stable=True)]
     return [
-        {"id": token, "text": subject.source.decode_token(token)}
-        | {name: _to_json(each[token]) for name, each in predictions.items()}
+        {"id": token, "text": _get_token_source(subject).decode_token(token)}
+        | {name: to_json(each[token]) for name, each in predictions.items()}
         for token in chosen.tolist()
     ]
 
 
 def _kl_divergence(before: Float[Tensor, " token"], after: Float[Tensor, " token"]) -> float | None:
     before, after = before.double(), after.double()
-    return _to_json(torch.special.xlogy(before, before).sum() - torch.special.xlogy(before, after).sum())
+    return to_json(torch.special.xlogy(before, before).sum() - torch.special.xlogy(before, after).sum())
 
 
 def _list_top(subject: ExploredModel, prediction: Float[Tensor, " token"]) -> list[View]:
     top = prediction.topk(min(2 * DEFAULT_K, len(prediction)))
-    return [_describe_token(subject, *pair) for pair in zip(top.indices.tolist(), _to_json(top.values), strict=True)]
+    return [_describe_token(subject, *pair) for pair in zip(top.indices.tolist(), to_json(top.values), strict=True)]
 
 
 def _describe_token(subject: ExploredModel, token: int, probability: float | None) -> View:
-    return {"id": token, "text": subject.source.decode_token(token), "probability": probability}
+    return {"id": token, "text": _get_token_source(subject).decode_token(token), "probability": probability}
 
 
 def _describe_tokens(subject: ExploredModel, inputs: ExploredInput) -> list[View]:
-    return [{"id": token, "text": piece} for token, piece in zip(inputs.tokens[0].tolist(), inputs.pieces, strict=True)]
-
-
-def _name_depths(subject: ExploredModel) -> list[str]:
-    return [*(f"before layer {layer}" for layer in range(subject.layers)), "after the last layer"]
-
-
-def _to_json(values: Tensor) -> Any:
-    """Return numbers as nested lists; those that are not finite, which JSON lacks, are None."""
-    if values.ndim == 0:
-        value = float(values)
-        return value if math.isfinite(value) else None
-    if bool(values.isfinite().all()):
-        return values.tolist()
-    return [_to_json(each) for each in values]
+    return [{"id": token, "text": piece} for token, piece in zip(inputs.values[0].tolist(), inputs.pieces, strict=True)]

@@ -4,9 +4,9 @@ const explorer = (() => {
   const { make } = mesascope;
   const subject = JSON.parse(document.getElementById("subject").textContent);
   const secret = new URLSearchParams(location.search).get("token") || "";
-  const isText = typeof subject.example === "string", find = id => document.getElementById(id);
+  const isText = typeof subject.example === "string", find = id => document.getElementById(id), [first, ...others] = subject.views;
   const defaults = { prompt: String(subject.example), position: -1, colour: "loss", depth: subject.layers, layer: subject.attention_layers[0], head: 0, token: -1,
-    off: "", method: subject.methods[0], source: "", site: subject.sites[0], patched: 0, patchedHead: -1 };
+    off: "", method: subject.methods[0], source: "", site: subject.sites[0], patched: 0, patchedHead: -1, shown: 0, coordinate: 0, baseline: "", objective: "fast_weight" };
   const state = { ...defaults };
   const views = {};
 
@@ -88,15 +88,19 @@ const explorer = (() => {
 
   async function refresh() {
     const began = performance.now();
-    await views.tokens.refresh();
-    const count = views.tokens.answer ? views.tokens.answer.tokens.length : 0;
-    if (count && (state.position < 0 || state.position >= count)) { state.position = count - 1; views.tokens.refresh(); }
-    await Promise.all(["pattern", "lens", "attribution", "ablation", "patching"].map(name => views[name].refresh()));
-    find("status").textContent = count ? `${count} tokens, ${((performance.now() - began) / 1000).toFixed(2)} s` : "";
+    await views[first].refresh();
+    const count = texts().length;
+    if (count && (state.position < 0 || state.position >= count)) { state.position = count - 1; views[first].refresh(); }
+    await Promise.all(others.map(name => views[name].refresh()));
+    find("status").textContent = count ? `${count} ${first}, ${((performance.now() - began) / 1000).toFixed(2)} s` : "";
     document.body.dataset.ready = String(+(document.body.dataset.ready || 0) + 1);
   }
 
-  const known = () => views.tokens.answer && state.position >= 0 && state.position < views.tokens.answer.tokens.length;
+  // The input that the first view shows, and its text at every position: tokens, or a coordinate of vectors.
+  const input = () => views[first].answer;
+  const texts = () => !input() ? [] : input().tokens ? input().tokens.map(one => one.text) : input().inputs.map(row => mesascope.formatNumber(row[state.shown] ?? null));
+  const redrawInput = () => views[first].refresh();
+  const known = () => state.position >= 0 && state.position < texts().length;
   const colour = (colours, fraction) => `rgb(${mesascope.mixColours(mesascope.themed({ colours }).colours, fraction).join(",")})`;
   const percent = value => value === null ? "–" : value >= .0005 ? `${(100 * value).toFixed(1)}%` : "<0.1%";
 
@@ -111,5 +115,5 @@ const explorer = (() => {
   }
 
   mesascope.onTheme(() => Object.values(views).forEach(view => view.refresh()));
-  return { subject, state, views, isText, find, readAddress, writeAddress, readPrompt, listOff, addView, change, refresh, known, colour, percent, table, defaults };
+  return { subject, state, views, isText, find, readAddress, writeAddress, readPrompt, listOff, addView, change, refresh, input, texts, redrawInput, known, colour, percent, table };
 })();

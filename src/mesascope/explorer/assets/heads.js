@@ -1,8 +1,8 @@
-// Direct logit attribution as a map of heads and MLPs, and the attention pattern of the chosen head.
+// The map of heads and MLPs, coloured by direct attribution, and the attention pattern of the chosen head.
 "use strict";
 (() => {
-  const { make, makeChoice, quoteToken, formatNumber } = mesascope;
-  const { subject, state, views, find, addView, change, known, colour, listOff } = explorer;
+  const { make, makeChoice, formatNumber } = mesascope;
+  const { subject, state, find, addView, change, texts, known, colour, listOff } = explorer;
   const map = find("headmap"), readout = find("attribution-readout");
   map.style.gridTemplateColumns = `max-content repeat(${subject.heads}, minmax(15px, 1fr)) minmax(24px, 1fr)`;
   const heads = [], mlps = [];
@@ -40,26 +40,20 @@
     });
   }
 
-  function drawAttribution(answer) {
-    const controls = find("attribution-controls");
-    controls.replaceChildren();
+  // Colour the map by contributions `head` (layer, head) and `mlp` (layer); returns the colour scale. Without an answer, clear it.
+  explorer.drawHeadmap = (answer, units) => {
     markHeads();
-    if (!answer) { [...heads, ...mlps].forEach(cell => { cell.style.background = ""; cell.title = ""; }); readout.textContent = ""; return; }
-    const listed = answer.top.some(one => one.id === answer.token.id) ? answer.top : [answer.token, ...answer.top];
-    controls.append(makeChoice({ name: "token", options: listed.map(one => quoteToken(one.text)), slider: false, selected: listed.findIndex(one => one.id === answer.token.id) },
-      k => change({ token: listed[k].id })));
+    if (!answer) { [...heads, ...mlps].forEach(cell => { cell.style.background = ""; cell.title = ""; }); readout.textContent = ""; return null; }
     const flat = answer.head.flat(), most = Math.max(...[...flat, ...answer.mlp].map(Math.abs), 1e-12);
-    controls.append(mesascope.colourScale({ colours: subject.diverging, ends: mesascope.formatEnds(-most, most, false), units: "logit" }));
     const paint = (cell, name, value) => {
       cell.style.backgroundColor = colour(subject.diverging, .5 + value / most / 2);
-      cell.title = `${name}: ${formatNumber(value)} logit`;
+      cell.title = `${name}: ${formatNumber(value)} ${units}`.trim();
       cell.setAttribute("aria-label", cell.title);
     };
     heads.forEach((cell, k) => paint(cell, `layer ${Math.floor(k / subject.heads)}, head ${k % subject.heads}`, flat[k]));
     mlps.forEach((cell, layer) => paint(cell, `MLP of layer ${layer}`, answer.mlp[layer]));
-    const sum = list => formatNumber(list.reduce((total, value) => total + value, 0));
-    readout.textContent = `${quoteToken(answer.token.text)}: logit ${formatNumber(answer.total)} = embedding ${formatNumber(answer.embedding)} + heads ${sum(flat)} + MLPs ${sum(answer.mlp)} + biases ${sum([...answer.attention_bias, answer.readout_bias])}`;
-  }
+    return mesascope.colourScale({ colours: subject.diverging, ends: mesascope.formatEnds(-most, most, false), units });
+  };
 
   const box = find("pattern-map"), said = make("p", { class: "readout" }), square = mesascope.attentionMap(box, said);
   box.append(square.canvas, said);
@@ -73,18 +67,19 @@
       makeChoice({ name: "layer", options: layers.map(String), slider: false, selected: Math.max(0, layers.indexOf(state.layer)) }, k => change({ layer: layers[k] })),
       makeChoice({ name: "head", options: Array.from({ length: subject.heads }, (_, k) => String(k)), slider: false, selected: state.head }, head => change({ head })), toggle);
     markHeads();
-    box.hidden = !answer || !views.tokens.answer;
+    const labels = texts();
+    box.hidden = !answer || answer.pattern.length !== labels.length;
     if (box.hidden) return;
-    const size = answer.pattern.length, top = answer.pattern.reduce((most, row) => Math.max(most, ...row), 0), labels = views.tokens.answer.tokens.map(one => one.text);
-    if (labels.length !== size) return;
-    const { colours } = mesascope.themed({ colours: subject.colours });
+    const size = labels.length, weights = answer.pattern.flat(), signed = weights.some(weight => weight < 0);  // of linear attention
+    const top = weights.reduce((most, weight) => Math.max(most, Math.abs(weight)), 0) || 1, low = signed ? -top : 0;
+    const { colours } = mesascope.themed({ colours: signed ? subject.diverging : subject.colours });
     const image = make("canvas", { width: size, height: size }), context = image.getContext("2d"), pixels = context.createImageData(size, size);
-    answer.pattern.flat().forEach((weight, k) => pixels.data.set([...mesascope.mixColours(colours, weight / top), 255], 4 * k));
+    weights.forEach((weight, k) => pixels.data.set([...mesascope.mixColours(colours, (weight - low) / (top - low)), 255], 4 * k));
     context.putImageData(pixels, 0, 0);
-    controls.append(mesascope.colourScale({ colours: subject.colours, ends: mesascope.formatEnds(0, top, false), units: "" }));
+    controls.append(mesascope.colourScale({ colours: signed ? subject.diverging : subject.colours, ends: mesascope.formatEnds(low, top, false), units: "" }));
     square.canvas.setAttribute("aria-label", `Attention of layer ${state.layer}, head ${state.head}: rows are queries, columns are keys`);
     square.show({ queries: size, keys: size, labels: { query: labels, key: labels }, image, describe: (query, key) => formatNumber(answer.pattern[query][key]) });
-    if (state.colour === "attention") views.tokens.refresh();
+    if (state.colour === "attention") explorer.redrawInput();
   }
 
   explorer.toggleHead = (layer, head) => {
@@ -92,6 +87,5 @@
     change({ off: (off.includes(pair) ? off.filter(one => one !== pair) : [...off, pair]).join(",") });
   };
 
-  addView("attribution", () => known() ? { prompt: explorer.readPrompt(state.prompt), position: state.position, ...state.token >= 0 ? { token: state.token } : {} } : null, drawAttribution);
   addView("pattern", () => known() ? { prompt: explorer.readPrompt(state.prompt), layer: state.layer, head: state.head } : null, drawPattern);
 })();

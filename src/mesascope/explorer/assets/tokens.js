@@ -1,50 +1,9 @@
-// Tokens coloured by a quantity, and the logit lens at the clicked token.
+// Views of a language model: tokens, logit lens and direct logit attribution at the clicked token, and what edits change.
 "use strict";
 (() => {
   const { make, makeChoice, quoteToken, formatNumber } = mesascope;
-  const { subject, state, views, find, addView, change, known, colour, percent, table } = explorer;
-  const text = find("text"), readout = find("token-readout"), controls = find("token-controls");
-  const quantities = [["loss", "loss of the token", "nat"], ["probability", "probability of the next token", ""],
-    ["attention", "attention of the clicked token by the head", ""], ["norm", "norm of the residual stream", ""]];
-
-  const values = answer => {
-    if (state.colour === "attention") return views.pattern.answer && known() ? views.pattern.answer.pattern[state.position] || [] : [];
-    if (state.colour === "norm") return answer.norm[Math.min(state.depth, subject.layers)];
-    return answer[state.colour];
-  };
-
-  function drawTokens(answer) {
-    text.replaceChildren();
-    controls.replaceChildren();
-    readout.textContent = "";
-    if (!answer) return;
-    const chosen = Math.max(0, quantities.findIndex(([key]) => key === state.colour));
-    controls.append(makeChoice({ name: "colour by", options: quantities.map(([, name]) => name), slider: false, selected: chosen }, k => change({ colour: quantities[k][0] })));
-    if (state.colour === "norm") controls.append(makeChoice({ name: "depth", options: answer.depths, slider: true, selected: Math.min(state.depth, subject.layers) }, depth => change({ depth })));
-    const shown = values(answer), numbers = shown.filter(value => value !== null && value !== undefined), units = quantities[chosen][2];
-    const low = ["loss", "probability", "attention"].includes(state.colour) ? 0 : Math.min(...numbers), high = state.colour === "probability" ? 1 : Math.max(...numbers);
-    if (numbers.length) controls.append(mesascope.colourScale({ colours: subject.tints, ends: mesascope.formatEnds(low, high, false), units }));
-    const describe = k => {
-      const value = shown[k] === null || shown[k] === undefined ? "no value" : `${formatNumber(shown[k])} ${units}`;
-      readout.textContent = `position ${k} ${quoteToken(answer.tokens[k].text)}: ${value}`;
-    };
-    text.append(...answer.tokens.map((token, k) => {
-      const span = make("span", { class: k === state.position ? "t here" : "t" }, mesascope.makeVisible(token.text).replaceAll("\n", "↵\n") || "∅");
-      const value = shown[k];
-      if (value !== null && value !== undefined) span.style.background = colour(subject.tints, high > low ? (value - low) / (high - low) : 0);
-      span.addEventListener("pointerenter", () => describe(k));
-      span.addEventListener("click", () => change({ position: k, token: -1 }));
-      return span;
-    }));
-    if (known()) describe(state.position);
-  }
-
-  text.addEventListener("keydown", event => {
-    const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-    if (!move || !known()) return;
-    event.preventDefault();
-    change({ position: Math.max(0, Math.min(views.tokens.answer.tokens.length - 1, state.position + move)), token: -1 });
-  });
+  const { subject, state, find, addView, change, known, colour, percent, table, listOff } = explorer;
+  const here = () => ({ prompt: explorer.readPrompt(state.prompt), position: state.position });
 
   function drawLens(answer) {
     const host = find("lens-table");
@@ -58,6 +17,47 @@
     host.replaceChildren(table(["depth", ...answer.rows[0].top.map((_, k) => `top ${k + 1}`)], answer.rows.map(row => [row.depth, ...row.top.map(cell)])));
   }
 
-  addView("tokens", () => ({ prompt: explorer.readPrompt(state.prompt) }), drawTokens);
-  addView("lens", () => known() ? { prompt: explorer.readPrompt(state.prompt), position: state.position } : null, drawLens);
+  function drawAttribution(answer) {
+    const controls = find("attribution-controls"), scale = explorer.drawHeadmap(answer, "logit");
+    controls.replaceChildren();
+    if (!answer) return;
+    const listed = answer.top.some(one => one.id === answer.token.id) ? answer.top : [answer.token, ...answer.top];
+    controls.append(makeChoice({ name: "token", options: listed.map(one => quoteToken(one.text)), slider: false, selected: listed.findIndex(one => one.id === answer.token.id) },
+      k => change({ token: listed[k].id })), scale);
+    const sum = list => formatNumber(list.reduce((total, value) => total + value, 0));
+    find("attribution-readout").textContent = `${quoteToken(answer.token.text)}: logit ${formatNumber(answer.total)} = embedding ${formatNumber(answer.embedding)} + heads ${sum(answer.head.flat())} + MLPs ${sum(answer.mlp)} + biases ${sum([...answer.attention_bias, answer.readout_bias])}`;
+  }
+
+  function comparison(answer, names) {
+    const bars = row => {
+      const box = make("div");
+      box.dataset.cell = "bars";
+      for (const [key] of names) {
+        const bar = make("i", { class: `bar ${key}`, "aria-hidden": "true" });
+        bar.style.width = `${100 * (row[key] || 0)}%`;
+        box.append(bar);
+      }
+      return box;
+    };
+    return table(["next token", ...names.map(([, title]) => title), "probability"], answer.rows.map(row => [make("code", {}, quoteToken(row.text)), ...names.map(([key]) => percent(row[key])), bars(row)]));
+  }
+
+  const drawComparison = (name, answer, names, position) => explorer.drawEdit(name, answer, () => [comparison(answer, names),
+    make("p", { class: "readout" }, `Prediction after ${explorer.namePosition(position())}. KL divergence: ${formatNumber(answer.kl)} nat.`)]);
+
+  function drawAblation(answer) {
+    explorer.drawAblationControls();
+    drawComparison("ablation", answer, [["before", "before"], ["after", "after"]], () => answer.position);
+  }
+
+  function drawPatching(answer) {
+    explorer.drawPatchingControls();
+    drawComparison("patching", answer, [["before", "before"], ["after", "patched"], ["source", "second prompt"]], () => answer.read_position);
+  }
+
+  addView("tokens", () => ({ prompt: explorer.readPrompt(state.prompt) }), answer => explorer.drawInput(answer));
+  addView("lens", () => known() ? here() : null, drawLens);
+  addView("attribution", () => known() ? { ...here(), ...state.token >= 0 ? { token: state.token } : {} } : null, drawAttribution);
+  addView("ablation", () => known() && state.off ? { ...here(), heads: listOff(), method: state.method } : null, drawAblation);
+  addView("patching", () => known() && state.source !== "" ? { ...here(), ...explorer.readPatch() } : null, drawPatching);
 })();
