@@ -240,7 +240,7 @@ MISTAKES = [
     ("terms", {"prompt": "3; 12=1"}, "the position of a change must be from 0 to 11, but got 12"),
     ("terms", {"prompt": "3; 5.1=1"}, "the coordinate of a change must be from 0 to 0, but got 1"),
     ("terms", {"prompt": "3; 5=1, 5.0=2"}, "a coordinate must be changed once, but 5.0 is changed twice"),
-    ("terms", {"prompt": "3; 5=nan"}, "a changed value must be a number from -1e+06 to 1e+06, but got 'nan'"),
+    ("terms", {"prompt": "3; 5=nan"}, "a changed value must be a number from -1,000,000 to 1,000,000, but got 'nan'"),
     ("terms", {"prompt": "3; 5=inf"}, "a changed value must be a number"),
     ("terms", {"prompt": "3; 5=1e300"}, "a changed value must be a number"),
     ("terms", {"prompt": "3; 5=__import__('os')"}, "a changed value must be a number"),

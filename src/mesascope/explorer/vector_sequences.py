@@ -13,7 +13,9 @@ from torch import Tensor
 from mesascope.explorer.sources import REFERENCE_SEED, ExploredInput, count_references
 from mesascope.tasks.base import Batch, Task
 
-MAX_VALUE = 1e6  # of a changed coordinate: far beyond the terms of any task, and finite in every data type but float16
+MAX_VALUE = (
+    1_000_000  # of a changed coordinate: far beyond the terms of any task, and finite in every data type but float16
+)
 MAX_LETTERS = 20_000  # of a prompt
 CHANGE = re.compile(r"(\d{1,9})(?:\.(\d{1,9}))?=(.+)", re.ASCII)
 GRAMMAR = (
@@ -138,7 +140,7 @@ def _parse_value(text: str) -> float:
         value = math.nan
     if not abs(value) <= MAX_VALUE:
         raise ValueError(
-            f"a changed value must be a number from -{MAX_VALUE:g} to {MAX_VALUE:g}, but got {_shorten(text)}"
+            f"a changed value must be a number from -{MAX_VALUE:,} to {MAX_VALUE:,}, but got {_shorten(text)}"
         )
     return value
 

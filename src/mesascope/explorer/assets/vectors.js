@@ -21,6 +21,7 @@
     if (state.coordinate >= outputs || state.coordinate < 0) state.coordinate = 0;
     if (state.shown >= inputs || state.shown < 0) state.shown = 0;
     explorer.drawInput(answer, k => `; prediction ${number(answer.prediction[k][state.coordinate])}, truth ${number(answer.truth[k]?.[state.coordinate])}`);
+    (answer?.changes || []).forEach(([position]) => find("text").children[position].classList.add("changed"));
     chart.replaceChildren();
     drawChange(answer);
     if (!answer) return;
