@@ -44,3 +44,18 @@ def study_run(tmp_path: Path, samples: ModuleType) -> Path:
 def inspect_run(tmp_path: Path, samples: ModuleType) -> Path:
     """Return an inspected language model: 30 layers of 9 heads, no seeds, no verdicts."""
     return samples.write_inspection(tmp_path / "inspect-smol")
+
+
+@pytest.fixture
+def runs(samples: ModuleType, tmp_path: Path) -> Path:
+    """Return a folder with a study, an inspection, and runs that are damaged or unfinished."""
+    folder = tmp_path / "runs"
+    samples.write_study(folder / "affine & more")
+    (folder / "affine & more" / "report.html").write_text("report")
+    samples.write_inspection(folder / "model")
+    for name, text in {"broken": "[", "empty": "{}", "odd": '{"study": [1], "seeds": 3, "provenance": 2}'}.items():
+        (folder / name).mkdir()
+        (folder / name / "run.json").write_text(text)
+    damaged = samples.write_study(folder / "damaged")
+    (damaged / "verdicts.json").write_text("[{")
+    return folder

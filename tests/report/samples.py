@@ -25,6 +25,21 @@ def write_study(path: Path, title: str = "Affine recurrences: which algorithm ru
     return path
 
 
+def write_comparison(path: Path) -> Path:
+    """Write a study run that was judged in two cells, with a ranking of algorithms in each."""
+    from report.test_ranking import found
+
+    for cell, folder in (("", path), ("heads=1", path / "cells" / "heads=1")):
+        write_study(folder)
+        found().assign_attrs(title="Nearest algorithm").to_netcdf(
+            folder / "results/which_algorithm.nc", engine="netcdf4"
+        )
+        factors = {"heads": {"description": "heads per layer", "levels": {"4": "4 heads", "1": "1 head"}}}
+        facts = study_facts("Affine recurrences") | {"factors": factors} | ({"cell": cell} if cell else {})
+        (folder / "run.json").write_text(json.dumps(facts))
+    return path
+
+
 def study_facts(title: str) -> dict:
     return {
         "study": "affine",

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from mesascope.report import render_report
+from mesascope.report.index_page import render_index
 from report.test_browser import CHROMIUM, look, read_probe
 
 DARK = ("--blink-settings=preferredColorScheme=0",)
@@ -56,8 +57,9 @@ CHECK = """<script>addEventListener("load", () => setTimeout(() => {
     const headings = find("h1, h2, h3, h4, h5, h6").filter(seen), level = one => Number(one.tagName[1]);
     const follows = (one, before) => before ? level(one) > 1 && level(one) - level(before) <= 1 : level(one) === 1;
     rule("headings", headings, one => one.textContent.trim() && follows(one, headings[headings.indexOf(one) - 1]));
+    const navigations = find("nav[aria-label]").length, expected = find("section").length ? 1 : 0;
     rule("landmarks", [document.documentElement], root => root.lang && document.title.trim()
-      && find("main").length === 1 && find("nav[aria-label]").length === 1
+      && find("main").length === 1 && find("nav").length === expected && navigations === expected
       && find("body > *").every(one => one.matches("main, nav, script, style, .skip, #js-plotly-tester")));
     rule("headers of tables", find("thead th, tbody th"), one => one.textContent.trim() && one.scope);
     rule("lists", find("li, dt, dd"), one => one.parentElement.matches("ul, ol, dl, dl > div"));
@@ -70,7 +72,7 @@ CHECK = """<script>addEventListener("load", () => setTimeout(() => {
     ("kind", "flags"),
     [
         pytest.param(kind, flags, id=f"{kind}-{'dark' if flags else 'light'}", marks=marks)
-        for kind in ("study", "long study", "inspection", "circuit")
+        for kind in ("study", "long study", "comparison", "inspection", "circuit")
         for flags, marks in (((), ()), (DARK, () if kind == "inspection" else pytest.mark.slow))
     ],
 )
@@ -79,6 +81,7 @@ def test_a_page_follows_the_rules(samples, inspected, tmp_path, kind, flags):
     write = {
         "study": samples.write_study,
         "long study": samples.write_study,
+        "comparison": samples.write_comparison,
         "inspection": lambda path: inspected.write(path, sequences=2, length=96),
         "circuit": samples.write_circuit,
     }
@@ -88,9 +91,37 @@ def test_a_page_follows_the_rules(samples, inspected, tmp_path, kind, flags):
     dom, console = look(render_report(run), tmp_path, probe=CHECK, flags=flags)
     assert console == []
     rules = read_probe(dom)
-    broken = {name: found["broken"] for name, found in rules.items() if found["broken"]}
-    assert not broken, json.dumps(broken)
+    assert list_broken(rules) == {}
     assert all(found["applied"] for found in rules.values())
+
+
+@pytest.mark.parametrize("flags", [(), DARK], ids=["light", "dark"])
+def test_the_index_of_runs_follows_the_rules(runs, tmp_path, flags):
+    dom, console = look(allow_scripts(render_index(runs)), tmp_path, probe=CHECK, flags=flags)
+    assert console == []
+    rules = read_probe(dom)
+    assert list_broken(rules) == {}
+    assert not [
+        name
+        for name, found in rules.items()
+        if not found["applied"] and name not in ("names of images", "lists", "ids")
+    ]
+
+
+def test_a_folder_without_runs_follows_the_rules(tmp_path):
+    dom, _ = look(allow_scripts(render_index(tmp_path)), tmp_path, probe=CHECK)
+    assert list_broken(read_probe(dom)) == {}
+
+
+def list_broken(rules: dict) -> dict:
+    return {name: found["broken"] for name, found in rules.items() if found["broken"]}
+
+
+def allow_scripts(html: str) -> str:
+    """Return an index of runs, which has no scripts, such that a probe may run in it."""
+    policy = "default-src 'none';"
+    assert html.count(policy) == 1
+    return html.replace(policy, f"{policy} script-src 'unsafe-inline';")
 
 
 def test_the_rules_can_be_broken(tmp_path):

@@ -13,6 +13,7 @@ import pytest
 import xarray as xr
 
 from mesascope.report import render_report
+from mesascope.report.index_page import render_index
 from mesascope.report.plotting.variable import make_visible
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -208,6 +209,26 @@ def test_it_fits_a_telephone(samples, inspected, tmp_path, kind):
     content, window, plots = measured(dom)
     assert plots > 4
     assert content <= window == 390
+
+
+def test_a_comparison_of_cells_and_algorithms_fits_a_telephone(samples, tmp_path):
+    html = render_report(samples.write_comparison(tmp_path / "run"))
+    assert "Verdicts by setting" in html
+    assert "Most similar algorithm" in html
+    dom, console = look(on_a_telephone(html, width=400), tmp_path, probe="</body>")
+    assert console == []
+    content, window, plots = measured(dom)
+    assert plots > 4
+    assert content <= window == 400
+
+
+def test_the_index_of_runs_fits_a_telephone(runs, tmp_path):
+    policy = "default-src 'none';"
+    html = render_index(runs).replace(policy, f"{policy} script-src 'unsafe-inline';")  # for the probe
+    dom, console = look(on_a_telephone(html, width=400), tmp_path, probe="</body>")
+    assert console == []
+    content, window, _ = measured(dom)
+    assert content <= window == 400
 
 
 def test_its_controls_work(study_run, tmp_path):

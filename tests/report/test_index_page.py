@@ -12,21 +12,6 @@ from mesascope.report.index_page import render_index
 from report.test_page import parse
 
 
-@pytest.fixture
-def runs(samples, tmp_path):
-    """Return a folder with a study, an inspection, and runs that are damaged or unfinished."""
-    folder = tmp_path / "runs"
-    samples.write_study(folder / "affine & more")
-    (folder / "affine & more" / "report.html").write_text("report")
-    samples.write_inspection(folder / "model")
-    for name, text in {"broken": "[", "empty": "{}", "odd": '{"study": [1], "seeds": 3, "provenance": 2}'}.items():
-        (folder / name).mkdir()
-        (folder / name / "run.json").write_text(text)
-    damaged = samples.write_study(folder / "damaged")
-    (damaged / "verdicts.json").write_text("[{")
-    return folder
-
-
 def rows_of(html: str) -> dict[str, str]:
     texts = (re.sub(r"<[^>]*>", " ", row) for row in re.findall(r'<tr><th scope="row">(.*?)</tr>', html, re.S))
     return {" ".join(text.split()).split(" ")[0]: " ".join(text.split()) for text in texts}
