@@ -210,6 +210,7 @@ def test_vectors_of_several_coordinates_and_positions_without_a_truth():
     assert [value is not None for value in view_terms(subject, 2)["truth"]] == [True, False] * 4 + [True]
     assert [value is not None for value in view["truth"]] == [True] + [False] * 8
     assert len(view["prediction"][0]) == 1
+    assert [value is not None for value in view["baselines"]["least squares"]] == [True, False] * 4 + [True]
     with pytest.raises(ValueError, match=r"a change must name one of 3 coordinates, such as 1\.0=1, but got '1=3'"):
         view_terms(subject, "2; 1=3")
     with pytest.raises(ValueError, match="the coordinate of a change must be from 0 to 2, but got 3"):

@@ -1,6 +1,7 @@
 """Views of the explorer as its page asks for them, and exports of a finished run, to put odd values in their place."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +13,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import mesascope
 from faults.call_targets import Target
 from faults.small_study import load_small_study
-from mesascope.explorer import ExploredModel, create_app, explore_model
-from mesascope.explorer.requests import TOKEN_VIEWS, answer_request
+from mesascope.explorer import ExploredModel, create_app, explore_model, explore_task_model
+from mesascope.explorer.requests import answer_request, find_views
+from mesascope.models.transformer import Decoder, DecoderConfig
+from mesascope.tasks.affine import Affine
 from small_tokenizers import make_sentencepiece
 
 PROMPTS = {"prompt": "a b c a b", "source_prompt": "b a c a b"}
@@ -25,6 +28,16 @@ REQUESTS = {  # all arguments of each view
     "ablation": {"heads": [[0, 1], [1, 0]], "method": "mean", "position": 1, "k": 2},
     "patching": {"site": "z", "layer": 0, "position": 1, "head": 1, "read_position": 2, "k": 2},
 }
+SEQUENCES = {"prompt": "3; 1=0.5", "source_prompt": 4}
+VECTOR_REQUESTS = {
+    "terms": {},
+    "pattern": {"layer": 0, "head": 1},
+    "lens": {"position": 1},
+    "objective": {"position": 1, "objective": "hopfield"},
+    "attribution": {"position": 1, "coordinate": 0},
+    "ablation": {"heads": [[0, 1], [1, 0]], "method": "mean"},
+    "patching": {"site": "z", "layer": 0, "position": 1, "head": 1},
+}
 
 
 def build_explorer_targets() -> dict[str, Target]:
@@ -34,6 +47,8 @@ def build_explorer_targets() -> dict[str, Target]:
     model = LlamaForCausalLM(LlamaConfig(vocab_size=400, max_position_embeddings=40, **shape)).eval()
     tokenizer = make_sentencepiece()
     subject = explore_model(model, tokenizer, "model")
+    decoder = Decoder(DecoderConfig(d_in=1, d_out=1, num_hidden_layers=2, num_attention_heads=2, hidden_size=8)).eval()
+    vectors = explore_task_model(decoder, Affine(length=6), "vectors")
 
     def explore_and_view(**arguments: Any) -> Any:
         return ask(explore_model(**arguments), "tokens", {"prompt": PROMPTS["prompt"]})
@@ -43,7 +58,15 @@ def build_explorer_targets() -> dict[str, Target]:
             function=explore_and_view, arguments={"model": model, "tokenizer": tokenizer, "name": "model"}
         ),
         "create_app": Target(function=create_app, arguments={"subject": subject, "token": "token", "port": 8000}),
-        **{f"view {name}": _build_view(subject, name) for name in TOKEN_VIEWS},
+        "explore_task_model": Target(
+            function=lambda **arguments: ask(explore_task_model(**arguments), "terms", {"prompt": 3}),
+            arguments={"model": decoder, "task": Affine(length=6), "name": "vectors"},
+        ),
+        **{f"view {name}": _build_view(subject, name, PROMPTS, each) for name, each in REQUESTS.items()},
+        **{
+            f"view {name} of vectors": _build_view(vectors, name, SEQUENCES, each)
+            for name, each in VECTOR_REQUESTS.items()
+        },
         "body of a request": Target(
             function=lambda body: answer_request(subject, "tokens", str(body).encode()),
             arguments={"body": json.dumps({"prompt": "a b c"})},
@@ -51,10 +74,11 @@ def build_explorer_targets() -> dict[str, Target]:
     }
 
 
-def _build_view(subject: ExploredModel, name: str) -> Target:
-    _, needed, _ = TOKEN_VIEWS[name]
-    prompts = {key: value for key, value in PROMPTS.items() if key in needed}
-    return Target(function=lambda **arguments: ask(subject, name, arguments), arguments={**prompts, **REQUESTS[name]})
+def _build_view(subject: ExploredModel, name: str, prompts: Mapping[str, Any], request: Mapping[str, Any]) -> Target:
+    _, needed, optional = find_views(subject)[name]
+    arguments = {key: value for key, value in prompts.items() if key in needed} | dict(request)
+    assert set(arguments) == {*needed, *optional}
+    return Target(function=lambda **given: ask(subject, name, given), arguments=arguments)
 
 
 def ask(subject: ExploredModel, name: str, arguments: dict[str, Any]) -> Any:

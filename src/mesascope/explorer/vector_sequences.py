@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mesascope.explorer.sources import REFERENCE_SEED, ExploredInput, count_references
@@ -31,6 +31,7 @@ class VectorInput(ExploredInput):
     Attributes:
         number: the seed with which it is drawn.
         changes: the changed values, by position and coordinate.
+        is_scored: whether the task scores a position.
         batch: the sequence with its targets. Those are as drawn; their weight is 0 from the first changed position on,
             because a changed term has no target.
         batch_code: Python code that defines ``batch`` and its ``weight``.
@@ -39,6 +40,7 @@ class VectorInput(ExploredInput):
     name: str = "inputs"
     number: int
     changes: Mapping[tuple[int, int], float]
+    is_scored: Bool[Tensor, " pos"]
     batch: Batch
     batch_code: str
 
@@ -82,6 +84,7 @@ class VectorSequences:
             code="\n".join(code),
             number=number,
             changes=changes,
+            is_scored=drawn.weight[0] > 0,
             batch=replace(drawn, inputs=values, weight=weight),
             batch_code=f"batch = dataclasses.replace({sample}, inputs=inputs)\nweight = batch.weight.clone()\n{first}",
         )

@@ -45,8 +45,8 @@ def view_terms(subject: ExploredModel, prompt: str | int) -> View:
 
     Returns:
         ``number`` and ``changes`` (position, coordinate, value); ``inputs`` (pos, d_in), ``prediction`` (pos, d_out),
-        ``truth`` and ``loss`` (None where the task does not score a position, and from the first changed one on);
-        ``baselines`` (pos, d_out) by name; ``norm`` (depth, pos) as in `view_tokens`, at ``depths``.
+        ``truth``, ``loss`` and, by name, ``baselines``, None where the task does not score a position; ``truth`` and
+        ``loss`` also from the first changed position on; ``norm`` (depth, pos) as in `view_tokens`, at ``depths``.
 
     Raises:
         ValueError: there is no such sequence.
@@ -64,7 +64,9 @@ def view_terms(subject: ExploredModel, prompt: str | int) -> View:
         "prediction": to_json(prediction[0]),
         "truth": _keep_known(to_json(inputs.batch.targets[0]), known),
         "loss": _keep_known(to_json(task.loss(prediction, inputs.batch)[0]), known),
-        "baselines": {name: to_json(each[0]) for name, each in task.baselines(inputs.batch).items()},
+        "baselines": {
+            name: _keep_known(to_json(each[0]), inputs.is_scored) for name, each in task.baselines(inputs.batch).items()
+        },
         "norm": to_json(stream.norm(dim=-1)),
         "depths": name_depths(subject),
         "code": code.write_terms_code(subject, inputs),
