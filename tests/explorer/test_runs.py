@@ -21,7 +21,7 @@ from mesascope.explorer import (
     view_tokens,
 )
 from mesascope.explorer.page import render_explorer
-from mesascope.explorer.subject import check_task
+from mesascope.explorer.subject import check_explored_task
 from mesascope.studies.multi_concept.task import ConceptPrompts
 from mesascope.tasks.seeded import SeededSequences
 from served import request_view
@@ -130,7 +130,7 @@ class Shuffled(SeededSequences):
 )
 def test_other_tasks_are_refused_by_name(task, line):
     with pytest.raises(ValueError, match=line):
-        check_task(task)
+        check_explored_task(task)
 
 
 @pytest.mark.slow  # tests/personas/test_explorer_user.py serves from a forked process

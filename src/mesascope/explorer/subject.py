@@ -125,7 +125,7 @@ def explore_task_model(model: PreTrainedModel, task: Task, name: str, load_code:
         UnsupportedModel: `capture` cannot open the model.
     """
     load_code = load_code or "# model, task = the model that is explored, and its task"
-    if check_task(task):
+    if check_explored_task(task):
         return _describe_model(validate_model(model), name, VectorSequences(task, load_code), "0")
     return _describe_model(validate_model(model), name, TaskSequences(task, load_code), 0)
 
@@ -193,7 +193,7 @@ def open_explored_run(
     return explore_task_model(loaded.model, loaded.task, loaded.name, load_code)
 
 
-def check_task(task: Task) -> bool:
+def check_explored_task(task: Task) -> bool:
     """Check that the targets of a task are vectors, or the next tokens at all scored positions.
 
     Args:

@@ -26,7 +26,7 @@ def write_terms_code(subject: ExploredModel, inputs: VectorInput) -> str:
     )
 
 
-def write_lens_code(subject: ExploredModel, inputs: VectorInput) -> str:
+def write_term_lens_code(subject: ExploredModel, inputs: VectorInput) -> str:
     """Return code for the logit lens at every depth and position, and its loss.
 
     Args:
@@ -61,7 +61,7 @@ def write_objective_code(subject: ExploredModel, inputs: VectorInput, position: 
     )
 
 
-def write_attribution_code(subject: ExploredModel, inputs: VectorInput, position: int, coordinate: int) -> str:
+def write_term_attribution_code(subject: ExploredModel, inputs: VectorInput, position: int, coordinate: int) -> str:
     """Return code for the contributions of all components to a coordinate of the prediction.
 
     Args:
@@ -78,7 +78,7 @@ def write_attribution_code(subject: ExploredModel, inputs: VectorInput, position
     )
 
 
-def write_ablation_code(
+def write_term_ablation_code(
     subject: ExploredModel, inputs: VectorInput, heads_by_layer: Mapping[int, Sequence[int]], references: str
 ) -> str:
     """Return code for the predictions with heads switched off.
@@ -99,7 +99,7 @@ def write_ablation_code(
     )
 
 
-def write_patching_code(
+def write_term_patching_code(
     subject: ExploredModel, inputs: VectorInput, source: VectorInput, site: str, where: Mapping[str, int]
 ) -> str:
     """Return code for the predictions with an activation of a second sequence.

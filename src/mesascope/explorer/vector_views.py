@@ -5,10 +5,11 @@ has ``code``, Python code that computes the same numbers. Predictions and losses
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import xarray as xr
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mesascope.activations import capture
@@ -25,9 +26,9 @@ from mesascope.explorer.view_parts import (
     check_patch,
     check_range,
     collect_notes,
+    encode_numbers,
     name_depths,
     patch_activation,
-    to_json,
 )
 
 ATTRIBUTION_SITES = ("resid_pre", "resid_post", "attn_out", "z", "output")
@@ -55,19 +56,20 @@ def view_terms(subject: ExploredModel, prompt: str | int) -> View:
     task = _get_vector_source(subject).task
     acts = subject.capture_input(inputs)
     prediction = acts["output"].cpu()
-    known = inputs.batch.weight[0] > 0
+    has_truth = inputs.batch.weight[0] > 0
     stream = torch.cat([acts["resid_pre"], acts["resid_post"][-1:]])[:, 0]
     return {
         "number": inputs.number,
         "changes": [[*where, value] for where, value in inputs.changes.items()],
-        "inputs": to_json(inputs.values[0]),
-        "prediction": to_json(prediction[0]),
-        "truth": _keep_known(to_json(inputs.batch.targets[0]), known),
-        "loss": _keep_known(to_json(task.loss(prediction, inputs.batch)[0]), known),
+        "inputs": encode_numbers(inputs.values[0]),
+        "prediction": encode_numbers(prediction[0]),
+        "truth": _keep_where(encode_numbers(inputs.batch.targets[0]), has_truth),
+        "loss": _keep_where(encode_numbers(task.loss(prediction, inputs.batch)[0]), has_truth),
         "baselines": {
-            name: _keep_known(to_json(each[0]), inputs.is_scored) for name, each in task.baselines(inputs.batch).items()
+            name: _keep_where(encode_numbers(each[0]), inputs.is_scored)
+            for name, each in task.baselines(inputs.batch).items()
         },
-        "norm": to_json(stream.norm(dim=-1)),
+        "norm": encode_numbers(stream.norm(dim=-1)),
         "depths": name_depths(subject),
         "code": code.write_terms_code(subject, inputs),
     }
@@ -93,19 +95,19 @@ def view_term_lens(subject: ExploredModel, prompt: str | int, position: int) -> 
     inputs = _read_sequence(subject, prompt, position)
     acts = subject.capture_input(inputs)
     prediction = acts.readout.compute_output(torch.cat([acts["resid_pre"], acts["resid_post"][-1:]])[:, 0]).cpu()
-    is_known = bool(inputs.batch.weight[0, position] > 0)
+    has_truth = bool(inputs.batch.weight[0, position] > 0)
     rows = []
     for name, each in zip(name_depths(subject), prediction, strict=True):
         loss = _get_vector_source(subject).task.loss(each[None], inputs.batch)
         rows.append(
             {
                 "depth": name,
-                "prediction": to_json(each[position]),
-                "loss": to_json(loss[0, position]) if is_known else None,
+                "prediction": encode_numbers(each[position]),
+                "loss": encode_numbers(loss[0, position]) if has_truth else None,
                 "mean_loss": _average_loss(loss, inputs),
             }
         )
-    return {"rows": rows, "code": code.write_lens_code(subject, inputs)}
+    return {"rows": rows, "code": code.write_term_lens_code(subject, inputs)}
 
 
 @validate_arguments
@@ -136,7 +138,7 @@ def view_objective(subject: ExploredModel, prompt: str | int, position: int, obj
     rows = [
         {"layer": layer, "sublayer": sublayer}
         | {
-            name: to_json(torch.tensor(float(each.sel(layer=layer, sublayer=sublayer))))
+            name: encode_numbers(torch.tensor(float(each.sel(layer=layer, sublayer=sublayer))))
             for name, each in columns.items()
         }
         for layer in results["layer"].values.tolist()
@@ -179,18 +181,18 @@ def view_term_attribution(subject: ExploredModel, prompt: str | int, position: i
     check_range("coordinate", coordinate, acts["output"].shape[-1])
     contributions = {name: each[0, position, coordinate] for name, each in decompose_output(acts).items()}
     heads = [
-        [to_json(contributions[f"head {layer}.{head}"]) for head in range(subject.heads)]
+        [encode_numbers(contributions[f"head {layer}.{head}"]) for head in range(subject.heads)]
         for layer in range(subject.layers)
     ]
     none = torch.zeros(())
     return {
         "head": heads,
-        "mlp": [to_json(contributions.get(f"mlp {layer}", none)) for layer in range(subject.layers)],
-        "embedding": to_json(contributions["embedding"]),
-        "biases": to_json(contributions["biases"]),
-        "total": to_json(torch.stack(list(contributions.values())).sum()),
-        "prediction": to_json(acts["output"][0, position, coordinate]),
-        "code": code.write_attribution_code(subject, inputs, position, coordinate),
+        "mlp": [encode_numbers(contributions.get(f"mlp {layer}", none)) for layer in range(subject.layers)],
+        "embedding": encode_numbers(contributions["embedding"]),
+        "biases": encode_numbers(contributions["biases"]),
+        "total": encode_numbers(torch.stack(list(contributions.values())).sum()),
+        "prediction": encode_numbers(acts["output"][0, position, coordinate]),
+        "code": code.write_term_attribution_code(subject, inputs, position, coordinate),
     }
 
 
@@ -221,7 +223,7 @@ def view_term_ablation(
         after = capture(subject.model, inputs.values, ["output"], edits=ablation.edits)["output"].cpu()
     return _compare_predictions(subject, inputs, before, after) | {
         "notes": notes,
-        "code": code.write_ablation_code(subject, inputs, ablation.heads_by_layer, ablation.reference_code),
+        "code": code.write_term_ablation_code(subject, inputs, ablation.heads_by_layer, ablation.reference_code),
     }
 
 
@@ -261,9 +263,9 @@ def view_term_patching(
     with collect_notes() as notes:
         after = capture(subject.model, inputs.values, ["output"], edits=patch.edit)["output"].cpu()
     return _compare_predictions(subject, inputs, before, after) | {
-        "source": to_json(patch.source_acts["output"][0]),
+        "source": encode_numbers(patch.source_acts["output"][0]),
         "notes": notes,
-        "code": code.write_patching_code(subject, inputs, source, site, patch.where),
+        "code": code.write_term_patching_code(subject, inputs, source, site, patch.where),
     }
 
 
@@ -284,14 +286,14 @@ def _read_sequence(subject: ExploredModel, prompt: str | int, position: int | No
     return inputs
 
 
-def _keep_known(values: list, known: Tensor) -> list:
-    return [value if is_known else None for value, is_known in zip(values, known.tolist(), strict=True)]
+def _keep_where(values: list[Any], mask: Bool[Tensor, " pos"]) -> list[Any]:
+    return [value if is_kept else None for value, is_kept in zip(values, mask.tolist(), strict=True)]
 
 
 def _average_loss(loss: Float[Tensor, "1 pos"], inputs: VectorInput) -> float | None:
     """Return the weighted mean of a loss over the positions where the truth is known."""
     weight = inputs.batch.weight
-    return to_json((loss * weight).sum() / weight.sum())
+    return encode_numbers((loss * weight).sum() / weight.sum())
 
 
 def _compare_predictions(
@@ -302,11 +304,11 @@ def _compare_predictions(
 ) -> View:
     task = _get_vector_source(subject).task
     return {
-        "before": to_json(before[0]),
-        "after": to_json(after[0]),
+        "before": encode_numbers(before[0]),
+        "after": encode_numbers(after[0]),
         "loss_before": _average_loss(task.loss(before, inputs.batch), inputs),
         "loss_after": _average_loss(task.loss(after, inputs.batch), inputs),
-        "change": to_json((after - before).square().mean().sqrt()),
+        "change": encode_numbers((after - before).square().mean().sqrt()),
     }
 
 

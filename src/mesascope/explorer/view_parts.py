@@ -179,7 +179,7 @@ def name_depths(subject: ExploredModel) -> list[str]:
     return [*(f"before layer {layer}" for layer in range(subject.layers)), "after the last layer"]
 
 
-def to_json(values: Tensor) -> Any:
+def encode_numbers(values: Tensor) -> Any:
     """Return numbers as nested lists; those that are not finite, which JSON lacks, are None.
 
     Args:
@@ -190,4 +190,4 @@ def to_json(values: Tensor) -> Any:
         return value if math.isfinite(value) else None
     if bool(values.isfinite().all()):
         return values.tolist()
-    return [to_json(each) for each in values]
+    return [encode_numbers(each) for each in values]

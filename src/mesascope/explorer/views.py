@@ -23,9 +23,9 @@ from mesascope.explorer.view_parts import (
     check_patch,
     check_range,
     collect_notes,
+    encode_numbers,
     name_depths,
     patch_activation,
-    to_json,
 )
 
 DEFAULT_K = 5  # tokens of a prediction that are listed
@@ -55,9 +55,9 @@ def view_tokens(subject: ExploredModel, prompt: str | int) -> View:
     stream = torch.cat([acts["resid_pre"], acts["resid_post"][-1:]])[:, 0]
     return {
         "tokens": _describe_tokens(subject, inputs),
-        "loss": [None, *to_json(-next_log_prob)],
-        "probability": [*to_json(next_log_prob.exp()), None],
-        "norm": to_json(stream.norm(dim=-1)),
+        "loss": [None, *encode_numbers(-next_log_prob)],
+        "probability": [*encode_numbers(next_log_prob.exp()), None],
+        "norm": encode_numbers(stream.norm(dim=-1)),
         "depths": name_depths(subject),
         "code": code.write_tokens_code(subject, inputs),
     }
@@ -83,7 +83,7 @@ def view_pattern(subject: ExploredModel, prompt: str | int, layer: int, head: in
     inputs = subject.source.read_input(prompt)
     acts = capture(subject.model, inputs.values, ["pattern"], layers=[layer])
     return {
-        "pattern": to_json(acts["pattern"][0, 0, head]),
+        "pattern": encode_numbers(acts["pattern"][0, 0, head]),
         "code": code.write_pattern_code(subject, inputs, layer, head),
     }
 
@@ -114,7 +114,9 @@ def view_lens(subject: ExploredModel, prompt: str | int, position: int, k: int =
     probability, token = logits.softmax(-1).topk(k)
     rows = [
         {"depth": name, "top": [_describe_token(subject, *pair) for pair in zip(tokens, probabilities, strict=True)]}
-        for name, tokens, probabilities in zip(name_depths(subject), token.tolist(), to_json(probability), strict=True)
+        for name, tokens, probabilities in zip(
+            name_depths(subject), token.tolist(), encode_numbers(probability), strict=True
+        )
     ]
     return {"rows": rows, "code": code.write_lens_code(subject, inputs, position, k)}
 
@@ -151,13 +153,13 @@ def view_attribution(subject: ExploredModel, prompt: str | int, position: int, t
     )
     return {
         "token": {"id": token, "text": _get_token_source(subject).decode_token(token)},
-        "head": to_json(contributions.head[..., 0]),
-        "mlp": to_json(contributions.mlp[:, 0]),
-        "attention_bias": to_json(contributions.attention_bias[:, 0]),
-        "embedding": to_json(contributions.embedding[0]),
-        "readout_bias": to_json(contributions.readout_bias[0]),
-        "total": to_json(contributions.total_logit[0]),
-        "logit": to_json(logits[token].double() - logits.double().mean()),
+        "head": encode_numbers(contributions.head[..., 0]),
+        "mlp": encode_numbers(contributions.mlp[:, 0]),
+        "attention_bias": encode_numbers(contributions.attention_bias[:, 0]),
+        "embedding": encode_numbers(contributions.embedding[0]),
+        "readout_bias": encode_numbers(contributions.readout_bias[0]),
+        "total": encode_numbers(contributions.total_logit[0]),
+        "logit": encode_numbers(logits[token].double() - logits.double().mean()),
         "top": _list_top(subject, logits.softmax(-1)),
         "code": code.write_attribution_code(subject, inputs, position, token),
     }
@@ -290,19 +292,21 @@ def _compare_predictions(
     chosen = chosen[first[chosen].argsort(descending=True, stable=True)]
     return [
         {"id": token, "text": _get_token_source(subject).decode_token(token)}
-        | {name: to_json(each[token]) for name, each in predictions.items()}
+        | {name: encode_numbers(each[token]) for name, each in predictions.items()}
         for token in chosen.tolist()
     ]
 
 
 def _kl_divergence(before: Float[Tensor, " token"], after: Float[Tensor, " token"]) -> float | None:
     before, after = before.double(), after.double()
-    return to_json(torch.special.xlogy(before, before).sum() - torch.special.xlogy(before, after).sum())
+    return encode_numbers(torch.special.xlogy(before, before).sum() - torch.special.xlogy(before, after).sum())
 
 
 def _list_top(subject: ExploredModel, prediction: Float[Tensor, " token"]) -> list[View]:
     top = prediction.topk(min(2 * DEFAULT_K, len(prediction)))
-    return [_describe_token(subject, *pair) for pair in zip(top.indices.tolist(), to_json(top.values), strict=True)]
+    return [
+        _describe_token(subject, *pair) for pair in zip(top.indices.tolist(), encode_numbers(top.values), strict=True)
+    ]
 
 
 def _describe_token(subject: ExploredModel, token: int, probability: float | None) -> View:

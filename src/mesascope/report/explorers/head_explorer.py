@@ -123,14 +123,14 @@ def _choose_grid(arrays: Sequence[xr.DataArray]) -> HeadGrid | None:
     return list(layers), list(heads)
 
 
-def read_grid_labels(array: xr.DataArray, dim: str) -> list[str]:
+def read_grid_labels(data: xr.DataArray | xr.Dataset, dim: str) -> list[str]:
     """Return the labels of layers or heads by which files are matched.
 
     Args:
-        array: an array with this axis.
+        data: data with this axis.
         dim: the name of the axis.
     """
-    return [str(v) for v in array[dim].values.tolist()]
+    return [str(v) for v in data[dim].values.tolist()]
 
 
 def _fits_grid(array: xr.DataArray, grid: HeadGrid) -> bool:
