@@ -24,7 +24,7 @@ from mesascope.report.plotting.variable import is_numeric, prepare_variable
 from mesascope.report.single_panel import render_panel
 
 PATTERNS_HEIGHT, HEADS_HEIGHT, TEXT_HEIGHT = 720, 760, 280  # pixels
-HEADS_LIMIT = ExcerptLimit(weights=150_000, source="the capture")  # so that a view has less than 300 kB
+HEADS_LIMIT = ExcerptLimit(weights=150_000, source="the capture")  # 200 kB, so that a view has less than 300 kB
 HEAD_AXES, REPLICATE_AXES = ("layer", "head"), ("stat", "seed", "step", "draw")
 
 
