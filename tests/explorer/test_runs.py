@@ -18,6 +18,7 @@ from mesascope.explorer import (
     view_lens,
     view_patching,
     view_pattern,
+    view_terms,
     view_tokens,
 )
 from mesascope.explorer.page import render_explorer
@@ -64,6 +65,27 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def explored(run):
     return open_explored_run(run[0].path, run[1])
+
+
+def test_a_run_of_vectors_is_opened_with_its_code(tmp_path):
+    vectors = {
+        "from mesascope.tasks.seeded import SeededSequences": "from mesascope.tasks.affine import Affine",
+        "SeededSequences(num_symbols=5, num_generators=3, prefix_length=1, length=8)": "Affine(length=8)",
+        "vocab_size=5": "d_in=1, d_out=1",
+    }
+    text = STUDY
+    for old, new in vectors.items():
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    study = tmp_path / "vectors.py"
+    study.write_text(text)
+    finished = api.run(str(study), scale="smoke", out=tmp_path / "run", on="serial")
+    subject = open_explored_run(finished.path, str(study))
+    view, space = view_terms(subject, "3; 2=1.5"), {}
+    exec(compile(view["code"], "terms", "exec"), space)
+    assert view["prediction"] == space["prediction"][0].tolist()
+    assert view["inputs"][2] == [1.5]
+    assert "the task does not score" in render_explorer(subject)
 
 
 def test_a_sequence_is_drawn_by_its_number(explored):
