@@ -80,7 +80,8 @@ def test_a_pt_file_is_no_model_of_the_command_line(checkpoint: Path, command: Ca
     code, out, err = command("inspect", checkpoint)
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
-    assert "a model must be a folder or a .gguf file" in err
+    assert "a pickle, which is never read; save its weights as safetensors" in err
+    assert "mesascope.wrap" in err
 
 
 def test_the_weights_are_those_of_the_checkpoint(checkpoint: Path, gpt: SmallGPT, tokens: Tensor):

@@ -39,7 +39,7 @@ def test_a_sweep_becomes_tables(tmp_path: Path, command: Callable):
         words += ["--vary", values]
     code, out, err = command(*words)
     assert code == 0, err
-    assert f"Verdicts in {CELLS} cells" in out
+    assert f"Verdicts in {CELLS} cells (those above: as in the study)" in out
 
     # the verdicts of all cells, for the paper and for a spreadsheet
     code, latex, err = command("table", run, "--format", "latex")
@@ -48,6 +48,7 @@ def test_a_sweep_becomes_tables(tmp_path: Path, command: Callable):
     assert len(rows) == CELLS
     cells = [row[header.index("cell")] for row in rows]
     assert len(set(cells)) == CELLS
+    assert cells[0] == "as in the study"
     assert sum("num\\_attention\\_heads=1" in cell for cell in cells) == 2
     assert {row[header.index("claim")] for row in rows} == {STATEMENT.replace("%", "\\%")}
     assert not re.search(r"(?<!\\)[%_#]", latex)  # what LaTeX reserves is escaped
@@ -63,6 +64,7 @@ def test_a_sweep_becomes_tables(tmp_path: Path, command: Callable):
     assert set(tables) >= {"verdicts", "cells", "parameters", "environment"}
     _, rows = parse_latex(command("table", run, "--name", "cells", "--format", "latex")[1])
     assert len(rows) == len(tables["cells"]) == 1  # one claim
+    assert tables["cells"].columns.tolist()[:3] == ["claim", "cells", "as in the study"]
     assert rows[0][-CELLS:] == csv["verdict"].tolist()
 
 

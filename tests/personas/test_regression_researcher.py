@@ -58,6 +58,10 @@ def test_an_untrained_model_is_like_none_of_the_algorithms(untrained: Regression
         mesascope.wrap(untrained, forward=predictions_of_regression), task=TASK, sequences=64
     )
     assert report.results["named"].item() == "none of these"
+    shown = repr(report).splitlines()
+    assert shown[0] == "Nearest algorithm: none of these (Regression)"
+    assert len(shown) == 1 + report.results.sizes["predictor"]
+    assert "<table>" in report._repr_html_()
 
 
 def test_heads_are_ablated_by_the_change_of_the_prediction(untrained: RegressionTransformer):

@@ -121,6 +121,7 @@ def test_padding_and_views_of_the_page(with_capture: Notebook):
     "expression",
     [
         "acts",
+        "acts.readout",
         "run",
         "study",
         "study.main",

@@ -87,14 +87,14 @@ def print_cells(cells: Sequence["JudgedCell"]) -> None:
     Args:
         cells: The judged cells; the study's own setting is the first.
     """
-    from mesascope.studies.cells import tabulate_claims
+    from mesascope.studies.cells import OWN_SETTING, tabulate_claims
 
-    own = escape(cells[0].name)
+    own = escape(cells[0].name or OWN_SETTING)
     out.print(f"\n[bold]Verdicts in {len(cells)} cells[/bold] (those above: {own})", soft_wrap=True)
     for claim in tabulate_claims(cells):
         out.print(f"\n[bold]{claim.support} cells[/bold]: {escape(claim.statement)}", soft_wrap=True)
         for status in dict.fromkeys(claim.statuses.values()):
-            names = "; ".join(cell for cell, given in claim.statuses.items() if given == status)
+            names = "; ".join(cell or OWN_SETTING for cell, given in claim.statuses.items() if given == status)
             out.print(f"  [{STATUS_COLOURS.get(status, 'dim')}]{status}[/]: {escape(names)}", soft_wrap=True)
 
 

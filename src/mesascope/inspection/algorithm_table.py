@@ -1,16 +1,18 @@
 """Algorithm reports as rows of a table, the most similar algorithm first."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
 from mesascope.analyses.algorithms.agreement import STEP_STAT
 from mesascope.analyses.algorithms.identify import TRAINING_DISTRIBUTION
-from mesascope.inspection.comparisons._report import AlgorithmReport
+
+if TYPE_CHECKING:
+    from mesascope.inspection.comparisons._report import AlgorithmReport
 
 
-def summarise_report(report: AlgorithmReport) -> dict[str, Any]:
+def summarise_report(report: "AlgorithmReport") -> dict[str, Any]:
     """Convert an algorithm report to JSON types.
 
     Args:

@@ -37,6 +37,7 @@ DECODER_CLASSES: dict[type[DecoderConfig], type[Decoder]] = {
     RecurrentConfig: RecurrentTransformer,
     EncoderDecoderConfig: EncoderDecoder,
 }
+PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 _HUB_HINT = "; check the name and the network, and log in with `hf auth login` where access must be granted"
 
 
@@ -257,6 +258,14 @@ def silence_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def _advise_on_file(path: Path) -> str:
+    """Return what a file is that is no model, and what to do."""
+    if path.suffix.lower() in PICKLE_SUFFIXES:
+        advice = "save its weights as safetensors, and pass a module of your own to mesascope.wrap"
+        return f"a pickle, which is never read; {advice}"
+    return f"another file; give its folder {path.parent}"
+
+
 def _resolve_location(name: str) -> tuple[str, dict[str, Any]]:
     """Return the path or name to pass to transformers, and the option that names a GGUF file."""
     with convert_load_errors(f"the path of a model must exist, but {name[:200]} cannot be read: {{}}".format):
@@ -264,9 +273,7 @@ def _resolve_location(name: str) -> tuple[str, dict[str, Any]]:
         path.exists()  # fails for names that are too long
     if path.suffix.lower() != ".gguf":
         if path.is_file():
-            raise ModelNotFound(
-                f"a model must be a folder or a .gguf file, but {name} is another file; give its folder {path.parent}"
-            )
+            raise ModelNotFound(f"a model must be a folder or a .gguf file, but {name} is {_advise_on_file(path)}")
         if not path.exists() and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
             raise ModelNotFound(f"the path of a model must exist, but {name} does not exist; check the path")
         return (str(path) if path.exists() else name), {}

@@ -12,6 +12,7 @@ from mesascope.checksums import RunError, read_run_record, read_verdict_rows
 from mesascope.studies.cell_names import Cell, parse_cell
 
 CELLS_FOLDER = "cells"
+OWN_SETTING = "as in the study"  # stands for the empty name of a cell beside others
 
 
 @dataclass(frozen=True, kw_only=True)

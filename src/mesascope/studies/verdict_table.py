@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mesascope.checksums import RunError, read_run_record
-from mesascope.studies.cells import load_cells
+from mesascope.studies.cells import OWN_SETTING, load_cells
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,7 +33,8 @@ def collect_verdicts(run_dirs: Sequence[Path]) -> "pd.DataFrame":
         if not cells:
             raise RunError(f"{path} must have verdicts, but has none; finish the run first")
         for cell in cells:
-            about = {"run": str(path), "study": record.get("study"), "scale": record.get("scale"), "cell": cell.name}
+            name = cell.name or (OWN_SETTING if len(cells) > 1 else "")
+            about = {"run": str(path), "study": record.get("study"), "scale": record.get("scale"), "cell": name}
             rows += [{**about, "seeds": cell.seeds, **_summarize_verdict(verdict)} for verdict in cell.verdicts]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 

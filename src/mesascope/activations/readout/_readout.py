@@ -15,7 +15,7 @@ from mesascope.activations.sites import UnsupportedModel
 from mesascope.activations.validation.fingerprint import model_tensors
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Readout(OutputReadout):
     """Projections, norms, embeddings and output head of the model that was recorded.
 
@@ -35,6 +35,12 @@ class Readout(OutputReadout):
     projection_modules: tuple[OutputProjection | str, ...]
     cross_projection_modules: tuple[OutputProjection | str, ...]
     attention_inputs: AttentionInputs
+
+    def __repr__(self) -> str:
+        """Return its sizes, without the weights."""
+        head = self.output_head if isinstance(self.output_head, str) else "final norm and output head"
+        width, heads = self.resid_vector.shape[-1], f"{self.num_heads} heads of {self.num_layers} layers"
+        return f"Readout of {heads}, width {width}: {head}"
 
     def without_numbers(self) -> "Readout":
         """Return a readout of the same modules whose numbers are read from the weights on first use."""

@@ -7,16 +7,18 @@ import xarray as xr
 from transformers import PreTrainedModel
 
 from mesascope.analyses import which_algorithm
+from mesascope.inspection.algorithm_table import build_ranking_rows
 from mesascope.store import LogFn
 from mesascope.studies.registry import list_studies, load_study
+from mesascope.summaries import Summarised, Summary
 from mesascope.tasks.base import Task
 from mesascope.tasks.icl.base import InContextTask
 
 SEQUENCE_SEED = 2**40 + 23  # seed of the sequences, different from that of the sequences analysed by studies
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class AlgorithmReport:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class AlgorithmReport(Summarised):
     """Result of identifying the algorithm of one model.
 
     Attributes:
@@ -36,6 +38,16 @@ class AlgorithmReport:
         """Condition and seed, as shown to the user."""
         seed = "" if self.seed is None else f"seed {self.seed}"
         return ", ".join(part for part in (self.condition, seed) if part)
+
+    def summarise(self) -> Summary:
+        """Return the algorithm that was named, and the similarity of every algorithm with its null."""
+        about = ", ".join(part for part in (self.task, self.display_title) if part)
+        rows = [
+            (row["label"], row["hyperparameters"], f"{row['predictions']:.3f}", f"{row['null']:.3f}")
+            for row in build_ranking_rows(self.results)
+        ]
+        header = ("algorithm", "fitted", "similarity of predictions", "null")
+        return Summary(title=f"Nearest algorithm: {self.results['named'].item()} ({about})", header=header, rows=rows)
 
 
 def compare_algorithms(

@@ -13,7 +13,7 @@ from mesascope.report.load_run import RunRecord, load_run
 from mesascope.report.panels.choose_view import build_panels
 from mesascope.report.plotting.figure import Panel
 from mesascope.store import LogFn, Run, do_nothing
-from mesascope.studies.cells import load_cells, tabulate_claims
+from mesascope.studies.cells import OWN_SETTING, load_cells, tabulate_claims
 from mesascope.studies.verdict_table import collect_verdicts
 
 
@@ -118,7 +118,14 @@ def _tabulate_verdicts(record: RunRecord) -> dict[str, pd.DataFrame]:
         return {}
     tables = {"verdicts": collect_verdicts([record.path])}
     if len(cells) > 1:
-        rows = [{"claim": one.statement, "cells": one.support, **one.statuses} for one in tabulate_claims(cells)]
+        rows = [
+            {
+                "claim": one.statement,
+                "cells": one.support,
+                **{cell or OWN_SETTING: status for cell, status in one.statuses.items()},
+            }
+            for one in tabulate_claims(cells)
+        ]
         tables["cells"] = pd.DataFrame(rows)
     return tables
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from mesascope.report.panels.verdicts import build_card
 from mesascope.report.text import format_count, format_sentence
-from mesascope.studies.cells import JudgedCell, load_cells, tabulate_claims
+from mesascope.studies.cells import OWN_SETTING, JudgedCell, load_cells, tabulate_claims
 
 
 def build_cell_map(run_dir: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -81,7 +81,7 @@ def describe_factors(run: Mapping[str, Any], names: Sequence[str]) -> list[tuple
 def _build_column(cell: JudgedCell, varied: Sequence[str], run_dir: Path) -> dict[str, Any]:
     own = cell.path == run_dir
     return {
-        "levels": [(name, cell.levels.get(name, "as in the study")) for name in varied],
+        "levels": [(name, cell.levels.get(name, OWN_SETTING)) for name in varied],
         "seeds": format_count(cell.seeds, "seed"),
         "link": "" if own else f"{cell.path.relative_to(run_dir).as_posix()}/report.html",
     }
