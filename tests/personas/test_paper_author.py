@@ -81,6 +81,9 @@ def test_one_setting_is_a_run_of_its_own(tmp_path: Path, command: Callable, monk
     assert len(rows) == 2
     listed = command("runs", "runs")[1]
     assert all(run in listed for run in runs)
+    code, _, err = command(*words, "--set", "training.steps=20", "--vary", "training.optimizer.lr=1e-2,1e-3")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--set must be given without --vary, but got both; write --vary training.steps=20" in err
     code, _, err = command(*words, "--set", "training.stepz=20")
     assert (code, err.count("\n")) == (2, 1)
     assert "training.stepz" in err

@@ -109,6 +109,14 @@ def test_the_embedding_is_the_first_residual_stream(model, tokens, hook):
     assert torch.equal(embedding, embed(tokens) + positions(torch.arange(tokens.shape[1])))
 
 
+@pytest.mark.parametrize(("norm", "stream"), [("ln1", "resid_pre"), ("ln2", "resid_mid")])
+@pytest.mark.parametrize("name", ["scale", "normalized"])
+def test_norms_inside_of_layers_are_no_sites(model, tokens, norm, stream, name):
+    line = f"write '{stream}', which the norm reads; hook_{name} of it is no site"
+    with pytest.raises(ValueError, match=line):
+        mesascope.capture(model, tokens, [f"blocks.1.{norm}.hook_{name}"])
+
+
 def test_the_cache_has_the_activations_of_hooks_of_pytorch(model, tokens):
     """`run_with_cache`, compared with forward hooks on the modules of GPT-2."""
     sites = ["resid_pre", "resid_post", "attn_out", "mlp_out", "query", "key", "value", "z", "mlp_hidden", "final_norm"]

@@ -60,6 +60,9 @@ def run_command(
     from mesascope.studies.cells import load_cells
 
     varied, changed = parse_varied(vary), parse_settings(settings)
+    if varied and changed:
+        path, value = next(iter(changed.items()))
+        raise ValueError(f"--set must be given without --vary, but got both; write --vary {path}={value}")
     with ProgressDisplay(err) as display:
         finished_run = api.run(
             study,

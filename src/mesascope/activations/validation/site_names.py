@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 _HOOK = re.compile(r"^(?:blocks\.(?P<layer>\d+)\.)?(?:attn\.|mlp\.|ln_final\.)?hook_(?P<name>\w+)$")
+_NORM_HOOK = re.compile(r"^(?:blocks\.\d+\.)?(?P<norm>ln1|ln2|ln_final)\.hook_(?P<name>scale|normalized)$")
+_STREAM_OF_NORM = {"ln1": "resid_pre", "ln2": "resid_mid", "ln_final": "resid_post"}
 _SITE_OF_HOOK = {  # of TransformerLens; names that both share are not repeated
     "q": "query",
     "k": "key",
@@ -42,6 +44,9 @@ def suggest_site(name: str, sites: Iterable[str]) -> str:
     >>> suggest_site("patern", ["pattern", "z"])
     "did you mean 'pattern'?"
     """
+    norm = _NORM_HOOK.match(name)
+    if norm and (norm["norm"], norm["name"]) != ("ln_final", "normalized"):
+        return f"write {_STREAM_OF_NORM[norm['norm']]!r}, which the norm reads; hook_{norm['name']} of it is no site"
     hook = _HOOK.match(name)
     if hook and hook["name"] in _ADVICE_FOR_HOOK:
         return _ADVICE_FOR_HOOK[hook["name"]]
