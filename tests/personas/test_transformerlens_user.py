@@ -117,6 +117,14 @@ def test_norms_inside_of_layers_are_no_sites(model, tokens, norm, stream, name):
         mesascope.capture(model, tokens, [f"blocks.1.{norm}.hook_{name}"])
 
 
+def test_a_capture_asked_for_a_hook_names_its_site(model, tokens):
+    acts = mesascope.capture(model, tokens, ["z"])
+    with pytest.raises(KeyError, match="write 'z', whose first axis is the layer"):
+        acts["blocks.0.attn.hook_z"]
+    with pytest.raises(KeyError, match=r"recorded are z; pass it to capture"):
+        acts["blocks.0.hook_resid_pre"]
+
+
 def test_the_cache_has_the_activations_of_hooks_of_pytorch(model, tokens):
     """`run_with_cache`, compared with forward hooks on the modules of GPT-2."""
     sites = ["resid_pre", "resid_post", "attn_out", "mlp_out", "query", "key", "value", "z", "mlp_hidden", "final_norm"]

@@ -16,6 +16,7 @@ from mesascope.activations._memory import allocate_tensor
 from mesascope.activations.readout._readout import Readout
 from mesascope.activations.recording._iterations import join_calls, select_calls
 from mesascope.activations.sites import ALL_SITES, ENCODER
+from mesascope.activations.validation.site_names import find_site_of_hook
 from mesascope.axes import to_data_array
 from mesascope.summaries import Summarised, Summary, describe_tensor
 from mesascope.tasks.base import Batch
@@ -110,7 +111,9 @@ class Capture(Summarised, Mapping[str, Tensor]):
             NotRecorded: it was not recorded.
         """
         if name not in self.sites:
-            raise NotRecorded(f"{name!r} was not recorded; recorded are {', '.join(self.sites)}; pass it to capture")
+            site = find_site_of_hook(name)
+            advice = f"write {site!r}, whose first axis is the layer" if site in self.sites else "pass it to capture"
+            raise NotRecorded(f"{name!r} was not recorded; recorded are {', '.join(self.sites)}; {advice}")
         return self.sites[name]
 
     def __contains__(self, name: object) -> bool:

@@ -32,6 +32,16 @@ _ADVICE_FOR_HOOK = {  # where no site has the tensor
 }
 
 
+def find_site_of_hook(name: object) -> str | None:
+    """Return the site with the tensor of a hook of TransformerLens; ``None`` for other names.
+
+    >>> find_site_of_hook("blocks.3.attn.hook_z")
+    'z'
+    """
+    hook = _HOOK.match(name) if isinstance(name, str) else None
+    return _SITE_OF_HOOK.get(hook["name"]) if hook else None
+
+
 def suggest_site(name: str, sites: Iterable[str]) -> str:
     """Return what to write instead of a name that is no site; empty if no site is similar.
 
@@ -50,8 +60,8 @@ def suggest_site(name: str, sites: Iterable[str]) -> str:
     hook = _HOOK.match(name)
     if hook and hook["name"] in _ADVICE_FOR_HOOK:
         return _ADVICE_FOR_HOOK[hook["name"]]
-    if hook and hook["name"] in _SITE_OF_HOOK:
+    if hook and (site := find_site_of_hook(name)):
         layer = f", and select layer {hook['layer']} with layers=[{hook['layer']}]" if hook["layer"] else ""
-        return f"write {_SITE_OF_HOOK[hook['name']]!r}{layer}"
+        return f"write {site!r}{layer}"
     similar = get_close_matches(name.lower(), list(sites), n=1)
     return f"did you mean {similar[0]!r}?" if similar else ""
