@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mesascope.argument_types import validate_arguments
 from mesascope.executors import create_executor
+from mesascope.formulas import render_plain
 from mesascope.inspection import (
     MIN_PAIRS,
     AlgorithmReport,
@@ -366,7 +367,10 @@ def figures(run: Run | Path | str) -> "dict[str, Figure]":
         raise ValueError("figures need plotly, which is not installed; run pip install 'mesascope[figures]'") from error
     collected = collect_figures(run.path if isinstance(run, Run) else Path(run))
     return {
-        one.name: Figure(one.spec).update_layout(meta={"title": one.title, "caption": one.caption}) for one in collected
+        one.name: Figure(one.spec).update_layout(
+            meta={"title": render_plain(one.title), "caption": render_plain(one.caption)}
+        )
+        for one in collected
     }
 
 

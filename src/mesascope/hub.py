@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from mesascope.argument_types import validate_arguments
 from mesascope.store import Run, RunError, verify_run
 from mesascope.studies.cells import CELLS_FOLDER
-from mesascope.studies.verdict_table import collect_verdicts
+from mesascope.studies.verdict_table import FORMULA_COLUMNS, collect_verdicts
 from mesascope.table_formats import escape_markdown, format_table
 from mesascope.train import CARD_HEADER
 
@@ -99,9 +99,10 @@ def _ask_hub(call: Callable[..., _Answer], *args: Any, **options: Any) -> _Answe
 def _format_run_card(run: Run, repo: str, files: list[Path]) -> str:
     """Return the card of a run: what it is, its verdicts, and how to open it."""
     record = run.record
-    lines = [CARD_HEADER, f"# {escape_markdown(str(record.get('title') or record.get('study') or 'A run'))}\n"]
+    title = str(record.get("title") or record.get("study") or "A run")
+    lines = [CARD_HEADER, f"# {escape_markdown(title, formulas=True)}\n"]
     if record.get("description"):
-        lines.append(f"{escape_markdown(str(record['description']))}\n")
+        lines.append(f"{escape_markdown(str(record['description']), formulas=True)}\n")
     facts = {"study": record.get("study"), "scale": record.get("scale"), "seeds": len(record.get("seeds") or ())}
     lines += [f"- {name}: {escape_markdown(str(value))}" for name, value in facts.items() if value]
     citation = record.get("citation")
@@ -109,7 +110,8 @@ def _format_run_card(run: Run, repo: str, files: list[Path]) -> str:
         lines.append(f"- paper: {escape_markdown(str(citation['title']))}")
     lines.append("- license: MIT (of the code)\n")
     if (run.path / "verdicts.json").exists():
-        lines += ["## Verdicts\n", format_table(collect_verdicts([run.path]).reindex(columns=CARD_COLUMNS), "markdown")]
+        verdicts = collect_verdicts([run.path]).reindex(columns=CARD_COLUMNS)
+        lines += ["## Verdicts\n", format_table(verdicts, "markdown", FORMULA_COLUMNS)]
     lines += [
         "## Opening it\n",
         "`report.html` shows everything. In Python:\n",

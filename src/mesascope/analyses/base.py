@@ -21,6 +21,7 @@ from mesascope.activations import (
 )
 from mesascope.analyses.iterations import NUM_BLOCKS
 from mesascope.argument_types import validate_arguments, validate_call, validate_type
+from mesascope.formulas import render_plain
 from mesascope.summaries import Summarised, Summary
 
 AnalysisInput = Literal["capture", "model", "history", "checkpoints"]
@@ -162,13 +163,13 @@ class Analysis(Summarised):
     def summarise(self) -> Summary:
         """Return what the analysis is called with and computed from."""
         rows = [
-            ("computes", self.description),
+            ("computes", render_plain(self.description)),
             ("called with", self.input),
             ("sites", ", ".join(sorted(self.required_sites)) or "none"),
             ("checkpoints", self.steps),
             *((f"option {name}", str(value)) for name, value in self.options.items()),
         ]
-        return Summary(title=f"Analysis {self.name}: {self.title}", header=("", ""), rows=rows)
+        return Summary(title=f"Analysis {self.name}: {render_plain(self.title)}", header=("", ""), rows=rows)
 
     @property
     def required_sites(self) -> frozenset[str]:

@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 
 from mesascope.cli._app import STATUS_COLOURS, AsJson, StudyName, app, out
-from mesascope.cli._output import format_last_verdicts, format_minutes
+from mesascope.cli._output import format_last_verdicts, format_minutes, format_text
 
 if TYPE_CHECKING:
     from mesascope.studies.summary import ConditionSummary, StudySummary
@@ -38,12 +38,12 @@ def list_command(
     width = max(len(entry.name) for entry in tasks)
     out.print("[bold]Tasks[/bold] (mesascope.tasks)")
     for entry in tasks:
-        out.print(f"  {entry.name:<{width}}  {escape(entry.title)}")
+        out.print(f"  {entry.name:<{width}}  {format_text(entry.title)}")
 
 
 def _print_study(entry: Any, last: dict[str, Any] | None) -> None:
     costs = ", ".join(f"{scale} {format_minutes(minutes)}" for scale, minutes in entry.minutes.items())
-    out.print(f"  [bold]{entry.name}[/bold]  {escape(entry.title)}", soft_wrap=True)
+    out.print(f"  [bold]{entry.name}[/bold]  {format_text(entry.title)}", soft_wrap=True)
     out.print(f"      {escape(entry.paper)}; {costs}", soft_wrap=True)
     out.print(f"      {format_last_verdicts(last)}", soft_wrap=True)
 
@@ -55,7 +55,7 @@ def show_command(study: StudyName) -> None:
 
     summary = load_summary(study)
     paper = summary.citation
-    out.print(f"[bold]{escape(summary.title)}[/bold]\n{escape(summary.description)}\n")
+    out.print(f"[bold]{format_text(summary.title)}[/bold]\n{format_text(summary.description)}\n")
     out.print(f"Paper: {escape(paper.authors)} ({paper.year}). {escape(paper.title)}.")
     out.print(f"       {paper.url}\n\n[bold]Scales[/bold]")
     _print_scales(summary)
@@ -70,27 +70,27 @@ def _print_scales(summary: "StudySummary") -> None:
         steps = f"{scale.steps:,} steps".replace(",", " ")
         out.print(f"  {scale.name:<7} {scale.seeds} seeds, {steps}, about {scale.minutes:g} min on two CPU cores")
     for simulation in summary.simulations:
-        out.print(f"\n[bold]{escape(simulation.title)}[/bold]\n  {escape(simulation.description)}")
+        out.print(f"\n[bold]{format_text(simulation.title)}[/bold]\n  {format_text(simulation.description)}")
 
 
 def _print_factors(summary: "StudySummary") -> None:
     if summary.factors:
         out.print("\n[bold]Factors[/bold] (mesascope run NAME --vary FACTOR=LEVEL,...)")
     for factor in summary.factors:
-        out.print(f"  {escape(factor.name)}: {escape(factor.description)}")
+        out.print(f"  {escape(factor.name)}: {format_text(factor.description)}")
         for position, (level, words) in enumerate(factor.levels.items()):
             scales = [scale for scale, run_levels in factor.grid.items() if level in run_levels]
             default = (
                 "setting of the study" if position == 0 else f"by default at {', '.join(scales)}" if scales else ""
             )
-            out.print(f"    {escape(level)}: {escape(words)}" + (f" [dim]({default})[/dim]" if default else ""))
+            out.print(f"    {escape(level)}: {format_text(words)}" + (f" [dim]({default})[/dim]" if default else ""))
 
 
 def _print_analyses(condition: "ConditionSummary") -> None:
-    out.print(f"\n[bold]Analyses{escape(f': {condition.title}') if condition.title else ''}[/bold]")
+    out.print(f"\n[bold]Analyses{format_text(f': {condition.title}') if condition.title else ''}[/bold]")
     width = max(map(len, condition.analyses), default=0)
     for name, title in condition.analyses.items():
-        out.print(f"  {name:<{width}}  {escape(title)}")
+        out.print(f"  {name:<{width}}  {format_text(title)}")
 
 
 def _print_claims(study: str, summary: "StudySummary") -> None:
@@ -105,7 +105,7 @@ def _print_claims(study: str, summary: "StudySummary") -> None:
     out.print(f"\n[bold]Claims[/bold]{heading}")
     for claim in summary.claims:
         verdict = _format_statuses([cell[claim.name] for cell in cells if claim.name in cell])
-        out.print(f"  {verdict}{escape(claim.statement)}\n    [dim]{escape(claim.source)}[/dim]")
+        out.print(f"  {verdict}{format_text(claim.statement)}\n    [dim]{format_text(claim.source)}[/dim]")
 
 
 def _format_statuses(statuses: list[str]) -> str:

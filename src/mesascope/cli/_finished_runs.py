@@ -81,6 +81,7 @@ def table_command(
     name: Annotated[str | None, typer.Option(help="Instead of verdicts: a table of the report of one run.")] = None,
 ) -> None:
     """Print the verdicts of runs as one table, in all cells, for a spreadsheet or a paper; or their results."""
+    from mesascope.studies.verdict_table import FORMULA_COLUMNS, collect_verdicts
     from mesascope.table_formats import format_table
 
     if name is not None and (results is not None or len(run_dirs) > 1):
@@ -94,10 +95,8 @@ def table_command(
 
         table = tabulate_results(run_dirs, split_names(results) or [])
     else:
-        from mesascope.studies.verdict_table import collect_verdicts
-
         table = collect_verdicts(run_dirs)
-    print(format_table(table, form), end="")
+    print(format_table(table, form, FORMULA_COLUMNS), end="")
 
 
 @app.command("figures")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from mesascope.cli._app import STATUS_COLOURS, out, print_line
+from mesascope.formulas import render_plain
 
 if TYPE_CHECKING:
     from mesascope.store import Run
@@ -28,6 +29,18 @@ _VERDICT_TYPES = {  # of the fields that are printed
     "value": int | float | None,
     "control": int | float | None,
 }
+
+
+def format_text(text: str) -> str:
+    """Format a text with formulas for the terminal.
+
+    Args:
+        text: The text.
+
+    Returns:
+        The text with formulas in Unicode, escaped for rich.
+    """
+    return escape(render_plain(text))
 
 
 def print_verdicts(verdicts: Sequence[Any], scale: str) -> None:
@@ -52,15 +65,15 @@ def print_verdict(verdict: Any) -> None:
         verdict: The verdict.
     """
     colour = STATUS_COLOURS.get(verdict.status, "dim")
-    out.print(f"\n[bold {colour}]{verdict.status.upper()}[/bold {colour}]  {escape(verdict.statement)}")
+    out.print(f"\n[bold {colour}]{verdict.status.upper()}[/bold {colour}]  {format_text(verdict.statement)}")
     if verdict.value is not None:
         interval = " [{:.3g}, {:.3g}]".format(*verdict.interval) if verdict.interval else ""  # none for one seed
         out.print(
-            f"  {verdict.description}: {verdict.value:.3g}{interval}; "
-            f"{verdict.control_description}: {verdict.control:.3g}",
+            f"  {render_plain(verdict.description)}: {verdict.value:.3g}{interval}; "
+            f"{render_plain(verdict.control_description)}: {verdict.control:.3g}",
             markup=False,
         )
-    out.print(f"  [dim]{escape(verdict.reason)}; {escape(verdict.source)}[/dim]")
+    out.print(f"  [dim]{format_text(verdict.reason)}; {format_text(verdict.source)}[/dim]")
 
 
 def print_verdict_table(path: Path) -> None:
@@ -77,7 +90,7 @@ def print_verdict_table(path: Path) -> None:
     for row in load_verdict_rows(path):
         colour = STATUS_COLOURS.get(row["status"], "dim")
         value, control = (f"{row[key]:.3g}" if row[key] is not None else "-" for key in ("value", "control"))
-        table.add_row(f"[{colour}]{escape(row['status'])}[/{colour}]", escape(row["statement"]), value, control)
+        table.add_row(f"[{colour}]{escape(row['status'])}[/{colour}]", format_text(row["statement"]), value, control)
     out.print(table)
 
 
@@ -92,7 +105,7 @@ def print_cells(cells: Sequence["JudgedCell"]) -> None:
     own = escape(cells[0].name or OWN_SETTING)
     out.print(f"\n[bold]Verdicts in {len(cells)} cells[/bold] (those above: {own})", soft_wrap=True)
     for claim in tabulate_claims(cells):
-        out.print(f"\n[bold]{claim.support} cells[/bold]: {escape(claim.statement)}", soft_wrap=True)
+        out.print(f"\n[bold]{claim.support} cells[/bold]: {format_text(claim.statement)}", soft_wrap=True)
         for status in dict.fromkeys(claim.statuses.values()):
             names = "; ".join(cell or OWN_SETTING for cell, given in claim.statuses.items() if given == status)
             out.print(f"  [{STATUS_COLOURS.get(status, 'dim')}]{status}[/]: {escape(names)}", soft_wrap=True)
@@ -123,7 +136,7 @@ def print_circuit(run: "Run") -> None:
     if size > MAX_PRINTED_EDGES:
         print_line(f"{size - MAX_PRINTED_EDGES} more edges in {run.path / 'results' / 'circuit.nc'}")
     for name in ("circuit_test", "circuit_faithfulness"):
-        print_line(run.read_results(name).attrs["description"] + ".")
+        print_line(render_plain(run.read_results(name).attrs["description"]) + ".")
 
 
 def print_ranking(report: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from mesascope.circuits.edges import Edges, find_edges
 from mesascope.circuits.faithfulness import FRACTIONS, measure_in_batches, name_edges, validate_ranking
 from mesascope.circuits.references import ABLATIONS, ReferenceMean, draw_references, validate_ablation
 from mesascope.circuits.runs import CircuitRuns, validate_ends
+from mesascope.formulas import escape_dollars
 from mesascope.inspection._circuit_inputs import CircuitInputs
 from mesascope.inspection._circuit_results import describe_faithfulness, describe_scores, describe_test, list_edges
 from mesascope.inspection._inspection import StageProgressFn, describe_model, record_duration
@@ -169,7 +170,7 @@ def describe_search(inputs: CircuitInputs, search: CircuitSearch, edges: Edges, 
     method = f"integrated gradients of {search.steps} steps" if search.steps else "one gradient"
     return {
         "study": "circuit",
-        "title": f"A circuit of {Path(inputs.name).name}",
+        "title": f"A circuit of {escape_dollars(Path(inputs.name).name)}",
         "description": (
             "Edges between the components of a model, ranked by their estimated effect on a behaviour "
             f"({method}; half of the pairs), and tested on the other half."

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mesascope.activations.forward import evaluation_mode
+from mesascope.formulas import escape_dollars
 from mesascope.inspection._checkpoints import ModelCheckpoint, resolve_checkpoints
 from mesascope.inspection._inspection import Inspection, StageProgressFn, record_duration
 from mesascope.inspection._loader import CheckpointLoader
@@ -208,7 +209,7 @@ def _describe_inspection(
     text_info = {"source": text.source, "tokens": count * length, "sequences": count, "digest": text.token_digest}
     return {
         "study": "inspect",
-        "title": f"Inside {Path(name).name}",
+        "title": f"Inside {escape_dollars(Path(name).name)}",
         "description": "Analyses of a causal language model on one text.",
         "text": text_info if file is None else {**text_info, "file": str(file)},
         "parameters": {

@@ -15,6 +15,7 @@ from mesascope.activations.hooks.attention_interface import attn_implementation
 from mesascope.analyses import Analysis
 from mesascope.analyses.nulls import with_draws
 from mesascope.axes import decode_tokens, to_data_array, with_decoded_tokens
+from mesascope.formulas import escape_dollars
 from mesascope.inspection._controls import shuffled_text, single_sequence
 from mesascope.inspection._loader import CheckpointLoader
 from mesascope.inspection._passes import (
@@ -170,7 +171,8 @@ class Inspection:
 
     def _write_text(self, text: TokenizedText) -> None:
         token = to_data_array(text.token_text, "batch", "pos", units="text", description="the tokens of the text")
-        attrs = {"title": "The text", "description": f"Source of the text: {text.source}.", "analysis": "text"}
+        about = f"Source of the text: {escape_dollars(text.source)}."
+        attrs = {"title": "The text", "description": about, "analysis": "text"}
         self.run.write_results("text", xr.Dataset({"token": token}, attrs=attrs))
 
 

@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from mesascope.checksums import RunError, seal_page
+from mesascope.formulas import render_html, render_plain
 from mesascope.report import run_info, run_tables
 from mesascope.report.anchors import AnchorNames
 from mesascope.report.explorers.combined import CombinedPanel
@@ -56,7 +57,7 @@ class Section:
 
     Attributes:
         key: the ``id`` of the HTML section.
-        title: the heading.
+        title: the heading; like description and tautology, a text with formulas.
         description: a description of the analysis.
         tautology: the reason why the result holds by construction; empty if it does not.
         citation: the source of the method.
@@ -226,7 +227,7 @@ def _summarize_metadata(record: RunRecord) -> dict[str, Any]:
     return {
         "path": str(record.path),
         "study": record.run.get("study"),
-        "title": run_info.get_page_title(record.run),
+        "title": render_plain(run_info.get_page_title(record.run)),
         "model": record.run.get("model") if run_info.is_inspection(record.run) else None,
         "facts": dict(run_info.summarize_model(record.run, record.model)),
         "scale": record.run.get("scale"),
@@ -304,6 +305,8 @@ def load_template(name: str, package: str = "mesascope.report") -> Template:
         lstrip_blocks=True,
     )
     environment.filters["script_json"] = lambda value: Markup(encode_script_json(value))
+    environment.filters["typeset"] = render_html
+    environment.filters["plain"] = render_plain
     return environment.get_template(name)
 
 

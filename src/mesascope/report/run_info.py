@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from mesascope.formulas import escape_dollars
 from mesascope.report.run_tables import format_value
 from mesascope.report.text import format_count
 
@@ -25,9 +26,10 @@ def get_page_title(run: Mapping[str, Any]) -> str:
         run: the contents of ``run.json``.
 
     Returns:
-        The title of the study, else the name of the model or study, else "Run".
+        The title of the study, else the name of the model or study, else "Run"; text with formulas.
     """
-    return str(run.get("title") or run.get("model" if is_inspection(run) else "study") or "Run")
+    name = str(run.get("model" if is_inspection(run) else "study") or "Run")
+    return str(run.get("title") or escape_dollars(name))
 
 
 def is_inspection(run: Mapping[str, Any]) -> bool:

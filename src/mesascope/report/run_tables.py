@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from mesascope.formulas import render_plain
 from mesascope.report.text import format_number
 
 TIME_UNITS = ((3600.0, "h"), (60.0, "min"), (1.0, "s"))
@@ -103,6 +104,7 @@ def _flatten_mapping(value: Mapping[str, Any], prefix: str = "") -> list[tuple[s
     rows: list[tuple[str, str]] = []
     for key, inner in value.items():
         name = f"{prefix}{key}"
+        inner = render_plain(inner) if name == "title" and isinstance(inner, str) else inner
         rows += (
             _flatten_mapping(inner, f"{name}.")
             if isinstance(inner, Mapping) and inner

@@ -11,6 +11,7 @@ import xarray as xr
 
 from mesascope.argument_types import validate_arguments
 from mesascope.checksums import FORMAT, RESTORE_HINT, read_run_record, read_verdict_rows
+from mesascope.formulas import render_plain
 from mesascope.store._files import (
     HOLDER_FILE,
     LOCK_FILE,
@@ -179,7 +180,8 @@ class Run(RunModels, RunResults, Summarised):
 
 def _format_verdict(row: Mapping[str, Any]) -> tuple[str, ...]:
     numbers = (row.get("value"), row.get("control"))
-    return str(row["status"]), str(row["statement"]), *("-" if one is None else f"{one:.3g}" for one in numbers)
+    statement = render_plain(str(row["statement"]))
+    return str(row["status"]), statement, *("-" if one is None else f"{one:.3g}" for one in numbers)
 
 
 def _new_record(path: Path, requested: Mapping[str, Any]) -> dict[str, Any]:

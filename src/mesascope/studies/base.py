@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from mesascope.analyses import Analysis
+from mesascope.formulas import render_plain
 from mesascope.models.config import DecoderConfig
 from mesascope.studies._citation import Citation
 from mesascope.studies._claims import (
@@ -113,7 +114,8 @@ class Condition(Summarised):
             *trainings,
         ]
         name = f"Condition {self.name}" if self.name else "Main condition"
-        return Summary(title=f"{name}: {self.title}" if self.title else name, header=("", ""), rows=rows)
+        title = f"{name}: {render_plain(self.title)}" if self.title else name
+        return Summary(title=title, header=("", ""), rows=rows)
 
     def result_name(self, analysis: Analysis) -> str:
         """Return the name under which a run keeps the results of an analysis.
@@ -205,14 +207,13 @@ class Study(Summarised):
         scales = (f"{name} {self.seeds[name]} seeds, {self.minutes[name]:g} minutes" for name in SCALES)
         rows = [
             *conditions,
-            *((one.name, one.title) for one in self.simulations),
+            *((one.name, render_plain(one.title)) for one in self.simulations),
             ("factors", ", ".join(f"{one.name} ({len(one.levels)})" for one in self.factors) or "none"),
             ("claims", f"{len(self.claims)}, {sum(one.by_paper for one in self.claims)} of them by the paper"),
             ("scales", "; ".join(scales)),
         ]
-        return Summary(
-            title=f"Study {self.name}: {self.title} ({self.citation.short})", header=("part", "content"), rows=rows
-        )
+        title = f"Study {self.name}: {render_plain(self.title)} ({self.citation.short})"
+        return Summary(title=title, header=("part", "content"), rows=rows)
 
     @property
     def main(self) -> Condition:

@@ -10,6 +10,7 @@ from mesascope.studies.cells import OWN_SETTING, load_cells
 if TYPE_CHECKING:
     import pandas as pd
 
+FORMULA_COLUMNS = ("claim",)  # texts with formulas
 COLUMNS = ("run", "study", "scale", "cell", "seeds", "claim", "verdict", "value", "control", "difference", "p_value")
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from mesascope.formulas import render_plain
 from mesascope.studies._claims import Claim, Results
 from mesascope.studies._decisions import (
     CONTRADICTED,
@@ -88,8 +89,8 @@ class Verdict(Summarised):
     def summarise(self) -> Summary:
         """Return the verdict with the numbers that decided it."""
         numbers = [
-            ("value", self.description, self.value, self.interval),
-            ("control", self.control_description, self.control, None),
+            ("value", render_plain(self.description), self.value, self.interval),
+            ("control", render_plain(self.control_description), self.control, None),
             ("difference", f"must be {self.direction} 0, margin {self.margin:g}", None, self.difference),
         ]
         rows = [
@@ -98,9 +99,9 @@ class Verdict(Summarised):
             if number is not None or interval is not None
         ]
         return Summary(
-            title=f"{self.status}: {self.statement} ({self.source})",
+            title=render_plain(f"{self.status}: {self.statement} ({self.source})"),
             header=("", f"in {self.unit}" if self.unit != "1" else "", ""),
-            rows=[*rows, ("reason", "", self.reason)],
+            rows=[*rows, ("reason", "", render_plain(self.reason))],
         )
 
     def as_json(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import xarray as xr
 
+from mesascope.formulas import render_plain
 from mesascope.report.load_run import ResultFile
 from mesascope.report.plotting.controls import control_name
 from mesascope.report.plotting.figure import Panel
@@ -124,14 +125,13 @@ def average_last_step(variable: PlotVariable, array: xr.DataArray | None = None)
 def _split_by_stat(
     result: ResultFile, variable: PlotVariable, array: xr.DataArray, name: str
 ) -> Iterator[PanelQuantity]:
+    group = render_plain(result.title)
     if "stat" not in array.dims:
-        yield PanelQuantity(file=result.file, group=result.title, name=name, variable=variable, array=array)
+        yield PanelQuantity(file=result.file, group=group, name=name, variable=variable, array=array)
         return
     for k, label in enumerate(variable.list_labels("stat")):
         part, label_name = array.isel(stat=k, drop=True), f"{name}: {label}"
-        yield PanelQuantity(
-            file=result.file, group=result.title, name=label_name, variable=variable, array=part, stat=k
-        )
+        yield PanelQuantity(file=result.file, group=group, name=label_name, variable=variable, array=part, stat=k)
 
 
 def group_by_file(pairs: Sequence[tuple[str, str]]) -> dict[str, frozenset[str]]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from mesascope.formulas import render_plain
 from mesascope.report.explorers.attention_excerpt import REPORT_LIMIT, ExcerptLimit, encode_attention_excerpt
 from mesascope.report.explorers.combined import CombinedPanel, PanelQuantity, find_quantities, group_by_file
 from mesascope.report.load_run import ResultFile
@@ -162,8 +163,8 @@ def _encode_quantity(quantity: PanelQuantity, grid: HeadGrid) -> dict[str, Any]:
     return {
         "group": quantity.group,
         "name": quantity.name,
-        "description": quantity.variable.build_caption(quantity.variable.describe_step()),
-        "tautology": quantity.variable.tautology,
+        "description": render_plain(quantity.variable.build_caption(quantity.variable.describe_step())),
+        "tautology": render_plain(quantity.variable.tautology),
         "units": "" if quantity.variable.units == "1" else quantity.variable.units,
         "log": log,
         "low": low,

@@ -5,6 +5,7 @@ from typing import Any
 
 import xarray as xr
 
+from mesascope.formulas import render_plain
 from mesascope.report.explorers.colored_text import DIVERGING_TINTS, SEQUENTIAL_TINTS
 from mesascope.report.explorers.combined import CombinedPanel, PanelQuantity, find_quantities, group_by_file
 from mesascope.report.load_run import ResultFile
@@ -88,8 +89,8 @@ def _describe_quantity(quantity: PanelQuantity) -> dict[str, Any]:
     return {
         "group": quantity.group,
         "name": quantity.name,
-        "description": quantity.variable.build_caption(quantity.variable.describe_step()),
-        "tautology": quantity.variable.tautology,
+        "description": render_plain(quantity.variable.build_caption(quantity.variable.describe_step())),
+        "tautology": render_plain(quantity.variable.tautology),
         "units": "" if quantity.variable.units == "1" else quantity.variable.units,
         "layers": read_labels(quantity.array, "layer") if "layer" in quantity.array.dims else [],
     }

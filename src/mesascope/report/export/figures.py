@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from mesascope.formulas import escape_dollars, render_plain
 from mesascope.report.export._compose import compose_figure
 from mesascope.report.export._render import FORMATS, render_figures
 from mesascope.report.export._static_panels import to_static_panel
@@ -32,8 +33,8 @@ class ReportFigure:
 
     Attributes:
         name: a name of letters, digits, ``_`` and ``-``, unique in the run and the same whenever it is exported.
-        title: the section of the report and the heading of the figure.
-        caption: what the figure shows, in sentences.
+        title: the section of the report and the heading of the figure; text with formulas.
+        caption: what the figure shows, in sentences; text with formulas.
         spec: ``data`` and ``layout`` of plotly, with size and fonts for a paper.
     """
 
@@ -114,7 +115,8 @@ def _list_panels(record: RunRecord) -> Iterator[tuple[str, str, Panel]]:
     for result in record.results:
         for panel in build_panels(result.data) if result.data is not None else []:
             if (static := to_static_panel(panel)) is not None:
-                title = result.title if panel.title == result.title else f"{result.title}: {panel.title}"
+                is_alone = panel.title == render_plain(result.title)
+                title = result.title if is_alone else f"{result.title}: {escape_dollars(panel.title)}"
                 yield f"{Path(result.file).stem}-{panel.name}", title, static
 
 
@@ -126,7 +128,8 @@ def _build_variants(name: str, title: str, panel: Panel) -> Iterator[ReportFigur
         selected = [(spec, spec["options"][k]) for spec, k in zip(choices, selection, strict=True)]
         words = [name, *(_name_option(spec, option) for spec, option in selected if _is_expanded(spec))]
         chosen = ", ".join(f"{spec['name']} {option}" for spec, option in selected if len(spec["options"]) > 1)
-        sentences = (panel.caption, format_sentence(f"Shown: {chosen}") if chosen else "", _format_tautology(panel))
+        choice = format_sentence(f"Shown: {escape_dollars(chosen)}") if chosen else ""
+        sentences = (panel.caption, choice, _format_tautology(panel))
         yield ReportFigure(
             name=format_name(words),
             title=title,
@@ -185,8 +188,8 @@ def _select_figures(
 
 def _format_captions(title: str, figures: Sequence[ReportFigure], form: str) -> str:
     """Return titles and captions as Markdown."""
-    entries = [
-        f"## {figure.name}.{form}\n\n**{escape_markdown(figure.title)}**\n\n{escape_markdown(figure.caption)}\n"
-        for figure in figures
-    ]
-    return "\n".join([f"# {escape_markdown(title)}\n", *entries])
+    entries = []
+    for figure in figures:
+        heading, caption = (escape_markdown(text, formulas=True) for text in (figure.title, figure.caption))
+        entries.append(f"## {figure.name}.{form}\n\n**{heading}**\n\n{caption}\n")
+    return "\n".join([f"# {escape_markdown(title, formulas=True)}\n", *entries])

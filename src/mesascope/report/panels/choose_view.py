@@ -6,6 +6,7 @@ from types import MappingProxyType
 
 import xarray as xr
 
+from mesascope.formulas import escape_dollars
 from mesascope.report.explorers.attention import build_attention_browser
 from mesascope.report.explorers.colored_text import build_coloured_text
 from mesascope.report.panels.algorithm_ranking import plot_algorithm_ranking
@@ -148,7 +149,7 @@ def _draw_panel(view: PanelView, variable: PlotVariable) -> Panel:
         panel = view(variable)
     except (ValueError, KeyError, IndexError, StopIteration) as error:
         panel = build_table(variable)
-        panel = replace(panel, caption=f"{panel.caption} (No figure: {error}.)")
+        panel = replace(panel, caption=f"{panel.caption} (No figure: {escape_dollars(str(error))}.)")
     headline = bool(variable.array.attrs.get("headline", 0))
     return replace(panel, headline=headline, tautology=variable.tautology, name=variable.name)
 
@@ -164,7 +165,8 @@ def _separate_controls(data: xr.Dataset, variable: PlotVariable) -> Sequence[Plo
     titled = []
     for control in variable.controls:
         control_variable = prepare_variable(data, str(control.name))
-        array = control_variable.array.assign_attrs(title=f"{control_variable.title}: control of {variable.title}")
+        title = f"{control_variable.title}: control of {variable.title}"
+        array = control_variable.array.assign_attrs(title=escape_dollars(title))
         titled.append(replace(control_variable, array=array))
     return titled
 

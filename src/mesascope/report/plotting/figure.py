@@ -36,11 +36,11 @@ class Panel:
     Attributes:
         kind: template and script: ``figure``, ``attention``, ``tokens``, ``reader``, ``explorer``, ``graph``,
             ``table``.
-        title: a short heading.
-        caption: sentences below the figure.
+        title: a short heading, without formulas.
+        caption: sentences below the figure; text with formulas.
         data: JSON data for the script; for a table and for tokens also for the template.
         headline: whether the panel is visible at once. Other panels of a section that has headlines are collapsed.
-        tautology: the reason why the result holds by construction; empty if it does not.
+        tautology: the reason why the result holds by construction, a text with formulas; empty if it does not.
         hint: how to use the inputs of the page; sentences after the caption.
         name: the variable that is shown, and ``-over-training`` for its second panel; empty for other panels.
         anchor: the ``id`` of the HTML element.

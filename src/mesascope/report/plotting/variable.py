@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from mesascope.formulas import escape_dollars, render_plain
 from mesascope.report.plotting.controls import stack_replicates
 from mesascope.report.text import add_full_stop, escape_plotly, format_count, format_sentence
 
@@ -41,8 +42,8 @@ class PlotVariable:
 
     @property
     def title(self) -> str:
-        """The heading: the attribute ``title``, else the name with spaces."""
-        return str(self.array.attrs.get("title") or self.name.replace("_", " "))
+        """The heading and the name on axes: the attribute ``title`` as plain text, else the name with spaces."""
+        return render_plain(str(self.array.attrs.get("title") or self.name.replace("_", " ")))
 
     @property
     def units(self) -> str:
@@ -98,18 +99,17 @@ class PlotVariable:
         """Build the caption: the variable's description, then notes on the figure.
 
         Args:
-            *notes: notes; empty ones are skipped.
+            *notes: notes without formulas; empty ones are skipped.
 
         Returns:
-            Sentences.
+            Sentences, with the formulas of the description.
         """
-        return " ".join(
-            filter(None, [format_sentence(self.array.attrs.get("description")), *map(format_sentence, notes)])
-        )
+        sentences = [self.array.attrs.get("description"), *map(escape_dollars, notes)]
+        return " ".join(filter(None, map(format_sentence, sentences)))
 
     @property
     def tautology(self) -> str:
-        """The reason why the value holds by construction, as given by the analysis; empty if there is none."""
+        """The reason why the value holds by construction, a text with formulas; empty if there is none."""
         return add_full_stop(self.array.attrs.get("tautology"))
 
     @property
