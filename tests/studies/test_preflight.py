@@ -8,7 +8,8 @@ from commands import call
 from mesascope import api
 from mesascope.analyses import norms
 from mesascope.models.config import DecoderConfig
-from mesascope.runner import StudyInvalid, check_models
+from mesascope.runner import StudyInvalid, check_models, check_texts
+from mesascope.runner._dry_run import check_readings
 from mesascope.studies.base import SCALES, Claim, Factor, Level, Quantity, Requirement
 from mesascope.studies.registry import list_studies, load_study
 from mesascope.tasks.seeded import SeededSequences
@@ -184,3 +185,63 @@ def test_levels_of_unknown_fields_are_refused():
             factors=(Factor(name="letters", description="", levels=(Level(name="a", description="a"), level)),),
             grid={"smoke": {"letters": ("b",)}},
         )
+
+
+BROKEN = r"so $\frac{a}$"
+BROKEN_CLAIM = AFFINE.claims[0]
+REQUIREMENT = Requirement(statement="it learns", value=QUANTITY, threshold=0.0, direction="above")
+
+
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        ({"title": BROKEN}, "the title"),
+        ({"description": BROKEN}, "the description"),
+        ({"conditions": (replace(AFFINE.main, title=BROKEN),)}, "the title of the condition "),
+        (
+            {"conditions": (replace(AFFINE.main, analyses=(replace(norms, description=BROKEN),)),)},
+            "the description of the analysis norms",
+        ),
+        (
+            {"claims": (replace(BROKEN_CLAIM, statement=BROKEN),)},
+            f"the statement of the claim {BROKEN_CLAIM.name!r}",
+        ),
+        (
+            {"claims": (replace(BROKEN_CLAIM, control=replace(BROKEN_CLAIM.control, description=BROKEN)),)},
+            f"the description of the control of the claim {BROKEN_CLAIM.name!r}",
+        ),
+        (
+            {"claims": (replace(BROKEN_CLAIM, requirements=(replace(REQUIREMENT, statement=BROKEN),)),)},
+            f"the statement of a requirement of the claim {BROKEN_CLAIM.name!r}",
+        ),
+    ],
+)
+def test_a_formula_that_cannot_be_typeset_is_refused_by_the_name_of_its_field(changes, place):
+    study = replace(AFFINE, name="mine", **changes)
+    with pytest.raises(StudyInvalid) as error:
+        check_texts(study, "mine")
+    assert str(error.value) == (
+        rf"mine, {place}: a formula must be LaTeX that can be typeset, but $\frac{{a}}$ has a command with 1 of its 2 "
+        r"arguments; correct it, or write \$ for a dollar sign"
+    )
+
+
+def test_a_run_with_a_broken_formula_leaves_no_folder_behind(small, tmp_path, capsys, monkeypatch):
+    text = small.read_text(encoding="utf-8").replace('AFFINE, name="small"', 'AFFINE, name="small", description="$5"')
+    small.write_text(text, encoding="utf-8")
+    words = ["run", str(small), "--scale", "smoke", "--on", "serial", "--out", str(tmp_path / "run")]
+    code, _, told = call(*words, capsys=capsys, monkeypatch=monkeypatch)
+    assert (code, told.count("\n")) == (2, 1)
+    assert "small, the description: dollar signs must enclose a formula" in told
+    assert not (tmp_path / "run").exists()
+
+
+def test_formulas_in_texts_of_results_are_checked_in_the_dry_run():
+    def compute(acts):
+        results = norms.compute(acts)
+        return results.assign(mean=results["mean"].assign_attrs(description=BROKEN))
+
+    analysis = replace(norms, name="mine", compute=compute)
+    study = replace(AFFINE, conditions=(replace(AFFINE.main, analyses=(analysis,)),), claims=())
+    with pytest.raises(StudyInvalid, match=r"the attribute description of the variable mean of mine: a formula must"):
+        check_readings(study, "smoke", "affine")

@@ -8,6 +8,7 @@ from mesascope.formulas._convert import FormulaError
 from mesascope.formulas._text import (
     Segment,
     escape_dollars,
+    list_formula_problems,
     render_html,
     render_latex,
     render_markdown,
@@ -20,6 +21,7 @@ __all__ = [
     "FormulaError",
     "Segment",
     "escape_dollars",
+    "list_formula_problems",
     "render_html",
     "render_latex",
     "render_markdown",

@@ -45,7 +45,7 @@ Segment(text='.', is_formula=False)]
     """
     segments: list[Segment] = []
     for source, is_formula in _scan(text):
-        if is_formula and _is_valid(source):
+        if is_formula and not _find_problem(source):
             segments.append(Segment(source, is_formula=True))
             continue
         plain = f"${source}$" if is_formula else source
@@ -68,9 +68,21 @@ def validate_formulas(text: str) -> None:
     for match in _PATTERN.finditer(text):
         _refuse_dollar(text[position : match.start()])
         position = match.end()
-        if match[1] is not None:
-            convert_formula(match[1])
     _refuse_dollar(text[position:])
+    for problem in list_formula_problems(text):
+        raise FormulaError(problem)
+
+
+def list_formula_problems(text: str) -> list[str]:
+    """Return why formulas of a text cannot be typeset.
+
+    Args:
+        text: text with formulas. A single dollar sign is no problem here: it is shown as it is.
+
+    Returns:
+        One line for each such formula.
+    """
+    return [_find_problem(source) for source, is_formula in _scan(text) if is_formula and _find_problem(source)]
 
 
 def escape_dollars(text: str) -> str:
@@ -162,12 +174,13 @@ def _scan(text: str) -> Iterator[tuple[str, bool]]:
         yield text[position:], False
 
 
-def _is_valid(source: str) -> bool:
+def _find_problem(source: str) -> str:
+    """Return why a formula cannot be typeset; empty if it can."""
     try:
         convert_formula(source)
-    except FormulaError:
-        return False
-    return True
+    except FormulaError as error:
+        return str(error)
+    return ""
 
 
 def _refuse_dollar(text: str) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from mesascope.checksums import RunError, read_verdict_rows
+from mesascope.report.formula_problems import find_formula_problems
 from mesascope.report.sections import section_rank
 from mesascope.store import Run
 from mesascope.studies.cells import load_cells
@@ -84,6 +85,7 @@ def load_run(run_dir: Path) -> RunRecord:
     verdicts, logs = _read_verdicts(run, problems), _read_training_logs(run, problems)
     problems += _find_damaged_cells(path, problems)
     record = {key: value for key, value in run.record.items() if key != "format"}
+    problems += find_formula_problems(record, verdicts, results)
     return RunRecord(
         path=path,
         run=_merge_provenance(record, run, problems),

@@ -7,6 +7,7 @@ from mesascope.runner._evaluation import EVALUATION_SEED
 from mesascope.runner._jobs import SimulationJob, TrainingJob, run_job, train_seed_group
 from mesascope.runner._preflight import StudyInvalid, check_models
 from mesascope.runner._study import POPULATION_DEVICES, load_verdicts, run_study
+from mesascope.runner._texts import check_texts
 
 __all__ = [
     "EVALUATION_SEED",
@@ -18,6 +19,7 @@ __all__ = [
     "StudyInvalid",
     "TrainingJob",
     "check_models",
+    "check_texts",
     "describe_run",
     "dry_run",
     "load_verdicts",

@@ -19,6 +19,7 @@ from mesascope.runner._checkpoints import SeedCheckpoints, open_checkpoints
 from mesascope.runner._evaluation import draw_evaluation_batches
 from mesascope.runner._jobs import analyse_checkpoints
 from mesascope.runner._preflight import CHECK_SEED, StudyInvalid, is_quick, label_condition
+from mesascope.runner._texts import check_result_texts
 from mesascope.store import Run
 from mesascope.studies.base import Condition, Quantity, Study
 from mesascope.studies.verdicts import judge
@@ -46,7 +47,8 @@ def check_readings(study: Study, scale: str, label: str) -> None:
         label: What messages call the study.
 
     Raises:
-        StudyInvalid: An analysis fails, or a claim reads what the results do not have.
+        StudyInvalid: An analysis fails, a formula in its texts cannot be typeset, or a claim reads what the results do
+            not have.
     """
     start, results = time.process_time(), dict[str, xr.Dataset]()
     for condition in study.conditions:
@@ -54,6 +56,7 @@ def check_readings(study: Study, scale: str, label: str) -> None:
             if time.process_time() - start < MAX_SECONDS:
                 single = replace(condition, analyses=(analysis,))
                 results |= analyse_untrained(study, scale, label, [single], num_seeds=1, only_last=True)
+    check_result_texts(results, label)
     left_out = sorted(set(study.results) - set(results))
     check_claims(study, scale, label, DryResults(results, left_out))
 
@@ -70,9 +73,11 @@ def dry_run(study: Study, scale: str, label: str) -> dict[str, xr.Dataset]:
         The results by name.
 
     Raises:
-        StudyInvalid: An analysis or a simulation fails, or a claim reads what the results do not have.
+        StudyInvalid: An analysis or a simulation fails, a formula in its texts cannot be typeset, or a claim reads what
+            the results do not have.
     """
     results = analyse_untrained(study, scale, label, study.conditions) | simulate_toy_models(study, scale, label)
+    check_result_texts(results, label)
     check_claims(study, scale, label, DryResults(results))
     return results
 

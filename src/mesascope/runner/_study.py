@@ -25,6 +25,7 @@ from mesascope.runner._jobs import (
 )
 from mesascope.runner._preflight import check_models
 from mesascope.runner._results import gather_conditions, gather_simulations, load_finished_results
+from mesascope.runner._texts import check_texts
 from mesascope.store import Run, RunError
 from mesascope.studies.base import SCALES, Study
 from mesascope.studies.cell_names import Cell, format_cell, parse_cell, split_reference
@@ -97,8 +98,10 @@ def run_study(
         raise ValueError(f"seeds must be 1 or more, but got {seeds}; pass the number of models to train")
     cell_studies = [_select_cell(study, cell, scale) for cell in study.list_cells(scale, varied)]
     cell_paths = [path if one.is_own else path / CELLS_FOLDER / one.name for one in cell_studies]
+    if not (path / "run.json").exists():  # a resumed run has been checked
+        check_texts(study, study.name)
     for one, cell_path in zip(cell_studies, cell_paths, strict=True):
-        if not (cell_path / "run.json").exists():  # a resumed run has been checked
+        if not (cell_path / "run.json").exists():
             label = _label_cell(name, study, one)
             check_models(one.study, scale, label)
             if scale != "smoke":  # which itself takes seconds

@@ -9,9 +9,10 @@ import xarray as xr
 from mesascope.activations import SITES, capture
 from mesascope.analyses.base import Analysis
 from mesascope.axes import AXES
+from mesascope.formulas import FormulaError, validate_formulas
 from mesascope.ground_truth.detections import require
 from mesascope.models.load import find_decoder_class
-from mesascope.runner import StudyInvalid, check_models, dry_run
+from mesascope.runner import StudyInvalid, check_models, check_texts, dry_run
 from mesascope.studies.base import SCALES, Claim, Study
 from mesascope.studies.toy_model import ToyModel
 from mesascope.studies.verdicts import SUPPORTED, judge
@@ -24,6 +25,8 @@ DRY_SCALE = "smoke"
 def check_task(task: Task) -> None:
     """Check that a task is reproducible, that its loss is zero at the targets, and that its baselines are causal.
 
+    Formulas in its docstring must be valid, since its first line is the description of the task in `mesascope list`.
+
     Args:
         task: the task.
 
@@ -33,6 +36,8 @@ def check_task(task: Task) -> None:
     >>> from mesascope.tasks.affine import Affine
     >>> check_task(Affine(length=8))
     """
+    first_line = (type(task).__doc__ or "").strip().partition("\n")[0]
+    _check_formulas(f"{type(task).__name__}, the first line of the docstring", first_line)
     batch, again = _sample_batch(task, 0), _sample_batch(task, 0)
     require(_batches_equal(batch, again), "the same generator must give the same sequences")
     require(not torch.equal(batch.inputs, _sample_batch(task, 1).inputs), "another generator must give other sequences")
@@ -55,6 +60,8 @@ def _check_loss(task: Task, batch: Batch) -> None:
 def check_analysis(analysis: Analysis, model: torch.nn.Module, batch: Batch) -> xr.Dataset:
     """Check that an analysis requests known sites, needs each of them, labels its results, and is deterministic.
 
+    Formulas in its texts and in those of its results must be valid.
+
     Args:
         analysis: an analysis of a capture.
         model: a model that the analysis supports.
@@ -67,6 +74,8 @@ def check_analysis(analysis: Analysis, model: torch.nn.Module, batch: Batch) -> 
         AssertionError: a condition does not hold.
     """
     unknown = set(analysis.sites) - set(SITES)
+    for name in ("title", "description"):
+        _check_formulas(f"{analysis.name}, the {name}", getattr(analysis, name))
     require(
         not unknown, f"sites must be from mesascope.activations.SITES, but {analysis.name} asks for {sorted(unknown)}"
     )
@@ -101,6 +110,8 @@ def check_toy_model(model: ToyModel, seeded: bool = True) -> xr.Dataset:
 def check_study(study: Study, results: dict[str, xr.Dataset] | None = None) -> None:
     """Check that a study's models fit its tasks, that its analyses run, and that its claims can be read and can fail.
 
+    Formulas in its texts must be valid.
+
     Without results, nothing is trained: every analysis runs at smoke scale on untrained models of 2 seeds, with two
     checkpoints and few sequences, and the quantities of every claim and requirement are read from what they return. A
     condition that records its training history takes two updates, because its analyses need them.
@@ -117,6 +128,7 @@ def check_study(study: Study, results: dict[str, xr.Dataset] | None = None) -> N
     >>> check_study(registry.load_study("gradient-descent"))
     """
     try:
+        check_texts(study, study.name)
         check_models(study, DRY_SCALE, study.name)
         results = dry_run(study, DRY_SCALE, study.name) if results is None else results
     except StudyInvalid as error:
@@ -145,8 +157,17 @@ def _check_labels(owner: str, dataset: xr.Dataset) -> None:
     for name, array in dataset.data_vars.items():
         for attribute in ("units", "description"):
             require(bool(array.attrs.get(attribute)), f"{owner}: {name} must have the attribute {attribute!r}")
+        for attribute in ("title", "description", "tautology"):
+            _check_formulas(f"{owner}, the attribute {attribute} of {name}", str(array.attrs.get(attribute, "")))
         unknown = [dim for dim in array.dims if dim not in AXES and not str(dim).startswith("_")]
         require(not unknown, f"{owner}: the axes of {name} must be from mesascope.axes, but it has {unknown}")
+
+
+def _check_formulas(owner: str, text: str) -> None:
+    try:
+        validate_formulas(text)
+    except FormulaError as error:
+        raise AssertionError(f"{owner}: {error}") from error
 
 
 def _sample_batch(task: Task, seed: int) -> Batch:

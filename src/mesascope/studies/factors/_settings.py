@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mesascope.argument_types import validate_fields
+from mesascope.formulas import escape_dollars, render_plain
 from mesascope.models.config import DecoderConfig
 from mesascope.studies.cell_names import Cell
 from mesascope.studies.factors._factor import Factor, Level, replace_model
@@ -122,7 +123,7 @@ def _make_setting(name: str, levels: Sequence[str], conditions: "Sequence[Condit
     if all(problems.values()):
         raise ValueError(f"a setting must be the path of a field, but {name!r} is none: {problems['']}")
     values = [
-        SettingLevel(name=text, description=f"{name} = {text}", path=path, value=_parse_value(text))
+        SettingLevel(name=text, description=escape_dollars(f"{name} = {text}"), path=path, value=_parse_value(text))
         for text in dict.fromkeys(levels)
         if text != OWN_VALUE
     ]
@@ -174,7 +175,7 @@ def _apply_settings(condition: "Condition", settings: Sequence[SettingLevel], sc
             errors[name] = error
     if scale in errors or not scales:
         refused, error = (scale, errors[scale]) if scale in errors else next(iter(errors.items()))
-        names = ", ".join(setting.description for setting in settings)
+        names = ", ".join(render_plain(setting.description) for setting in settings)
         raise ValueError(f"{names} must be valid at {refused} scale, but is not: {error}") from error
     return replace(condition, scales={**condition.scales, **scales})
 
