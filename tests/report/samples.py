@@ -448,6 +448,35 @@ def hostile(path: Path) -> Path:
     return path
 
 
+RECURRENCE = "$x_{n+1} = a x_n + b$"
+FORMULAS = {  # by the field of a verdict
+    "statement": r"With $e_n = \lVert \hat{x}_n - x_n \rVert^2$, the error falls: $e_n < 0.05 \, e_1$ for $n \geq 4$",
+    "reason": r"lower than the control ($\hat{x}_{n+1} = x_n$), for \$5 an hour",
+    "source": r"abstract; $\alpha$ is ours",
+    "description": r"error divided by that of copying, $\frac{e_n}{\lVert x_n - x_{n-1} \rVert^2}$",
+    "control_description": r"positions $1$ and $2$, where $a, b \in \mathbb{R}$ are not identified",
+}
+GRADIENT = (
+    r"$\mathbf{u}_t = -\nabla_{\mathbf{z}} L_t$ with $L_t(\mathbf{z}) = -\langle \mathbf{z}, \mathbf{u}_t \rangle$"
+)
+
+
+def write_formulas(path: Path) -> Path:
+    """Write the study with formulas in its texts: those of run.json, of the first verdict and of the results."""
+    write_study(path, title=f"Recurrences {RECURRENCE}")
+    facts = json.loads((path / "run.json").read_text())
+    facts["description"] = rf"Sequences {RECURRENCE} at \$0; least squares is $(X^\top X)^{{-1}} X^\top \mathbf{{y}}$"
+    (path / "run.json").write_text(json.dumps(facts))
+    first, *others = verdicts()
+    (path / "verdicts.json").write_text(json.dumps([first | FORMULAS, *others]))
+    data = xr.load_dataset(path / "results/layers.nc")
+    data.attrs |= {"title": "Gradients $-\\nabla L$", "description": GRADIENT}
+    name = next(iter(data.data_vars))
+    data[name].attrs |= {"title": "cosine with $\\nabla L$", "description": GRADIENT, "tautology": GRADIENT}
+    data.to_netcdf(path / "results/layers.nc", engine="netcdf4")
+    return path
+
+
 def _poisoned(value):
     if isinstance(value, dict):
         return {f"{k}{HOSTILE}" if k in ("name", "d_model", "torch") else k: _poisoned(v) for k, v in value.items()}
