@@ -456,6 +456,10 @@ FORMULAS = {  # by the field of a verdict
     "description": r"error divided by that of copying, $\frac{e_n}{\lVert x_n - x_{n-1} \rVert^2}$",
     "control_description": r"positions $1$ and $2$, where $a, b \in \mathbb{R}$ are not identified",
 }
+LONG = (
+    r"$E(\mathbf{z}) = -\frac{1}{\beta} \log \sum_i \exp(\beta \langle W_Q \mathbf{z}, \mathbf{k}_i \rangle) + "
+    r"\frac12 \lVert \mathbf{z} \rVert^2 + \gamma_1 + \gamma_2 + \gamma_3 + \gamma_4$"
+)
 GRADIENT = (
     r"$\mathbf{u}_t = -\nabla_{\mathbf{z}} L_t$ with $L_t(\mathbf{z}) = -\langle \mathbf{z}, \mathbf{u}_t \rangle$"
 )
@@ -465,7 +469,9 @@ def write_formulas(path: Path) -> Path:
     """Write the study with formulas in its texts: those of run.json, of the first verdict and of the results."""
     write_study(path, title=f"Recurrences {RECURRENCE}")
     facts = json.loads((path / "run.json").read_text())
+    facts["parameters"]["training"]["title"] = rf"with {RECURRENCE}"  # as conditions have
     facts["description"] = rf"Sequences {RECURRENCE} at \$0; least squares is $(X^\top X)^{{-1}} X^\top \mathbf{{y}}$"
+    facts["description"] += f"; the energy is {LONG}"
     (path / "run.json").write_text(json.dumps(facts))
     first, *others = verdicts()
     (path / "verdicts.json").write_text(json.dumps([first | FORMULAS, *others]))

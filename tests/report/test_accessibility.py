@@ -72,7 +72,7 @@ CHECK = """<script>addEventListener("load", () => setTimeout(() => {
     ("kind", "flags"),
     [
         pytest.param(kind, flags, id=f"{kind}-{'dark' if flags else 'light'}", marks=marks)
-        for kind in ("study", "long study", "comparison", "inspection", "circuit")
+        for kind in ("study", "long study", "comparison", "formulas", "inspection", "circuit")
         for flags, marks in (((), ()), (DARK, () if kind == "inspection" else pytest.mark.slow))
     ],
 )
@@ -82,6 +82,7 @@ def test_a_page_follows_the_rules(samples, inspected, tmp_path, kind, flags):
         "study": samples.write_study,
         "long study": samples.write_study,
         "comparison": samples.write_comparison,
+        "formulas": samples.write_formulas,
         "inspection": lambda path: inspected.write(path, sequences=2, length=96),
         "circuit": samples.write_circuit,
     }

@@ -19,6 +19,8 @@ MAX_SHOWN = 80  # of them in a message
 _DEFINITION = re.compile(r"\\(?:def|newcommand|newenvironment|DeclareMathOperator)(?![A-Za-z])")
 _CODE = re.compile("&#x[0-9A-Fa-f]+;")
 _FENCES = frozenset("|‖∥")
+_SIGNS = frozenset("+−±∓")
+_AFTER_OPERAND = frozenset(")]}⟩⌋⌉|‖!%")  # a sign after them is between two operands
 
 
 class FormulaError(ValueError):
@@ -115,7 +117,7 @@ def _simplify(node: MathNode) -> MathNode:
 
 
 def _flatten(children: list[MathNode]) -> tuple[MathNode, ...]:
-    """Join upright letters to names: one element each would be read letter by letter."""
+    """Join upright letters to names, which would be read letter by letter, and mark signs."""
     joined: list[MathNode] = []
     for child in children:
         if joined and _is_upright(child) and _is_upright(joined[-1]):
@@ -123,7 +125,16 @@ def _flatten(children: list[MathNode]) -> tuple[MathNode, ...]:
         else:
             joined.append(child)
     # a name of several letters is upright by itself
-    return tuple(replace(one, attributes=()) if _is_upright(one) and len(one.text) > 1 else one for one in joined)
+    joined = [replace(one, attributes=()) if _is_upright(one) and len(one.text) > 1 else one for one in joined]
+    return tuple(_mark_sign(one, before) for before, one in zip([None, *joined], joined, strict=False))
+
+
+def _mark_sign(node: MathNode, before: MathNode | None) -> MathNode:
+    """Write a plus or minus after an operator, such as in (-1, 1), without the spaces of a sum."""
+    is_sign = node.tag == "mo" and node.text in _SIGNS and before is not None
+    if is_sign and before.tag == "mo" and before.text not in _AFTER_OPERAND:
+        return replace(node, attributes=(*node.attributes, ("form", "prefix")))
+    return node
 
 
 def _is_upright(node: MathNode) -> bool:
