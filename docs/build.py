@@ -13,6 +13,7 @@ from typing import Any
 from figures import draw_figures
 from released import format_released_page
 
+from mesascope.formulas import escape_dollars, render_markdown, render_plain
 from mesascope.report.panels.cells import describe_factors, list_varied_factors
 from mesascope.store import Run, remove_drafts, verify_run, write_atomically
 from mesascope.studies import published, registry
@@ -43,9 +44,9 @@ def format_study_page(run: Path, record: dict, verdicts: list[dict]) -> str:
     entry = published.load_published().get(record["study"], {})
     further = entry.get("further_scales", {}) if record["scale"] == SCALE else {}
     lines = [
-        f"# {record['title']}",
+        f"# {format_text(record['title'])}",
         "",
-        record["description"],
+        format_text(record["description"]),
         "",
         f"{paper['authors']} ({paper['year']}). [{paper['title']}]({paper['url']}).",
         "",
@@ -71,11 +72,11 @@ def format_cell_map(cells: list[JudgedCell], record: dict) -> list[str]:
         return []
     varied = list_varied_factors(cells)
     names = [", ".join(f"{factor} {cell.levels[factor]}" for factor in varied) for cell in cells]
-    rows = [
-        f"| {claim.statement} | {claim.support} | {' | '.join(claim.statuses.get(cell.name, '-') for cell in cells)} |"
-        for claim in tabulate_claims(cells)
-        if claim.kind != "check"
-    ]
+    rows = []
+    for claim in tabulate_claims(cells):
+        if claim.kind != "check":
+            statuses = " | ".join(claim.statuses.get(cell.name, "-") for cell in cells)
+            rows.append(f"| {format_text(claim.statement)} | {claim.support} | {statuses} |")
     return [
         "## Verdicts by setting",
         "",
@@ -85,7 +86,7 @@ def format_cell_map(cells: list[JudgedCell], record: dict) -> list[str]:
         "|---" * (len(cells) + 2) + "|",
         *rows,
         "",
-        *(f"- *{name}*: {words}." for name, words in describe_factors(record, varied)),
+        *(f"- *{name}*: {format_text(words)}." for name, words in describe_factors(record, varied)),
         "",
         f"## Verdicts: {names[0]}",
         "",
@@ -113,7 +114,7 @@ def format_claims(heading: str, verdicts: Sequence[Mapping[str, Any]]) -> list[s
         return []
     level = f"{verdicts[0]['level']:.0%}".replace("%", " %")
     details = [
-        f"- *{verdict['name']}*: {verdict['description']}. {verdict['source']}. {verdict['reason']}."
+        format_text(f"- *{verdict['name']}*: {verdict['description']}. {verdict['source']}. {verdict['reason']}.")
         for verdict in verdicts
     ]
     head = [f"| verdict | claim | value [{level}] | control | per seed |", "|---|---|---|---|---|"]
@@ -124,7 +125,8 @@ def format_figures(run: Path, record: Mapping[str, Any]) -> Iterator[list[str]]:
     """Return the figures of a run as Markdown: all curves of toy models, and those that the report does not fold."""
     simulations = [simulation.name for simulation in registry.load_study(record["study"]).simulations]
     for title, about, file in draw_figures(run, FIGURES, name_page(record), simulations):
-        yield ["", f"## {title}", "", f"![{title}]({file.relative_to(PAGES)})", "", about]
+        image = f"![{render_plain(title)}]({file.relative_to(PAGES)})"
+        yield ["", f"## {format_text(title)}", "", image, "", format_text(about)]
 
 
 def publish_verdicts(run: Path, record: dict) -> None:
@@ -195,8 +197,14 @@ def format_verdict_row(verdict: Mapping[str, Any]) -> str:
     interval = " [{:.3g}, {:.3g}]".format(*verdict["interval"]) if verdict["interval"] else ""
     value = "-" if verdict["value"] is None else f"{verdict['value']:.3g}{interval}"
     control = "-" if verdict["control"] is None else f"{verdict['control']:.3g}: {verdict['control_description']}"
+    statement, control = format_text(verdict["statement"]), format_text(control)
     seeds = ", ".join("-" if number is None else f"{number:.3g}" for number in verdict["per_seed"])
-    return f"| **{verdict['status']}** | {verdict['statement']} | {value} | {control} | {seeds} |"
+    return f"| **{verdict['status']}** | {statement} | {value} | {control} | {seeds} |"
+
+
+def format_text(text: str) -> str:
+    """Return a text with formulas as Markdown, which may stand in a table."""
+    return render_markdown(text, escape_dollars)
 
 
 def load_json(file: Path) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 import mesascope.analyses
 from mesascope.analyses import Analysis, inner
 from mesascope.analyses.inner_objectives import objectives
+from mesascope.formulas import render_markdown
 
 PAGE = Path(__file__).parent / "analyses.md"
 HEAD = """# Analyses
@@ -81,9 +82,14 @@ def _format_analysis(analysis: Analysis) -> str:
         "untrained models": f"{analysis.untrained_draws}, as a null" if analysis.untrained_draws else "",
         "options": ", ".join(_list_options(analysis)),
     }
-    description = re.sub(r"([_*|<])", r"\\\1", analysis.description)  # none of them marks up the text
+    description = render_markdown(analysis.description, _escape_marks)
     table = "\n".join(f"| {name} | {text} |" for name, text in rows.items() if text)
     return f"### {analysis.title}\n\n`{analysis.name}`: {description}\n\n| | |\n|---|---|\n{table}\n"
+
+
+def _escape_marks(text: str) -> str:
+    """Escape characters that mark up text in Markdown; none of them does so in a description."""
+    return re.sub(r"([_*|<$])", r"\\\1", text)
 
 
 def _list_options(analysis: Analysis) -> list[str]:

@@ -14,6 +14,7 @@ from types import FunctionType, ModuleType
 
 import pytest
 import yaml
+from markdown import Markdown
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
@@ -98,7 +99,7 @@ def test_every_public_name_is_in_the_reference(package):
 def test_every_package_that_lists_its_names_has_a_page():
     files = [ROOT / "src/mesascope/__init__.py", *(ROOT / "src/mesascope").glob("*/__init__.py")]
     with_names = [file.parent for file in files if re.search(r"^__all__", file.read_text("utf-8"), re.MULTILINE)]
-    internal = {"checksums", "ground_truth", "inspection", "report", "runner", "cli"}  # commands, and `testing`
+    internal = {"checksums", "formulas", "ground_truth", "inspection", "report", "runner", "cli"}  # commands, `testing`
     found = {folder.relative_to(ROOT / "src").as_posix().replace("/", ".") for folder in with_names}
     assert found - {f"mesascope.{name}" for name in internal} <= set(PACKAGES_WITH_NAMES)
 
@@ -195,3 +196,44 @@ def test_no_docstring_has_markup_that_would_be_shown(docstrings_module):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (text := ast.get_docstring(node)):
                 converted = docstrings_module.convert_docstring(text, {})
                 assert not re.search(r":\w+:`|^\.\. |^::", converted, re.MULTILINE), (file, node.lineno, converted)
+
+
+@pytest.fixture(scope="module")
+def markdown() -> Markdown:
+    """A converter with the formulas of the site."""
+    sys.path.insert(0, str(DOCS))
+    try:
+        extension = importlib.import_module("site_formulas").FormulaExtension()
+    finally:
+        sys.path.remove(str(DOCS))
+    return Markdown(extensions=["tables", extension])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a $x_1^2$ b", r'<p>a <math alttext="x₁²"><msubsup>.*</msubsup></math> b</p>'),
+        (r"$a_{i} * b_{i}$, *c*", r'<p><math alttext="a_i \* b_i">.*</math>, <em>c</em></p>'),
+        (r"\$5 and `$HOME$`", r"<p>\$5 and <code>\$HOME\$</code></p>"),
+        ("$5 and $10", r"<p>\$5 and \$10</p>"),
+        ("| a |\n|---|\n| $\\vert x \\vert < 1$ |", r'<td><math alttext="\|x\| &lt; 1">.*</math></td>'),
+        ("**$x$**", r"<p><strong><math .*</math></strong></p>"),
+    ],
+)
+def test_formulas_of_pages_are_mathml(markdown, text, expected):
+    assert re.search(expected, markdown.reset().convert(text), re.DOTALL)
+
+
+def test_a_page_with_a_broken_formula_is_not_built(markdown):
+    with pytest.raises(ValueError, match=r"\$\\frac\{a\}\$ has a command with 1 of its 2 arguments"):
+        markdown.reset().convert(r"so $\frac{a}$")
+
+
+def test_formulas_of_all_pages_can_be_typeset(markdown):
+    pages = [ROOT / "README.md", ROOT / "CHANGELOG.md", *DOCS.rglob("*.md"), *(ROOT / "src").rglob("README.md")]
+    html = {page: markdown.reset().convert(page.read_text(encoding="utf-8")) for page in pages}
+    assert html[DOCS / "analyses.md"].count("<math") > 30
+
+
+def test_the_formulas_of_the_site_are_a_hook():
+    assert "docs/site_formulas.py" in CONFIG["hooks"]

@@ -20,13 +20,13 @@ from mesascope.tasks.base import Batch
 
 @analysis(
     title="Loss compared with baselines",
-    description="""
+    description=r"""
         Error of the model and of every baseline of its task at each scored position, averaged over sequences. All
         predictors see the same prompts. The relative error divides by the error of the baseline that copies the last
-        term, |x[n+1] - x[n]|^2, at the same position: where a sequence converges, copying becomes nearly correct, and
-        only the relative error separates predictors that know the rule from predictors that do not. The mean log10 loss
-        takes the logarithm of the loss of each sequence before the mean, so that a few sequences with large terms do
-        not decide it.
+        term, $\lVert x_{n+1} - x_n \rVert^2$, at the same position: where a sequence converges, copying becomes nearly
+        correct, and only the relative error separates predictors that know the rule from predictors that do not. The
+        mean log10 loss takes the logarithm of the loss of each sequence before the mean, so that a few sequences with
+        large terms do not decide it.
     """,
     sites=["output"],
     evaluation=True,

@@ -6,6 +6,7 @@ As in Pandoc, no space follows the first dollar sign or precedes the second one,
 
 from mesascope.formulas._convert import FormulaError
 from mesascope.formulas._text import (
+    FORMULA_PATTERN,
     Segment,
     escape_dollars,
     list_formula_problems,
@@ -18,6 +19,7 @@ from mesascope.formulas._text import (
 )
 
 __all__ = [
+    "FORMULA_PATTERN",
     "FormulaError",
     "Segment",
     "escape_dollars",

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from mesascope.formulas._letters import remove_variants
 from mesascope.formulas._nodes import MathNode
 
-_SPACED = frozenset("=<>≤≥≠≈∼≃≡≔∝∈∉⊂⊆→←↔⇒⇔↦+−±∓×·⋅∗∘⊕⊗∧∨∩∪≪≫∣")  # operators with a space on both sides
+_SPACED = frozenset("=<>≤≥≠≈∼≃≡≔∝∈∉⊂⊆→←↔⇒⇔↦+−±∓×·⋅*∗∘⊕⊗∧∨∩∪≪≫∣")  # operators with a space on both sides
 _OPENING = frozenset("([{⟨⌊⌈ ,;")
-_CLOSING = frozenset("()[]}⟩⌋⌉,;.!′")  # not separated from a word before them
+_CLOSING = frozenset("()[]}⟩⌋⌉,;.!′/")  # not separated from a word before them
 _LARGE = frozenset("∑∏∫⋃⋂∮")
 _SUPERSCRIPTS = str.maketrans("0123456789+−n⊤", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿᵀ")
 _SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
+_SMALL = frozenset("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿᵀ₀₁₂₃₄₅₆₇₈₉")
 _PRIMES = "′″‴⁗"
 _ACCENTS = {
     "^": "\u0302",
@@ -38,7 +39,7 @@ def write_plain(formula: MathNode) -> str:
 
 def _write_row(nodes: Sequence[MathNode], compact: bool = False) -> str:
     """Write elements one after the other; inside a script, without spaces around operators."""
-    text, after_word = "", False
+    text, before = "", None
     parts = list(_unpack_rows(nodes))
     for index, node in enumerate(parts):
         piece = _write_node(node)
@@ -47,14 +48,13 @@ def _write_row(nodes: Sequence[MathNode], compact: bool = False) -> str:
         if node.tag == "mo" and piece in _SPACED:
             is_binary = text and text[-1] not in _OPENING and not compact
             text = f"{text.rstrip()} {piece} " if is_binary else text + piece
-            after_word = False
         elif piece == ",":
-            text, after_word = text + ("," if compact else ", "), False
+            text += "," if compact else ", "
         else:
             if node.tag == "mfrac" and _is_factor(parts, index):
                 piece = f"({piece})"
-            text += f" {piece}" if _needs_space(text, after_word, node, piece) else piece
-            after_word = _is_wordlike(node) or _ends_in_script(node, piece)
+            text += f" {piece}" if _needs_space(text, before, node, piece) else piece
+        before = node
     return text
 
 
@@ -66,13 +66,15 @@ def _unpack_rows(nodes: Sequence[MathNode]) -> Iterator[MathNode]:
             yield node
 
 
-def _needs_space(text: str, after_word: bool, node: MathNode, piece: str) -> bool:
-    if not text or text[-1] in _OPENING:
+def _needs_space(text: str, before: MathNode | None, node: MathNode, piece: str) -> bool:
+    """Return whether the text of an element would be read as a part of the text before it."""
+    if before is None or text[-1] in _OPENING:
         return False
-    if after_word and piece[0] not in _CLOSING:
-        return True
-    joins = text[-1].isalnum() or text[-1] in ")]"
-    return joins and (_is_wordlike(node) or (piece[0].isdigit() and text[-1].isalnum()))
+    if _is_wordlike(before):
+        return piece[0] not in _CLOSING
+    if text[-1].isalnum() and piece[0].isalnum():
+        return _is_wordlike(node) or piece[0].isdigit() or (_ends_open(before) and text[-1] not in _SMALL)
+    return text[-1] in ")]" and _is_wordlike(node)
 
 
 def _is_wordlike(node: MathNode) -> bool:
@@ -83,9 +85,9 @@ def _is_wordlike(node: MathNode) -> bool:
     return is_name or node.tag == "mtext" or (node.tag == "mo" and node.text in _LARGE)
 
 
-def _ends_in_script(node: MathNode, piece: str) -> bool:
-    """Return whether a letter after this text would be read as a part of its last script or root."""
-    return (node.tag == "msqrt" or "_" in piece or "^" in piece) and piece[-1].isalnum()
+def _ends_open(node: MathNode) -> bool:
+    """Return whether a letter after an element would be read as a part of its script, root or denominator."""
+    return node.tag in ("msub", "msup", "msubsup", "munder", "munderover", "msqrt", "mroot", "mfrac")
 
 
 def _is_factor(nodes: Sequence[MathNode], index: int) -> bool:

@@ -11,8 +11,8 @@ from mesascope.formulas._convert import FormulaError, convert_formula
 from mesascope.formulas._mathml import write_mathml
 from mesascope.formulas._plain import write_plain
 
-# an escaped dollar sign, or a formula in group 1
-_PATTERN = re.compile(r"\\\$|\$(?=\S)((?:\\.|[^\\$])+)(?<=\S)\$(?!\d)", re.DOTALL)
+FORMULA_PATTERN = r"\\\$|\$(?=\S)((?:\\.|[^\\$])+)(?<=\S)\$(?!\d)"  # an escaped dollar sign, or a formula in group 1
+_PATTERN = re.compile(FORMULA_PATTERN, re.DOTALL)
 
 
 @dataclass(frozen=True)

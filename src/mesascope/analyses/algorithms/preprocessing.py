@@ -19,14 +19,14 @@ Inputs = Float[Tensor, "batch pos feature"]
 @analysis(
     title="Preprocessed inputs",
     description="""
-        R² of a linear probe for r_j x_j in the residual stream at every depth: every coordinate of an input times its
-        mean product with the in-context answers, where r_j is the mean of x_ij y_i. The probe is fitted by ridge
+        R² of a linear probe for $r_j x_j$ in the residual stream at every depth: every coordinate of an input times its
+        mean product with the in-context answers, where $r_j$ is the mean of $x_{ij} y_i$. The probe is fitted by ridge
         regression on half of the sequences and scored on the other half, separately for the query input and for the
         inputs of the in-context examples. At the embedding it shows how much the raw input explains. Null: the same
         inputs times the products of another sequence, about which the prompt has no information. For comparison, the
-        attention output under a step of plain gradient descent, the sum of r_j x_j over coordinates, has an R² of about
-        one over the number of coordinates. The algorithm is that of Chen et al. 2024 (arXiv 2408.04532); the probe is
-        ours.
+        attention output under a step of plain gradient descent, the sum of $r_j x_j$ over coordinates, has an R² of
+        about one over the number of coordinates. The algorithm is that of Chen et al. 2024 (arXiv 2408.04532); the
+        probe is ours.
     """,
     sites=["resid_pre", "resid_post"],
 )
@@ -52,7 +52,7 @@ def preprocessing(acts: Capture, seed: int = 0) -> xr.Dataset:
     stream = stream_by_depth(acts)
     last, before = slice(-1, None), slice(0, -1)
     named = {"layer": depth_names(acts.layers)}
-    about = "R² of a linear probe for r_j x_j on held-out sequences"
+    about = "R² of a linear probe for $r_j x_j$ on held-out sequences"
 
     def probe_depths(target: Inputs, where: slice, what: str) -> xr.DataArray:
         scores = [_probe_r_squared(each[:, where], target[:, where]) for each in stream]

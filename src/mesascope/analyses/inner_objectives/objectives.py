@@ -19,11 +19,11 @@ PerToken = Float[Tensor, "batch query"]
 
 @objective(
     title="linear",
-    description="""Minus the dot product of the representation and the update, L(z) = -<z, u> (the dual form of
-    attention). The update is minus its gradient for any weights, so its descent is an identity and no evidence. Its
-    value before the update, divided by both norms (the opposition), can be evidence.""",
+    description=r"""Minus the dot product of the representation and the update, $L(z) = -\langle z, u \rangle$ (the
+    dual form of attention). The update is minus its gradient for any weights, so its descent is an identity and no
+    evidence. Its value before the update, divided by both norms (the opposition), can be evidence.""",
     sites=("pattern", "value"),
-    tautology="u = -grad L and L(x + u) = L(x) - |u|^2, always",
+    tautology=r"$u = -\nabla L$ and $L(x + u) = L(x) - \lVert u \rVert^2$, always",
 )
 def _linear_objective(z: Stream, sublayer: Sublayer) -> PerToken:
     return -(z * sublayer.u.to(z.dtype)).sum(-1)
@@ -47,15 +47,17 @@ linear = replace(
 
 @objective(
     title="quadratic",
-    description="""Half of the attention-weighted squared distances from the projected values of the keys: L(z) = 1/2
-    sum_h sum_i a[h,t,i] |z - o[h,i]|^2, where o[h,i] is the value of key i mapped by the output projection of head h.
-    Its gradient is H z - u, up to the bias, for H heads whose weights sum to 1. Its descent depends on norms only and
-    is no evidence. What depends on directions is the alignment, 1 - L(x) / N(x), where N(x) = 1/2 sum_h sum_i a[h,t,i]
-    (|x|^2 + |o[h,i]|^2) is the mean of L(x) over projected values of the same norms in random directions. It is 1 where
-    the representation equals every attended value, 0 in the mean over random directions, and -1 at the opposite.""",
+    description=r"""Half of the attention-weighted squared distances from the projected values of the keys: $L(z) =
+    \tfrac12 \sum_h \sum_i a_{h,t,i} \lVert z - o_{h,i} \rVert^2$, where $o_{h,i}$ is the value of key $i$ mapped by
+    the output projection of head $h$. Its gradient is $H z - u$, up to the bias, for $H$ heads whose weights sum to
+    1. Its descent depends on norms only and is no evidence. What depends on directions is the alignment, $1 - L(x) /
+    N(x)$, where $N(x) = \tfrac12 \sum_h \sum_i a_{h,t,i} (\lVert x \rVert^2 + \lVert o_{h,i} \rVert^2)$ is the mean
+    of $L(x)$ over projected values of the same norms in random directions. It is 1 where the representation equals
+    every attended value, 0 in the mean over random directions, and -1 at the opposite.""",
     sites=("pattern", "value"),
     sublayers=("attention",),
-    tautology="L(x + u) - L(x) = H/2 (|x + u|^2 - |x|^2) - |u|^2 up to the bias, a function of norms",
+    tautology=r"$L(x + u) - L(x) = \tfrac{H}{2} (\lVert x + u \rVert^2 - \lVert x \rVert^2) - \lVert u \rVert^2$ up "
+    "to the bias, a function of norms",
 )
 def _quadratic_objective(z: Stream, sublayer: Sublayer) -> PerToken:
     return _quadratic_norm_part(z, sublayer) - (z * _projected_mixes(sublayer)).sum(-1)
@@ -92,12 +94,13 @@ quadratic = replace(
 
 @objective(
     title="Hopfield energy",
-    description="""The energy of a continuous Hopfield network (Ramsauer et al. 2021) without its norm term 1/2 |z|^2,
-    relative to a query that weights all keys equally: E(z) = -(1/beta) sum_h log mean_i exp(beta <q_h(z), k[h,i]>),
-    over the n keys that are visible to a token. q_h is the layer's own query map, including its norm and rotary
-    embedding, and beta is the scale of its scores. The published energy is E(z) + 1/2 |z|^2 - (H/beta) log n; its norm
-    term outweighs the keys, so its descent says whether the norm of a token falls. Where the layer normalises its
-    input, E does not depend on the norm of z. The energy does not depend on the order of the keys; in the control the
+    description=r"""The energy of a continuous Hopfield network (Ramsauer et al. 2021) without its norm term
+    $\tfrac12 \lVert z \rVert^2$, relative to a query that weights all keys equally: $E(z) = -\tfrac{1}{\beta} \sum_h
+    \log \operatorname{mean}_i \exp(\beta \langle q_h(z), k_{h,i} \rangle)$, over the $n$ keys that are visible to a
+    token. $q_h$ is the layer's own query map, including its norm and rotary embedding, and $\beta$ is the scale of
+    its scores. The published energy is $E(z) + \tfrac12 \lVert z \rVert^2 - \tfrac{H}{\beta} \log n$; its norm term
+    outweighs the keys, so its descent says whether the norm of a token falls. Where the layer normalises its input,
+    $E$ does not depend on the norm of $z$. The energy does not depend on the order of the keys; in the control the
     update does.""",
     sites=("pattern", "value", "key", "query", "attn_scores"),
     sublayers=("attention",),
@@ -163,10 +166,11 @@ fast_weight = Objective(
     name="fast_weight",
     title="fast weight",
     description=(
-        "The error of a linear map from keys to values, L(W) = 1/2 sum_i |W k_i - v_i|^2 over the keys that are "
-        "visible to a token, for each head. One gradient step from W = 0, applied to the query, is linear attention "
-        "(von Oswald et al. 2023; Irie et al. 2022). This step is compared with the mixed values of the head, and the "
-        "loss is evaluated at the best step size. Means over heads, at a few tokens of each sequence."
+        r"The error of a linear map from keys to values, $L(W) = \tfrac12 \sum_i \lVert W k_i - v_i \rVert^2$ over the "
+        "keys that are visible to a token, for each head. One gradient step from $W = 0$, applied to the query, is "
+        "linear attention (von Oswald et al. 2023; Irie et al. 2022). This step is compared with the mixed values of "
+        "the head, and the loss is evaluated at the best step size. Means over heads, at a few tokens of each "
+        "sequence."
     ),
     compute_quantities=_compare_fast_weight_step,
     sites=("pattern", "value", "key", "query"),

@@ -69,7 +69,7 @@ def spectra_of_samples(samples: LinearModuleSamples, bins: int = MAX_BINS) -> xr
 
 VARIABLES: Mapping[str, tuple[str, dict]] = {
     "gain": (
-        "observed |W x|² over its mean for randomly rotated inputs",
+        r"observed $\lVert W x \rVert^2$ over its mean for randomly rotated inputs",
         {"headline": 1, "center": 1, "scale": "log"},
     ),
     "gain_null": ("mean of the gain for randomly rotated inputs", {}),
@@ -77,11 +77,11 @@ VARIABLES: Mapping[str, tuple[str, dict]] = {
     "gain_null_high": ("upper edge of the band for randomly rotated inputs", {}),
     "energy": ("fraction of the inputs' squared norm in each bin of directions", {"headline": 1}),
     "energy_null": ("the same for isotropic inputs: the fraction of directions", {}),
-    "eigenvalue": ("mean eigenvalue of WᵀW in each bin of directions, over the mean of all", {}),
-    "effective_rank": ("exp of the entropy of the normalized eigenvalues of WᵀW", {}),
+    "eigenvalue": (r"mean eigenvalue of $W^\top W$ in each bin of directions, over the mean of all", {}),
+    "effective_rank": (r"exp of the entropy of the normalized eigenvalues of $W^\top W$", {}),
     "input_rank": ("participation ratio of the inputs", {}),
-    "observed_norm": ("root mean square |W x| as computed by the model", {"scale": "log"}),
-    "predicted_norm": ("root mean square |W x| from eigenvalues and energies", {"scale": "log"}),
+    "observed_norm": (r"root mean square $\lVert W x \rVert$ as computed by the model", {"scale": "log"}),
+    "predicted_norm": (r"root mean square $\lVert W x \rVert$ from eigenvalues and energies", {"scale": "log"}),
     "identity_error": (
         "root mean square difference of predicted and observed |W x|² over tokens, relative to that of the larger of "
         "observed and isotropic",
@@ -184,16 +184,19 @@ def sample_without_sinks(
 
 @analysis(
     title="Input spectra of the linear modules",
-    description="""The energy of the inputs x of each linear module W along the eigenvectors of WᵀW = U diag(λ) Uᵀ, and
-    the resulting norm of W x. Energy: the fraction of the squared norm of the inputs along u_k, summed over tokens, in
-    descending order of the eigenvalues, in at most 32 bins of equally many directions; for isotropic inputs it equals
-    the fraction of directions. The null space of W comes last, its energy divided equally. Gain: the observed |W x|²
-    over its mean when all inputs are rotated by one random rotation, |W|² |x|² / d_in. For rotated inputs the gain is 1
-    on average, with a known standard deviation (Schur's lemma), and the band of the null is 4 of them on either side.
-    The identity |W x|² = Σ λ_k <u_k, x>² is checked on every sampled token. Effective rank: exp of the entropy of
-    λ_k / Σ λ (after Roy & Vetterli 2007, who use the singular values instead of their squares). Rank of the inputs: the
-    participation ratio (tr S)² / tr S² of their uncentred second moment S, estimated from pairs of different tokens as
-    Σ |x|² |y|² / Σ <x, y>². Layers without the module have no value.""",
+    description=r"""The energy of the inputs $x$ of each linear module $W$ along the eigenvectors of $W^\top W = U
+    \operatorname{diag}(\lambda) U^\top$, and the resulting norm of $W x$. Energy: the fraction of the squared norm
+    of the inputs along $u_k$, summed over tokens, in descending order of the eigenvalues, in at most 32 bins of
+    equally many directions; for isotropic inputs it equals the fraction of directions. The null space of $W$ comes
+    last, its energy divided equally. Gain: the observed $\lVert W x \rVert^2$ over its mean when all inputs are
+    rotated by one random rotation, $\lVert W \rVert^2 \lVert x \rVert^2 / d_\mathrm{in}$. For rotated inputs the
+    gain is 1 on average, with a known standard deviation (Schur's lemma), and the band of the null is 4 of them on
+    either side. The identity $\lVert W x \rVert^2 = \sum_k \lambda_k \langle u_k, x \rangle^2$ is checked on every
+    sampled token. Effective rank: exp of the entropy of $\lambda_k / \sum_j \lambda_j$ (after Roy & Vetterli 2007,
+    who use the singular values instead of their squares). Rank of the inputs: the participation ratio
+    $(\operatorname{tr} S)^2 / \operatorname{tr} S^2$ of their uncentred second moment $S$, estimated from pairs of
+    different tokens as $\sum \lVert x \rVert^2 \lVert y \rVert^2 / \sum \langle x, y \rangle^2$. Layers without the
+    module have no value.""",
     input="model",
 )
 def input_spectra(model: PreTrainedModel, task: Task, batch: Batch, seed: int = 0) -> xr.Dataset:

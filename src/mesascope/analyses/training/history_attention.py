@@ -51,17 +51,17 @@ class TrainingHistory:
 
 @analysis(
     title="Attention over the training history",
-    description="""The training instances that a linear module attends to (Irie et al. 2022; Wu & Varshney 2024 count
-    how many of the 10 most and the 10 least attended instances have the label of the query). A query is the input of
-    the module at the last position of a held-out sequence. Instances are all positions of all training batches so far,
-    with the inputs of the module at that time; the weight of an instance is <x_n, x>. Chance is the fraction of all
-    instances with the label of the query. Controls: the labels of the instances permuted; the same instances and
-    queries as read by the untrained model, which separates the effect of token vectors and of the number of instances;
-    the least attended instances. Modules with the same input have the same attention; the output projection attends
-    per head, and the mean over heads is given. For gradient descent, with or without momentum, the outputs of every
-    module are computed again from its initial weights and its whole history; a module whose outputs differ is refused,
-    and the error with a random half of the instances is given for comparison. For Adam only the attended instances are
-    available, since its steps are not sums over instances.""",
+    description=r"""The training instances that a linear module attends to (Irie et al. 2022; Wu & Varshney 2024
+    count how many of the 10 most and the 10 least attended instances have the label of the query). A query is the
+    input of the module at the last position of a held-out sequence. Instances are all positions of all training
+    batches so far, with the inputs of the module at that time; the weight of an instance is $\langle x_n, x
+    \rangle$. Chance is the fraction of all instances with the label of the query. Controls: the labels of the
+    instances permuted; the same instances and queries as read by the untrained model, which separates the effect of
+    token vectors and of the number of instances; the least attended instances. Modules with the same input have the
+    same attention; the output projection attends per head, and the mean over heads is given. For gradient descent,
+    with or without momentum, the outputs of every module are computed again from its initial weights and its whole
+    history; a module whose outputs differ is refused, and the error with a random half of the instances is given for
+    comparison. For Adam only the attended instances are available, since its steps are not sums over instances.""",
     input="history",
 )
 def history_attention(

@@ -46,11 +46,12 @@ class CheckpointSeries:
 
 @analysis(
     title="Parameter norms",
-    description="""The norm of all parameters, of all without embeddings and output map, and of every layer; the cosine
-    of the parameters of neighbouring checkpoints, the relative size of the update between them and its alignment with
-    the parameters; R² of affine fits of the norm on √t, t, ⁴√t and e^-t, and the exponent g of the best fit on t^g,
-    from 0.01 (indistinguishable from a logarithm) to 3, undefined if the norm is constant; and the growth of every
-    matrix of the layers, as the logarithm of the ratio of its norms (Merrill et al. 2021).""",
+    description=r"""The norm of all parameters, of all without embeddings and output map, and of every layer; the
+    cosine of the parameters of neighbouring checkpoints, the relative size of the update between them and its
+    alignment with the parameters; R² of affine fits of the norm on $\sqrt{t}$, $t$, $t^{1/4}$ and $e^{-t}$, and the
+    exponent $g$ of the best fit on $t^g$, from 0.01 (indistinguishable from a logarithm) to 3, undefined if the norm
+    is constant; and the growth of every matrix of the layers, as the logarithm of the ratio of its norms (Merrill et
+    al. 2021).""",
     input="checkpoints",
 )
 def parameter_norms(checkpoints: CheckpointSeries, early: float = 0.0) -> xr.Dataset:

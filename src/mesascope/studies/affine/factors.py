@@ -34,10 +34,10 @@ FACTORS = (
     ),
     Factor(
         name="range",
-        description="range of the slope a",
+        description="range of the slope $a$",
         levels=(
-            Level(name="contracting", description="|a| < 1"),
-            Level(name="growing", description="|a| < 1.2", task={"spectral_radius": Uniform(0.0, 1.2)}),
+            Level(name="contracting", description="$|a| < 1$"),
+            Level(name="growing", description="$|a| < 1.2$", task={"spectral_radius": Uniform(0.0, 1.2)}),
         ),
     ),
 )

@@ -67,11 +67,11 @@ STUDY = Study(
     name="affine",
     title="Affine recurrences in context",
     description=(
-        "Sequences x' = a x + b; a and b are drawn anew for each sequence. A three-layer decoder is trained to predict "
-        "the next term. The number of layers and the claims about copying and refinement come from the paper's "
-        "abstract; ranges, sizes, training and thresholds are ours. The abstract leaves open whether the model has a "
-        "norm and MLPs, how many heads it has and how fast sequences grow; every claim is judged in several such "
-        "settings, each on its own."
+        "Sequences $x' = a x + b$; $a$ and $b$ are drawn anew for each sequence. A three-layer decoder is trained to "
+        "predict the next term. The number of layers and the claims about copying and refinement come from the "
+        "paper's abstract; ranges, sizes, training and thresholds are ours. The abstract leaves open whether the "
+        "model has a norm and MLPs, how many heads it has and how fast sequences grow; every claim is judged in "
+        "several such settings, each on its own."
     ),
     citation=CITATION,
     conditions=(

@@ -21,11 +21,11 @@ STUDY = replace(
     name="affine-2d",
     title="Affine recurrences in two dimensions",
     description=(
-        "Sequences x' = A x + b in two dimensions; A is a dense matrix of spectral radius up to 1. The paper names "
-        "higher-dimensional recurrences as future work; the claims are those of the scalar study. The terms of every "
-        "sequence are divided by their root mean square, which leaves A unchanged. Without this scaling 1 % of the "
-        "sequences carry about half of the squared error of copying, and pilot runs did not learn the task, at this "
-        "learning rate or half of it; with it, five of five pilot seeds did."
+        "Sequences $x' = A x + b$ in two dimensions; $A$ is a dense matrix of spectral radius up to 1. The paper "
+        "names higher-dimensional recurrences as future work; the claims are those of the scalar study. The terms of "
+        "every sequence are divided by their root mean square, which leaves $A$ unchanged. Without this scaling 1 % "
+        "of the sequences carry about half of the squared error of copying, and pilot runs did not learn the task, at "
+        "this learning rate or half of it; with it, five of five pilot seeds did."
     ),
     conditions=(
         Condition(

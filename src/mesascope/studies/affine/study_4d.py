@@ -21,8 +21,8 @@ STUDY = replace(
     name="affine-4d",
     title="Affine recurrences in four dimensions",
     description=(
-        "Sequences x' = A x + b in four dimensions; A is a dense matrix of spectral radius up to 1. The paper names "
-        "higher-dimensional recurrences as future work; the claims are those of the scalar study. As in two "
+        "Sequences $x' = A x + b$ in four dimensions; $A$ is a dense matrix of spectral radius up to 1. The paper "
+        "names higher-dimensional recurrences as future work; the claims are those of the scalar study. As in two "
         "dimensions, the terms of every sequence are divided by their root mean square. Models with layer norm and "
         "MLPs are trained at a quarter of the learning rate of the attention-only ones: in pilot runs of one seed, "
         "their error was over 25 % of that of copying at higher rates, after 3,000 steps and 6,000 steps."

@@ -18,8 +18,8 @@ STUDY = replace(
     name="polynomial",
     title="Polynomial recurrences in context",
     description=(
-        "Sequences x' = p(x) with a polynomial p of degree 2, bounded by 1. The paper names polynomial recurrences as "
-        "future work; the claims are those of the affine study."
+        "Sequences $x' = p(x)$ with a polynomial $p$ of degree 2, bounded by 1. The paper names polynomial "
+        "recurrences as future work; the claims are those of the affine study."
     ),
     conditions=(
         Condition(

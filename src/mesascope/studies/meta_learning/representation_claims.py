@@ -74,7 +74,8 @@ def output_norm_check() -> Claim:
     """Return the check on the proposition: output norms follow from inputs along eigenvectors of WᵀW."""
     return Claim(
         name="output norms follow from the Gram matrix",
-        statement="The output norm of a module follows from the energy of its inputs along eigenvectors of WᵀW.",
+        statement=r"The output norm of a module follows from the energy of its inputs along eigenvectors of "
+        r"$W^\top W$.",
         source=f"{PAPER}: the idea of the proposition; an identity, so this checks the analysis",
         value=Quantity(
             description="largest relative error of the RMS norm that is predicted from eigenvalues and energies",
@@ -94,7 +95,7 @@ def input_alignment_claim() -> Claim:
     """Return the claim that training aligns inputs of linear modules with large eigenvalues."""
     return Claim(
         name="inputs align with large eigenvalues",
-        statement="The inputs of linear modules lie along eigenvectors of WᵀW with large eigenvalues.",
+        statement=r"The inputs of linear modules lie along eigenvectors of $W^\top W$ with large eigenvalues.",
         source=OURS,
         value=Quantity(
             description="log10 of the squared output norm over that of rotated inputs, mean over modules",

@@ -54,12 +54,12 @@ STUDY = Study(
         Simulation(
             name="toy_model",
             title="Toy model",
-            description="One layer of attention on one-hot tokens. The first stage trains the value matrix W_ov on "
-            "pairs of a token and its collocation; the second trains the score matrix W_kq on sentences with W_ov "
-            "fixed. The figures show, for both stages and both kinds of descent, the loss above its infimum, the norm "
-            "of the matrix and its cosine with the max-margin matrix; the attention to the deciding token; and the "
-            "accuracy on training sentences and on unseen sentences, by whether the training sentences imply which "
-            "token decides.",
+            description="One layer of attention on one-hot tokens. The first stage trains the value matrix "
+            r"$W_\mathrm{ov}$ on pairs of a token and its collocation; the second trains the score matrix "
+            r"$W_\mathrm{kq}$ on sentences with $W_\mathrm{ov}$ fixed. The figures show, for both stages and both "
+            "kinds of descent, the loss above its infimum, the norm of the matrix and its cosine with the max-margin "
+            "matrix; the attention to the deciding token; and the accuracy on training sentences and on unseen "
+            "sentences, by whether the training sentences imply which token decides.",
             scales={
                 "smoke": NextTokenModel(vocabulary=6, length=3, sentences=12, unseen=60, steps=150, checkpoints=16),
                 "laptop": NextTokenModel(),

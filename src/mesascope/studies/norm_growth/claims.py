@@ -16,15 +16,15 @@ def _toy_exponents(results: Results) -> xr.DataArray:
 
 TOY_MODEL_CLAIM = Claim(
     name="toy model: the exponent is c / 2",
-    statement="If updates of squared size c η² |θ|² are orthogonal to the parameters and η is 1/√t, the norm grows "
-    "as t^(c/2), which is √t for c = 1 only.",
+    statement=r"If updates of squared size $c \, \eta^2 \lVert \theta \rVert^2$ are orthogonal to the parameters and "
+    r"$\eta$ is $1/\sqrt{t}$, the norm grows as $t^{c/2}$, which is $\sqrt{t}$ for $c = 1$ only.",
     source=f"{PAPER}, generalised; the threshold is ours",
     value=Quantity(
-        description="largest distance of the exponent from c / 2, toy model",
+        description="largest distance of the exponent from $c/2$, toy model",
         read=lambda results: abs(_toy_exponents(results) - _toy_exponents(results)["_constant"] / 2).max("_constant"),
     ),
     control=Quantity(
-        description="largest distance of the exponent from 1/2 for all c, toy model",
+        description="largest distance of the exponent from $1/2$ for all $c$, toy model",
         read=lambda results: abs(_toy_exponents(results) - 0.5).max("_constant"),
     ),
     direction="below",

@@ -96,7 +96,8 @@ def _largest_alignment(results: Results) -> xr.DataArray:
 def _sqrt_growth_claim(condition: str, optimizer: str, source: str, *, by_paper: bool) -> Claim:
     return Claim(
         name=f"norm grows as √t under a 1/√t learning rate, {optimizer}",
-        statement=f"With {optimizer} and a learning rate proportional to 1/√t, the parameter norm grows as √t.",
+        statement=f"With {optimizer} and a learning rate proportional to "
+        r"$1/\sqrt{t}$, the parameter norm grows as $\sqrt{t}$.",
         source=source,
         value=_fit_r2("√t", condition),
         control=_fit_r2("t", condition),

@@ -157,24 +157,24 @@ CONDITIONS = (
 STUDY = Study(
     name="norm-growth",
     title="Parameter norm growth and saturation",
-    description="Small language models on real text with the paper's two norm positions, norm(x + f(x)) and "
-    "x + norm(f(x)), and two masks: a causal mask, and the multiplicative mask of the paper's code, which sets the "
-    "scores of later positions to 0 and leaves these positions in the softmax. The parameter norm is measured under "
-    "constant, 1/√t and linearly decaying learning rates, with a large weight decay for both norm positions, and "
-    "with AdaFactor, the optimiser of T5. Trained networks are compared with copies whose parameters are "
-    "multiplied by 1000. Layer types, number of heads, optimiser and analyses are the paper's; sizes at laptop "
-    "scale, learning rates and thresholds are ours. T5 itself is not re-run. Checkpoints take 0.8 GB at laptop "
-    "scale.",
+    description=r"Small language models on real text with the paper's two norm positions, $\mathrm{norm}(x + f(x))$ "
+    r"and $x + \mathrm{norm}(f(x))$, and two masks: a causal mask, and the multiplicative mask of the paper's code, "
+    "which sets the scores of later positions to 0 and leaves these positions in the softmax. The parameter norm is "
+    r"measured under constant, $1/\sqrt{t}$ and linearly decaying learning rates, with a large weight decay for both "
+    "norm positions, and with AdaFactor, the optimiser of T5. Trained networks are compared with copies whose "
+    "parameters are multiplied by 1000. Layer types, number of heads, optimiser and analyses are the paper's; sizes "
+    "at laptop scale, learning rates and thresholds are ours. T5 itself is not re-run. Checkpoints take 0.8 GB at "
+    "laptop scale.",
     citation=CITATION,
     conditions=CONDITIONS,
     simulations=(
         Simulation(
             name="toy_model",
             title="Toy model: a vector with random updates",
-            description="A vector θ with an update of size √c η(t) |θ| in a new random direction at every step t. The "
-            "norm over its initial value and the exponent of its growth are measured for several constants c and "
-            "learning-rate schedules η, all with the same sum of squares. Controls: updates of constant size (a random "
-            "walk), and updates along the vector.",
+            description=r"A vector $\theta$ with an update of size $\sqrt{c} \, \eta(t) \lVert \theta \rVert$ in a "
+            "new random direction at every step $t$. The norm over its initial value and the exponent of its growth "
+            r"are measured for several constants $c$ and learning-rate schedules $\eta$, all with the same sum of "
+            "squares. Controls: updates of constant size (a random walk), and updates along the vector.",
             scales={
                 "smoke": NormGrowth(dimensions=100, steps=200, num_points=30),
                 "laptop": NormGrowth(),

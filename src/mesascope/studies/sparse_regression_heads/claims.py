@@ -64,7 +64,7 @@ def _pruning_cost(remaining_heads: str, label: str) -> Quantity:
 def _preprocessed_r2(label: str, *, trained: bool = True) -> Quantity:
     select_step = select_last_step if trained else select_untrained
     return Quantity(
-        description=f"R² of a linear probe for r_j x_j of the query input, {label}",
+        description=f"R² of a linear probe for $r_j x_j$ of the query input, {label}",
         read=lambda results: select_step(results["preprocessing"]["explained"]).sel(layer="after 0", drop=True),
     )
 
@@ -171,7 +171,7 @@ HEAD_CLAIMS = (
 PREPROCESSING_CLAIMS = (
     Claim(
         name="the first layer preprocesses the inputs",
-        statement="After the first layer, the products r_j x_j can be decoded linearly from the residual stream, and "
+        statement="After the first layer, the products $r_j x_j$ can be decoded linearly from the residual stream, and "
         "better than before training.",
         source=f"{PAPER}, which probes layers; this probe, the threshold and the control are ours, since attention "
         "with random weights computes products, too",
