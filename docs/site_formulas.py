@@ -18,7 +18,7 @@ class FormulaProcessor(InlineProcessor):
     """Replaces a formula by MathML, and an escaped dollar sign by a dollar sign."""
 
     def handleMatch(self, m: re.Match[str], data: str) -> tuple[str, int, int]:  # noqa: N802  Python-Markdown's name
-        """Return the place of the HTML in the stash; a formula that cannot be typeset ends the build.
+        """Return a placeholder for the HTML; a formula that cannot be typeset ends the build.
 
         Args:
             m: the match.

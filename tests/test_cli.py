@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -113,6 +114,26 @@ def test_show_tells_setting_claims_and_cost(command):
     assert "Bhargav" in out
     assert "2 000 steps" in out
     assert "Layer 0 learns to copy the last term" in " ".join(out.split())
+
+
+def test_formulas_are_plain_text_in_the_terminal(command, tmp_path):
+    out = " ".join(command("show", "affine")[1].split())
+    assert "Sequences x′ = ax + b; a and b are drawn anew" in out
+    assert "contracting: |a| < 1 (setting of the study" in out
+    for name in ("affine", "norm-growth", "next-token-convergence"):
+        assert not re.search(r"[$\\]", command("show", name)[1])
+    assert not re.search(r"[$\\]", command("list")[1])
+    verdict = {"name": "a", "status": "supported", "statement": r"[b] $x^2$ for \$5", "value": 1.0, "control": None}
+    record = {"study": "affine", "scale": "smoke", "seeds": [0]}
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.json").write_text(json.dumps(record))
+    (run / "verdicts.json").write_text(json.dumps([verdict | {"source": "ours", "kind": "replication"}]))
+    assert "[b] x² for $5" in command("report", str(run))[1]
+    assert "[b] x² for $5" in repr(Run.open(run))
+    for form in ("latex", "csv"):
+        assert r"[b] $x^2$ for \$5" in command("table", str(run), "--format", form)[1]
+    assert r"\[b\] $x^2$ for \$5" in command("table", str(run), "--format", "markdown")[1]
 
 
 def test_cite_prints_bibtex(command):

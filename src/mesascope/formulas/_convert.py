@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 MAX_LENGTH = 400  # characters of a formula
 MAX_DEPTH = 20  # of braces, and of elements
-MAX_SHOWN = 80  # of them in a message
+MAX_EXCERPT = 80  # of them in a message
 _DEFINITION = re.compile(r"\\(?:def|newcommand|newenvironment|DeclareMathOperator)(?![A-Za-z])")
 _CODE = re.compile("&#x[0-9A-Fa-f]+;")
 _FENCES = frozenset("|‖∥")
@@ -54,11 +54,11 @@ def convert_formula(source: str) -> MathNode:
             problem = str(error)
         except Exception as error:  # of many kinds, most of them without a message
             problem = f"is not complete ({_name_error(error)})"
-    shown = "".join(sign if sign.isprintable() else f"\\u{ord(sign):04x}" for sign in source)
-    shown = shown if len(shown) <= MAX_SHOWN else f"{shown[: MAX_SHOWN - 3]}..."
+    excerpt = "".join(sign if sign.isprintable() else f"\\u{ord(sign):04x}" for sign in source)
+    excerpt = excerpt if len(excerpt) <= MAX_EXCERPT else f"{excerpt[: MAX_EXCERPT - 3]}..."
     raise FormulaError(
-        rf"a formula must be LaTeX that can be typeset, but ${shown}$ {problem}; correct it, or write \$ for a dollar "
-        "sign"
+        f"a formula must be LaTeX that can be typeset, but ${excerpt}$ {problem}; "
+        r"correct it, or write \$ for a dollar sign"
     )
 
 

@@ -36,7 +36,7 @@ def apply_variant(text: str, variant: str) -> str:
 
 
 def remove_variants(text: str) -> str:
-    """Write bold, italic and script letters as common ones, since few fonts of terminals have them.
+    """Return a text with common letters for bold, italic and script ones, which few fonts of terminals have.
 
     Args:
         text: any text.

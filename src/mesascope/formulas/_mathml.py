@@ -12,7 +12,7 @@ _BREAKING = frozenset("=<>≤≥≠≈∼≡∝∈→⇒↦+−,")  # after them
 
 
 def write_mathml(formula: MathNode) -> str:
-    """Write a formula as an element ``math``; its text for readers without MathML is in ``alttext``.
+    """Return a formula as an element ``math``; its text for readers without MathML is in ``alttext``.
 
     Browsers break no line inside of this element. A long formula becomes several of them.
 

@@ -29,7 +29,7 @@ _WIDE_SPACES = ("1em", "2em")
 
 
 def write_plain(formula: MathNode) -> str:
-    """Write a formula as text.
+    """Return a formula as text.
 
     Args:
         formula: a row of checked elements.

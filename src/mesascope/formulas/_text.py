@@ -185,8 +185,8 @@ def _find_problem(source: str) -> str:
 
 def _refuse_dollar(text: str) -> None:
     if "$" in text:
-        place = text[max(0, text.index("$") - 20) : text.index("$") + 20].strip()
+        excerpt = text[max(0, text.index("$") - 20) : text.index("$") + 20].strip()
         raise FormulaError(
-            f"dollar signs must enclose a formula without spaces at its ends, as in $x + 1$, but one in {place!r} does "
-            r"not; write \$ for a dollar sign"
+            f"dollar signs must enclose a formula without spaces at its ends, as in $x + 1$, but one in {excerpt!r} "
+            r"does not; write \$ for a dollar sign"
         )

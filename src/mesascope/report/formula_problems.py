@@ -28,7 +28,7 @@ def find_formula_problems(
         Messages that name the file and the field.
     """
     texts = (*_list_run_texts(run), *_list_verdict_texts(verdicts), *_list_result_texts(results))
-    return [f"{place}: {problem}" for place, text in texts for problem in list_formula_problems(text)]
+    return [f"{location}: {problem}" for location, text in texts for problem in list_formula_problems(text)]
 
 
 def _list_run_texts(run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -44,11 +44,11 @@ def check_result_texts(results: Mapping[str, xr.Dataset], label: str) -> None:
 
 
 def _check_all(texts: Iterator[tuple[str, str]], label: str) -> None:
-    for place, text in texts:
+    for location, text in texts:
         try:
             validate_formulas(text)
         except FormulaError as error:
-            raise StudyInvalid(f"{label}, {place}: {error}") from error
+            raise StudyInvalid(f"{label}, {location}: {error}") from error
 
 
 def _list_texts(study: Study) -> Iterator[tuple[str, str]]:
