@@ -44,7 +44,8 @@ class Analysis(Summarised):
     Attributes:
         name: its name on the command line, and the name of its file in a run.
         title: heading of its section on a page.
-        description: what it computes, with its source; printed above its figures.
+        description: what it computes, with its source; printed above its figures. It may have formulas in LaTeX
+            between dollar signs, such as ``$x^2$``; a dollar sign is written ``\\$``.
         compute: the function.
         input: what the function is called with.
         sites: sites that must be recorded (``input="capture"``).

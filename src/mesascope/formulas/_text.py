@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from html import escape
+from itertools import groupby
 
 from markupsafe import Markup
 
@@ -44,15 +45,16 @@ def split_formulas(text: str) -> list[Segment]:
 Segment(text='.', is_formula=False)]
     """
     segments: list[Segment] = []
-    for source, is_formula in _scan(text):
-        if is_formula and not _find_problem(source):
-            segments.append(Segment(source, is_formula=True))
-            continue
-        plain = f"${source}$" if is_formula else source
-        if segments and not segments[-1].is_formula:
-            plain = segments.pop().text + plain
-        segments.append(Segment(plain))
+    for is_formula, group in groupby(map(_to_segment, _scan(text)), key=lambda one: one.is_formula):
+        parts = list(group)
+        segments += parts if is_formula else [Segment("".join(one.text for one in parts))]
     return segments
+
+
+def _to_segment(part: tuple[str, bool]) -> Segment:
+    source, is_formula = part
+    is_valid = is_formula and not _find_problem(source)
+    return Segment(f"${source}$" if is_formula and not is_valid else source, is_valid)
 
 
 def validate_formulas(text: str) -> None:

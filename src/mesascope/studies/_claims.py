@@ -91,6 +91,9 @@ class Requirement:
 class Claim:
     """A statement that numbers can decide.
 
+    Statement, source and descriptions may have formulas in LaTeX between dollar signs, such as ``$x^2$``; the name may
+    not.
+
     Attributes:
         name: a short name.
         statement: what is claimed.

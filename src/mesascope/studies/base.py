@@ -163,6 +163,8 @@ class Simulation:
 class Study(Summarised):
     """One published study, as a value: nothing in it runs.
 
+    Texts may have formulas in LaTeX between dollar signs, such as ``$x^2$``; a dollar sign is written ``\\$``.
+
     Attributes:
         name: its name on the command line.
         title: its subject in one line.
