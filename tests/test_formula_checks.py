@@ -48,7 +48,8 @@ def test_a_task_is_refused_by_its_docstring():
 @pytest.mark.parametrize("field", ["title", "description"])
 def test_an_analysis_is_refused_by_the_name_of_its_field(field):
     model = Decoder(DecoderConfig(vocab_size=20, hidden_size=8, num_attention_heads=2)).eval()
-    batch = Batch(inputs=torch.ones(2, 5, dtype=torch.long), targets=torch.ones(2, 5), weight=torch.ones(2, 5))
+    tokens = torch.ones(2, 5, dtype=torch.long)
+    batch = Batch(inputs=tokens, targets=tokens, weight=torch.ones(2, 5))
     with pytest.raises(AssertionError, match=rf"norms, the {field}{PROBLEM}"):
         check_analysis(replace(norms, **{field: BROKEN}), model, batch)
 
@@ -59,6 +60,7 @@ def test_a_variable_is_refused_by_its_name():
         return results.assign(mean=results["mean"].assign_attrs(tautology=BROKEN))
 
     model = Decoder(DecoderConfig(vocab_size=20, hidden_size=8, num_attention_heads=2)).eval()
-    batch = Batch(inputs=torch.ones(2, 5, dtype=torch.long), targets=torch.ones(2, 5), weight=torch.ones(2, 5))
+    tokens = torch.ones(2, 5, dtype=torch.long)
+    batch = Batch(inputs=tokens, targets=tokens, weight=torch.ones(2, 5))
     with pytest.raises(AssertionError, match=rf"norms, the attribute tautology of mean{PROBLEM}"):
         check_analysis(replace(norms, compute=compute), model, batch)
