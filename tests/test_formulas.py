@@ -174,3 +174,23 @@ def test_the_converter_is_imported_for_formulas_only():
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_signs_and_brackets_are_spaced_as_in_a_formula():
+    html = render_html(r"$x = -a$, $(-1, 2)$, $f(a) - b$, $\lvert a \rvert$, $\langle a \rangle$, $a \sim b$, $x'$")
+    assert html.count('<mo form="prefix">−</mo>') == 2  # in a sum, a minus has spaces on both sides
+    assert "<mo>−</mo><mi>b</mi>" in html
+    for bracket in "(|⟨":
+        assert f'<mo stretchy="false">{bracket}</mo>' in html
+    assert "<mo>∼</mo>" in html
+    assert "<mo>′</mo>" in html
+
+
+def test_a_long_formula_has_parts_after_which_a_line_may_end():
+    terms = " + ".join(f"a_{{{k}}} x^{{{k}}}" for k in range(10, 20))
+    html = render_html(f"$y = {terms}$")
+    parts = re.findall('<math alttext="([^"]+)">', html)
+    assert len(parts) > 3
+    assert " ".join(parts) == render_plain(f"$y = {terms}$")
+    assert all(part.endswith("+") for part in parts[1:-1])
+    assert render_html("$y = x$").count("<math") == 1

@@ -19,6 +19,7 @@ MAX_EXCERPT = 80  # of them in a message
 _DEFINITION = re.compile(r"\\(?:def|newcommand|newenvironment|DeclareMathOperator)(?![A-Za-z])")
 _CODE = re.compile("&#x[0-9A-Fa-f]+;")
 _FENCES = frozenset("|‖∥")
+_PRIMES = frozenset("′″‴⁗")
 _SIGNS = frozenset("+−±∓")
 _AFTER_OPERAND = frozenset(")]}⟩⌋⌉|‖!%")  # a sign after them is between two operands
 
@@ -131,8 +132,8 @@ def _flatten(children: list[MathNode]) -> tuple[MathNode, ...]:
 
 def _mark_sign(node: MathNode, before: MathNode | None) -> MathNode:
     """Write a plus or minus after an operator, such as in (-1, 1), without the spaces of a sum."""
-    is_sign = node.tag == "mo" and node.text in _SIGNS and before is not None
-    if is_sign and before.tag == "mo" and before.text not in _AFTER_OPERAND:
+    is_sign = node.tag == "mo" and node.text in _SIGNS
+    if is_sign and before is not None and before.tag == "mo" and before.text not in _AFTER_OPERAND:
         return replace(node, attributes=(*node.attributes, ("form", "prefix")))
     return node
 
@@ -142,13 +143,13 @@ def _is_upright(node: MathNode) -> bool:
 
 
 def _choose_token(tag: str, text: str, attributes: dict[str, str]) -> MathNode:
-    """Write names of functions as identifiers, and brackets as operators that do not grow by themselves."""
+    """Write names of functions as identifiers, primes and brackets as operators; brackets do not grow by themselves."""
     if tag == "mo" and text.replace("\u2009", "").isalpha() and text != "mod" and len(text) > 1:
         return MathNode("mi", text)
     if tag == "mi" and text == "~":  # \sim, which the converter takes for a letter
         return MathNode("mo", "∼")
     is_bracket = len(text) == 1 and unicodedata.category(text) in ("Ps", "Pe")
-    tag = "mo" if is_bracket and tag == "mi" else tag
+    tag = "mo" if tag == "mi" and (is_bracket or text in _PRIMES) else tag
     if tag == "mo" and (is_bracket or text in _FENCES):
         attributes.setdefault("stretchy", "false")
     return MathNode(tag, text, tuple(attributes.items()))
