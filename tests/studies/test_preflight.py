@@ -245,3 +245,8 @@ def test_formulas_in_texts_of_results_are_checked_in_the_dry_run():
     study = replace(AFFINE, conditions=(replace(AFFINE.main, analyses=(analysis,)),), claims=())
     with pytest.raises(StudyInvalid, match=r"the attribute description of the variable mean of mine: a formula must"):
         check_readings(study, "smoke", "affine")
+
+
+def test_the_formulas_of_all_studies_can_be_typeset():
+    for entry in list_studies():
+        check_texts(load_study(entry.name), entry.name)
