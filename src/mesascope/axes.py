@@ -7,6 +7,7 @@ Each axis has one name in the whole project, used in shape annotations, dims of 
 - ``layer``: decoder layer, counted from 0. ``iteration``: call of the layers, in a model that repeats them.
 - ``batch``: sequence. ``pos``: position in a sequence, counted from 0; with padding, the column of the padded inputs.
 - ``query``, ``key``: positions as the two sides of attention; ``query`` attends to ``key``.
+- ``chunk``: consecutive positions that a model processes together. ``slot``: vector of the memory between chunks.
 - ``source``: position of the source of an encoder-decoder, as the key of cross-attention.
 - ``head``: query head. ``kv_head``: key-value head (fewer than query heads in grouped-query attention).
 - ``d_model``: coordinate of the residual stream. ``d_head``: coordinate inside one head.
@@ -34,8 +35,9 @@ import torch
 import xarray as xr
 
 AXES = frozenset(
-    "seed step layer iteration batch pos head kv_head query key source d_model d_head d_mlp d_in d_out component "
-    "predictor stat sublayer map eigen rank distribution lens draw role_name sender receiver circuit_size claim".split()
+    "seed step layer iteration batch chunk pos slot head kv_head query key source d_model d_head d_mlp d_in d_out "
+    "component predictor stat sublayer map eigen rank distribution lens draw role_name sender receiver circuit_size "
+    "claim".split()
 )
 
 

@@ -1,40 +1,13 @@
-"""Captures of recurrent transformers that call each layer once, and of those with chunks, which are refused."""
+"""Captures of recurrent transformers that call each layer once, and their calls of the attention function."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from mesascope import Edit, capture
-from mesascope.activations.capture import attention_layers, estimate_capture_bytes
+from mesascope import capture
 from mesascope.activations.hooks.attention_interface import AttentionCall, route_attention
 from mesascope.activations.sites import SITES, UnsupportedModel
 from recurrent_models import recurrent, some_tokens
-
-LIST = "attention modules must all be in one nn.ModuleList of layers, but those of RecurrentTransformer are in"
-TWICE = "a layer must call attention once, but layers.0 of RecurrentTransformer calls it 2 times"
-CHUNKED = ["TLB", "GUTLB"]
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("kind", CHUNKED)
-def test_models_with_chunks_are_refused_by_name(kind: str) -> None:
-    model, x = recurrent(kind, halting_threshold=1.0), some_tokens()
-    with pytest.raises(UnsupportedModel, match=LIST):
-        capture(model, x)
-    with pytest.raises(UnsupportedModel, match=LIST):
-        capture(model, x, ["pattern"], check=False, edits=Edit(site="resid_pre", fn=torch.zeros_like))
-    with pytest.raises(UnsupportedModel, match=LIST):
-        attention_layers(model, x)
-    with pytest.raises(UnsupportedModel, match=LIST):
-        estimate_capture_bytes(model, x)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("kind", CHUNKED)
-def test_a_single_chunk_is_refused_too(kind: str) -> None:
-    for fields in ({}, {"max_iterations": 1, "halt": "none", "transition": False}):
-        with pytest.raises(UnsupportedModel, match=TWICE):
-            capture(recurrent(kind, chunk_length=32, **fields), some_tokens())
 
 
 @torch.no_grad()

@@ -111,7 +111,9 @@ class LayerSpec:
         iteration: the number of earlier calls of the block in the forward pass; ``None`` in a model that calls each of
             its blocks once.
         traced_call: the index of the traced call of the block in which it was found.
-        is_optional: the forward pass may end before this call.
+        is_optional: the forward pass, or the chunk, may end before this call.
+        chunk: the chunk of positions in which the block is called; ``None`` in a model that processes all positions
+            at once.
     """
 
     block: str
@@ -131,6 +133,28 @@ class LayerSpec:
     iteration: int | None = None
     traced_call: int = 0
     is_optional: bool = False
+    chunk: int | None = None
+
+    @property
+    def is_repeated(self) -> bool:
+        """``True`` if a forward pass may call the block several times."""
+        return self.iteration is not None or self.chunk is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkSpec:
+    """The chunks of a model that processes consecutive positions one chunk after the other, with a memory between them.
+
+    Attributes:
+        length: the number of positions of a chunk; the last one may be shorter.
+        num_slots: the number of vectors of the memory.
+        update: the update of the memory after a chunk, specified like a layer whose positions are the slots; ``None``
+            if it was not traced, because the inputs are one chunk.
+    """
+
+    length: int
+    num_slots: int
+    update: LayerSpec | None
 
 
 def name_call(layers: Sequence[LayerSpec], number: int) -> str:
@@ -140,8 +164,7 @@ def name_call(layers: Sequence[LayerSpec], number: int) -> str:
         layers: the specification of every call.
         number: the index of the call.
     """
-    iteration = layers[number].iteration
-    if iteration is None:
-        return f"layer {number}"
-    num_blocks = sum(not layer.iteration for layer in layers)
-    return f"layer {number % num_blocks} in iteration {iteration}"
+    layer, blocks = layers[number], list(dict.fromkeys(each.block for each in layers))
+    name = f"layer {blocks.index(layer.block) if layer.is_repeated else number}"
+    name += "" if layer.iteration is None else f" in iteration {layer.iteration}"
+    return name if layer.chunk is None else f"{name} of chunk {layer.chunk}"

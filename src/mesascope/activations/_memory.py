@@ -12,7 +12,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from mesascope.activations._model_structure import ModelStructure
-from mesascope.activations.sites import CROSS_PREFIX, CROSS_SITES, get_site
+from mesascope.activations.sites import CROSS_PREFIX, CROSS_SITES, MEMORY_PREFIX, get_site
 
 
 class NotEnoughMemory(MemoryError):  # noqa: N818  a MemoryError by its base
@@ -90,7 +90,7 @@ def site_shape(
     for each in trace.attentions:
         if each.name == attention:
             of = {"query": each.call.query, "key": each.call.key, "value": each.call.value, "z": each.output}
-            local = name.removeprefix(CROSS_PREFIX)
+            local = name.removeprefix(CROSS_PREFIX).removeprefix(MEMORY_PREFIX)
             width["d_head"] = of[local].shape[-1] if local in of else 0
     width |= {
         "iteration": structure.num_iterations or 0,
@@ -100,6 +100,9 @@ def site_shape(
         "key": length,
         "source": source,
     }
+    if structure.chunks is not None:
+        slots = structure.chunks.num_slots
+        width |= {"chunk": -(-length // structure.chunks.length), "slot": slots, "source": slots}
     heads = layer if cross is None else cross
     width |= {"head": heads.num_heads, "kv_head": heads.num_kv_heads}
     width["d_mlp"] = layer.mlp_hidden.width if layer.mlp_hidden is not None else 0

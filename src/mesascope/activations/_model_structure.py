@@ -6,7 +6,7 @@ from functools import cached_property
 
 from transformers import PreTrainedModel
 
-from mesascope.activations._layer_spec import LayerSpec
+from mesascope.activations._layer_spec import ChunkSpec, LayerSpec
 from mesascope.activations.readout._build import build_readout
 from mesascope.activations.readout._readout import Readout
 from mesascope.activations.readout._stack_inputs import StackInputs
@@ -24,6 +24,8 @@ class ModelStructure:
         trace: the traced forward pass.
         weights: the fingerprint of the weights for which it was found.
         stack: the stack of an encoder-decoder that the layers are in; ``None`` in a model with one stack.
+        chunks: the chunks of positions, in a model that processes them one after the other; its layers are the calls in
+            one chunk.
         validated: the hook points (site, layer) that have been validated.
         validated_lengths: validated lengths of sequences, with padding or not, with attention weights or not.
         validated_padding: validated lengths with numbers of pads on the left, on the right, and between inputs.
@@ -33,6 +35,7 @@ class ModelStructure:
     trace: Trace
     weights: Fingerprint
     stack: StackInputs | None = None
+    chunks: ChunkSpec | None = None
     validated: set[tuple[str, int]] = field(default_factory=set, init=False, repr=False)
     validated_lengths: set[tuple[int, bool, bool]] = field(default_factory=set, init=False, repr=False)
     validated_padding: set[tuple[int, int, int, int]] = field(default_factory=set, init=False, repr=False)

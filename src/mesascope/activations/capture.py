@@ -8,6 +8,8 @@ from transformers import PreTrainedTokenizerBase
 
 from mesascope.activations._layer_view import LayerReduction
 from mesascope.activations._memory import check_memory, site_bytes, site_shape
+from mesascope.activations._model_structure import ModelStructure
+from mesascope.activations.chunks._layout import find_layout
 from mesascope.activations.edits import Edit, validate_edit
 from mesascope.activations.encoder_decoder._capture import capture_encoder_decoder
 from mesascope.activations.encoder_decoder._captured import EncoderDecoderCapture
@@ -31,6 +33,7 @@ from mesascope.activations.validation.arguments import (
     select_query_positions,
     stored_layers_by_site,
     validate_halting_sites,
+    validate_memory_sites,
     validate_model,
     validate_names,
 )
@@ -118,8 +121,9 @@ def capture(
             ``attention_mask``, ``decoder_input_ids`` or ``decoder_inputs_embeds``, and ``decoder_attention_mask``; with
             ``prefix``, vectors (slot, d_model) that precede the source.
         sites: names of the sites to record, from :data:`SITES`; ``logits`` is a second name of ``output``, for models
-            that map tokens to logits. Models that halt also have those of :data:`HALTING_SITES`, and encoder-decoders
-            those of :data:`CROSS_SITES`.
+            that map tokens to logits. Models that halt also have those of :data:`HALTING_SITES`, encoder-decoders those
+            of :data:`CROSS_SITES`, and models with chunks those of :data:`CROSS_SITES` (of attention to the memory) and
+            :data:`MEMORY_SITES`.
         tokenizer: the tokenizer of the model, for text.
         baselines: outputs of baselines on the same inputs, stored in the capture.
         edits: edits, applied in order before anything is recorded.
@@ -187,7 +191,8 @@ def capture(
     with eval_no_grad(model):
         structure = read_structure(model, x, mask)
         name, num_layers, num_iterations = type(model).__name__, structure.num_blocks, structure.num_iterations
-        validate_halting_sites(name, sites, structure.trace.max_iterations)
+        layout = find_layout(model, structure.chunks, len(structure.layers), x, mask)
+        _validate_special_sites(name, structure, sites, reduce, edits)
         selected_layers = select_layers(layers, num_layers)
         selected_iterations = select_iterations(name, iterations, num_iterations)
         selected_calls = select_calls(selected_layers, selected_iterations, num_layers)
@@ -201,6 +206,7 @@ def capture(
             batch_size=len(x),
             layers_without_site=structure.layers_without_site,
             is_dynamic=structure.is_dynamic,
+            num_chunks=None if layout is None else layout.num_chunks,
         )
         _validate_gradients_unedited(recorder, edits)
         layers_by_site = {strip_gradient_suffix(name) or name: at for name, at in recorder.layers_by_site.items()}
@@ -226,6 +232,7 @@ def capture(
                 readout=readout,
                 final_norm=find_final_norm_module(name, readout) if recorder.needs_final_norm else None,
                 objective=objective,
+                chunks=structure.chunks,
             ),
             batch_size or len(x),
         )
@@ -246,6 +253,7 @@ def capture(
         iterations_run=None if selected_iterations is None else recorder.iterations_run,
         num_blocks=None if selected_iterations is None else num_layers,
         halts=structure.is_dynamic,
+        chunks=None if layout is None else layout.chunk_of_position,
         queries=tuple(query_positions.tolist()),
         readout=readout,
         attn_implementation=attn_implementation(model),
@@ -273,7 +281,7 @@ def estimate_capture_bytes(
     validate_names(sites, {}, x)
     with eval_no_grad(model):
         structure = read_structure(model, x, mask)
-    validate_halting_sites(type(model).__name__, sites, structure.trace.max_iterations)
+    _validate_special_sites(type(model).__name__, structure, sites, {}, ())
     iterations = select_iterations(type(model).__name__, None, structure.num_iterations)
     selected_layers = select_layers(layers, structure.num_blocks)
     stored = stored_layers_by_site(sites, select_calls(selected_layers, iterations, structure.num_blocks))
@@ -301,6 +309,23 @@ def attention_layers(model: nn.Module, inputs: InputsLike) -> list[int]:
         structure = read_structure(model, x, mask)
     blocks = structure.layers[: structure.num_blocks]
     return [number for number, layer in enumerate(blocks) if layer.attention is not None]
+
+
+def _validate_special_sites(
+    model_name: str,
+    structure: ModelStructure,
+    sites: Sequence[str],
+    reduce: Mapping[str, Reduction | LayerReduction],
+    edits: Sequence[Edit],
+) -> None:
+    """Check that the model has the requested sites of halting and of a memory, and the chunks that edits select."""
+    validate_halting_sites(model_name, sites, structure.trace.max_iterations)
+    reduced = [how.site for how in reduce.values() if isinstance(how, Reduction)]
+    validate_memory_sites(model_name, [*sites, *reduced, *(edit.site for edit in edits)], structure.chunks)
+    if structure.chunks is None and any("chunk" in edit.where for edit in edits):
+        raise ValueError(
+            f"where['chunk'] needs a model with chunks, but {model_name} processes all positions at once; omit it"
+        )
 
 
 def _refuse_options(model: nn.Module, **options: object) -> None:

@@ -41,8 +41,10 @@ class Edit:
             returns a tensor that broadcasts to it. It is first tried on zeros, and may be called more than once.
         where: by axis, the indices to edit: an int, a slice or a list of ints. ``layer`` selects layers of the whole
             model; ``batch`` selects sequences of the whole batch. In a model that repeats its layers, ``iteration``
-            selects iterations. Other axes are edited throughout. Positions are columns of the padded inputs; entries
-            that belong to padding, as queries or as keys, are never changed.
+            selects iterations; in a model with chunks, ``chunk`` selects chunks. Other axes are edited throughout.
+            Positions are columns of the padded inputs; entries that belong to padding, as queries or as keys, are never
+            changed. In a model with chunks, ``fn`` is called for each chunk; positions of others are NaN there, and
+            stay as they are.
         source: by layer, a tensor that ``fn`` receives as a second argument, restricted to ``where``: the axes of the
             site without ``layer``, for the whole batch. In a model that repeats its layers, by index of the call:
             iteration * number of layers + layer.
@@ -78,7 +80,7 @@ class Edit:
             )
         if strip_gradient_suffix(self.site):
             raise ValueError(f"an edit must act in the forward pass, but {self.site} is a gradient; edit another site")
-        unknown = sorted(set(self.where) - {*axes, "iteration"})
+        unknown = sorted(set(self.where) - {*axes, *(("iteration", "chunk") if "layer" in axes else ())})
         if unknown:
             raise ValueError(f"where must name axes of {self.site} ({', '.join(axes)}), but got {', '.join(unknown)}")
 
@@ -96,6 +98,8 @@ class Edit:
             IndexError: an index is out of range.
             ValueError: iterations are selected in a model that calls each layer once.
         """
+        if "layer" not in get_site(self.site).axes:
+            return [0]
         layers = self.edited_indices("layer", num_layers)
         if num_iterations is not None:
             iterations = self.edited_indices("iteration", num_iterations)

@@ -161,7 +161,50 @@ CROSS_SITES: Mapping[str, Site] = MappingProxyType(  # of the decoder of an enco
 )
 
 
-ALL_SITES: Mapping[str, Site] = MappingProxyType({**SITES, **HALTING_SITES, **CROSS_SITES})
+MEMORY_PREFIX = "memory_"
+MEMORY_SITES: Mapping[str, Site] = MappingProxyType(  # of the update of the memory after a chunk of positions
+    dict(
+        [
+            _named_site(
+                "memory_resid_pre",
+                "batch chunk slot d_model",
+                "the memory before its update, which the chunk attends to",
+            ),
+            _named_site(
+                "memory_attn_out",
+                "batch chunk slot d_model",
+                "output of its attention to the chunk, as added to the memory",
+            ),
+            _named_site("memory_mlp_out", "batch chunk slot d_model", "output of its MLP, as added to the memory"),
+            _named_site(
+                "memory_resid_post",
+                "batch chunk slot d_model",
+                "the memory after a chunk, to which the next one attends",
+            ),
+            _named_site("memory_query", "batch chunk head slot d_head", "queries of the slots of the memory"),
+            _named_site("memory_key", "batch kv_head pos d_head", "keys of the positions that the memory attends to"),
+            _named_site(
+                "memory_value", "batch kv_head pos d_head", "values of the positions that the memory attends to"
+            ),
+            _named_site(
+                "memory_attn_scores",
+                "batch head slot key",
+                "scaled scores of slots and the positions of each chunk before the softmax, -inf where masked",
+            ),
+            _named_site(
+                "memory_pattern",
+                "batch head slot key",
+                "weights with which slots attend to the positions of each chunk; they sum to 1 in every chunk",
+            ),
+            _named_site(
+                "memory_z", "batch chunk slot head d_head", "weighted values of each head, before the output projection"
+            ),
+        ]
+    )
+)
+
+
+ALL_SITES: Mapping[str, Site] = MappingProxyType({**SITES, **HALTING_SITES, **CROSS_SITES, **MEMORY_SITES})
 
 ENCODER, DECODER = "encoder", "decoder"
 STACKS = (ENCODER, DECODER)
@@ -207,8 +250,8 @@ def get_site(name: str) -> Site:
     """Return the site of a given name.
 
     Args:
-        name: a key of :data:`SITES`, :data:`HALTING_SITES` or :data:`CROSS_SITES`; in an encoder-decoder also after
-            ``encoder.`` or ``decoder.``.
+        name: a key of :data:`SITES`, :data:`HALTING_SITES`, :data:`CROSS_SITES` or :data:`MEMORY_SITES`; in an
+            encoder-decoder also after ``encoder.`` or ``decoder.``.
 
     Returns:
         The site.
@@ -223,8 +266,9 @@ def get_site(name: str) -> Site:
     if local not in ALL_SITES:
         advice = suggest_site(name, ALL_SITES) if isinstance(name, str) else ""
         raise ValueError(
-            f"a site must be one of {', '.join(SITES)}, in a model that halts {', '.join(HALTING_SITES)}, or in the "
-            f"decoder of an encoder-decoder {', '.join(CROSS_SITES)}, but got {describe_value(name)}"
+            f"a site must be one of {', '.join(SITES)}, in a model that halts {', '.join(HALTING_SITES)}, in the "
+            f"decoder of an encoder-decoder {', '.join(CROSS_SITES)}, or in a model with a memory "
+            f"{', '.join(MEMORY_SITES)}, but got {describe_value(name)}"
             f"{advice and f'; {advice}'}"
         )
     return ALL_SITES[local]

@@ -148,7 +148,13 @@ class Analysis(Summarised):
         return missing and f"{missing}; pass reduce={self.name}.reductions to capture, or use run_analyses"
 
     def _validate_stack(self, subject: Any) -> None:
-        """Check that the analysis is defined for a capture of an encoder-decoder, if it is given one."""
+        """Check that the analysis is defined for a capture of an encoder-decoder or of chunks, if it is given one."""
+        takes_chunks = self._reads_outputs_only or set(STACKS) <= set(self.stacks)
+        if isinstance(subject, Capture) and subject.chunks is not None and not takes_chunks:
+            raise ValueError(
+                f"{self.name} is defined for models that process all positions at once, but got the capture of a model "
+                "with chunks and a memory between them; omit it"
+            )
         if isinstance(subject, EncoderDecoderCapture):
             raise ValueError(
                 f"{self.name} needs the capture of one stack, but got that of an encoder-decoder; pass its encoder or "

@@ -12,7 +12,7 @@ from mesascope.activations import Capture, Edit, EncoderDecoderCapture, get_site
 from mesascope.activations.edits import AxisIndex
 from mesascope.activations.padding.masks import find_real_entries
 from mesascope.activations.padding.source_inputs import SourceInputs
-from mesascope.activations.sites import CROSS_PREFIX, CROSS_SITES, DECODER, ENCODER, split_stack
+from mesascope.activations.sites import CROSS_PREFIX, CROSS_SITES, DECODER, ENCODER, MEMORY_PREFIX, split_stack
 from mesascope.argument_types import describe_value, validate_arguments
 from mesascope.statistics import derangement
 
@@ -50,8 +50,8 @@ def knock_out_attention(site: str, keys: Sequence[int], where: IndexByAxis | Non
 
     Args:
         site: ``attn_scores``; in an encoder-decoder ``encoder.attn_scores``, ``decoder.attn_scores`` or
-            ``cross_attn_scores``.
-        keys: positions that are hidden; of cross-attention, positions of the source.
+            ``cross_attn_scores``; in a model with chunks also ``cross_attn_scores`` and ``memory_attn_scores``.
+        keys: positions that are hidden; of cross-attention, positions of the source, or slots of the memory.
         where: index by axis (layer, head, batch, query); everywhere by default.
 
     Returns:
@@ -65,7 +65,7 @@ def knock_out_attention(site: str, keys: Sequence[int], where: IndexByAxis | Non
     [0, 2]
     """
     local = split_stack(site)[1]
-    if local.removeprefix(CROSS_PREFIX) != "attn_scores":
+    if local.removeprefix(CROSS_PREFIX).removeprefix(MEMORY_PREFIX) != "attn_scores":
         raise ValueError(f"attention is knocked out at attn_scores, but got {site}; write attn_scores, with its stack")
     axis = get_site(site).axes[-1]
     if where and axis in where:
@@ -194,7 +194,7 @@ def mean(site: str, source: Capture | EncoderDecoderCapture, where: IndexByAxis 
 
     def average(activation: Tensor) -> Tensor:
         mask = acts.attention_mask
-        axes = get_site(site).axes
+        axes = get_site(site).axes_within_layer
         return activation.mean(1, keepdim=True) if mask is None else _average_real(activation, axes, mask)
 
     return _edit_from_capture(site, acts, where, average, shared=True)
@@ -243,7 +243,8 @@ def select_stack(site: str, source: Capture | EncoderDecoderCapture) -> Capture:
         ValueError: If the site is of another stack, or of one stack where there are two.
     """
     stack, local = split_stack(site)
-    stack = DECODER if local in CROSS_SITES else stack
+    has_memory = isinstance(source, Capture) and source.chunks is not None
+    stack = DECODER if local in CROSS_SITES and not has_memory else stack
     if isinstance(source, EncoderDecoderCapture):
         if stack is None:
             raise ValueError(
@@ -283,7 +284,7 @@ def _average_real(
 ) -> Float[Tensor, "layer 1 *rest"]:
     """Return the mean over the sequences that have no padding at an entry; 0 where all have."""
     index = [torch.arange(size) for size in activation.shape[1:]]
-    real = find_real_entries(axes[1:], index, mask).to(activation.device)
+    real = find_real_entries(axes, index, mask).to(activation.device)
     return activation.where(real, 0.0).sum(1, keepdim=True) / real.sum(0, keepdim=True).clamp(min=1)
 
 
@@ -296,8 +297,9 @@ def _edit_from_capture(
     shared: bool = False,
     order: Int[Tensor, " batch"] | None = None,
 ) -> Edit:
-    indices: dict[str, AxisIndex] = {"layer": list(source.layers)}
-    if source.iterations is not None:
+    has_layers = "layer" in get_site(site).axes
+    indices: dict[str, AxisIndex] = {"layer": list(source.layers)} if has_layers else {}
+    if has_layers and source.iterations is not None:
         indices["iteration"] = list(source.iterations)
     indices |= dict(where or {})
     source_inputs = SourceInputs(
@@ -306,10 +308,10 @@ def _edit_from_capture(
     edit = Edit(site=site, where=indices, fn=_take_source, shared_source=shared, source_inputs=source_inputs)
     recorded = source.unrolled(include_stopped=True)
     local = split_stack(site)[1]
-    activation = recorded[local]
+    layers, activation = (recorded.layers, recorded[local]) if has_layers else ((0,), recorded[local][None])
     if local in ("attn_scores", "pattern") and len(source.queries) < source.inputs.shape[1]:
         raise ValueError(f"{site} must be recorded at all query positions, but queries= selected some; omit queries=")
-    return with_other(edit, source=dict(zip(recorded.layers, transform(activation), strict=True)))
+    return with_other(edit, source=dict(zip(layers, transform(activation), strict=True)))
 
 
 def _take_source(old: Tensor, source: Tensor) -> Tensor:
@@ -318,7 +320,7 @@ def _take_source(old: Tensor, source: Tensor) -> Tensor:
 
 def _validate_not_scores(site: str) -> str:
     """Return the site, unless it is attn_scores."""
-    if split_stack(site)[1].removeprefix(CROSS_PREFIX) == "attn_scores":
+    if split_stack(site)[1].removeprefix(CROSS_PREFIX).removeprefix(MEMORY_PREFIX) == "attn_scores":
         raise ValueError(
             "attn_scores must stay -inf where a key is masked, but this edit changes them; edit pattern, or use replace"
         )

@@ -112,7 +112,7 @@ class StackRecorders:
                 collect_outputs(self.final_norm) as normed,
             ):
                 output = run_pair_forward(model, part)
-            self.recorders[DECODER].record_output(output, normed, 1)
+            self.recorders[DECODER].record_output(output, normed, [1])
 
     def _find(self, number: int) -> tuple[Recorder, int]:
         """Return the recorder of a layer, and the index of the layer in its stack."""

@@ -77,6 +77,11 @@ def apply_edits(model: nn.Module, edits: Edit | Sequence[Edit]) -> Iterator[None
     with exclusive_use(model), evaluation_mode(model):
         with torch.no_grad():
             structure = read_structure(model, _make_trace_tokens(model))
+        if structure.chunks is not None:
+            raise UnsupportedModel(
+                "edits of forward passes need a model that processes all positions at once, but "
+                f"{type(model).__name__} has chunks with a memory between them; use edits of capture"
+            )
         if structure.is_dynamic:
             raise UnsupportedModel(
                 f"edits need the same calls of layers at every position, but {type(model).__name__} halts by position; "

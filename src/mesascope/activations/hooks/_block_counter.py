@@ -23,22 +23,27 @@ class BlockCounter:
 
     def __init__(self, model_name: str, layers: Sequence[LayerSpec]) -> None:
         self._model_name, self._layers = model_name, layers
-        self._num_blocks = sum(not layer.iteration for layer in layers)
-        self.num_calls = 0
+        self._called: set[int] = set()
+        self.current = -1  # the index of the specification of the latest call; -1 before the first one
 
-    @property
-    def current(self) -> int:
-        """The index of the specification of the latest call; -1 before the first one."""
-        return self.num_calls - 1
+    def has_run(self, number: int) -> bool:
+        """Return whether the forward pass has made a call.
 
-    @property
-    def num_iterations(self) -> int:
-        """The number of iterations so far; that which runs is one of them."""
-        return -(-self.num_calls // self._num_blocks)
+        Args:
+            number: the index of the specification of the call.
+        """
+        return number in self._called
+
+    def count_iterations(self) -> list[int]:
+        """Return the number of iterations so far, that which runs included, by chunk; one number without chunks."""
+        counts = [0] * (1 + (self._layers[-1].chunk or 0))
+        for number in self._called:
+            counts[self._layers[number].chunk or 0] += self._starts_iteration(number)
+        return counts
 
     def start_pass(self, *_: Any) -> None:
         """Begin a forward pass; a pre-forward hook of the model."""
-        self.num_calls = 0
+        self._called, self.current = set(), -1
 
     def start_block(self, name: str) -> None:
         """Count a call of a block.
@@ -49,9 +54,13 @@ class BlockCounter:
         Raises:
             UnsupportedModel: the next call is specified to be another one, or there is none.
         """
-        if self.num_calls >= len(self._layers) or self._layers[self.num_calls].block != name:
-            self._refuse(f"calls {name} after {self.num_calls} calls of layers")
-        self.num_calls += 1
+        number = self.current + 1
+        if not self._is_call_of(number, name):
+            number = self._skip_iterations(number)
+        if not self._is_call_of(number, name):
+            self._refuse(f"calls {name} after {len(self._called)} calls of layers")
+        self.current = number
+        self._called.add(number)
 
     def end_pass(self, *_: Any) -> None:
         """End a forward pass; a forward hook of the model.
@@ -59,19 +68,17 @@ class BlockCounter:
         Raises:
             UnsupportedModel: calls are lacking.
         """
-        remaining = self._layers[self.num_calls :]
-        is_complete = not remaining or (remaining[0].is_optional and self.num_calls % self._num_blocks == 0)
-        if not is_complete or self.num_calls == 0:
-            self._refuse(f"ends after {self.num_calls} calls of layers")
+        if not self._called or self._skip_iterations(self.current + 1) < len(self._layers):
+            self._refuse(f"ends after {len(self._called)} calls of layers")
 
     def only_in(self, number: int, hook: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a hook that does nothing outside of one call of a block; the hook itself without iterations.
+        """Return a hook that does nothing outside of one call of a block; the hook itself if it is called once.
 
         Args:
             number: the index of the specification of the call.
             hook: a hook of the block, or of a module that only the block calls.
         """
-        if self._layers[number].iteration is None:
+        if not self._layers[number].is_repeated:
             return hook
 
         @wraps(hook, assigned=())
@@ -80,11 +87,25 @@ class BlockCounter:
 
         return call_hook
 
+    def _is_call_of(self, number: int, name: str) -> bool:
+        return number < len(self._layers) and self._layers[number].block == name
+
+    def _starts_iteration(self, number: int) -> bool:
+        return self._is_call_of(number, self._layers[0].block)
+
+    def _skip_iterations(self, number: int) -> int:
+        """Return the first call from ``number`` on that must be made, if iterations that are not begun need not run."""
+        if self._starts_iteration(number):
+            while number < len(self._layers) and self._layers[number].is_optional:
+                number += 1
+        return number
+
     def _refuse(self, observed: str) -> None:
-        iterations = len(self._layers) // self._num_blocks
-        times = "once" if iterations == 1 else f"in {iterations} iterations"
+        num_blocks = len({layer.block for layer in self._layers})
+        iterations, chunk = len(self._layers) // num_blocks, self._layers[-1].chunk
+        times = "once" if iterations == 1 else f"in {iterations} iterations" if chunk is None else "in every chunk"
         raise UnsupportedModel(
-            f"every forward pass must call the {self._num_blocks} layers of {self._model_name} {times}, in order, as "
+            f"every forward pass must call the {num_blocks} layers of {self._model_name} {times}, in order, as "
             f"it did when it was traced, but one {observed}; a model whose calls depend on its inputs must return its "
             "halting_probabilities (iteration, batch, pos)"
         )

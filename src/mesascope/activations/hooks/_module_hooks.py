@@ -4,7 +4,7 @@ Only this folder and ``structure`` depend on private conventions of transformers
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -44,6 +44,7 @@ def attach_hooks(
     on_layer_start: LayerStartHook | None = None,
     on_attention_call: AttentionCallHook | None = None,
     allocate: BufferAllocator | None = None,
+    first_layers: Collection[int] = (0,),
 ) -> Iterator[BlockCounter]:
     """Call a hook function with activations during every forward pass of the context, and use its replacements.
 
@@ -62,6 +63,7 @@ def attach_hooks(
             before cross-attention.
         allocate: called as ``allocate(site, layer, like)``; returns a preallocated output buffer for a value like this,
             or ``None``.
+        first_layers: the layers whose residual streams are computed from inputs alone; gradients end there.
 
     Yields:
         The counter of the calls of blocks in the latest forward pass.
@@ -70,6 +72,7 @@ def attach_hooks(
         UnsupportedModel: a forward pass calls other layers than specified.
     """
     hook_points = {(site, layer) for site, chosen in layers_by_site.items() for layer in chosen}
+    needs_graph = any(strip_gradient_suffix(site) for site in layers_by_site)
     attention_modules = [each.attention and model.get_submodule(each.attention) for each in layers]
     cross_modules = [each.cross and model.get_submodule(each.cross.module) for each in layers]
 
@@ -108,7 +111,8 @@ def attach_hooks(
                 start = counter.only_in(number, partial(_start_layer, model, layer, partial(on_layer_start, number)))
                 block = model.get_submodule(layer.block)
                 hooks.callback(block.register_forward_pre_hook(guard_hook(start), with_kwargs=True).remove)
-            for module, hook, after in _hook_modules(model, layer, number, hook_points, hook_fn):
+            starts_graph = needs_graph and number in first_layers
+            for module, hook, after in _hook_modules(model, layer, number, hook_points, hook_fn, starts_graph):
                 hooks.callback(_register_hook(module, guard_hook(counter.only_in(number, hook)), after))
         yield counter
 
@@ -160,7 +164,12 @@ def _start_layer(
 
 
 def _hook_modules(
-    model: PreTrainedModel, layer: LayerSpec, layer_index: int, hook_points: HookPointSet, hook_fn: SiteHook
+    model: PreTrainedModel,
+    layer: LayerSpec,
+    layer_index: int,
+    hook_points: HookPointSet,
+    hook_fn: SiteHook,
+    starts_graph: bool,
 ) -> Iterator[tuple[nn.Module, Callable[..., Any], bool]]:
     """Yield the hooks for sites that are inputs or outputs of modules, each with its module; ``True`` for outputs."""
     block = model.get_submodule(layer.block)
@@ -169,11 +178,11 @@ def _hook_modules(
         partial(hook_fn, "resid_pre", layer_index) if ("resid_pre", layer_index) in hook_points else lambda value: None
     )
     yield block, partial(_hook_argument, layer.stream_argument, call_hook, shape), False
-    if layer_index == 0 and any(strip_gradient_suffix(site) for site, _ in hook_points):
+    if starts_graph:
         yield block, partial(_start_graph, layer.stream_argument), False
     if (f"resid_pre{GRADIENT_SUFFIX}", layer_index) in hook_points:
         call_gradient_hook = partial(hook_fn, f"resid_pre{GRADIENT_SUFFIX}", layer_index)
-        hook = _hook_argument_gradient if layer.iteration is None else _hook_gradient_of_block
+        hook = _hook_gradient_of_block if layer.is_repeated else _hook_argument_gradient
         yield block, partial(hook, layer.stream_argument, call_gradient_hook), False
     for site, between in _streams_within(layer).items():
         if (site, layer_index) in hook_points and between is not None:

@@ -49,7 +49,7 @@ def validate_edit_padding(
     rows = edit.edited_indices("batch", len(real))
     source_rows = source.row_mask.to(real.device)
     source_rows = source_rows if edit.shared_source else source_rows[rows]
-    if "query" in get_site(edit.site).axes:
+    if {"query", "key"} & {*get_site(edit.site).axes}:
         _validate_same_keys(edit, real[rows], source_rows, rows)
     else:
         _validate_source_positions(edit, real[rows], source_rows, rows)

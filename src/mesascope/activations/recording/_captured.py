@@ -49,10 +49,11 @@ class Capture(Summarised, Mapping[str, Tensor]):
         layers: the recorded layers of the model, in order.
         iterations: the recorded iterations, in order; ``None`` in a model that calls each layer once.
         iterations_run: the number of iterations that ran for each sequence, with the other sequences of its forward
-            pass; ``None`` in a model that calls each layer once.
+            pass, (batch) or in a model with chunks (batch, chunk); ``None`` in a model that calls each layer once.
         num_blocks: the number of layers of the model, if it repeats them; an unrolled capture keeps it.
         halts: the number of iterations depends on the inputs. The block runs at positions that have stopped, too, but
             the model discards what it computes there.
+        chunks: the chunk of every column of the inputs; ``None`` in a model that processes all positions at once.
         queries: the query positions of the rows of ``attn_scores`` and ``pattern``.
         readout: the readout: output projections, unembedding and head counts.
         attn_implementation: the attention implementation that ran, such as ``sdpa``.
@@ -73,9 +74,10 @@ class Capture(Summarised, Mapping[str, Tensor]):
     attention_mask: Int[Tensor, "batch pos"] | None
     layers: tuple[int, ...]
     iterations: tuple[int, ...] | None = None
-    iterations_run: Int[Tensor, " batch"] | None = None
+    iterations_run: Int[Tensor, "batch *chunk"] | None = None
     num_blocks: int | None = None
     halts: bool = False
+    chunks: Int[Tensor, "batch pos"] | None = None
     queries: tuple[int, ...]
     readout: Readout
     attn_implementation: str

@@ -1,7 +1,7 @@
 """The hook function of a capture: edits, stores and reduces activations."""
 
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,6 +37,9 @@ COMPUTED_SITES = (
 )  # computed by the hooks, so that the model cannot overwrite them
 
 
+ApplyEditFn = Callable[..., Tensor | None]
+
+
 class Recorder:
     """Hook function that edits, stores and reduces activations, micro-batch by micro-batch, in preallocated tensors.
 
@@ -49,6 +52,7 @@ class Recorder:
         batch_size: the number of sequences of the whole batch.
         layers_without_site: the layers that lack a site, by site; optional sites are not requested there.
         is_dynamic: whether some of the layers may not run, for some sequences; their entries are NaN.
+        num_chunks: the number of chunks of positions; ``None`` in a model that processes all positions at once.
     """
 
     def __init__(
@@ -62,9 +66,11 @@ class Recorder:
         batch_size: int,
         layers_without_site: Mapping[str, Collection[int]] | None = None,
         is_dynamic: bool = False,
+        num_chunks: int | None = None,
     ) -> None:
         self.recorded: dict[str, Tensor] = {}
-        self.iterations_run = torch.zeros(batch_size, dtype=torch.long)
+        shape = (batch_size,) if num_chunks is None else (batch_size, num_chunks)
+        self.iterations_run = torch.zeros(shape, dtype=torch.long)
         self.micro_batch: MicroBatch  # set before each micro-batch
         self._stored_sites, self._edits, self._batch_size = tuple(sites), tuple(edits), batch_size
         self._site_reductions = {name: how for name, how in reduce.items() if isinstance(how, Reduction)}
@@ -89,7 +95,9 @@ class Recorder:
         requested |= ({LAST_FORWARD_SITE} if self._forward_reductions or self._backward_reductions else set()) | (
             {LAST_BACKWARD_SITE} if self._backward_reductions else set()
         )
-        layers_by_site = {name: set(self._recorded_indices) for name in requested}
+        layers_by_site = {
+            name: set(self._recorded_indices) if "layer" in get_site(name).axes else {0} for name in requested
+        }
         for name in {
             name for how in (*self._forward_reductions, *self._backward_reductions) for name in how.optional_sites
         } - requested:
@@ -120,7 +128,7 @@ class Recorder:
             layer: the layer, counted from 0.
             call: the call of its block.
         """
-        if layer in self._recorded_indices and (self._forward_reductions or self._backward_reductions):
+        if layer in self._recorded_indices and self.reduces_layers:
             self.micro_batch.recompute_fns[layer] = call.compute_query
 
     def on_attention_call(self, layer: int, call: AttentionCall) -> None:
@@ -130,34 +138,76 @@ class Recorder:
             layer: the layer, counted from 0.
             call: its attention call.
         """
-        if layer in self._recorded_indices and (self._forward_reductions or self._backward_reductions):
+        if layer in self._recorded_indices and self.reduces_layers:
             self.micro_batch.visible_keys_fns[layer] = call.visible_keys_fn()
 
     def __call__(
         self, site_name: str, layer: int, value: Float[Tensor, "batch *rest"]
     ) -> Float[Tensor, "batch *rest"] | None:
         """Record the activation after its edits, and return it if an edit had an effect; this is the hook function."""
+        replacement = self.edit(site_name, layer, value)
+        self.record(site_name, layer, value if replacement is None else replacement)
+        return replacement
+
+    def edit(
+        self, site_name: str, layer: int, value: Float[Tensor, "batch *rest"], apply_fn: ApplyEditFn = apply_edit
+    ) -> Float[Tensor, "batch *rest"] | None:
+        """Return an activation after its edits, or ``None`` if none had an effect.
+
+        Args:
+            site_name: the name of the site.
+            layer: the layer, counted from 0.
+            value: the activation.
+            apply_fn: applies one edit, with the arguments of `apply_edit`.
+        """
         replacement = None
         for number, edit in enumerate(self._edits):
             if edit.site == site_name and layer in self._edited_layers[number]:
                 rows, context = self.micro_batch.rows, self.micro_batch.context
-                changed = apply_edit(edit, value, layer, rows, self._batch_size, context.mask, context.source_mask)
+                changed = apply_fn(edit, value, layer, rows, self._batch_size, context.mask, context.source_mask)
                 if changed is not None:
                     value = replacement = changed
                     self._had_effect[number] = True
-        if layer in self._recorded_indices:
-            with torch.no_grad():
-                self._store_and_reduce(site_name, value.detach(), self._recorded_indices[layer])
-                self._collect_for_reductions(site_name, layer, value.detach())
         return replacement
 
-    def record_output(self, output: Mapping[str, Any], normed: Sequence[Tensor], num_iterations: int) -> None:
+    def record(self, site_name: str, layer: int, value: Float[Tensor, "batch *rest"]) -> None:
+        """Store and reduce an activation.
+
+        Args:
+            site_name: the name of the site.
+            layer: the layer, counted from 0.
+            value: the activation, after its edits.
+        """
+        if not self.records(site_name, layer):
+            return
+        with torch.no_grad():
+            if "layer" in get_site(site_name).axes:
+                self._store_and_reduce(site_name, value.detach(), self._recorded_indices[layer])
+                self._collect_for_reductions(site_name, layer, value.detach())
+            else:
+                self._store_and_reduce(site_name, value.detach(), None)
+
+    def records(self, site_name: str, layer: int) -> bool:
+        """Return whether the activations of a site are recorded, by themselves or for reductions.
+
+        Args:
+            site_name: the name of the site.
+            layer: the layer, counted from 0.
+        """
+        return layer in self._recorded_indices if "layer" in get_site(site_name).axes else True
+
+    @property
+    def reduces_layers(self) -> bool:
+        """True if several sites of a layer are reduced together."""
+        return bool(self._forward_reductions or self._backward_reductions)
+
+    def record_output(self, output: Mapping[str, Any], normed: Sequence[Tensor], num_iterations: Sequence[int]) -> None:
         """Record the model's output for the micro-batch.
 
         Args:
             output: logits or predicted vectors, and the fields of a model that halts.
             normed: the outputs of the final norm, one for each time that it was called.
-            num_iterations: the number of iterations that have run.
+            num_iterations: the number of iterations that have run, by chunk; one number without chunks.
 
         Raises:
             UnsupportedModel: the output lacks a field, or the final norm was not called once, for every position.
@@ -178,7 +228,8 @@ class Recorder:
                 raise UnsupportedModel(f"{name} must be in the output of the model, but is not; omit the site")
             batch_axis = get_site(name).axes.index("batch")
             self._store_value(name, value.detach().movedim(batch_axis, 0), None)
-        self.iterations_run[self.micro_batch.rows.start : self.micro_batch.rows.stop] = num_iterations
+        rows = slice(self.micro_batch.rows.start, self.micro_batch.rows.stop)
+        self.iterations_run[rows] = torch.tensor(num_iterations if self.iterations_run.ndim > 1 else num_iterations[0])
 
     def warn_without_effect(self) -> None:
         """Warn about every edit that had no effect in the whole run."""

@@ -46,7 +46,8 @@ def describe_layer(
         model: the model.
         trace: its traced forward pass.
         block: the call.
-        source_states: states of an encoder, in all forms in which cross-attention may read them.
+        source_states: states of an encoder or a memory, in all forms in which cross-attention may read them, also as
+            keys (batch, source, kv_head * d_head).
 
     Raises:
         UnsupportedModel: the block calls attention more than once, besides cross-attention.
@@ -119,9 +120,12 @@ def _add_cross_attention(
 
 
 def _reads_source(trace: Trace, block: ModuleCall, attention: TracedAttention, source_states: Sequence[Tensor]) -> bool:
-    """Return whether a module around an attention call, within the block, reads states of the encoder."""
-    around = (call for call in trace.calls_within(block) if call.contains_call(attention))
-    return any(call.reads_tensor(states) for call in around for states in source_states)
+    """Return whether a call of attention reads states of the source, in a module of the block around it or as keys."""
+    around = [call for call in trace.calls_within(block) if call.contains_call(attention)]
+    keys = attention.call.key.transpose(1, 2).flatten(2)
+    return any(
+        bitwise_equal(keys, states) or any(call.reads_tensor(states) for call in around) for states in source_states
+    )
 
 
 def _describe_attention(

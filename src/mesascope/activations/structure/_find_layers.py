@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from mesascope.activations._layer_spec import LayerSpec
 from mesascope.activations.sites import UnsupportedModel
+from mesascope.activations.structure._chunks import chunk_length, find_memory_keys, without_memory_keys
 from mesascope.activations.structure._describe_layer import describe_layer
 from mesascope.activations.structure._trace import ModuleCall, Trace
 from mesascope.activations.structure._wrapped_layers import (
@@ -44,11 +45,16 @@ def find_layers(model: PreTrainedModel, trace: Trace) -> tuple[LayerSpec, ...]:
     by_iteration = _find_block_calls(model, trace, name)
     check_stream_axes(model, trace, by_iteration[0])
     repeats = len(by_iteration) > 1 or trace.max_iterations is not None
+    has_chunks = chunk_length(model) is not None
+    memory_keys = find_memory_keys(trace, [call for calls in by_iteration for call in calls]) if has_chunks else ()
     layers = [
-        replace(describe_layer(model, trace, call), traced_call=number, iteration=number if repeats else None)
+        replace(
+            describe_layer(model, trace, call, memory_keys), traced_call=number, iteration=number if repeats else None
+        )
         for number, calls in enumerate(by_iteration)
         for call in calls
     ]
+    layers = [without_memory_keys(layer) for layer in layers] if has_chunks else layers
     return tuple(layers if trace.max_iterations is None else _extend_layers(layers, trace.max_iterations, name))
 
 

@@ -84,7 +84,7 @@ def find_linear_modules(
     Raises:
         UnsupportedModel: the model repeats its layers.
     """
-    if structure.num_iterations is not None:
+    if structure.num_iterations is not None or structure.chunks is not None:
         raise UnsupportedModel(
             f"the inputs of linear modules need a model that calls each layer once, but {type(model).__name__} repeats "
             "its layers; record resid_pre, attn_out or mlp_out"

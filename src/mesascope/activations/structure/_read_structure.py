@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from mesascope.activations._cache import cached_structure
 from mesascope.activations._model_structure import ModelStructure
 from mesascope.activations.forward import first_position_id, forget_first_position_id, run_forward, run_model
+from mesascope.activations.structure._chunks import chunk_length, describe_chunks
 from mesascope.activations.structure._find_layers import find_layers
 from mesascope.activations.structure._trace import Trace, trace_forward
 from mesascope.activations.structure._wrapped_layers import check_attention_axes
@@ -24,6 +25,8 @@ def read_structure(
 ) -> ModelStructure:
     """Trace a model on up to 8 inputs of the longest sequence, and find its layers.
 
+    A model with chunks is traced on one chunk at most, and on one more input to find the update of its memory.
+
     Args:
         model: the model.
         inputs: tokens or vectors, on the model's device.
@@ -38,20 +41,25 @@ def read_structure(
     """
     longest = 0 if mask is None else int(mask.bool().sum(1).argmax())
     row = inputs[0] if mask is None else inputs[longest, mask[longest].bool()]
-    trace_input = row[None, :TRACE_LENGTH]
+    length = chunk_length(model)
+    trace_input = row[None, : TRACE_LENGTH if length is None else min(TRACE_LENGTH, length)]
+    two_chunks = row[None, : length + 1] if length is not None and len(row) > length else None
     if trace_input.shape[1] == 0:
         raise ValueError(
             "inputs must not be all padding, but the attention mask is 0 everywhere; pass a mask with ones"
         )
-    kind = (trace_input.shape, trace_input.dtype)
-    structure = cached_structure(model, kind, partial(_find_structure, model, trace_input))
+    kind = (trace_input.shape, trace_input.dtype, two_chunks is not None)
+    structure = cached_structure(model, kind, partial(_find_structure, model, trace_input, two_chunks))
     if mask is not None:
         first_position_id(model, row[0])
     return structure
 
 
 def _find_structure(
-    model: PreTrainedModel, trace_input: Shaped[Tensor, "batch pos *d_in"], weights: Fingerprint
+    model: PreTrainedModel,
+    trace_input: Shaped[Tensor, "batch pos *d_in"],
+    two_chunks: Shaped[Tensor, "batch longer *d_in"] | None,
+    weights: Fingerprint,
 ) -> ModelStructure:
     validate_weights_loaded(model)
     forget_first_position_id(model)
@@ -60,7 +68,10 @@ def _find_structure(
     check_attention_axes(model, model_trace, partial(_trace_shorter, model, trace_input))
     layers = find_layers(model, model_trace)
     check_output_unchanged(type(model).__name__, expected, model_trace.logits)
-    return ModelStructure(layers=layers, trace=model_trace, weights=weights)
+    chunks_trace = None if two_chunks is None else trace_forward(model, lambda: run_forward(model, two_chunks))
+    return ModelStructure(
+        layers=layers, trace=model_trace, weights=weights, chunks=describe_chunks(model, chunks_trace)
+    )
 
 
 def _trace_shorter(model: PreTrainedModel, trace_input: Shaped[Tensor, "batch pos *d_in"]) -> Trace:

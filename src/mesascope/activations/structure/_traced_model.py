@@ -27,7 +27,7 @@ class TracedModel:
         accepts_iterations: accept a model that repeats its layers; its layers are calls of layers then.
 
     Raises:
-        UnsupportedModel: the model cannot be captured, or it repeats its layers.
+        UnsupportedModel: the model cannot be captured, it repeats its layers, or it has chunks.
         ValueError: a sequence is all padding.
     """
 
@@ -41,6 +41,11 @@ class TracedModel:
             raise ValueError(f"a sequence must not be all padding, but sequence {row} is; leave it out")
         with eval_no_grad(self.model):
             self._structure = read_structure(self.model, self.inputs, self.attention_mask)
+        if self._structure.chunks is not None:
+            raise UnsupportedModel(
+                "this intervention needs a model that processes all positions at once, but "
+                f"{type(self.model).__name__} has chunks with a memory between them; use edits of capture"
+            )
         if self._structure.num_iterations is not None and not accepts_iterations:
             raise UnsupportedModel(
                 f"this intervention needs a model that calls each layer once, but {type(self.model).__name__} repeats "

@@ -1,6 +1,6 @@
 """Validation of the arguments of `capture`, before anything is run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from operator import attrgetter, index
 from typing import Any
 
@@ -9,10 +9,11 @@ from jaxtyping import Int, Shaped
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from mesascope.activations._layer_spec import ChunkSpec
 from mesascope.activations._layer_view import LayerReduction
 from mesascope.activations.edits import Edit
 from mesascope.activations.recording._micro_batch import Reduction
-from mesascope.activations.sites import ALL_SITES, HALTING_SITES, UnsupportedModel, get_site
+from mesascope.activations.sites import ALL_SITES, HALTING_SITES, MEMORY_SITES, UnsupportedModel, get_site
 from mesascope.argument_types import describe_value
 
 # where wrappers keep the model: PEFT; torch.compile; DataParallel, DistributedDataParallel and FSDP; TRL's value heads
@@ -161,6 +162,35 @@ def validate_halting_sites(model_name: str, sites: Sequence[str], max_iterations
             f"{requested[0]} needs a model that returns halting_probabilities, but {model_name} returns none; omit the "
             "site"
         )
+
+
+def validate_memory_sites(model_name: str, sites: Iterable[str], chunks: ChunkSpec | None) -> None:
+    """Check that a model updates a memory between chunks if sites of the update are requested.
+
+    Args:
+        model_name: the class name of the model.
+        sites: names of the requested sites.
+        chunks: the chunks of the model; ``None`` in a model that processes all positions at once.
+
+    Raises:
+        UnsupportedModel: the model has no memory, the inputs are one chunk, or the update lacks a site.
+    """
+    for site in (name for name in sites if name in MEMORY_SITES):
+        if chunks is None:
+            raise UnsupportedModel(
+                f"{site} needs a model that processes chunks of positions with a memory between them, but {model_name} "
+                "has none; omit the site"
+            )
+        if chunks.update is None:
+            raise UnsupportedModel(
+                f"{site} needs inputs of two or more chunks, between which the memory of {model_name} is updated, but "
+                f"they have at most {chunks.length} positions, one chunk; omit the site, or pass longer inputs"
+            )
+        if site in chunks.update.missing:
+            raise UnsupportedModel(
+                f"{site} must exist in the update of the memory, but {model_name} lacks it "
+                f"({chunks.update.missing[site]}); omit the site"
+            )
 
 
 def _as_integers(name: str, values: Sequence[int]) -> list[int]:

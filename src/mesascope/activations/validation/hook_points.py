@@ -45,12 +45,13 @@ def validate_hook_points(
     new_hook_points = _hook_points(layers_by_site) - structure.validated
     length_key = (inputs.shape[1], mask is not None, any(layers_by_site.get(site) for site in ATTENTION_WEIGHTS))
     if length_key not in structure.validated_lengths:
-        check_hooked_forward(model, structure.layers, layers_by_site, row_input, row_mask)
+        check_hooked_forward(model, structure, layers_by_site, row_input, row_mask)
         structure.validated_lengths.update({length_key, (*length_key[:2], False)})
     elif new_hook_points:
-        part = _validation_window(row_mask, inputs.shape[1])
+        has_chunks = structure.chunks is not None  # a part of the inputs may lack the second chunk
+        part = slice(None) if has_chunks else _validation_window(row_mask, inputs.shape[1])
         part_mask = None if row_mask is None else row_mask[:, part]
-        check_hooked_forward(model, structure.layers, layers_by_site, row_input[:, part], part_mask)
+        check_hooked_forward(model, structure, layers_by_site, row_input[:, part], part_mask)
     structure.validated.update(new_hook_points)
     if mask is not None:
         _validate_padding(model, structure, inputs, mask)

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mesascope.activations._layer_spec import LayerSpec, name_call
+from mesascope.activations._model_structure import ModelStructure
+from mesascope.activations.chunks._layout import ChunkLayout, find_layout
 from mesascope.activations.exclusive_use import guard_hook
 from mesascope.activations.forward import run_model
 from mesascope.activations.hooks import _attention_math as attention_math
@@ -60,7 +62,7 @@ def check_sites_available(
 
 def check_hooked_forward(
     model: PreTrainedModel,
-    layers: Sequence[LayerSpec],
+    structure: ModelStructure,
     layers_by_site: Mapping[str, Sequence[int]],
     inputs: Shaped[Tensor, "1 pos *d_in"],
     mask: Int[Tensor, "1 pos"] | None,
@@ -73,7 +75,7 @@ def check_hooked_forward(
 
     Args:
         model: the model.
-        layers: the specification of every layer.
+        structure: its structure.
         layers_by_site: layers by site.
         inputs: tokens or vectors of one sequence.
         mask: 1 where an input is not padding.
@@ -81,9 +83,25 @@ def check_hooked_forward(
     Raises:
         UnsupportedModel: one of these conditions is violated.
     """
-    queries = _spread_queries(inputs.shape[1], mask)
+    layers, chunks = structure.layers, structure.chunks
     run = partial(run_model, model, inputs, mask, all_positions=inputs.shape[1] <= LONG_SEQUENCE)
-    check_hooked_run(model, layers, layers_by_site, run, [mask] * len(layers), queries)
+    layout = find_layout(model, chunks, len(layers), inputs, mask)
+    if layout is None:
+        queries = _spread_queries(inputs.shape[1], mask)
+        check_hooked_run(model, layers, layers_by_site, run, [mask] * len(layers), queries)
+        return
+    calls = layout.expand_layers(layers, chunks and chunks.update)
+    masks = [_mask_of_call(layout, number, mask) for number in range(len(calls))]
+    check_hooked_run(model, calls, layout.expand_hook_points(layers_by_site), run, masks)
+
+
+def _mask_of_call(layout: ChunkLayout, number: int, mask: Int[Tensor, "1 pos"] | None) -> Tensor | None:
+    """Return the mask of the positions that a call computes; slots are padding after a chunk that is padding."""
+    chunk, call = layout.locate_call(number)
+    part = layout.select_mask(mask, chunk)
+    if part is None or call is not None:
+        return part
+    return None if bool(part.any()) else part
 
 
 def check_hooked_run(
@@ -118,7 +136,7 @@ def check_hooked_run(
         (site, number)
         for site, chosen in layers_by_site.items()
         for number in chosen
-        if checker.count_calls(site, number) != (number < counter.num_calls)
+        if checker.count_calls(site, number) != counter.has_run(number)
     ]
     if wrong_counts:
         site, number = wrong_counts[0]

@@ -106,6 +106,25 @@ class RecurrentTransformer(Decoder):
             num_steps=halted.num_steps,
         )
 
+    def order_positions(
+        self,
+        inputs: Float[Tensor, "batch pos d_in"] | Int[Tensor, "batch pos"],
+        attention_mask: Int[Tensor, "batch pos"] | Bool[Tensor, "batch pos"] | None = None,
+    ) -> Int[Tensor, "batch pos"]:
+        """Return the positions of the inputs in the order in which they are divided into chunks: padding is last.
+
+        Args:
+            inputs: vectors, or tokens.
+            attention_mask: 0 at padding; by default, padding is where the input is ``pad_token_id``.
+
+        Raises:
+            ValueError: the mask has another shape.
+        """
+        mask = self._find_padding(inputs, attention_mask)
+        if mask is None:
+            return torch.arange(inputs.shape[1], device=inputs.device).expand(inputs.shape[:2])
+        return order_padding_last(mask.bool())
+
     def _run_steps(
         self,
         x: HiddenStates,

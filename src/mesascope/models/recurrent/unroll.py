@@ -11,16 +11,17 @@ def unroll_steps(model: RecurrentTransformer) -> RecurrentTransformer:
     """Return a copy of a recurrent transformer that takes one step, with as many layers as the model calls in all.
 
     It computes the same, bit for bit. Layer ``iteration * num_hidden_layers + layer`` is a copy of that layer of the
-    model, so that every tool for models that call each layer once applies to it.
+    model, so that every tool for models that call each layer once applies to it. The copy of a model with chunks has
+    the same chunks, and calls each layer once per chunk.
 
     Args:
-        model: a model that always takes ``max_iterations`` steps, without chunks.
+        model: a model that always takes ``max_iterations`` steps.
 
     Returns:
         The copy; its weights are its own.
 
     Raises:
-        ValueError: the number of steps depends on the inputs, or the model has chunks.
+        ValueError: the number of steps depends on the inputs.
 
     >>> from mesascope.models.recurrent.config import RecurrentConfig
     >>> config = RecurrentConfig(vocab_size=5, hidden_size=8, num_attention_heads=2, halt="none", max_iterations=3)
@@ -28,11 +29,8 @@ def unroll_steps(model: RecurrentTransformer) -> RecurrentTransformer:
     3
     """
     config = deepcopy(model.config)
-    if config.halt != "none" or config.chunk_length is not None:
-        raise ValueError(
-            "a model to be unrolled must have halt='none' and no chunks, but has "
-            f"halt={config.halt!r} and chunk_length={config.chunk_length}; use capture"
-        )
+    if config.halt != "none":
+        raise ValueError(f"a model to be unrolled must have halt='none', but has halt={config.halt!r}; use capture")
     num_blocks, config.max_iterations = config.num_hidden_layers, 1
     config.num_hidden_layers = num_blocks * model.config.max_iterations
     unrolled = RecurrentTransformer(config).train(model.training)

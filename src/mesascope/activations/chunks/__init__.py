@@ -1,0 +1,1 @@
+"""Recording and edits of models that process consecutive positions one chunk after the other."""
