@@ -31,7 +31,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 FIXED = ["TLB", "TLB of two steps"]
 IN_LAYERS = [name for name in SITES if "layer" in SITES[name].axes and not name.endswith("_grad")]
-CROSS = [name for name in CROSS_SITES if name not in ("cross_key", "cross_value")]
+CROSS = [name for name in CROSS_SITES if name not in ("cross_key", "cross_value", "cross_attn_out_grad")]
 
 
 def build(kind: str, **fields: Any):
@@ -187,7 +187,9 @@ def test_edits_are_those_of_the_loop_by_hand(kind, side, chunk):
 
 @torch.no_grad()
 @pytest.mark.parametrize("side", ["none", "left"])
-@pytest.mark.parametrize("site", [*(name for name in IN_LAYERS if name != "resid_mid"), *CROSS[:-1], *MEMORY_SITES])
+@pytest.mark.parametrize(
+    "site", [*(name for name in (*IN_LAYERS, *CROSS) if not name.endswith("resid_mid")), *MEMORY_SITES]
+)
 def test_own_activations_change_nothing_and_those_of_another_run_are_taken(site, side):
     model, x, mask = build("TLB of two steps"), some_tokens(), padded(side)
     other = x.roll(1, 0) if side == "none" else x.flip(1) * 0 + (x + 1) % 7
@@ -450,6 +452,11 @@ def test_interventions_and_analyses_that_are_not_defined_for_chunks_are_refused_
         UnsupportedModel, match="this intervention needs a model that processes all positions at once, but"
     ):
         sweep(model, x, zero("z"))
+    plain = build("TLB", chunk_length=None, memory_slots=None)
+    with pytest.raises(UnsupportedModel, match="memory_z must be a site of a model with a memory between chunks"):
+        sweep(plain, x, zero("memory_z"), axes=("head",))
+    with pytest.raises(ValueError, match=r"where\['chunk'\] needs a model with chunks, but"):
+        sweep(plain, x, zero("z", {"chunk": 0}))
     with pytest.raises(UnsupportedModel, match="linear modules need a model that calls each layer once, but"):
         sample_linear_inputs(model, x)
     with (

@@ -6,6 +6,7 @@ from mesascope.activations.batched_edits import BatchedEdits
 from mesascope.activations.capture import attention_layers, capture, estimate_capture_bytes
 from mesascope.activations.edits import Edit, EditHadNoEffect
 from mesascope.activations.encoder_decoder._captured import EncoderDecoderCapture
+from mesascope.activations.encoder_decoder._paired_edits import PairedEdits
 from mesascope.activations.hooks._module_hooks import attach_hooks
 from mesascope.activations.readout._readout import Readout
 from mesascope.activations.recording._captured import Capture, NotRecorded
@@ -43,6 +44,7 @@ __all__ = [
     "LayerView",
     "NotEnoughMemory",
     "NotRecorded",
+    "PairedEdits",
     "Readout",
     "Reduction",
     "Site",

@@ -142,7 +142,7 @@ class BatchedEdits(UneditedPass):
         first = self._find_first_layer(edits_by_branch, target)
         if (first, target) in self._validated:
             return self._run_branches(edits_by_branch, first, target)
-        unedited = BranchHook([], self.edited_layers, 0, 0, self.inputs, target)
+        unedited = BranchHook([], self.edited_layers, 0, 0, self.inputs, target, self.find_masks)
         mask = None if self.attention_mask is None else self.attention_mask.flip(1)
         self._run_from_layer(self.inputs.flip(1), mask, unedited, 0)  # other inputs: the model may cache its last pass
         try:
@@ -190,7 +190,7 @@ class BatchedEdits(UneditedPass):
     ) -> Float[Tensor, "branch batch *rest"]:
         branches, rows, mask = len(edits_by_branch), len(self.inputs), self.attention_mask
         stream = self.unedited_activation("resid_pre", first_layer)
-        hook_fn = BranchHook(edits_by_branch, self.edited_layers, rows, first_layer, stream, target, mask)
+        hook_fn = BranchHook(edits_by_branch, self.edited_layers, rows, first_layer, stream, target, self.find_masks)
         repeated_inputs = self.inputs.repeat(branches, *[1] * (self.inputs.ndim - 1))
         results = self._run_from_layer(
             repeated_inputs,

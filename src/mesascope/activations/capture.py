@@ -17,7 +17,6 @@ from mesascope.activations.encoder_decoder._request import LayersLike
 from mesascope.activations.forward import eval_no_grad
 from mesascope.activations.gradients import ObjectiveFn
 from mesascope.activations.hooks.attention_interface import attn_implementation
-from mesascope.activations.padding.masks import validate_accepts_mask
 from mesascope.activations.padding.validate_edits import validate_edit_padding
 from mesascope.activations.readout._output_readout import find_final_norm_module
 from mesascope.activations.recording._captured import Capture
@@ -25,17 +24,19 @@ from mesascope.activations.recording._iterations import select_calls, split_call
 from mesascope.activations.recording._micro_batch import Reduction, reduction_axes
 from mesascope.activations.recording._recorder import Recorder
 from mesascope.activations.recording._run import RunInputs, run_micro_batches
-from mesascope.activations.sites import get_site, strip_gradient_suffix
+from mesascope.activations.sites import MEMORY_SITES, get_site, merge_gradient_sites
 from mesascope.activations.structure._read_structure import read_structure
 from mesascope.activations.validation.arguments import (
     select_iterations,
     select_layers,
     select_query_positions,
     stored_layers_by_site,
+    validate_gradients_unedited,
     validate_halting_sites,
     validate_memory_sites,
     validate_model,
     validate_names,
+    validate_objective,
 )
 from mesascope.activations.validation.hook_points import validate_hook_points
 from mesascope.activations.validation.identities import check_sites_available
@@ -157,18 +158,19 @@ def capture(
     """
     model = validate_model(model)
     if is_encoder_decoder(model):
-        _refuse_options(model, tokenizer=tokenizer, iterations=iterations, queries=queries, objective=objective)
+        _refuse_options(model, tokenizer=tokenizer, iterations=iterations, queries=queries)
         return capture_encoder_decoder(
             model,
             inputs,
             sites,
-            baselines=dict(baselines or {}),
+            baselines=baselines,
             edits=(edits,) if isinstance(edits, Edit) else edits,
             attention_mask=attention_mask,
             batch_size=batch_size,
-            reduce=dict(reduce or {}),
+            reduce=reduce,
             layers=layers,
             check=check,
+            objective=objective,
         )
     if isinstance(layers, Mapping):
         raise ValueError(
@@ -182,10 +184,7 @@ def capture(
     validate_names(sites, reduce, x)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, but got {batch_size}")
-    if objective is not None and batch_size is not None:
-        raise ValueError("an objective needs the whole batch, but batch_size splits it; omit objective or batch_size")
-    if objective is not None:
-        validate_accepts_mask(objective, "an objective", mask)
+    validate_objective(objective, batch_size, mask)
     edits = (edits,) if isinstance(edits, Edit) else edits
     query_positions = select_query_positions(queries, x.shape[1], edits)
     with eval_no_grad(model):
@@ -196,7 +195,8 @@ def capture(
         selected_layers = select_layers(layers, num_layers)
         selected_iterations = select_iterations(name, iterations, num_iterations)
         selected_calls = select_calls(selected_layers, selected_iterations, num_layers)
-        edited_layers = [edit.edited_layers(num_layers, num_iterations) for edit in edits]
+        has_chunks = structure.chunks is not None
+        edited_layers = [edit.edited_layers(num_layers, num_iterations, has_chunks=has_chunks) for edit in edits]
         recorder = Recorder(
             sites=sites,
             reduce=reduce,
@@ -208,9 +208,10 @@ def capture(
             is_dynamic=structure.is_dynamic,
             num_chunks=None if layout is None else layout.num_chunks,
         )
-        _validate_gradients_unedited(recorder, edits)
-        layers_by_site = {strip_gradient_suffix(name) or name: at for name, at in recorder.layers_by_site.items()}
-        check_sites_available(name, structure.layers, layers_by_site)
+        validate_gradients_unedited([recorder.needs_gradients], edits)
+        layers_by_site = merge_gradient_sites(recorder.layers_by_site)
+        in_layers = {site: at for site, at in layers_by_site.items() if site not in MEMORY_SITES}
+        check_sites_available(name, structure.layers, in_layers)
         stored = stored_layers_by_site(sites, selected_calls)
         check_memory(site_bytes(structure, stored, len(x), x.shape[1], len(query_positions)), x.device)
         for edit, calls in zip(edits, edited_layers, strict=True):
@@ -318,14 +319,10 @@ def _validate_special_sites(
     reduce: Mapping[str, Reduction | LayerReduction],
     edits: Sequence[Edit],
 ) -> None:
-    """Check that the model has the requested sites of halting and of a memory, and the chunks that edits select."""
+    """Check that the model has the requested sites of halting and of a memory."""
     validate_halting_sites(model_name, sites, structure.trace.max_iterations)
     reduced = [how.site for how in reduce.values() if isinstance(how, Reduction)]
     validate_memory_sites(model_name, [*sites, *reduced, *(edit.site for edit in edits)], structure.chunks)
-    if structure.chunks is None and any("chunk" in edit.where for edit in edits):
-        raise ValueError(
-            f"where['chunk'] needs a model with chunks, but {model_name} processes all positions at once; omit it"
-        )
 
 
 def _refuse_options(model: nn.Module, **options: object) -> None:
@@ -345,9 +342,3 @@ def _validate_recorded(
             f"iterations must run for some sequence, but those of {lacking[0]}, {list(iterations)}, run for none; pass "
             "earlier iterations"
         )
-
-
-def _validate_gradients_unedited(recorder: Recorder, edits: Sequence[Edit]) -> None:
-    # Activation checkpointing runs a layer again, without edits, when its gradient is computed.
-    if edits and recorder.needs_gradients:
-        raise ValueError("gradients must be of the unedited model, but edits were given; omit either")

@@ -84,20 +84,28 @@ class Edit:
         if unknown:
             raise ValueError(f"where must name axes of {self.site} ({', '.join(axes)}), but got {', '.join(unknown)}")
 
-    def edited_layers(self, num_layers: int, num_iterations: int | None = None) -> list[int]:
+    def edited_layers(
+        self, num_layers: int, num_iterations: int | None = None, *, has_chunks: bool = False
+    ) -> list[int]:
         """Return the layers to edit; the calls of layers, in a model that repeats its layers.
 
         Args:
             num_layers: the number of layers of the model.
             num_iterations: the number of iterations; ``None`` in a model that calls each layer once.
+            has_chunks: the model processes its inputs chunk by chunk.
 
         Returns:
-            Layer indices, counted from 0; with iterations, indices of calls, iteration * num_layers + layer.
+            Layer indices, counted from 0; with iterations, indices of calls, iteration * num_layers + layer. A site of
+            a memory, which has no layers, is at index 0.
 
         Raises:
             IndexError: an index is out of range.
-            ValueError: iterations are selected in a model that calls each layer once.
+            ValueError: iterations or chunks are selected in a model that has none.
         """
+        if "chunk" in self.where and not has_chunks:
+            raise ValueError(
+                "where['chunk'] needs a model with chunks, but the model processes all positions at once; omit it"
+            )
         if "layer" not in get_site(self.site).axes:
             return [0]
         layers = self.edited_indices("layer", num_layers)

@@ -1,6 +1,6 @@
 """The closed list of sites in a forward pass, the same for every model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -100,6 +100,22 @@ def strip_gradient_suffix(name: str) -> str | None:
     return name.removesuffix(GRADIENT_SUFFIX) if name.endswith(GRADIENT_SUFFIX) else None
 
 
+def merge_gradient_sites(layers_by_site: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:
+    """Return the layers of every site, where gradients belong to the site that they differentiate with respect to.
+
+    Args:
+        layers_by_site: layers by site.
+
+    >>> merge_gradient_sites({"resid_pre": [0, 1], "attn_out_grad": [1]})
+    {'resid_pre': [0, 1], 'attn_out': [1]}
+    """
+    merged: dict[str, Sequence[int]] = {}
+    for name, layers in layers_by_site.items():
+        site = strip_gradient_suffix(name) or name
+        merged[site] = sorted({*merged.get(site, ()), *layers})
+    return merged
+
+
 OUTPUT_SITES = ("output", "logits")  # two names of one tensor
 FINAL_NORM = "final_norm"
 OUTPUT_HEAD_SITES = (FINAL_NORM, *OUTPUT_SITES)  # after the last layer
@@ -155,6 +171,11 @@ CROSS_SITES: Mapping[str, Site] = MappingProxyType(  # of the decoder of an enco
                 "cross_resid_mid",
                 "layer batch pos d_model",
                 "the residual stream between the cross-attention and the MLP of a layer",
+            ),
+            _named_site(
+                "cross_attn_out_grad",
+                "layer batch pos d_model",
+                "gradient of the summed loss with respect to cross_attn_out",
             ),
         ]
     )

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from jaxtyping import Float
 from torch import Tensor
 
-from mesascope.activations import BatchedEdits, Edit
+from mesascope.activations import Edit
+from mesascope.interventions._edit_runner import EditRunner
 from mesascope.interventions.metrics import Metric
 
 MAX_BATCH_POSITIONS = 4096  # sequences times length, over all edits of one batch
@@ -16,7 +17,7 @@ RunEditsFn = Callable[[Sequence[Edit]], Float[Tensor, "branch batch predicted d_
 
 
 def run_batched_edits(
-    edit_runner: BatchedEdits,
+    edit_runner: EditRunner,
     edits: Sequence[Edit],
     metric: Metric,
     *,
@@ -68,7 +69,7 @@ def run_batched_edits(
     return value, changed
 
 
-def compute_max_edits(edit_runner: BatchedEdits, max_positions: int) -> int:
+def compute_max_edits(edit_runner: EditRunner, max_positions: int) -> int:
     """Compute the number of edits that can run as one batch, together with one unedited copy.
 
     Args:
@@ -78,15 +79,12 @@ def compute_max_edits(edit_runner: BatchedEdits, max_positions: int) -> int:
     Returns:
         The number of edits, 1 or more.
     """
-    positions_per_edit = edit_runner.inputs.shape[0] * edit_runner.inputs.shape[1]
-    return max(
-        1,
-        min(max_positions // positions_per_edit, MAX_OUTPUT_ENTRIES // max(1, edit_runner.unedited_output.numel())) - 1,
-    )
+    branches = max_positions // edit_runner.num_positions
+    return max(1, min(branches, MAX_OUTPUT_ENTRIES // max(1, edit_runner.unedited_output.numel())) - 1)
 
 
 def _chunk_edits(
-    edit_runner: BatchedEdits, edits: Sequence[Edit], changed: Sequence[bool], max_positions: int
+    edit_runner: EditRunner, edits: Sequence[Edit], changed: Sequence[bool], max_positions: int
 ) -> Iterator[list[int]]:
     """Yield indices of edits that run as one batch: of the same first layer, as many as fit."""
     max_edits = compute_max_edits(edit_runner, max_positions)

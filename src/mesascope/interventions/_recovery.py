@@ -5,7 +5,7 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mesascope.activations import BatchedEdits
+from mesascope.interventions._edit_runner import EditRunner
 from mesascope.interventions.metrics import Metric
 
 MIN_DIFFERENCE = 1e-6  # of the metric between two runs, relative
@@ -13,7 +13,7 @@ MIN_DIFFERENCE = 1e-6  # of the metric between two runs, relative
 
 def compute_target_metric(
     metric: Metric,
-    edit_runner: BatchedEdits,
+    edit_runner: EditRunner,
     source_output: Float[Tensor, "batch pos d_out"],
     source_mask: Int[Tensor, "batch pos"] | None,
 ) -> Float[Tensor, " batch"]:

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 import torch
 import xarray as xr
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mesascope.activations import BatchedEdits, Edit
+from mesascope.activations import Edit
 from mesascope.activations import get_site as site_of
-from mesascope.activations.padding.masks import POSITION_AXES
+from mesascope.activations.padding.masks import POSITION_AXES, SOURCE_AXIS
 from mesascope.axes import to_data_array
+from mesascope.interventions._edit_runner import EditRunner
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -30,7 +31,8 @@ class SequenceMeans:
     @property
     def axes(self) -> tuple[str, ...]:
         """The swept axes along which other sequences count: none without padding."""
-        return tuple(axis for axis in self.axis_indices if self.counted is not None and axis in POSITION_AXES)
+        positions = (*POSITION_AXES, SOURCE_AXIS)
+        return tuple(axis for axis in self.axis_indices if self.counted is not None and axis in positions)
 
     def average_by_edit(self, values: Float[Tensor, "edit batch"]) -> Float[Tensor, " edit"]:
         """Return the mean of every edit over its sequences; NaN where none counts.
@@ -80,7 +82,7 @@ class SequenceMeans:
 
 
 def count_sequences(
-    edit_runner: BatchedEdits,
+    edit_runner: EditRunner,
     edits: Sequence[Edit],
     axis_indices: Mapping[str, Sequence[int]],
     receiver: Edit | None = None,
@@ -96,17 +98,19 @@ def count_sequences(
     Returns:
         The means over these sequences.
     """
-    mask = edit_runner.attention_mask
-    counted = None
-    if mask is not None:
-        counted = torch.stack([_find_reached_sequences(edit, mask) for edit in edits])
-        counted = counted if receiver is None else counted & _find_reached_sequences(receiver, mask)
+    ends = [edits[0], *([] if receiver is None else [receiver])]
+    if all(mask is None for end in ends for mask in edit_runner.find_masks(end.site)):
+        return SequenceMeans(axis_indices=axis_indices, counted=None)
+    counted = torch.stack([_find_reached_sequences(edit, edit_runner) for edit in edits])
+    counted = counted if receiver is None else counted & _find_reached_sequences(receiver, edit_runner)
     return SequenceMeans(axis_indices=axis_indices, counted=counted)
 
 
-def _find_reached_sequences(edit: Edit, mask: Int[Tensor, "batch pos"]) -> Bool[Tensor, " batch"]:
-    reached = torch.ones(len(mask), dtype=torch.bool, device=mask.device)
+def _find_reached_sequences(edit: Edit, edit_runner: EditRunner) -> Bool[Tensor, " batch"]:
+    reached = torch.ones(len(edit_runner.inputs), dtype=torch.bool, device=edit_runner.inputs.device)
+    mask, source_mask = edit_runner.find_masks(edit.site)
     for axis in site_of(edit.site).axes:
-        if axis in POSITION_AXES:
-            reached = reached & mask[:, edit.edited_indices(axis, mask.shape[1])].bool().any(1)
+        own = mask if axis in POSITION_AXES else source_mask if axis == SOURCE_AXIS else None
+        if own is not None:
+            reached = reached & own[:, edit.edited_indices(axis, own.shape[1])].bool().any(1)
     return reached

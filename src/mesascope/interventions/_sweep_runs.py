@@ -10,11 +10,12 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from mesascope.activations import BatchedEdits, Edit, EditHadNoEffect
+from mesascope.activations import Edit, EditHadNoEffect
 from mesascope.activations import get_site as site_of
 from mesascope.argument_types import describe_value
 from mesascope.axes import to_data_array
 from mesascope.interventions._batched import ProgressFn, run_batched_edits
+from mesascope.interventions._edit_runner import EditRunner
 from mesascope.interventions._sequence_means import SequenceMeans, count_sequences
 from mesascope.interventions.metrics import Metric
 
@@ -45,7 +46,7 @@ def validate_sweep_axes(site: str, axes: Sequence[str], max_positions: int) -> t
 
 
 def resolve_sweep_indices(
-    edit_runner: BatchedEdits, edit: Edit, axes: Sequence[str], metric: Metric | Callable[[Tensor], Metric]
+    edit_runner: EditRunner, edit: Edit, axes: Sequence[str], metric: Metric | Callable[[Tensor], Metric]
 ) -> tuple[Edit, dict[str, list[int]]]:
     """Resolve the layers of an edit and the indices along every swept axis.
 
@@ -81,7 +82,7 @@ def resolve_sweep_indices(
     return edit, {axis: edit.edited_indices(axis, sizes[axis]) for axis in axes}
 
 
-def _resolve_axis_sizes(edit_runner: BatchedEdits, edit: Edit) -> dict[str, int]:
+def _resolve_axis_sizes(edit_runner: EditRunner, edit: Edit) -> dict[str, int]:
     """Return the sizes of the axes of the edited site, which all edited layers share."""
     layers = edit_runner.edited_layers(edit)
     if not layers:
@@ -113,7 +114,7 @@ def restrict_edit(edit: Edit, axes: Sequence[str], index: SweepIndex) -> Edit:
 
 
 def run_sweep(
-    edit_runner: BatchedEdits,
+    edit_runner: EditRunner,
     edit: Edit,
     axis_indices: Mapping[str, Sequence[int]],
     metric: Metric,

@@ -7,9 +7,10 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from mesascope.activations import BatchedEdits, Edit, InputsLike, capture
+from mesascope.activations import Edit, InputsLike
 from mesascope.argument_types import validate_arguments
 from mesascope.interventions._batched import MAX_BATCH_POSITIONS, ProgressFn
+from mesascope.interventions._edit_runner import capture_source_run, make_edit_runner
 from mesascope.interventions._recovery import add_recovered_fraction, compute_target_metric
 from mesascope.interventions._sweep_runs import resolve_sweep_indices, run_sweep, validate_sweep_axes
 from mesascope.interventions.edits import IndexByAxis, replace
@@ -43,6 +44,9 @@ def patch(
     have an input, the source must have one, too. A pair of unequal length can therefore be patched only in columns that
     are real in both (``where={"pos": ...}``), such as the last ones of prompts that are padded on the left.
 
+    In an encoder-decoder, the site names its stack (``encoder.z``, ``cross_value``), and sources and targets of the two
+    runs must have the same lengths.
+
     Args:
         model: any model that `capture` supports.
         inputs: the run that is patched.
@@ -69,27 +73,18 @@ def patch(
         IndexError: As in `sweep`.
         UnsupportedModel: As in `sweep`.
     """
-    run, other = prepare_pair(model, inputs, source, attention_mask, source_attention_mask)
+    run, other = prepare_pair(
+        model, inputs, source, attention_mask, source_attention_mask, accepts_encoder_decoder=True
+    )
     axes = validate_sweep_axes(site, axes, max_positions)
     resolved_metric = resolve_directed_metric(metric, run.inputs)
-    edit_runner = BatchedEdits(
-        model,
-        run.inputs,
-        site,
-        attention_mask=run.mask,
-        all_positions=not resolved_metric.last_position_only,
-    )
+    edit_runner = make_edit_runner(model, run, site, all_positions=not resolved_metric.last_position_only)
     identity_edit, axis_indices = resolve_sweep_indices(
         edit_runner, Edit(site=site, where=dict(where or {}), fn=torch.clone), axes, resolved_metric
     )
-    source_activations = capture(
-        model,
-        other.inputs,
-        [site, "output"],
-        layers=identity_edit.edited_layers(edit_runner.num_layers),
-        attention_mask=other.mask,
-    )
-    target = compute_target_metric(resolved_metric, edit_runner, source_activations["output"], other.mask)
+    layers = edit_runner.edited_layers(identity_edit)
+    source_activations, with_output = capture_source_run(edit_runner, other, site, layers)
+    target = compute_target_metric(resolved_metric, edit_runner, with_output["output"], other.mask)
     edit = replace(site, source_activations, identity_edit.where)
     edit_runner.validate_edit(edit)
     results = run_sweep(edit_runner, edit, axis_indices, resolved_metric, max_positions, progress, target=target)

@@ -8,13 +8,15 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from mesascope.activations import BatchedEdits, Edit, InputsLike, capture
+from mesascope.activations import BatchedEdits, Edit, InputsLike, PairedEdits
 from mesascope.argument_types import validate_arguments
 from mesascope.interventions._batched import MAX_BATCH_POSITIONS, ProgressFn
-from mesascope.interventions._patching_path import FROZEN_SITES, PatchingPath
+from mesascope.interventions._edit_runner import EditRunner, capture_source_run, make_edit_runner
 from mesascope.interventions._recovery import add_recovered_fraction, compute_target_metric
 from mesascope.interventions._sweep_runs import resolve_sweep_indices, run_sweep, validate_sweep_axes
 from mesascope.interventions.edits import IndexByAxis, replace
+from mesascope.interventions.frozen_paths._paired_path import PairedPath
+from mesascope.interventions.frozen_paths._patching_path import FROZEN_SITES, PatchingPath
 from mesascope.interventions.metric_arguments import resolve_directed_metric
 from mesascope.interventions.metrics import Metric
 from mesascope.interventions.run_inputs import prepare_pair
@@ -45,6 +47,10 @@ def path_patch(
     unedited activations, and the receiver's activation is recorded; and one in which only the receiver has the recorded
     activation, and the metric is measured. Padding is treated as in `patch`; a sequence counts if it has an input
     at the positions of the sender and of the receiver.
+
+    In an encoder-decoder, sites name their stacks. A sender in the encoder reaches the decoder through cross-attention,
+    which ``residual`` and ``mlp`` freeze (``cross_attn_out`` as ``attn_out``): its receiver is then in cross-attention,
+    such as ``cross_value``, and only residual streams, MLPs with ``mlp``, lie between.
 
     Args:
         model: any model that `capture` supports.
@@ -88,32 +94,23 @@ def path_patch(
     >>> int(abs(found["effect"]).sel(layer=0).argmax("head"))  # the previous-token head
     3
     """
-    run, other = prepare_pair(model, inputs, source, attention_mask, source_attention_mask)
+    run, other = prepare_pair(
+        model, inputs, source, attention_mask, source_attention_mask, accepts_encoder_decoder=True
+    )
     axes = validate_sweep_axes(site, axes, max_positions)
     resolved_metric = resolve_directed_metric(metric, run.inputs)
     receiver_edit = _parse_receiver(receiver, receiver_where, through)
-    edit_runner = BatchedEdits(
-        model,
-        run.inputs,
-        site,
-        attention_mask=run.mask,
-        all_positions=not resolved_metric.last_position_only,
-    )
-    patching_path = PatchingPath(
-        edit_runner=edit_runner,
-        receiver=receiver_edit,
-        receiver_layer=_get_receiver_layer(receiver_edit, edit_runner),
-        through=through,
-    )
+    edit_runner = make_edit_runner(model, run, site, all_positions=not resolved_metric.last_position_only)
+    patching_path = _find_path(edit_runner, receiver_edit, through)
     senders = Edit(site=site, where=dict(where or {}), fn=torch.clone)
     senders = with_other(senders, where={**senders.where, "layer": _find_sender_layers(patching_path, senders, axes)})
     identity_edit, axis_indices = resolve_sweep_indices(edit_runner, senders, axes, resolved_metric)
-    layers = identity_edit.edited_layers(edit_runner.num_layers)
+    layers = edit_runner.edited_layers(identity_edit)
     patching_path.select_activations(site, layers)
-    source_activations = capture(model, other.inputs, [site, "output"], layers=layers, attention_mask=other.mask)
-    target = compute_target_metric(resolved_metric, edit_runner, source_activations["output"], other.mask)
+    source_activations, with_output = capture_source_run(edit_runner, other, site, layers)
+    target = compute_target_metric(resolved_metric, edit_runner, with_output["output"], other.mask)
     if through == "residual":
-        patching_path.validate_stream(layers)
+        patching_path.validate_stream(site, layers)
     edit = replace(site, source_activations, identity_edit.where)
     edit_runner.validate_edit(edit)
     results = run_sweep(
@@ -153,6 +150,14 @@ def _parse_receiver(receiver: str, receiver_where: IndexByAxis | None, through: 
     return None
 
 
+def _find_path(edit_runner: EditRunner, receiver: Edit | None, through: str) -> PatchingPath | PairedPath:
+    """Return the paths to a receiver."""
+    if isinstance(edit_runner, PairedEdits):
+        return PairedPath(edit_runner=edit_runner, receiver=receiver, through=through)
+    layer = _get_receiver_layer(receiver, edit_runner)
+    return PatchingPath(edit_runner=edit_runner, receiver=receiver, receiver_layer=layer, through=through)
+
+
 def _get_receiver_layer(receiver: Edit | None, edit_runner: BatchedEdits) -> int:
     """Return the one layer of the receiver; the number of layers for the output."""
     if receiver is None:
@@ -166,10 +171,10 @@ def _get_receiver_layer(receiver: Edit | None, edit_runner: BatchedEdits) -> int
     return layers[0]
 
 
-def _find_sender_layers(patching_path: PatchingPath, senders: Edit, axes: Sequence[str]) -> list[int]:
+def _find_sender_layers(patching_path: PatchingPath | PairedPath, senders: Edit, axes: Sequence[str]) -> list[int]:
     """Return the layers of the senders: those named, or all that have the site and precede the receiver."""
     site, edit_runner, is_named = senders.site, patching_path.edit_runner, "layer" in senders.where
-    candidates = senders.edited_layers(edit_runner.num_layers) if is_named else edit_runner.layers_with_site(site)
+    candidates = edit_runner.edited_layers(senders) if is_named else edit_runner.layers_with_site(site)
     layers = [layer for layer in candidates if patching_path.precedes_receiver(site, layer)]
     if len(layers) < len(candidates) and (is_named or not layers):
         late_layers = [layer for layer in candidates if layer not in layers]

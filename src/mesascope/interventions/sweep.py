@@ -6,9 +6,10 @@ from typing import Any
 import xarray as xr
 from torch import Tensor, nn
 
-from mesascope.activations import BatchedEdits, Edit, InputsLike
+from mesascope.activations import Edit, InputsLike
 from mesascope.argument_types import validate_arguments
 from mesascope.interventions._batched import MAX_BATCH_POSITIONS, ProgressFn
+from mesascope.interventions._edit_runner import make_edit_runner
 from mesascope.interventions._sweep_runs import resolve_sweep_indices, run_sweep, validate_sweep_axes
 from mesascope.interventions.metric_arguments import resolve_metric
 from mesascope.interventions.metrics import Metric
@@ -37,6 +38,9 @@ def sweep(
     beginnings. Padding is neither edited nor measured. At each index, the means are over the sequences that have an
     input at an edited position: ``num_sequences``. Where ``pos``, ``query`` or ``key`` is swept, they
     differ by position, so ``intact`` has that axis too; the numbers of a column without any input are NaN.
+
+    In an encoder-decoder, the edit names its stack (``encoder.z``, ``cross_pattern``), and layers are counted in it.
+    The metric is of the target: ``loss`` is that of its next token, and ``attention_mask`` its mask.
 
     Args:
         model: any model that `capture` supports.
@@ -73,13 +77,12 @@ def sweep(
     (('layer', 'head'), 0)
     """
     axes = validate_sweep_axes(edit.site, axes, max_positions)
-    run = prepare_run(model, inputs, attention_mask)
+    run = prepare_run(model, inputs, attention_mask, accepts_encoder_decoder=True)
     metric_or_factory = resolve_metric(metric, run.inputs)
-    edit_runner = BatchedEdits(
+    edit_runner = make_edit_runner(
         model,
-        run.inputs,
+        run,
         edit.site,
-        attention_mask=run.mask,
         all_positions=not (isinstance(metric_or_factory, Metric) and metric_or_factory.last_position_only),
         accepts_iterations=True,
     )

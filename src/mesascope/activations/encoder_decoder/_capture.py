@@ -13,26 +13,29 @@ from mesascope.activations._model_structure import ModelStructure
 from mesascope.activations.edits import Edit, validate_edit
 from mesascope.activations.encoder_decoder._captured import EncoderDecoderCapture
 from mesascope.activations.encoder_decoder._inputs import SourceAndTarget
-from mesascope.activations.encoder_decoder._prepare import prepare_source_and_target
+from mesascope.activations.encoder_decoder._prepare import prepare_source_and_target, split_batch
 from mesascope.activations.encoder_decoder._recording import StackRecorders
 from mesascope.activations.encoder_decoder._request import LayersLike, StackRequest, split_request
 from mesascope.activations.encoder_decoder._structure import read_stacks
 from mesascope.activations.encoder_decoder._validation import validate_pair_hook_points
 from mesascope.activations.forward import eval_no_grad
+from mesascope.activations.gradients import ObjectiveFn
 from mesascope.activations.hooks.attention_interface import attn_implementation
 from mesascope.activations.padding.validate_edits import validate_edit_padding
 from mesascope.activations.readout._output_readout import find_final_norm_module
 from mesascope.activations.recording._captured import Capture
 from mesascope.activations.recording._micro_batch import Reduction, reduction_axes
 from mesascope.activations.recording._recorder import Recorder
-from mesascope.activations.sites import DECODER, ENCODER, STACKS, get_site, strip_gradient_suffix
+from mesascope.activations.sites import DECODER, ENCODER, STACKS, get_site, merge_gradient_sites, split_stack
 from mesascope.activations.validation.arguments import (
     stored_layers_by_site,
+    validate_gradients_unedited,
     validate_halting_sites,
+    validate_memory_sites,
     validate_names,
+    validate_objective,
 )
 from mesascope.activations.validation.identities import check_sites_available
-from mesascope.tasks.base import Batch
 
 
 def capture_encoder_decoder(
@@ -40,13 +43,14 @@ def capture_encoder_decoder(
     inputs: Any,
     sites: Sequence[str],
     *,
-    baselines: Mapping[str, Tensor],
-    edits: Sequence[Edit],
-    attention_mask: Any,
-    batch_size: int | None,
-    reduce: Mapping[str, Reduction | LayerReduction],
-    layers: LayersLike,
-    check: bool,
+    baselines: Mapping[str, Tensor] | None = None,
+    edits: Sequence[Edit] = (),
+    attention_mask: Any = None,
+    batch_size: int | None = None,
+    reduce: Mapping[str, Reduction | LayerReduction] | None = None,
+    layers: LayersLike = None,
+    check: bool = True,
+    objective: ObjectiveFn | None = None,
 ) -> EncoderDecoderCapture:
     """Run an encoder-decoder in evaluation mode and record its activations, as `capture` does.
 
@@ -61,6 +65,7 @@ def capture_encoder_decoder(
         reduce: reductions of sites.
         layers: the layers to record.
         check: compare the longest sequences with and without hooks before the run.
+        objective: replaces the loss in gradients.
 
     Returns:
         The recorded sites and reductions.
@@ -70,10 +75,11 @@ def capture_encoder_decoder(
         ValueError: a name is ambiguous, or two arguments exclude each other.
     """
     pair = prepare_source_and_target(model, inputs, attention_mask)
-    name = type(model).__name__
+    name, reduce, baselines = type(model).__name__, dict(reduce or {}), dict(baselines or {})
     validate_names(sites, reduce, torch.zeros(1, 1, dtype=torch.long))
-    _refuse_gradients(name, sites, reduce)
-    validate_halting_sites(name, [site.rpartition(".")[2] for site in sites], None)
+    local_sites = [split_stack(site)[1] for site in (*sites, *(edit.site for edit in edits))]
+    validate_halting_sites(name, local_sites, None)
+    validate_memory_sites(name, local_sites, None)
     with eval_no_grad(model):
         structure = read_stacks(model, pair)
         stacks = {each: structure.stack(each) for each in STACKS}
@@ -87,15 +93,18 @@ def capture_encoder_decoder(
             num_bytes += stack_bytes
         check_memory(num_bytes, pair.target.device)
         readouts = {each: stacks[each].readout(model, requests[each].layers) for each in STACKS}
+        validate_gradients_unedited([each.needs_gradients for each in recorders.values()], edits)
+        validate_objective(objective, batch_size, pair.target_mask)
         run = StackRecorders(
             structure=structure,
             recorders=recorders,
             readouts=readouts,
-            batches=_split_batch(inputs, pair),
+            batches=split_batch(inputs, pair),
             final_norm=find_final_norm_module(name, readouts[DECODER]) if recorders[DECODER].needs_final_norm else None,
+            objective=objective,
         )
         if check:
-            validate_pair_hook_points(model, structure, run.layers_by_site, pair)
+            validate_pair_hook_points(model, structure, merge_gradient_sites(run.layers_by_site), pair)
         run.run(model, pair, batch_size or len(pair))
     for each in STACKS:
         recorders[each].warn_without_effect()
@@ -103,15 +112,6 @@ def capture_encoder_decoder(
         each: _collect(model, each, run, requests[each], pair, baselines if each == DECODER else {}) for each in STACKS
     }
     return EncoderDecoderCapture(encoder=captures[ENCODER], decoder=captures[DECODER])
-
-
-def _refuse_gradients(name: str, sites: Sequence[str], reduce: Mapping[str, Reduction | LayerReduction]) -> None:
-    requested = list(sites)
-    for how in reduce.values():
-        requested += [how.site] if isinstance(how, Reduction) else [*how.sites, *how.optional_sites]
-    gradients = [site for site in requested if strip_gradient_suffix(site)]
-    if gradients:
-        raise ValueError(f"gradients are not recorded in encoder-decoders, but got {gradients[0]} for {name}; omit it")
 
 
 def _prepare_stack(
@@ -131,33 +131,13 @@ def _prepare_stack(
         batch_size=len(pair),
         layers_without_site=structure.layers_without_site,
     )
-    check_sites_available(name, structure.layers, recorder.layers_by_site)
+    check_sites_available(name, structure.layers, merge_gradient_sites(recorder.layers_by_site))
     for edit, layers in zip(request.edits, edited_layers, strict=True):
         shapes = {n: site_shape(structure, n, edit.site, *x.shape[:2], source=source) for n in layers}
         validate_edit(edit, shapes, min(batch_size or len(pair), len(pair)), structure.trace.logits)
         validate_edit_padding(edit, x, mask, None if is_encoder else pair.source_mask)
     stored = stored_layers_by_site(request.sites, request.layers)
     return recorder, site_bytes(structure, stored, *x.shape[:2], source=source)
-
-
-def _split_batch(inputs: Any, pair: SourceAndTarget) -> dict[str, Batch | None]:
-    """Return the parts of the batch of a task that are source and target."""
-    if not isinstance(inputs, Batch):
-        return dict.fromkeys(STACKS)
-    batch, length = inputs.to(pair.target.device), pair.source.shape[1]
-    return {ENCODER: _select_columns(batch, slice(0, length)), DECODER: _select_columns(batch, slice(length, None))}
-
-
-def _select_columns(batch: Batch, columns: slice) -> Batch:
-    return Batch(
-        inputs=batch.inputs[:, columns],
-        targets=batch.targets[:, columns],
-        weight=batch.weight[:, columns],
-        latents={
-            name: value[:, columns] if value.shape[:2] == batch.weight.shape else value
-            for name, value in batch.latents.items()
-        },
-    )
 
 
 def _collect(

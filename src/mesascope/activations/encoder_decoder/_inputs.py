@@ -44,6 +44,20 @@ class SourceAndTarget:
             target_mask=None if self.target_mask is None else self.target_mask[rows],
         )
 
+    def repeat(self, times: int) -> "SourceAndTarget":
+        """Return the sequences several times, one copy after the other.
+
+        Args:
+            times: the number of copies.
+        """
+        return replace(
+            self,
+            source=self.source.repeat(times, *[1] * (self.source.ndim - 1)),
+            target=self.target.repeat(times, *[1] * (self.target.ndim - 1)),
+            source_mask=None if self.source_mask is None else self.source_mask.repeat(times, 1),
+            target_mask=None if self.target_mask is None else self.target_mask.repeat(times, 1),
+        )
+
     def side(self, stack: str) -> tuple[Tensor, Tensor | None]:
         """Return what a stack reads, and its mask.
 

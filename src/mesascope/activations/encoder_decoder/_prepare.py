@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from mesascope.activations.encoder_decoder._inputs import SourceAndTarget
 from mesascope.activations.encoder_decoder._prefix import embedding_of, prepare_prefix, prepend_prefix
+from mesascope.activations.sites import DECODER, ENCODER, STACKS
 from mesascope.activations.validation.inputs import (
     DESCRIPTIVE_KEYS,
     as_tensor,
@@ -19,6 +20,7 @@ from mesascope.activations.validation.inputs import (
 )
 from mesascope.activations.validation.token_rows import is_ragged, pad_rows
 from mesascope.models.encoder_decoder.model import EncoderDecoder
+from mesascope.tasks.base import Batch
 
 SOURCE_KEYS = ("input_ids", "inputs_embeds")
 TARGET_KEYS = ("decoder_input_ids", "decoder_inputs_embeds")
@@ -37,7 +39,8 @@ def prepare_source_and_target(model: PreTrainedModel, inputs: Any, attention_mas
         inputs: a mapping with ``input_ids`` or ``inputs_embeds``, ``attention_mask``, ``decoder_input_ids`` or
             ``decoder_inputs_embeds``, and ``decoder_attention_mask``; and with ``prefix``, vectors that precede the
             source. For an encoder-decoder of this package, also tokens of source and target in one sequence, such as a
-            batch of a task, and the prefix replaces the embeddings of the first tokens of the source.
+            batch of a task, and the prefix replaces the embeddings of the first tokens of the source. A
+            `SourceAndTarget` is returned as it is.
         attention_mask: (batch, pos), 1 where an input is not padding, for inputs in one sequence.
 
     Returns:
@@ -47,6 +50,8 @@ def prepare_source_and_target(model: PreTrainedModel, inputs: Any, attention_mas
         ValueError: inputs are missing, would not be read, or have a wrong shape.
         UnsupportedModel: the model changes embeddings, so that vectors cannot take their place.
     """
+    if isinstance(inputs, SourceAndTarget):
+        return inputs
     if isinstance(model, EncoderDecoder):
         pair = _prepare_own(model, inputs, attention_mask)
     else:
@@ -187,3 +192,28 @@ def _read_mask(inputs: Mapping[str, Any], key: str, x: Tensor, ragged_mask: Tens
         raise ValueError(f"{key} must not be given with lists of unequal length, which are padded; omit it")
     mask = inputs.get(key, ragged_mask)
     return None if mask is None else prepare_mask(mask, x, key)
+
+
+def split_batch(inputs: Any, pair: SourceAndTarget) -> dict[str, Batch | None]:
+    """Return the parts of the batch of a task that are source and target, by stack; ``None`` without a batch.
+
+    Args:
+        inputs: what was passed as inputs.
+        pair: the source and the target.
+    """
+    if not isinstance(inputs, Batch):
+        return dict.fromkeys(STACKS)
+    batch, length = inputs.to(pair.target.device), pair.source.shape[1]
+    return {ENCODER: _select_columns(batch, slice(0, length)), DECODER: _select_columns(batch, slice(length, None))}
+
+
+def _select_columns(batch: Batch, columns: slice) -> Batch:
+    return Batch(
+        inputs=batch.inputs[:, columns],
+        targets=batch.targets[:, columns],
+        weight=batch.weight[:, columns],
+        latents={
+            name: value[:, columns] if value.shape[:2] == batch.weight.shape else value
+            for name, value in batch.latents.items()
+        },
+    )

@@ -1,6 +1,7 @@
 """Recording of both stacks of an encoder-decoder in one forward pass."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel
 from mesascope.activations.encoder_decoder._forward import run_pair_forward
 from mesascope.activations.encoder_decoder._inputs import SourceAndTarget
 from mesascope.activations.encoder_decoder._structure import EncoderDecoderStructure
+from mesascope.activations.gradients import ObjectiveFn, backpropagate_loss, enable_activation_gradients
 from mesascope.activations.hooks._block_call import BlockCall
 from mesascope.activations.hooks._module_hooks import attach_hooks
 from mesascope.activations.hooks._module_outputs import collect_outputs
@@ -31,6 +33,7 @@ class StackRecorders:
         readouts: by stack.
         batches: by stack, its part of the batch of a task that is captured.
         final_norm: the module of the final norm of the decoder, if its output is recorded.
+        objective: replaces the loss in gradients.
     """
 
     structure: EncoderDecoderStructure
@@ -38,16 +41,23 @@ class StackRecorders:
     readouts: Mapping[str, Readout]
     batches: Mapping[str, Batch | None]
     final_norm: nn.Module | None
+    objective: ObjectiveFn | None = None
+
+    @property
+    def needs_gradients(self) -> bool:
+        """True if any gradient is recorded."""
+        return any(recorder.needs_gradients for recorder in self.recorders.values())
 
     @property
     def layers_by_site(self) -> dict[str, list[int]]:
         """The layers of every site that needs a hook, counted through both stacks."""
-        layers_by_site: dict[str, list[int]] = {}
-        for name in STACKS:
-            first = self.structure.first_layer(name)
-            for site, layers in self.recorders[name].layers_by_site.items():
-                layers_by_site.setdefault(site, []).extend(first + layer for layer in layers)
-        return layers_by_site
+        return self.structure.count_through(
+            {
+                f"{name}.{site}": layers
+                for name in STACKS
+                for site, layers in self.recorders[name].layers_by_site.items()
+            }
+        )
 
     def __call__(self, site: str, number: int, value: Tensor) -> Tensor | None:
         """Record an activation, and return its replacement, if an edit had an effect; this is the hook function."""
@@ -86,7 +96,7 @@ class StackRecorders:
         return recorder.get_buffer(site, layer, like)
 
     def run(self, model: PreTrainedModel, inputs: SourceAndTarget, batch_size: int) -> None:
-        """Run all sequences in micro-batches.
+        """Run all sequences in micro-batches, each with a backward pass if a gradient is recorded.
 
         Args:
             model: the model.
@@ -95,29 +105,36 @@ class StackRecorders:
         """
         for start in range(0, len(inputs), batch_size):
             rows = range(start, min(start + batch_size, len(inputs)))
-            part = inputs[rows.start : rows.stop]
-            for name in STACKS:
-                context = self._context(name, part, slice(rows.start, rows.stop))
-                self.recorders[name].micro_batch = MicroBatch(rows=rows, context=context)
-            with (
-                attach_hooks(
-                    model,
-                    self.structure.layers,
-                    self.layers_by_site,
-                    self,
-                    on_layer_start=self.on_layer_start,
-                    on_attention_call=self.on_attention_call,
-                    allocate=self.get_buffer,
-                ),
-                collect_outputs(self.final_norm) as normed,
-            ):
-                output = run_pair_forward(model, part)
-            self.recorders[DECODER].record_output(output, normed, [1])
+            with enable_activation_gradients(model, self.structure.layers) if self.needs_gradients else nullcontext():
+                self._run_micro_batch(model, inputs[rows.start : rows.stop], rows)
+
+    def _run_micro_batch(self, model: PreTrainedModel, part: SourceAndTarget, rows: range) -> None:
+        for name in STACKS:
+            context = self._context(name, part, slice(rows.start, rows.stop))
+            self.recorders[name].micro_batch = MicroBatch(rows=rows, context=context)
+        with (
+            attach_hooks(
+                model,
+                self.structure.layers,
+                self.layers_by_site,
+                self,
+                on_layer_start=self.on_layer_start,
+                on_attention_call=self.on_attention_call,
+                allocate=self.get_buffer,
+                first_layers=[self.structure.first_layer(name) for name in STACKS],
+            ),
+            collect_outputs(self.final_norm) as normed,
+        ):
+            output = run_pair_forward(model, part)
+        self.recorders[DECODER].record_output(output, normed, [1])
+        if self.needs_gradients:
+            batch = self.recorders[DECODER].micro_batch.context.batch
+            backpropagate_loss(output["logits"], part.target, part.target_mask, batch, self.objective)
 
     def _find(self, number: int) -> tuple[Recorder, int]:
         """Return the recorder of a layer, and the index of the layer in its stack."""
-        first = self.structure.first_layer(DECODER)
-        return (self.recorders[ENCODER], number) if number < first else (self.recorders[DECODER], number - first)
+        stack, layer = self.structure.locate_layer(number)
+        return self.recorders[stack], layer
 
     def _context(self, name: str, part: SourceAndTarget, rows: slice) -> BatchContext:
         layers, batch = self.structure.stack(name).layers, self.batches[name]

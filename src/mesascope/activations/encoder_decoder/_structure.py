@@ -1,6 +1,6 @@
 """The structure of an encoder-decoder: its two stacks of layers, found in one traced forward pass."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -13,7 +13,7 @@ from mesascope.activations._model_structure import ModelStructure
 from mesascope.activations.encoder_decoder._forward import run_pair, run_pair_forward
 from mesascope.activations.encoder_decoder._inputs import SourceAndTarget
 from mesascope.activations.readout._stack_inputs import StackInputs
-from mesascope.activations.sites import DECODER, ENCODER, STACKS, UnsupportedModel
+from mesascope.activations.sites import DECODER, ENCODER, STACKS, UnsupportedModel, locate_site
 from mesascope.activations.structure._describe_layer import describe_layer
 from mesascope.activations.structure._find_layers import find_list_calls, list_layer_lists
 from mesascope.activations.structure._trace import ModuleCall, Trace, trace_forward
@@ -52,6 +52,28 @@ class EncoderDecoderStructure:
             name: ``encoder`` or ``decoder``.
         """
         return self.encoder if name == ENCODER else self.decoder
+
+    def locate_layer(self, number: int) -> tuple[str, int]:
+        """Return the stack of a layer, and its index in the stack.
+
+        Args:
+            number: the index of the layer among all layers.
+        """
+        first = self.first_layer(DECODER)
+        return (ENCODER, number) if number < first else (DECODER, number - first)
+
+    def count_through(self, layers_by_site: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+        """Return the layers of every site, counted through both stacks, by the names of sites within the stacks.
+
+        Args:
+            layers_by_site: layers within their stack, by site with the name of its stack.
+        """
+        counted: dict[str, list[int]] = {}
+        for site, layers in layers_by_site.items():
+            stack, local = locate_site(site)
+            first = self.first_layer(stack or DECODER)
+            counted.setdefault(local, []).extend(first + layer for layer in layers)
+        return counted
 
     def first_layer(self, name: str) -> int:
         """Return the index of the first layer of a stack among all layers.

@@ -15,6 +15,8 @@ from mesascope.activations.exclusive_use import guard_hook
 from mesascope.activations.hooks._module_arguments import read_argument
 
 HookPoint = tuple[str, int]  # a site and a layer
+# 1 where an input is not padding, along the positions of a site and along those that cross-attention attends to
+Masks = tuple[Int[Tensor, "batch pos"] | None, Int[Tensor, "batch source"] | None]
 
 
 class TargetReachedError(Exception):
@@ -47,9 +49,9 @@ class BranchHook:
         first_layer: int,
         stream: Shaped[Tensor, "..."],
         target: HookPoint | None,
-        mask: Int[Tensor, "batch pos"] | None = None,
+        find_masks: Callable[[str], Masks],
     ) -> None:
-        self._mask = mask
+        self._find_masks = find_masks
         self._num_branches, self._rows, self._first_layer, self._stream, self._target = (
             len(edits_by_branch),
             rows,
@@ -76,7 +78,7 @@ class BranchHook:
         for number, edit in self._edits.get((site, layer), ()):
             branch_rows = slice(number * self._rows, (number + 1) * self._rows)
             old = (value if replacement is None else replacement)[branch_rows]
-            new = apply_edit(edit, old, layer, range(self._rows), self._rows, self._mask)
+            new = apply_edit(edit, old, layer, range(self._rows), self._rows, *self._find_masks(site))
             if new is not None:
                 replacement = value.clone() if replacement is None else replacement
                 replacement[branch_rows] = new

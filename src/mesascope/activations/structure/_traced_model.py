@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from jaxtyping import Int
+from torch import Tensor, nn
 
 from mesascope.activations._memory import site_shape
 from mesascope.activations.edits import Edit, validate_edit
@@ -52,6 +53,19 @@ class TracedModel:
                 "its layers; use sweep, edits of capture, or a copy with as many layers as calls (unroll_steps, for a "
                 "fixed number of steps)"
             )
+
+    @property
+    def num_positions(self) -> int:
+        """The number of positions of all sequences."""
+        return self.inputs.shape[0] * self.inputs.shape[1]
+
+    def find_masks(self, site: str) -> tuple[Int[Tensor, "batch pos"] | None, None]:
+        """Return the mask of the positions of a site, and ``None``: there is no other source.
+
+        Args:
+            site: the name of the site.
+        """
+        return self.attention_mask, None
 
     @property
     def num_layers(self) -> int:

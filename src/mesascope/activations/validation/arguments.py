@@ -1,6 +1,6 @@
 """Validation of the arguments of `capture`, before anything is run."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter, index
 from typing import Any
 
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from mesascope.activations._layer_spec import ChunkSpec
 from mesascope.activations._layer_view import LayerReduction
 from mesascope.activations.edits import Edit
+from mesascope.activations.padding.masks import validate_accepts_mask
 from mesascope.activations.recording._micro_batch import Reduction
 from mesascope.activations.sites import ALL_SITES, HALTING_SITES, MEMORY_SITES, UnsupportedModel, get_site
 from mesascope.argument_types import describe_value
@@ -191,6 +192,42 @@ def validate_memory_sites(model_name: str, sites: Iterable[str], chunks: ChunkSp
                 f"{site} must exist in the update of the memory, but {model_name} lacks it "
                 f"({chunks.update.missing[site]}); omit the site"
             )
+
+
+def validate_gradients_unedited(need_gradients: Sequence[bool], edits: Sequence[Edit]) -> None:
+    """Check that gradients are of the unedited model.
+
+    Activation checkpointing runs a layer again, without edits, when its gradient is computed.
+
+    Args:
+        need_gradients: whether gradients are recorded, by stack.
+        edits: the edits of the run.
+
+    Raises:
+        ValueError: gradients and edits are requested together.
+    """
+    if edits and any(need_gradients):
+        raise ValueError("gradients must be of the unedited model, but edits were given; omit either")
+
+
+def validate_objective(
+    objective: Callable[..., Tensor] | None, batch_size: int | None, mask: Int[Tensor, "batch pos"] | None
+) -> None:
+    """Check that the objective of gradients receives all sequences, and can leave out padding.
+
+    Args:
+        objective: a function from outputs (batch, pos, d_out) to (batch), if there is one.
+        batch_size: sequences per forward pass; all at once if ``None``.
+        mask: 1 where an input is not padding.
+
+    Raises:
+        ValueError: the batch is split, or the objective would take padding for inputs.
+    """
+    if objective is None:
+        return
+    if batch_size is not None:
+        raise ValueError("an objective needs the whole batch, but batch_size splits it; omit objective or batch_size")
+    validate_accepts_mask(objective, "an objective", mask)
 
 
 def _as_integers(name: str, values: Sequence[int]) -> list[int]:

@@ -17,7 +17,7 @@ from mesascope.activations.forward import run_model
 from mesascope.activations.hooks import _attention_math as attention_math
 from mesascope.activations.hooks._module_arguments import first_tensor
 from mesascope.activations.hooks._module_hooks import attach_hooks
-from mesascope.activations.sites import CROSS_PREFIX, UnsupportedModel, split_stack
+from mesascope.activations.sites import CROSS_PREFIX, MEMORY_SITES, UnsupportedModel, split_stack
 from mesascope.activations.tolerances import allclose, bitwise_equal, relative_difference, terms_sum_to
 
 STREAM_SITES = ("resid_pre", "attn_out", "cross_attn_out", "mlp_out", "resid_post")
@@ -45,6 +45,11 @@ def check_sites_available(
             raise UnsupportedModel(
                 f"{site} must be a site of an encoder-decoder, but {model_name} is opened as one stack of layers; "
                 f"write {local!r}, or use capture and its edits"
+            )
+        if site in MEMORY_SITES:
+            raise UnsupportedModel(
+                f"{site} must be a site of a model with a memory between chunks, which capture and its edits open, but "
+                f"got it for {model_name}; choose a site of a layer"
             )
         unavailable = [number for number in requested if site in layers[number].missing]
         if unavailable:

@@ -11,14 +11,15 @@ from torch import Tensor
 from mesascope.activations import BatchedEdits, Edit, UnsupportedModel
 from mesascope.activations import get_site as site_of
 from mesascope.activations.tolerances import bitwise_equal
+from mesascope.interventions._edit_runner import EditRunner
 
 FROZEN_SITES = {"residual": ("attn_out", "mlp_out"), "mlp": ("attn_out",), "all": ()}  # frozen sites, by ``through``
 UPDATE_SITES = ("attn_out", "mlp_out")
 RESIDUAL_SITES = ("resid_pre", "resid_post")
 _MIXED_SITES = ("z", "attn_out")
-_MLP_SITES = ("mlp_hidden", "mlp_out")
+MLP_SITES = ("mlp_hidden", "mlp_out")
 DOWNSTREAM_SITES = {  # sites of the same layer that depend on each site; mlp_out too, where the MLP follows attention
-    "resid_pre": ("query", "key", "value", "attn_scores", "pattern", *_MIXED_SITES, *_MLP_SITES, "resid_post"),
+    "resid_pre": ("query", "key", "value", "attn_scores", "pattern", *_MIXED_SITES, *MLP_SITES, "resid_post"),
     "query": ("attn_scores", "pattern", *_MIXED_SITES, "resid_post"),
     "key": ("attn_scores", "pattern", *_MIXED_SITES, "resid_post"),
     "value": (*_MIXED_SITES, "resid_post"),
@@ -63,7 +64,7 @@ class PatchingPath:
         if layer != self.receiver_layer or self.receiver is None:
             return layer < self.receiver_layer
         serial = (
-            self.receiver.site in _MLP_SITES
+            self.receiver.site in MLP_SITES
             and "attn_out" in (site, *DOWNSTREAM_SITES[site])
             and not self.edit_runner.is_parallel(layer)
         )
@@ -85,15 +86,16 @@ class PatchingPath:
         if self.through == "residual":
             site_layers.setdefault("resid_post", set()).update(path_layers)
         if self.receiver is not None:
-            self._validate_receiver(self.receiver)
+            validate_receiver(self.edit_runner, self.receiver, self.receiver_layer)
             site_layers.setdefault(self.receiver.site, set()).add(self.receiver_layer)
         self.edit_runner.request_sites({name: sorted(chosen) for name, chosen in site_layers.items()})
         self.edit_runner.validate_sites({name: sorted(chosen) for name, chosen in site_layers.items()})
 
-    def validate_stream(self, layers: Sequence[int]) -> None:
+    def validate_stream(self, site: str, layers: Sequence[int]) -> None:
         """Check that the model does not change the residual stream between two layers on the path.
 
         Args:
+            site: site of the senders.
             layers: layers of the senders.
 
         Raises:
@@ -125,28 +127,26 @@ class PatchingPath:
         if self.receiver is None:
             return self.edit_runner.run_edits(edit_lists)
         values = self.edit_runner.run_until(edit_lists, self.receiver.site, self.receiver_layer)
-        return self.edit_runner.run_edits(
-            [[_with_value(self.receiver, self.receiver_layer, value)] for value in values]
-        )
+        return self.edit_runner.run_edits([[with_value(self.receiver, self.receiver_layer, value)] for value in values])
 
     def _patch_direct_effects(self, edits: Sequence[Edit], layer: int) -> list[Edit]:
         """Return, for every sender, an edit that adds its direct effect to the unedited stream at the receiver."""
-        site = _find_update(edits[0].site)
+        site = find_update(edits[0].site)
         *values, unedited = self.edit_runner.run_until([*([edit] for edit in edits), []], site, layer)
         stream_site = ("resid_post", self.last_layer) if self.receiver is None else ("resid_pre", self.receiver_layer)
         stream, stream_edit = (
             self.edit_runner.unedited_activation(*stream_site),
             Edit(site=stream_site[0], where={"layer": stream_site[1]}, fn=torch.clone),
         )
-        return [_with_value(stream_edit, stream_site[1], stream + (value - unedited)) for value in values]
+        return [with_value(stream_edit, stream_site[1], stream + (value - unedited)) for value in values]
 
     def _list_frozen_edits(self, first: int, sender_site: str) -> list[Edit]:
         """Return the edits that freeze the sites between a layer and the receiver, except for both ends."""
-        ends = {(_find_update(sender_site), first)} if sender_site else set[tuple[str, int]]()
+        ends = {(find_update(sender_site), first)} if sender_site else set[tuple[str, int]]()
         if self.receiver is not None:
             ends.add((self.receiver.site, self.receiver_layer))
         return [
-            _with_value(
+            with_value(
                 Edit(site=site, where={"layer": layer}, fn=torch.clone),
                 layer,
                 self.edit_runner.unedited_activation(site, layer),
@@ -155,18 +155,6 @@ class PatchingPath:
             for layer in self.edit_runner.layers_with_site(site)
             if first <= layer <= self.last_layer and (site, layer) not in ends
         ]
-
-    def _validate_receiver(self, receiver: Edit) -> None:
-        """Raise if the receiver is invalid or empty."""
-        self.edit_runner.validate_edit(receiver)
-        sizes = zip(
-            site_of(receiver.site).axes_within_layer,
-            self.edit_runner.site_shape(receiver.site, self.receiver_layer),
-            strict=True,
-        )
-        empty = [axis for axis, size in sizes if not receiver.edited_indices(axis, size)]
-        if empty:
-            raise ValueError(f"a receiver must not be empty, but receiver_where[{empty[0]!r}] selects nothing")
 
     def _validate_frozen_site(self, site: str, layers: Sequence[int]) -> None:
         """Raise if a frozen site is unknown in a layer; a layer without an MLP has nothing to freeze there."""
@@ -185,15 +173,43 @@ class PatchingPath:
             )
 
 
-def _find_update(site: str) -> str:
-    """Return the site at which a sender writes to the residual stream."""
+def validate_receiver(edit_runner: EditRunner, receiver: Edit, layer: int) -> None:
+    """Check that a receiver exists and is not empty.
+
+    Args:
+        edit_runner: the runner of edits.
+        receiver: the receiver.
+        layer: its layer.
+
+    Raises:
+        ValueError: it selects nothing.
+    """
+    edit_runner.validate_edit(receiver)
+    sizes = zip(site_of(receiver.site).axes_within_layer, edit_runner.site_shape(receiver.site, layer), strict=True)
+    empty = [axis for axis, size in sizes if not receiver.edited_indices(axis, size)]
+    if empty:
+        raise ValueError(f"a receiver must not be empty, but receiver_where[{empty[0]!r}] selects nothing")
+
+
+def find_update(site: str) -> str:
+    """Return the site at which a sender writes to the residual stream.
+
+    Args:
+        site: the site of the sender.
+    """
     if site in (*UPDATE_SITES, *RESIDUAL_SITES):
         return site
-    return "mlp_out" if site in _MLP_SITES else "attn_out"
+    return "mlp_out" if site in MLP_SITES else "attn_out"
 
 
-def _with_value(edit: Edit, layer: int, value: Float[Tensor, "batch *rest"]) -> Edit:
-    """Return the edit with a replacement value, which holds the whole site of one layer."""
+def with_value(edit: Edit, layer: int, value: Float[Tensor, "batch *rest"]) -> Edit:
+    """Return an edit with a replacement value.
+
+    Args:
+        edit: the edit, of one layer.
+        layer: its layer.
+        value: the values of the whole site in this layer.
+    """
     return with_other(edit, fn=_return_source, source={layer: value})
 
 
