@@ -109,14 +109,13 @@ def test_attention_is_within_chunks_and_to_the_memory(kind, side):
         torch.testing.assert_close(mixed, acts["memory_z"][:, chunk])
 
 
-@pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize(("side", "layers"), [("none", 1), ("none", 2), ("left", 2), ("between", 1)])
 def test_fixed_steps_equal_the_unrolled_copy_bit_for_bit(side, layers):
-    model, x, mask = build("TLB", max_iterations=3, num_hidden_layers=layers), some_tokens(), padded(side)
+    model, x, mask = build("TLB", max_iterations=2, num_hidden_layers=layers), some_tokens(), padded(side)
     unrolled, sites = unroll_steps(model), [*IN_LAYERS, *CROSS, *MEMORY_SITES, "logits"]
     gradients = ["resid_pre_grad", "mlp_out_grad"]  # summed over iterations in another order, at the keys of the memory
     acts, expected = (capture(each, x, [*sites, *gradients], attention_mask=mask) for each in (model, unrolled))
-    assert acts.iterations == (0, 1, 2)
+    assert acts.iterations == (0, 1)
     assert expected.iterations is None
     for site in sites:
         assert torch.equal(acts.unrolled()[site].nan_to_num(7), expected[site].nan_to_num(7)), site
@@ -157,11 +156,12 @@ def push(site: str, layer: int, iteration: int, chunk: int | None, direction: Te
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["TLB", "GUTLB", "UT with chunks"])
-@pytest.mark.parametrize("side", ["none", "left", "between"])
+@pytest.mark.parametrize(
+    ("kind", "side"), [("TLB", "none"), ("TLB", "between"), ("GUTLB", "left"), ("UT with chunks", "none")]
+)
 @pytest.mark.parametrize("chunk", [None, 1])
 def test_edits_are_those_of_the_loop_by_hand(kind, side, chunk):
-    model, x, mask = build(kind), some_tokens(), padded(side)
+    model, x, mask = build(kind, **{} if kind == "TLB" else {"max_iterations": 4}), some_tokens(), padded(side)
     real, direction = real_positions(mask), torch.randn(16, generator=torch.Generator().manual_seed(2))
     sites = stream_sites(model)
     plain = capture(model, x, ["resid_pre", "logits"], attention_mask=mask)

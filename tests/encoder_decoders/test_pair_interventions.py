@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from mesascope import capture
-from mesascope.activations import EditHadNoEffect, PairedEdits, UnsupportedModel
-from mesascope.activations.encoder_decoder._prepare import prepare_source_and_target
+from mesascope.activations import EditHadNoEffect, PairedEdits, UnsupportedModel, prepare_source_and_target
 from mesascope.interventions import knock_out_attention, logit_difference, mean, patch, path_patch, replace, sweep, zero
 
 from .hand_set import COPYING, LOOKUP, SHIFTED, SILENT, build_hand_set, sequences

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from peft import PromptTuningConfig, TaskType, get_peft_model
 from torch.testing import assert_close
 
 from mesascope.activations import UnsupportedModel, capture
-from mesascope.interventions import knock_out_attention
+from mesascope.interventions import knock_out_attention, logit_difference, patch, sweep, zero
 
 from .pairs import SOURCE, build, pair, run
 
@@ -66,6 +67,49 @@ def test_attention_to_a_prefix_is_knocked_out():
     assert not after.encoder["pattern"][1, :, 2, :, :SLOTS].any()
     assert_close(after.encoder["pattern"][1, :, 2, :, SLOTS:], kept / kept.sum(-1, keepdim=True), rtol=1e-4, atol=1e-6)
     assert not torch.equal(before["logits"], after["logits"])
+
+
+@pytest.fixture
+def prompt_tuned():
+    """A model of PEFT whose prompt was tuned for a step, and the prompt."""
+    torch.manual_seed(0)
+    config = PromptTuningConfig(task_type=TaskType.SEQ_2_SEQ_LM, num_virtual_tokens=SLOTS, num_transformer_submodules=1)
+    model = get_peft_model(build("t5"), config)
+    optimizer = torch.optim.SGD([one for one in model.parameters() if one.requires_grad], lr=1.0)
+    model(**pair("right")).logits.logsumexp(-1).mean().backward()
+    optimizer.step()
+    with torch.no_grad():
+        return model.eval(), model.get_prompt(batch_size=1)[0]
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("side", ["", "right"])
+def test_a_prompt_that_peft_has_tuned_is_a_prefix(prompt_tuned, side):
+    model, prompt = prompt_tuned
+    inputs = pair(side)
+    with torch.no_grad():
+        expected = model(**inputs).logits
+    assert prompt.shape == (SLOTS, 32)
+    acts = capture(model.get_base_model(), inputs | {"prefix": prompt}, ["pattern", "cross_pattern", "logits"])
+    assert torch.equal(acts["logits"], expected)
+    labels = ["prefix 0", "prefix 1", "prefix 2", *map(str, range(SOURCE))]
+    assert acts.encoder.to_xarray("pattern")["key_label"].values.tolist() == labels
+    assert acts.decoder.to_xarray("cross_pattern")["source_label"].values.tolist() == labels
+    with pytest.raises(UnsupportedModel, match=r"got PeftModelForSeq2SeqLM; pass model\.get_base_model\(\)"):
+        capture(model, inputs, ["logits"])
+
+
+def test_positions_of_a_prefix_are_swept_and_patched():
+    model, inputs = build("t5"), pair("right")
+    with_prefix, other = ({**inputs, "prefix": each} for each in (prefix(), prefix().flip(0)))
+    metric = logit_difference(7, 9)
+    effects = sweep(model, with_prefix, zero("cross_pattern"), ("source",), metric)
+    assert effects["effect"].sizes == {"source": SLOTS + SOURCE}
+    assert effects["num_sequences"].values.tolist() == [3] * (SLOTS + 6) + [1] * 3
+    found = patch(model, with_prefix, other, metric, "encoder.resid_pre", ("pos",), where={"layer": 0})
+    assert found["changed"].values.tolist() == [1, 0, 1] + [0] * SOURCE  # the one in the middle stays in its slot
+    whole = patch(model, with_prefix, other, metric, "encoder.resid_post", ("layer",))
+    assert float(whole["recovered"].sel(layer=2)) == pytest.approx(1.0, abs=1e-4)
 
 
 def test_a_prefix_that_is_none_is_refused():

@@ -6,7 +6,9 @@ from mesascope.activations.batched_edits import BatchedEdits
 from mesascope.activations.capture import attention_layers, capture, estimate_capture_bytes
 from mesascope.activations.edits import Edit, EditHadNoEffect
 from mesascope.activations.encoder_decoder._captured import EncoderDecoderCapture
+from mesascope.activations.encoder_decoder._inputs import SourceAndTarget
 from mesascope.activations.encoder_decoder._paired_edits import PairedEdits
+from mesascope.activations.encoder_decoder._prepare import prepare_source_and_target
 from mesascope.activations.hooks._module_hooks import attach_hooks
 from mesascope.activations.readout._readout import Readout
 from mesascope.activations.recording._captured import Capture, NotRecorded
@@ -48,6 +50,7 @@ __all__ = [
     "Readout",
     "Reduction",
     "Site",
+    "SourceAndTarget",
     "UnsupportedModel",
     "WrappedModule",
     "attach_hooks",
@@ -56,6 +59,7 @@ __all__ = [
     "estimate_capture_bytes",
     "get_site",
     "prepare_inputs",
+    "prepare_source_and_target",
     "validate_model",
     "wrap",
 ]

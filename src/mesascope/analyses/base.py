@@ -19,6 +19,7 @@ from mesascope.activations import (
     capture,
     get_site,
 )
+from mesascope.activations.sites import STACKS
 from mesascope.analyses.iterations import NUM_BLOCKS
 from mesascope.argument_types import validate_arguments, validate_call, validate_type
 from mesascope.formulas import render_plain

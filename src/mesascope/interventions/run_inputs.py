@@ -8,9 +8,14 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mesascope.activations import InputsLike, prepare_inputs, validate_model
-from mesascope.activations.encoder_decoder._inputs import SourceAndTarget
-from mesascope.activations.encoder_decoder._prepare import prepare_source_and_target, split_batch
+from mesascope.activations import (
+    InputsLike,
+    SourceAndTarget,
+    prepare_inputs,
+    prepare_source_and_target,
+    validate_model,
+)
+from mesascope.activations.encoder_decoder.batches import split_batch
 from mesascope.activations.sites import DECODER
 from mesascope.activations.validation.inputs import is_encoder_decoder
 from mesascope.tasks.base import Batch

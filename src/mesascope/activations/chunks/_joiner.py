@@ -42,7 +42,7 @@ class ChunkJoiner:
         replacement = self.recorder.edit(name, layer, value, partial(self._edit_chunk, chunk))
         value = (value if replacement is None else replacement).detach()
         if self.recorder.records(name, layer):
-            self._joined[name, layer] = self.layout.place(name, value, chunk, self._joined.get((name, layer)))
+            self._joined[name, layer] = self.layout.scatter(name, value, chunk, self._joined.get((name, layer)))
         return replacement
 
     def on_layer_start(self, number: int, call: BlockCall) -> None:
@@ -99,9 +99,9 @@ class ChunkJoiner:
         """Return the activation of a chunk after an edit of whole sequences; ``None`` if the edit changes no bit."""
         if chunk not in edit.edited_indices(CHUNK_AXIS, self.layout.num_chunks):
             return None
-        whole = self.layout.place(edit.site, value, chunk, None)
+        whole = self.layout.scatter(edit.site, value, chunk, None)
         changed = apply_edit(edit, whole, layer, rows, batch_size, mask, source_mask)
-        new = None if changed is None else self.layout.take(edit.site, changed, chunk)
+        new = None if changed is None else self.layout.gather(edit.site, changed, chunk)
         if new is None or torch.equal(new, value):
             return None
         if bool((new.isnan() & ~value.isnan()).any()):
@@ -116,9 +116,9 @@ class ChunkJoiner:
         """Return the queries that a layer would compute from another residual stream of whole sequences."""
         joined: Tensor | None = None
         for chunk, call in self._calls[layer].items():
-            query = call.compute_query(self.layout.take("resid_pre", stream, chunk))
-            placed = self.layout.place("query", query, chunk, None)
-            joined = placed if joined is None else torch.where(placed.isnan(), joined, placed)
+            query = call.compute_query(self.layout.gather("resid_pre", stream, chunk))
+            scattered = self.layout.scatter("query", query, chunk, None)
+            joined = scattered if joined is None else torch.where(scattered.isnan(), joined, scattered)
         assert joined is not None
         return joined
 
@@ -127,6 +127,6 @@ class ChunkJoiner:
         joined: Tensor | None = None
         for chunk, call in self._attention_calls[layer].items():
             visible = call.visible_keys_fn()().to(call.query.dtype).expand(len(call.query), -1, -1, -1)
-            joined = self.layout.place("pattern", visible, chunk, joined)
+            joined = self.layout.scatter("pattern", visible, chunk, joined)
         assert joined is not None
         return joined == 1

@@ -104,7 +104,7 @@ class ChunkLayout:
         """The number of the first call of each chunk."""
         return range(0, self.num_chunks * (self.num_calls + 1), self.num_calls + 1)
 
-    def place(
+    def scatter(
         self, site: str, part: Shaped[Tensor, "batch *part"], chunk: int, into: Shaped[Tensor, "batch *whole"] | None
     ) -> Shaped[Tensor, "batch *whole"]:
         """Return an activation of whole sequences with the values of one chunk.
@@ -132,8 +132,8 @@ class ChunkLayout:
         whole = part.new_full(shape, torch.nan) if into is None else into
         return whole.scatter_(axis, self._index(part, chunk, axis), part)
 
-    def take(self, site: str, whole: Shaped[Tensor, "batch *whole"], chunk: int) -> Shaped[Tensor, "batch *part"]:
-        """Return the values of one chunk from an activation of whole sequences; the inverse of `place`.
+    def gather(self, site: str, whole: Shaped[Tensor, "batch *whole"], chunk: int) -> Shaped[Tensor, "batch *part"]:
+        """Return the values of one chunk from an activation of whole sequences; the inverse of `scatter`.
 
         Args:
             site: the name of the site.

@@ -13,11 +13,12 @@ from mesascope.activations._model_structure import ModelStructure
 from mesascope.activations.edits import Edit, validate_edit
 from mesascope.activations.encoder_decoder._captured import EncoderDecoderCapture
 from mesascope.activations.encoder_decoder._inputs import SourceAndTarget
-from mesascope.activations.encoder_decoder._prepare import prepare_source_and_target, split_batch
+from mesascope.activations.encoder_decoder._prepare import prepare_source_and_target
 from mesascope.activations.encoder_decoder._recording import StackRecorders
 from mesascope.activations.encoder_decoder._request import LayersLike, StackRequest, split_request
 from mesascope.activations.encoder_decoder._structure import read_stacks
 from mesascope.activations.encoder_decoder._validation import validate_pair_hook_points
+from mesascope.activations.encoder_decoder.batches import split_batch
 from mesascope.activations.forward import eval_no_grad
 from mesascope.activations.gradients import ObjectiveFn
 from mesascope.activations.hooks.attention_interface import attn_implementation

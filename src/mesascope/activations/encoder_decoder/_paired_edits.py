@@ -22,7 +22,16 @@ from mesascope.activations.hooks._branch_hooks import BranchHook, HookPoint, Mas
 from mesascope.activations.hooks._module_hooks import attach_hooks
 from mesascope.activations.padding.masks import SOURCE_AXIS, zero_padding
 from mesascope.activations.padding.validate_edits import validate_edit_padding
-from mesascope.activations.sites import CROSS_SITES, DECODER, ENCODER, STACKS, UnsupportedModel, get_site, locate_site
+from mesascope.activations.sites import (
+    CROSS_SITES,
+    DECODER,
+    ENCODER,
+    MEMORY_SITES,
+    STACKS,
+    UnsupportedModel,
+    get_site,
+    locate_site,
+)
 from mesascope.activations.tolerances import allclose, relative_difference
 from mesascope.activations.validation.identities import check_sites_available
 
@@ -37,6 +46,8 @@ def name_stack_of_site(site: str) -> tuple[str, str]:
         ValueError: both stacks have the site, and it names none.
     """
     stack, local = locate_site(site)
+    if local in MEMORY_SITES:
+        raise UnsupportedModel(f"{site} must be a site of an encoder-decoder, which has no memory between chunks")
     if stack is None:
         raise ValueError(
             f"a site of an encoder-decoder must name its stack, but got {site}; write encoder.{site} or decoder.{site}"
@@ -273,6 +284,9 @@ class PairedEdits:
             inputs: its source and target.
             site: the site.
             layers: the layers of the site; all by default.
+
+        Returns:
+            The capture.
         """
         return capture_encoder_decoder(
             self.model, inputs, [site, "output"], layers=dict.fromkeys(STACKS) | {name_stack_of_site(site)[0]: layers}

@@ -9,7 +9,6 @@ from transformers import PreTrainedModel
 
 from mesascope.activations.encoder_decoder._inputs import SourceAndTarget
 from mesascope.activations.encoder_decoder._prefix import embedding_of, prepare_prefix, prepend_prefix
-from mesascope.activations.sites import DECODER, ENCODER, STACKS
 from mesascope.activations.validation.inputs import (
     DESCRIPTIVE_KEYS,
     as_tensor,
@@ -20,7 +19,6 @@ from mesascope.activations.validation.inputs import (
 )
 from mesascope.activations.validation.token_rows import is_ragged, pad_rows
 from mesascope.models.encoder_decoder.model import EncoderDecoder
-from mesascope.tasks.base import Batch
 
 SOURCE_KEYS = ("input_ids", "inputs_embeds")
 TARGET_KEYS = ("decoder_input_ids", "decoder_inputs_embeds")
@@ -192,28 +190,3 @@ def _read_mask(inputs: Mapping[str, Any], key: str, x: Tensor, ragged_mask: Tens
         raise ValueError(f"{key} must not be given with lists of unequal length, which are padded; omit it")
     mask = inputs.get(key, ragged_mask)
     return None if mask is None else prepare_mask(mask, x, key)
-
-
-def split_batch(inputs: Any, pair: SourceAndTarget) -> dict[str, Batch | None]:
-    """Return the parts of the batch of a task that are source and target, by stack; ``None`` without a batch.
-
-    Args:
-        inputs: what was passed as inputs.
-        pair: the source and the target.
-    """
-    if not isinstance(inputs, Batch):
-        return dict.fromkeys(STACKS)
-    batch, length = inputs.to(pair.target.device), pair.source.shape[1]
-    return {ENCODER: _select_columns(batch, slice(0, length)), DECODER: _select_columns(batch, slice(length, None))}
-
-
-def _select_columns(batch: Batch, columns: slice) -> Batch:
-    return Batch(
-        inputs=batch.inputs[:, columns],
-        targets=batch.targets[:, columns],
-        weight=batch.weight[:, columns],
-        latents={
-            name: value[:, columns] if value.shape[:2] == batch.weight.shape else value
-            for name, value in batch.latents.items()
-        },
-    )

@@ -16,6 +16,7 @@ from mesascope.activations.hooks._branch_hooks import (
 )
 from mesascope.activations.hooks._module_hooks import attach_hooks
 from mesascope.activations.padding.masks import pads_the_end
+from mesascope.activations.sites import MEMORY_SITES, UnsupportedModel
 from mesascope.activations.structure._traced_model import TracedModel
 from mesascope.activations.validation.identities import check_sites_available
 from mesascope.activations.validation.inputs import InputsLike
@@ -48,6 +49,11 @@ class UneditedPass(TracedModel):
         accepts_iterations: bool = False,
     ) -> None:
         super().__init__(model, inputs, attention_mask, accepts_iterations=accepts_iterations)
+        if site in MEMORY_SITES:
+            raise UnsupportedModel(
+                f"{site} must be a site of a model with a memory between chunks, but {type(self.model).__name__} has "
+                "none; choose a site of a layer"
+            )
         self._all_positions = all_positions or pads_the_end(self.attention_mask)
         self._edited_site, self._requested = site, dict[str, set[int]]()
 

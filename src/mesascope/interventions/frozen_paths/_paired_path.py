@@ -26,7 +26,7 @@ FROZEN_UPDATES = {
 READ_FROM_ENCODER = ("cross_key", "cross_value")
 # of cross-attention: what depends on the states of the encoder, and not only on what the decoder computes
 DEPEND_ON_ENCODER = (*READ_FROM_ENCODER, "cross_attn_scores", "cross_pattern", "cross_z", "cross_attn_out")
-Place = tuple[str, int]  # a site with its stack, and a layer of the stack
+HookPoint = tuple[str, int]  # a site with its stack, and a layer of the stack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class PairedPath:
     through: str
 
     @property
-    def _receiver_place(self) -> tuple[str, str, int]:
+    def _receiver_point(self) -> tuple[str, str, int]:
         """The stack, the site and the layer of the receiver; the output is after the last layer of the decoder."""
         if self.receiver is None:
             return DECODER, "output", self.edit_runner.count_layers(DECODER)
@@ -65,7 +65,7 @@ class PairedPath:
             site: site of the sender.
             layer: layer of the sender.
         """
-        (stack, local), (receiver_stack, receiver_site, receiver_layer) = _split(site), self._receiver_place
+        (stack, local), (receiver_stack, receiver_site, receiver_layer) = _split(site), self._receiver_point
         if stack != receiver_stack:
             return stack == ENCODER
         if receiver_site in READ_FROM_ENCODER:
@@ -88,11 +88,11 @@ class PairedPath:
             if self.through == "residual":
                 for stream in ("resid_pre", "resid_post"):
                     requested.setdefault(f"{stack}.{stream}", set()).update(between)
-        for frozen_site, layer in self._list_frozen_places(site, min(layers)):
+        for frozen_site, layer in self._list_frozen_updates(site, min(layers)):
             requested.setdefault(frozen_site, set()).add(layer)
         if self.receiver is not None:
-            validate_receiver(self.edit_runner, self.receiver, self._receiver_place[2])
-            requested.setdefault(self.receiver.site, set()).add(self._receiver_place[2])
+            validate_receiver(self.edit_runner, self.receiver, self._receiver_point[2])
+            requested.setdefault(self.receiver.site, set()).add(self._receiver_point[2])
         sites = {name: sorted(chosen) for name, chosen in requested.items()}
         self.edit_runner.request_sites(sites)
         self.edit_runner.validate_sites(sites)
@@ -124,11 +124,11 @@ class PairedPath:
             edits: the edit of each sender.
         """
         (layer,) = self.edit_runner.edited_layers(edits[0])
-        frozen = [self._freeze(*place) for place in self._list_frozen_places(edits[0].site, layer)]
+        frozen = [self._freeze(site, n) for site, n in self._list_frozen_updates(edits[0].site, layer)]
         edit_lists = [[edit, *frozen] for edit in edits]
         if self.receiver is None:
             return self.edit_runner.run_edits(edit_lists)
-        receiver_layer = self._receiver_place[2]
+        receiver_layer = self._receiver_point[2]
         values = self.edit_runner.run_until(edit_lists, self.receiver.site, receiver_layer)
         return self.edit_runner.run_edits([[with_value(self.receiver, receiver_layer, value)] for value in values])
 
@@ -140,17 +140,17 @@ class PairedPath:
     def _layers_between(self, site: str, layer: int) -> dict[str, range]:
         """Return the layers from a sender to the receiver, by stack."""
         stack, _ = _split(site)
-        receiver_stack, _, receiver_layer = self._receiver_place
+        receiver_stack, _, receiver_layer = self._receiver_point
         last = {name: self.edit_runner.count_layers(name) - 1 for name in (ENCODER, DECODER)}
         last[receiver_stack] = min(receiver_layer, last[receiver_stack])
         if stack == receiver_stack:
             return {stack: range(layer, last[stack] + 1)}
         return {ENCODER: range(layer, last[ENCODER] + 1), DECODER: range(last[DECODER] + 1)}
 
-    def _list_frozen_places(self, site: str, layer: int) -> Iterator[Place]:
+    def _list_frozen_updates(self, site: str, layer: int) -> Iterator[HookPoint]:
         """Yield the updates between a sender and the receiver, except for both ends."""
         stack, local = _split(site)
-        ends = {(stack, _update_of(local), layer), self._receiver_place}
+        ends = {(stack, _update_of(local), layer), self._receiver_point}
         for name, between in self._layers_between(site, layer).items():
             for update in FROZEN_UPDATES[self.through]:
                 if update in CROSS_SITES and name == ENCODER:
@@ -162,7 +162,7 @@ class PairedPath:
 
     def _validate_reachable(self, site: str) -> None:
         """Raise if a sender in the encoder reaches the receiver only through cross-attention that is frozen."""
-        receiver_stack, receiver_site, _ = self._receiver_place
+        receiver_stack, receiver_site, _ = self._receiver_point
         crosses = _split(site)[0] == ENCODER and receiver_stack == DECODER
         if crosses and self.through != "all" and receiver_site not in DEPEND_ON_ENCODER:
             raise ValueError(
