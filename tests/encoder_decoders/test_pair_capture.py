@@ -222,8 +222,8 @@ def test_what_is_not_recorded_is_said(acts):
         (["encoder.cross_z"], {}, ValueError, "cross_z must be a site of the decoder"),
         (["encoder.logits"], {}, ValueError, "logits must be a site of the decoder"),
         (["encoder.nonsense"], {}, ValueError, "a site must be one of"),
-        (["resid_pre_grad"], {}, ValueError, "gradients are not recorded in encoder-decoders"),
-        (["encoder.resid_pre_grad"], {}, ValueError, "gradients are not recorded in encoder-decoders"),
+        (["encoder.cross_attn_out_grad"], {}, ValueError, "cross_attn_out_grad must be a site of the decoder"),
+        (["memory_z"], {}, UnsupportedModel, "memory_z needs a model that processes chunks of positions"),
         (["num_steps"], {}, UnsupportedModel, "num_steps needs a model that returns halting_probabilities"),
         (["z"], {"queries": [0]}, ValueError, "queries= must be omitted for an encoder-decoder"),
         (["z"], {"iterations": [0]}, ValueError, "iterations= must be omitted for an encoder-decoder"),
@@ -280,11 +280,13 @@ def test_a_decoder_of_a_family_of_encoder_decoders_is_captured_as_before():
 
 
 def test_other_tools_refuse_encoder_decoders_by_name():
-    from mesascope.interventions import sweep, zero
+    from mesascope.interventions import head_ablation_effects, logit_difference, total_head_contributions
 
     for model, inputs in ((build("t5"), pair()), (build("own"), torch.ones(2, 15).long())):
         with pytest.raises(UnsupportedModel, match="is an encoder-decoder; use capture, its edits"):
-            sweep(model, inputs, zero("z"), axes=("layer", "head"))
+            head_ablation_effects(model, inputs, logit_difference(3, 4))
+        with pytest.raises(UnsupportedModel, match="is an encoder-decoder; use capture, its edits"):
+            total_head_contributions(model, inputs)
 
 
 def test_every_site_of_a_stack_is_offered_or_explained():

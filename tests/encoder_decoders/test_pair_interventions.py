@@ -6,7 +6,18 @@ import torch
 
 from mesascope import capture
 from mesascope.activations import EditHadNoEffect, PairedEdits, UnsupportedModel, prepare_source_and_target
-from mesascope.interventions import knock_out_attention, logit_difference, mean, patch, path_patch, replace, sweep, zero
+from mesascope.interventions import (
+    attribution_patch,
+    knock_out_attention,
+    logit_difference,
+    mean,
+    patch,
+    path_patch,
+    replace,
+    scale,
+    sweep,
+    zero,
+)
 
 from .hand_set import COPYING, LOOKUP, SHIFTED, SILENT, build_hand_set, sequences
 from .pairs import SOURCE, TARGET, build, pair, run
@@ -258,6 +269,29 @@ def test_the_output_is_reached_directly_from_the_decoder(name):
         ]
         logits = capture(model, inputs, ["logits"], edits=edits)["logits"]
         assert float(found["value"][layer, head]) == pytest.approx(float(METRIC(logits).mean()), rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::mesascope.activations.EditHadNoEffect")
+def test_first_order_estimates_are_exact_where_the_model_is_linear(copying):
+    model, inputs, _, metric = copying
+    for steps in (0, 3):
+        found = attribution_patch(model, inputs, zero("cross_z"), metric=metric, steps=steps, compare=True)
+        np.testing.assert_allclose(found["estimate"], found["effect"], rtol=1e-4, atol=1e-4)
+        assert int(abs(found["estimate"][0]).argmax("head")) == COPYING
+        assert float(found["estimate"][0, SILENT]) == 0.0
+
+
+@pytest.mark.parametrize("name", ["own", "t5"])
+@pytest.mark.parametrize("site", ["encoder.resid_pre", "encoder.z", "decoder.z", "cross_z", "cross_attn_out"])
+def test_integrated_gradients_sum_to_the_effect_of_all_edits_of_a_layer(name, site):
+    model, inputs = build(name), pair(*SIDES[name])
+    axis = "head" if site.endswith("z") else "pos"
+    found = attribution_patch(model, inputs, scale(site, 0.5), ("layer", axis), METRIC, steps=64)["estimate"]
+    whole = sweep(model, inputs, scale(site, 0.5), ("layer",), METRIC)["effect"]
+    if axis == "head":  # with padding, means by position are over other sequences
+        np.testing.assert_allclose(found.sum(axis), whole, rtol=2e-2, atol=1e-4)
+    first = attribution_patch(model, inputs, scale(site, 1 + 1e-2), ("layer", axis), METRIC, compare=True)
+    np.testing.assert_allclose(first["estimate"], first["effect"], rtol=0.1, atol=2e-4)
 
 
 def test_senders_precede_their_receivers():

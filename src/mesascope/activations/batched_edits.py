@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mesascope.activations.edits import Edit
 from mesascope.activations.forward import eval_no_grad, run_model
-from mesascope.activations.gradients import enable_activation_gradients
+from mesascope.activations.gradients import enable_activation_gradients, require_gradient
 from mesascope.activations.hooks._branch_hooks import (
     BranchHook,
     HookPoint,
@@ -131,7 +131,7 @@ class BatchedEdits(UneditedPass):
         if (first, None) not in self._validated:
             self._run_validated(replacements[:1], None)  # validate that branches are independent
         outputs = self._run_branches(replacements, min(layer, self._num_skippable), None, enable_gradients=True)
-        _require_gradient(outputs, site, layer)
+        require_gradient(outputs, site, layer)
         total = torch.stack([objective(prediction).sum() for prediction in outputs]).sum()
         return torch.autograd.grad(total, leaf)[0]
 
@@ -231,11 +231,3 @@ class BatchedEdits(UneditedPass):
             for number, layer in enumerate(skipped)
         ]
         return replace_forwards([self.model.get_submodule(layer.block) for layer in skipped], forwards)
-
-
-def _require_gradient(outputs: Tensor, site: str, layer: int) -> None:
-    if not outputs.requires_grad:
-        raise UnsupportedModel(
-            f"the output must be differentiable with respect to {site}, but in layer {layer} it has no gradient; "
-            "choose another site"
-        )

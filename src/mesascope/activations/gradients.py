@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from mesascope.activations._layer_spec import LayerSpec
 from mesascope.activations.hooks._block_call import ORIGINAL_FORWARD
 from mesascope.activations.hooks._module_hooks import replace_forwards
+from mesascope.activations.sites import UnsupportedModel
 from mesascope.tasks.base import Batch
 
 ObjectiveFn = Callable[..., Tensor]  # outputs (batch, pos, d_out) and, with padding, attention_mask
@@ -44,6 +45,24 @@ def enable_activation_gradients(
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
+
+
+def require_gradient(outputs: Float[Tensor, "*rest d_out"], site: str, layer: int) -> None:
+    """Check that outputs are differentiable with respect to a site.
+
+    Args:
+        outputs: the outputs of a model.
+        site: the name of the site.
+        layer: its layer.
+
+    Raises:
+        UnsupportedModel: they are not.
+    """
+    if not outputs.requires_grad:
+        raise UnsupportedModel(
+            f"the output must be differentiable with respect to {site}, but in layer {layer} it has no gradient; "
+            "choose another site"
+        )
 
 
 def backpropagate_loss(

@@ -52,7 +52,7 @@ def capture_source_run(
     """
     if isinstance(edit_runner, PairedEdits):
         assert run.pair is not None
-        acts = edit_runner.capture_other(run.pair, site, layers)
+        acts = edit_runner.capture_run(run.pair, [site, "output"], layers)
         return acts, acts.decoder
     acts = capture(edit_runner.model, run.inputs, [site, "output"], layers=layers, attention_mask=run.mask)
     return acts, acts

@@ -10,20 +10,29 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mesascope.activations import SITES, BatchedEdits, Capture, Edit, InputsLike, capture
+from mesascope.activations import Capture, Edit, InputsLike, PairedEdits, capture, get_site
 from mesascope.activations.edits import apply_edit
 from mesascope.activations.padding.masks import zero_padding
+from mesascope.activations.sites import DECODER, ENCODER, split_stack
 from mesascope.argument_types import validate_arguments
 from mesascope.axes import to_data_array
 from mesascope.interventions._batched import MAX_BATCH_POSITIONS, ProgressFn, compute_max_edits
+from mesascope.interventions._edit_runner import EditRunner, make_edit_runner
 from mesascope.interventions._sequence_means import count_sequences
 from mesascope.interventions._sweep_runs import resolve_sweep_indices, restrict_edit, validate_sweep_axes
 from mesascope.interventions.metric_arguments import resolve_metric
 from mesascope.interventions.metrics import Metric
-from mesascope.interventions.run_inputs import prepare_run
+from mesascope.interventions.run_inputs import PreparedInputs, prepare_run
 from mesascope.interventions.sweep import sweep
 
-GRADIENT_SITES = {"resid_pre": "resid_pre", "attn_out": "attn_out", "mlp_out": "mlp_out", "z": "attn_out"}
+GRADIENT_SITES = {  # the site whose gradient gives that of each site, without the name of a stack
+    "resid_pre": "resid_pre",
+    "attn_out": "attn_out",
+    "mlp_out": "mlp_out",
+    "z": "attn_out",
+    "cross_attn_out": "cross_attn_out",
+    "cross_z": "cross_attn_out",
+}
 AGREEMENT_STATS = ("correlation", "same_sign", "relative_error")
 
 
@@ -54,7 +63,8 @@ def attribution_patch(
     Args:
         model: any model that `capture` supports.
         inputs: as in `sweep`.
-        edit: as in `sweep`, at resid_pre, attn_out, mlp_out or z.
+        edit: as in `sweep`, at resid_pre, attn_out, mlp_out or z; in an encoder-decoder, of one of its stacks, or at
+            cross_attn_out or cross_z.
         axes: as in `sweep`.
         metric: as in `sweep`; ``kl_divergence`` and ``squared_distance`` have zero gradient at the unedited output.
         attention_mask: as in `sweep`, where positions and means with padding are described.
@@ -83,7 +93,8 @@ def attribution_patch(
     True
     """
     axes = validate_sweep_axes(edit.site, axes, max_positions)
-    if edit.site not in GRADIENT_SITES:
+    stack, local = split_stack(edit.site)
+    if local not in GRADIENT_SITES:
         raise ValueError(
             f"the edit must be at a site with a gradient ({', '.join(GRADIENT_SITES)}), but is at {edit.site}; "
             "use sweep"
@@ -94,32 +105,19 @@ def attribution_patch(
         raise ValueError(
             f"{metric} cannot be the metric, because its gradient is 0 at the unedited output, its minimum; use sweep"
         )
-    run = prepare_run(model, inputs, attention_mask)
+    run = prepare_run(model, inputs, attention_mask, accepts_encoder_decoder=True)
     resolved_metric = resolve_metric(metric, run.inputs)
     assert isinstance(resolved_metric, Metric)
-    edit_runner = BatchedEdits(
-        model,
-        run.inputs,
-        edit.site,
-        attention_mask=run.mask,
-        all_positions=not resolved_metric.last_position_only,
-    )
+    edit_runner = make_edit_runner(model, run, edit.site, all_positions=not resolved_metric.last_position_only)
     edit, axis_indices = resolve_sweep_indices(edit_runner, edit, axes, resolved_metric)
-    layers = edit.edited_layers(edit_runner.num_layers)
+    layers = edit_runner.edited_layers(edit)
     if steps:
         value, gradient = _integrate_gradients(edit_runner, edit, resolved_metric, steps, max_positions)
     else:
-        activations = capture(
-            model,
-            run.inputs,
-            [edit.site, f"{GRADIENT_SITES[edit.site]}_grad"],
-            layers=layers,
-            objective=resolved_metric,
-            attention_mask=run.mask,
-        )
+        sites = [local, f"{GRADIENT_SITES[local]}_grad"]
+        activations = _capture_gradients(edit_runner, run, stack, sites, layers, resolved_metric)
         value, gradient = (
-            dict(zip(layers, each, strict=True))
-            for each in (activations[edit.site], _get_gradient(activations, edit.site))
+            dict(zip(layers, each, strict=True)) for each in (activations[local], _get_gradient(activations, local))
         )
     estimates = _estimate_effects(edit_runner, edit, axis_indices, value, gradient)
     sizes = [len(indices) for indices in axis_indices.values()]
@@ -135,11 +133,11 @@ def attribution_patch(
         return xr.Dataset({"estimate": estimate})
     measured = sweep(
         model,
-        run.inputs,
+        inputs,
         edit,
         axes,
         resolved_metric,
-        attention_mask=run.mask,
+        attention_mask=attention_mask,
         max_positions=max_positions,
         progress=progress,
     )
@@ -157,39 +155,57 @@ def attribution_patch(
     return measured.assign(estimate=estimate, error=error, agreement=agreement)
 
 
+def _capture_gradients(
+    edit_runner: EditRunner,
+    run: PreparedInputs,
+    stack: str | None,
+    sites: Sequence[str],
+    layers: Sequence[int],
+    metric: Metric,
+) -> Capture:
+    """Return activations and gradients of some layers; of an encoder-decoder, those of one stack."""
+    if isinstance(edit_runner, PairedEdits):
+        assert run.pair is not None
+        stack = stack or DECODER  # cross-attention
+        pair = edit_runner.capture_run(run.pair, [f"{stack}.{site}" for site in sites], layers, metric)
+        return pair.encoder if stack == ENCODER else pair.decoder
+    return capture(edit_runner.model, run.inputs, sites, layers=layers, objective=metric, attention_mask=run.mask)
+
+
 def _estimate_effects(
-    edit_runner: BatchedEdits,
+    edit_runner: EditRunner,
     edit: Edit,
     axis_indices: Mapping[str, Sequence[int]],
     value: Mapping[int, Tensor],
     gradient: Mapping[int, Tensor],
 ) -> Float[Tensor, " place"]:
     """Return the estimate at every index: change times gradient, mean over the sequences that count there."""
-    rows, mask, site_axes = range(len(edit_runner.inputs)), edit_runner.attention_mask, SITES[edit.site].axes[1:]
+    rows, site_axes = range(len(edit_runner.inputs)), get_site(edit.site).axes_within_layer
+    masks = edit_runner.find_masks(edit.site)
     edits = [restrict_edit(edit, tuple(axis_indices), index) for index in itertools.product(*axis_indices.values())]
     by_sequence = torch.zeros(len(edits), len(rows), dtype=torch.float64, device=edit_runner.inputs.device)
     for number, single_edit in enumerate(edits):
-        for layer in single_edit.edited_layers(edit_runner.num_layers):
-            new = apply_edit(single_edit, value[layer], layer, rows, len(rows), mask)
+        for layer in edit_runner.edited_layers(single_edit):
+            new = apply_edit(single_edit, value[layer], layer, rows, len(rows), *masks)
             if new is not None:
-                product = zero_padding((new - value[layer]) * gradient[layer], site_axes, mask)
+                product = zero_padding((new - value[layer]) * gradient[layer], site_axes, masks[0])
                 by_sequence[number] += product.double().flatten(1).sum(1).to(by_sequence.device)
     return count_sequences(edit_runner, edits, axis_indices).average_by_edit(by_sequence)
 
 
 def _integrate_gradients(
-    edit_runner: BatchedEdits, edit: Edit, metric: Metric, steps: int, max_positions: int
+    edit_runner: EditRunner, edit: Edit, metric: Metric, steps: int, max_positions: int
 ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
     """Return activation and mean gradient by layer, along the path from the activation to the replacement value.
 
     The gradient is taken at the midpoints of equal steps.
     """
-    edit_runner.validate_sites({edit.site: edit.edited_layers(edit_runner.num_layers)})
+    edit_runner.validate_sites({edit.site: edit_runner.edited_layers(edit)})
     rows, value, gradient = range(len(edit_runner.inputs)), {}, {}
-    mask = edit_runner.attention_mask
-    for layer in edit.edited_layers(edit_runner.num_layers):
+    mask, masks = edit_runner.attention_mask, edit_runner.find_masks(edit.site)
+    for layer in edit_runner.edited_layers(edit):
         activation = value[layer] = edit_runner.unedited_activation(edit.site, layer)
-        new = apply_edit(edit, activation, layer, rows, len(rows), mask)
+        new = apply_edit(edit, activation, layer, rows, len(rows), *masks)
         gradient[layer] = torch.zeros_like(activation)
         if new is None:
             continue
@@ -233,7 +249,8 @@ def compute_agreement(
 
 def _get_gradient(activations: Capture, site: str) -> Float[Tensor, "layer batch pos *rest"]:
     """Return the gradient of the metric at the site; for ``z``, the gradient at ``attn_out`` through W_O."""
-    gradient = activations[f"{GRADIENT_SITES[site]}_grad"]
-    if site != "z":
+    gradient, readout = activations[f"{GRADIENT_SITES[site]}_grad"], activations.readout
+    if site not in ("z", "cross_z"):
         return gradient
-    return torch.einsum("lbpm,lhdm->lbphd", gradient, activations.readout.output_projection.to(gradient))
+    projection = readout.output_projection if site == "z" else readout.cross_output_projection
+    return torch.einsum("lbpm,lhdm->lbphd", gradient, projection.to(gradient))

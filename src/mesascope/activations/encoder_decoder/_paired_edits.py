@@ -1,9 +1,11 @@
 """Many edited forward passes of an encoder-decoder on the same sequences, in one batch."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -18,6 +20,7 @@ from mesascope.activations.encoder_decoder._inputs import SourceAndTarget
 from mesascope.activations.encoder_decoder._structure import read_stacks
 from mesascope.activations.encoder_decoder._validation import validate_pair_hook_points
 from mesascope.activations.forward import eval_no_grad
+from mesascope.activations.gradients import ObjectiveFn, enable_activation_gradients, require_gradient
 from mesascope.activations.hooks._branch_hooks import BranchHook, HookPoint, Masks, TargetReachedError, UneditedHook
 from mesascope.activations.hooks._module_hooks import attach_hooks
 from mesascope.activations.padding.masks import SOURCE_AXIS, zero_padding
@@ -275,22 +278,52 @@ class PairedEdits:
         """
         return self._run_validated(edits_by_branch, (_canonical(site), layer))
 
-    def capture_other(
-        self, inputs: SourceAndTarget, site: str, layers: Sequence[int] | None = None
+    def activation_gradients(
+        self, site: str, layer: int, values: Float[Tensor, "branch batch *rest"], objective: Callable[[Tensor], Tensor]
+    ) -> Float[Tensor, "branch batch *rest"]:
+        """Return the gradient of an objective with respect to the values of a site, for several passes in one batch.
+
+        Args:
+            site: the site whose activation is replaced.
+            layer: the layer of this site.
+            values: the finite replacement values, one set per pass.
+            objective: a function from outputs (batch, pos, d_out) to one number per sequence (batch).
+
+        Raises:
+            UnsupportedModel: the output has no gradient with respect to the site, or sequences affect each other.
+        """
+        leaf = values.detach().clone().requires_grad_()
+        replacements = [
+            [Edit(site=site, where={"layer": layer}, fn=lambda old, number=number: leaf[number])]
+            for number in range(len(leaf))
+        ]
+        if None not in self._validated:
+            self._run_validated(replacements[:1], None)  # validate that branches are independent
+        outputs = self._run_branches(replacements, None, enable_gradients=True)
+        require_gradient(outputs, site, layer)
+        total = torch.stack([objective(prediction).sum() for prediction in outputs]).sum()
+        return torch.autograd.grad(total, leaf)[0]
+
+    def capture_run(
+        self,
+        inputs: SourceAndTarget,
+        sites: Sequence[str],
+        layers: Sequence[int] | None = None,
+        objective: ObjectiveFn | None = None,
     ) -> EncoderDecoderCapture:
-        """Record the edited site and the output of another run.
+        """Record sites of a run, which may be another one.
 
         Args:
             inputs: its source and target.
-            site: the site.
-            layers: the layers of the site; all by default.
+            sites: sites of the stack of the edited site, or ``output``.
+            layers: the layers of this stack; all by default.
+            objective: replaces the loss in gradients.
 
         Returns:
             The capture.
         """
-        return capture_encoder_decoder(
-            self.model, inputs, [site, "output"], layers=dict.fromkeys(STACKS) | {name_stack_of_site(site)[0]: layers}
-        )
+        by_stack = dict.fromkeys(STACKS) | {self._stack: layers}
+        return capture_encoder_decoder(self.model, inputs, sites, layers=by_stack, objective=objective)
 
     def _locate(self, site: str) -> tuple[ModelStructure, str]:
         stack, local = name_stack_of_site(site)
@@ -340,11 +373,12 @@ class PairedEdits:
             )
 
     def _run_branches(
-        self, edits_by_branch: Sequence[Sequence[Edit]], target: HookPoint | None
+        self, edits_by_branch: Sequence[Sequence[Edit]], target: HookPoint | None, *, enable_gradients: bool = False
     ) -> Float[Tensor, "branch batch *rest"]:
         edits = [[replace(edit, site=_canonical(edit.site)) for edit in each] for each in edits_by_branch]
         hook = BranchHook(edits, self.edited_layers, len(self.pair), 0, self.inputs, target, self.find_masks)
-        results = self._run_hooked(self.pair.repeat(len(edits)), hook, hook.layers_by_site)
+        inputs = self.pair.repeat(len(edits))
+        results = self._run_hooked(inputs, hook, hook.layers_by_site, enable_gradients=enable_gradients)
         return results.unflatten(0, (len(edits), len(self.pair)))
 
     def _run_hooked(
@@ -352,6 +386,8 @@ class PairedEdits:
         inputs: SourceAndTarget,
         hook_fn: Callable[[str, int, Tensor], Tensor | None],
         layers_by_site: Mapping[str, Sequence[int]],
+        *,
+        enable_gradients: bool = False,
     ) -> Float[Tensor, "rows *rest"]:
         """Run the model with a hook function that receives sites with their stacks; return the output or the target."""
         structure = self._structure
@@ -361,7 +397,12 @@ class PairedEdits:
             return hook_fn(_canonical(f"{stack}.{site}"), layer, value)
 
         hook_points = structure.count_through(layers_by_site)
-        with eval_no_grad(self.model), attach_hooks(self.model, structure.layers, hook_points, call_hook):
+        with ExitStack() as contexts:
+            contexts.enter_context(eval_no_grad(self.model))
+            if enable_gradients:
+                graph = enable_activation_gradients(self.model, structure.layers, activation_checkpointing=False)
+                contexts.enter_context(graph)
+            contexts.enter_context(attach_hooks(self.model, structure.layers, hook_points, call_hook))
             try:
                 return run_pair(self.model, inputs)
             except TargetReachedError as reached:

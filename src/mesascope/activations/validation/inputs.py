@@ -62,7 +62,7 @@ def refuse_encoder_decoder(model: PreTrainedModel) -> None:
     if is_encoder_decoder(model):
         raise UnsupportedModel(
             f"this needs a model with one stack of layers, but {type(model).__name__} is an encoder-decoder; use "
-            "capture, its edits, sweep, patch, path_patch, and analyses of the encoder and the decoder of the capture"
+            "capture, its edits, sweep, patch, path_patch, attribution_patch, and analyses of the parts of the capture"
         )
 
 
