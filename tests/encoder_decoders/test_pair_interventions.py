@@ -286,10 +286,10 @@ def test_first_order_estimates_are_exact_where_the_model_is_linear(copying):
 def test_integrated_gradients_sum_to_the_effect_of_all_edits_of_a_layer(name, site):
     model, inputs = build(name), pair(*SIDES[name])
     axis = "head" if site.endswith("z") else "pos"
-    found = attribution_patch(model, inputs, scale(site, 0.5), ("layer", axis), METRIC, steps=64)["estimate"]
+    found = attribution_patch(model, inputs, scale(site, 0.5), ("layer", axis), METRIC, steps=256)["estimate"]
     whole = sweep(model, inputs, scale(site, 0.5), ("layer",), METRIC)["effect"]
     if axis == "head":  # with padding, means by position are over other sequences
-        np.testing.assert_allclose(found.sum(axis), whole, rtol=2e-2, atol=1e-4)
+        np.testing.assert_allclose(found.sum(axis), whole, rtol=2e-2, atol=1e-4)  # 16 steps err by 20 %, 1,024 by 0.1 %
     first = attribution_patch(model, inputs, scale(site, 1 + 1e-2), ("layer", axis), METRIC, compare=True)
     np.testing.assert_allclose(first["estimate"], first["effect"], rtol=0.1, atol=2e-4)
 
