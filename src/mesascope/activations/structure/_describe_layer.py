@@ -121,6 +121,8 @@ def _add_cross_attention(
 
 def _reads_source(trace: Trace, block: ModuleCall, attention: TracedAttention, source_states: Sequence[Tensor]) -> bool:
     """Return whether a call of attention reads states of the source, in a module of the block around it or as keys."""
+    if not source_states:
+        return False
     around = [call for call in trace.calls_within(block) if call.contains_call(attention)]
     keys = attention.call.key.transpose(1, 2).flatten(2)
     return any(
