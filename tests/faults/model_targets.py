@@ -150,6 +150,7 @@ def build_encoder_decoder_targets(words: torch.Tensor) -> dict[str, Target]:
             function=capture_edited,
             arguments={"model": theirs, "site": "encoder.attn_scores", "keys": range(2), "where": {"layer": 0}},
         ),
+        **build_pair_intervention_targets(theirs, pairs),
         "lookup_heads": Target(
             function=limit_counts(analyses.lookup_heads),
             arguments={"acts": acts.encoder, "slots": slots, "draws": 3, "seed": 0},
@@ -162,6 +163,31 @@ def build_encoder_decoder_targets(words: torch.Tensor) -> dict[str, Target]:
             function=analyses.run_analyses,
             arguments={"model": theirs, "inputs": pairs, "analyses": [analyses.positional_attention]}
             | {"stack": "encoder", "batch_size": None, "queries": None, "layers": None},
+        ),
+    }
+
+
+def build_pair_intervention_targets(model: PreTrainedModel, pairs: dict[str, torch.Tensor]) -> dict[str, Target]:
+    """Return the interventions that take an encoder-decoder."""
+    metric, other = interventions.logit_difference(3, 4), pairs | {"input_ids": pairs["input_ids"].flip(1)}
+    shared = {"model": model, "inputs": pairs, "metric": metric, "attention_mask": None, "max_positions": 512}
+    patched = shared | {"source": other, "source_attention_mask": None, "where": None}
+    receiver = {"receiver": "cross_value", "receiver_where": {"layer": 1}, "through": "residual"}
+    edit = interventions.zero("cross_z")
+    return {
+        "sweep of source and target": Target(
+            function=interventions.sweep, arguments={**shared, "edit": edit, "axes": ("layer", "head")}
+        ),
+        "attribution_patch of source and target": Target(
+            function=interventions.attribution_patch,
+            arguments={**shared, "edit": edit, "axes": ("layer", "head"), "steps": 0, "compare": False},
+        ),
+        "patch of source and target": Target(
+            function=interventions.patch, arguments={**patched, "site": "encoder.z", "axes": ("layer", "head")}
+        ),
+        "path_patch of source and target": Target(
+            function=interventions.path_patch,
+            arguments={**patched, **receiver, "site": "encoder.z", "axes": ("layer", "head")},
         ),
     }
 

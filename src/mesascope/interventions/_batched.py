@@ -45,6 +45,7 @@ def run_batched_edits(
         UnsupportedModel: If the output for one sequence depends on the other sequences in the batch.
 
     >>> import torch
+    >>> from mesascope.activations import BatchedEdits
     >>> from mesascope.interventions import zero
     >>> from mesascope.ground_truth.models.vectors import build_planted_model
     >>> x = torch.randn(4, 6, 1, generator=torch.Generator().manual_seed(0))
