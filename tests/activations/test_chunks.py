@@ -17,6 +17,8 @@ from mesascope.activations.linear_inputs import sample_linear_inputs
 from mesascope.activations.sites import CROSS_SITES, HALTING_SITES, MEMORY_SITES, SITES, UnsupportedModel, get_site
 from mesascope.analyses import cross_copying, norms, positional_attention, run_analyses
 from mesascope.interventions import knock_out_attention, mean, replace, resample, scale, sweep, zero
+from mesascope.models.recurrent.config import RecurrentConfig
+from mesascope.models.recurrent.model import RecurrentTransformer
 from mesascope.models.recurrent.unroll import unroll_steps
 from recurrent_models import some_tokens
 
@@ -29,6 +31,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "GUTLB without gate": ("GUTLB", {"gate": False}),
     "UT with chunks": ("GUTLB", {"gate": False, "halt": "token", "transition": False}),
 }
+CHUNK_FIELDS = "hidden_size num_attention_heads intermediate_size halt max_iterations chunk_length memory_slots".split()
 FIXED = ["TLB", "TLB of two steps"]
 IN_LAYERS = [name for name in SITES if "layer" in SITES[name].axes and not name.endswith("_grad")]
 CROSS = [name for name in CROSS_SITES if name not in ("cross_key", "cross_value", "cross_attn_out_grad")]
@@ -260,6 +263,37 @@ def test_a_padded_sequence_has_the_activations_of_the_sequence_alone(side):
         written = alone["memory_pattern"][0]
         is_written = ~written.isnan()
         torch.testing.assert_close(acts["memory_pattern"][row][..., real][is_written], written[is_written])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_padding_may_leave_less_than_a_chunk(implementation):
+    model, x, mask = build("TLB"), some_tokens(), torch.zeros(3, 11, dtype=torch.long)
+    model.config._attn_implementation = implementation
+    mask[:, :3] = 1
+    acts = capture(model, x, ["resid_post", "pattern", "memory_pattern", "logits"], attention_mask=mask)
+    alone = capture(model, x[:, :3], ["resid_post", "pattern"])
+    torch.testing.assert_close(acts["resid_post"][:, :, :3], alone["resid_post"])
+    torch.testing.assert_close(acts["pattern"][..., :3, :3], alone["pattern"])
+    assert torch.equal(acts["logits"], model(x, attention_mask=mask).logits)
+    assert not acts["memory_pattern"][..., 3].any()
+    torch.testing.assert_close(acts["memory_pattern"][..., :3].sum(-1), torch.ones(3, 2, 3))
+
+
+@torch.no_grad()
+def test_full_masks_and_vectors_are_captured():
+    model, x = build("TLB", mask="full"), some_tokens()
+    pattern = capture(model, x, ["pattern"])["pattern"]
+    assert (pattern[..., :4, :4] > 0).all()
+    assert not pattern[..., :4, 4:].any()
+    torch.testing.assert_close(pattern.sum(-1), torch.ones(2, 3, 2, 11))
+    fields = {"vocab_size": None, "d_in": 3, "d_out": 2}
+    settings = {name: value for name, value in model.config.to_dict().items() if name in CHUNK_FIELDS}
+    of_vectors = RecurrentTransformer(RecurrentConfig(**settings | fields)).eval()
+    vectors = torch.randn(3, 11, 3, generator=torch.Generator().manual_seed(0))
+    acts = capture(of_vectors, vectors, ["memory_z", "output"])
+    assert torch.equal(acts["output"], of_vectors(vectors).logits)
+    assert acts["memory_z"].shape == (3, 3, 3, 2, 8)
 
 
 @torch.no_grad()

@@ -25,7 +25,8 @@ def read_structure(
 ) -> ModelStructure:
     """Trace a model on up to 8 inputs of the longest sequence, and find its layers.
 
-    A model with chunks is traced on one chunk at most, and on one more input to find the update of its memory.
+    A model with chunks is traced on one chunk at most, and on one more input than a chunk to find the update of its
+    memory.
 
     Args:
         model: the model.
@@ -43,7 +44,9 @@ def read_structure(
     row = inputs[0] if mask is None else inputs[longest, mask[longest].bool()]
     length = chunk_length(model)
     trace_input = row[None, : TRACE_LENGTH if length is None else min(TRACE_LENGTH, length)]
-    two_chunks = row[None, : length + 1] if length is not None and len(row) > length else None
+    two_chunks = None
+    if length is not None and inputs.shape[1] > length:  # with padding, the inputs of two chunks may fit into one
+        two_chunks = row.repeat(1 + length // len(row), *[1] * (row.ndim - 1))[None, : length + 1]
     if trace_input.shape[1] == 0:
         raise ValueError(
             "inputs must not be all padding, but the attention mask is 0 everywhere; pass a mask with ones"
