@@ -20,6 +20,7 @@ import xarray as xr
 from commands import call
 from mesascope import api, cli
 from mesascope.analyses import run_analyses, similarity, value_copying
+from mesascope.formulas import render_html
 from mesascope.models.load import load_checkpoint, make_untrained_factory
 from mesascope.runner import EVALUATION_SEED, load_verdicts
 from mesascope.store import Run
@@ -119,7 +120,7 @@ def test_everything_is_there(finished):
     assert {verdict.status for verdict in load_verdicts(finished)} == {"not tested at this scale"}
     page = (finished.path / "report.html").read_text(encoding="utf-8")
     assert "No figure" not in page  # every result has the view that its analysis asks for
-    assert all(claim.statement.replace("'", "&#39;") in page for claim in study.claims)
+    assert all(render_html(claim.statement) in page for claim in study.claims)
 
 
 def test_results_carry_axes_units_and_provenance(finished):

@@ -11,6 +11,7 @@ from mesascope.explorer.subject import ExploredModel
 from mesascope.explorer.vector_sequences import VectorSequences
 from mesascope.explorer.vector_views import OBJECTIVES
 from mesascope.explorer.view_parts import ABLATION_METHODS, PATCHED_SITES
+from mesascope.formulas import render_plain
 from mesascope.report.explorers.colored_text import DIVERGING_TINTS, SEQUENTIAL_TINTS
 from mesascope.report.page import load_template, read_asset
 from mesascope.report.plotting.dark_mode import DARK_COLOURS
@@ -67,7 +68,7 @@ def _describe_subject(subject: ExploredModel) -> dict[str, Any]:
     return {
         "views": list(find_views(subject)),
         "quantities": [list(one) for one in (VECTOR_QUANTITIES if is_vector else TOKEN_QUANTITIES)],
-        "objectives": {name: one.title for name, one in OBJECTIVES.items()},
+        "objectives": {name: render_plain(one.title) for name, one in OBJECTIVES.items()},
         "layers": subject.layers,
         "heads": subject.heads,
         "attention_layers": list(subject.attention_layers),

@@ -30,6 +30,7 @@ from mesascope.explorer.view_parts import (
     name_depths,
     patch_activation,
 )
+from mesascope.formulas import render_plain
 
 ATTRIBUTION_SITES = ("resid_pre", "resid_post", "attn_out", "z", "output")
 OBJECTIVES = {each.name: each for each in objectives.OBJECTIVES if each.name not in ("outer", "readout")}
@@ -123,7 +124,8 @@ def view_objective(subject: ExploredModel, prompt: str | int, position: int, obj
     Returns:
         ``rows``: for every layer and sublayer the objective ``before`` and ``after`` its update, the ``cosine`` of the
         update and the negative gradient, and ``cosine_null``, the same with the keys shuffled (mean over draws); None
-        where a sublayer has no such number. ``title``, ``description`` and ``tautology`` of the objective.
+        where a sublayer has no such number. ``title``, ``description`` and ``tautology`` of the objective, with
+        formulas as plain text.
 
     Raises:
         ValueError: there is no such sequence, position or objective.
@@ -147,9 +149,9 @@ def view_objective(subject: ExploredModel, prompt: str | int, position: int, obj
     ]
     return {
         "rows": rows,
-        "title": OBJECTIVES[objective].title,
-        "description": " ".join(OBJECTIVES[objective].description.split()),
-        "tautology": OBJECTIVES[objective].tautology,
+        "title": render_plain(OBJECTIVES[objective].title),
+        "description": render_plain(" ".join(OBJECTIVES[objective].description.split())),
+        "tautology": render_plain(OBJECTIVES[objective].tautology),
         "code": code.write_objective_code(subject, inputs, position, objective),
     }
 

@@ -35,6 +35,9 @@ _ADVICE_FOR_HOOK = {  # where no site has the tensor
 def find_site_of_hook(name: object) -> str | None:
     """Return the site with the tensor of a hook of TransformerLens; ``None`` for other names.
 
+    Args:
+        name: the name of a hook, such as ``blocks.3.attn.hook_z``.
+
     >>> find_site_of_hook("blocks.3.attn.hook_z")
     'z'
     """
