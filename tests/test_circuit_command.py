@@ -15,6 +15,7 @@ from mesascope import api
 from mesascope.inspection import _find_circuit
 from mesascope.report import write_report
 from mesascope.store import Run
+from pages import read_figure_data
 from saved import save_tiny
 
 WORDS = "the of and to is in".split()
@@ -240,11 +241,7 @@ def test_a_file_without_counterfactuals_needs_another_ablation(
 def test_the_report_draws_every_edge_of_the_circuit(tiny: Path, tmp_path: Path):
     run = api.circuit(tiny, pairs=write_pairs(tmp_path / "pairs.jsonl"), size=6, steps=1, out=tmp_path / "run")
     page = write_report(run.path).read_text(encoding="utf-8")
-    data = next(
-        json.loads(text.partition("</script>")[0])
-        for text in page.split('<script type="application/json">')[1:]
-        if '"edges"' in text.partition("</script>")[0]
-    )
+    data = next(json.loads(text) for text in read_figure_data(page) if '"edges"' in text)
     edges = run.read_results("circuit")
     assert data["size"] == edges["score"].attrs["circuit_size"] == 6
     assert len(data["nodes"]) == 1 + 2 * 3 + 1  # embedding, two layers of two heads and an MLP, output

@@ -8,6 +8,7 @@ import pytest
 from mesascope import api
 from mesascope.report import write_report
 from mesascope.store import Run
+from pages import read_figure_data
 from report.test_browser import CHROMIUM, look
 from saved import save_tiny
 from test_circuit_command import write_pairs
@@ -32,8 +33,7 @@ def grouped_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def read_data(page: str) -> dict[str, object]:
-    texts = (text.partition("</script>")[0] for text in page.split('<script type="application/json">')[1:])
-    return next(json.loads(text) for text in texts if '"edges"' in text)
+    return next(json.loads(text) for text in read_figure_data(page) if '"edges"' in text)
 
 
 def test_an_edge_leads_to_all_heads_that_share_a_key_value_head(grouped_run: Run):

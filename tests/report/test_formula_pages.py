@@ -12,6 +12,7 @@ from mesascope.report.export.figures import _format_captions
 from mesascope.report.index_page import render_index
 from mesascope.studies.verdict_table import FORMULA_COLUMNS
 from mesascope.table_formats import format_table
+from pages import read_figure_data
 
 MAX_GROWTH = 1.02  # of the size of a page
 BROKEN = r"so $\frac{a}$"
@@ -64,7 +65,7 @@ def test_no_dollar_sign_of_a_formula_is_left(formula_page):
 
 
 def test_texts_of_figures_are_plain(formula_page):
-    data = re.findall(r'<script type="application/json">(.*?)</script>', formula_page, re.DOTALL)
+    data = read_figure_data(formula_page)
     assert any("cosine with ∇L" in one for one in data)
     assert not [one for one in data if r"\nabla" in one or "$" in one]
 

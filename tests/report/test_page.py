@@ -15,6 +15,7 @@ from mesascope.checksums import RunError, check_page, identify_run, read_run_rec
 from mesascope.report import NO_CHECKSUMS, render_report, summarize_run
 from mesascope.report.page import read_asset
 from mesascope.report.run_info import get_page_title
+from pages import read_figure_data
 
 
 class _Elements(HTMLParser):
@@ -48,7 +49,7 @@ def parse(html: str) -> _Elements:
 
 
 def figures(html: str) -> list[dict]:
-    return [json.loads(text) for text in re.findall(r'<script type="application/json">(.*?)</script>', html, re.S)]
+    return [json.loads(text) for text in read_figure_data(html)]
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +128,18 @@ def test_plotly_is_packed_with_the_notice_of_its_licence(study_page):
     for line in ("Copyright 2012-2026, Plotly, Inc.", "Licensed under the MIT license"):
         assert line in source[:300]
         assert line in notice[1]
+
+
+def test_much_data_is_packed_and_little_data_is_legible(inspection):
+    html = render_report(inspection)
+    elements = re.findall(r"<script type=\"(.*?)\"( data-packed)?>", html)
+    assert {("text/plain", " data-packed"), ("application/json", "")} <= set(elements)
+    texts = read_figure_data(html)
+    assert len(texts) == html.count('<figure class="panel') - html.count('<figure class="panel table')
+    packed = re.findall(r"data-packed>(.*?)<", html)
+    large = [text for text in texts if len(text) > 20_000]
+    assert len(packed) == len(large)
+    assert all(len(short) < len(text) for short, text in zip(packed, large, strict=True))
 
 
 def test_an_inspection_of_realistic_size_is_small_enough(tmp_path, inspected):

@@ -1,7 +1,5 @@
 """Assembly of the report: one HTML file without network requests, in which all external text is escaped."""
 
-import gzip
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -28,7 +26,7 @@ from mesascope.report.panels.verdicts import build_claim_groups, count_verdicts
 from mesascope.report.plotting.dark_mode import DARK_COLOURS
 from mesascope.report.plotting.figure import Panel
 from mesascope.report.plotting.variable import is_uncertainty
-from mesascope.report.text import add_full_stop, encode_script_json, format_sentence
+from mesascope.report.text import add_full_stop, encode_script_json, format_sentence, pack_text
 from mesascope.store import LogFn, Run, do_nothing
 
 SCRIPTS = (
@@ -305,6 +303,7 @@ def load_template(name: str, package: str = "mesascope.report") -> Template:
         lstrip_blocks=True,
     )
     environment.filters["script_json"] = lambda value: Markup(encode_script_json(value))
+    environment.filters["pack"] = lambda text: Markup(pack_text(text))
     environment.filters["typeset"] = render_html
     environment.filters["plain"] = render_plain
     return environment.get_template(name)
@@ -325,5 +324,4 @@ def _pack_plotly() -> Mapping[str, Markup]:
     """Return plotly.js with cartesian traces only, compressed and in base64, and the notice of its licence."""
     source = read_asset("plotly/plotly-cartesian.min.js")
     notice, _, _ = source.partition("*/")
-    packed = b64encode(gzip.compress(source.encode(), mtime=0)).decode()
-    return {"notice": Markup(notice.removeprefix("/**").rstrip()), "packed": Markup(packed)}
+    return {"notice": Markup(notice.removeprefix("/**").rstrip()), "packed": Markup(pack_text(source))}

@@ -1,7 +1,6 @@
-// Unpack plotly.js, which the page stores compressed, and run it. Browsers that have light-dark(), as page.css needs, can do so.
+// Unpack plotly.js, which the page stores compressed, and run it.
 "use strict";
 mesascope.loadPlotly = async () => {
-  const packed = new Blob([mesascope.decodeBytes(document.getElementById("plotly").textContent)]);
-  const source = await new Response(packed.stream().pipeThrough(new DecompressionStream("gzip"))).text();
+  const source = await mesascope.unpackText(document.getElementById("plotly").textContent);
   document.head.append(mesascope.make("script", {}, source));
 };

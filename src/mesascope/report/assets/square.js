@@ -9,6 +9,12 @@ mesascope.mixColours = (colours, fraction) => {
 
 mesascope.decodeBytes = text => Uint8Array.from(atob(text), sign => sign.charCodeAt(0));
 
+// Texts that the page stores compressed. Browsers that have light-dark(), as page.css needs, can unpack them.
+mesascope.unpackText = text => {
+  const packed = new Blob([mesascope.decodeBytes(text)]);
+  return new Response(packed.stream().pipeThrough(new DecompressionStream("gzip"))).text();
+};
+
 mesascope.formatNumber = (value, digits = 3) => {
   if (value === null || !Number.isFinite(value)) return "missing";
   const size = Math.abs(value), short = Number(value.toPrecision(digits));

@@ -1,4 +1,5 @@
-// Draw visible figures, one at a time; collapsed ones are drawn when they are opened, and those of plotly once it is loaded.
+// Draw visible figures, one at a time; collapsed ones are drawn when they are opened, those of plotly once it is loaded, and
+// those with much data, which the page stores compressed, once it is unpacked.
 "use strict";
 (() => {
   const kinds = { "data-figure": mesascope.drawFigure, "data-attention": mesascope.drawAttention, "data-tokens": mesascope.drawTokens,
@@ -10,7 +11,8 @@
     const json = host.parentElement.querySelector('script[type="application/json"]');
     kinds[kind](host, JSON.parse(json.textContent));
   };
-  const isReady = host => !host.closest("details:not([open]), .filtered") && (window.Plotly || !host.hasAttribute("data-figure"));
+  const isReady = host => !host.closest("details:not([open]), .filtered") && (window.Plotly || !host.hasAttribute("data-figure"))
+    && !host.parentElement.querySelector("[data-packed]");
   const drawNext = () => {
     const host = [...waiting].find(isReady);
     if (!host) return mesascope.showTarget();
@@ -49,8 +51,13 @@
     try { await navigator.clipboard.writeText(code.textContent); done(); }
     catch { getSelection().selectAllChildren(code); if (document.execCommand("copy")) done(); }
   });
+  const fail = (host, error) => host.replaceChildren(mesascope.make("p", { class: "notice" },
+    `This figure cannot be drawn: ${error.message}. Open the page in another browser.`));
+  const unpack = async script => {
+    try { script.replaceWith(mesascope.make("script", { type: "application/json" }, await mesascope.unpackText(script.textContent))); }
+    catch (error) { fail([...waiting].find(host => script.parentElement.contains(host)), error); }
+  };
   drawNext();
-  mesascope.loadPlotly().then(drawNext, error => document.querySelectorAll("[data-figure]").forEach(host => {
-    host.replaceChildren(mesascope.make("p", { class: "notice" }, `This figure cannot be drawn: ${error.message}. Open the page in another browser.`));
-  }));
+  Promise.all(Array.from(document.querySelectorAll("[data-packed]"), unpack)).then(drawNext);
+  mesascope.loadPlotly().then(drawNext, error => document.querySelectorAll("[data-figure]").forEach(host => fail(host, error)));
 })();
