@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cases import covering
 from mesascope import capture
 from mesascope.activations import Edit, EditHadNoEffect, LayerReduction, Reduction
 from mesascope.activations.capture import attention_layers, estimate_capture_bytes
@@ -51,8 +52,7 @@ def by_call(acts, site: str, layer: int, iteration: int) -> Tensor:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize(("kind", "side"), covering(KINDS, SIDES))
 def test_sites_are_those_of_a_loop_over_chunks_by_hand(kind, side):
     model, x, mask = build(kind), some_tokens(), padded(side)
     expected, real = run_by_hand(model, x, mask), real_positions(mask)
@@ -82,8 +82,7 @@ def test_sites_are_those_of_a_loop_over_chunks_by_hand(kind, side):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["TLB", "GUTLB without gate"])
-@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize(("kind", "side"), covering(["TLB", "GUTLB without gate"], SIDES))
 def test_attention_is_within_chunks_and_to_the_memory(kind, side):
     model, x, mask = build(kind), some_tokens(), padded(side)
     sites = ["attn_scores", "pattern", "value", "z", "cross_attn_scores", "cross_pattern", "memory_attn_scores"]
@@ -160,10 +159,11 @@ def push(site: str, layer: int, iteration: int, chunk: int | None, direction: Te
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("kind", "side"), [("TLB", "none"), ("TLB", "between"), ("GUTLB", "left"), ("UT with chunks", "none")]
+    ("model_and_side", "chunk"),
+    covering([("TLB", "none"), ("TLB", "between"), ("GUTLB", "left"), ("UT with chunks", "none")], [None, 1]),
 )
-@pytest.mark.parametrize("chunk", [None, 1])
-def test_edits_are_those_of_the_loop_by_hand(kind, side, chunk):
+def test_edits_are_those_of_the_loop_by_hand(model_and_side, chunk):
+    kind, side = model_and_side
     model, x, mask = build(kind, **{} if kind == "TLB" else {"max_iterations": 4}), some_tokens(), padded(side)
     real, direction = real_positions(mask), torch.randn(16, generator=torch.Generator().manual_seed(2))
     sites = stream_sites(model)
@@ -189,9 +189,11 @@ def test_edits_are_those_of_the_loop_by_hand(kind, side, chunk):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("side", ["none", "left"])
 @pytest.mark.parametrize(
-    "site", [*(name for name in (*IN_LAYERS, *CROSS) if not name.endswith("resid_mid")), *MEMORY_SITES]
+    ("site", "side"),
+    covering(
+        [*(name for name in (*IN_LAYERS, *CROSS) if not name.endswith("resid_mid")), *MEMORY_SITES], ["none", "left"]
+    ),
 )
 def test_own_activations_change_nothing_and_those_of_another_run_are_taken(site, side):
     model, x, mask = build("TLB of two steps"), some_tokens(), padded(side)
@@ -212,8 +214,9 @@ def test_own_activations_change_nothing_and_those_of_another_run_are_taken(site,
     assert not torch.equal(acts["logits"], same["logits"])
 
 
-@pytest.mark.parametrize("side", ["none", "left"])
-@pytest.mark.parametrize("kind", ["TLB of two steps", "GUTLB", "GUTLB without gate"])
+@pytest.mark.parametrize(
+    ("kind", "side"), covering(["TLB of two steps", "GUTLB", "GUTLB without gate"], ["none", "left"])
+)
 def test_gradients_are_those_of_the_loop_by_hand(kind, side):
     """Gradients of a chunk go through later chunks, too, by the memory."""
     model, x, mask = build(kind), some_tokens(), padded(side)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cases import covering
 from mesascope import capture
 from mesascope.activations import Edit, LayerReduction, Reduction
 from mesascope.activations.sites import HALTING_SITES, UnsupportedModel
@@ -117,9 +118,7 @@ def padded(side: str) -> Tensor | None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("side", ["none", "left", "right"])
-@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize(("kind", "side", "layers"), covering(KINDS, ["none", "left", "right"], [1, 2]))
 def test_sites_are_those_of_a_loop_by_hand_and_nan_beyond(kind, side, layers):
     model = halting(kind, num_hidden_layers=layers)
     x, mask, sites = some_tokens(), padded(side), sites_of(model)
@@ -170,10 +169,9 @@ def test_micro_batches_end_by_themselves(kind):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("side", ["none", "left"])
-@pytest.mark.parametrize(("layer", "iteration"), [(0, 0), (1, 1), (0, 2)])
-def test_an_edit_changes_nothing_earlier_and_is_that_of_the_loop_by_hand(kind, side, layer, iteration):
+@pytest.mark.parametrize(("kind", "side", "place"), covering(KINDS, ["none", "left"], [(0, 0), (1, 1), (0, 2)]))
+def test_an_edit_changes_nothing_earlier_and_is_that_of_the_loop_by_hand(kind, side, place):
+    layer, iteration = place
     model, x, mask = halting(kind), some_tokens(), padded(side)
     real = torch.ones(3, 11, dtype=torch.bool) if mask is None else mask.bool()
     sites = sites_of(model)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers.utils.generic import ModelOutput
 
 import small
+from cases import covering
 from mesascope import capture
 from mesascope.activations import BatchedEdits, Edit, EditHadNoEffect, LayerReduction, LayerView, Reduction
 from mesascope.activations.capture import attention_layers, estimate_capture_bytes
@@ -139,9 +140,9 @@ def test_reductions_see_every_call():
 
 
 @pytest.mark.parametrize(
-    "site", ["resid_pre", "attn_out", "mlp_hidden", "mlp_out", "resid_post", "query", "pattern", "z"]
+    ("site", "layer"),
+    covering(["resid_pre", "attn_out", "mlp_hidden", "mlp_out", "resid_post", "query", "pattern", "z"], [0, 1]),
 )
-@pytest.mark.parametrize("layer", [0, 1])
 def test_an_edit_of_one_iteration_is_that_of_one_layer_of_the_unrolled_copy(site, layer):
     model, x = fixed(), some_tokens()
     sites = [name for name in ALL_SITES if not name.endswith("_grad")]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from cases import covering
 from mesascope import analyses, capture
 from mesascope.activations import UnsupportedModel
 from mesascope.analyses import run_analyses, split_iterations
@@ -28,8 +29,7 @@ OF_VECTORS = ["attn_out_probe", "probe_and_logit_lens", "similarity", "value_cop
 LENSES = ["affine_lens", "logit_lens", "token_attribution", "token_projections"]
 
 
-@pytest.mark.parametrize("name", OF_TOKENS)
-@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize(("name", "layers"), covering(OF_TOKENS, [1, 2]))
 def test_results_of_tokens_are_those_of_the_unrolled_copy(name, layers):
     model, x, analysis = (
         recurrent("UT without halting", num_hidden_layers=layers),

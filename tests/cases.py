@@ -1,0 +1,31 @@
+"""Cases of parametrised tests: a few that cover every value in `make test`, all combinations in `make test-slow`."""
+
+from collections.abc import Iterable
+from itertools import product
+from typing import Any
+
+import pytest
+
+
+def covering(*values: Iterable[Any]) -> list[Any]:
+    """All combinations of values; of these, only as many as it takes to use every value once are not slow.
+
+    Args:
+        *values: The values of each argument.
+
+    Returns:
+        One ``pytest.param`` for each combination.
+
+    >>> [case.values for case in covering("ab", "xyz") if not case.marks]
+    [('a', 'x'), ('a', 'z'), ('b', 'y')]
+    """
+    lists = [list(each) for each in values]
+    diagonal = {tuple(index % len(each) for each in lists) for index in range(max(map(len, lists)))}
+    cases = product(*(enumerate(each) for each in lists))
+    return [
+        pytest.param(
+            *(value for _, value in case),
+            marks=() if tuple(index for index, _ in case) in diagonal else pytest.mark.slow,
+        )
+        for case in cases
+    ]
