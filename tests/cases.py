@@ -7,6 +7,27 @@ from typing import Any
 import pytest
 
 
+def spread(values: Iterable[Any], count: int) -> list[Any]:
+    """All values of one or more arguments; of these, only some, evenly spread over the list, are not slow.
+
+    Args:
+        values: The values; a tuple has one value for each argument.
+        count: The number of values that are not slow.
+
+    Returns:
+        One ``pytest.param`` for each value.
+
+    >>> [case.values for case in spread("abcdef", 2) if not case.marks]
+    [('a',), ('d',)]
+    """
+    every = list(values)
+    kept = {index * len(every) // count for index in range(count)}
+    return [
+        pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=() if i in kept else pytest.mark.slow)
+        for i, value in enumerate(every)
+    ]
+
+
 def covering(*values: Iterable[Any]) -> list[Any]:
     """All combinations of values; of these, only as many as it takes to use every value once are not slow.
 

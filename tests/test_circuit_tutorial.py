@@ -11,6 +11,7 @@ from commands import call
 PAGE = Path(__file__).parents[1] / "docs" / "circuit-tutorial.md"
 
 
+@pytest.mark.slow
 def test_the_tutorial_finds_the_known_circuit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):

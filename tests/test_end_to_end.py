@@ -47,6 +47,8 @@ ALIKE = (  # to others here: other sizes and rules
     "dynamic-halt",
     "dynamic-halt-logic",
     "syntactic-transformations",
+    "meta-learning",
+    "multi-concept",
 )
 NAMES = [
     pytest.param(entry.name, marks=[pytest.mark.slow] if entry.name in ALIKE else [])
@@ -170,10 +172,14 @@ def test_results_open_with_plain_xarray_and_neither_torch_nor_mesascope(finished
     assert done.stdout.split("\n")[0] == "('seed', 'step', 'layer', 'head') 1 affine"
 
 
-def test_a_finished_run_is_not_done_again_and_another_place_gives_the_same_numbers(finished, tmp_path):
+def test_a_finished_run_is_not_done_again(finished):
     before = {file: file.stat().st_mtime_ns for file in finished.path.glob("results/*.nc")}
     api.run("affine", scale="smoke", out=finished.path, on="serial")
     assert {file: file.stat().st_mtime_ns for file in finished.path.glob("results/*.nc")} == before
+
+
+@pytest.mark.slow
+def test_processes_in_another_place_give_the_same_numbers(finished, tmp_path):
     again = api.run("affine", scale="smoke", seeds=1, out=tmp_path / "again", on="processes")
     for name in finished.result_names():
         first = finished.read_results(name).isel(seed=[0])

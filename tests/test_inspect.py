@@ -117,7 +117,7 @@ def test_bfloat16_is_measured_too(folder, tmp_path):
         tokens=32,
         out=tmp_path / "a",
         dtype="bfloat16",
-        analyses=["norms", "inner", "repeated_token_heads"],
+        analyses=["norms", "inner_quadratic"],
     )
     assert run.read_json("model")["dtype"] == "bfloat16"
     plain = api.inspect(str(folder), tokens=32, out=tmp_path / "b", analyses=["norms"])

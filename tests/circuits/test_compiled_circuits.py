@@ -1,8 +1,11 @@
 """Instruments of circuits on models whose circuit is known edge by edge, among decoys that nothing uses."""
 
+from itertools import product
+
 import pytest
 import torch
 
+from cases import spread
 from circuits.known_edges import METHODS, REFERENCE_METHODS, evaluate_method
 from mesascope.circuits import attribute_edges, patch_edges, select_edges
 from mesascope.ground_truth.models.circuits import GAIN, PLANS, KnownCircuit, build_known_circuit
@@ -28,8 +31,7 @@ def test_the_model_computes_what_its_plan_says(name: str):
     assert not known.clean.equal(known.counterfactual)
 
 
-@pytest.mark.parametrize("name", PLANS)
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("name", "seed"), spread(product(PLANS, (0, 1)), 7))
 def test_integrated_gradients_find_the_circuit_and_nothing_else(name: str, seed: int):
     known = build_known_circuit(name, seed)
     score = attribute_edges(known.model, known.clean, known.counterfactual, make_metric(known))["score"]
@@ -75,8 +77,7 @@ def test_patching_measures_both_inputs_of_an_and():
     ]
 
 
-@pytest.mark.parametrize("ablation", ["mean", pytest.param("resample", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize(("name", "ablation"), spread(product(PLANS, ("mean", "resample")), 6))
 def test_patching_by_references_finds_the_edges_that_differ_from_them(name: str, ablation: str):
     known = build_known_circuit(name, seed=2, num_pairs=2)
     layers, decoys = range(known.model.config.num_hidden_layers), []
@@ -92,8 +93,7 @@ def test_patching_by_references_finds_the_edges_that_differ_from_them(name: str,
         assert abs(float(effect.sel(sender=sender, receiver=receiver))) < 1e-3 * GAIN
 
 
-@pytest.mark.parametrize("ablation", ["mean", pytest.param("resample", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize(("name", "ablation"), spread(product(PLANS, ("mean", "resample")), 6))
 def test_integrated_gradients_by_references_find_no_other_edge(name: str, ablation: str):
     """Few steps miss edges into queries and keys, which change together on the path to a reference."""
     known = build_known_circuit(name, seed=2, num_pairs=2)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from cases import covering
 from mesascope import capture
 from mesascope.activations import EditHadNoEffect, PairedEdits, UnsupportedModel, prepare_source_and_target
 from mesascope.interventions import (
@@ -53,9 +54,7 @@ def others(name, padded):
     return inputs, other
 
 
-@pytest.mark.parametrize("name", SIDES)
-@pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("site", HEADS)
+@pytest.mark.parametrize(("name", "padded", "site"), covering(SIDES, [False, True], HEADS))
 def test_a_sweep_has_the_effects_of_edits_one_by_one(name, padded, site):
     model, inputs = build(name), pair(*SIDES[name]) if padded else pair()
     found = sweep(model, inputs, zero(site), metric=METRIC)
@@ -100,9 +99,9 @@ def test_a_sweep_runs_as_many_edits_together_as_fit():
     assert float(means["value"][1]) == pytest.approx(float(METRIC(edited).mean()), rel=1e-4)
 
 
-@pytest.mark.parametrize("name", SIDES)
-@pytest.mark.parametrize(("site", "axes"), PATCHED)
-def test_patching_with_the_same_run_changes_nothing(name, site, axes):
+@pytest.mark.parametrize(("name", "site_and_axes"), covering(SIDES, PATCHED))
+def test_patching_with_the_same_run_changes_nothing(name, site_and_axes):
+    site, axes = site_and_axes
     model, (inputs, other) = build(name), others(name, padded=False)
     acts = capture(model, inputs, [site])
     runner = PairedEdits(model, prepare_source_and_target(model, inputs), site)
@@ -215,8 +214,7 @@ def test_paths_to_the_copying_head_are_found_and_no_decoy(copying):
     assert lookup["changed"].sel(head=LOOKUP).all()
 
 
-@pytest.mark.parametrize("name", ["own", "t5"])
-@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(("name", "padded"), covering(["own", "t5"], [False, True]))
 def test_paths_through_everything_are_patches(name, padded):
     model, (inputs, other) = build(name), others(name, padded)
     for site, axes in (("encoder.z", ("layer", "head")), ("cross_value", ("layer",)), ("decoder.mlp_out", ("layer",))):
@@ -281,8 +279,10 @@ def test_first_order_estimates_are_exact_where_the_model_is_linear(copying):
         assert float(found["estimate"][0, SILENT]) == 0.0
 
 
-@pytest.mark.parametrize("name", ["own", "t5"])
-@pytest.mark.parametrize("site", ["encoder.resid_pre", "encoder.z", "decoder.z", "cross_z", "cross_attn_out"])
+@pytest.mark.parametrize(
+    ("name", "site"),
+    covering(["own", "t5"], ["encoder.resid_pre", "encoder.z", "decoder.z", "cross_z", "cross_attn_out"]),
+)
 def test_integrated_gradients_sum_to_the_effect_of_all_edits_of_a_layer(name, site):
     model, inputs = build(name), pair(*SIDES[name])
     axis = "head" if site.endswith("z") else "pos"

@@ -17,6 +17,7 @@ GGUF = Path(__file__).parents[2] / ".models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 LENGTH, COUNT = 24, 2
 
 
+@pytest.mark.slow
 @pytest.mark.needs_smollm2
 def test_induction_heads_carry_the_prediction_of_what_comes_again():
     if not GGUF.exists():

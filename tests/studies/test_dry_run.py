@@ -116,6 +116,7 @@ def test_a_run_that_takes_long_refuses_such_claims_before_it_writes(small, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_dry_run_changes_no_number_of_a_run(small, tmp_path, monkeypatch):
     checked = api.run(str(small), scale="laptop", on="serial", out=tmp_path / "checked", vary={}, quiet=True)
     for name in ("check_models", "check_readings"):
