@@ -5,6 +5,7 @@ from itertools import product
 from typing import Any
 
 import pytest
+from _pytest.mark import ParameterSet
 
 
 def spread(values: Iterable[Any], count: int) -> list[Any]:
@@ -22,10 +23,7 @@ def spread(values: Iterable[Any], count: int) -> list[Any]:
     """
     every = list(values)
     kept = {index * len(every) // count for index in range(count)}
-    return [
-        pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=() if i in kept else pytest.mark.slow)
-        for i, value in enumerate(every)
-    ]
+    return [_make_case(value, index not in kept) for index, value in enumerate(every)]
 
 
 def covering(*values: Iterable[Any]) -> list[Any]:
@@ -50,3 +48,10 @@ def covering(*values: Iterable[Any]) -> list[Any]:
         )
         for case in cases
     ]
+
+
+def _make_case(value: Any, is_slow: bool) -> Any:
+    marks = pytest.mark.slow if is_slow else ()
+    if isinstance(value, ParameterSet):
+        return pytest.param(*value.values, id=value.id, marks=[*value.marks, *([marks] if is_slow else [])])
+    return pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=marks)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from cases import spread
 from faults.damages import DAMAGES
 from faults.hostile_models import save_victims
 from faults.inspect_folders import inspect_hostile, report, run_many
@@ -28,7 +29,7 @@ def place(tmp_path_factory):
     return made
 
 
-@pytest.mark.parametrize("kind", FAST)
+@pytest.mark.parametrize("kind", spread(FAST, 25))
 def test_a_hostile_folder_is_refused_in_one_line(place, kind):
     outcome = inspect_hostile(place, kind, 0)
     assert outcome.faults == []

@@ -7,6 +7,7 @@ import torch
 import xarray as xr
 from transformers import PreTrainedModel
 
+from cases import spread
 from mesascope.activations import UnsupportedModel
 from mesascope.analyses import positional_attention, repeated_token_heads, similarity, value_copying
 from mesascope.analyses.base import analysis
@@ -59,7 +60,7 @@ def strip_draws(lines: list[str]) -> set[str]:
     return {re.split(r", \d+ of \d+ draws", line)[0] for line in lines}
 
 
-@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize("name", spread(DETECTORS, 4))
 def test_page_agrees_with_a_small_run(name):
     report = evaluate_detectors({name: DETECTORS[name]}, 2 if name in FAST_ANALYSES else 1, FEW_CASES)[name]
     for label in report.mechanisms:

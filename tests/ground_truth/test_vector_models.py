@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from cases import covering
 from mesascope.analyses import positional_attention, run_analyses, similarity, value_copying
 from mesascope.ground_truth.models.vectors import VECTOR_MECHANISMS, build_planted_model
 from mesascope.tasks.affine import Affine
@@ -33,8 +34,7 @@ def sample_independent() -> Batch:
     return Batch(inputs=x[:, :-1], targets=x[:, 1:], weight=torch.ones(256, 20))
 
 
-@pytest.mark.parametrize("sequences", [sample_affine, sample_independent], ids=["affine", "independent"])
-@pytest.mark.parametrize("name", VECTOR_MECHANISMS)
+@pytest.mark.parametrize(("name", "sequences"), covering(VECTOR_MECHANISMS, [sample_affine, sample_independent]))
 def test_planted_mechanism_is_detected_and_nothing_else(name, sequences):
     found = run_analyses(build_planted_model(name), sequences(), [similarity, value_copying, positional_attention])
     assert found["similarity"]["role"][0].values.tolist() == [SIMILARITY_ROLES.get(name, 0), 0, 0, 0]

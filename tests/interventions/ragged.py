@@ -4,6 +4,7 @@ import pytest
 import torch
 import xarray as xr
 
+from cases import spread
 from mesascope.activations import capture
 from mesascope.interventions import logit_difference
 
@@ -12,7 +13,9 @@ DIFFERENCE = logit_difference(3, 5)
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
 both_models = pytest.mark.parametrize(("name", "side"), [("gpt2", "left"), ("llama", "right")])
-every_case = pytest.mark.parametrize(("name", "side"), [("gpt2", "left"), ("llama", "left"), ("llama", "right")])
+every_case = pytest.mark.parametrize(
+    ("name", "side"), spread([("gpt2", "left"), ("llama", "left"), ("llama", "right")], 2)
+)
 
 
 def prompts(seed: int = 0, lengths: tuple[int, ...] = LENGTHS) -> list[torch.Tensor]:

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 import small
+from cases import covering
 from mesascope import Edit, UnsupportedModel, capture, wrap
 from mesascope.activations import EditHadNoEffect
 from mesascope.interventions import apply_edits, mean, replace, scale, steer, zero
@@ -107,8 +108,7 @@ EDITS = {
 }
 
 
-@pytest.mark.parametrize("build", [llama, gpt2, neox])
-@pytest.mark.parametrize("name", EDITS)
+@pytest.mark.parametrize(("name", "build"), covering(EDITS, [llama, gpt2, neox]))
 def test_cached_generation_is_that_of_edited_passes_over_the_whole_sequence(build, name):
     model, edits = build(), EDITS[name]
     expected_tokens, expected_logits = generate_without_cache(model, edits)

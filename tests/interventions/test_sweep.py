@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
+from cases import covering
 from mesascope.activations import Edit, EditHadNoEffect, UnsupportedModel, capture
 from mesascope.activations.sites import SITES
 from mesascope.ground_truth.models.vectors import build_planted_model
@@ -37,8 +38,7 @@ def one_by_one(model, inputs, edit: Edit, over, metric) -> torch.Tensor:
     return torch.stack(values).reshape([shape[axis] for axis in over]).double()
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("site", EDITABLE)
+@pytest.mark.parametrize(("name", "site"), covering(MODELS, EDITABLE))
 def test_a_sweep_gives_what_one_edit_after_the_other_gives(name, site):
     model, other = MODELS[name], capture(MODELS[name], tokens(1), [site])
     over = tuple(axis for axis in SITES[site].axes if axis in ("layer", "head", "kv_head", "pos", "query"))[:2]

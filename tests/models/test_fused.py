@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cases import spread
 from mesascope.models import _fused_kernel as kernels
 from mesascope.models import fused as module
 from mesascope.models.fused import FUSED_ATTENTION, KernelSize, fused_attention, load_kernel, run_fused_sublayer
@@ -318,7 +319,7 @@ def test_where_it_gives_way_training_is_the_plain_one(other, monkeypatch):
     assert fast[0] != trained(4)[0]
 
 
-@pytest.mark.parametrize("arm", settings())
+@pytest.mark.parametrize("arm", spread(settings(), 8))
 def test_studies_train_as_on_the_plain_path_but_for_rounding(arm, tmp_path, monkeypatch):
     compiled(9)
     training = replace(arm.scales["laptop"].training, batch_size=8, history=False)
@@ -369,6 +370,7 @@ def test_the_number_of_threads_changes_no_bit():
     assert all(torch.equal(found[0][name], other[name]) for other in found[1:] for name in other)
 
 
+@pytest.mark.slow
 def test_an_unknown_processor_flag_is_no_end(afresh, monkeypatch):
     compiled(9)
     load_kernel.cache_clear()

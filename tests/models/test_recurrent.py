@@ -1,5 +1,6 @@
 """Recurrent transformers: what they compute, what they may see, and that they come back from a file."""
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
+from cases import spread
 from mesascope.models.config import DecoderConfig
 from mesascope.models.fused import fused_attention
 from mesascope.models.load import load_checkpoint
@@ -102,9 +104,9 @@ def test_with_a_full_mask_a_chunk_sees_itself_and_earlier_chunks(kind: str) -> N
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("positions", ["rotary", "learned"])
-@pytest.mark.parametrize("mask", ["causal", "full"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "mask", "positions"), spread(product(KINDS, ["causal", "full"], ["rotary", "learned"]), 11)
+)
 def test_padding_changes_nothing(kind: str, mask: str, positions: str) -> None:
     """On the left, on the right, and between tokens; known from a mask, or from the token."""
     fields = {"halting_penalty": 0.1} if kind in HALTING_KINDS else {}

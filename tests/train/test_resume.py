@@ -46,6 +46,7 @@ def script(kind: str, path: Path) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_killed_three_times_at_random_moments(undisturbed: Path, tmp_path: Path) -> None:
     with script("alone", tmp_path) as process:
         told, _ = process.communicate(timeout=120)
