@@ -166,7 +166,8 @@ def write_prompts(file: Path, *changed: dict[str, object]) -> Path:
     return file
 
 
-@pytest.mark.parametrize("ablation", ["mean", pytest.param("resample", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ablation", ["mean", "resample"])
 def test_references_take_the_place_of_counterfactuals(
     ablation: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -186,6 +187,7 @@ def test_references_take_the_place_of_counterfactuals(
     np.testing.assert_allclose(first, second, rtol=1e-3, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_batches_of_pairs_give_the_results_of_all_pairs_and_bound_the_memory(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -4,7 +4,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ NAMES = ("activation_patching", "first_look", "own_task_and_study", "paper_figur
 GGUF = ROOT / ".models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 MAX_BYTES = 20_000
 SECONDS_PER_CELL = 120
+QUICK = "first_look"  # run by `make test`; the others by `make test-slow`
 
 VALUES = {  # by notebook: variables at its end, as JSON
     "first_look": {
@@ -98,20 +100,18 @@ def execute(notebook: NotebookNode, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def executed(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, NotebookNode]:
-    """All notebooks, run one after another in one kernel, because imports take most of the time.
+def executed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], NotebookNode]:
+    """Any notebook after its cells have run, once for all tests; its last cell prints its `VALUES`."""
 
-    The variables of each are removed before the next; a last cell prints its `VALUES`.
-    """
-    notebooks = {name: read_notebook(name) for name in NAMES}
-    for name, notebook in notebooks.items():
-        first = nbformat.v4.new_code_cell("%reset -f")
+    @cache
+    def run(name: str) -> NotebookNode:
+        notebook = read_notebook(name)
         values = ", ".join(f"{key!r}: {code}" for key, code in VALUES[name].items())
-        last = nbformat.v4.new_code_cell(f"import json\nprint(json.dumps({{{values}}}))")
-        notebook.cells = [first, *notebook.cells, last]
-    together = nbformat.v4.new_notebook(cells=[cell for one in notebooks.values() for cell in one.cells])
-    execute(together, tmp_path_factory.mktemp("notebooks"))
-    return notebooks
+        notebook.cells.append(nbformat.v4.new_code_cell(f"import json\nprint(json.dumps({{{values}}}))"))
+        execute(notebook, tmp_path_factory.mktemp(name))
+        return notebook
+
+    return run
 
 
 def read_values(notebook: NotebookNode) -> dict[str, Any]:
@@ -158,17 +158,19 @@ def test_every_notebook_is_run():
     assert sorted(path.stem for path in (ROOT / "examples").glob("*.ipynb")) == list(NAMES)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_notebooks_show_results_and_no_warnings(executed: Mapping[str, NotebookNode], name: str):
-    outputs = list_outputs(executed[name])
-    assert count_images(executed[name]) == 1
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == QUICK else pytest.mark.slow) for name in NAMES]
+)
+def test_notebooks_show_results_and_no_warnings(executed: Callable[[str], NotebookNode], name: str):
+    outputs = list_outputs(executed(name))
+    assert count_images(executed(name)) == 1
     assert len(outputs) >= 8
     errors = [output.text for output in outputs if output.get("name") == "stderr"]
     assert not [text for text in errors if "Warning" in text.replace("TqdmWarning: IProgress not found", "")]
 
 
-def test_first_look(executed: Mapping[str, NotebookNode]):
-    values = read_values(executed["first_look"])
+def test_first_look(executed: Callable[[str], NotebookNode]):
+    values = read_values(executed("first_look"))
     assert values["deviation"] < 1e-4
     assert values["continuation"][-1] == "milk"
     assert values["lens_first"][0] == pytest.approx(3.69, abs=0.02)
@@ -179,11 +181,12 @@ def test_first_look(executed: Mapping[str, NotebookNode]):
     assert shuffled < 0.1 < 0.9 < min(score, without_repetition)
     assert values["previous"] == [[0, 3]]
     assert values["attended"] == ["john", "milk", pytest.approx(1, abs=0.01)]
-    assert "2,686,684 parameters" in read_printed(executed["first_look"])
+    assert "2,686,684 parameters" in read_printed(executed("first_look"))
 
 
-def test_activation_patching(executed: Mapping[str, NotebookNode]):
-    values = read_values(executed["activation_patching"])
+@pytest.mark.slow
+def test_activation_patching(executed: Callable[[str], NotebookNode]):
+    values = read_values(executed("activation_patching"))
     recovered = values["recovered"]
     assert [recovered[0][2], recovered[0][4], recovered[1][3], recovered[1][5]] == pytest.approx([0.5] * 4, abs=0.02)
     assert recovered[2][-1] == pytest.approx(1)
@@ -211,8 +214,9 @@ def test_activation_patching(executed: Mapping[str, NotebookNode]):
     assert heads[1, 10]["mean ablation"] == pytest.approx(-0.75, abs=0.01)
 
 
-def test_own_task_and_study(executed: Mapping[str, NotebookNode]):
-    values = read_values(executed["own_task_and_study"])
+@pytest.mark.slow
+def test_own_task_and_study(executed: Callable[[str], NotebookNode]):
+    values = read_values(executed("own_task_and_study"))
     one, every = values["verdicts"]
     assert one["status"] == "supported"
     assert one["value"] > 0.8
@@ -226,11 +230,12 @@ def test_own_task_and_study(executed: Mapping[str, NotebookNode]):
     looking = max(attention, key=lambda head: attention[head])
     assert loss[looking] > 0.9
     assert loss[1 - looking] < 0.1
-    assert "the baseline 'leak' must be causal" in read_printed(executed["own_task_and_study"])
+    assert "the baseline 'leak' must be causal" in read_printed(executed("own_task_and_study"))
 
 
-def test_paper_figures(executed: Mapping[str, NotebookNode]):
-    values = read_values(executed["paper_figures"])
+@pytest.mark.slow
+def test_paper_figures(executed: Callable[[str], NotebookNode]):
+    values = read_values(executed("paper_figures"))
     assert values["latex"].startswith("\\begin{tabular}{lllll}\n\\toprule\nclaim & verdict & value & control & seeds")
     assert values["latex"].count("not tested at this scale") == len(values["status"]) == 3
     assert set(values["status"]) == {"not tested at this scale"}
@@ -238,12 +243,12 @@ def test_paper_figures(executed: Mapping[str, NotebookNode]):
     assert {"training", "loss_vs_baselines-error", "probe_and_logit_lens-affine_error"} <= set(values["figures"])
     assert values["pdf"] == "%PDF-"
     assert values["untrained"][0] == 0
-    printed = read_printed(executed["paper_figures"])
+    printed = read_printed(executed("paper_figures"))
     assert "@article{fu2024transformers" in printed
     assert "Mean error at each position" in printed
     plotly = [
         one
-        for one in list_outputs(executed["paper_figures"])
+        for one in list_outputs(executed("paper_figures"))
         if "application/vnd.plotly.v1+json" in one.get("data", {})
     ]
     assert len(plotly) == 1

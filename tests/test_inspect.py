@@ -61,9 +61,9 @@ def test_checkpoints_over_time_give_every_measure_the_axis_step(tmp_path):
         steps=["step100", str(tmp_path / "step20")],
         tokens=16,
         out=tmp_path / "out",
-        analyses=["norms", "inner_linear", "inner_readout", "repeated_token_heads"],
+        analyses=["norms", "inner_linear", "repeated_token_heads"],
     )
-    for name in ("norms", "inner_linear", "inner_readout", "repeated_token_heads"):
+    for name in ("norms", "inner_linear", "repeated_token_heads"):
         data = run.read_results(name)
         assert data["step"].values.tolist() == [20, 100]
         numbers = [array for array in data.data_vars.values() if "control_of" not in array.attrs and array.ndim > 1]

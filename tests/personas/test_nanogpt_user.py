@@ -15,6 +15,8 @@ from mesascope.interventions import sweep, zero
 from plain_hooks import change_input, record_outputs
 from plain_modules import HandMadeAttention, SmallGPT, logits_of_gpt
 
+pytestmark = pytest.mark.slow
+
 TEXT = "to be or not to be, that is the question: " * 4
 LETTERS = sorted(set(TEXT))
 STEPS = 30

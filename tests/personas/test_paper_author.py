@@ -11,6 +11,8 @@ import pytest
 
 import mesascope
 
+pytestmark = pytest.mark.slow
+
 FILE = Path(__file__).with_name("own_study.py")
 STATEMENT = "A head pays 20 % more attention to the first term than before training."
 SWEEP = ("training.steps=20", "training.optimizer.lr=1e-2,1e-3", "model.num_attention_heads=1,2")

@@ -17,6 +17,8 @@ from mesascope.ground_truth.models.vectors import build_planted_model
 from mesascope.studies.registry import load_study
 from mesascope.testing import check_analysis, check_study, check_task
 
+pytestmark = pytest.mark.slow
+
 FILE = Path(__file__).with_name("own_study.py")
 
 

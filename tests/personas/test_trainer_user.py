@@ -14,6 +14,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 import mesascope
 
+pytestmark = pytest.mark.slow
+
 LENGTH, VOCABULARY = 24, 20
 
 

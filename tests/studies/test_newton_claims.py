@@ -5,6 +5,7 @@ import pytest
 import torch
 import xarray as xr
 
+from cases import spread
 from mesascope.analyses.algorithms.fit import fit_hyperparameters, fit_iterations
 from mesascope.analyses.algorithms.identify import TRAINING_DISTRIBUTION
 from mesascope.studies.newton import study as newton
@@ -116,7 +117,7 @@ PLANTED_LAYERS = {
 }
 
 
-@pytest.mark.parametrize("expected", PLANTED_LAYERS)
+@pytest.mark.parametrize("expected", spread(PLANTED_LAYERS, 1))
 def test_planted_layers_are_distinguished_from_newton(expected):
     results = build_newton()
     coords = {"layer": DEPTHS[1:], "lens": ["affine lens"], "predictor": [NEWTON, *RIVALS]}

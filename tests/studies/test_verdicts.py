@@ -5,6 +5,7 @@ import pytest
 import xarray as xr
 from scipy import stats
 
+from cases import covering
 from mesascope.studies.base import Claim, Quantity, Requirement
 from mesascope.studies.inference import (
     ERROR_RATE,
@@ -156,9 +157,7 @@ def test_the_interval_and_the_p_value_are_those_of_scipy():
     assert min_agreeing_seeds(6) == 6
 
 
-@pytest.mark.parametrize("seeds", SEEDS)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", NULLS)
+@pytest.mark.parametrize(("family", "kind", "seeds"), covering(NULLS, KINDS, SEEDS))
 def test_wrong_verdicts_are_rare(seeds, kind, family):
     """At the boundary, "supported" and "contradicted" are each given in at most 2.5 % of studies; docs/verdicts.md."""
     draws = 500  # 20,000 in the table of docs/verdicts.md
