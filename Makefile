@@ -1,6 +1,6 @@
 # make demo           train ten small transformers, analyse them, inspect a language model; writes two reports
 # make test           run every check: format, lint, types, layers, tests, doctests
-# make test-slow      run the tests that take minutes each
+# make test-slow      run long tests, and the further cases of parametrised ones
 # make test-faults   stop, damage and misuse mesascope on purpose, and write the table of outcomes
 # make lint           run the checks without the tests
 # make docs           run all studies at laptop scale (three hours) and write their pages under docs/studies
