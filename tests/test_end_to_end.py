@@ -105,6 +105,7 @@ def smoke(finished, tmp_path_factory) -> Callable[[str], Run]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.needs_chromium
 def test_figures_are_exported_as_the_readme_and_the_docs_say(readme, monkeypatch):
     monkeypatch.chdir(readme)

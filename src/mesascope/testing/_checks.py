@@ -125,7 +125,7 @@ def check_study(study: Study, results: dict[str, xr.Dataset] | None = None) -> N
             have, it names the claim, the quantity and the valid labels.
 
     >>> from mesascope.studies import registry
-    >>> check_study(registry.load_study("gradient-descent"))
+    >>> check_study(registry.load_study("newton"))
     """
     try:
         check_texts(study, study.name)
