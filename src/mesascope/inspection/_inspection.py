@@ -162,7 +162,7 @@ class Inspection:
         self, name: str, datasets: Sequence[xr.Dataset], controls: dict[str, list[xr.Dataset]], text: TokenizedText
     ) -> None:
         """Write a result with its controls; with a single checkpoint, the axis ``step`` is dropped."""
-        joined = xr.concat(datasets, dim="step", combine_attrs="drop_conflicts")
+        joined = xr.concat(datasets, dim="step", join="outer", combine_attrs="drop_conflicts")
         joined = joined if len(self.loader.checkpoints) > 1 else joined.isel(step=0, drop=True)
         for control, draws in controls.items():
             joined = with_draws(joined, control, draws)

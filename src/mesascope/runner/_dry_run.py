@@ -318,7 +318,7 @@ def _fill_steps(dataset: xr.Dataset, steps: Sequence[int]) -> xr.Dataset:
 
 
 def _concat_seeds(study: Study, scale: str, by_seed: Sequence[xr.Dataset]) -> xr.Dataset:
-    joined = xr.concat(by_seed, dim="seed", combine_attrs="override")
+    joined = xr.concat(by_seed, dim="seed", join="outer", combine_attrs="override")
     return joined.assign_coords(seed=list(study.select_seeds(scale, len(by_seed))))
 
 

@@ -171,7 +171,10 @@ def _analyse_steps(
         for name, dataset in checkpoints.analyse(step, due).items():
             by_analysis[name].append(with_decoded_tokens(dataset, decode_token).expand_dims(step=[step]))
         progress(done, len(steps), float("nan"))
-    return {name: xr.concat(parts, dim="step", combine_attrs="override") for name, parts in by_analysis.items()}
+    return {
+        name: xr.concat(parts, dim="step", join="outer", combine_attrs="override")
+        for name, parts in by_analysis.items()
+    }
 
 
 def _simulate(job: SimulationJob, progress: Callable[[int, int, float], None], log: LogFn) -> dict[str, xr.Dataset]:

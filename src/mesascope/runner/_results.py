@@ -122,7 +122,7 @@ def gather_simulations(
 
 
 def _concat_seeds(by_seed: Mapping[int, xr.Dataset], attrs: Mapping[str, Any]) -> xr.Dataset:
-    joined = xr.concat(list(by_seed.values()), dim="seed", combine_attrs="override")
+    joined = xr.concat(list(by_seed.values()), dim="seed", join="outer", combine_attrs="override")
     return joined.assign_coords(seed=list(by_seed)).assign_attrs(attrs)
 
 
