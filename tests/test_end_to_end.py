@@ -49,6 +49,7 @@ ALIKE = (  # to others here: other sizes and rules
     "syntactic-transformations",
     "meta-learning",
     "multi-concept",
+    "gradient-descent",
 )
 NAMES = [
     pytest.param(entry.name, marks=[pytest.mark.slow] if entry.name in ALIKE else [])

@@ -119,6 +119,7 @@ def test_analyses_of_outputs_apply_to_models_that_halt():
     assert any(np.allclose(array.mean(), losses.mean(), rtol=1e-5) for array in found.data_vars.values())
 
 
+@pytest.mark.slow
 def test_functions_of_captures_unroll_them():
     model, x = recurrent("UT without halting", num_hidden_layers=2, max_iterations=2), some_tokens(30)
     sites = ["resid_pre", "resid_post", "attn_out", "z", "output"]

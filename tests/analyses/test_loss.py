@@ -60,6 +60,7 @@ def test_every_seed_has_its_own_sequences_and_the_first_chunk_is_analysed():
     assert torch.equal(draws[0][0].inputs, draw_evaluation_batches(TASK, 16, 16, 0)[0].inputs)
 
 
+@pytest.mark.slow
 def test_standard_errors_are_the_spread_of_independent_draws():
     draws = xr.concat([evaluate(seed) for seed in range(20)], dim="draw")
     for name in LOSSES:

@@ -71,6 +71,7 @@ def test_an_analysis_without_roles_is_refused_by_name():
         find_role_masks("norms", xr.Dataset())
 
 
+@pytest.mark.slow
 def test_an_untrained_model_has_as_many_roles_as_other_untrained_models():
     """A decoy: most heads have a role by their own null, and the number is that of the untrained models."""
     draws = [run_analyses(build_untrained(seed), sample(), OF_VECTORS) for seed in range(1, 9)]

@@ -1,5 +1,6 @@
 """Untrained models are decoys of all head roles: where scores contain a random product of terms, roles are reported."""
 
+import pytest
 import torch
 
 from mesascope.analyses import run_analyses, similarity
@@ -45,6 +46,7 @@ def test_models_are_reproducible_and_do_not_change_the_global_generator():
     assert len(SCALAR.components(0)) == LAYERS * HEADS
 
 
+@pytest.mark.slow
 def test_page_lists_the_rates_of_all_roles():
     reports = evaluate_untrained(1)
     assert set(reports) == set(ROLE_DETECTORS)

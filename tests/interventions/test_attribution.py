@@ -72,6 +72,7 @@ def test_along_the_way_the_places_of_a_layer_sum_to_the_effect_of_all(name, site
     assert error(256) < 0.03
 
 
+@pytest.mark.slow
 def test_along_the_way_a_saturated_softmax_hides_nothing():
     """The head whose tokens an induction head looks for: to first order nothing hangs on it."""
     (case,) = [case for case in GROUND_TRUTH if case.name == "language model"]

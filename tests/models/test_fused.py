@@ -331,7 +331,7 @@ def test_studies_train_as_on_the_plain_path_but_for_rounding(arm, tmp_path, monk
     assert not all(map(torch.equal, fast_weights, plain_weights))  # it did run
 
 
-@pytest.mark.parametrize("how", ["no compiler", "one that fails"])
+@pytest.mark.parametrize("how", spread(["no compiler", "one that fails"], 1))
 def test_training_without_it_is_the_same_but_for_rounding(how, afresh, monkeypatch):
     compiled(9)
     fast = trained()
@@ -512,6 +512,7 @@ print(load_kernel(KernelSize(H=1, D=8, L=2, NORM=1)) is not None)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_may_compile_the_same_library_at_once(afresh, library):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     processes = [subprocess.Popen([sys.executable, "-c", COMPILE], **pipes) for _ in range(2)]

@@ -103,6 +103,7 @@ def test_a_head_without_initial_score_does_not_emerge():
     assert float(result["error"].sel(stat=BIGRAM)[-1]) > 0.9 * float(result["average_error"][0])
 
 
+@pytest.mark.slow
 def test_laws_are_fitted_over_the_varied_values():
     plateaus = Plateaus(
         base=replace(SMALL, length=12, sequences=200, learning_rate=1.5),

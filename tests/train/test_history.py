@@ -8,6 +8,7 @@ import pytest
 import torch
 import trainee
 
+from cases import covering
 from mesascope.activations import UnsupportedModel
 from mesascope.analyses.training.dual_form import dual_coefficients, random_half
 from mesascope.analyses.training.history_attention import TrainingHistory, history_attention
@@ -48,8 +49,7 @@ def opened(run: Run, training: TrainingConfig, step: int | None = None, seed: in
     return past, model, TASK.validation_task().sample(32, torch.Generator().manual_seed(9))
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("training", [PLAIN, HEAVY], ids=["gradient descent", "momentum and decay"])
+@pytest.mark.parametrize(("training", "dtype"), covering([PLAIN, HEAVY], ["float64", "float32"]))
 def test_the_dual_form_gives_every_output(tmp_path: Path, training: TrainingConfig, dtype) -> None:
     training = replace(training, dtype=dtype)
     run = trained(tmp_path, training)
