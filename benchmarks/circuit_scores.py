@@ -75,7 +75,7 @@ def prepare_mesascope(model: Path, pairs: Pairs) -> Methods:
     from mesascope.interventions import logit_difference
     from mesascope.models.load import load_pretrained
 
-    loaded, _ = load_pretrained(model)
+    loaded, _ = load_pretrained(model, require_tokenizer=False)
 
     def attribute(steps: int) -> Scores:
         found = [

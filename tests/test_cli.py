@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mesascope import cli
+from mesascope.formulas import render_plain
 from mesascope.store import Run
 from mesascope.studies import registry
 from mesascope.studies.published import list_statuses, load_published
@@ -46,6 +47,16 @@ def test_list_names_every_study_and_task(command):
     (affine,) = (row for row in rows if row["name"] == "affine")
     assert (affine["kind"], affine["title"]) == ("study", "Affine recurrences in context")
     assert "last" not in next(row for row in rows if row["kind"] == "task")
+
+
+def test_list_keeps_the_indentation_of_long_titles(command, monkeypatch):
+    monkeypatch.setattr("mesascope.cli._app.out._width", 70)
+    lines = command("list")[1].partition("Tasks (mesascope.tasks)\n")[2].splitlines()
+    assert len(lines) > len(registry.list_tasks())
+    column = lines[0].index("A 4-gram")
+    assert all(line.startswith("  ") and line[column - 1] == " " != line[column] for line in lines)
+    words = " ".join(" ".join(line[column:] for line in lines).split())
+    assert all(render_plain(task.title) in words for task in registry.list_tasks())
 
 
 def test_list_tells_paper_cost_and_last_verdicts(command, tmp_path):

@@ -45,11 +45,12 @@ def test_elsewhere_each_line_stands_alone():
 
 def test_claims_that_are_not_tested_are_only_counted(capsys):
     about = {"statement": "it holds", "value": None, "reason": "a reason", "source": "ours"}
-    verdicts = [SimpleNamespace(status="not tested at this scale", **about | {"statement": "unseen"}) for _ in range(3)]
-    print_verdicts([*verdicts, SimpleNamespace(status="holds", **about)], "smoke")
+    unseen = about | {"statement": "unseen", "status": "not tested at this scale"}
+    verdicts = [SimpleNamespace(kind=kind, **unseen) for kind in ("replication", "check", "replication", "replication")]
+    print_verdicts([*verdicts, SimpleNamespace(status="holds", kind="check", **about)], "smoke")
     printed = capsys.readouterr().out
     assert "HOLDS  it holds" in printed
     assert "unseen" not in printed
-    assert "3 claims are not tested at smoke scale" in printed
+    assert "3 claims and 1 check are not tested at smoke scale" in printed
     print_verdicts(verdicts[:1], "smoke")
     assert "1 claim is not tested at smoke scale" in capsys.readouterr().out

@@ -27,17 +27,23 @@ def llama() -> LlamaForCausalLM:
 @torch.no_grad()
 def test_a_folder_opens_bit_for_bit_and_in_the_asked_dtype(llama: LlamaForCausalLM, tmp_path: Path) -> None:
     llama.save_pretrained(tmp_path)
-    model, tokenizer = load_pretrained(tmp_path)
+    model, tokenizer = load_pretrained(tmp_path, require_tokenizer=False)
     ids = torch.arange(5)[None]
     assert tokenizer is None
     assert not model.training
     assert torch.equal(model(ids).logits, llama(ids).logits)
-    assert load_pretrained(tmp_path, dtype=torch.bfloat16)[0].dtype == torch.bfloat16
+    assert load_pretrained(tmp_path, dtype=torch.bfloat16, require_tokenizer=False)[0].dtype == torch.bfloat16
 
 
 def test_our_own_checkpoints_open_too(tmp_path: Path) -> None:
     Decoder(DecoderConfig(vocab_size=5, hidden_size=8, num_attention_heads=2)).save_pretrained(tmp_path)
-    assert isinstance(load_pretrained(tmp_path)[0], Decoder)
+    assert isinstance(load_pretrained(tmp_path, require_tokenizer=False)[0], Decoder)
+
+
+def test_a_tokenizer_is_required_by_default(llama: LlamaForCausalLM, tmp_path: Path) -> None:
+    llama.save_pretrained(tmp_path)
+    with pytest.raises(ModelNotFound, match=r"cannot be opened: it has no tokenizer; .* require_tokenizer=False"):
+        load_pretrained(tmp_path)
 
 
 def test_missing_weights_are_refused(llama: LlamaForCausalLM, tmp_path: Path) -> None:
@@ -110,7 +116,7 @@ def test_loading_is_silent_and_leaves_bars_as_they_were(
     level = logging.get_verbosity()
     try:
         capfd.readouterr()
-        load_pretrained(tmp_path)
+        load_pretrained(tmp_path, require_tokenizer=False)
         assert capfd.readouterr() == ("", "")
         assert logging.is_progress_bar_enabled()
         assert logging.get_verbosity() == level
@@ -126,7 +132,8 @@ def test_a_published_model_may_carry_more_than_is_used_but_nothing_less(
     file, ids = tmp_path / "model.safetensors", torch.arange(5)[None]
     weights = load_file(file)
     save_file({**weights, "model.spare": torch.ones(2)}, file, {"format": "pt"})
-    assert torch.equal(load_pretrained(tmp_path)[0](ids).logits, llama(ids).logits)
+    model, _ = load_pretrained(tmp_path, require_tokenizer=False)
+    assert torch.equal(model(ids).logits, llama(ids).logits)
     del weights["model.layers.0.mlp.up_proj.weight"]
     save_file(weights, file, {"format": "pt"})
     with pytest.raises(ModelNotFound, match=r"1 missing keys, such as model\.layers\.0\.mlp\.up_proj\.weight"):
@@ -147,12 +154,12 @@ def test_a_gguf_is_parsed_once_and_gives_what_transformers_reads(
     monkeypatch.setattr(gguf, "GGUFReader", Counting)
     plain = LlamaForCausalLM.from_pretrained(tmp_path, gguf_file="a.gguf", dtype=torch.float32)
     slowly = len(parsed)
-    model, tokenizer = load_pretrained(tmp_path / "a.gguf")
+    model, tokenizer = load_pretrained(tmp_path / "a.gguf", require_tokenizer=False)
     assert (slowly, len(parsed)) == (2, 3)
     assert tokenizer is None
     assert model.state_dict().keys() == plain.state_dict().keys() == llama.state_dict().keys()
     assert all(torch.equal(value, plain.state_dict()[name]) for name, value in model.state_dict().items())
     assert torch.equal(model.get_input_embeddings().weight, llama.get_input_embeddings().weight)
-    load_pretrained(tmp_path / "a.gguf")
+    load_pretrained(tmp_path / "a.gguf", require_tokenizer=False)
     assert len(parsed) == 4  # nothing is kept: the file may be another by now
     assert gguf.get_tensor_name_map is names

@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 
 from mesascope.cli._app import STATUS_COLOURS, AsJson, StudyName, app, out
-from mesascope.cli._output import format_last_verdicts, format_minutes, format_text
+from mesascope.cli._output import format_last_verdicts, format_minutes, format_text, print_titles
 
 if TYPE_CHECKING:
     from mesascope.studies.summary import ConditionSummary, StudySummary
@@ -35,10 +35,8 @@ def list_command(
     for point in registry.list_installed_studies():
         package = point.dist.name if point.dist else point.value
         out.print(f"  [bold]{escape(point.name)}[/bold]  of the package {escape(package)}", soft_wrap=True)
-    width = max(len(entry.name) for entry in tasks)
     out.print("[bold]Tasks[/bold] (mesascope.tasks)")
-    for entry in tasks:
-        out.print(f"  {entry.name:<{width}}  {format_text(entry.title)}")
+    print_titles({entry.name: entry.title for entry in tasks})
 
 
 def _print_study(entry: Any, last: dict[str, Any] | None) -> None:
@@ -88,9 +86,7 @@ def _print_factors(summary: "StudySummary") -> None:
 
 def _print_analyses(condition: "ConditionSummary") -> None:
     out.print(f"\n[bold]Analyses{format_text(f': {condition.title}') if condition.title else ''}[/bold]")
-    width = max(map(len, condition.analyses), default=0)
-    for name, title in condition.analyses.items():
-        out.print(f"  {name:<{width}}  {format_text(title)}")
+    print_titles(condition.analyses)
 
 
 def _print_claims(study: str, summary: "StudySummary") -> None:

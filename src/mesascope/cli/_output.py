@@ -1,6 +1,7 @@
 """Verdicts and rankings in the terminal."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ RANKING_LEGEND = (
 )
 
 MAX_PRINTED_EDGES = 20
+_NOUNS = {"replication": "claim", "simulation": "simulated claim", "check": "check"}  # by the kind of a claim
 
 _VERDICT_TYPES = {  # of the fields that are printed
     "name": str,
@@ -44,18 +46,37 @@ def format_text(text: str) -> str:
 
 
 def print_verdicts(verdicts: Sequence[Any], scale: str) -> None:
-    """Print verdicts with their numbers; claims that are not tested are only counted.
+    """Print verdicts with their numbers; claims and checks that are not tested are only counted.
 
     Args:
         verdicts: The verdicts.
         scale: The scale of the run.
     """
-    tested = [verdict for verdict in verdicts if verdict.status != "not tested at this scale"]
-    for verdict in tested:
-        print_verdict(verdict)
-    if untested := len(verdicts) - len(tested):
-        claims = "1 claim is" if untested == 1 else f"{untested} claims are"
-        print_line(f"\n{claims} not tested at {scale} scale; the report lists every claim")
+    untested = Counter(verdict.kind for verdict in verdicts if verdict.status == "not tested at this scale")
+    for verdict in verdicts:
+        if verdict.status != "not tested at this scale":
+            print_verdict(verdict)
+    if untested:
+        counts = [(untested[kind], noun) for kind, noun in _NOUNS.items() if untested[kind]]
+        words = " and ".join(f"{count} {noun}{'s' if count > 1 else ''}" for count, noun in counts)
+        verb = "is" if untested.total() == 1 else "are"
+        print_line(f"\n{words} {verb} not tested at {scale} scale; the report lists all of them")
+
+
+def print_titles(titles: Mapping[str, str]) -> None:
+    """Print names with their titles as two indented columns.
+
+    Args:
+        titles: The titles, which may contain formulas, by name.
+    """
+    from rich.padding import Padding
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    for name, title in titles.items():
+        table.add_row(escape(name), format_text(title))
+    out.print(Padding(table, (0, 0, 0, 2), expand=False))
 
 
 def print_verdict(verdict: Any) -> None:

@@ -81,7 +81,9 @@ def identify_algorithms(
     reports = []
     for checkpoint in resolve_checkpoints(subject, None):
         log(f"opening {checkpoint.label or 'the model'}")
-        model, tokenizer = load_pretrained(checkpoint.name, device=device, trust_remote_code=trust_remote_code)
+        model, tokenizer = load_pretrained(
+            checkpoint.name, device=device, trust_remote_code=trust_remote_code, require_tokenizer=False
+        )
         if study is not None:
             condition = _find_token_condition(model, study, subject)
             task = condition.task_at("laptop")

@@ -89,7 +89,9 @@ def open_language_model(
     pairs = read_pairs(pair_file, needs_counterfactual=needs_counterfactual)
     if dtype not in DTYPES:
         raise ValueError(f"a dtype must be one of {', '.join(DTYPES)}, but got {dtype!r}")
-    model, tokenizer = load_pretrained(name, DTYPES[dtype], device, trust_remote_code=trust_remote_code)
+    model, tokenizer = load_pretrained(
+        name, DTYPES[dtype], device, trust_remote_code=trust_remote_code, require_tokenizer=False
+    )
     if tokenizer is None:
         raise ValueError(f"a model must come with its tokenizer to read prompts, but {name} has none; add its files")
     tokens = tokenize_pairs(pairs, pair_file, tokenizer, model, name)

@@ -61,6 +61,7 @@ class CheckpointLoader:
                 self.device,
                 checkpoint.revision,
                 trust_remote_code=self.trust_remote_code,
+                require_tokenizer=False,
             )
             self.loaded = (checkpoint, model, tokenizer)
         return self.loaded[1:]

@@ -6,7 +6,7 @@ from copy import deepcopy
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -92,6 +92,7 @@ def _read_decoder(path: Path | str, config: DecoderConfig) -> Any:
     )
 
 
+@overload
 def load_pretrained(
     name: Path | str,
     dtype: torch.dtype | str = torch.float32,
@@ -99,6 +100,26 @@ def load_pretrained(
     revision: str = "main",
     *,
     trust_remote_code: bool = False,
+    require_tokenizer: Literal[True] = True,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]: ...
+@overload
+def load_pretrained(
+    name: Path | str,
+    dtype: torch.dtype | str = torch.float32,
+    device: torch.device | str = "cpu",
+    revision: str = "main",
+    *,
+    trust_remote_code: bool = False,
+    require_tokenizer: bool,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]: ...
+def load_pretrained(
+    name: Path | str,
+    dtype: torch.dtype | str = torch.float32,
+    device: torch.device | str = "cpu",
+    revision: str = "main",
+    *,
+    trust_remote_code: bool = False,
+    require_tokenizer: bool = True,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """Load a causal language model and its tokenizer, in evaluation mode.
 
@@ -112,13 +133,15 @@ def load_pretrained(
         revision: branch, tag or commit of a Hub name; some repositories have one revision per training step.
         trust_remote_code: run Python code that comes with the model. Without it, a model that needs such code is
             refused, and nothing is asked on the terminal.
+        require_tokenizer: refuse a model without a tokenizer. If false, its tokenizer is ``None``.
 
     Returns:
-        The model, and its tokenizer (``None`` if there is none).
+        The model and its tokenizer.
 
     Raises:
-        ModelNotFound: the model does not exist, has no safetensors or GGUF weights, or its files are broken, do not
-            match each other or are those of another kind of model; the message is one line.
+        ModelNotFound: the model does not exist, has no safetensors or GGUF weights, has no tokenizer although one is
+            required, or its files are broken, do not match each other or are those of another kind of model; the
+            message is one line.
     """
     location, options = _resolve_location(str(name))
     local = Path(location).is_dir()
@@ -140,6 +163,10 @@ def load_pretrained(
         if not local:
             model.config._commit_hash = folder.name  # of the snapshot; transformers leaves it empty
         tokenizer = load_model_tokenizer(location, folder, vocab_size, revision, options)
+        if tokenizer is None and require_tokenizer:
+            raise BrokenModelError(
+                "it has no tokenizer; add its files, or pass require_tokenizer=False, which returns None in its place"
+            )
         return model.eval().to(device), tokenizer  # pyright: ignore[reportArgumentType] transformers wraps torch's method
 
 

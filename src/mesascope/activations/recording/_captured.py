@@ -4,7 +4,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import torch
 import xarray as xr
@@ -100,11 +100,13 @@ class Capture(Summarised, Mapping[str, Tensor]):
         recorded = {name: value for name, value in vars(self).items() if name not in NOT_PICKLED}
         return replace(self, **deepcopy(recorded, memo))
 
-    def __getattr__(self, name: str) -> NoReturn:
-        """Explain why a capture that was pickled has no model and no readout."""
-        if name in NOT_PICKLED:
-            raise RuntimeError(f"a capture that was pickled has no {name}, which needs the model; capture again")
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+    if not TYPE_CHECKING:  # so that type checkers report an attribute that does not exist
+
+        def __getattr__(self, name: str) -> NoReturn:
+            """Explain why a capture that was pickled has no model and no readout."""
+            if name in NOT_PICKLED:
+                raise RuntimeError(f"a capture that was pickled has no {name}, which needs the model; capture again")
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __getitem__(self, name: str) -> Tensor:
         """Return a recorded site or reduction.

@@ -1,0 +1,30 @@
+"""axe-core finds no violation in the live explorer of tokens and of vectors."""
+
+import pytest
+
+from explorer.test_browser import CHROMIUM, look, said, serving
+from explorer.test_vector_page import subject as vector_subject  # noqa: F401  a fixture
+from report.test_axe import SCREENS, axe_script
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.needs_chromium,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here"),
+]
+STATES = {
+    "subject": "#prompt=a+list+of+names&position=2&off=1.2&source=a+list+of+Names",
+    "vector_subject": "#prompt=3%3B+4%3D1.5&position=4&off=1.2&source=7&baseline=least+squares",
+}
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+@pytest.mark.parametrize("kind", STATES)
+def test_the_explorer_has_no_violations(request, tmp_path, kind, screen):
+    width, flags = SCREENS[screen]
+    with serving(request.getfixturevalue(kind), axe_script(6000)) as address:
+        frame = address.replace("/?", f"/frame-{width}?")  # its windows are at least 500 pixels wide
+        dom, _ = look(address + STATES[kind] if width == 1280 else frame, tmp_path, flags=flags)
+    found = said(dom)
+    assert found["width"] == width
+    assert found["violations"] == []
+    assert found["passes"] > 30
