@@ -103,7 +103,7 @@ def test_a_reader_sees_the_numbers_of_the_views(used, subject):
     assert seen["note"].startswith("Changed: position 4 = 1.5. From the first changed position on, the truth is not")
     rows = view_objective(subject, "3; 4=1.5", 4, "quadratic")["rows"]
     assert [row[0] for row in seen["objective"]] == [f"layer {row['layer']}, attention" for row in rows]
-    assert seen["identity"].startswith("Holds by construction: L(x + u) - L(x)")
+    assert seen["identity"].startswith("Holds by construction: L(x + u) − L(x)")
     assert seen["map"].startswith("Attention of layer 1, head 2")
     assert seen["after"] == LENGTH
     assert seen["coloured"] == [True] * LENGTH
