@@ -111,10 +111,11 @@ static void tile(float* y, long row, Matrix start, Matrix x, Matrix w, int depth
         for (int n = 0; n < N; n++) store(y + r * row + n * VW, s[r][n]);
 }
 
-// Compute y = start + x w with M rows and N columns, tile by tile.
+// Compute y = start + x w with M rows and N columns, in tiles of nearly equal height: 20 rows are 4 x 5, not 3 x 6 and 2,
+// because the sums of a low tile are too few to hide the latency of a multiplication.
 template <int M, int N>
 static void product(float* y, long row, Matrix start, Matrix x, Matrix w, int depth) {
-    constexpr int n = N < COLUMNS * VW ? N / VW : COLUMNS, m = M < ROWS ? M : ROWS;
+    constexpr int n = N < COLUMNS * VW ? N / VW : COLUMNS, tiles = (M + ROWS - 1) / ROWS, m = (M + tiles - 1) / tiles;
     for (int c = 0; c + n * VW <= N; c += n * VW) {
         const Matrix from = {start.at ? start.at + c : nullptr, start.row}, right = {w.at + c, w.row};
         for (int i = 0; i + m <= M; i += m)
@@ -390,6 +391,7 @@ extern "C" void backward(const float* x, const float* gain, const float* shift, 
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int part = 0; part < PARTS; part++) {
         Gradients& sums = reinterpret_cast<Gradients*>(gradients)[part];
+        std::memset(&sums, 0, sizeof sums);
         const auto room = std::make_unique<Room>();
         float *d = room->back, *dqkv = room->maps_back;
         for (long b = batch * part / PARTS; b < batch * (part + 1) / PARTS; b++) {

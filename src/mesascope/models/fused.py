@@ -134,7 +134,7 @@ class _FusedSublayer(torch.autograd.Function):
         """Return the gradients of the residual stream and the parameters."""
         grad_output = gradients[0].contiguous()  # bound to a name, so that its memory stays alive while the kernel runs
         (compiled, rest), (x, gain, shift, *_) = ctx.rest, ctx.saved_tensors
-        grad_x, parts = torch.empty_like(x), x.new_zeros(compiled.num_parts, compiled.part_size)
+        grad_x, parts = torch.empty_like(x), x.new_empty(compiled.num_parts, compiled.part_size)
         pointers = map(_data_pointer, (*ctx.saved_tensors, grad_output, grad_x, parts))
         compiled.backward(*pointers, *rest, torch.get_num_threads())
         width = x.shape[-1]
