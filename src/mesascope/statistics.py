@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 BOOTSTRAP_RESAMPLES = 1_000
@@ -170,15 +170,30 @@ def normalized_ranks(x: Float[Tensor, "*rest row"]) -> Float[Tensor, "*rest row"
     Args:
         x: values to rank along the last axis.
     """
-    ordered, order = x.sort(dim=-1)
+    order = _sort_rows(x)
+    ordered = x.gather(-1, order)
     starts = torch.ones_like(ordered, dtype=torch.bool)
     starts[..., 1:] = ordered[..., 1:] != ordered[..., :-1]
-    group = starts.long().cumsum(-1) - 1
     position = torch.arange(x.shape[-1], dtype=torch.float64, device=x.device).expand(x.shape)
-    total = torch.zeros(x.shape, dtype=torch.float64, device=x.device).scatter_add(-1, group, position)
-    count = torch.zeros_like(total).scatter_add(-1, group, torch.ones_like(position))
-    mean_rank = (total / count.clamp_min(1)).gather(-1, group)
-    rank = torch.empty_like(mean_rank).scatter(-1, order, mean_rank)
+    ordered_rank = position if starts.all() else _share_mean_rank(position, starts)
+    rank = torch.empty(x.shape, dtype=torch.float64, device=x.device).scatter_(-1, order, ordered_rank)
     rank = rank - rank.mean(-1, keepdim=True)
     length = rank.norm(dim=-1, keepdim=True)
     return torch.where(length > 0, rank / length.clamp_min(1e-300), 0.0)
+
+
+def _sort_rows(x: Float[Tensor, "*rest row"]) -> Int[Tensor, "*rest row"]:
+    """Return the indices that sort each row; on the CPU by NumPy, whose sort takes a quarter of the time."""
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
+        return x.argsort(-1)
+    return torch.from_numpy(np.argsort(x.detach().numpy(), axis=-1))
+
+
+def _share_mean_rank(
+    position: Float[Tensor, "*rest row"], starts: Bool[Tensor, "*rest row"]
+) -> Float[Tensor, "*rest row"]:
+    """Return the mean position of each group of equal values in sorted rows, which begin where ``starts`` is true."""
+    group = starts.long().cumsum(-1) - 1
+    total = position.new_zeros(position.shape).scatter_add(-1, group, position)
+    count = torch.zeros_like(total).scatter_add(-1, group, torch.ones_like(position))
+    return (total / count.clamp_min(1)).gather(-1, group)

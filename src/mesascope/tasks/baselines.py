@@ -4,6 +4,9 @@ Every baseline sees the same prompt as the model: at position n these are the te
 (phi(x[i]), x[i+1]) for i < n. Computations are batched over sequences and positions and run in float64.
 """
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -91,7 +94,7 @@ def predict_ridge(x: Terms, phi: Features, penalty: float) -> Terms:
     return _apply_rule(phi, torch.linalg.solve(gram, context_x.mT @ context_y))
 
 
-def predict_gradient_descent(x: Terms, phi: Features, steps: int, rate: float = 1.0) -> Terms:
+def predict_gradient_descent(x: Terms, phi: Features, steps: Sequence[int], rate: float = 1.0) -> list[Terms]:
     """Fit the rule by gradient descent on all pairs of the context, from W = 0.
 
     The loss is half the summed squared error. The step size is ``rate`` / (largest eigenvalue of the Gram matrix), so
@@ -100,19 +103,21 @@ def predict_gradient_descent(x: Terms, phi: Features, steps: int, rate: float = 
     Args:
         x: terms of the sequences.
         phi: features of every term.
-        steps: number of gradient steps.
+        steps: numbers of gradient steps, in increasing order.
         rate: step size relative to the inverse of the largest curvature.
 
     Returns:
-        The predicted terms.
+        The predicted terms after each number of steps.
     """
     context_x, context_y = _context_pairs(x, phi)
     gram, moment = context_x.mT @ context_x, context_x.mT @ context_y
     curvature = torch.linalg.eigvalsh(gram)[..., -1:, None].clamp_min(torch.finfo(gram.dtype).tiny)
-    rule = torch.zeros_like(moment)
-    for _ in range(steps):
-        rule = rule - rate / curvature * (gram @ rule - moment)
-    return _apply_rule(phi, rule)
+    rule, predictions = torch.zeros_like(moment), []
+    for done, step in pairwise((0, *steps)):
+        for _ in range(step - done):
+            rule = rule - rate / curvature * (gram @ rule - moment)
+        predictions.append(_apply_rule(phi, rule))
+    return predictions
 
 
 def _context_pairs(

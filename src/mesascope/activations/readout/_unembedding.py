@@ -23,7 +23,8 @@ class Unembedding:
 
     def __init__(self, output_head: OutputHead, start: int, like: Float[Tensor, " d_model"]) -> None:
         self._output_head, self._start, self._like = output_head, start, like
-        self._bias = output_head(torch.zeros_like(like)[None], start)[0]
+        bias = output_head(torch.zeros_like(like)[None], start)[0]
+        self._bias = bias if bias.any() else None  # logits are large, and most models have no bias
         self._weight = self._find_weight()
 
     def __call__(self, x: Float[Tensor, "*parts d_model"]) -> Float[Tensor, "*parts d_out"]:
@@ -35,7 +36,8 @@ class Unembedding:
         Returns:
             Their outputs.
         """
-        return self._output_head(x, self._start) - self._bias
+        output = self._output_head(x, self._start)
+        return output if self._bias is None else output - self._bias
 
     def get_rows(self, tokens: Int[Tensor, " token"]) -> Float[Tensor, "token d_model"]:
         """Return the rows of some tokens.

@@ -77,16 +77,17 @@ def _count_value_heads(model: PreTrainedModel) -> int:
 def _patch_values(
     model: PreTrainedModel, batch: Batch, source: Tensor, metric: Metric, senders: list[Sender], head: int
 ) -> list[float]:
-    """Return the effect of every sender through the values of one head."""
-
-    def patch_sender(site: str, layer: int) -> xr.Dataset:
-        receiver = {"layer": model.config.num_hidden_layers - 1, "kv_head": head}
-        where, axes = {"layer": layer}, ("layer",)
-        return path_patch(
+    """Return the effect of every sender through the values of one head; senders of one site share their passes."""
+    receiver = {"layer": model.config.num_hidden_layers - 1, "kv_head": head}
+    effects: dict[Sender, float] = {}
+    for site in dict.fromkeys(site for site, _ in senders):
+        layers = [layer for name, layer in senders if name == site]
+        where, axes = {"layer": layers}, ("layer",)
+        patched = path_patch(
             model, batch, source, metric, site, axes, receiver="value", receiver_where=receiver, where=where
         )
-
-    return [float(patch_sender(*sender)["effect"].mean()) for sender in senders]
+        effects |= {(site, layer): float(patched["effect"].sel(layer=layer).mean()) for layer in layers}
+    return [effects[sender] for sender in senders]
 
 
 def _log_loss(loss: Metric) -> Metric:

@@ -223,10 +223,14 @@ def _top_contributions(acts: Capture, layer: int, heads: slice, k: int) -> tuple
     z, projection = acts["z"][layer][:, :, heads], acts.readout.output_projection[layer, heads]
     head_out = torch.einsum("bqhd,hdm->hbqm", z, projection)
     logits = acts.readout.attribute_logits(head_out, acts["resid_post"][-1])[:, 0]
-    k = min(k, logits.shape[-1])
-    top_per_position = logits.sub_(logits.mean(-1, keepdim=True)).topk(k)
+    k, mean = min(k, logits.shape[-1]), logits.mean(-1)
+    # the k largest contributions lie at the k positions whose largest ones are largest; sorting all logits is slow
+    positions = (logits.amax(-1) - mean).topk(min(k, logits.shape[1])).indices
+    rows = torch.arange(len(logits), device=logits.device)[:, None]
+    top_per_position = (logits[rows, positions] - mean[rows, positions][..., None]).topk(k)
     top = top_per_position.values.flatten(1).topk(k)
-    return top.values, top_per_position.indices.flatten(1).gather(1, top.indices), top.indices // k
+    token = top_per_position.indices.flatten(1).gather(1, top.indices)
+    return top.values, token, positions.gather(1, top.indices // k)
 
 
 def _positions_with_next_token(tokens: Int[Tensor, "batch pos"], first: int) -> list[Tensor]:

@@ -15,6 +15,7 @@ from mesascope.tasks.base import Batch
 from mesascope.tasks.icl.base import InContextTask
 from mesascope.tasks.icl.context import ContextExamples, build_context
 
+DESCENT_STEPS = (1, 2, 4, 8, 16)  # of the baselines
 SEPARATING_NOISE = 0.1  # ours: standard deviation, a tenth of that of offsets and first terms
 
 
@@ -148,6 +149,7 @@ class Recurrence(InContextTask):
             Predictions by the name of the baseline.
         """
         x, phi = batch.inputs, self.compute_features(batch.inputs)
+        descent = baselines.predict_gradient_descent(x, phi, steps=DESCENT_STEPS)
         return {
             "zero": baselines.predict_zero(x),
             "copy": baselines.predict_copy(x),
@@ -156,7 +158,7 @@ class Recurrence(InContextTask):
             "least squares": baselines.predict_least_squares(x, phi),
             "ridge 0.01": baselines.predict_ridge(x, phi, penalty=0.01),
             "ridge 0.1": baselines.predict_ridge(x, phi, penalty=0.1),
-            **{f"gradient descent {k}": baselines.predict_gradient_descent(x, phi, steps=k) for k in (1, 2, 4, 8, 16)},
+            **{f"gradient descent {k}": one for k, one in zip(DESCENT_STEPS, descent, strict=True)},
         }
 
     def extract_examples(self, inputs: Float[Tensor, "batch pos d_in"]) -> ContextExamples:
