@@ -1,4 +1,4 @@
-# make demo           train ten small transformers, analyse them, inspect a language model; writes two reports
+# make demo           train ten small transformers, analyse them, inspect a language model; the first report is a smoke run
 # make test           run every check: format, lint, types, layers, tests, doctests
 # make test-slow      run long tests, and the further cases of parametrised ones
 # make test-faults   stop, damage and misuse mesascope on purpose, and write the table of outcomes
@@ -60,10 +60,11 @@ $(GGUF): | $(STAMP)
 	mv $@.part $@
 
 demo: $(STAMP) $(GGUF)
+	$(BIN)/mesascope run affine --scale smoke  # a first report: all stages on barely trained models, no findings
 	$(BIN)/mesascope run affine
 	$(BIN)/mesascope inspect $(GGUF) --sequences 2 --tokens 96
 	@echo
-	@$(BIN)/mesascope report runs/affine-laptop runs/inspect-$(notdir $(GGUF))
+	@$(BIN)/mesascope report runs/affine-smoke runs/affine-laptop runs/inspect-$(notdir $(GGUF))
 
 docs: $(STAMP) $(GGUF)
 	set -e; for study in $(PUBLISHED); do $(BIN)/mesascope run $$study; done

@@ -1,8 +1,11 @@
 """Jobs that other processes can import."""
 
+import ctypes
 import os
+import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 
 class PeculiarError(Exception):
@@ -49,3 +52,15 @@ def sleep(number: int, progress: Callable[..., None], say: Callable[[str], None]
 def who(number: int, progress: Callable[..., None], say: Callable[[str], None]) -> int:
     time.sleep(0.1)
     return os.getpid()
+
+
+def list_memory_flags(number: int, progress: Callable[..., None], say: Callable[[str], None]) -> list[str]:
+    """The flags of the memory from malloc that holds a block of 16 MB."""
+    block = (ctypes.c_char * 2**24)()
+    address, inside, flags = ctypes.addressof(block), False, []
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if found := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(found[1], 16) <= address < int(found[2], 16)
+        elif inside and line.startswith("VmFlags:"):
+            flags += line.split()[1:]
+    return flags

@@ -1,6 +1,7 @@
 """Executors: order, news, errors, and nothing left behind."""
 
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import time
 import warnings
 from importlib import import_module
+from multiprocessing import forkserver
 from pathlib import Path
 from types import ModuleType
 
@@ -50,6 +52,16 @@ def test_order_is_the_jobs_even_if_the_first_is_last(jobs: ModuleType) -> None:
 def test_few_workers_do_many_jobs(jobs: ModuleType) -> None:
     assert len(set(ProcessExecutor(max_workers=2).map_jobs(jobs.who, range(6)))) == 2
     assert os.getpid() not in ProcessExecutor(max_workers=1).map_jobs(jobs.who, [0])
+
+
+def test_workers_allocate_huge_pages_and_the_environment_stays(jobs: ModuleType, monkeypatch) -> None:
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    forkserver._forkserver._stop()  # of earlier tests  # pyright: ignore[reportAttributeAccessIssue]  private
+    (flags,) = ProcessExecutor().map_jobs(jobs.list_memory_flags, [0])
+    assert "GLIBC_TUNABLES" not in os.environ
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if platform.libc_ver() >= ("glibc", "2.35") and setting.exists() and "[madvise]" in setting.read_text():
+        assert "hg" in flags
 
 
 @pytest.mark.parametrize("where", [SerialExecutor(), ProcessExecutor()], ids=str)

@@ -22,6 +22,7 @@ from mesascope.store import do_nothing
 SHARED_CPU_SPEED = 0.85  # of two processes on one CPU, relative to one after the other; measured in training
 RESTART_PAUSES = (0.0, 0.1, 1.0)  # seconds before each new attempt to start a process
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+_HUGE_PAGES = ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")  # read by glibc when a program starts; others ignore it
 _USE_FORKSERVER = sys.platform == "linux"  # on other systems, libraries are not safe to fork
 
 
@@ -155,9 +156,27 @@ def _start_worker(context: Any) -> _Worker:
 def _start_process(context: Any) -> _Worker:
     parent_end, child_end = context.Pipe()
     process = context.Process(target=_run_worker, args=(child_end,), daemon=True)
-    with child_end:
+    with child_end, _huge_pages():
         process.start()
     return _Worker(process, parent_end)
+
+
+@contextmanager
+def _huge_pages() -> Iterator[None]:
+    """Let programs that start inside the context allocate huge pages, unless the user sets ``GLIBC_TUNABLES``.
+
+    The activations of a training step are spread over thousands of small pages. With huge ones a step of the affine
+    study took a seventh less time.
+    """
+    name, value = _HUGE_PAGES
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
 
 
 @contextmanager
