@@ -295,6 +295,7 @@ def test_the_flags_are_the_ones_that_were_promised(command):
         },
         "list": {"--json", "--help"},
         "runs": {"--json", "--html", "--help"},
+        "status": {"--json", "--help"},
         "report": {"--json", "--help"},
         "serve": {
             *("--port", "--study", "--condition", "--seed", "--device", "--dtype", "--trust-remote-code", "--help"),

@@ -4,10 +4,11 @@ import time
 from io import StringIO
 from types import SimpleNamespace
 
+import pytest
 from rich.console import Console
 
 from mesascope.cli._output import print_verdicts
-from mesascope.progress import ProgressDisplay
+from mesascope.progress import PartCounts, ProgressDisplay
 
 
 def shown(terminal: bool) -> str:
@@ -41,6 +42,44 @@ def test_elsewhere_each_line_stands_alone():
         "measuring: seed 0",
         "measuring seed 0: 1/1 loss 0.25",
     ]
+
+
+def show_many(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> str:
+    """20 parts: the first is loaded in no time, three last 60 s, one is set aside, two run."""
+    text, clock = StringIO(), iter(range(0, 100_000, 20))
+    monkeypatch.setattr("mesascope.progress.time.monotonic", lambda: float(next(clock)))
+    with ProgressDisplay(Console(file=text, force_terminal=terminal, width=150, highlight=False)) as display:
+        display.start_stage("training", [f"seed {seed}" for seed in range(20)])
+        for index in range(20):
+            display.change_state(index, "running")
+            display.update_part(index, 1, 10, 0.5)
+            display.change_state(index, "set aside" if index == 3 else "done")
+    return text.getvalue()
+
+
+def test_many_parts_are_one_line(monkeypatch):
+    lines = show_many(terminal=False, monkeypatch=monkeypatch).splitlines()
+    assert lines[0] == "training: 20 parts"
+    assert lines[1] == "training: 0 of 20 done, 1 running, 19 waiting"
+    assert lines[-1] == "training: 19 of 20 done, 0 running, 0 waiting, 1 set aside"
+    assert not [line for line in lines if "seed" in line]
+    assert "━" in show_many(terminal=True, monkeypatch=monkeypatch)
+
+
+def test_the_time_left_is_that_of_parts_that_were_not_loaded(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("mesascope.progress.time.monotonic", lambda: now[0])
+    counts = PartCounts(10)
+    assert counts.seconds_left is None
+    for index, seconds in enumerate((0.1, 60.0, 80.0)):
+        counts.change_state(index, "running")
+        now[0] += seconds
+        counts.change_state(index, "done")
+    for index in (3, 4):
+        counts.change_state(index, "running")
+    assert counts.seconds_left == 70.0 * (5 + 2 / 2) / 2
+    counts.change_state(5, "set aside")
+    assert str(counts) == "3 of 10 done, 2 running, 4 waiting, 1 set aside, about 3 min left"
 
 
 def test_claims_that_are_not_tested_are_only_counted(capsys):

@@ -20,6 +20,8 @@ from rich.progress import (
 
 _TerminalProgressT = TypeVar("_TerminalProgressT", bound="_TerminalProgress")
 LINE_INTERVAL = 10.0  # minimum time between plain lines, in seconds
+MAX_PARTS = 12  # with more, all parts are shown as one
+LOADED_FRACTION = 0.1  # of the longest duration; shorter parts were loaded from storage
 
 
 def open_console(*, quiet: bool) -> Console:
@@ -63,8 +65,68 @@ class _TerminalProgress:
             self._bars.stop()
 
 
+class PartCounts:
+    """The number of parts of a stage in each state, and the time that is left.
+
+    Args:
+        num_parts: Number of parts.
+    """
+
+    def __init__(self, num_parts: int) -> None:
+        self._states = dict.fromkeys(range(num_parts), "waiting")
+        self._start_times: dict[int, float] = {}
+        self._durations: list[float] = []
+
+    def change_state(self, index: int, state: str) -> None:
+        """Record the new state of a part.
+
+        Args:
+            index: The index of the part.
+            state: ``waiting``, ``running``, ``done`` or ``set aside``.
+        """
+        if state == "running":
+            self._start_times[index] = time.monotonic()
+        elif state == "done" and index in self._start_times:
+            self._durations.append(time.monotonic() - self._start_times[index])
+        self._states[index] = state
+
+    def count(self, state: str) -> int:
+        """Return the number of parts in a state.
+
+        Args:
+            state: The state.
+        """
+        return list(self._states.values()).count(state)
+
+    @property
+    def num_finished(self) -> int:
+        """Number of parts that are done or set aside."""
+        return self.count("done") + self.count("set aside")
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Estimated seconds until all parts are finished, from the mean duration; None before the first is done."""
+        durations = [one for one in self._durations if one >= LOADED_FRACTION * max(self._durations)]
+        running, waiting = self.count("running"), self.count("waiting")
+        if not durations or not running:
+            return None
+        return sum(durations) / len(durations) * (waiting + running / 2) / running
+
+    def __str__(self) -> str:
+        """Return the counts and the time that is left, in one line."""
+        counts = ", ".join(f"{self.count(state)} {state}" for state in ("running", "waiting"))
+        set_aside = f", {self.count('set aside')} set aside" if self.count("set aside") else ""
+        left = "" if self.seconds_left is None else f", about {_format_duration(self.seconds_left)} left"
+        return f"{self.count('done')} of {len(self._states)} done, {counts}{set_aside}{left}"
+
+
+def _format_duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if seconds < 90 else f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+
+
 class ProgressDisplay(_TerminalProgress):
-    """Progress callback that draws one bar per part of a stage.
+    """Progress callback that draws one bar per part of a stage, or one bar for all parts if there are many.
 
     Args:
         console: The console to draw on.
@@ -83,6 +145,7 @@ class ProgressDisplay(_TerminalProgress):
         self._parts: Sequence[str] = ()
         self._name = ""
         self._last_line_time = 0.0
+        self._counts = PartCounts(0)
 
     def start_stage(self, name: str, parts: Sequence[str]) -> None:
         """Start a stage; its bars replace those of the previous one.
@@ -92,12 +155,41 @@ class ProgressDisplay(_TerminalProgress):
             parts: The names of its parts.
         """
         self._name, self._parts, self._last_line_time = name, parts, 0.0
+        self._counts = PartCounts(len(parts))
         if self._bars is None:
-            self._console.print(f"{name}: {', '.join(parts)}", markup=False, soft_wrap=True)
+            listed = f"{len(parts)} parts" if self._shows_counts else ", ".join(parts)
+            self._console.print(f"{name}: {listed}", markup=False, soft_wrap=True)
             return
         for task in self._tasks.values():
             self._bars.remove_task(task)
-        self._tasks = {i: self._bars.add_task(f"{name} {part}", total=None, loss="") for i, part in enumerate(parts)}
+        if self._shows_counts:
+            self._tasks = {0: self._bars.add_task(name, total=len(parts), loss="")}
+        else:
+            rows = enumerate(parts)
+            self._tasks = {i: self._bars.add_task(f"{name} {part}", total=None, loss="") for i, part in rows}
+
+    @property
+    def _shows_counts(self) -> bool:
+        return len(self._parts) > MAX_PARTS
+
+    def change_state(self, index: int, state: str) -> None:
+        """Update the state of one part.
+
+        Args:
+            index: The index of the part.
+            state: ``waiting``, ``running``, ``done`` or ``set aside``.
+        """
+        self._counts.change_state(index, state)
+        if self._shows_counts:
+            self._show_counts()
+
+    def _show_counts(self) -> None:
+        finished, now = self._counts.num_finished, time.monotonic()
+        if self._bars is not None:
+            self._bars.update(self._tasks[0], completed=finished, loss=str(self._counts))
+        elif finished == len(self._parts) or now - self._last_line_time > LINE_INTERVAL:
+            self._last_line_time = now
+            self._console.print(f"{self._name}: {self._counts}", markup=False, soft_wrap=True)
 
     def update_part(self, index: int, done: int, total: int, loss: float) -> None:
         """Update the progress of one part.
@@ -108,6 +200,9 @@ class ProgressDisplay(_TerminalProgress):
             total: Units of work in total.
             loss: The last training loss; not a number where there is none.
         """
+        if self._shows_counts:
+            self._show_counts()
+            return
         loss_text = "" if math.isnan(loss) else f"loss {loss:.4g}"
         if self._bars is not None:
             self._bars.update(self._tasks[index], completed=done, total=total, loss=loss_text)

@@ -1,4 +1,4 @@
-"""Commands about finished runs: report, verify, compare, table, figures, log, push, runs."""
+"""Commands about finished and unfinished runs: status, report, verify, compare, table, figures, log, push, runs."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,13 @@ from rich.markup import escape
 
 from mesascope.cli._app import AsJson, app, err, out, print_line
 from mesascope.cli._exit_codes import EXIT_BAD_INPUT, EXIT_DAMAGED
-from mesascope.cli._output import format_verdict_cell, load_verdict_rows, print_verdict_table, split_names
+from mesascope.cli._output import (
+    format_status,
+    format_verdict_cell,
+    load_verdict_rows,
+    print_verdict_table,
+    split_names,
+)
 
 
 @app.command("report")
@@ -31,6 +37,22 @@ def report_command(
         print_line(f"mesascope: {problem}", err)
     if any(problem != NO_CHECKSUMS for problem in problems):
         raise typer.Exit(EXIT_BAD_INPUT)
+
+
+@app.command("status")
+def status_command(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, also of a run that goes on.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show how far every job of a run is, and whether a process works on it."""
+    from mesascope.studies.run_status import read_run_status
+
+    status = read_run_status(run_dir)
+    if as_json:
+        print(json.dumps(status.as_json(), indent=2))
+        return
+    for line in format_status(status):
+        print_line(line)
 
 
 @app.command("verify")

@@ -13,6 +13,7 @@ from mesascope.formulas import render_plain
 if TYPE_CHECKING:
     from mesascope.store import Run
     from mesascope.studies.cells import JudgedCell
+    from mesascope.studies.run_status import JobStatus, RunStatus
 
 RANKING_LEGEND = (
     "[dim]1: equal to the model; 0: no better than the mean of its predictions. *: not distinguishable from the "
@@ -130,6 +131,38 @@ def print_cells(cells: Sequence["JudgedCell"]) -> None:
         for status in dict.fromkeys(claim.statuses.values()):
             names = "; ".join(cell or OWN_SETTING for cell, given in claim.statuses.items() if given == status)
             out.print(f"  [{STATUS_COLOURS.get(status, 'dim')}]{status}[/]: {escape(names)}", soft_wrap=True)
+
+
+def format_status(status: "RunStatus") -> list[str]:
+    """Format the state of a run: one line for the run, and one for every condition in every cell.
+
+    Args:
+        status: The state.
+
+    Returns:
+        Lines of text.
+    """
+    user = "no process uses it" if status.holder is None else f"process {status.holder} uses it"
+    counts = ", ".join(f"{count} {state}" for state, count in status.counts.items())
+    changed = f"last change {status.seconds_since_change:.0f} s ago"
+    head = (
+        f"{status.path}: {status.study} at {status.scale} scale, {len(status.jobs)} jobs: {counts}; {changed}; {user}"
+    )
+    groups: dict[str, list[JobStatus]] = {}
+    for job in status.jobs:
+        groups.setdefault(" ".join(filter(None, [job.cell, job.condition])), []).append(job)
+    return [head, *(f"  {_format_jobs(label, jobs)}" for label, jobs in groups.items())]
+
+
+def _format_jobs(label: str, jobs: Sequence["JobStatus"]) -> str:
+    """Format the jobs of one condition: the seeds in each state, and the step of each that is not at an end."""
+    by_state: dict[str, list[str]] = {}
+    for job in jobs:
+        is_between = 0 < job.step < job.steps
+        text = f"{job.seed} (step {job.step} of {job.steps})" if is_between else str(job.seed)
+        by_state.setdefault(job.state, []).append(text)
+    states = [f"{state}: seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}" for state, seeds in by_state.items()]
+    return "; ".join([f"{label} {states[0]}".strip(), *states[1:]])
 
 
 def print_circuit(run: "Run") -> None:

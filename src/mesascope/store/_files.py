@@ -16,11 +16,11 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from mesascope.checksums import MANIFEST, RunError, add_to_manifest, hash_bytes
+from mesascope.folder_locks import HOLDER_FILE, LOCK_FILE
 
 LogFn = Callable[[str], None]
 
 TEMP_PREFIX = ".tmp-"
-LOCK_FILE, HOLDER_FILE = ".lock", ".lock-holder"
 _DISK_FULL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 

@@ -11,10 +11,9 @@ import xarray as xr
 
 from mesascope.argument_types import validate_arguments
 from mesascope.checksums import FORMAT, RESTORE_HINT, read_run_record, read_verdict_rows
+from mesascope.folder_locks import HOLDER_FILE, LOCK_FILE
 from mesascope.formulas import render_plain
 from mesascope.store._files import (
-    HOLDER_FILE,
-    LOCK_FILE,
     TEMP_PREFIX,
     RunError,
     hold_lock,
@@ -27,6 +26,8 @@ from mesascope.store._run_results import RunResults
 from mesascope.store.provenance import collect_provenance
 from mesascope.summaries import Summarised, Summary
 
+RUN_LOCK_WAIT = 10.0  # seconds; then another process uses the run
+JOB_LOCK_WAIT = 120.0  # of one seed: a file server keeps the lock of a machine that is gone for a while
 _MUTABLE_KEYS = set("seeds title description citation cell factors notes provenance".split())  # may differ on resuming
 
 
@@ -146,12 +147,13 @@ class Run(RunModels, RunResults, Summarised):
         self.write_record("run", self.record, "run")
 
     @contextmanager
-    def exclusive_lock(self, subfolder: str = "", *, wait: float = 10.0) -> Iterator[None]:
+    def exclusive_lock(self, subfolder: str = "", *, wait: float | None = None) -> Iterator[None]:
         """Hold an exclusive lock on a folder and remove temporary files of killed processes.
 
         Args:
             subfolder: A folder inside the run, such as ``models/seed=0``; the run itself by default.
-            wait: How long to wait for the lock, in seconds.
+            wait: How long to wait for the lock, in seconds; by default 10 for the run itself, and 120 for a folder
+                inside it, which a job of a process that was killed may hold until it has ended too.
 
         Returns:
             A context manager that holds the lock.
@@ -161,7 +163,8 @@ class Run(RunModels, RunResults, Summarised):
         """
         folder = self.path / subfolder
         make_writable_folder(folder)
-        with hold_lock(folder, wait):
+        default = JOB_LOCK_WAIT if subfolder else RUN_LOCK_WAIT
+        with hold_lock(folder, default if wait is None else wait):
             for directory in (folder, folder / "results", folder / "parts"):
                 remove_drafts(directory)
             yield
