@@ -64,3 +64,22 @@ def list_memory_flags(number: int, progress: Callable[..., None], say: Callable[
         elif inside and line.startswith("VmFlags:"):
             flags += line.split()[1:]
     return flags
+
+
+def die_once(work: tuple[Path, int], progress: Callable[..., None], say: Callable[[str], None]) -> int:
+    folder, number = work
+    if not (folder / str(number)).exists():
+        (folder / str(number)).touch()
+        os.kill(os.getpid(), 9)
+    return number
+
+
+def die_if_divisible_by_three(number: int, progress: Callable[..., None], say: Callable[[str], None]) -> int:
+    time.sleep(0.05)
+    if number % 3 == 0:
+        os.kill(os.getpid(), 9)
+    return number
+
+
+def exit_at_once(pipe: object) -> None:
+    os._exit(3)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from importlib import import_module
 from multiprocessing import forkserver
 from pathlib import Path
@@ -16,7 +17,14 @@ from types import ModuleType
 import psutil
 import pytest
 
-from mesascope.executors import ExecutorError, ProcessExecutor, RayExecutor, SerialExecutor, create_executor
+from mesascope.executors import (
+    ExecutorError,
+    ProcessExecutor,
+    RayExecutor,
+    RetryPolicy,
+    SerialExecutor,
+    create_executor,
+)
 
 HELPERS = "resource_tracker|forkserver"  # in the command lines of Python's own two processes
 
@@ -81,9 +89,51 @@ def test_an_error_that_cannot_travel_is_told_in_words(jobs: ModuleType) -> None:
     assert "in another process" in caught.value.__notes__[0]
 
 
-def test_a_process_that_is_killed_is_told(jobs: ModuleType) -> None:
-    with pytest.raises(ExecutorError, match="but one ended with signal SIGKILL; run again"):
-        ProcessExecutor().map_jobs(jobs.die, [0])
+QUICK = RetryPolicy(pause=0.05)
+
+
+def test_a_job_whose_process_is_killed_is_started_again(jobs: ModuleType, tmp_path: Path) -> None:
+    said, states = [], []
+    where = ProcessExecutor(max_workers=2, retries=QUICK)
+    found = where.map_jobs(jobs.die_once, [(tmp_path, 0), (tmp_path, 1), (tmp_path, 2)], log=said.append,
+                           change_state=lambda *state: states.append(state))  # fmt: skip
+    assert found == [0, 1, 2]
+    assert (
+        sum("its worker process ended (signal SIGKILL); the job starts again in 0.05 s" in line for line in said) == 3
+    )
+    assert [state for index, state in states if index == 1] == ["running", "waiting", "running", "done"]
+    assert not children()
+
+
+def test_a_job_that_kills_its_process_twice_is_set_aside_and_named_at_the_end(jobs: ModuleType) -> None:
+    """The others are done first."""
+    states = []
+    where = ProcessExecutor(max_workers=2, retries=QUICK)
+    with pytest.raises(
+        ExecutorError, match=r"2 of 6 were set aside because they ended 2 worker processes: 0 \(signal SIGKILL\), 3 \("
+    ):
+        where.map_jobs(jobs.die_if_divisible_by_three, range(6), change_state=lambda *state: states.append(state))
+    assert {index for index, state in states if state == "done"} == {1, 2, 4, 5}
+    assert [state for index, state in states if index == 3] == ["running", "waiting", "running", "set aside"]
+    assert not children()
+
+
+def test_without_retries_a_lost_process_sets_its_job_aside(jobs: ModuleType) -> None:
+    with pytest.raises(ExecutorError, match="1 of 1 were set aside because they ended 1 worker processes: 0"):
+        ProcessExecutor(retries=RetryPolicy(max_retries=0)).map_jobs(jobs.die, [0])
+
+
+def test_processes_that_end_before_they_can_run_a_job_end_the_call(jobs: ModuleType, monkeypatch) -> None:
+    """As in a script without `if __name__ == "__main__":`, where every new process fails to import it."""
+    monkeypatch.setattr("mesascope.executors._processes._run_worker", jobs.exit_at_once)
+    with pytest.raises(ExecutorError, match="a worker process must start, but 2 ended with exit code 3; run again"):
+        ProcessExecutor(max_workers=1, retries=QUICK).map_jobs(jobs.square, list(range(50)))
+
+
+@pytest.mark.parametrize("wrong", [{"max_retries": -1}, {"pause": -0.1}, {"pause": 61.0}], ids=str)
+def test_policies_that_mean_nothing_are_refused(wrong: dict) -> None:
+    with pytest.raises(ValueError, match=r"must be .*, but got"):
+        RetryPolicy(**wrong)
 
 
 @pytest.mark.parametrize("error", [EOFError("unexpected EOF"), ConnectionRefusedError(111, "refused")], ids=repr)
@@ -154,12 +204,69 @@ def test_names_of_executors() -> None:
     assert create_executor("processes") == ProcessExecutor()
     assert create_executor("ray") == RayExecutor()
     assert create_executor("ray:auto") == RayExecutor(address="auto")
-    for unknown in ("threads", "serial:1", ""):
+    for unknown in ("threads", "serial:1", "", "ray:", "processes:"):
         with pytest.raises(ValueError, match=r"must be serial, processes or ray\[:ADDRESS\], but got"):
             create_executor(unknown)
+
+
+def test_options_of_executors() -> None:
+    assert create_executor("processes,max_workers=3") == ProcessExecutor(max_workers=3)
+    assert create_executor("ray:10.0.0.1:6379,num_gpus=0.5,memory=1000,max_retries=0") == RayExecutor(
+        address="10.0.0.1:6379", num_gpus=0.5, memory=1000, retries=RetryPolicy(max_retries=0)
+    )
+    for wrong in ("serial,max_workers=1", "processes,num_gpus=1", "ray,num_gpus=", "ray,num_gpus", "ray,memory=1GB"):
+        with pytest.raises(ValueError, match=r"options of the executor \w+ must be NAME=NUMBER of .*, but got"):
+            create_executor(wrong)
+    for wrong in ("processes,max_workers=0", "ray,num_cpus=-1", "ray,max_retries=-1"):
+        with pytest.raises(ValueError, match=r"must be [01] or more, but got"):
+            create_executor(wrong)
 
 
 def test_ray_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatch, jobs: ModuleType) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ExecutorError, match=r"ray package, but it is not installed; pip install 'mesascope\[ray\]'"):
         RayExecutor().map_jobs(jobs.square, [1])
+
+
+@pytest.fixture
+def local_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """Ray, shut down at the end; the jobs' file is where its processes find it."""
+    ray = pytest.importorskip("ray")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    yield ray
+    ray.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_jobs_on_a_local_ray(jobs: ModuleType, tmp_path: Path, local_ray: ModuleType) -> None:
+    where, heard, said, states = RayExecutor(retries=QUICK), [], [], []
+    found = where.map_jobs(jobs.square, [3, 4], lambda *news: heard.append(news), said.append,
+                           lambda *state: states.append(state))  # fmt: skip
+    assert found == [9, 16]
+    assert sorted(heard) == [(job, done, 2, 0.5 / done) for job in range(2) for done in (1, 2)]
+    assert sorted(said) == ["a local Ray was started, which listens on 127.0.0.1", "squaring 3", "squaring 4"]
+    assert sorted(states) == [(job, state) for job in range(2) for state in ("done", "running")]
+    open_to_others = [
+        (process.name(), one.laddr)
+        for process in psutil.Process().children(recursive=True)
+        for one in process.net_connections("inet")
+        if one.status == psutil.CONN_LISTEN and one.laddr.ip.removeprefix("::ffff:") != "127.0.0.1"
+    ]
+    assert not open_to_others
+
+    assert where.map_jobs(jobs.die_once, [(tmp_path, 0), (tmp_path, 1)], log=said.append) == [0, 1]
+    assert sum("its worker process ended (killed or crashed); the job starts again" in line for line in said) == 2
+    with pytest.raises(ExecutorError, match=r"2 of 4 were set aside .*: 0 \(killed or crashed\), 3 \("):
+        where.map_jobs(jobs.die_if_divisible_by_three, range(4))
+    with pytest.raises(LookupError, match="no 1 here"):
+        where.map_jobs(jobs.fail, [1, 2])
+    with pytest.raises(ExecutorError, match="a job failed"):
+        where.map_jobs(jobs.fail_peculiarly, [7])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_job_for_which_this_machine_is_too_small_is_refused(jobs: ModuleType, local_ray: ModuleType) -> None:
+    with pytest.raises(ExecutorError, match=r"this machine must have what a job requests \(1 CPU, 999 GPU\), but has"):
+        RayExecutor(num_gpus=999).map_jobs(jobs.square, [1])

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mesascope.argument_types import validate_arguments
-from mesascope.executors import create_executor
+from mesascope.executors import SerialExecutor, create_executor
 from mesascope.formulas import render_plain
 from mesascope.inspection import (
     MIN_PAIRS,
@@ -30,7 +30,7 @@ from mesascope.loggers import RunLogger, create_loggers, log_run
 from mesascope.progress import ProgressDisplay, StageProgressBar, open_console
 from mesascope.report import write_report
 from mesascope.report.export import collect_figures, collect_tables
-from mesascope.runner import ProgressCallback, run_study
+from mesascope.runner import Executor, ProgressCallback, run_study
 from mesascope.store import Run
 from mesascope.studies.base import Study
 from mesascope.studies.cell_names import format_cell
@@ -53,7 +53,7 @@ def run(
     seeds: int | None = None,
     out: Path | str | None = None,
     device: str = "auto",
-    on: str | None = None,
+    on: str | Executor | None = None,
     vary: Mapping[str, Sequence[str]] | None = None,
     settings: Mapping[str, str | float | bool | None] | None = None,
     progress: ProgressCallback | None = None,
@@ -68,8 +68,9 @@ def run(
         seeds: Number of training replicates; the default of the scale if None.
         out: The run's directory; ``runs/STUDY-SCALE`` by default, followed by the settings.
         device: auto, cpu or cuda (also ``cuda:1`` and so on).
-        on: serial, processes or ray[:ADDRESS]. Default: serial at smoke scale, on a GPU or for a value, processes
-            otherwise. A value must be run serially, because other processes cannot load it.
+        on: serial, processes or ray[:ADDRESS], as in :func:`mesascope.executors.create_executor`, or an executor.
+            Default: serial at smoke scale, on a GPU or for a value, processes otherwise. A value must be run serially,
+            because other processes cannot load it.
         vary: Names of levels by the name of a factor, such as ``{"block": ["bare", "prenorm"]}``, and values as text by
             the path of a setting, such as ``{"training.optimizer.lr": ["1e-3", "3e-3"]}``; the claims are judged in
             every combination. Default: the study's grid at this scale.
@@ -89,13 +90,14 @@ def run(
         ValueError: If an argument is invalid; the message is one line.
     """
     chosen_device, is_value = choose_device(device), isinstance(study, Study)
-    if is_value and on not in (None, "serial"):
+    if is_value and on not in (None, "serial", SerialExecutor()):
         raise ValueError(
             f"a study that is a value must run on 'serial', but got {on!r}; write it to a .py file that defines STUDY, "
             "and pass the path of the file"
         )
     one_process = scale == "smoke" or chosen_device != "cpu" or is_value
-    executor = create_executor(on or ("serial" if one_process else "processes"))
+    chosen = on or ("serial" if one_process else "processes")
+    executor = create_executor(chosen) if isinstance(chosen, str) else chosen
     console = open_console(quiet=quiet or progress is not None)
     if settings and vary is not None:
         raise ValueError(

@@ -27,7 +27,10 @@ def run_command(
     seeds: Annotated[int | None, typer.Option(help="Number of training seeds; by default that of the scale.")] = None,
     out_dir: Annotated[Path | None, typer.Option("--out", help="Run directory; by default runs/STUDY-SCALE.")] = None,
     device: Device = "auto",
-    on: Annotated[str | None, typer.Option(help="Executor: serial, processes or ray[:ADDRESS].")] = None,
+    on: Annotated[
+        str | None,
+        typer.Option(help="Executor: serial, processes or ray[:ADDRESS]; with options such as ray,num_gpus=1."),
+    ] = None,
     vary: Annotated[
         list[str] | None,
         typer.Option(

@@ -4,32 +4,67 @@ Each executor has one method, ``map_jobs``: it calls ``fn(job, progress, log)`` 
 the order of the jobs. ``fn`` and the jobs must be picklable: a module-level function, and plain values.
 """
 
-from mesascope.executors._jobs import ExecutorError
+from typing import Any
+
+from mesascope.executors._jobs import ExecutorError, JobState
 from mesascope.executors._processes import ProcessExecutor
 from mesascope.executors._ray import RayExecutor
+from mesascope.executors._retries import RetryPolicy
 from mesascope.executors._serial import SerialExecutor
 
-__all__ = ["ExecutorError", "ProcessExecutor", "RayExecutor", "SerialExecutor", "create_executor"]
+__all__ = [
+    "ExecutorError",
+    "JobState",
+    "ProcessExecutor",
+    "RayExecutor",
+    "RetryPolicy",
+    "SerialExecutor",
+    "create_executor",
+]
+OPTIONS: dict[str, dict[str, type]] = {
+    "serial": {},
+    "processes": {"max_workers": int, "max_retries": int},
+    "ray": {"num_cpus": float, "num_gpus": float, "memory": int, "max_retries": int},
+}
 
 
 def create_executor(name: str) -> "SerialExecutor | ProcessExecutor | RayExecutor":
-    """Create an executor from its name.
+    """Create an executor from its name and options.
 
     Args:
-        name: ``serial``, ``processes`` or ``ray[:ADDRESS]``.
+        name: ``serial``, ``processes`` or ``ray[:ADDRESS]``, followed by options ``,NAME=NUMBER``: ``max_workers`` of
+            processes; ``num_cpus``, ``num_gpus`` and ``memory`` of a job on Ray; ``max_retries`` of both.
 
     Returns:
         The executor.
 
     Raises:
-        ValueError: If there is no executor of this name.
+        ValueError: If there is no executor of this name, or it has no such option.
 
-    >>> create_executor("ray:10.0.0.1:6379")
-    RayExecutor(address='10.0.0.1:6379')
+    >>> executor = create_executor("ray:10.0.0.1:6379,num_gpus=0.5")
+    >>> executor.address, executor.num_gpus
+    ('10.0.0.1:6379', 0.5)
     """
-    kind, _, address = name.partition(":")
-    if kind == "ray":
-        return RayExecutor(address=address or None)
-    if name not in ("serial", "processes"):
+    base, *options = name.split(",")
+    kind, _, address = base.partition(":")
+    if kind not in OPTIONS or (address and kind != "ray") or (":" in base and not address):
         raise ValueError(f"an executor must be serial, processes or ray[:ADDRESS], but got {name!r}")
-    return SerialExecutor() if name == "serial" else ProcessExecutor()
+    values: dict[str, Any] = dict(_parse_option(kind, option) for option in options)
+    if kind == "serial":
+        return SerialExecutor()
+    if "max_retries" in values:
+        values["retries"] = RetryPolicy(max_retries=values.pop("max_retries"))
+    return ProcessExecutor(**values) if kind == "processes" else RayExecutor(address=address or None, **values)
+
+
+def _parse_option(kind: str, option: str) -> tuple[str, Any]:
+    """Return name and value of an option such as ``num_gpus=1``."""
+    name, _, text = option.partition("=")
+    convert = OPTIONS[kind].get(name)
+    try:
+        if convert is not None:
+            return name, convert(text)
+    except ValueError:
+        pass  # the same error as for an unknown option
+    allowed = ", ".join(f"{one}={of.__name__}" for one, of in OPTIONS[kind].items()) or "none"
+    raise ValueError(f"options of the executor {kind} must be NAME=NUMBER of {allowed}, but got {option!r}")

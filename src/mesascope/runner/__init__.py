@@ -1,6 +1,6 @@
 """Execution of a study: train, load checkpoints, run analyses, apply interventions, judge the claims."""
 
-from mesascope.runner._callbacks import Executor, JobProgress, ProgressCallback
+from mesascope.runner._callbacks import Executor, JobProgress, JobStateCallback, ProgressCallback
 from mesascope.runner._description import describe_run
 from mesascope.runner._dry_run import dry_run
 from mesascope.runner._evaluation import EVALUATION_SEED
@@ -14,6 +14,7 @@ __all__ = [
     "POPULATION_DEVICES",
     "Executor",
     "JobProgress",
+    "JobStateCallback",
     "ProgressCallback",
     "SimulationJob",
     "StudyInvalid",

@@ -12,7 +12,14 @@ JobProgress = Callable[[int, int, int, float], None]
 class Executor(Protocol):
     """Applies a function to jobs, in parallel or one after another."""
 
-    def map_jobs(self, fn: Callable[..., Any], jobs: Sequence[Any], progress: JobProgress, log: LogFn) -> list[Any]:
+    def map_jobs(
+        self,
+        fn: Callable[..., Any],
+        jobs: Sequence[Any],
+        progress: JobProgress,
+        log: LogFn,
+        change_state: Callable[[int, Any], None],
+    ) -> list[Any]:
         """Apply ``fn`` to every job.
 
         Args:
@@ -20,6 +27,7 @@ class Executor(Protocol):
             jobs: The jobs.
             progress: Receives (job index, done, total, loss).
             log: Receives lines of text.
+            change_state: Receives (job index, state): ``waiting``, ``running``, ``done`` or ``set aside``.
 
         Returns:
             The results, in the order of the jobs.
@@ -56,5 +64,19 @@ class ProgressCallback(Protocol):
 
         Args:
             line: One line of text.
+        """
+        ...
+
+
+@runtime_checkable
+class JobStateCallback(Protocol):
+    """A progress callback that also receives the states of jobs."""
+
+    def change_state(self, index: int, state: str) -> None:
+        """Receive the new state of one part of the current stage.
+
+        Args:
+            index: The index of the part.
+            state: ``waiting``, ``running``, ``done`` or ``set aside``.
         """
         ...

@@ -42,6 +42,10 @@ class TrainingJob:
     path: Path
     device: str
 
+    def __str__(self) -> str:
+        """Return the text by which the job is shown to the user."""
+        return job_label(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SimulationJob:
@@ -60,6 +64,10 @@ class SimulationJob:
     seed: int
     simulation: str
     path: Path
+
+    def __str__(self) -> str:
+        """Return the text by which the job is shown to the user."""
+        return job_label(self)
 
 
 def train_seed_group(
@@ -113,10 +121,11 @@ def _train_and_analyse(
     model = condition.model_at(job.scale)
     train_model(task, model, config.training, job.seed, run, device=job.device, progress=progress, log=log)
     stamp = stamp_condition(run, condition, task, job.scale, [job.seed])
-    results = load_seed_results(run, condition, job.seed, stamp, log)
-    if results is None:
-        results = _analyse(condition, job, run, task, progress)
-        save_seed_results(run, condition, job.seed, stamp, results)
+    with run.exclusive_lock(str(run.seed_path(job.seed).relative_to(run.path))):
+        results = load_seed_results(run, condition, job.seed, stamp, log)
+        if results is None:
+            results = _analyse(condition, job, run, task, progress)
+            save_seed_results(run, condition, job.seed, stamp, results)
     return results
 
 

@@ -14,6 +14,7 @@ from mesascope.checksums import VERDICTS_HINT, read_verdict_rows
 from mesascope.runner._callbacks import Executor, ProgressCallback
 from mesascope.runner._description import describe_run
 from mesascope.runner._dry_run import check_readings
+from mesascope.runner._job_states import JobStates
 from mesascope.runner._jobs import (
     SimulationJob,
     TrainingJob,
@@ -26,7 +27,7 @@ from mesascope.runner._jobs import (
 from mesascope.runner._preflight import check_models
 from mesascope.runner._results import gather_conditions, gather_simulations, load_finished_results
 from mesascope.runner._texts import check_texts
-from mesascope.store import Run, RunError
+from mesascope.store import Run, RunError, do_nothing
 from mesascope.studies.base import SCALES, Study
 from mesascope.studies.cell_names import Cell, format_cell, parse_cell, split_reference
 from mesascope.studies.cells import CELLS_FOLDER
@@ -218,7 +219,8 @@ def _compute_results(
         _train_seed_groups(cell.study, jobs, executor, progress)
     all_jobs = [job for pair in jobs_by_cell for kind in pair for job in kind]
     progress.start_stage("training and analysis", [job_label(job) for job in all_jobs])
-    outcomes = iter(executor.map_jobs(run_job, all_jobs, progress.update_part, progress.log_message))
+    states = JobStates(all_jobs, {str(cell.run.path): cell.run for cell in cells}, progress)
+    outcomes = iter(executor.map_jobs(run_job, all_jobs, progress.update_part, progress.log_message, states))
     results = {}
     for cell, (jobs, simulation_jobs) in zip(cells, jobs_by_cell, strict=True):
         trained, simulated = (list(islice(outcomes, len(kind))) for kind in (jobs, simulation_jobs))
@@ -242,7 +244,7 @@ def _train_seed_groups(
     groups = [group for group in groups if len(group) > 1]
     if groups:
         progress.start_stage("joint training", [group_label(group) for group in groups])
-        executor.map_jobs(train_seed_group, groups, progress.update_part, progress.log_message)
+        executor.map_jobs(train_seed_group, groups, progress.update_part, progress.log_message, do_nothing)
 
 
 def load_verdicts(run: Run) -> list[Verdict]:
