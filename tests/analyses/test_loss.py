@@ -1,6 +1,8 @@
 """Losses of many sequences are the same in chunks, and their standard errors are the spread of other draws."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import wraps
 
 import numpy as np
 import pytest
@@ -8,10 +10,12 @@ import torch
 import xarray as xr
 
 from mesascope import analyses
-from mesascope.activations import capture
+from mesascope.activations import Capture, capture
 from mesascope.analyses.sequence_losses import concatenate_losses, measure_losses
+from mesascope.axes import to_data_array
 from mesascope.ground_truth.models.vectors import build_planted_model
 from mesascope.report.panels.choose_view import build_panels
+from mesascope.runner._checkpoints import SeedCheckpoints
 from mesascope.runner._evaluation import (
     MIN_EVALUATION_SEQUENCES,
     count_evaluation_sequences,
@@ -37,6 +41,24 @@ def evaluate(seed: int, sequences: int = 400) -> xr.Dataset:
         predictions = {"model": capture(model, batch, ["output"])["output"], **TASK.baselines(batch)}
         chunks.append(measure_losses(predictions, batch))
     return analyses.loss_vs_baselines(concatenate_losses(chunks))
+
+
+@analyses.analysis(title="Mean square", description="Mean square of the recorded site.", sites=["output"])
+def mean_square(acts: Capture) -> xr.Dataset:
+    """An analysis of one site."""
+    (recorded,) = acts.sites.values()
+    return xr.Dataset({"mean": to_data_array(recorded.square().mean(), units="1", description="mean square")})
+
+
+def count_calls(forward: Callable, passed: list[int]) -> Callable:
+    """The same function, which notes the number of sequences of every call."""
+
+    @wraps(forward)
+    def counted(inputs, *rest, **named):
+        passed.append(len(inputs))
+        return forward(inputs, *rest, **named)
+
+    return counted
 
 
 def test_chunks_give_the_losses_of_one_capture():
@@ -121,6 +143,27 @@ def test_tokens_have_the_logarithm_of_the_mean_cross_entropy():
     assert float(found["mean_log10_loss"][0]) == pytest.approx(np.log10(np.log(7)), rel=1e-5)
     assert found["mean_log10_loss"].attrs["units"] == "log10 nat"
     assert float(found["scored_se"][0]) == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("recorded", "passes"), [(mean_square, 1), (replace(mean_square, sites=("resid_pre",)), 2)])
+def test_an_output_that_is_recorded_is_not_computed_again(recorded, passes, monkeypatch):
+    model, passed = build_planted_model("copying", length=8, nuisance=0.05), []
+    monkeypatch.setattr(model, "forward", count_calls(model.forward, passed))
+    checkpoints = SeedCheckpoints(
+        task=TASK,
+        steps=(0,),
+        seed=3,
+        evaluation_batches=draw_evaluation_batches(TASK, 64, 150, 3),
+        load=lambda step: model,
+        open_history=lambda step: pytest.fail("no analysis reads a history"),
+    )
+    checkpoints.analyse(0, [recorded, analyses.loss_vs_baselines])  # checks the model at every length
+    passed.clear()
+    found = checkpoints.analyse(0, [recorded, analyses.loss_vs_baselines])
+    assert passed == [64] * passes + [64, 22]  # the first chunk, and the others
+    alone = checkpoints.analyse(0, [analyses.loss_vs_baselines])
+    xr.testing.assert_identical(found["loss_vs_baselines"], alone["loss_vs_baselines"])
+    xr.testing.assert_identical(found[recorded.name], checkpoints.analyse(0, [recorded])[recorded.name])
 
 
 def test_the_number_of_evaluation_sequences_follows_the_scale():

@@ -307,14 +307,54 @@ def run_analyses(
     """
     for one in analyses:
         validate_type("an element of analyses", one, Analysis)
-    sites = sorted({site for one in analyses for site in one.sites})
-    reductions = {name: how for one in analyses for name, how in one.reductions.items()}
+    acts = capture_for_analyses(
+        model,
+        inputs,
+        analyses,
+        stack=stack,
+        baselines=baselines,
+        batch_size=batch_size,
+        queries=queries,
+        layers=layers,
+    )
+    return {one.name: one(acts) for one in analyses}
+
+
+def capture_for_analyses(
+    model: PreTrainedModel,
+    inputs: InputsLike,
+    analyses: Sequence[Analysis],
+    *,
+    stack: Literal["encoder", "decoder"] | None = None,
+    baselines: Mapping[str, Tensor] | None = None,
+    batch_size: int | None = None,
+    queries: Sequence[int] | None = None,
+    layers: Sequence[int] | None = None,
+) -> Capture:
+    """Record every site and reduction that analyses of captures need.
+
+    Args:
+        model: any model that capture supports.
+        inputs: tokens or vectors, a batch with targets, or other inputs that capture takes.
+        analyses: analyses of captures.
+        stack: the stack of an encoder-decoder that is analysed.
+        baselines: predictions of known algorithms, stored in the capture.
+        batch_size: sequences per forward pass; all at once by default.
+        queries: positions whose attention is recorded; all by default.
+        layers: layers to record; all by default.
+
+    Returns:
+        the capture, of one stack if the model has two.
+
+    Raises:
+        ValueError: the model is an encoder-decoder and no stack is given, or the reverse.
+    """
     acts = capture(
         model,
         inputs,
-        sites,
+        sorted({site for one in analyses for site in one.sites}),
         baselines=baselines,
-        reduce=reductions,
+        reduce={name: how for one in analyses for name, how in one.reductions.items()},
         batch_size=batch_size,
         queries=queries,
         layers=layers if stack is None else {stack: layers},
@@ -324,8 +364,8 @@ def run_analyses(
             raise ValueError(
                 f"{type(model).__name__} has two stacks, but got none to analyse; pass stack='encoder' or 'decoder'"
             )
-        acts = acts.encoder if stack == "encoder" else acts.decoder
-    return {one.name: one(acts) for one in analyses}
+        return acts.encoder if stack == "encoder" else acts.decoder
+    return acts
 
 
 def validate_all_layers_captured(acts: Capture) -> None:

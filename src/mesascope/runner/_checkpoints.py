@@ -9,7 +9,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mesascope.activations import capture
-from mesascope.analyses import Analysis, CheckpointSeries, run_analyses
+from mesascope.analyses import Analysis, CheckpointSeries
+from mesascope.analyses.base import capture_for_analyses
 from mesascope.analyses.sequence_losses import SequenceLosses, concatenate_losses, measure_losses
 from mesascope.analyses.training.history_attention import TrainingHistory
 from mesascope.models.load import load_checkpoint, make_untrained_factory
@@ -52,9 +53,9 @@ class SeedCheckpoints:
         if not analyses:
             return {}
         model = self.load(step)
-        results = self._analyse_model(model, analyses)
+        results, output = self._analyse_model(model, analyses)
         history = self.open_history(step) if any(one.input == "history" for one in analyses) else None
-        losses = self._evaluate(model) if any(one.evaluation for one in analyses) else None
+        losses = self._evaluate(model, output) if any(one.evaluation for one in analyses) else None
         for one in analyses:
             if one.evaluation:
                 results[one.name] = one(losses)
@@ -78,7 +79,7 @@ class SeedCheckpoints:
         for draw in range(max(one.untrained_draws for one in analyses)):
             due = [one for one in analyses if draw < one.untrained_draws]
             model = build_untrained(derive_untrained_seed(self.seed, draw))
-            for name, dataset in self._analyse_model(model, due).items():
+            for name, dataset in self._analyse_model(model, due)[0].items():
                 results[name].append(dataset)
         return results
 
@@ -104,20 +105,43 @@ class SeedCheckpoints:
         others = [measure_losses(self.task.baselines(batch), batch) for batch in self.evaluation_batches[1:]]
         return concatenate_losses([analysed, *others])
 
-    def _evaluate(self, model: Decoder) -> SequenceLosses:
-        """Return the losses of the model and of the baselines on all held-out sequences."""
-        chunks = [
-            measure_losses({"model": capture(model, batch, ["output"])["output"]}, batch)
-            for batch in self.evaluation_batches
-        ]
+    def _evaluate(self, model: Decoder, output: Tensor | None) -> SequenceLosses:
+        """Return the losses of the model and of the baselines on all held-out sequences.
+
+        Args:
+            model: The model.
+            output: Its output on the analysed sequences; computed if it is None.
+
+        Returns:
+            The losses.
+        """
+        first, *others = self.evaluation_batches
+        output = capture(model, first, ["output"])["output"] if output is None else output
+        chunks = [measure_losses({"model": output}, first)]
+        chunks += [measure_losses({"model": capture(model, batch, ["output"])["output"]}, batch) for batch in others]
         return concatenate_losses(chunks).with_predictors(self._baseline_losses)
 
-    def _analyse_model(self, model: PreTrainedModel, analyses: Sequence[Analysis]) -> dict[str, xr.Dataset]:
-        """Run those of the analyses that need a model and the analysed sequences only."""
+    def _analyse_model(
+        self, model: PreTrainedModel, analyses: Sequence[Analysis]
+    ) -> tuple[dict[str, xr.Dataset], Tensor | None]:
+        """Run those of the analyses that need a model and the analysed sequences only.
+
+        Args:
+            model: The model.
+            analyses: The analyses, of which others are left out.
+
+        Returns:
+            The results by name; and the output of the model, if an analysis needs it.
+        """
+        results, output = {}, None
         of_captures = [one for one in analyses if one.input == "capture" and not one.evaluation]
-        results = run_analyses(model, self.batch, of_captures, baselines=self._baselines) if of_captures else {}
-        of_models = [one for one in analyses if one.input == "model"]
-        return results | {one.name: one(model, self.task, self.batch) for one in of_models}
+        if of_captures:
+            acts = capture_for_analyses(model, self.batch, of_captures, baselines=self._baselines)
+            results = {one.name: one(acts) for one in of_captures}
+            output = acts.sites.get("output")
+            del acts  # its memory is needed by analyses of models
+        results |= {one.name: one(model, self.task, self.batch) for one in analyses if one.input == "model"}
+        return results, output
 
 
 def open_checkpoints(
