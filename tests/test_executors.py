@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from importlib import import_module
+from importlib.util import find_spec
 from multiprocessing import forkserver
 from pathlib import Path
 from types import ModuleType
@@ -228,18 +229,28 @@ def test_ray_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatch, 
         RayExecutor().map_jobs(jobs.square, [1])
 
 
+def open_ports(process: psutil.Process) -> list[str]:
+    """The addresses at which other machines can reach a process; none if it has ended."""
+    try:
+        listening = [one.laddr.ip for one in process.net_connections("inet") if one.status == psutil.CONN_LISTEN]
+    except psutil.NoSuchProcess:
+        return []
+    return [ip for ip in listening if ip.removeprefix("::ffff:") != "127.0.0.1"]
+
+
 @pytest.fixture
-def local_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """Ray, shut down at the end; the jobs' file is where its processes find it."""
-    ray = pytest.importorskip("ray")
+def local_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Ray, not imported before the executor imports it, and shut down at the end."""
+    if find_spec("ray") is None:
+        pytest.skip("ray is not installed")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    yield ray
-    ray.shutdown()
+    yield
+    import_module("ray").shutdown()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_jobs_on_a_local_ray(jobs: ModuleType, tmp_path: Path, local_ray: ModuleType) -> None:
+def test_jobs_on_a_local_ray(jobs: ModuleType, tmp_path: Path, local_ray: None) -> None:
     where, heard, said, states = RayExecutor(retries=QUICK), [], [], []
     found = where.map_jobs(jobs.square, [3, 4], lambda *news: heard.append(news), said.append,
                            lambda *state: states.append(state))  # fmt: skip
@@ -247,12 +258,7 @@ def test_jobs_on_a_local_ray(jobs: ModuleType, tmp_path: Path, local_ray: Module
     assert sorted(heard) == [(job, done, 2, 0.5 / done) for job in range(2) for done in (1, 2)]
     assert sorted(said) == ["a local Ray was started, which listens on 127.0.0.1", "squaring 3", "squaring 4"]
     assert sorted(states) == [(job, state) for job in range(2) for state in ("done", "running")]
-    open_to_others = [
-        (process.name(), one.laddr)
-        for process in psutil.Process().children(recursive=True)
-        for one in process.net_connections("inet")
-        if one.status == psutil.CONN_LISTEN and one.laddr.ip.removeprefix("::ffff:") != "127.0.0.1"
-    ]
+    open_to_others = [one for process in psutil.Process().children(recursive=True) for one in open_ports(process)]
     assert not open_to_others
 
     assert where.map_jobs(jobs.die_once, [(tmp_path, 0), (tmp_path, 1)], log=said.append) == [0, 1]
@@ -267,6 +273,6 @@ def test_jobs_on_a_local_ray(jobs: ModuleType, tmp_path: Path, local_ray: Module
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_job_for_which_this_machine_is_too_small_is_refused(jobs: ModuleType, local_ray: ModuleType) -> None:
+def test_a_job_for_which_this_machine_is_too_small_is_refused(jobs: ModuleType, local_ray: None) -> None:
     with pytest.raises(ExecutorError, match=r"this machine must have what a job requests \(1 CPU, 999 GPU\), but has"):
         RayExecutor(num_gpus=999).map_jobs(jobs.square, [1])
