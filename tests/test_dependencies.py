@@ -20,6 +20,7 @@ EXTRAS = {
     "gguf",
     "ray",
     "serve",
+    "stream",
     "tensorboard",
     "umap",
 }  # imported where they are used, never with the package

@@ -165,6 +165,7 @@ def inspect(
     device: str = "cpu",
     dtype: str = "float32",
     trust_remote_code: bool = False,
+    stream_layers: bool = False,
     progress: StageProgressFn | None = None,
     quiet: bool = False,
 ) -> Run:
@@ -188,6 +189,8 @@ def inspect(
         device: cpu, cuda or auto.
         dtype: Data type of the weights in memory: float32, bfloat16, float16 or float64.
         trust_remote_code: Run Python code that comes with the model; a model that needs it is refused otherwise.
+        stream_layers: Read the weights of each layer from the safetensors files whenever it runs, for a model that does
+            not fit into memory. The control of random weights is left out.
         progress: Called with (current stage, stages done, total stages). Default: a bar on a terminal and in a
             notebook, nothing in other scripts.
         quiet: Show no progress.
@@ -217,6 +220,7 @@ def inspect(
             device=choose_device(device),
             dtype=dtype,
             trust_remote_code=trust_remote_code,
+            stream_layers=stream_layers,
             progress=progress or bar,
         )
     write_report(finished_run.path)

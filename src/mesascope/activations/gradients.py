@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from transformers import PreTrainedModel
 
 from mesascope.activations._layer_spec import LayerSpec
@@ -34,17 +34,23 @@ def enable_activation_gradients(
         layers: the specification of every layer.
         activation_checkpointing: recompute each block in the backward pass instead of storing its graph.
     """
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     names = dict.fromkeys(layer.block for layer in layers)  # once each, in a model that repeats its layers
     blocks = [model.get_submodule(name) for name in names] if activation_checkpointing else []
+    # a block that stopped early when it is recomputed would keep the weights of the module that it stopped in
+    stops_early = not any(parameter.is_meta for parameter in model.parameters())
     try:
-        for parameter in trainable:
-            parameter.requires_grad_(False)
-        with replace_forwards(blocks, [_checkpoint_forward(block.forward) for block in blocks]), torch.enable_grad():
+        for name in trainable:
+            model.get_parameter(name).requires_grad_(False)
+        with (
+            replace_forwards(blocks, [_checkpoint_forward(block.forward) for block in blocks]),
+            set_checkpoint_early_stop(stops_early),
+            torch.enable_grad(),
+        ):
             yield
     finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
+        for name in trainable:  # by name: offloaded weights are other objects after each forward pass
+            model.get_parameter(name).requires_grad_(True)
 
 
 def require_gradient(outputs: Float[Tensor, "*rest d_out"], site: str, layer: int) -> None:

@@ -111,6 +111,12 @@ def inspect_command(
     device: Device = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
     trust_remote_code: TrustRemoteCode = False,
+    stream_layers: Annotated[
+        bool,
+        typer.Option(
+            "--stream-layers", help="Read each layer from disk when it runs, for a model that exceeds the memory."
+        ),
+    ] = False,
 ) -> None:
     """Analyse a causal language model on a text or on token ids and write a report. Run again to resume."""
     from mesascope import api
@@ -130,6 +136,7 @@ def inspect_command(
             device=device,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
+            stream_layers=stream_layers,
             progress=stages,
         )
     for name, reason in finished_run.read_json("model")["skipped"].items():

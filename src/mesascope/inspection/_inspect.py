@@ -9,14 +9,18 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mesascope.activations.forward import evaluation_mode
+from mesascope.activations.validation.inputs import find_input_device
 from mesascope.formulas import escape_dollars
 from mesascope.inspection._checkpoints import ModelCheckpoint, resolve_checkpoints
 from mesascope.inspection._inspection import Inspection, StageProgressFn, record_duration
 from mesascope.inspection._loader import CheckpointLoader
 from mesascope.inspection._passes import (
+    NO_RANDOM_WEIGHTS,
+    RANDOM_WEIGHTS,
     InspectionInputs,
     Pass,
     select_passes,
+    without_control,
 )
 from mesascope.inspection._text import TokenizedText, check_sizes, read_words, tokenize_text
 from mesascope.inspection._token_ids import (
@@ -52,6 +56,7 @@ def inspect_model(
     device: str = "cpu",
     dtype: str = "float32",
     trust_remote_code: bool = False,
+    stream_layers: bool = False,
     progress: StageProgressFn = lambda what, done, total: None,
 ) -> Run:
     """Run analyses of a causal language model on a text or on token ids, with controls.
@@ -70,6 +75,8 @@ def inspect_model(
         device: The device to compute on.
         dtype: Data type of the weights in memory. A model in memory keeps its device and its dtype.
         trust_remote_code: Run Python code that comes with the model.
+        stream_layers: Read the weights of each layer from the safetensors files whenever it runs, for a model that does
+            not fit into memory. The control of random weights is left out.
         progress: Called with (current stage, stages done, total stages).
 
     Returns:
@@ -85,16 +92,22 @@ def inspect_model(
         read_tokens = _read_source(text, token_ids, task, tokens, sequences)
         passes = select_passes(analyses)
         name = get_model_name(model)
-        loader = _make_loader(model, tokenizer, resolve_checkpoints(name, steps), device, dtype, trust_remote_code)
+        loader = _make_loader(
+            model, tokenizer, resolve_checkpoints(name, steps), device, dtype, trust_remote_code, stream_layers
+        )
         progress(LOADING_STAGE, 0, 1)
         seconds: dict[str, float] = {}
         with record_duration(seconds, LOADING_STAGE):
             loaded, tokenizer = loader.load_with_tokenizer(loader.last_checkpoint)
         tokenized = read_tokens(loaded, tokenizer, name)
         check_forward_pass(loaded, tokenized.token_ids[:1, :NUM_CHECKED_TOKENS], name)
+        skipped: dict[str, str] = {}
+        if any(parameter.is_meta for parameter in loaded.parameters()):
+            passes, skipped = without_control(passes, RANDOM_WEIGHTS), {f"control: {RANDOM_WEIGHTS}": NO_RANDOM_WEIGHTS}
         weights = _fingerprint_weights(name, loader, loaded)
         file = token_ids if isinstance(token_ids, Path | str) else text
         request = {"model": name, "weights": weights, "device": loader.device, "dtype": _name_dtype(loader.dtype)}
+        request |= {"stream_layers": "yes"} if stream_layers else {}
         run = Run.create(path, {**request, **_describe_inspection(name, file, tokenized, passes, loader.checkpoints)})
         inputs = InspectionInputs(
             token_ids=tokenized.token_ids,
@@ -103,7 +116,9 @@ def inspect_model(
         )
         del loaded  # keep one model at a time in memory
         with run.exclusive_lock():
-            inspection = Inspection(run=run, loader=loader, inputs=inputs, progress=progress, seconds=seconds)
+            inspection = Inspection(
+                run=run, loader=loader, inputs=inputs, progress=progress, seconds=seconds, skipped=skipped
+            )
             inspection.run_passes(passes, tokenized)
         return run
 
@@ -170,18 +185,25 @@ def _make_loader(
     device: str,
     dtype: str,
     trust_remote_code: bool,
+    stream_layers: bool,
 ) -> CheckpointLoader:
     if isinstance(model, str):
         if tokenizer is not None:
             raise ValueError("a tokenizer must be given with a model in memory only; pass the loaded model")
         return CheckpointLoader(
-            checkpoints=checkpoints, device=device, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code
+            checkpoints=checkpoints,
+            device=device,
+            dtype=DTYPES[dtype],
+            trust_remote_code=trust_remote_code,
+            stream_layers=stream_layers,
         )
+    if stream_layers:
+        raise ValueError("stream_layers must be given with the name of a model, but got a model in memory; omit it")
     if checkpoints[0].label:
         raise ValueError("steps must be given with the name of a model, but got a model in memory; omit the steps")
     check_weight_values(checkpoints[0].name, model)
     return CheckpointLoader(
-        checkpoints=checkpoints, device=str(model.device), dtype=model.dtype, given=(model, tokenizer)
+        checkpoints=checkpoints, device=str(find_input_device(model)), dtype=model.dtype, given=(model, tokenizer)
     )
 
 

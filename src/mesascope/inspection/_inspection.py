@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from mesascope.activations import UnsupportedModel, WrappedModule
 from mesascope.activations.hooks.attention_interface import attn_implementation
+from mesascope.activations.validation.inputs import find_input_device
 from mesascope.analyses import Analysis
 from mesascope.analyses.nulls import with_draws
 from mesascope.axes import decode_tokens, to_data_array, with_decoded_tokens
@@ -43,7 +44,7 @@ class Inspection:
         progress: Called with (current stage, stages done, total stages).
         done: Number of finished stages.
         total: Number of stages.
-        skipped: The reason for each analysis that the model does not support.
+        skipped: The reason for each analysis, or control, that the model does not support.
         seconds: Durations, by pass.
     """
 
@@ -190,7 +191,7 @@ def describe_model(model: PreTrainedModel) -> dict[str, Any]:
         "heads": getattr(config, "num_attention_heads", None),
         "hidden_size": getattr(config, "hidden_size", None),
         "dtype": str(model.dtype).removeprefix("torch."),
-        "device": str(model.device),
+        "device": str(find_input_device(model)),
         "attn_implementation": attn_implementation(model),
     }
 

@@ -20,6 +20,7 @@ class CheckpointLoader:
         device: The device of the models.
         dtype: The data type of their weights.
         trust_remote_code: Whether Python code that comes with a model may run.
+        stream_layers: Whether the weights of each layer are read from files whenever it runs.
         given: A model that the user has in memory, with its tokenizer; nothing is loaded then.
         loaded: The model in memory, if any, with its checkpoint and tokenizer.
         build_untrained: The factory of untrained models, after the first use.
@@ -30,6 +31,7 @@ class CheckpointLoader:
     device: str
     dtype: torch.dtype
     trust_remote_code: bool = False
+    stream_layers: bool = False
     given: tuple[PreTrainedModel, PreTrainedTokenizerBase | None] | None = None
     loaded: tuple[ModelCheckpoint, PreTrainedModel, PreTrainedTokenizerBase | None] | None = None
     build_untrained: Callable[[int], PreTrainedModel] | None = None
@@ -62,6 +64,7 @@ class CheckpointLoader:
                 checkpoint.revision,
                 trust_remote_code=self.trust_remote_code,
                 require_tokenizer=False,
+                stream_layers=self.stream_layers,
             )
             self.loaded = (checkpoint, model, tokenizer)
         return self.loaded[1:]

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from mesascope import analyses
 from mesascope.activations import UnsupportedModel, WrappedModule, attention_layers
+from mesascope.activations.validation.inputs import find_input_device
 from mesascope.analyses import Analysis, inner, run_analyses, sample_repeated_tokens
 from mesascope.analyses.inner_objectives import objectives
 from mesascope.analyses.nulls import NUM_UNTRAINED_DRAWS
@@ -140,7 +141,7 @@ def _run_linear_inputs(
     model: PreTrainedModel, inputs: InspectionInputs, selected: Sequence[Analysis]
 ) -> AnalysisResults:
     """Analyse the inputs of linear modules, at a sample of tokens without attention sinks."""
-    ids = inputs.token_ids[:1, :MAX_INPUT_TOKENS].to(model.device)
+    ids = inputs.token_ids[:1, :MAX_INPUT_TOKENS].to(find_input_device(model))
     layers = attention_layers(model, ids)
     if not layers:
         raise UnsupportedModel(
@@ -159,7 +160,7 @@ def _run_shared_capture(
     """Run analyses that share one capture."""
     capture_analyses = [analysis for analysis in selected if analysis.input == "capture"]
     ids, batch_size, attending_layers = (
-        ids.to(model.device),
+        ids.to(find_input_device(model)),
         max(1, TOKENS_PER_BATCH // ids.shape[1]),
         attention_layers(model, ids[:1]),
     )
@@ -235,11 +236,25 @@ PASSES = (
         control_draws={},
     ),
 )
+NO_RANDOM_WEIGHTS = "it needs a model of random weights in memory, but the weights of this model are not all in memory"
 ANALYSIS_GROUPS = {"inner": [f"inner_{objective.name}" for objective in objectives.OBJECTIVES]}
 ANALYSIS_NAMES = (
     *ANALYSIS_GROUPS,
     *(name for part in PASSES for name in part.analyses if not name.startswith("inner_")),
 )
+
+
+def without_control(passes: Sequence[Pass], control: str) -> list[Pass]:
+    """Return passes that are not compared with a control.
+
+    Args:
+        passes: The passes.
+        control: The name of the control.
+    """
+    return [
+        replace(part, control_draws={name: count for name, count in part.control_draws.items() if name != control})
+        for part in passes
+    ]
 
 
 def select_passes(names: Sequence[str] | None) -> list[Pass]:

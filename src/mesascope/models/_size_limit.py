@@ -47,7 +47,23 @@ def _check_free_memory(stored: StoredWeights, dtype: torch.dtype | str) -> None:
 
 
 @contextmanager
-def _count_parameters(stored: StoredWeights, quantized: bool) -> Iterator[None]:
+def limit_declared_size(stored: StoredWeights) -> Iterator[None]:
+    """Refuse models inside the context that declare many more parameters than the weight files hold.
+
+    Unlike `limit_model_size`, it counts parameters on every device, and their weights need not fit into memory.
+
+    Args:
+        stored: The size of the weight files.
+
+    Raises:
+        BrokenModelError: The config declares too many parameters, or buffers that do not fit into memory.
+    """
+    with _count_parameters(stored, quantized=False, on_meta=False):
+        yield
+
+
+@contextmanager
+def _count_parameters(stored: StoredWeights, quantized: bool, on_meta: bool = True) -> Iterator[None]:
     max_elements = SPARE_ELEMENTS + (stored.num_bytes * MAX_PACKED if quantized else stored.elements * MAX_TIES)
     max_tensors = SPARE_TENSORS + stored.tensors * MAX_TIES * (MAX_PACKED if quantized else 1)
     free = psutil.virtual_memory().available
@@ -55,7 +71,7 @@ def _count_parameters(stored: StoredWeights, quantized: bool) -> Iterator[None]:
 
     def count_parameter(module: nn.Module, name: str, tensor: torch.Tensor | None) -> None:
         nonlocal elements, tensors
-        if tensor is None or not tensor.is_meta or threading.get_ident() != thread:
+        if tensor is None or (on_meta and not tensor.is_meta) or threading.get_ident() != thread:
             return
         elements, tensors = elements + tensor.numel(), tensors + 1
         if elements > max_elements or tensors > max_tensors:
@@ -67,7 +83,7 @@ def _count_parameters(stored: StoredWeights, quantized: bool) -> Iterator[None]:
 
     def count_buffer(module: nn.Module, name: str, tensor: torch.Tensor | None) -> None:
         nonlocal buffer_bytes
-        if tensor is None or not tensor.is_meta or threading.get_ident() != thread:
+        if tensor is None or (on_meta and not tensor.is_meta) or threading.get_ident() != thread:
             return
         buffer_bytes += tensor.numel() * tensor.element_size()
         if buffer_bytes > free:

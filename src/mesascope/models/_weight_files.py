@@ -66,13 +66,10 @@ def read_stored_weights(folder: Path) -> StoredWeights | None:
     Raises:
         BrokenModelError: A file is missing, truncated or inconsistent; the message names it.
     """
-    if (folder / WEIGHTS_FILE).is_file():
-        header = _read_header(folder / WEIGHTS_FILE)
-        files = [folder / WEIGHTS_FILE]
-    elif (folder / INDEX_FILE).is_file():
-        files, header = _read_indexed_headers(folder)
-    else:
+    files = find_weight_files(folder)
+    if not files:
         return None
+    header = _read_headers(files, {} if files == [folder / WEIGHTS_FILE] else _read_weight_map(folder))
     return StoredWeights(
         tensors=len(header),
         elements=sum(elements for elements, _ in header.values()),
@@ -81,25 +78,50 @@ def read_stored_weights(folder: Path) -> StoredWeights | None:
     )
 
 
-def _read_indexed_headers(folder: Path) -> tuple[list[Path], Header]:
-    """Read the headers of all files of an index; every tensor must be in the file that the index names."""
+def find_weight_files(folder: Path) -> list[Path]:
+    """Find the safetensors files of a model.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        ``model.safetensors``, or the files of its index, by name; empty if there are none.
+
+    Raises:
+        BrokenModelError: The index is invalid, or names a file that is missing.
+    """
+    if (folder / WEIGHTS_FILE).is_file():
+        return [folder / WEIGHTS_FILE]
+    if not (folder / INDEX_FILE).is_file():
+        return []
+    names = sorted(set(_read_weight_map(folder).values()))
+    for name in names:
+        if Path(name).name != name or not (folder / name).is_file():
+            raise BrokenModelError(f"{INDEX_FILE} must name files of the folder, but names {name}, which is missing")
+    return [folder / name for name in names]
+
+
+def _read_weight_map(folder: Path) -> dict[str, str]:
+    """Read the index: the name of the file of every tensor."""
     index = read_json_object(folder / INDEX_FILE)
     weight_map = index.get("weight_map")
     if not isinstance(index.get("metadata", {}), dict):
         raise BrokenModelError(f"{INDEX_FILE} must have an object as metadata, but has {index['metadata']!r}")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
         raise BrokenModelError(f"{INDEX_FILE} must have a weight_map from tensors to files, but has none")
+    return weight_map
+
+
+def _read_headers(files: list[Path], weight_map: dict[str, str]) -> Header:
+    """Read the headers of all files; every tensor of an index must be in the file that it names."""
     joined: Header = {}
-    names = sorted(set(weight_map.values()))
-    for name in names:
-        if Path(name).name != name or not (folder / name).is_file():
-            raise BrokenModelError(f"{INDEX_FILE} must name files of the folder, but names {name}, which is missing")
-        header = _read_header(folder / name)
-        missing = [tensor for tensor, file in weight_map.items() if file == name and tensor not in header]
+    for path in files:
+        header = _read_header(path)
+        missing = [tensor for tensor, file in weight_map.items() if file == path.name and tensor not in header]
         if missing:
-            raise BrokenModelError(f"{name} must contain the tensors of {INDEX_FILE}, but {missing[0]} is missing")
+            raise BrokenModelError(f"{path.name} must contain the tensors of {INDEX_FILE}, but {missing[0]} is missing")
         joined |= header
-    return [folder / name for name in names], joined
+    return joined
 
 
 def _read_header(file: Path) -> Header:

@@ -24,6 +24,7 @@ from mesascope.models.encoder_decoder.model import EncoderDecoder
 from mesascope.models.load_errors import BrokenModelError, ModelNotFound, convert_load_errors
 from mesascope.models.recurrent.config import RecurrentConfig
 from mesascope.models.recurrent.model import RecurrentTransformer
+from mesascope.models.streaming.stream_layers import build_streamed_model
 from mesascope.models.transformer import Decoder
 from mesascope.models.weight_checks import (
     check_all_layers_used,
@@ -101,6 +102,7 @@ def load_pretrained(
     *,
     trust_remote_code: bool = False,
     require_tokenizer: Literal[True] = True,
+    stream_layers: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]: ...
 @overload
 def load_pretrained(
@@ -111,6 +113,7 @@ def load_pretrained(
     *,
     trust_remote_code: bool = False,
     require_tokenizer: bool,
+    stream_layers: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]: ...
 def load_pretrained(
     name: Path | str,
@@ -120,6 +123,7 @@ def load_pretrained(
     *,
     trust_remote_code: bool = False,
     require_tokenizer: bool = True,
+    stream_layers: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """Load a causal language model and its tokenizer, in evaluation mode.
 
@@ -134,6 +138,8 @@ def load_pretrained(
         trust_remote_code: run Python code that comes with the model. Without it, a model that needs such code is
             refused, and nothing is asked on the terminal.
         require_tokenizer: refuse a model without a tokenizer. If false, its tokenizer is ``None``.
+        stream_layers: for a model that does not fit into memory: read the weights of each layer from the safetensors
+            files whenever it runs, and drop them afterwards. They cannot be trained or changed.
 
     Returns:
         The model and its tokenizer.
@@ -153,12 +159,13 @@ def load_pretrained(
     silenced = silence_transformers() if local else silence_hub_retries()
     with silenced, parse_gguf_once() if "gguf_file" in options else nullcontext(), convert_load_errors(explain):
         folder = Path(location) if local else find_snapshot(location, revision)
-        config, stored = _read_config(location, folder, revision, options)
-        quantized = "gguf_file" not in options and getattr(config, "quantization_config", None) is not None
-        with limit_model_size(stored, dtype, quantized=quantized):
-            model = _build_model(str(name), location, config, revision, dtype, options)
-        check_stored_types(str(name), model, stored, quantized)
-        check_weight_values(str(name), model)
+        if stream_layers and "gguf_file" in options:
+            raise BrokenModelError("the layers of a .gguf file cannot be streamed; give a folder with safetensors")
+        config, stored = _read_config(location, folder, revision, options, stream_layers=stream_layers)
+        if stream_layers:
+            model = build_streamed_model(str(name), config, folder, dtype, device, trust_remote_code=trust_remote_code)
+        else:
+            model = _build_checked_model(str(name), location, config, stored, revision, dtype, options)
         vocab_size = getattr(config.get_text_config(), "vocab_size", None)
         if not local:
             model.config._commit_hash = folder.name  # of the snapshot; transformers leaves it empty
@@ -167,7 +174,27 @@ def load_pretrained(
             raise BrokenModelError(
                 "it has no tokenizer; add its files, or pass require_tokenizer=False, which returns None in its place"
             )
-        return model.eval().to(device), tokenizer  # pyright: ignore[reportArgumentType] transformers wraps torch's method
+        if not stream_layers:
+            model.eval().to(device)  # pyright: ignore[reportArgumentType] transformers wraps torch's method
+        return model, tokenizer
+
+
+def _build_checked_model(
+    name: str,
+    location: str,
+    config: PreTrainedConfig,
+    stored: StoredWeights | None,
+    revision: str,
+    dtype: torch.dtype | str,
+    options: dict[str, Any],
+) -> PreTrainedModel:
+    """Build a model in memory; its size is checked before, and its weights afterwards."""
+    quantized = "gguf_file" not in options and getattr(config, "quantization_config", None) is not None
+    with limit_model_size(stored, dtype, quantized=quantized):
+        model = _build_model(name, location, config, revision, dtype, options)
+    check_stored_types(name, model, stored, quantized)
+    check_weight_values(name, model)
+    return model
 
 
 def _build_model(
@@ -197,9 +224,12 @@ def _build_model(
 
 
 def _read_config(
-    location: str, folder: Path, revision: str, options: dict[str, Any]
+    location: str, folder: Path, revision: str, options: dict[str, Any], *, stream_layers: bool
 ) -> tuple[PreTrainedConfig, StoredWeights | None]:
-    """Read the config and the sizes of the weights, and check that both can be those of a causal language model."""
+    """Read the config and the sizes of the weights, and check that both can be those of a causal language model.
+
+    The sizes are not read for streaming: that would map the files into memory.
+    """
     trusted = options["trust_remote_code"]
     if "gguf_file" in options:
         file = folder / options["gguf_file"]
@@ -212,7 +242,7 @@ def _read_config(
     check_causal_lm(config, trust_remote_code=trusted)
     if folder != Path(location):
         download_weights(location, revision)
-    return config, read_stored_weights(folder)
+    return config, None if stream_layers else read_stored_weights(folder)
 
 
 def is_decoder_folder(path: Path) -> bool:

@@ -27,7 +27,8 @@ def check_forward_pass(model: nn.Module, token_ids: torch.Tensor, name: str) -> 
         ModelNotFound: the model cannot run, or a logit is not finite.
     """
     with convert_load_errors(f"a model must predict the next token, but {name} cannot: {{}}; check its config".format):
-        logits = model(token_ids.to(next(model.parameters()).device)).logits
+        loaded = (parameter.device for parameter in model.parameters() if not parameter.is_meta)
+        logits = model(token_ids.to(next(loaded, token_ids.device))).logits
         if not logits.isfinite().all():
             raise BrokenModelError("its logits are not finite numbers")
 
@@ -49,12 +50,26 @@ def check_weight_values(name: str, model: nn.Module) -> None:
                 f"the numbers that {name} computes from its config must be finite, but {key} has others"
             )
     for key, weight in model.named_parameters():
-        largest = _largest_magnitude(weight)
-        if not largest <= MAX_WEIGHT:
-            raise ModelNotFound(
-                f"the weights of {name} must be finite and below {MAX_WEIGHT:g}, but {key} has {_name_value(largest)} "
-                f"in {str(weight.dtype).removeprefix('torch.')}; get the file again, or use another dtype"
-            )
+        check_weight(name, key, read_weight(model, key) if weight.is_meta else weight)
+
+
+def check_weight(name: str, key: str, weight: torch.Tensor) -> None:
+    """Check that one weight is not NaN, infinite or larger than any forward pass can use.
+
+    Args:
+        name: The name of the model, for the message.
+        key: The name of the weight.
+        weight: Its values.
+
+    Raises:
+        ModelNotFound: It is.
+    """
+    largest = _largest_magnitude(weight)
+    if not largest <= MAX_WEIGHT:
+        raise ModelNotFound(
+            f"the weights of {name} must be finite and below {MAX_WEIGHT:g}, but {key} has {_name_value(largest)} "
+            f"in {str(weight.dtype).removeprefix('torch.')}; get the file again, or use another dtype"
+        )
 
 
 def _largest_magnitude(weight: torch.Tensor) -> float:
@@ -77,10 +92,28 @@ def hash_weights(model: nn.Module) -> str:
         model: The model.
     """
     digest = sha256()
-    for name, value in model.state_dict().items():
+    for name, held in model.state_dict().items():
+        value = read_weight(model, name) if held.is_meta else held
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
+
+
+def read_weight(model: nn.Module, name: str) -> torch.Tensor:
+    """Return a weight that accelerate loads when its module runs; one that was never loaded stays on the meta device.
+
+    Args:
+        model: The model.
+        name: The name of the weight.
+    """
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    if "_hf_hook" not in vars(module):
+        return getattr(module, leaf)
+    from accelerate.utils import align_module_device  # installed, because it has set the hook
+
+    with align_module_device(module):
+        return getattr(module, leaf)
 
 
 def check_weights_match(name: str, loading_info: dict[str, Any], kinds: tuple[str, ...]) -> None:

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedConfig
 
+from mesascope.models.streaming.stream_layers import get_streamed_weights
+
 MAX_ENTRIES = 64  # compared entries of a large tensor; a small one is compared as a whole
 SMALL_TENSOR = 1024  # entries
 GOLDEN_RATIO = 0.618  # of the width, by which the column of the next compared entry advances
@@ -33,10 +35,10 @@ def fingerprint_model(model: nn.Module) -> Fingerprint:
     Returns:
         A value to compare; it equals no other if weights are offloaded, because they cannot be read.
     """
-    states, identities, flags, configs = [], [], [], {}
-    for module in list_modules(model):
+    modules = list_modules(model)
+    identities, flags, configs = [], [], {}
+    for module in modules:
         state = module.__dict__
-        states.append(state)
         identities.append((id(module), len(state["_forward_hooks"]), len(state["_forward_pre_hooks"])))
         for name in state.keys() - STANDARD_ATTRIBUTES:
             value = state[name]
@@ -47,7 +49,7 @@ def fingerprint_model(model: nn.Module) -> Fingerprint:
             else:
                 flags.append((name, _describe(value)))
     return (
-        fingerprint_tensors(_collect_tensors(states)),
+        fingerprint_tensors(_collect_tensors(modules)),
         tuple(identities),
         tuple(flags),
         tuple((number, _describe_config(config)) for number, config in configs.items()),
@@ -62,9 +64,9 @@ def model_tensors(model: nn.Module) -> list[Tensor]:
         model: the model.
 
     Returns:
-        The tensors; one that several modules share is repeated.
+        The tensors; one that several modules share is repeated. Streamed weights are left out.
     """
-    return _collect_tensors([module.__dict__ for module in list_modules(model)])
+    return _collect_tensors(list_modules(model))
 
 
 def list_modules(model: nn.Module) -> list[nn.Module]:
@@ -108,13 +110,14 @@ def is_config(value: object) -> bool:
     return issubclass(type(value), PreTrainedConfig)  # not isinstance, which calls a slow property of configurations
 
 
-def _collect_tensors(states: Sequence[dict[str, Any]]) -> list[Tensor]:
+def _collect_tensors(modules: Sequence[nn.Module]) -> list[Tensor]:
+    """Return all tensors of modules but streamed weights, whose files must stay as they are."""
     return [
         tensor
-        for state in states
-        for group in (state["_parameters"], state["_buffers"])
+        for module in modules
+        for group in (module.__dict__["_parameters"], module.__dict__["_buffers"])
         for tensor in group.values()
-        if tensor is not None
+        if tensor is not None and not (tensor.is_meta and get_streamed_weights(module) is not None)
     ]
 
 

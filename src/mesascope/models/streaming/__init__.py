@@ -1,0 +1,1 @@
+"""Models whose layers are read from their files while they run."""
