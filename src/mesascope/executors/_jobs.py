@@ -1,5 +1,7 @@
 """Types of the jobs of an executor, and the error that it raises."""
 
+import pickle
+import traceback
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -12,3 +14,20 @@ JobStateFn = Callable[[int, JobState], None]
 
 class ExecutorError(RuntimeError):
     """Raised when jobs cannot be run, or a process is lost; the message says why and what to do."""
+
+
+def copy_error(error: Exception) -> Exception:
+    """Return a picklable copy of an error, with the traceback as a note.
+
+    Args:
+        error: The error of a job in another process.
+
+    Returns:
+        The copy; an :class:`ExecutorError` with its message if it cannot be pickled.
+    """
+    try:
+        copy = pickle.loads(pickle.dumps(error))
+    except Exception:  # pickling a class can raise anything
+        copy = ExecutorError(f"a job failed: {type(error).__name__}: {error}")
+    copy.add_note("in another process:\n" + "".join(traceback.format_exception(error)))
+    return copy

@@ -1,12 +1,10 @@
 """Jobs in processes of this machine."""
 
 import os
-import pickle
 import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -16,7 +14,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from mesascope.executors._jobs import ExecutorError, JobFn, JobLogFn, JobProgressFn, JobStateFn
+from mesascope.executors._jobs import ExecutorError, JobFn, JobLogFn, JobProgressFn, JobStateFn, copy_error
 from mesascope.executors._retries import JobQueue, RetryPolicy
 from mesascope.store import do_nothing
 
@@ -280,22 +278,12 @@ def _run_worker(pipe: Connection) -> None:
         except EOFError:
             raise
         except Exception as error:
-            _send_message(pipe, "failed", _picklable_error(error))
+            _send_message(pipe, "failed", copy_error(error))
             pipe.recv()
 
 
 def _send_message(pipe: Connection, *message: Any) -> None:
     pipe.send(message)
-
-
-def _picklable_error(error: Exception) -> Exception:
-    """Return a picklable copy of an error, with the traceback as a note."""
-    try:
-        copy = pickle.loads(pickle.dumps(error))
-    except Exception:  # pickling a class can raise anything
-        copy = ExecutorError(f"a job failed: {type(error).__name__}: {error}")
-    copy.add_note("in another process:\n" + "".join(traceback.format_exception(error)))
-    return copy
 
 
 def _exit_with_parent() -> None:

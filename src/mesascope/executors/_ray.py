@@ -9,7 +9,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-from mesascope.executors._jobs import ExecutorError, JobFn, JobLogFn, JobProgressFn, JobStateFn
+from mesascope.executors._jobs import ExecutorError, JobFn, JobLogFn, JobProgressFn, JobStateFn, copy_error
 from mesascope.executors._ray_start import check_resources, import_ray, join_cluster
 from mesascope.executors._retries import JobQueue, RetryPolicy
 from mesascope.store import do_nothing
@@ -195,6 +195,9 @@ def _run_ray_job(fn: JobFn, index: int, job: Any, mailbox: Any) -> Any:
             add("progress", index, done, total, loss)
 
     add("started", index)
-    result = fn(job, send_progress, lambda text: add("log", index, text))
+    try:
+        result = fn(job, send_progress, lambda text: add("log", index, text))
+    except Exception as error:  # as Ray copies it, it may be an error that cannot be read in the other process
+        raise copy_error(error) from None
     import_module("ray").get(add("finished", index))
     return result
