@@ -1,34 +1,21 @@
 """The page in a real browser: typing a prompt, clicking a token, switching off a head, an address that is shared."""
 
-import json
-import re
-import shutil
 import socket
-import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from html import unescape
-from pathlib import Path
 
 import pytest
 import uvicorn
 
 from mesascope.explorer import ExploredModel, create_app, view_ablation, view_lens, view_tokens
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-QUIET = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --enable-logging=stderr --v=0 --virtual-time-budget=60000 --dump-dom"
-).split()
 TOKEN = "the-secret"
 
-pytestmark = [pytest.mark.needs_chromium, pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")]
+pytestmark = pytest.mark.needs_chromium
 
 HELPERS = """
 const find = selector => document.querySelector(selector), all = selector => [...document.querySelectorAll(selector)];
-const wait = () => new Promise(done => setTimeout(done, 50));
-const until = async condition => { for (let k = 0; k < 400 && !condition(); k++) await wait(); };
 const settled = () => until(() => !find("[aria-busy=true]") && document.body.dataset.ready);
 const after = async action => {
   const before = document.body.dataset.ready;
@@ -46,56 +33,18 @@ const pick = (label, name) => after(() => {
 
 
 def script(steps: str) -> str:
-    """Return a script that notes what it sees with `say`, in the body's data."""
-    return (
-        f"{HELPERS}\naddEventListener('load', async () => {{ const said = {{}}; try {{ await until(() => find('.t')); "
-        f"await settled();\n{steps}\n}} catch (error) {{ said.failed = String(error); }} "
-        "document.body.dataset.said = JSON.stringify(said); });"
-    )
-
-
-class WithScript:
-    """The application with one more script in its page; frames may show it."""
-
-    def __init__(self, app, added: str) -> None:
-        self.app, self.added = app, added
-
-    async def __call__(self, scope, receive, send) -> None:
-        if scope.get("path", "").startswith("/frame-"):
-            width, query = scope["path"].partition("-")[2], scope["query_string"].decode()
-            frame = f'<iframe src="/?{query}" style="width:{width}px;height:4000px;border:0"></iframe>'
-            headers = [(b"content-type", b"text/html")]
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-            await send({"type": "http.response.body", "body": frame.encode()})
-            return
-        if scope.get("path") != "/":
-            await self.app(scope, receive, send)
-            return
-        start: dict = {}
-
-        async def change(message):
-            if message["type"] == "http.response.start":
-                start.update(message)
-                return
-            page = message["body"].decode()
-            nonce = re.search(r'<script nonce="([^"]+)"', page)[1]
-            body = page.replace("</body>", f'<script nonce="{nonce}">{self.added}</script></body>').encode()
-            policy = re.compile(rb"; frame-ancestors 'none'")
-            headers = [(name, policy.sub(b"", value)) for name, value in start["headers"] if name != b"content-length"]
-            headers = [one for one in headers if one[0] != b"cross-origin-resource-policy"]
-            await send({**start, "headers": [*headers, (b"content-length", str(len(body)).encode())]})
-            await send({**message, "body": body})
-
-        await self.app(scope, receive, change)
+    """Return a probe that waits for the page and returns what the steps note in `said`."""
+    ready = "await until(() => find('.t')); await settled();"
+    return f"{HELPERS}\nconst said = {{}};\n{ready}\n{{ {steps} }}\nreturn said;"
 
 
 @contextmanager
-def serving(subject: ExploredModel, added: str = "") -> Iterator[str]:
+def serving(subject: ExploredModel) -> Iterator[str]:
     """Serve the page in a thread; the value is its address."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-        app = WithScript(create_app(subject, TOKEN, port), added)
+        app = create_app(subject, TOKEN, port)
         server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off", ws="none"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
@@ -104,18 +53,6 @@ def serving(subject: ExploredModel, added: str = "") -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join()
-
-
-def look(address: str, folder: Path, width: int = 1280, flags: Sequence[str] = ()) -> tuple[str, list[str]]:
-    """Return the document after its scripts have run, and the console messages."""
-    target = [f"--user-data-dir={folder / 'profile'}", f"--window-size={width},900", address]
-    command = [str(CHROMIUM), *QUIET, *flags, *target]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-
-
-def said(dom: str) -> dict:
-    return json.loads(unescape(re.search(r'data-said="([^"]*)"', dom)[1]))
 
 
 USE = """
@@ -151,15 +88,13 @@ said.left = all("table").length + all(".t").length;
 
 
 @pytest.fixture(scope="module")
-def used(subject, tmp_path_factory):
-    with serving(subject, script(USE)) as address:
-        dom, messages = look(address, tmp_path_factory.mktemp("browser"))
-    return said(dom), messages
+def used(subject, browser):
+    with serving(subject) as address:
+        return browser.visit(address, script(USE))
 
 
 def test_a_reader_sees_the_numbers_of_the_views(used, subject):
     seen, messages = used
-    assert "failed" not in seen, seen
     prompt = "a list of <b>names</b>"
     assert seen["tokens"] == [one["text"].replace("\n", "↵\n") or "∅" for one in view_tokens(subject, prompt)["tokens"]]
     assert seen["here"] == 2
@@ -186,7 +121,7 @@ def test_mistakes_are_shown_where_they_were_made(used):
     assert seen["left"] == 0
 
 
-def test_an_address_has_the_state(used, subject, tmp_path):
+def test_an_address_has_the_state(used, subject, browser):
     seen, _ = used
     steps = """
     said.prompt = find("#prompt").value; said.source = find("#source").value;
@@ -194,16 +129,15 @@ def test_an_address_has_the_state(used, subject, tmp_path):
     said.map = find("#pattern-map canvas").getAttribute("aria-label"); said.hash = location.hash;
     said.token = all("#lens-table button[aria-pressed=true]").length > 0;
     """
-    with serving(subject, script(steps)) as address:
-        again = said(look(address + seen["hash"], tmp_path)[0])
-    assert "failed" not in again, again
+    with serving(subject) as address:
+        again, _ = browser.visit(address + seen["hash"], script(steps))
     assert (again["prompt"], again["source"], again["here"]) == ("a list of <b>names</b>", "short", 2)
     assert (again["chips"], again["map"], again["token"]) == (seen["chips"], seen["map"], True)
     assert "token" not in seen["hash"] or TOKEN not in seen["hash"]
 
 
-@pytest.mark.parametrize("flags", [(), ("--blink-settings=preferredColorScheme=0",)], ids=["light", "dark"])
-def test_the_page_has_a_dark_mode(subject, tmp_path, flags):
+@pytest.mark.parametrize("is_dark", [False, True], ids=["light", "dark"])
+def test_the_page_has_a_dark_mode(subject, browser, is_dark):
     steps = """
     const luminance = colour => colour.match(/\\d+/g).slice(0, 3).reduce((sum, part) => sum + Number(part), 0) / 765;
     const look = () => ({ paper: luminance(getComputedStyle(document.body).backgroundColor),
@@ -217,12 +151,10 @@ def test_the_page_has_a_dark_mode(subject, tmp_path, flags):
     find(".theme").click();
     said.third = look();
     """
-    with serving(subject, script(steps)) as address:
-        dom, messages = look(address, tmp_path, flags=flags)
-    seen = said(dom)
-    assert "failed" not in seen, seen
+    with serving(subject) as address:
+        seen, messages = browser.visit(address, script(steps), dark=is_dark)
     assert messages == []
-    light, dark = (seen["second"], seen["first"]) if flags else (seen["first"], seen["second"])
+    light, dark = (seen["second"], seen["first"]) if is_dark else (seen["first"], seen["second"])
     assert (light["pressed"], dark["pressed"]) == ("false", "true")
     assert light["paper"] > 0.9 > 0.2 > light["text"]
     assert dark["paper"] < 0.2 < 0.8 < dark["text"]
@@ -233,16 +165,14 @@ def test_the_page_has_a_dark_mode(subject, tmp_path, flags):
 
 
 @pytest.mark.parametrize("width", [1280, 400])
-def test_the_page_fits_its_window(subject, tmp_path, width):
-    """In a frame, since the window of this browser is at least 500 pixels wide."""
+def test_the_page_fits_its_window(subject, browser, width):
     steps = """
     await after(() => find("#toggle").click());
     await submit("#patch", "#source", find("#prompt").value);
     all("details").forEach(one => { one.open = true; });
-    await new Promise(done => setTimeout(done, 100));
+    await wait(100);
     said.beyond = document.documentElement.scrollWidth - document.documentElement.clientWidth;
-    top.document.body.dataset.said = JSON.stringify(said);
     """
-    with serving(subject, script(steps)) as address:
-        found = said(look(address.replace("/?", f"/frame-{width}?"), tmp_path)[0])
+    with serving(subject) as address:
+        found, _ = browser.visit(address, script(steps), width=width)
     assert found == {"beyond": 0}

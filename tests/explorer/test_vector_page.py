@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from explorer.test_browser import CHROMIUM, TOKEN, look, said, script, serving
+from explorer.test_browser import TOKEN, script, serving
 from mesascope.explorer import (
     ExploredModel,
     explore_task_model,
@@ -17,7 +17,7 @@ from mesascope.models.transformer import Decoder, DecoderConfig
 from mesascope.tasks.affine import Affine
 from report.test_accessibility import CHECK
 
-pytestmark = [pytest.mark.needs_chromium, pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")]
+pytestmark = pytest.mark.needs_chromium
 
 LENGTH = 10
 NUMBERS = """
@@ -75,10 +75,9 @@ def subject() -> ExploredModel:
 
 
 @pytest.fixture(scope="module")
-def used(subject, tmp_path_factory):
-    with serving(subject, script(USE)) as address:
-        dom, messages = look(address, tmp_path_factory.mktemp("browser"))
-    return said(dom), messages
+def used(subject, browser):
+    with serving(subject) as address:
+        return browser.visit(address, script(USE))
 
 
 def rounded(value):
@@ -87,7 +86,6 @@ def rounded(value):
 
 def test_a_reader_sees_the_numbers_of_the_views(used, subject):
     seen, messages = used
-    assert "failed" not in seen, seen
     drawn, changed = view_terms(subject, 3), view_terms(subject, "3; 4=1.5")
     assert seen["terms"] == rounded([row[0] for row in drawn["inputs"]])
     assert seen["readout"].startswith("position 4 ")
@@ -130,7 +128,7 @@ def test_mistakes_are_shown_where_they_were_made(used):
     assert seen["left"] == 0
 
 
-def test_an_address_can_be_shared(used, subject, tmp_path):
+def test_an_address_can_be_shared(used, subject, browser):
     seen, _ = used
     steps = """
     said.prompt = find("#prompt").value; said.source = find("#source").value; said.note = find("#changed").textContent;
@@ -139,9 +137,8 @@ def test_an_address_can_be_shared(used, subject, tmp_path):
     said.patched = find("#patching-table .readout").textContent;
     """
     assert TOKEN not in seen["hash"]
-    with serving(subject, script(steps)) as address:
-        again = said(look(address + seen["hash"], tmp_path)[0])
-    assert "failed" not in again, again
+    with serving(subject) as address:
+        again, _ = browser.visit(address + seen["hash"], script(steps))
     assert (again["prompt"], again["source"], again["here"]) == ("3; 4=1.5", "7; 0=2", 4)
     assert again["chips"] == ["1.2 ×"]
     for name in ("note", "ablated", "patched"):
@@ -149,30 +146,27 @@ def test_an_address_can_be_shared(used, subject, tmp_path):
 
 
 @pytest.mark.parametrize("width", [1280, 400])
-def test_the_page_fits_its_window(subject, tmp_path, width):
+def test_the_page_fits_its_window(subject, browser, width):
     steps = """
     await after(() => find("#toggle").click());
     await submit("#patch", "#source", "1");
     all("details").forEach(one => { one.open = true; });
-    await new Promise(done => setTimeout(done, 100));
+    await wait(100);
     said.beyond = document.documentElement.scrollWidth - document.documentElement.clientWidth;
     said.charts = all(".chart").filter(one => one.getBoundingClientRect().width > 240).length;
-    top.document.body.dataset.said = JSON.stringify(said);
     """
-    with serving(subject, script(steps)) as address:
-        found = said(look(address.replace("/?", f"/frame-{width}?"), tmp_path)[0])
+    with serving(subject) as address:
+        found, _ = browser.visit(address, script(steps), width=width)
     assert found == {"beyond": 0, "charts": 3}
 
 
-@pytest.mark.parametrize("flags", [(), ("--blink-settings=preferredColorScheme=0",)], ids=["light", "dark"])
-def test_the_page_follows_the_rules(subject, tmp_path, flags):
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_the_page_follows_the_rules(subject, browser, dark):
     """All rules of reports but the landmarks: the explorer is one page without a table of contents."""
-    check = CHECK.removeprefix("<script>").partition("</script>")[0].replace("1500", "4000")
     state = "#prompt=3%3B+4%3D1.5&position=4&off=1.2&source=7&baseline=least+squares"
-    with serving(subject, check) as address:
-        dom, messages = look(address + state, tmp_path, flags=flags)
+    with serving(subject) as address:
+        rules, messages = browser.visit(address + state, script(CHECK), dark=dark)
     assert messages == []
-    rules = said(dom)
     del rules["landmarks"]
     broken = {name: found["broken"] for name, found in rules.items() if found["broken"]}
     assert not broken, broken

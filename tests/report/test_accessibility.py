@@ -6,14 +6,11 @@ import pytest
 
 from mesascope.report import render_report
 from mesascope.report.index_page import render_index
-from report.test_browser import CHROMIUM, look, read_probe
 
-DARK = ("--blink-settings=preferredColorScheme=0",)
-
-pytestmark = [pytest.mark.needs_chromium, pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")]
+pytestmark = pytest.mark.needs_chromium
 
 # for each rule, the elements that break it, and how many it was applied to
-CHECK = """<script>addEventListener("load", () => setTimeout(() => {
+CHECK = """
   const find = selector => [...document.querySelectorAll(selector)];
   const seen = one => one.checkVisibility({ opacityProperty: true });
   find("details").forEach(one => { one.open = true; });
@@ -40,43 +37,42 @@ CHECK = """<script>addEventListener("load", () => setTimeout(() => {
     return (high + .05) / (low + .05);
   };
   const isLarge = ({ fontSize, fontWeight }) => parseFloat(fontSize) >= (fontWeight >= 700 ? 18.66 : 24);
-  setTimeout(() => {
-    const isText = node => node.nodeType === 3 && node.data.trim();
-    const onMap = one => one.closest("svg") && !one.closest(".xaxislayer-above, .yaxislayer-above, .infolayer, .strip");
-    const withText = find("body *").filter(one => !one.closest("script, style, noscript, option, .circuit")
-      && !onMap(one) && [...one.childNodes].some(isText) && seen(one));
-    rule("contrast", withText, one => contrast(one) >= (isLarge(getComputedStyle(one)) ? 3 : 4.5) - .01);
-    const named = one => one.getAttribute("aria-label") || one.textContent.trim()
-      || [...one.labels || []].some(label => label.textContent.trim());
-    rule("names of controls", find("button, input, select, a[href], summary").filter(seen), named);
-    const images = find("[role=img], svg:not([aria-hidden])")
-      .filter(one => !one.parentElement.closest("[role=img]") && one.id !== "js-plotly-tester");
-    rule("names of images", images, one => one.getAttribute("aria-label")?.trim());
-    const identified = find("[id]").filter(one => !one.closest(".main-svg")), ids = identified.map(one => one.id);
-    rule("ids", identified, one => ids.indexOf(one.id) === ids.lastIndexOf(one.id));
-    const headings = find("h1, h2, h3, h4, h5, h6").filter(seen), level = one => Number(one.tagName[1]);
-    const follows = (one, before) => before ? level(one) > 1 && level(one) - level(before) <= 1 : level(one) === 1;
-    rule("headings", headings, one => one.textContent.trim() && follows(one, headings[headings.indexOf(one) - 1]));
-    const navigations = find("nav[aria-label]").length, expected = find("section").length ? 1 : 0;
-    rule("landmarks", [document.documentElement], root => root.lang && document.title.trim()
-      && find("main").length === 1 && find("nav").length === expected && navigations === expected
-      && find("body > *").every(one => one.matches("main, nav, script, style, .skip, #js-plotly-tester")));
-    rule("headers of tables", find("thead th, tbody th"), one => one.textContent.trim() && one.scope);
-    rule("lists", find("li, dt, dd"), one => one.parentElement.matches("ul, ol, dl, dl > div"));
-    document.body.dataset.said = JSON.stringify(rules);
-  }, 2500);
-}, 1500));</script></body>"""
+  await drawn();
+  const isText = node => node.nodeType === 3 && node.data.trim();
+  const onMap = one => one.closest("svg") && !one.closest(".xaxislayer-above, .yaxislayer-above, .infolayer, .strip");
+  const withText = find("body *").filter(one => !one.closest("script, style, noscript, option, .circuit")
+    && !onMap(one) && [...one.childNodes].some(isText) && seen(one));
+  rule("contrast", withText, one => contrast(one) >= (isLarge(getComputedStyle(one)) ? 3 : 4.5) - .01);
+  const named = one => one.getAttribute("aria-label") || one.textContent.trim()
+    || [...one.labels || []].some(label => label.textContent.trim());
+  rule("names of controls", find("button, input, select, a[href], summary").filter(seen), named);
+  const images = find("[role=img], svg:not([aria-hidden])")
+    .filter(one => !one.parentElement.closest("[role=img]") && one.id !== "js-plotly-tester");
+  rule("names of images", images, one => one.getAttribute("aria-label")?.trim());
+  const identified = find("[id]").filter(one => !one.closest(".main-svg")), ids = identified.map(one => one.id);
+  rule("ids", identified, one => ids.indexOf(one.id) === ids.lastIndexOf(one.id));
+  const headings = find("h1, h2, h3, h4, h5, h6").filter(seen), level = one => Number(one.tagName[1]);
+  const follows = (one, before) => before ? level(one) > 1 && level(one) - level(before) <= 1 : level(one) === 1;
+  rule("headings", headings, one => one.textContent.trim() && follows(one, headings[headings.indexOf(one) - 1]));
+  const navigations = find("nav[aria-label]").length, expected = find("section").length ? 1 : 0;
+  rule("landmarks", [document.documentElement], root => root.lang && document.title.trim()
+    && find("main").length === 1 && find("nav").length === expected && navigations === expected
+    && find("body > *").every(one => one.matches("main, nav, script, style, .skip, #js-plotly-tester")));
+  rule("headers of tables", find("thead th, tbody th"), one => one.textContent.trim() && one.scope);
+  rule("lists", find("li, dt, dd"), one => one.parentElement.matches("ul, ol, dl, dl > div"));
+  return rules;
+"""
 
 
 @pytest.mark.parametrize(
-    ("kind", "flags"),
+    ("kind", "dark"),
     [
-        pytest.param(kind, flags, id=f"{kind}-{'dark' if flags else 'light'}", marks=marks)
+        pytest.param(kind, dark, id=f"{kind}-{'dark' if dark else 'light'}", marks=marks)
         for kind in ("study", "long study", "comparison", "formulas", "inspection", "circuit")
-        for flags, marks in (((), ()), (DARK, () if kind == "inspection" else pytest.mark.slow))
+        for dark, marks in ((False, ()), (True, () if kind == "inspection" else pytest.mark.slow))
     ],
 )
-def test_a_page_follows_the_rules(samples, inspected, tmp_path, kind, flags):
+def test_a_page_follows_the_rules(samples, inspected, browser, tmp_path, kind, dark):
     run = tmp_path / "run"
     write = {
         "study": samples.write_study,
@@ -89,18 +85,16 @@ def test_a_page_follows_the_rules(samples, inspected, tmp_path, kind, flags):
     write[kind](run)
     if kind == "long study":
         (run / "verdicts.json").write_text(json.dumps(samples.verdicts() * 5))
-    dom, console = look(render_report(run), tmp_path, probe=CHECK, flags=flags)
+    rules, console = browser.look(render_report(run), CHECK, dark=dark)
     assert console == []
-    rules = read_probe(dom)
     assert list_broken(rules) == {}
     assert all(found["applied"] for found in rules.values())
 
 
-@pytest.mark.parametrize("flags", [(), DARK], ids=["light", "dark"])
-def test_the_index_of_runs_follows_the_rules(runs, tmp_path, flags):
-    dom, console = look(allow_scripts(render_index(runs)), tmp_path, probe=CHECK, flags=flags)
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_the_index_of_runs_follows_the_rules(runs, browser, dark):
+    rules, console = browser.look(render_index(runs), CHECK, dark=dark)
     assert console == []
-    rules = read_probe(dom)
     assert list_broken(rules) == {}
     assert not [
         name
@@ -109,27 +103,20 @@ def test_the_index_of_runs_follows_the_rules(runs, tmp_path, flags):
     ]
 
 
-def test_a_folder_without_runs_follows_the_rules(tmp_path):
-    dom, _ = look(allow_scripts(render_index(tmp_path)), tmp_path, probe=CHECK)
-    assert list_broken(read_probe(dom)) == {}
+def test_a_folder_without_runs_follows_the_rules(tmp_path, browser):
+    rules, _ = browser.look(render_index(tmp_path), CHECK)
+    assert list_broken(rules) == {}
 
 
 def list_broken(rules: dict) -> dict:
     return {name: found["broken"] for name, found in rules.items() if found["broken"]}
 
 
-def allow_scripts(html: str) -> str:
-    """Return an index of runs, which has no scripts, such that a probe may run in it."""
-    policy = "default-src 'none';"
-    assert html.count(policy) == 1
-    return html.replace(policy, f"{policy} script-src 'unsafe-inline';")
-
-
-def test_the_rules_can_be_broken(tmp_path):
+def test_the_rules_can_be_broken(browser):
     html = (
         '<html><body><h1>a</h1><h3 id="x" style="color: #999">b</h3><button id="x"></button><svg></svg><li>c</li>'
         "<table><thead><tr><th></th></tr></thead></table></body></html>"
     )
-    dom, _ = look(html, tmp_path, probe=CHECK)
-    broken = {name: found["broken"] for name, found in read_probe(dom).items()}
+    rules, _ = browser.look(html, CHECK)
+    broken = {name: found["broken"] for name, found in rules.items()}
     assert all(broken.values())

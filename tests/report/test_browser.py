@@ -1,57 +1,21 @@
 """The page in a real browser: it renders without console messages or network requests and fits a phone."""
 
-import json
 import re
 import shutil
-import subprocess
-from collections.abc import Sequence
-from html import escape, unescape
-from pathlib import Path
-from typing import Any
 
 import pytest
 import xarray as xr
 
+from browser import BODY, MEASURE
 from mesascope.report import render_report
 from mesascope.report.index_page import render_index
 from mesascope.report.plotting.variable import make_visible
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-QUIET = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --enable-logging=stderr --v=0 --virtual-time-budget=5000 --dump-dom"
-).split()
-PROBE = """<script>addEventListener("load", () => setTimeout(() => {
-  document.querySelectorAll("details").forEach(one => { one.open = true; });
-  setTimeout(() => {
-    const drawn = document.querySelectorAll(".main-svg").length;
-    top.document.body.dataset.width = `${document.documentElement.scrollWidth}/${innerWidth}/${drawn}`; }, 800);
-}, 800));</script></body>"""
-
 PLAIN = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹−", "-0123456789-")
 
-pytestmark = [pytest.mark.needs_chromium, pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")]
+pytestmark = pytest.mark.needs_chromium
 
-
-def look(
-    html: str, folder: Path, width: int = 1280, probe: str = PROBE, flags: Sequence[str] = ()
-) -> tuple[str, list[str]]:
-    """Return the document after its scripts have run, and the console messages."""
-    page = folder / "report.html"
-    page.write_text(html.replace("</body>", probe), encoding="utf-8")
-    command = [
-        str(CHROMIUM),
-        *QUIET,
-        *flags,
-        f"--user-data-dir={folder / 'profile'}",
-        f"--window-size={width},900",
-        page.as_uri(),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-
-
-USE = """<script>addEventListener("load", () => setTimeout(() => {
+USE = """
   const said = [], find = selector => document.querySelector(selector);
   const press = (element, key) => element.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
   const curve = find(".legend button");
@@ -69,11 +33,11 @@ USE = """<script>addEventListener("load", () => setTimeout(() => {
   const step = [...document.querySelectorAll("button")].find(one => one.textContent.startsWith("steps"));
   step.click();
   said.push(step.textContent);
-  document.body.dataset.said = said.join("|");
-}, 1500));</script></body>"""
+  return said;
+"""
 
 
-OPEN = """<script>addEventListener("load", () => setTimeout(() => {
+OPEN = """
   const said = [], find = selector => document.querySelector(selector);
   const press = (element, key) => element.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
   const pick = (select, name) => {
@@ -108,11 +72,18 @@ OPEN = """<script>addEventListener("load", () => setTimeout(() => {
   said.push(find(".opened .readout").textContent);
   for (let down = 0; down < box.height; down += 3) point(down);
   said.push(find(".opened .readout").textContent);
-  document.body.dataset.said = said.join("|");
-}, 1500));</script></body>"""
+  return said;
+"""
 
 
-GRAPH = """<script>addEventListener("load", () => setTimeout(() => {
+# plotly.js is the one packed script of the page with an id
+NO_PLOTLY = """
+const find = document.getElementById.bind(document);
+document.getElementById = id => { if (id === "plotly") throw new Error("no plotly"); return find(id); };
+"""
+
+
+GRAPH = """
   const said = [], graph = document.querySelector(".circuit").parentElement, find = one => graph.querySelector(one);
   const slider = find("input[type=range]"), paths = [...graph.querySelectorAll("path")].reverse();
   const drawn = () => paths.filter(path => getComputedStyle(path).display !== "none");
@@ -137,8 +108,8 @@ GRAPH = """<script>addEventListener("load", () => setTimeout(() => {
   chosen();
   set(0);
   chosen();
-  document.body.dataset.said = said.join("|");
-}, 1500));</script></body>"""
+  return said;
+"""
 
 
 def said_number(text: str) -> float:
@@ -146,46 +117,37 @@ def said_number(text: str) -> float:
     return float(text.replace("\u00a0×\u00a010", "e").translate(PLAIN))
 
 
-def on_a_telephone(html: str, width: int = 390) -> str:
-    """Return the page inside a narrow frame, since the window of this browser is at least 500 pixels wide."""
-    inner = escape(html.replace("</body>", PROBE), quote=True)
-    frame = f'<iframe srcdoc="{inner}" style="width:{width}px;height:4000px;border:0"></iframe>'
-    return f'<meta charset="utf-8"><body>{frame}</body>'
-
-
-def read_probe(dom: str) -> Any:
-    """Return the value that a probe has left in `document.body.dataset.said` as JSON."""
-    found = re.search(r'data-said="([^"]*)"', dom)
-    assert found, "the script that uses the page did not end"
-    return json.loads(unescape(found[1]))
-
-
-def measured(dom: str) -> tuple[int, int, int]:
-    """Return the width of the content, the width of the window and the number of plots."""
-    found = re.search(r'data-width="(\d+)/(\d+)/(\d+)"', dom)
-    assert found, "the probe did not run"
-    return int(found[1]), int(found[2]), int(found[3])
-
-
-def test_a_study_is_drawn(study_run, tmp_path):
-    dom, console = look(render_report(study_run), tmp_path)
-    assert console == []
-    assert 'aria-label="layer 2, head 3"' in dom
-    content, window, plots = measured(dom)
+def test_a_study_is_drawn_and_its_controls_work(study_run, browser):
+    with browser.open(browser.save(render_report(study_run))) as page:
+        used = page.run(USE)
+        content, window, plots = page.run(MEASURE)
+        assert 'aria-label="layer 2, head 3"' in page.run(BODY)
+        assert page.read_console() == []
+    assert used == ["false", "Layer 1, head 2", "Layer 1, head 2", "0", "0", "steps: linear"]
     assert plots > 20
     assert content <= window == 1280
 
 
-def test_without_plotly_the_other_panels_are_drawn(study_run, tmp_path):
-    """A browser that cannot unpack plotly.js says so at every figure."""
+def test_a_browser_that_cannot_unpack_data_says_so_at_every_figure(study_run, browser):
+    """Of this page, all figures are drawn by plotly or store their data compressed; its text is complete."""
     html = render_report(study_run).replace("<body>", "<body><script>delete window.DecompressionStream;</script>")
-    dom, console = look(html, tmp_path)
+    body, console = browser.look(html, BODY)
     assert console == []
-    assert 'aria-label="layer 2, head 3"' in dom
-    notices = re.findall(r'<p class="notice">This figure cannot be drawn: (.*?)\. Open the page', dom)
-    assert len(notices) == html.count(" data-figure ") > 5
+    notices = re.findall(r'<p class="notice">This figure cannot be drawn: (.*?)\. Open the page', body)
+    assert len(notices) == html.count('<div class="draw" ') > html.count(" data-figure ") > 5
     assert set(notices) == {"DecompressionStream is not defined"}
-    assert measured(dom)[2] == 0
+    assert 'class="main-svg"' not in body
+
+
+def test_without_plotly_the_other_panels_are_drawn(study_run, browser):
+    with browser.open(browser.save(render_report(study_run)), early=NO_PLOTLY) as page:
+        body = page.run(BODY)
+        assert page.read_console() == []
+    assert 'aria-label="layer 2, head 3"' in body
+    notices = re.findall(r'<p class="notice">This figure cannot be drawn: (.*?)\. Open the page', body)
+    assert len(notices) == body.count(" data-figure=") > 5
+    assert set(notices) == {"no plotly"}
+    assert 'class="main-svg"' not in body
 
 
 @pytest.mark.parametrize(
@@ -195,7 +157,7 @@ def test_without_plotly_the_other_panels_are_drawn(study_run, tmp_path):
         "hostile inspection",
     ],
 )
-def test_it_fits_a_telephone(samples, inspected, tmp_path, kind):
+def test_it_fits_a_telephone(samples, inspected, browser, tmp_path, kind):
     run = tmp_path / "run"
     write = {
         "study": samples.write_study,
@@ -204,48 +166,35 @@ def test_it_fits_a_telephone(samples, inspected, tmp_path, kind):
         "hostile": samples.hostile,
         "hostile inspection": lambda path: inspected.hostile(path, samples.HOSTILE),
     }
-    dom, console = look(on_a_telephone(render_report(write[kind](run))), tmp_path, probe="</body>")
+    (content, window, plots), console = browser.look(render_report(write[kind](run)), width=390)
     assert console == []
-    content, window, plots = measured(dom)
     assert plots > 4
     assert content <= window == 390
 
 
-def test_a_comparison_of_cells_and_algorithms_fits_a_telephone(samples, tmp_path):
+def test_a_comparison_of_cells_and_algorithms_fits_a_telephone(samples, browser, tmp_path):
     html = render_report(samples.write_comparison(tmp_path / "run"))
     assert "Verdicts by setting" in html
     assert "Most similar algorithm" in html
-    dom, console = look(on_a_telephone(html, width=400), tmp_path, probe="</body>")
+    (content, window, plots), console = browser.look(html, width=400)
     assert console == []
-    content, window, plots = measured(dom)
     assert plots > 4
     assert content <= window == 400
 
 
-def test_the_index_of_runs_fits_a_telephone(runs, tmp_path):
-    policy = "default-src 'none';"
-    html = render_index(runs).replace(policy, f"{policy} script-src 'unsafe-inline';")  # for the probe
-    dom, console = look(on_a_telephone(html, width=400), tmp_path, probe="</body>")
+def test_the_index_of_runs_fits_a_telephone(runs, browser):
+    (content, window, _), console = browser.look(render_index(runs), width=400)
     assert console == []
-    content, window, _ = measured(dom)
     assert content <= window == 400
 
 
-def test_its_controls_work(study_run, tmp_path):
-    dom, console = look(render_report(study_run), tmp_path, probe=USE)
-    assert console == []
-    assert 'data-said="false|Layer 1, head 2|Layer 1, head 2|0|0|steps: linear"' in dom
-
-
-def test_the_graph_of_a_circuit_can_be_explored(tmp_path, samples):
+def test_the_graph_of_a_circuit_can_be_explored(tmp_path, samples, browser):
     run = samples.write_circuit(tmp_path / "run")
-    dom, console = look(render_report(run), tmp_path, probe=GRAPH)
+    said, console = browser.look(render_report(run), GRAPH)
     assert console == []
-    found = re.search(r'data-said="([^"]*)"', dom)
-    assert found, "the script that uses the page did not end"
-    said = unescape(found[1]).translate(PLAIN).split("|")
+    said = [str(one).translate(PLAIN) for one in said]
     assert said[:4] == ["4 4 4", "1 1 1", "10 10 10", "60 60 60"]  # curves, rows and the number beside the slider
-    assert said[4] == "true"  # the slider and the button of every edge take the keyboard's focus
+    assert said[4] == "True"  # the slider and the button of every edge take the keyboard's focus
     last = "L0.MLP → L1.H0.k (key): score 0.01 logit, 95 % interval -0.24 to 0.26, in 20 % of resampled circuits"
     assert said[5:8] == [last, "59", "59"]  # its numbers, and the curve and the row that are marked
     assert said[8:11] == ["", "-1", "-1"]  # the slider hides its curve
@@ -256,19 +205,17 @@ def test_the_graph_of_a_circuit_can_be_explored(tmp_path, samples):
     assert said[14:] == ["", "-1", "-1"]
 
 
-def test_a_model_is_drawn(inspect_run, tmp_path):
-    dom, console = look(render_report(inspect_run), tmp_path)
+def test_a_model_is_drawn(inspect_run, browser):
+    body, console = browser.look(render_report(inspect_run), BODY)
     assert console == []
-    assert 'class="main-svg"' in dom
-    assert re.search(r'<span class="t" style="background: rgb', dom)
+    assert 'class="main-svg"' in body
+    assert re.search(r'<span class="t" style="background: rgb', body)
 
 
-def test_the_text_and_the_heads_of_a_model_can_be_explored(inspection, tmp_path):
-    dom, console = look(render_report(inspection), tmp_path, probe=OPEN)
+def test_the_text_and_the_heads_of_a_model_can_be_explored(inspection, browser):
+    said, console = browser.look(render_report(inspection), OPEN)
     assert console == []
-    found = re.search(r'data-said="([^"]*)"', dom)
-    assert found, "the script that uses the page did not end"
-    said = unescape(found[1]).replace("\u2068", "").replace("\u2069", "").split("|")
+    said = [str(one).replace("\u2068", "").replace("\u2069", "") for one in said]
     data = xr.load_dataset(inspection / "results/heads.nc")
     tops = xr.load_dataset(inspection / "results/top_tokens.nc")
     assert said[:3] == ["position 1 “␣first”: not measured at this token", "none", "true"]
@@ -277,7 +224,7 @@ def test_the_text_and_the_heads_of_a_model_can_be_explored(inspection, tmp_path)
     assert said[5:7] == ["Layer 7, head 4", f"Role: {role}" if role else ""]
     assert said_number(said[7]) == pytest.approx(data["score"].values[7, 4, 0], rel=0.01)
     assert said[8] == f"“{tops['top_token'].values[7, 4, 0].replace(' ', '␣')}”".replace("\n", "↵")
-    assert said[9:12] == ["true", "Layer 7, head 4", "Layer 8, head 5"]
+    assert said[9:12] == ["True", "Layer 7, head 4", "Layer 8, head 5"]
     patterns = xr.load_dataset(inspection / "results/attention_patterns.nc")
     last = make_visible(patterns["token"].values[63])
     assert said[12] == f"position 0 “The” → position 63 “{last}”: masked (causal)"
@@ -286,39 +233,38 @@ def test_the_text_and_the_heads_of_a_model_can_be_explored(inspection, tmp_path)
     assert said_number(weight) == pytest.approx(patterns["pattern"].values[8, 5, 63, 63], abs=0.005)
 
 
-def test_an_inspection_of_any_strings_runs_none_of_them(tmp_path, samples, inspected):
+def test_an_inspection_of_any_strings_runs_none_of_them(tmp_path, samples, inspected, browser):
     html = render_report(inspected.hostile(tmp_path / "run", samples.HOSTILE))
-    dom, console = look(html, tmp_path)
-    assert console == []
-    body = re.sub(r"<script.*?</script>", "", dom, flags=re.S)
+    with browser.open(browser.save(html)) as page:
+        content, window, _ = page.run(MEASURE)
+        body = page.run(BODY)
+        assert page.read_console() == []
     assert "<img" not in body
     assert body.count('data-position="') == 40
     assert "&lt;img src=x" in body  # in the tables of the head that is open
-    content, window, _ = measured(dom)
     assert content <= window
 
 
-def test_few_files_make_a_sensible_page(inspection, tmp_path):
+def test_few_files_make_a_sensible_page(inspection, browser, tmp_path):
     run = tmp_path / "run"
     (run / "results").mkdir(parents=True)
     for name in ("run.json", "results/norms.nc"):
         shutil.copy(inspection / name, run / name)
-    dom, console = look(render_report(run), tmp_path)
-    assert console == []
-    assert measured(dom)[2] >= 2
-    assert "data-reader" not in dom.split("<script>")[0]
+    with browser.open(browser.save(render_report(run))) as page:
+        assert page.run(MEASURE)[2] >= 2
+        assert "data-reader" not in page.run(BODY)
+        assert page.read_console() == []
 
 
-def test_hostile_text_runs_nowhere(tmp_path, samples):
-    dom, console = look(render_report(samples.hostile(tmp_path / "run")), tmp_path)
+def test_hostile_text_runs_nowhere(tmp_path, samples, browser):
+    body, console = browser.look(render_report(samples.hostile(tmp_path / "run")), BODY)
     assert console == []
-    assert 'class="main-svg"' in dom
-    body = re.sub(r"<script.*?</script>", "", dom, flags=re.S)
+    assert 'class="main-svg"' in body
     assert "<img" not in body
 
 
-def test_strange_tokens_are_shown_as_they_are(tmp_path, samples):
+def test_strange_tokens_are_shown_as_they_are(tmp_path, samples, browser):
     tokens = ["<b>", "</span>", "&amp;", "\u202e", "𝔘", "\n", "", " "] * 6
-    dom, console = look(render_report(samples.write_inspection(tmp_path / "run", tokens)), tmp_path)
+    body, console = browser.look(render_report(samples.write_inspection(tmp_path / "run", tokens)), BODY)
     assert console == []
-    assert "&lt;b&gt;" in dom
+    assert "&lt;b&gt;" in body

@@ -1,28 +1,27 @@
 """The graph of a circuit of a model whose heads share key-value heads."""
 
 import json
-from pathlib import Path
 
 import pytest
 
+from browser import Browser
 from mesascope import api
 from mesascope.report import write_report
 from mesascope.store import Run
 from pages import read_figure_data
-from report.test_browser import CHROMIUM, look
 from saved import save_tiny
 from test_circuit_command import write_pairs
 
 SIZE = 40
 # the first edges into a key or value: the boxes of all heads that share it are marked, and its curve ends in a bracket
-PROBE = """<script>addEventListener("load", () => setTimeout(() => {
+PROBE = """
   const slider = document.querySelector(".graph input"), find = selector => [...document.querySelectorAll(selector)];
   slider.value = slider.max;
   slider.dispatchEvent(new Event("input"));
   const name = path => path.querySelector("title").textContent.split(":")[0];
-  document.body.dataset.said = JSON.stringify({ used: find(".circuit rect.used title").map(one => one.textContent),
-    curves: find(".circuit path").map(path => [name(path), path.getAttribute("d"), path.style.display]) });
-}, 1000));</script></body>"""
+  return { used: find(".circuit rect.used title").map(one => one.textContent),
+    curves: find(".circuit path").map(path => [name(path), path.getAttribute("d"), path.style.display]) };
+"""
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +54,10 @@ def test_an_edge_leads_to_all_heads_that_share_a_key_value_head(grouped_run: Run
 
 
 @pytest.mark.needs_chromium
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
-def test_the_page_marks_all_of_them(grouped_run: Run, tmp_path: Path):
+def test_the_page_marks_all_of_them(grouped_run: Run, browser: Browser):
     page = write_report(grouped_run.path).read_text(encoding="utf-8")
-    dom, console = look(page, tmp_path, probe=PROBE)
+    said, console = browser.look(page, PROBE)
     assert not console, console
-    text = dom.partition('data-said="')[2].partition('"')[0].replace("&quot;", '"').replace("&amp;", "&")
-    said = json.loads(text)
     heads = {f"layer {layer}, head {head}" for layer in (0, 1) for head in range(4)}
     assert heads <= set(said["used"])
     for name, curve, display in said["curves"]:

@@ -23,17 +23,15 @@ from mesascope.report.plotting.figure import (
     TEXT_COLOUR,
 )
 from mesascope.report.plotting.scatter import PALETTE
-from report.test_browser import CHROMIUM, look, read_probe
 from report.test_page import figures
 
 CURVES = sorted(
     {*SERIES_COLOURS, *BASELINE_COLOURS, *CONTROL_COLOURS.values(), *FALLBACK_COLOURS, *PALETTE, GREY, BAR_COLOUR}
 )
 BEHIND_TEXT = (*SEQUENTIAL_TINTS, *DIVERGING_TINTS, *KIND_COLOURS.values())
-DARK = ("--blink-settings=preferredColorScheme=0",)
 
 # every stroke of curves, the text of axes, and the background; after that the same in the other mode
-LOOK = """<script>addEventListener("load", () => setTimeout(() => {
+LOOK = """
   const said = [], colours = (selector, property) => [...new Set([...document.querySelectorAll(selector)]
     .map(one => getComputedStyle(one)[property]))].filter(one => one !== "none");
   const note = () => said.push({ paper: getComputedStyle(document.body).backgroundColor,
@@ -45,18 +43,17 @@ LOOK = """<script>addEventListener("load", () => setTimeout(() => {
   range.dispatchEvent(new Event("input"));
   note();
   document.querySelector(".theme").click();
-  setTimeout(() => { note(); document.body.dataset.said = JSON.stringify(said); }, 1500);
-}, 1500));</script></body>"""
-REMEMBER = """<script>addEventListener("load", () => setTimeout(() => {
-  const again = sessionStorage.getItem("again");
-  sessionStorage.setItem("again", "yes");
-  if (!again) { document.querySelector(".theme").click(); location.reload(); }
-  else document.body.dataset.said = JSON.stringify(getComputedStyle(document.body).backgroundColor);
-}, 500));</script></body>"""
-NO_STORAGE = """<script>addEventListener("load", () => setTimeout(() => {
+  const dark = mesascope.isDark();
+  await until(() => [...document.querySelectorAll(".js-plotly-plot")].every(plot => plot.isDark === dark));
+  await wait(50);
+  note();
+  return said;
+"""
+CLICK = """
   document.querySelector(".theme").click();
-  document.body.dataset.said = JSON.stringify([localStorage === null, getComputedStyle(document.body).backgroundColor]);
-}, 1500));</script></body>"""
+  return [window.localStorage === null, getComputedStyle(document.body).backgroundColor];
+"""
+NO_STORAGE = "Object.defineProperty(window, 'localStorage', { value: null });"
 
 
 def luminance(colour: str) -> float:
@@ -128,13 +125,11 @@ def test_every_colour_of_a_figure_has_a_dark_one(samples, tmp_path, kind):
 
 
 @pytest.mark.needs_chromium
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
-@pytest.mark.parametrize("flags", [(), DARK])
-def test_the_page_follows_the_system_until_it_is_told_otherwise(study_run, tmp_path, flags):
-    dom, console = look(render_report(study_run), tmp_path, probe=LOOK, flags=flags)
+@pytest.mark.parametrize("is_dark", [False, True], ids=["light", "dark"])
+def test_the_page_follows_the_system_until_it_is_told_otherwise(study_run, browser, is_dark):
+    (first, second), console = browser.look(render_report(study_run), LOOK, dark=is_dark)
     assert console == []
-    first, second = read_probe(dom)
-    light, dark = (second, first) if flags else (first, second)
+    light, dark = (second, first) if is_dark else (first, second)
     assert [light["pressed"], dark["pressed"]] == ["false", "true"]
     for found, paper in ((light, "rgb(253, 252, 249)"), (dark, "rgb(22, 25, 29)")):
         assert found["paper"] == paper
@@ -146,16 +141,16 @@ def test_the_page_follows_the_system_until_it_is_told_otherwise(study_run, tmp_p
 
 
 @pytest.mark.needs_chromium
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
-def test_the_mode_is_remembered(inspect_run, tmp_path):
-    dom, console = look(render_report(inspect_run), tmp_path, probe=REMEMBER)
-    assert console == []
-    assert read_probe(dom) == "rgb(22, 25, 29)"
+def test_the_mode_is_remembered(inspect_run, browser):
+    with browser.open(browser.save(render_report(inspect_run))) as page:
+        assert page.run(CLICK) == [False, "rgb(22, 25, 29)"]
+        page.load("Page.reload")
+        assert page.run("return getComputedStyle(document.body).backgroundColor;") == "rgb(22, 25, 29)"
+        assert page.read_console() == []
 
 
 @pytest.mark.needs_chromium
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
-def test_the_mode_can_be_changed_without_storage(study_run, tmp_path):
-    dom, console = look(render_report(study_run), tmp_path, probe=NO_STORAGE, flags=["--disable-local-storage"])
+def test_the_mode_can_be_changed_without_storage(study_run, browser):
+    seen, console = browser.look(render_report(study_run), CLICK, early=NO_STORAGE)
     assert console == []
-    assert read_probe(dom) == [True, "rgb(22, 25, 29)"]
+    assert seen == [True, "rgb(22, 25, 29)"]

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import xarray as xr
 
 import mesascope
+from browser import CHROMIUM
 from mesascope.report.export import FORMATS, collect_figures, write_figures
 from mesascope.report.export._render import render_figures
 from mesascope.report.export._static_panels import to_static_panel
@@ -20,7 +20,6 @@ from mesascope.report.panels.circuit_graph import draw_circuit_graph
 from mesascope.report.plotting.variable import PlotVariable
 from mesascope.store import RunError
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = "</text><script>alert(1)</script><img src=x onerror=alert(2)> | *bold* %{x} & 50 %"
 
 

@@ -3,13 +3,10 @@
 import pytest
 
 from mesascope.report import render_report
-from report.test_browser import CHROMIUM, look, measured, on_a_telephone, read_probe
 
-DARK = ("--blink-settings=preferredColorScheme=0",)
+pytestmark = pytest.mark.needs_chromium
 
-pytestmark = [pytest.mark.needs_chromium, pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")]
-
-LOOK = """<script>addEventListener("load", () => setTimeout(() => {
+LOOK = """
   const formulas = [...document.querySelectorAll("main math")].filter(one => one.checkVisibility());
   const fraction = document.querySelector("main mfrac"), [above, below] = fraction.children;
   const media = [...document.styleSheets[0].cssRules].filter(rule => rule.media?.mediaText === "print");
@@ -17,11 +14,11 @@ LOOK = """<script>addEventListener("load", () => setTimeout(() => {
   const colours = () => formulas.map(one => [colour(one.firstElementChild), colour(one.parentElement)]);
   const drawn = colours();
   media.forEach(rule => { rule.media.mediaText = "screen"; });
-  document.body.dataset.said = JSON.stringify({ drawn, printed: colours(),
+  return { drawn, printed: colours(),
     sizes: formulas.map(one => one.getBoundingClientRect()).map(box => [box.width, box.height]),
     stacked: above.getBoundingClientRect().bottom <= below.getBoundingClientRect().top + 1,
-    alternatives: formulas.every(one => one.getAttribute("alttext")) });
-}, 1500));</script></body>"""
+    alternatives: formulas.every(one => one.getAttribute("alttext")) };
+"""
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +27,10 @@ def formula_html(samples, tmp_path_factory) -> str:
     return render_report(samples.write_formulas(tmp_path_factory.mktemp("formulas") / "run"))
 
 
-@pytest.mark.parametrize("flags", [(), DARK], ids=["light", "dark"])
-def test_formulas_are_drawn_in_the_colour_of_the_text(formula_html, tmp_path, flags):
-    dom, console = look(formula_html, tmp_path, probe=LOOK, flags=flags)
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_formulas_are_drawn_in_the_colour_of_the_text(formula_html, browser, dark):
+    found, console = browser.look(formula_html, LOOK, dark=dark)
     assert console == []
-    found = read_probe(dom)
     assert len(found["drawn"]) > 20
     assert all(inside == around for inside, around in (*found["drawn"], *found["printed"]))
     assert all(width > 3 and height > 3 for width, height in found["sizes"])
@@ -42,8 +38,7 @@ def test_formulas_are_drawn_in_the_colour_of_the_text(formula_html, tmp_path, fl
     assert found["alternatives"]
 
 
-def test_a_long_formula_fits_a_telephone(formula_html, tmp_path):
-    dom, console = look(on_a_telephone(formula_html), tmp_path, probe="</body>")
+def test_a_long_formula_fits_a_telephone(formula_html, browser):
+    (content, window, _), console = browser.look(formula_html, width=390)
     assert console == []
-    content, window, _ = measured(dom)
     assert content <= window == 390

@@ -9,12 +9,9 @@ import xarray as xr
 
 from mesascope.report import render_report
 from mesascope.report.anchors import AnchorNames
-from report.test_browser import CHROMIUM, look, read_probe
 from report.test_page import parse
 
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
-
-USE = """<script>addEventListener("load", () => setTimeout(() => {
+USE = """
   document.documentElement.style.scrollBehavior = "auto";
   const said = [], find = selector => [...document.querySelectorAll(selector)];
   const visible = selector => find(selector).filter(one => one.checkVisibility()).map(one => one.textContent.trim());
@@ -31,12 +28,12 @@ USE = """<script>addEventListener("load", () => setTimeout(() => {
   type(claims, "contradicted scores");
   said.push(visible("details.verdicts .claim"), claims.closest(".filter").querySelector("output").textContent);
   location.hash = "result-odd-hidden";
-  setTimeout(() => {
-    const target = document.getElementById("result-odd-hidden");
-    said.push(target.checkVisibility(), Math.round(target.getBoundingClientRect().top) < innerHeight);
-    document.body.dataset.said = JSON.stringify(said);
-  }, 1000);
-}, 1500));</script></body>"""
+  const target = document.getElementById("result-odd-hidden");
+  await until(() => target.checkVisibility());
+  await drawn();
+  said.push(target.checkVisibility(), Math.round(target.getBoundingClientRect().top) < innerHeight);
+  return said;
+"""
 
 
 def test_ids_are_names_that_occur_once():
@@ -69,19 +66,16 @@ def test_ids_do_not_depend_on_other_results(study_run):
 
 
 @pytest.mark.needs_chromium
-@needs_chromium
-def test_links_and_filters_work(study_run, samples, tmp_path):
+def test_links_and_filters_work(study_run, samples, browser):
     (study_run / "verdicts.json").write_text(json.dumps(samples.verdicts() * 5))
     odd = xr.load_dataset(study_run / "results/odd.nc")
     odd["hidden"] = odd[next(iter(odd.data_vars))]
     for k, name in enumerate(odd.data_vars):
         odd[name].attrs["headline"] = int(k == 0)
     odd.to_netcdf(study_run / "results/odd.nc")
-    dom, console = look(render_report(study_run), tmp_path, probe=USE)
+    seen, console = browser.look(render_report(study_run), USE)
     assert console == []
-    unlinked, focusable, sections, contents, counted, all_sections, empty, claims, claims_counted, shown, near = (
-        read_probe(dom)
-    )
+    unlinked, focusable, sections, contents, counted, all_sections, empty, claims, claims_counted, shown, near = seen
     assert unlinked == []
     assert focusable
     assert sections == contents == ["Head roles"]

@@ -1,22 +1,18 @@
 """The printed page: few pages in light colours, without controls, and no plot that is cut or divided."""
 
 import json
-import re
-import subprocess
 
 import pytest
 
 from mesascope.report import render_report
-from report.test_browser import CHROMIUM, QUIET, look, read_probe
 
 MAX_PAGES = 19
-DARK = ("--blink-settings=preferredColorScheme=0",)
 PAPER_WIDTH, PAPER_HEIGHT = 690, 960  # of the printable area in CSS pixels
 
-pytestmark = [pytest.mark.needs_chromium, pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")]
+pytestmark = pytest.mark.needs_chromium
 
 # the rules for print apply to the screen, and the events of printing are sent
-PRINT = """<script>addEventListener("load", () => setTimeout(() => {
+PRINT = """
   const find = selector => [...document.querySelectorAll(selector)], said = [];
   const media = [...document.styleSheets[0].cssRules].filter(rule => rule.media?.mediaText === "print");
   const note = () => said.push({ paper: getComputedStyle(document.body).color,
@@ -31,23 +27,14 @@ PRINT = """<script>addEventListener("load", () => setTimeout(() => {
   note();
   dispatchEvent(new Event("beforeprint"));
   media.forEach(rule => { rule.media.mediaText = "screen"; });
-  setTimeout(() => {
-    note();
-    media.forEach(rule => { rule.media.mediaText = "print"; });
-    dispatchEvent(new Event("afterprint"));
-    setTimeout(() => { note(); document.body.dataset.said = JSON.stringify(said); }, 500);
-  }, 500);
-}, 1500));</script></body>"""
-
-
-def count_pages(html: str, folder) -> int:
-    """Print a page to a PDF file and return the number of its pages."""
-    (folder / "report.html").write_text(html, encoding="utf-8")
-    flags = [one for one in QUIET if one != "--dump-dom"]
-    target = [f"--user-data-dir={folder / 'profile'}", f"--print-to-pdf={folder / 'report.pdf'}"]
-    command = [str(CHROMIUM), *flags, *target, (folder / "report.html").as_uri()]
-    subprocess.run(command, capture_output=True, timeout=120, check=True)
-    return len(re.findall(rb"/Type\s*/Page\b(?!s)", (folder / "report.pdf").read_bytes()))
+  await wait(300);
+  note();
+  media.forEach(rule => { rule.media.mediaText = "print"; });
+  dispatchEvent(new Event("afterprint"));
+  await wait(300);
+  note();
+  return said;
+"""
 
 
 @pytest.fixture
@@ -58,14 +45,15 @@ def long_run(samples, tmp_path):
     return run
 
 
-def test_a_study_has_few_pages(long_run, tmp_path):
-    assert 3 < count_pages(render_report(long_run), tmp_path) <= MAX_PAGES
+def test_a_study_has_few_pages(long_run, browser):
+    with browser.open(browser.save(render_report(long_run))) as page:
+        page.run("")
+        assert 3 < page.count_sheets() <= MAX_PAGES
 
 
-def test_a_printed_page_is_complete_and_light(long_run, tmp_path):
-    dom, console = look(render_report(long_run), tmp_path, probe=PRINT, flags=DARK)
+def test_a_printed_page_is_complete_and_light(long_run, browser):
+    (before, printed, after), console = browser.look(render_report(long_run), PRINT, dark=True)
     assert console == []
-    before, printed, after = read_probe(dom)
     assert printed["paper"] == "rgb(34, 39, 46)"
     assert before["paper"] == after["paper"] == "rgb(230, 227, 220)"
     assert printed["gridlines"] == ["rgb(233, 230, 223)"]

@@ -1,10 +1,5 @@
 """Scatter plots: every example at its coordinates with its colour for every choice; external text is escaped."""
 
-import re
-import shutil
-import subprocess
-from html import unescape
-
 import numpy as np
 import plotly.graph_objects as go
 import pytest
@@ -16,9 +11,7 @@ from mesascope.report.plotting.scatter import PALETTE, plot_scatter
 from mesascope.report.plotting.variable import prepare_variable
 from mesascope.report.text import encode_script_json
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-QUIET = "--headless --no-sandbox --disable-gpu --no-first-run --enable-logging=stderr --v=0 --dump-dom".split()
-USE = """<script>addEventListener("load", () => setTimeout(() => {
+USE = """
   const said = [], plot = document.querySelectorAll(".js-plotly-plot")[1];
   const selects = [...document.querySelectorAll(".controls select")];
   const pick = (select, value) => { select.value = value; select.dispatchEvent(new Event("change")); };
@@ -31,8 +24,10 @@ USE = """<script>addEventListener("load", () => setTimeout(() => {
   pick(selects[0], 1);
   pick(selects[1], 0);
   pick(selects[2], 1);
-  setTimeout(() => { say(); document.body.dataset.said = said.join("|"); }, 300);  // plotly draws hovering at intervals
-}, 1500));</script></body>"""
+  await wait(300);  // plotly draws hovering at intervals
+  say();
+  return said;
+"""
 
 
 def points(dims="seed step layer batch component", kinds=None, examples=20, **sizes) -> xr.Dataset:
@@ -148,22 +143,15 @@ def test_labels_are_text(samples):
 
 
 @pytest.mark.needs_chromium
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
-def test_seed_step_and_colours_are_chosen(tmp_path):
+def test_seed_step_and_colours_are_chosen(tmp_path, browser):
     data = points(kinds=[f"<i>{k}</i>" for k in range(20)])
     run = tmp_path / "run"
     (run / "results").mkdir(parents=True)
     (run / "run.json").write_text("{}")
     data.to_netcdf(run / "results/pictures.nc", engine="netcdf4")
-    page = tmp_path / "report.html"
-    page.write_text(render_report(run).replace("</body>", USE), encoding="utf-8")
-    sizes = ["--window-size=500,900", "--virtual-time-budget=5000", f"--user-data-dir={tmp_path / 'profile'}"]
-    command = [str(CHROMIUM), *QUIET, *sizes, page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
-    found = re.search(r'data-said="([^"]*)"', done.stdout)
-    assert found, "the script that uses the page did not end"
-    across, colour, words, then_across, then_colour, then_words = unescape(found[1]).split("|")
+    seen, console = browser.look(render_report(run), USE, width=500)
+    assert console == []
+    across, colour, words, then_across, then_colour, then_words = seen
     place = data["coordinates"].isel(layer=1, batch=3, component=0)
     order = sorted(data["label_generator"].values)
     assert float(across) == pytest.approx(float(place[0, 2]), rel=5e-3)
