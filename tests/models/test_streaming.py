@@ -225,6 +225,7 @@ needs_proc = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="re
 
 
 @needs_proc
+@pytest.mark.slow
 def test_a_model_of_210_mb_is_inspected_in_less_address_space_than_it_needs_in_memory(tmp_path):
     check_in_address_space(save_wide(tmp_path / "model", 1024, 4), tmp_path, 640)
 
