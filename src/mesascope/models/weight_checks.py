@@ -92,8 +92,8 @@ def hash_weights(model: nn.Module) -> str:
         model: The model.
     """
     digest = sha256()
-    for name, kept in model.state_dict().items():
-        value = read_weight(model, name) if kept.is_meta else kept
+    for name, tensor in model.state_dict().items():
+        value = read_weight(model, name) if tensor.is_meta else tensor
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
