@@ -27,7 +27,7 @@ from mesascope.executors import (
     create_executor,
 )
 
-HELPERS = "resource_tracker|forkserver"  # in the command lines of Python's own two processes
+HELPERS = "resource_tracker|forkserver|chrom"  # in the command lines of Python's own two and the tests' browser
 
 
 @pytest.fixture
@@ -38,10 +38,14 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def children() -> list[psutil.Process]:
-    """All below us, but for Python's own two helpers; what branches off those looks like them, and counts."""
+    """All below us, but for the helpers; what branches off Python's own two looks like them, and counts."""
     ours = psutil.Process()
     helpers = [child for child in ours.children() if re.search(HELPERS, " ".join(child.cmdline()))]
-    return [child for child in ours.children(recursive=True) if child not in helpers]
+    return [
+        child
+        for child in ours.children(recursive=True)
+        if child not in helpers and not child.name().startswith("chrom")
+    ]
 
 
 @pytest.mark.parametrize("where", [SerialExecutor(), ProcessExecutor(), ProcessExecutor(max_workers=1)], ids=str)

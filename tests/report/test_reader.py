@@ -9,6 +9,7 @@ import xarray as xr
 from mesascope.report import render_report
 from mesascope.report.explorers.token_view import MAX_NUMBERS, build_token_view
 from mesascope.report.load_run import ResultFile, load_run
+from pages import read_figure_data
 
 
 def decoded(quantity: dict, data: dict) -> np.ndarray:
@@ -57,7 +58,7 @@ def test_what_is_gathered_is_not_drawn_again(panel, inspection):
     assert panel.used_variables["norms.nc"] >= {"norm", "robust_z_score"}
     assert "mean" not in panel.used_variables["norms.nc"]
     html = render_report(inspection)
-    assert html.count("Norm from the median of the text.") == 1
+    assert "".join(read_figure_data(html)).count("Norm from the median of the text.") == 1
     assert html.count("<h2>Prediction</h2>") == 0  # the panel shows the whole file
     assert "<code>results/surprisal.nc</code>" in html
 

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 JobState = Literal["waiting", "running", "done", "set aside"]
+"""State of a job: ``set aside`` after it has ended too many worker processes."""
+
 JobFn = Callable[..., Any]
 JobProgressFn = Callable[[int, int, int, float], None]
 JobLogFn = Callable[[str], None]

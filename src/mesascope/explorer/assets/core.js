@@ -86,14 +86,17 @@ const explorer = (() => {
     refresh();
   }
 
+  let running = 0;  // refreshes; the page is ready when all have ended
   async function refresh() {
     const began = performance.now();
+    running += 1;
     await views[first].refresh();
     const count = texts().length;
     if (count && (state.position < 0 || state.position >= count)) { state.position = count - 1; views[first].refresh(); }
     await Promise.all(others.map(name => views[name].refresh()));
     find("status").textContent = count ? `${count} ${first}, ${((performance.now() - began) / 1000).toFixed(2)} s` : "";
-    document.body.dataset.ready = String(+(document.body.dataset.ready || 0) + 1);
+    running -= 1;
+    if (!running) document.body.dataset.ready = String(+(document.body.dataset.ready || 0) + 1);
   }
 
   // The input that the first view shows, and its text at every position: tokens, or a coordinate of vectors.
