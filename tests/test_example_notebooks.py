@@ -21,7 +21,6 @@ NAMES = ("activation_patching", "first_look", "own_task_and_study", "paper_figur
 GGUF = ROOT / ".models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 MAX_BYTES = 20_000
 SECONDS_PER_CELL = 120
-QUICK = "first_look"  # run by `make test`; the others by `make test-slow`
 
 VALUES = {  # by notebook: variables at its end, as JSON
     "first_look": {
@@ -158,9 +157,8 @@ def test_every_notebook_is_run():
     assert sorted(path.stem for path in (ROOT / "examples").glob("*.ipynb")) == list(NAMES)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name == QUICK else pytest.mark.slow) for name in NAMES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_notebooks_show_results_and_no_warnings(executed: Callable[[str], NotebookNode], name: str):
     outputs = list_outputs(executed(name))
     assert count_images(executed(name)) == 1
@@ -169,6 +167,7 @@ def test_notebooks_show_results_and_no_warnings(executed: Callable[[str], Notebo
     assert not [text for text in errors if "Warning" in text.replace("TqdmWarning: IProgress not found", "")]
 
 
+@pytest.mark.slow
 def test_first_look(executed: Callable[[str], NotebookNode]):
     values = read_values(executed("first_look"))
     assert values["deviation"] < 1e-4

@@ -67,6 +67,7 @@ def test_sites_gradients_edits_and_readouts_are_those_of_the_model_in_memory(dis
     assert np.array_equal(*patched)
 
 
+@pytest.mark.slow
 def test_an_inspection_gives_the_same_numbers(dispatched, tmp_path):
     options = {"token_ids": X, "analyses": ["norms", "logit_lens", "inner_outer"], "quiet": True}
     plain = api.inspect(small.llama(), out=tmp_path / "plain", **options)

@@ -44,7 +44,8 @@ def test_a_stopped_publication_is_repeated(stoppable, tmp_path):
     assert list(publication.list_torn(PUBLISH)) == ["README.md"]
 
 
-@pytest.mark.parametrize(("commands", "calls"), [(2, 0), pytest.param(0, 30, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("commands", "calls"), [(6, 0), (0, 30)])
 def test_odd_calls_and_commands_are_refused_in_one_line(commands, calls):
     """In a process of its own, where no import hook of the tests checks types first."""
     others = "--kills 0 --worker-kills 0 --publications 0 --disks 0 --corruptions 0 --folders 0"

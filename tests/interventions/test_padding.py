@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from cases import spread
 from mesascope.activations import SITES, Edit, capture
 from mesascope.interventions import (
     attribution_patch,
@@ -46,7 +47,7 @@ from .test_changes import MODELS
 
 
 @both_models
-@pytest.mark.parametrize("metric", [log_probability(4), "loss", "kl_divergence"])
+@pytest.mark.parametrize("metric", spread([log_probability(4), "loss", "kl_divergence"], 1))
 def test_a_sweep_over_heads_is_the_mean_of_each_prompt_alone(name, side, metric):
     model, (ids, mask) = MODELS[name], padded(prompts(), side)
     found = sweep(model, ids, zero("z"), metric=metric, attention_mask=mask)
@@ -58,7 +59,9 @@ def test_a_sweep_over_heads_is_the_mean_of_each_prompt_alone(name, side, metric)
 
 
 @every_case
-@pytest.mark.parametrize(("site", "axes"), [("mlp_out", ("layer", "pos")), ("pattern", ("query", "layer", "key"))])
+@pytest.mark.parametrize(
+    ("site", "axes"), spread([("mlp_out", ("layer", "pos")), ("pattern", ("query", "layer", "key"))], 1)
+)
 def test_a_sweep_over_columns_averages_the_prompts_that_have_them(name, side, site, axes):
     model, (ids, mask) = MODELS[name], padded(prompts(), side)
     edit = scale(site, 0.5, {"layer": [0, 2]})
@@ -101,7 +104,7 @@ def test_a_mean_is_over_the_prompts_that_have_the_column(name, side, site):
 
 
 @both_models
-@pytest.mark.parametrize("site", ["z", "pattern", "key"])
+@pytest.mark.parametrize("site", spread(["z", "pattern", "key"], 1))
 def test_resampling_takes_a_prompt_of_the_same_length(name, side, site):
     model, (ids, mask) = MODELS[name], padded(prompts(), side)
     edit = resample(site, capture(model, ids, [site], attention_mask=mask))
@@ -115,7 +118,7 @@ def test_resampling_takes_a_prompt_of_the_same_length(name, side, site):
 
 @every_case
 @pytest.mark.parametrize(
-    ("site", "axes"), [("resid_pre", ("layer", "pos")), ("z", ("layer", "head")), ("pattern", "layer")]
+    ("site", "axes"), spread([("resid_pre", ("layer", "pos")), ("z", ("layer", "head")), ("pattern", "layer")], 2)
 )
 def test_a_patch_is_that_of_each_pair_alone(name, side, site, axes):
     model = MODELS[name]

@@ -69,7 +69,10 @@ CHECK = """
     [
         pytest.param(kind, dark, id=f"{kind}-{'dark' if dark else 'light'}", marks=marks)
         for kind in ("study", "long study", "comparison", "formulas", "inspection", "circuit")
-        for dark, marks in ((False, ()), (True, () if kind == "inspection" else pytest.mark.slow))
+        for dark, marks in (
+            (False, pytest.mark.slow if kind in ("long study", "formulas") else ()),
+            (True, () if kind == "inspection" else pytest.mark.slow),
+        )
     ],
 )
 def test_a_page_follows_the_rules(samples, inspected, browser, tmp_path, kind, dark):

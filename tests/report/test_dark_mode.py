@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cases import spread
 from mesascope.report import render_report
 from mesascope.report.explorers.colored_text import DIVERGING_TINTS, SEQUENTIAL_TINTS
 from mesascope.report.panels.head_ablation import KIND_COLOURS
@@ -125,7 +126,7 @@ def test_every_colour_of_a_figure_has_a_dark_one(samples, tmp_path, kind):
 
 
 @pytest.mark.needs_chromium
-@pytest.mark.parametrize("is_dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("is_dark", spread([True, False], 1))
 def test_the_page_follows_the_system_until_it_is_told_otherwise(study_run, browser, is_dark):
     (first, second), console = browser.look(render_report(study_run), LOOK, dark=is_dark)
     assert console == []

@@ -166,6 +166,7 @@ def _names(printed: str) -> set[Path]:
     return {Path(Path(line).name) for line in printed.splitlines()}
 
 
+@pytest.mark.slow
 @pytest.mark.needs_chromium
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
 def test_pdf_and_png_files_begin_as_such(study_run: Path, tmp_path: Path):

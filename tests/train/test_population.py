@@ -12,6 +12,7 @@ import torch
 import trainee
 from safetensors.torch import load_file
 
+from cases import spread
 from mesascope.models.config import DecoderConfig
 from mesascope.models.load import load_checkpoint
 from mesascope.store import Run, RunError, verify_checkpoint
@@ -107,7 +108,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", spread(CASES, 4))
 def test_each_seed_has_the_numbers_and_the_files_of_its_own_training(name: str, alone: Run, together: Run) -> None:
     task, config, optimizer = CASES[name]
     training, seeds = replace(SHORT, optimizer=optimizer, schedule=LinearSchedule(final_fraction=0.1)), (7, 0)
@@ -164,7 +165,7 @@ def each_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("each_step")
-@pytest.mark.parametrize("optimizer", [AdamW(lr=1e-2), MOMENTUM], ids=["AdamW", "SGD"])
+@pytest.mark.parametrize("optimizer", spread([AdamW(lr=1e-2), MOMENTUM], 1))
 def test_interrupted_and_taken_up_it_ends_bit_for_bit_where_it_would_have(
     optimizer: AdamW | SGD, alone: Run, together: Run
 ) -> None:
