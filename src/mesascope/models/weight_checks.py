@@ -95,7 +95,7 @@ def hash_weights(model: nn.Module) -> str:
     for name, tensor in model.state_dict().items():
         value = read_weight(model, name) if tensor.is_meta else tensor
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 

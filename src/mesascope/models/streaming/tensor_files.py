@@ -64,7 +64,7 @@ class StoredTensor:
         values = torch.empty(self.num_bytes, dtype=torch.uint8)
         with self.file.open("rb") as stream:
             stream.seek(self.offset)
-            complete = stream.readinto(values.numpy()) == self.num_bytes
+            complete = stream.readinto(values.numpy().data) == self.num_bytes
             if not complete or _describe_version(stream.fileno()) != self.version:
                 raise BrokenModelError(
                     f"{self.file} must stay as it is while the model is in use, but has changed; load the model again"
