@@ -27,7 +27,7 @@ from mesascope.executors import (
     create_executor,
 )
 
-HELPERS = "resource_tracker|forkserver|chrom"  # in the command lines of Python's own two and the tests' browser
+HELPERS = "resource_tracker|forkserver"  # in the command lines of Python's own two processes
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def children() -> list[psutil.Process]:
-    """All below us, but for the helpers; what branches off Python's own two looks like them, and counts."""
+    """All below us but the tests' browser and Python's own two helpers; what branches off those two counts."""
     ours = psutil.Process()
     helpers = [child for child in ours.children() if re.search(HELPERS, " ".join(child.cmdline()))]
     return [

@@ -46,6 +46,7 @@ VERDICT_KEYS = tuple("name status statement value interval control difference th
 FIXED_IDS = frozenset(
     "main findings cells verdicts training text heads run cite dark-colours plotly text-figure heads-figure".split()
 )
+MAX_PLAIN_JSON = 20_000  # characters; the data of larger figures is stored compressed
 MAX_EXPANDED_VERDICTS = 16  # with more verdicts, each is collapsed to one line
 
 
@@ -303,7 +304,7 @@ def load_template(name: str, package: str = "mesascope.report") -> Template:
         lstrip_blocks=True,
     )
     environment.filters["script_json"] = lambda value: Markup(encode_script_json(value))
-    environment.filters["pack"] = lambda text: Markup(pack_text(text))
+    environment.filters["data_script"] = _write_data_script
     environment.filters["typeset"] = render_html
     environment.filters["plain"] = render_plain
     return environment.get_template(name)
@@ -317,6 +318,14 @@ def read_asset(name: str, package: str = "mesascope.report") -> str:
         package: the package with this folder.
     """
     return files(package).joinpath("assets", *name.split("/")).read_text(encoding="utf-8")
+
+
+def _write_data_script(data: Any) -> Markup:
+    """Return a script element with the data of a figure as JSON, compressed if it is long."""
+    text = encode_script_json(data)
+    if len(text) > MAX_PLAIN_JSON:
+        return Markup(f'<script type="text/plain" data-packed>{pack_text(text)}</script>')
+    return Markup(f'<script type="application/json">{text}</script>')
 
 
 @cache
