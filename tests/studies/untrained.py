@@ -29,6 +29,7 @@ BEGIN, END = "<!-- untrained: begin -->", "<!-- untrained: end -->"
 RUNS = Path("runs") / "untrained"
 DRAWS = 5
 FIRST_SEED = 100_000  # no other run uses these seeds
+SCALE = "laptop"
 SEQUENCES = 512
 STEPS_PER_CHECKPOINT = 4
 
@@ -59,12 +60,12 @@ class RedrawOptimizer(torch.optim.SGD):
 
 
 def make_untrained(name: str, draw: int) -> Study:
-    """Return a study whose models are never trained, with the claims that its paper makes, without requirements.
+    """Return a study whose models are never trained, with the claims of its paper that laptop scale can decide.
 
-    Its seeds are those of the draw. A condition that records its training history has a learning rate of almost 0
-    instead, since the history is of SGD.
+    The claims have no requirements. Its seeds are those of the draw. A condition that records its training history has
+    a learning rate of almost 0 instead, since the history is of SGD.
     """
-    base.FIRST_SEEDS = {**base.FIRST_SEEDS, "laptop": FIRST_SEED + 100 * draw}
+    base.FIRST_SEEDS = {**base.FIRST_SEEDS, SCALE: FIRST_SEED + 100 * draw}
     study = registry.load_study(name)
     return replace(
         study,
@@ -72,7 +73,9 @@ def make_untrained(name: str, draw: int) -> Study:
         conditions=tuple(replace(one, scales=_leave_untrained(one)) for one in study.conditions),
         simulations=(),
         claims=tuple(
-            replace(claim, requirements=()) for claim in study.claims if claim.by_paper and claim.kind == "replication"
+            replace(claim, requirements=())
+            for claim in study.claims
+            if claim.by_paper and claim.kind == "replication" and SCALE in claim.scales
         ),
         factors=(),
         grid={},
@@ -118,7 +121,7 @@ def judge_untrained(name: str, draw: int, folder: Path) -> dict[str, str]:
     file.write_text(
         f"from tests.studies.untrained import make_untrained\n\nSTUDY = make_untrained({name!r}, draw={draw})\n"
     )
-    run = api.run(str(file), out=folder / f"{name}-{draw}", device="cpu")
+    run = api.run(str(file), scale=SCALE, out=folder / f"{name}-{draw}", device="cpu")
     return {verdict.name: verdict.status for verdict in load_verdicts(run)}
 
 
@@ -136,7 +139,7 @@ def format_row(name: str) -> str:
 def main() -> None:
     """Write the rows of the studies on the command line into the page, and keep other rows.
 
-    By default, those of all studies that judge claims of a paper about trained models.
+    By default, those of all studies that judge claims of a paper about trained models at laptop scale.
     """
     known = [entry.name for entry in registry.list_studies()]
     text = PAGE.read_text(encoding="utf-8")
