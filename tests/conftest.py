@@ -119,6 +119,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
     torch.set_num_threads(1)
     logging.disable_progress_bar()
+    os.fsync = ignore_sync
+
+
+def ignore_sync(file: int) -> None:
+    """Instead of `os.fsync`, which can take as long as a test: a test may kill a process, but not the machine."""
 
 
 class OneRunOneWorker(LoadScopeScheduling):
