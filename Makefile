@@ -102,7 +102,7 @@ style: $(STAMP)
 	$(BIN)/lint-imports
 
 types: $(STAMP)
-	$(BIN)/pyright
+	NODE_OPTIONS=--max-semi-space-size=128 $(BIN)/pyright  # two thirds of the processor time: fewer garbage collections
 
 tests: $(STAMP) $(GGUF)
 	$(BIN)/pytest -n auto --dist worksteal

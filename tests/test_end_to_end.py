@@ -223,6 +223,7 @@ def test_every_study_conforms(name, smoke):
     check_study(study, {found: run.read_results(found) for found in run.result_names()})
 
 
+@pytest.mark.slow
 def test_the_models_of_a_run_are_named_seed_by_seed(smoke, tmp_path, capsys, monkeypatch):
     place = tmp_path / "run"
     shutil.copytree(smoke("gradient-descent").path, place)

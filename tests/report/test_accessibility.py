@@ -71,7 +71,7 @@ CHECK = """
         for kind in ("study", "long study", "comparison", "formulas", "inspection", "circuit")
         for dark, marks in (
             (False, pytest.mark.slow if kind in ("long study", "formulas") else ()),
-            (True, () if kind == "inspection" else pytest.mark.slow),
+            (True, pytest.mark.slow),
         )
     ],
 )

@@ -150,13 +150,8 @@ def test_without_plotly_the_other_panels_are_drawn(study_run, browser):
     assert 'class="main-svg"' not in body
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("study", "inspection", "whole", "hostile")),
-        "hostile inspection",
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["study", "inspection", "whole", "hostile", "hostile inspection"])
 def test_it_fits_a_telephone(samples, inspected, browser, tmp_path, kind):
     run = tmp_path / "run"
     write = {

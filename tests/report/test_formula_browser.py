@@ -27,7 +27,7 @@ def formula_html(samples, tmp_path_factory) -> str:
     return render_report(samples.write_formulas(tmp_path_factory.mktemp("formulas") / "run"))
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("dark", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["light", "dark"])
 def test_formulas_are_drawn_in_the_colour_of_the_text(formula_html, browser, dark):
     found, console = browser.look(formula_html, LOOK, dark=dark)
     assert console == []

@@ -45,15 +45,11 @@ def long_run(samples, tmp_path):
     return run
 
 
-def test_a_study_has_few_pages(long_run, browser):
-    with browser.open(browser.save(render_report(long_run))) as page:
-        page.run("")
+def test_a_printed_study_is_short_complete_and_light(long_run, browser):
+    with browser.open(browser.save(render_report(long_run)), dark=True) as page:
+        before, printed, after = page.run(PRINT)
+        assert page.read_console() == []
         assert 3 < page.count_sheets() <= MAX_PAGES
-
-
-def test_a_printed_page_is_complete_and_light(long_run, browser):
-    (before, printed, after), console = browser.look(render_report(long_run), PRINT, dark=True)
-    assert console == []
     assert printed["paper"] == "rgb(34, 39, 46)"
     assert before["paper"] == after["paper"] == "rgb(230, 227, 220)"
     assert printed["gridlines"] == ["rgb(233, 230, 223)"]
