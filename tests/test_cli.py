@@ -125,6 +125,7 @@ def test_show_tells_setting_claims_and_cost(command):
     assert "Bhargav" in out
     assert "2 000 steps" in out
     assert "Layer 0 learns to copy the last term" in " ".join(out.split())
+    assert all(line.startswith("  ") for line in out.split("Claims and published")[1].splitlines()[1:])
 
 
 def test_formulas_are_plain_text_in_the_terminal(command, tmp_path):

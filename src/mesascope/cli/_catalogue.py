@@ -8,7 +8,13 @@ import typer
 from rich.markup import escape
 
 from mesascope.cli._app import STATUS_COLOURS, AsJson, StudyName, app, out
-from mesascope.cli._output import format_last_verdicts, format_minutes, format_text, print_titles
+from mesascope.cli._output import (
+    format_last_verdicts,
+    format_minutes,
+    format_text,
+    print_indented,
+    print_titles,
+)
 
 if TYPE_CHECKING:
     from mesascope.studies.summary import ConditionSummary, StudySummary
@@ -68,20 +74,22 @@ def _print_scales(summary: "StudySummary") -> None:
         steps = f"{scale.steps:,} steps".replace(",", " ")
         out.print(f"  {scale.name:<7} {scale.seeds} seeds, {steps}, about {scale.minutes:g} min on two CPU cores")
     for simulation in summary.simulations:
-        out.print(f"\n[bold]{format_text(simulation.title)}[/bold]\n  {format_text(simulation.description)}")
+        out.print(f"\n[bold]{format_text(simulation.title)}[/bold]")
+        print_indented(format_text(simulation.description), indent=2)
 
 
 def _print_factors(summary: "StudySummary") -> None:
     if summary.factors:
         out.print("\n[bold]Factors[/bold] (mesascope run NAME --vary FACTOR=LEVEL,...)")
     for factor in summary.factors:
-        out.print(f"  {escape(factor.name)}: {format_text(factor.description)}")
+        print_indented(f"{escape(factor.name)}: {format_text(factor.description)}", indent=2)
         for position, (level, words) in enumerate(factor.levels.items()):
             scales = [scale for scale, run_levels in factor.grid.items() if level in run_levels]
             default = (
                 "setting of the study" if position == 0 else f"by default at {', '.join(scales)}" if scales else ""
             )
-            out.print(f"    {escape(level)}: {format_text(words)}" + (f" [dim]({default})[/dim]" if default else ""))
+            suffix = f" [dim]({default})[/dim]" if default else ""
+            print_indented(f"{escape(level)}: {format_text(words)}{suffix}", indent=4)
 
 
 def _print_analyses(condition: "ConditionSummary") -> None:
@@ -101,7 +109,8 @@ def _print_claims(study: str, summary: "StudySummary") -> None:
     out.print(f"\n[bold]Claims[/bold]{heading}")
     for claim in summary.claims:
         verdict = _format_statuses([cell[claim.name] for cell in cells if claim.name in cell])
-        out.print(f"  {verdict}{format_text(claim.statement)}\n    [dim]{format_text(claim.source)}[/dim]")
+        print_indented(f"{verdict}{format_text(claim.statement)}", indent=2)
+        print_indented(f"[dim]{format_text(claim.source)}[/dim]", indent=4)
 
 
 def _format_statuses(statuses: list[str]) -> str:

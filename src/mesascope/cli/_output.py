@@ -80,6 +80,18 @@ def print_titles(titles: Mapping[str, str]) -> None:
     out.print(Padding(table, (0, 0, 0, 2), expand=False))
 
 
+def print_indented(text: str, indent: int) -> None:
+    """Print a text of which every line is indented, also those after a line break in a narrow terminal.
+
+    Args:
+        text: The text, with rich's markup.
+        indent: The number of spaces.
+    """
+    from rich.padding import Padding
+
+    out.print(Padding(out.render_str(text), (0, 0, 0, indent), expand=False))
+
+
 def print_verdict(verdict: Any) -> None:
     """Print a verdict with its numbers.
 
@@ -90,12 +102,9 @@ def print_verdict(verdict: Any) -> None:
     out.print(f"\n[bold {colour}]{verdict.status.upper()}[/bold {colour}]  {format_text(verdict.statement)}")
     if verdict.value is not None:
         interval = " [{:.3g}, {:.3g}]".format(*verdict.interval) if verdict.interval else ""  # none for one seed
-        out.print(
-            f"  {render_plain(verdict.description)}: {verdict.value:.3g}{interval}; "
-            f"{render_plain(verdict.control_description)}: {verdict.control:.3g}",
-            markup=False,
-        )
-    out.print(f"  [dim]{format_text(verdict.reason)}; {format_text(verdict.source)}[/dim]")
+        value = f"{render_plain(verdict.description)}: {verdict.value:.3g}{interval}"
+        print_indented(escape(f"{value}; {render_plain(verdict.control_description)}: {verdict.control:.3g}"), indent=2)
+    print_indented(f"[dim]{format_text(verdict.reason)}; {format_text(verdict.source)}[/dim]", indent=2)
 
 
 def print_verdict_table(path: Path) -> None:
