@@ -24,18 +24,28 @@ FLAGS = (
 TIMEOUT = 120
 HEIGHT = 900
 
-# Every script may use these: a page is drawn when no figure is empty that is not folded.
+# Every script may use these: a page is drawn when no figure in view is empty that is not folded; whole() draws the rest.
 HELPERS = """
 const wait = time => new Promise(done => setTimeout(done, time));
 const until = async condition => { for (let k = 0; k < 1000 && !condition(); k++) await wait(20); };
-const isDrawn = () => document.readyState === "complete"
-  && ![...document.querySelectorAll(".draw:empty")].some(one => !one.closest("details:not([open]), .filtered"));
-const drawn = async () => { await until(isDrawn); await wait(50); };
+const inView = one => one.getBoundingClientRect().top < innerHeight && one.getBoundingClientRect().bottom > 0;
+const waits = one => !one.closest("details:not([open]), .filtered");
+const empty = () => [...document.querySelectorAll(".draw:empty")].filter(waits);
+const drawn = async () => {
+  await until(() => document.readyState === "complete" && !empty().some(inView));
+  await wait(50);
+};
+const whole = async () => {
+  await drawn();
+  if (typeof mesascope !== "undefined") mesascope.drawAll();
+  await until(() => !empty().length);
+  await wait(50);
+};
 """
 
 UNFOLD = """
 document.querySelectorAll("details").forEach(one => { one.open = true; });
-await drawn();
+await whole();
 """
 
 # With everything unfolded: the width of the content, the width of the window and the number of plots.

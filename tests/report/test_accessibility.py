@@ -37,7 +37,7 @@ CHECK = """
     return (high + .05) / (low + .05);
   };
   const isLarge = ({ fontSize, fontWeight }) => parseFloat(fontSize) >= (fontWeight >= 700 ? 18.66 : 24);
-  await drawn();
+  await whole();
   const isText = node => node.nodeType === 3 && node.data.trim();
   const onMap = one => one.closest("svg") && !one.closest(".xaxislayer-above, .yaxislayer-above, .infolayer, .strip");
   const withText = find("body *").filter(one => !one.closest("script, style, noscript, option, .circuit")

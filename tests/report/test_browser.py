@@ -16,6 +16,11 @@ PLAIN = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹−", "-0123456789-")
 pytestmark = pytest.mark.needs_chromium
 
 USE = """
+  const plots = () => document.querySelectorAll(".js-plotly-plot").length, first = plots();
+  scrollTo(0, document.body.scrollHeight);
+  await until(() => plots() > first);
+  const further = plots();
+  await whole();
   const said = [], find = selector => document.querySelector(selector);
   const press = (element, key) => element.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
   const curve = find(".legend button");
@@ -33,7 +38,7 @@ USE = """
   const step = [...document.querySelectorAll("button")].find(one => one.textContent.startsWith("steps"));
   step.click();
   said.push(step.textContent);
-  return said;
+  return [first > 0, first < further, further < plots(), said];
 """
 
 
@@ -119,10 +124,13 @@ def said_number(text: str) -> float:
 
 def test_a_study_is_drawn_and_its_controls_work(study_run, browser):
     with browser.open(browser.save(render_report(study_run))) as page:
-        used = page.run(USE)
+        *drawn_in_turn, used = page.run(USE)
         content, window, plots = page.run(MEASURE)
         assert 'aria-label="layer 2, head 3"' in page.run(BODY)
         assert page.read_console() == []
+    assert all(
+        drawn_in_turn
+    )  # at first what is in view, further ones when the reader scrolls, and the rest when it is asked for
     assert used == ["false", "Layer 1, head 2", "Layer 1, head 2", "0", "0", "steps: linear"]
     assert plots > 20
     assert content <= window == 1280

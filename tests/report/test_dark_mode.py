@@ -33,6 +33,7 @@ BEHIND_TEXT = (*SEQUENTIAL_TINTS, *DIVERGING_TINTS, *KIND_COLOURS.values())
 
 # every stroke of curves, the text of axes, and the background; after that the same in the other mode
 LOOK = """
+  await whole();
   const said = [], colours = (selector, property) => [...new Set([...document.querySelectorAll(selector)]
     .map(one => getComputedStyle(one)[property]))].filter(one => one !== "none");
   const note = () => said.push({ paper: getComputedStyle(document.body).backgroundColor,

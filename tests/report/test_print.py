@@ -53,13 +53,15 @@ def test_a_printed_study_is_short_complete_and_light(long_run, browser):
     assert printed["paper"] == "rgb(34, 39, 46)"
     assert before["paper"] == after["paper"] == "rgb(230, 227, 220)"
     assert printed["gridlines"] == ["rgb(233, 230, 223)"]
-    assert len(printed["sizes"]) == len(before["sizes"]) > 10
+    assert len(before["sizes"]) < len(printed["sizes"]) > 10  # figures that nobody saw are drawn for the printer
     for width, height, drawn in printed["sizes"]:
         assert drawn <= width <= PAPER_WIDTH
         assert height < PAPER_HEIGHT / 2
     assert printed["whole"]
     assert printed["controls"] == 0 < before["controls"]
-    assert printed["legends"] == before["legends"] > 5
+    assert printed["legends"] > 5
     assert [before["verdicts"], printed["verdicts"], after["verdicts"]] == [0, 24, 0]
     assert printed["folded"] == 0
-    assert after == before
+    assert after["sizes"][: len(before["sizes"])] == before["sizes"]
+    assert len(after["sizes"]) == len(printed["sizes"])
+    assert after["folded"] == before["folded"]

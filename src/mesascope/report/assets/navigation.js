@@ -21,19 +21,21 @@
     box.append(title, link);
   }
 
-  // Open what contains the target of the address, and scroll to it until the reader scrolls.
-  let scrolled = false;
+  // Open what contains the target of the address, and scroll to it until the reader scrolls, or figures should be drawn.
+  const SETTLED = 5000;  // milliseconds
+  let scrolled = false, opened = 0;
   for (const name of ["wheel", "touchmove", "keydown", "pointerdown"]) addEventListener(name, () => { scrolled = true; }, { passive: true });
   const findTarget = () => { try { return document.getElementById(decodeURIComponent(location.hash.slice(1))); } catch { return null; } };
   const openTarget = () => {
     const target = findTarget();
     if (!target) return;
     scrolled = false;
+    opened = performance.now();
     if (target.closest(".filtered")) mesascope.clearFilters();
     for (let details = target.closest("details"); details; details = details.parentElement.closest("details")) details.open = true;
     target.scrollIntoView();
   };
-  mesascope.showTarget = () => { if (!scrolled) findTarget()?.scrollIntoView(); };
+  mesascope.showTarget = () => { if (!scrolled && performance.now() < opened + SETTLED) findTarget()?.scrollIntoView(); };
   addEventListener("hashchange", openTarget);
 
   // A filter shows the items whose text contains all its words; an entry of the contents follows its section.

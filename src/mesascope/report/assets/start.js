@@ -1,12 +1,15 @@
-// Draw visible figures, one at a time; collapsed ones are drawn when they are opened, those of plotly once it is loaded, and
-// those with much data, which the page stores compressed, once it is unpacked.
+// Draw figures, one at a time, when they are within a window's height of what is seen: the rest is drawn when the reader scrolls
+// to it, opens it or prints. Those of plotly wait until it is loaded, and those with much data, which the page stores compressed,
+// until it is unpacked.
 "use strict";
 (() => {
   const kinds = { "data-figure": mesascope.drawFigure, "data-attention": mesascope.drawAttention, "data-tokens": mesascope.drawTokens,
     "data-reader": mesascope.drawTokenView, "data-explorer": mesascope.drawHeadExplorer, "data-graph": mesascope.drawGraph };
   const waiting = new Set(document.querySelectorAll(Object.keys(kinds).map(name => `[${name}]`).join()));
+  const near = new Set();
   const drawHost = host => {
     waiting.delete(host);
+    observer.unobserve(host);
     const kind = Object.keys(kinds).find(name => host.hasAttribute(name));
     const json = host.parentElement.querySelector('script[type="application/json"]');
     kinds[kind](host, JSON.parse(json.textContent));
@@ -14,11 +17,17 @@
   const isReady = host => !host.closest("details:not([open]), .filtered") && (window.Plotly || !host.hasAttribute("data-figure"))
     && !host.parentElement.querySelector("[data-packed]");
   const drawNext = () => {
-    const host = [...waiting].find(isReady);
+    const host = [...waiting].find(one => near.has(one) && isReady(one));
     if (!host) return mesascope.showTarget();
     drawHost(host);
     setTimeout(drawNext, 0);
   };
+  const observer = new IntersectionObserver(entries => {
+    entries.filter(entry => entry.isIntersecting).forEach(entry => near.add(entry.target));
+    drawNext();
+  }, { rootMargin: "100% 0px" });
+  waiting.forEach(host => observer.observe(host));
+  mesascope.drawAll = () => { waiting.forEach(host => near.add(host)); drawNext(); };
   document.querySelectorAll("details.more").forEach(details => details.addEventListener("toggle", drawNext));
   const plots = () => document.querySelectorAll(".js-plotly-plot");
   // Fit plots to the width of the paper, and make high curves lower.
