@@ -24,7 +24,7 @@ FLAGS = (
 TIMEOUT = 120
 HEIGHT = 900
 
-# Every script may use these: a page is drawn when no figure in view is empty that is not folded; whole() draws the rest.
+# Every script may use these: a page is drawn when no figure in view is empty and unfolded; whole() draws the rest.
 HELPERS = """
 const wait = time => new Promise(done => setTimeout(done, time));
 const until = async condition => { for (let k = 0; k < 1000 && !condition(); k++) await wait(20); };

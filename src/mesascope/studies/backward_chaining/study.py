@@ -101,7 +101,8 @@ FACTORS = (
                 name="small",
                 description="0.02, as in GPT-2; batches of 48, learning rate 4e-3",
                 model={"initializer_range": 0.02},
-                # ours: with these, pilots at laptop scale learn whole paths in about 3,000 steps
+                # ours: in runs of five seeds, 3,300 steps at laptop scale, whole paths were learned from small weights,
+                # but edges were not stored at their targets (F1 of the probe 0.39; 0.86 from large weights)
                 training={"optimizer": _make_optimizer(4e-3), "batch_size": 48},
             ),
         ),
