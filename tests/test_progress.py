@@ -82,6 +82,23 @@ def test_the_time_left_is_that_of_parts_that_were_not_loaded(monkeypatch):
     assert str(counts) == "3 of 10 done, 2 running, 4 waiting, 1 set aside, about 3 min left"
 
 
+def test_the_time_of_a_line_does_not_grow_with_the_number_of_jobs():
+    def measure_line(num_parts: int) -> float:
+        """Processor time of 200 lines when all jobs but one are done."""
+        counts = PartCounts(num_parts)
+        for index in range(num_parts - 1):
+            counts.change_state(index, "running")
+            counts.change_state(index, "done")
+        counts.change_state(num_parts - 1, "running")
+        start = time.process_time()
+        for _ in range(200):
+            str(counts)
+        return time.process_time() - start
+
+    few, many = min(measure_line(20) for _ in range(3)), min(measure_line(20_000) for _ in range(3))
+    assert many < 20 * few
+
+
 def test_claims_that_are_not_tested_are_only_counted(capsys):
     about = {"statement": "it holds", "value": None, "reason": "a reason", "source": "ours"}
     unseen = about | {"statement": "unseen", "status": "not tested at this scale"}

@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TypeVar
@@ -74,8 +75,10 @@ class PartCounts:
 
     def __init__(self, num_parts: int) -> None:
         self._states = dict.fromkeys(range(num_parts), "waiting")
+        self._counts = Counter(self._states.values())  # all messages of all jobs read them
         self._start_times: dict[int, float] = {}
-        self._durations: list[float] = []
+        self._durations: list[float] = []  # of parts that were not loaded
+        self._total_duration = self._max_duration = 0.0
 
     def change_state(self, index: int, state: str) -> None:
         """Record the new state of a part.
@@ -87,8 +90,19 @@ class PartCounts:
         if state == "running":
             self._start_times[index] = time.monotonic()
         elif state == "done" and index in self._start_times:
-            self._durations.append(time.monotonic() - self._start_times[index])
+            self._add_duration(time.monotonic() - self._start_times[index])
+        self._counts[self._states[index]] -= 1
+        self._counts[state] += 1
         self._states[index] = state
+
+    def _add_duration(self, seconds: float) -> None:
+        if seconds > self._max_duration:
+            self._max_duration = seconds
+            self._durations = [one for one in self._durations if one >= LOADED_FRACTION * seconds]
+            self._total_duration = sum(self._durations)
+        if seconds >= LOADED_FRACTION * self._max_duration:
+            self._durations.append(seconds)
+            self._total_duration += seconds
 
     def count(self, state: str) -> int:
         """Return the number of parts in a state.
@@ -96,7 +110,7 @@ class PartCounts:
         Args:
             state: The state.
         """
-        return list(self._states.values()).count(state)
+        return self._counts[state]
 
     @property
     def num_finished(self) -> int:
@@ -106,11 +120,10 @@ class PartCounts:
     @property
     def seconds_left(self) -> float | None:
         """Estimated seconds until all parts are finished, from the mean duration; None before the first is done."""
-        durations = [one for one in self._durations if one >= LOADED_FRACTION * max(self._durations)]
         running, waiting = self.count("running"), self.count("waiting")
-        if not durations or not running:
+        if not self._durations or not running:
             return None
-        return sum(durations) / len(durations) * (waiting + running / 2) / running
+        return self._total_duration / len(self._durations) * (waiting + running / 2) / running
 
     def __str__(self) -> str:
         """Return the counts and the time that is left, in one line."""
