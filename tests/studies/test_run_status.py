@@ -72,6 +72,17 @@ def test_every_job_has_its_state(run: Run) -> None:
     assert 0 <= status.seconds_since_change < 300
 
 
+def test_a_condition_whose_name_begins_with_that_of_another_has_results_of_its_own(tmp_path: Path) -> None:
+    parameters = {"training": {"steps": 0}, "wide": {"training": {"steps": 0}}, "wide_deep": {"training": {"steps": 0}}}
+    description = {"study": "s", "scale": "smoke", "cell": "", "seeds": [1, 11], "parameters": parameters}
+    run = Run.create(tmp_path / "run", description)
+    write_part(run, "wide_deep_loss-seed=1")
+    write_part(run, "wider-seed=11")
+    states = {(job.condition, job.seed): job.state for job in read_run_status(run.path).jobs}
+    analysed = {key for key, state in states.items() if state == "analysed"}
+    assert analysed == {("wide", 1), ("wide_deep", 1), ("", 11)}
+
+
 def test_locks_tell_who_works(run: Run) -> None:
     assert read_run_status(run.path).holder is None
     with run.exclusive_lock(), run.exclusive_lock("models/seed=2"):

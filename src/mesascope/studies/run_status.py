@@ -1,7 +1,7 @@
 """State of every job of a run, read from its folder without importing torch."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,7 @@ def _list_jobs(folder: Path, record: Mapping[str, Any]) -> Iterator[JobStatus]:
         for name, one in parameters.items()
         if isinstance(one, dict) and {"training", "toy model"} & one.keys()
     }
-    parts = {file.name for file in (folder / "parts").glob("*.part")}
+    stored = _find_stored(folder / "parts", others)
     is_judged = (folder / "verdicts.json").exists()
     set_aside = _read_set_aside(folder, record)
     for name, one in {"": parameters, **others}.items():
@@ -112,7 +112,7 @@ def _list_jobs(folder: Path, record: Mapping[str, Any]) -> Iterator[JobStatus]:
         for seed in record["seeds"]:
             models = folder / "models" / name / f"seed={seed}"
             step = _read_step(models / "log.csv") if steps else 0
-            is_stored = is_judged or _has_part(parts, name, seed, others)
+            is_stored = is_judged or (name, str(seed)) in stored
             state = _find_state(models, step, steps, is_stored)
             if (name, seed) in set_aside and state != "analysed":
                 state = "set aside"
@@ -127,13 +127,14 @@ def _find_state(models: Path, step: int, steps: int, is_stored: bool) -> str:
     return "waiting" if step == 0 else "stopped" if step < steps else "trained"
 
 
-def _has_part(parts: set[str], name: str, seed: int, others: Sequence[str] | Mapping[str, Any]) -> bool:
-    """Return whether a result of one seed of a condition, or of a toy model, is stored."""
-    ending = f"-seed={seed}.part"
-    own = [one.removesuffix(ending) for one in parts if one.endswith(ending)]
-    if name:
-        return any(one == name or one.startswith(f"{name}_") for one in own)
-    return any(not any(one == other or one.startswith(f"{other}_") for other in others) for one in own)
+def _find_stored(folder: Path, others: Iterable[str]) -> set[tuple[str, str]]:
+    """Return condition or toy model, and seed, of every partial result; the name of the main condition is empty."""
+    stored = set()
+    for file in folder.glob("*-seed=*.part"):
+        result, _, seed = file.name.removesuffix(".part").rpartition("-seed=")
+        owners = [name for name in others if result == name or result.startswith(f"{name}_")]
+        stored |= {(name, seed) for name in owners or [""]}
+    return stored
 
 
 def _read_step(log: Path) -> int:
