@@ -6,6 +6,7 @@ import json
 import math
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -440,6 +441,20 @@ def test_two_processes_cannot_write_one_run(run: Run) -> None:
     with run.exclusive_lock():
         pass
     holder.join()
+
+
+def test_too_many_open_files_are_one_line_that_names_the_limit(run: Run) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    first_free = os.dup(0)
+    os.close(first_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (first_free, hard))
+    try:
+        with pytest.raises(RunError, match=r"too many files are open.*ulimit -n.*fewer cells"), run.exclusive_lock():
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with run.exclusive_lock():
+        assert (run.path / ".lock").exists()
 
 
 def test_what_a_killed_process_left_is_removed_under_the_lock(run: Run) -> None:

@@ -22,6 +22,7 @@ LogFn = Callable[[str], None]
 
 TEMP_PREFIX = ".tmp-"
 _DISK_FULL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_TOO_MANY_FILES_ERRORS = {errno.EMFILE, errno.ENFILE}  # the lock of every cell of a grid is an open file
 
 
 def do_nothing(*_: object) -> None:
@@ -126,6 +127,11 @@ def describe_os_error(path: Path, error: Exception) -> str:
     number = error.errno if isinstance(error, OSError) else match and int(match[1])
     if number in _DISK_FULL_ERRORS:
         return f"the disk must have room for {path}, but is full; free some space and run again to resume"
+    if number in _TOO_MANY_FILES_ERRORS:
+        return (
+            f"the process must be able to open {path}, but too many files are open, one for each cell of a grid; raise "
+            "the limit (`ulimit -n`), or run fewer cells at once"
+        )
     reason = (error.strerror if isinstance(error, OSError) else None) or error
     return f"a run directory must be writable, but {path} is not: {reason}; choose another directory"
 
