@@ -157,7 +157,7 @@ def tokenize_text(
         )
     text_length = length - len(prefix)
     count = min(sequences, len(ids) // text_length)
-    rows = [[*prefix, *ids[row * text_length :][:text_length]] for row in range(count)]
+    rows = [[*prefix, *ids[row * text_length : (row + 1) * text_length]] for row in range(count)]
     with convert_tokenizer_errors(name):
         token_text = [decoder.decode_row(row) for row in rows]
     return TokenizedText(
