@@ -15,7 +15,7 @@
 # make bench-seeds      three seeds of a study compared with another library
 # make bench-capturing  a capture compared with the same capture in other libraries
 # make bench-circuits   scores of edges compared with another library, and the induction circuit of a language model
-# make bench-scaling    cost of an inspection by sequence length
+# make bench-scaling    cost of an inspection by sequence length; the cost model of large runs against small ones
 # make clean          remove everything that make created
 PYTHON ?= python3
 VENV := .venv
@@ -142,6 +142,7 @@ bench-circuits: $(STAMP) $(GGUF) .peers/auto-circuit/.installed
 
 bench-scaling: $(STAMP) $(GGUF)
 	$(BIN)/python benchmarks/scaling.py $(GGUF) .peers
+	$(BIN)/python benchmarks/scaling_model.py
 
 .peers/%/.installed: benchmarks/peers/%.txt | $(STAMP)
 	$(PYTHON) -m venv .peers/$*
