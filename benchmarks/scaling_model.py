@@ -581,7 +581,7 @@ def measure_history() -> Iterator[Row]:
                 bounds=EXACT,
             )
     d_in, d_out, rows, queries = 64, 32, 1000, 100
-    times = list[tuple[int, float]]()
+    searching, writing = list[tuple[int, float]](), list[tuple[int, float]]()
     for instances in (20_000, 40_000, 80_000):
         with tempfile.TemporaryDirectory() as place:
             shapes = {"map.in": (d_in, "float32"), "map.error": (d_out, "float32")}
@@ -590,15 +590,17 @@ def measure_history() -> Iterator[Row]:
             facts = {"maps": {"map": {"reads": "map", "decay": 0.0, "bias decay": None}}, "momentum": 0.0}
             writer = HistoryWriter(Path(place), columns, facts, keep_steps=0)
             random = np.random.default_rng(0)
+            step = {n: random.standard_normal((rows, w), dtype=np.float32) for n, (w, _) in shapes.items()}
+            step["steps"], start = np.array([[0.1, 1.0]]), time.process_time()
             for _ in range(instances // rows):
-                step = {n: random.standard_normal((rows, w), dtype=np.float32) for n, (w, _) in shapes.items()}
-                writer.append_step({**step, "steps": np.array([[0.1, 1.0]])})
+                writer.append_step(step)
             writer.close()
+            writing.append((instances, time.process_time() - start))
             reader = HistoryReader(Path(place))
             x = torch.randn(queries, d_in, generator=torch.Generator().manual_seed(0))
             size, start, before = f"{instances:,} instances", time.process_time(), bytes_read()
             find_attended_instances(reader, "map.in", x)
-            times.append((instances, time.process_time() - start))
+            searching.append((instances, time.process_time() - start))
             yield Row(
                 quantity="bytes read by a first search",
                 size=size,
@@ -624,14 +626,15 @@ def measure_history() -> Iterator[Row]:
                 measured=counter.get_total_flops(),
                 bounds=NEARLY,
             )
-    for instances, seconds in times:
-        yield Row(
-            quantity="seconds of a first search",
-            size=f"{instances:,} instances",
-            predicted=times[0][1] * instances / times[0][0],
-            measured=seconds,
-            bounds=TIMED,
-        )
+    for quantity, times in (("seconds of writing", writing), ("seconds of a first search", searching)):
+        for instances, seconds in times:
+            yield Row(
+                quantity=quantity,
+                size=f"{instances:,} instances",
+                predicted=times[0][1] * instances / times[0][0],
+                measured=seconds,
+                bounds=TIMED,
+            )
 
 
 def record_history(folder: Path, width: int) -> tuple[History, int, Path]:
