@@ -220,7 +220,7 @@ def test_options_of_executors() -> None:
         address="10.0.0.1:6379", num_gpus=0.5, memory=1000, retries=RetryPolicy(max_retries=0)
     )
     for wrong in ("serial,max_workers=1", "processes,num_gpus=1", "ray,num_gpus=", "ray,num_gpus", "ray,memory=1GB"):
-        with pytest.raises(ValueError, match=r"options of the executor \w+ must be NAME=NUMBER of .*, but got"):
+        with pytest.raises(ValueError, match=r"options of the executor \w+ must be NAME=VALUE of .*, but got"):
             create_executor(wrong)
     for wrong in ("processes,max_workers=0", "ray,num_cpus=-1", "ray,max_retries=-1"):
         with pytest.raises(ValueError, match=r"must be [01] or more, but got"):

@@ -1,7 +1,7 @@
 """Python functions for the commands of the command line."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mesascope.argument_types import validate_arguments
-from mesascope.executors import SerialExecutor, create_executor
+from mesascope.executors import SerialExecutor, TorchrunExecutor, create_executor
 from mesascope.formulas import render_plain
 from mesascope.inspection import (
     MIN_PAIRS,
@@ -68,7 +68,8 @@ def run(
         seeds: Number of training replicates; the default of the scale if None.
         out: The run's directory; ``runs/STUDY-SCALE`` by default, followed by the settings.
         device: auto, cpu or cuda (also ``cuda:1`` and so on).
-        on: serial, processes or ray[:ADDRESS], as in :func:`mesascope.executors.create_executor`, or an executor.
+        on: serial, processes, ray[:ADDRESS] or torchrun, as in :func:`mesascope.executors.create_executor`, or an
+            executor. With torchrun, all its processes call this function; the first one writes the run.
             Default: serial at smoke scale, on a GPU or for a value, processes otherwise. A value must be run serially,
             because other processes cannot load it.
         vary: Names of levels by the name of a factor, such as ``{"block": ["bare", "prenorm"]}``, and values as text by
@@ -99,14 +100,19 @@ def run(
     chosen = on or ("serial" if one_process else "processes")
     executor = create_executor(chosen) if isinstance(chosen, str) else chosen
     console = open_console(quiet=quiet or progress is not None)
-    if settings and vary is not None:
-        raise ValueError(
-            f"settings must be given without vary, but got both; pass {next(iter(settings))} to vary, with one value"
-        )
-    with ProgressDisplay(console) as display, _hold_study(study) as name:
+    with ExitStack() as stack:
+        if isinstance(executor, TorchrunExecutor):
+            stack.enter_context(executor.join_processes(chosen_device))
+        if settings and vary is not None:
+            first = next(iter(settings))
+            raise ValueError(f"settings must be given without vary, but got both; pass {first} to vary, with one value")
+        display, name = stack.enter_context(ProgressDisplay(console)), stack.enter_context(_hold_study(study))
         callback, cell = progress or display, _format_settings(settings or {})
         default_path = RUNS_FOLDER / "-".join(filter(None, [load_study(name).name, scale, cell]))
         path = Path(out) if out is not None else default_path
+        if isinstance(executor, TorchrunExecutor) and not executor.is_first:
+            executor.follow_jobs()
+            return Run.open(path)
         created_loggers = create_loggers(loggers, path)
         finished_run = run_study(
             f"{name}[{cell}]" if cell else name,
@@ -117,6 +123,7 @@ def run(
             executor=executor,
             progress=callback,
             varied=vary,
+            strategy=executor.strategy if isinstance(executor, TorchrunExecutor) else None,
         )
         for cell in load_cells(finished_run.path):
             write_report(cell.path, callback.log_message)

@@ -29,7 +29,9 @@ def run_command(
     device: Device = "auto",
     on: Annotated[
         str | None,
-        typer.Option(help="Executor: serial, processes or ray[:ADDRESS]; with options such as ray,num_gpus=1."),
+        typer.Option(
+            help="Executor: serial, processes, ray[:ADDRESS] or torchrun; with options such as ray,num_gpus=1."
+        ),
     ] = None,
     vary: Annotated[
         list[str] | None,
@@ -58,6 +60,7 @@ def run_command(
 ) -> None:
     """Run a study: train models, analyse them, judge the claims and write a report. Run again to resume."""
     from mesascope import api
+    from mesascope.executors import TorchrunExecutor, create_executor
     from mesascope.progress import ProgressDisplay
     from mesascope.runner import load_verdicts
     from mesascope.studies.cells import load_cells
@@ -66,6 +69,7 @@ def run_command(
     if varied and changed:
         path, value = next(iter(changed.items()))
         raise ValueError(f"--set must be given without --vary, but got both; write --vary {path}={value}")
+    executor = create_executor(on) if on else None
     with ProgressDisplay(err) as display:
         finished_run = api.run(
             study,
@@ -73,12 +77,14 @@ def run_command(
             seeds=seeds,
             out=out_dir,
             device=device,
-            on=on,
+            on=executor,
             vary=varied,
             settings=changed,
             loggers=log_to or (),
             progress=display,
         )
+    if isinstance(executor, TorchrunExecutor) and not executor.is_first:
+        return
     verdicts, cells = load_verdicts(finished_run), load_cells(finished_run.path)
     print_verdicts(verdicts, scale)
     if len(cells) > 1:

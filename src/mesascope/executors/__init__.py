@@ -1,4 +1,4 @@
-"""Executors: run jobs in this process, in processes of this machine, or on a Ray cluster.
+"""Executors: run jobs in this process, in processes of this machine, on a Ray cluster, or with torchrun.
 
 Each executor has one method, ``map_jobs``: it calls ``fn(job, progress, log)`` for every job and returns the results in
 the order of the jobs. ``fn`` and the jobs must be picklable: a module-level function, and plain values.
@@ -11,6 +11,7 @@ from mesascope.executors._processes import ProcessExecutor
 from mesascope.executors._ray import RayExecutor
 from mesascope.executors._retries import RetryPolicy
 from mesascope.executors._serial import SerialExecutor
+from mesascope.executors._torchrun import TorchrunExecutor
 
 __all__ = [
     "ExecutorError",
@@ -19,21 +20,24 @@ __all__ = [
     "RayExecutor",
     "RetryPolicy",
     "SerialExecutor",
+    "TorchrunExecutor",
     "create_executor",
 ]
 OPTIONS: dict[str, dict[str, type]] = {
     "serial": {},
     "processes": {"max_workers": int, "max_retries": int},
     "ray": {"num_cpus": float, "num_gpus": float, "memory": int, "max_retries": int},
+    "torchrun": {"strategy": str},
 }
 
 
-def create_executor(name: str) -> "SerialExecutor | ProcessExecutor | RayExecutor":
+def create_executor(name: str) -> "SerialExecutor | ProcessExecutor | RayExecutor | TorchrunExecutor":
     """Create an executor from its name and options.
 
     Args:
-        name: ``serial``, ``processes`` or ``ray[:ADDRESS]``, followed by options ``,NAME=NUMBER``: ``max_workers`` of
-            processes; ``num_cpus``, ``num_gpus`` and ``memory`` of a job on Ray; ``max_retries`` of both.
+        name: ``serial``, ``processes``, ``ray[:ADDRESS]`` or ``torchrun``, followed by options ``,NAME=VALUE``:
+            ``max_workers`` of processes; ``num_cpus``, ``num_gpus`` and ``memory`` of a job on Ray; ``max_retries`` of
+            both; ``strategy`` of torchrun, ``ddp`` or ``fsdp``.
 
     Returns:
         The executor.
@@ -48,10 +52,12 @@ def create_executor(name: str) -> "SerialExecutor | ProcessExecutor | RayExecuto
     base, *options = name.split(",")
     kind, _, address = base.partition(":")
     if kind not in OPTIONS or (address and kind != "ray") or (":" in base and not address):
-        raise ValueError(f"an executor must be serial, processes or ray[:ADDRESS], but got {name!r}")
+        raise ValueError(f"an executor must be serial, processes, ray[:ADDRESS] or torchrun, but got {name!r}")
     values: dict[str, Any] = dict(_parse_option(kind, option) for option in options)
     if kind == "serial":
         return SerialExecutor()
+    if kind == "torchrun":
+        return TorchrunExecutor(**values)
     if "max_retries" in values:
         values["retries"] = RetryPolicy(max_retries=values.pop("max_retries"))
     return ProcessExecutor(**values) if kind == "processes" else RayExecutor(address=address or None, **values)
@@ -67,4 +73,4 @@ def _parse_option(kind: str, option: str) -> tuple[str, Any]:
     except ValueError:
         pass  # the same error as for an unknown option
     allowed = ", ".join(f"{one}={of.__name__}" for one, of in OPTIONS[kind].items()) or "none"
-    raise ValueError(f"options of the executor {kind} must be NAME=NUMBER of {allowed}, but got {option!r}")
+    raise ValueError(f"options of the executor {kind} must be NAME=VALUE of {allowed}, but got {option!r}")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import xarray as xr
 
 from mesascope.analyses import Analysis
@@ -19,7 +20,7 @@ from mesascope.studies.base import Condition, Study
 from mesascope.studies.cell_names import split_reference
 from mesascope.studies.registry import load_study
 from mesascope.tasks.base import Task
-from mesascope.train import limit_threads, train_model, train_population
+from mesascope.train import ParallelStrategy, limit_threads, train_model, train_parallel, train_population
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,7 @@ class TrainingJob:
         condition: The name of the condition; empty for the main condition.
         path: The run's directory.
         device: The device to train on.
+        strategy: How all processes of the default process group train the model together; None to train it in one.
     """
 
     study: str
@@ -41,6 +43,7 @@ class TrainingJob:
     condition: str
     path: Path
     device: str
+    strategy: ParallelStrategy | None = None
 
     def __str__(self) -> str:
         """Return the text by which the job is shown to the user."""
@@ -103,7 +106,8 @@ def run_job(
         log: Receives lines of text.
 
     Returns:
-        The result of each analysis along the axis ``step``, or of the toy model, by result name.
+        The result of each analysis along the axis ``step``, or of the toy model, by result name; nothing if this is one
+        of several processes that train a model together, and not the first.
     """
     if isinstance(job, SimulationJob):
         return _simulate(job, progress, log)
@@ -119,7 +123,16 @@ def _train_and_analyse(
     run, config = Run.open(job.path).for_condition(condition.name), condition.scales[job.scale]
     task = prepare_task_data(study, condition, job.scale, run, do_nothing)
     model = condition.model_at(job.scale)
-    train_model(task, model, config.training, job.seed, run, device=job.device, progress=progress, log=log)
+    trained, options = (
+        (task, model, config.training, job.seed, run),
+        {"device": job.device, "progress": progress, "log": log},
+    )
+    if job.strategy is None:
+        train_model(*trained, **options)
+    else:
+        train_parallel(*trained, strategy=job.strategy, **options)
+        if dist.get_rank() > 0:
+            return {}  # the first process analyses
     stamp = stamp_condition(run, condition, task, job.scale, [job.seed])
     with run.exclusive_lock(str(run.seed_path(job.seed).relative_to(run.path))):
         results = load_seed_results(run, condition, job.seed, stamp, log)

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import xarray as xr
 
 from mesascope.checksums import VERDICTS_HINT, read_verdict_rows
@@ -24,7 +25,7 @@ from mesascope.runner._jobs import (
     run_job,
     train_seed_group,
 )
-from mesascope.runner._preflight import check_models
+from mesascope.runner._preflight import StudyInvalid, check_models
 from mesascope.runner._results import gather_conditions, gather_simulations, load_finished_results
 from mesascope.runner._texts import check_texts
 from mesascope.store import Run, RunError, do_nothing
@@ -33,6 +34,7 @@ from mesascope.studies.cell_names import Cell, format_cell, parse_cell, split_re
 from mesascope.studies.cells import CELLS_FOLDER
 from mesascope.studies.registry import load_study
 from mesascope.studies.verdicts import Verdict, judge_claims
+from mesascope.train import ParallelStrategy, validate_parallel
 from mesascope.train.population import unsupported_reason
 
 POPULATION_DEVICES = ("cuda",)  # device types on which the seeds of a condition are trained as one program
@@ -67,6 +69,7 @@ def run_study(
     executor: Executor,
     progress: ProgressCallback,
     varied: Mapping[str, Sequence[str]] | None = None,
+    strategy: ParallelStrategy | None = None,
 ) -> Run:
     """Run a study up to its verdicts, or resume a run that was stopped.
 
@@ -82,6 +85,7 @@ def run_study(
         executor: Runs the jobs.
         progress: Receives progress updates.
         varied: Names of levels, by the name of a factor; the study's grid at the scale if None.
+        strategy: How all processes of the default process group train each model together; None to train each in one.
 
     Returns:
         The run, with its results and verdicts.
@@ -101,6 +105,9 @@ def run_study(
     cell_paths = [path if one.is_own else path / CELLS_FOLDER / one.name for one in cell_studies]
     if not (path / "run.json").exists():  # a resumed run has been checked
         check_texts(study, study.name)
+    if strategy is not None:
+        for one in cell_studies:
+            _check_parallel(one.study, scale, strategy, _label_cell(name, study, one))
     for one, cell_path in zip(cell_studies, cell_paths, strict=True):
         if not (cell_path / "run.json").exists():
             label = _label_cell(name, study, one)
@@ -114,7 +121,7 @@ def run_study(
             reference = name if one.is_own else f"{name}[{one.name}]"
             cells.append(_CellRun(reference=reference, study=one.study, run=run))
             stack.enter_context(run.exclusive_lock())
-        _run_cells(cells, scale, replicates, device, executor, progress)
+        _run_cells(cells, scale, replicates, device, executor, progress, strategy)
     return cells[0].run
 
 
@@ -122,6 +129,18 @@ def _load_at_scale(name: str, scale: str) -> Study:
     """Load a study, and refuse settings that are invalid at the scale."""
     base, cell = split_reference(name)
     return load_study(base).at_cell(parse_cell(cell), scale) if cell else load_study(name)
+
+
+def _check_parallel(study: Study, scale: str, strategy: ParallelStrategy, label: str) -> None:
+    """Raise if the processes of the default process group cannot train the models of a study together."""
+    for condition in study.conditions:
+        try:
+            validate_parallel(
+                condition.model_at(scale), condition.scales[scale].training, dist.get_world_size(), strategy
+            )
+        except ValueError as error:
+            where = f"the condition {condition.name}" if condition.name else "the main condition"
+            raise StudyInvalid(f"{label}, {where}: {error}") from error
 
 
 def _select_cell(study: Study, cell: Cell, scale: str) -> _CellStudy:
@@ -148,6 +167,7 @@ def _run_cells(
     device: str,
     executor: Executor,
     progress: ProgressCallback,
+    strategy: ParallelStrategy | None,
 ) -> None:
     """Compute the results that are missing, of all cells together, and write the verdicts of every cell."""
     results: dict[str, dict[str, xr.Dataset]] = {}
@@ -158,7 +178,7 @@ def _run_cells(
     missing = [cell for cell in cells if cell.reference not in results]
     if missing:
         start_time = time.perf_counter()
-        results |= _compute_results(missing, scale, seeds, device, executor, progress)
+        results |= _compute_results(missing, scale, seeds, device, executor, progress, strategy)
         seconds = {"training and analysis": round(time.perf_counter() - start_time, 1)}  # of all missing cells
         for cell in missing:
             cell.run.write_seconds(seconds)
@@ -189,11 +209,19 @@ def _prepare_data(study: Study, scale: str, run: Run, progress: ProgressCallback
 
 
 def _list_jobs(
-    cell: _CellRun, scale: str, seeds: Sequence[int], device: str
+    cell: _CellRun, scale: str, seeds: Sequence[int], device: str, strategy: ParallelStrategy | None
 ) -> tuple[list[TrainingJob], list[SimulationJob]]:
     study, path = cell.study, cell.run.path
     jobs = [
-        TrainingJob(study=cell.reference, scale=scale, seed=seed, condition=condition.name, path=path, device=device)
+        TrainingJob(
+            study=cell.reference,
+            scale=scale,
+            seed=seed,
+            condition=condition.name,
+            path=path,
+            device=device,
+            strategy=strategy,
+        )
         for condition in study.conditions
         for seed in seeds
     ]
@@ -212,11 +240,13 @@ def _compute_results(
     device: str,
     executor: Executor,
     progress: ProgressCallback,
+    strategy: ParallelStrategy | None,
 ) -> dict[str, dict[str, xr.Dataset]]:
     """Run the jobs of all cells, and write their results; return them by the reference of the cell."""
-    jobs_by_cell = [_list_jobs(cell, scale, seeds, device) for cell in cells]
-    for cell, (jobs, _) in zip(cells, jobs_by_cell, strict=True):
-        _train_seed_groups(cell.study, jobs, executor, progress)
+    jobs_by_cell = [_list_jobs(cell, scale, seeds, device, strategy) for cell in cells]
+    if strategy is None:
+        for cell, (jobs, _) in zip(cells, jobs_by_cell, strict=True):
+            _train_seed_groups(cell.study, jobs, executor, progress)
     all_jobs = [job for pair in jobs_by_cell for kind in pair for job in kind]
     progress.start_stage("training and analysis", [job_label(job) for job in all_jobs])
     states = JobStates(all_jobs, {str(cell.run.path): cell.run for cell in cells}, progress)

@@ -211,18 +211,26 @@ def seed_by_batch(batch: Batch) -> torch.Generator:
     return torch.Generator().manual_seed(zlib.crc32(batch.inputs.cpu().contiguous().numpy().tobytes()))
 
 
-def training_loss(task: Task, prediction: Float[Tensor, "batch pos d_out"], batch: Batch) -> Float[Tensor, ""]:
+def training_loss(
+    task: Task,
+    prediction: Float[Tensor, "batch pos d_out"],
+    batch: Batch,
+    total_weight: Float[Tensor, ""] | None = None,
+) -> Float[Tensor, ""]:
     """Compute the training loss: the weighted mean of the task's loss over scored positions.
 
     Args:
         task: defines the loss.
         prediction: model output.
         batch: the sequences that were predicted.
+        total_weight: the sum of all weights of a larger batch, of which these sequences are a part; the sum over all
+            parts is then the loss of the larger batch. By default the sum of the weights of these sequences.
 
     Returns:
-        sum(loss * weight) / sum(weight), a scalar.
+        sum(loss * weight) / total_weight, a scalar.
     """
-    return (task.loss(prediction, batch) * batch.weight).sum() / batch.weight.sum()
+    total_weight = batch.weight.sum() if total_weight is None else total_weight
+    return (task.loss(prediction, batch) * batch.weight).sum() / total_weight
 
 
 def _validate_sampling(sample: Callable[..., Batch]) -> Callable[..., Batch]:

@@ -3,6 +3,7 @@
 import math
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from mesascope.models.fused import fused_attention
 from mesascope.models.transformer import Decoder
@@ -49,9 +50,32 @@ def run_training_step(
         loss = loss + output.auxiliary_loss
     optimizer.zero_grad()
     loss.backward()
+    norm, gradient_scale = update_weights(optimizer, training, step, where)
+    return value, norm, gradient_scale
+
+
+def update_weights(
+    optimizer: torch.optim.Optimizer, training: TrainingConfig, step: int, where: str
+) -> tuple[float, float]:
+    """Clip the gradients and take one step of the optimizer.
+
+    Args:
+        optimizer: The optimizer, whose parameters have gradients; they can be sharded over processes.
+        training: The training configuration, for learning rates and clipping.
+        step: Updates taken before this one.
+        where: The seed and step, for error messages.
+
+    Returns:
+        The gradient norm, and the factor by which clipping scaled the gradient.
+
+    Raises:
+        TrainingDiverged: If the gradient is not finite; the weights are unchanged.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
     norm_value = check_finite(norm.item(), "gradient norm", where)
     gradient_scale = 1.0
     if training.clip is not None and norm_value > training.clip:
@@ -60,7 +84,7 @@ def run_training_step(
     for group in optimizer.param_groups:
         group["lr"] = training.learning_rate_at(step)
     optimizer.step()
-    return value, norm_value, gradient_scale
+    return norm_value, gradient_scale
 
 
 def check_finite(value: float, what: str, where: str) -> float:
