@@ -68,5 +68,5 @@ def start(processes: int, *words: object) -> subprocess.Popen:
 def run(processes: int, *words: object) -> tuple[int, str]:
     """Run `mesascope` with torchrun; return its exit code and what it printed."""
     with start(processes, *words) as launcher:
-        told, _ = launcher.communicate(timeout=280)
+        told, _ = launcher.communicate(timeout=800)
     return launcher.returncode, told

@@ -206,6 +206,7 @@ def ordinary(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_a_study_on_two_processes_has_the_losses_of_one(strategy: str, study: Path, ordinary: Run, tmp_path) -> None:
     path = tmp_path / "run"
@@ -225,6 +226,7 @@ def test_a_study_on_two_processes_has_the_losses_of_one(strategy: str, study: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("strategy", "killed"), [("ddp", 0), ("fsdp", 1)])
 def test_a_killed_process_ends_all_and_the_run_resumes_bit_for_bit(
     strategy: ParallelStrategy, killed: int, study: Path, tmp_path: Path
@@ -240,8 +242,8 @@ def test_a_killed_process_ends_all_and_the_run_resumes_bit_for_bit(
         ranks = {int(one.environ()["RANK"]): one for one in psutil.Process(launcher.pid).children()}
         os.kill(ranks[killed].pid, signal.SIGKILL)
         began = time.monotonic()
-        told, _ = launcher.communicate(timeout=120)
-    assert time.monotonic() - began < 60
+        told, _ = launcher.communicate(timeout=300)
+    assert time.monotonic() - began < 120
     assert launcher.returncode == 1
     assert told.count(LOST) == 1
     assert not any(one.is_running() for one in ranks.values())
@@ -253,6 +255,7 @@ def test_a_killed_process_ends_all_and_the_run_resumes_bit_for_bit(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_sums_over_three_processes_have_one_order(strategy: str, study: Path, tmp_path: Path) -> None:
     """The first step after a resume is that of the training without interruption."""
@@ -270,6 +273,7 @@ def test_sums_over_three_processes_have_one_order(strategy: str, study: Path, tm
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_mistakes_get_one_line_and_nothing_is_written(study: Path, tmp_path: Path) -> None:
     words = ["run", study, "--scale", "smoke", "--on", "torchrun", "--out", tmp_path / "run"]
     code, told = parallel_study.run(2, *words, "--set", "training.batch_size=9")
