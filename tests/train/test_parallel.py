@@ -37,7 +37,7 @@ from mesascope.train import (
     validate_parallel,
 )
 from mesascope.train._batches import sample_batch
-from mesascope.train._parallel_model import select_share
+from mesascope.train._parallel_model import select_shard
 
 SHORT = TrainingConfig(steps=10, batch_size=6, optimizer=AdamW(lr=1e-2), warmup=3, checkpoints=4, clip=0.5)
 DOUBLE = replace(SHORT, dtype="float64")
@@ -62,9 +62,9 @@ class Uneven(trainee.Blind):
 
 
 @pytest.fixture
-def alone() -> Iterator[None]:
+def alone(tmp_path: Path) -> Iterator[None]:
     """A process group of this process."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
     yield
     dist.destroy_process_group()
 
@@ -108,14 +108,14 @@ CASES = {
 def test_one_process_has_the_files_of_ordinary_training_and_resumes_them(name: str, tmp_path: Path) -> None:
     """Bit for bit where the same kernels run."""
     strategy, task, config, training = CASES[name]
-    runs = [Run.create(tmp_path / where, trainee.WHAT) for where in ("ordinary", "parallel")]
-    train_model(task, config, training, 0, runs[0])
-    last = train_parallel(task, config, training, 0, runs[1], strategy=strategy)
-    assert last == runs[1].verified_checkpoint(0, training.steps)
+    ordinary, parallel = (Run.create(tmp_path / where, trainee.WHAT) for where in ("ordinary", "parallel"))
+    train_model(task, config, training, 0, ordinary)
+    last = train_parallel(task, config, training, 0, parallel, strategy=strategy)
+    assert last == parallel.verified_checkpoint(0, training.steps)
     if strategy == "ddp":
-        assert_same_bytes(*runs, training.checkpoint_steps)
-    assert_alike(*runs, training, 1e-9)
-    shutil.copytree(runs[1].path, tmp_path / "resumed")
+        assert_same_bytes(ordinary, parallel, training.checkpoint_steps)
+    assert_alike(ordinary, parallel, training, 1e-9)
+    shutil.copytree(parallel.path, tmp_path / "resumed")
     resumed = Run.open(tmp_path / "resumed")
     for step in training.checkpoint_steps[-2:]:
         shutil.rmtree(resumed.verified_checkpoint(0, step))
@@ -131,8 +131,8 @@ def test_one_process_has_the_files_of_ordinary_training_and_resumes_them(name: s
         progress=lambda done, total, loss: heard.append(done),
     )
     assert heard[0] == training.checkpoint_steps[-3] + 1
-    assert_same_bytes(runs[1], resumed, training.checkpoint_steps)
-    assert files(resumed) == files(runs[1])
+    assert_same_bytes(parallel, resumed, training.checkpoint_steps)
+    assert files(resumed) == files(parallel)
 
 
 def test_gradients_of_the_shares_sum_to_that_of_the_weighted_loss(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +149,7 @@ def test_gradients_of_the_shares_sum_to_that_of_the_weighted_loss(monkeypatch: p
     shares = []
     for rank in range(3):
         monkeypatch.setattr(dist, "get_rank", lambda rank=rank: rank)
-        shares.append(whole[select_share(len(whole))])
+        shares.append(whole[select_shard(len(whole))])
     assert torch.equal(torch.cat([share.inputs for share in shares]), whole.inputs)
     assert shares[0].weight.sum() == 0 < shares[1].weight.sum() < shares[2].weight.sum()
     parts = np.array([differentiate(share, whole.weight.sum()) for share in shares])

@@ -11,6 +11,11 @@ from typing import Any, get_args
 
 import torch
 import torch.distributed as dist
+from torch.distributed import (  # pyright: ignore[reportPrivateImportUsage]  documented names
+    PrefixStore,
+    Store,
+    rendezvous,
+)
 
 from mesascope.executors._jobs import ExecutorError, JobFn, JobLogFn, JobProgressFn, JobStateFn
 from mesascope.runner import TrainingJob
@@ -46,7 +51,7 @@ class TorchrunExecutor:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the first process.
+        """Return whether this is the first process.
 
         Raises:
             ValueError: If it was not started by torchrun.
@@ -110,10 +115,10 @@ class TorchrunExecutor:
         backend = _select_backend(device)
         ended = threading.Event()
         threading.Thread(target=_exit_with_launcher, args=(ended,), daemon=True).start()
-        store: dist.Store | None = None
+        store: Store | None = None
         try:
-            env_store, _, _ = next(iter(dist.rendezvous("env://", timeout=TRAINING_TIMEOUT)))
-            store = dist.PrefixStore(f"mesascope/{next(_calls)}", env_store)
+            env_store, _, _ = next(iter(rendezvous("env://", timeout=TRAINING_TIMEOUT)))
+            store = PrefixStore(f"mesascope/{next(_calls)}", env_store)
             dist.init_process_group(backend, store=store, rank=rank, world_size=num_processes, timeout=TRAINING_TIMEOUT)
             self._group.append(dist.new_group(backend="gloo", timeout=WAITING_TIMEOUT))
             yield
@@ -123,7 +128,7 @@ class TorchrunExecutor:
             if not _claim_report(store) or (rank > 0 and isinstance(error, KeyboardInterrupt)):
                 raise SystemExit(1) from None  # another process reports the error
             if _is_connection_error(error):
-                reason = str(error).splitlines()[0].rpartition("] ")[2] or type(error).__name__
+                reason = str(error).splitlines()[0].rpartition("] ")[2].partition(". ")[0]
                 raise ExecutorError(
                     f"all {num_processes} processes must run until the end, but one has ended or does not answer "
                     f"({reason}); run again to resume from the last checkpoint"
@@ -168,7 +173,7 @@ def _select_backend(device: str) -> str:
     return "cpu:gloo,cuda:nccl"
 
 
-def _claim_report(store: dist.Store | None) -> bool:
+def _claim_report(store: Store | None) -> bool:
     """Return whether this process is the first to fail, or cannot ask."""
     if store is None:
         return True

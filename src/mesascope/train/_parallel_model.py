@@ -93,10 +93,10 @@ class ParallelModel:
             TrainingDiverged: If the loss or the gradient is not finite, in all processes; the weights are unchanged.
         """
         total_weight = batch.weight.to(self._training.weight_dtype).sum().to(self._device)
-        share = batch[select_share(len(batch))].to(self._device, self._training.weight_dtype)
+        shard = batch[select_shard(len(batch))].to(self._device, self._training.weight_dtype)
         if not self._has_bucket_order:
-            self._fix_bucket_order(share)
-        loss = training_loss(task, self._predict(share), share, total_weight)
+            self._fix_bucket_order(shard)
+        loss = training_loss(task, self._predict(shard), shard, total_weight)
         value, wants_save = self._sum_over_processes(loss.item(), float(request_save and self._is_first))
         check_finite(value, "loss", where)
         self._optimizer.zero_grad()
@@ -139,7 +139,7 @@ class ParallelModel:
         return total.tolist()
 
 
-def select_share(batch_size: int) -> slice:
+def select_shard(batch_size: int) -> slice:
     """Return the rows of a batch that this process computes.
 
     Args:
@@ -191,11 +191,12 @@ def _list_state(optimizer: Optimizer, decoder: Decoder) -> dict[str, Tensor]:
     }
 
 
+@torch.no_grad()
 def _gather_tensors(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
     """Gather tensors one after another; return them on the CPU, or nothing."""
     gathered = {}
     for name, tensor in tensors.items():
-        full = tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+        full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         if keep:
             gathered[name] = full.cpu().contiguous()
     return gathered
