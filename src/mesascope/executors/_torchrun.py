@@ -11,11 +11,8 @@ from typing import Any, get_args
 
 import torch
 import torch.distributed as dist
-from torch.distributed import (  # pyright: ignore[reportPrivateImportUsage]  documented names
-    PrefixStore,
-    Store,
-    rendezvous,
-)
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from mesascope.executors._jobs import ExecutorError, JobFn, JobLogFn, JobProgressFn, JobStateFn
 from mesascope.runner import TrainingJob
