@@ -209,8 +209,8 @@ def test_names_of_executors() -> None:
     assert create_executor("processes") == ProcessExecutor()
     assert create_executor("ray") == RayExecutor()
     assert create_executor("ray:auto") == RayExecutor(address="auto")
-    for unknown in ("threads", "serial:1", "", "ray:", "processes:"):
-        with pytest.raises(ValueError, match=r"must be serial, processes or ray\[:ADDRESS\], but got"):
+    for unknown in ("threads", "serial:1", "", "ray:", "processes:", "torchrun:1"):
+        with pytest.raises(ValueError, match=r"must be serial, processes, ray\[:ADDRESS\] or torchrun, but got"):
             create_executor(unknown)
 
 
