@@ -21,6 +21,8 @@ from mesascope.activations import (
     capture,
     estimate_capture_bytes,
 )
+from mesascope.activations.hooks import _attention_math as attention_math
+from mesascope.activations.structure import _read_structure
 from mesascope.tasks.affine import Affine
 
 from .ours import TOKENS, VECTORS, decoder, inputs
@@ -96,6 +98,31 @@ def test_the_kernel_that_ran_is_named_and_both_agree(llama, kernel):
     assert recorded.attn_implementation == kernel
     for site in SITES:
         assert_close(recorded[site], capture(llama, tokens(), [site])[site], rtol=1e-4, atol=1e-6)
+
+
+def test_eager_attention_is_computed_once_and_neither_it_nor_the_model_s_own_is_traced_again(llama, monkeypatch):
+    def refuse(*_):
+        raise AssertionError
+
+    sites = ["resid_pre", "pattern", "output"]
+    own, eager = capture(llama, tokens(), sites), capture(llama, tokens(), sites, attn_implementation="eager")
+    assert (own.attn_implementation, eager.attn_implementation) == ("sdpa", "eager")
+    assert llama.config._attn_implementation == "sdpa"
+    monkeypatch.setattr(_read_structure, "trace_forward", refuse)
+    assert torch.equal(capture(llama, tokens(), sites)["output"], own["output"])
+    monkeypatch.setattr(attention_math, "scaled_dot_products", refuse)
+    again = capture(llama, tokens(), sites, attn_implementation="eager")
+    assert all(torch.equal(again[site], eager[site]) for site in sites)
+    with pytest.raises(AssertionError):
+        capture(llama, tokens(), sites)
+    with pytest.raises(ValueError, match="attn_implementation must be"):
+        capture(llama, tokens(), sites, attn_implementation="flash")  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+def test_the_model_s_attention_is_restored_after_an_error(llama):
+    with pytest.raises(ValueError, match="layers must lie within"):
+        capture(llama, tokens(), layers=[3], attn_implementation="eager")
+    assert llama.config._attn_implementation == "sdpa"
 
 
 def test_reductions_equal_the_same_function_of_the_whole_site(llama):

@@ -470,3 +470,8 @@ def test_a_forward_pass_that_fails_is_named():
 def test_layers_that_are_a_number_are_refused():
     with pytest.raises(ValueError, match=r"layers must be modules, such as module\.blocks, but got"):
         wrap(nn.Linear(3, 3), layers=torch.tensor(1))
+
+
+def test_attention_of_a_plain_module_is_not_exchanged():
+    with pytest.raises(UnsupportedModel, match="that transformers can exchange, but SmallGPT has its own; omit it"):
+        capture(gpt()[1], TOKENS, ["pattern"], attn_implementation="eager")

@@ -6,6 +6,7 @@ from torch.testing import assert_close
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
+from cases import spread
 from mesascope.activations import SITES, Edit, UnsupportedModel, capture
 from mesascope.activations.capture import read_structure
 from mesascope.activations.forward import eval_no_grad
@@ -49,6 +50,28 @@ def test_the_prediction_is_the_untouched_model_s_bit_for_bit(model, recorded):
         untouched = model(tokens(), use_cache=False).logits
     assert torch.equal(recorded["output"], untouched)
     assert recorded.attn_implementation == model.config._attn_implementation
+
+
+@pytest.mark.parametrize(
+    "name", spread(["gemma2", "gpt2", "gpt_oss", "qwen3", "cohere2", "mistral", "granite", "opt"], 3)
+)
+def test_an_eager_capture_is_the_eager_pass_bit_for_bit(name):
+    model, x = make(name), tokens()
+    kernel, padding = model.config._attn_implementation, torch.ones_like(x)
+    padding[0, -2:] = padding[1, -1] = 0
+    for mask in (None, padding):
+        acts = capture(model, x, everything(name), attention_mask=mask, attn_implementation="eager")
+        edit = Edit(site="z", fn=torch.zeros_like, where={"layer": 1})
+        edited = capture(model, x, ["pattern", "output"], attention_mask=mask, edits=edit, attn_implementation="eager")
+        assert model.config._attn_implementation == kernel
+        model.set_attn_implementation("eager")
+        with torch.no_grad():
+            eager = model(x, attention_mask=mask, use_cache=False, output_attentions=True)
+        assert torch.equal(acts["output"], eager.logits)
+        assert torch.equal(acts["pattern"], torch.stack([each[..., : x.shape[1]] for each in eager.attentions]))
+        assert torch.equal(edited["pattern"][0], acts["pattern"][0])
+        assert torch.equal(edited["output"], capture(model, x, attention_mask=mask, edits=edit)["output"])
+        model.set_attn_implementation(kernel)
 
 
 def test_writes_sum_to_the_residual_difference(recorded):

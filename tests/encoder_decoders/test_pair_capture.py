@@ -37,6 +37,14 @@ def test_logits_are_bitwise_those_of_the_model(model, acts):
     assert acts.encoder.attn_implementation == "sdpa"
 
 
+def test_an_eager_capture_is_the_eager_pass_bit_for_bit(name, model, acts):
+    eager = capture(model, pair(), ["pattern", "cross_pattern", "logits"], attn_implementation="eager")
+    assert (eager.decoder.attn_implementation, model.config._attn_implementation) == ("eager", "sdpa")
+    assert torch.equal(eager["logits"], run(build(name, "eager"), pair()).logits)
+    for site in ("encoder.pattern", "decoder.pattern", "cross_pattern"):
+        assert_close(eager[site], acts[site], rtol=1e-4, atol=1e-6)
+
+
 def test_axes_have_the_lengths_of_their_stacks(acts):
     assert acts.encoder["pattern"].shape[-2:] == (SOURCE, SOURCE)
     assert acts.decoder["pattern"].shape[-2:] == (TARGET, TARGET)

@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedModel
 
+from mesascope.activations.hooks.attention_interface import attn_implementation
 from mesascope.activations.validation.fingerprint import Fingerprint, fingerprint_model
 
 _Structure = TypeVar("_Structure")
@@ -20,7 +21,8 @@ class _CacheEntry:
     structures: dict[tuple[object, ...], Any] = field(default_factory=dict)
 
 
-_CACHE: WeakKeyDictionary[PreTrainedModel, _CacheEntry] = WeakKeyDictionary()
+# one entry for each attention implementation, so that a model that alternates between two is not traced again
+_CACHE: WeakKeyDictionary[PreTrainedModel, dict[str, _CacheEntry]] = WeakKeyDictionary()
 
 
 def cached_structure(
@@ -37,9 +39,12 @@ def cached_structure(
         The structure for the model's present state and this kind of input.
     """
     state = fingerprint_model(model)
-    entry = _CACHE.get(model)
+    entries, implementation = _CACHE.setdefault(model, {}), attn_implementation(model)
+    entry = entries.get(implementation)
     if entry is None or entry.state != state:
-        entry = _CACHE[model] = _CacheEntry(state)
+        entry = entries[implementation] = _CacheEntry(state)
+        for other in [name for name, each in entries.items() if each.state[0] != state[0]]:
+            del entries[other]  # of other weights
     if kind not in entry.structures:
         (weights, *_) = state
         entry.structures[kind] = find_structure(weights)  # pyright: ignore[reportArgumentType] a fingerprint of tensors

@@ -1,7 +1,7 @@
 """Recording of a model's forward pass, site by site, in bounded memory."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict, Unpack, overload
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -16,7 +16,8 @@ from mesascope.activations.encoder_decoder._captured import EncoderDecoderCaptur
 from mesascope.activations.encoder_decoder._request import LayersLike
 from mesascope.activations.forward import eval_no_grad
 from mesascope.activations.gradients import ObjectiveFn
-from mesascope.activations.hooks.attention_interface import attn_implementation
+from mesascope.activations.hooks.attention_interface import attn_implementation as read_attn_implementation
+from mesascope.activations.hooks.attention_interface import use_attn_implementation
 from mesascope.activations.padding.validate_edits import validate_edit_padding
 from mesascope.activations.readout._output_readout import find_final_norm_module
 from mesascope.activations.recording._captured import Capture
@@ -62,6 +63,7 @@ class CaptureOptions(TypedDict, total=False):
     iterations: Sequence[int] | None
     queries: Sequence[int] | None
     objective: ObjectiveFn | None
+    attn_implementation: Literal["eager"] | None
     check: bool
 
 
@@ -102,6 +104,7 @@ def capture(
     iterations: Sequence[int] | None = None,
     queries: Sequence[int] | None = None,
     objective: ObjectiveFn | None = None,
+    attn_implementation: Literal["eager"] | None = None,
     check: bool = True,
 ) -> Capture | EncoderDecoderCapture:
     """Run a model in evaluation mode and record its activations.
@@ -139,6 +142,10 @@ def capture(
         objective: a function from outputs (batch, pos, d_out) to (batch) that replaces the loss in gradients, such as a
             metric of :mod:`mesascope.interventions`. It needs all sequences in one forward pass; with padding, it must
             have a parameter ``attention_mask``.
+        attn_implementation: ``eager`` runs the model with its eager attention function, and records the weights that
+            this function returns. By default the model keeps its own implementation, and where that returns no weights
+            (``sdpa``), ``pattern`` is a second computation. With ``eager`` a capture of ``pattern`` is faster; its
+            output is bitwise that of the model's own eager pass, and differs from that of ``sdpa`` by rounding.
         check: compare the longest sequence with and without hooks before the run, and check all identities, once for
             every new hook point, length and kind of padding. Results are cached until the model changes.
 
@@ -171,6 +178,7 @@ def capture(
             layers=layers,
             check=check,
             objective=objective,
+            attn_implementation=attn_implementation,
         )
     if isinstance(layers, Mapping):
         raise ValueError(
@@ -187,7 +195,8 @@ def capture(
     validate_objective(objective, batch_size, mask)
     edits = (edits,) if isinstance(edits, Edit) else edits
     query_positions = select_query_positions(queries, x.shape[1], edits)
-    with eval_no_grad(model):
+    with eval_no_grad(model), use_attn_implementation(model, attn_implementation):
+        ran = read_attn_implementation(model)
         structure = read_structure(model, x, mask)
         name, num_layers, num_iterations = type(model).__name__, structure.num_blocks, structure.num_iterations
         layout = find_layout(model, structure.chunks, len(structure.layers), x, mask)
@@ -257,7 +266,7 @@ def capture(
         chunks=None if layout is None else layout.chunk_of_position,
         queries=tuple(query_positions.tolist()),
         readout=readout,
-        attn_implementation=attn_implementation(model),
+        attn_implementation=ran,
         model=model,
     )
 

@@ -1,7 +1,7 @@
 """Recording of the forward pass of an encoder-decoder."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,7 +21,8 @@ from mesascope.activations.encoder_decoder._validation import validate_pair_hook
 from mesascope.activations.encoder_decoder.batches import split_batch
 from mesascope.activations.forward import eval_no_grad
 from mesascope.activations.gradients import ObjectiveFn
-from mesascope.activations.hooks.attention_interface import attn_implementation
+from mesascope.activations.hooks.attention_interface import attn_implementation as read_attn_implementation
+from mesascope.activations.hooks.attention_interface import use_attn_implementation
 from mesascope.activations.padding.validate_edits import validate_edit_padding
 from mesascope.activations.readout._output_readout import find_final_norm_module
 from mesascope.activations.recording._captured import Capture
@@ -52,6 +53,7 @@ def capture_encoder_decoder(
     layers: LayersLike = None,
     check: bool = True,
     objective: ObjectiveFn | None = None,
+    attn_implementation: Literal["eager"] | None = None,
 ) -> EncoderDecoderCapture:
     """Run an encoder-decoder in evaluation mode and record its activations, as `capture` does.
 
@@ -67,6 +69,7 @@ def capture_encoder_decoder(
         layers: the layers to record.
         check: compare the longest sequences with and without hooks before the run.
         objective: replaces the loss in gradients.
+        attn_implementation: ``eager``, or ``None`` for the implementation that the model has.
 
     Returns:
         The recorded sites and reductions.
@@ -81,7 +84,8 @@ def capture_encoder_decoder(
     local_sites = [split_stack(site)[1] for site in (*sites, *(edit.site for edit in edits))]
     validate_halting_sites(name, local_sites, None)
     validate_memory_sites(name, local_sites, None)
-    with eval_no_grad(model):
+    with eval_no_grad(model), use_attn_implementation(model, attn_implementation):
+        ran = read_attn_implementation(model)
         structure = read_stacks(model, pair)
         stacks = {each: structure.stack(each) for each in STACKS}
         requests = split_request(stacks, sites, reduce, edits, layers)
@@ -110,7 +114,8 @@ def capture_encoder_decoder(
     for each in STACKS:
         recorders[each].warn_without_effect()
     captures = {
-        each: _collect(model, each, run, requests[each], pair, baselines if each == DECODER else {}) for each in STACKS
+        each: _collect(model, ran, each, run, requests[each], pair, baselines if each == DECODER else {})
+        for each in STACKS
     }
     return EncoderDecoderCapture(encoder=captures[ENCODER], decoder=captures[DECODER])
 
@@ -143,6 +148,7 @@ def _prepare_stack(
 
 def _collect(
     model: PreTrainedModel,
+    implementation: str,
     stack: str,
     run: StackRecorders,
     request: StackRequest,
@@ -162,7 +168,7 @@ def _collect(
         layers=tuple(request.layers),
         queries=tuple(range(x.shape[1])),
         readout=run.readouts[stack],
-        attn_implementation=attn_implementation(model),
+        attn_implementation=implementation,
         model=model,
         stack=stack,
         source_mask=None if is_encoder else pair.source_mask,

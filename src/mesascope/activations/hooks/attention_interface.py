@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool
@@ -321,6 +321,47 @@ def attn_implementation(model: PreTrainedModel) -> str:
         return str(model.config._attn_implementation)
     inner = [config for config in _attention_configs(model) if not isinstance(config, WrappedConfig)]
     return ", ".join(sorted({str(config._attn_implementation) for config in inner})) or OWN_ATTENTION
+
+
+@contextmanager
+def use_attn_implementation(model: PreTrainedModel, implementation: Literal["eager"] | None) -> Iterator[None]:
+    """Run a model with its own eager attention function, as after ``model.set_attn_implementation("eager")``.
+
+    Enter it in exclusive use. Forward passes that another thread runs on its own meanwhile are eager, too.
+
+    Args:
+        model: the model; what it had before is restored on exit.
+        implementation: ``eager``, or ``None`` to leave the model as it is.
+
+    Raises:
+        UnsupportedModel: transformers cannot exchange the attention function of the model, or of a part of it.
+    """
+    before = [
+        (config, config._attn_implementation_internal)
+        for config in _attention_configs(model)
+        if implementation not in (None, config._attn_implementation_internal)
+    ]
+    if before or (implementation is not None and isinstance(model, WrappedModule)):
+        _validate_exchangeable(model, implementation)
+    try:
+        for config, _ in before:
+            config._attn_implementation_internal = implementation
+        yield
+    finally:
+        for config, kernel in before:
+            config._attn_implementation_internal = kernel
+
+
+def _validate_exchangeable(model: PreTrainedModel, implementation: str | None) -> None:
+    parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
+    fixed = [type(part).__name__ for part in parts if not part._can_set_attn_implementation()]
+    if isinstance(model, WrappedModule):
+        fixed = [str(model.config.name_or_path)]
+    if fixed:
+        raise UnsupportedModel(
+            f"attn_implementation={implementation!r} needs an attention function that transformers can exchange, but "
+            f"{fixed[0]} has its own; omit it"
+        )
 
 
 @dataclass(eq=False)
