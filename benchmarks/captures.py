@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -38,17 +38,20 @@ class Kept(dict):
 
 
 def mesascope(model: Path, ids: Tensor) -> Ways:
-    """Ours, with the kernel that the model is loaded with; predictions are made only where they are asked for."""
+    """Ours, with eager attention, as all others; predictions are made only where they are asked for.
+
+    `separate` keeps the implementation that the model is loaded with, and computes patterns apart from it.
+    """
     from mesascope import capture
     from mesascope.models.load import load_pretrained
 
     ours, _ = load_pretrained(model)
 
-    def found(*more: str) -> Found:
-        recorded = capture(ours, ids, [*SITES, *more])
+    def found(*more: str, kernel: Literal["eager"] | None = "eager") -> Found:
+        recorded = capture(ours, ids, [*SITES, *more], attn_implementation=kernel)
         return Kept({site: recorded[site] for site in SITES}, recorded)
 
-    return {"whole": lambda: found("output"), "inside": found}
+    return {"whole": lambda: found("output"), "inside": found, "separate": lambda: found("output", kernel=None)}
 
 
 def lens(model: Path, ids: Tensor) -> Ways:
