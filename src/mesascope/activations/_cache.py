@@ -21,7 +21,7 @@ class _CacheEntry:
     structures: dict[tuple[object, ...], Any] = field(default_factory=dict)
 
 
-# one entry for each attention implementation, so that a model that alternates between two is not traced again
+# of the last two attention implementations, so that a model that alternates is not traced again
 _CACHE: WeakKeyDictionary[PreTrainedModel, dict[str, _CacheEntry]] = WeakKeyDictionary()
 
 
@@ -39,12 +39,12 @@ def cached_structure(
         The structure for the model's present state and this kind of input.
     """
     state = fingerprint_model(model)
-    entries, implementation = _CACHE.setdefault(model, {}), attn_implementation(model)
-    entry = entries.get(implementation)
+    entries, implementation = _CACHE.get(model, {}), attn_implementation(model)
+    entry = entries.pop(implementation, None)
     if entry is None or entry.state != state:
-        entry = entries[implementation] = _CacheEntry(state)
-        for other in [name for name, each in entries.items() if each.state[0] != state[0]]:
-            del entries[other]  # of other weights
+        entry = _CacheEntry(state)
+    others = [(name, other) for name, other in entries.items() if other.state[0] == state[0]]  # of the same weights
+    _CACHE[model] = dict([*others[-1:], (implementation, entry)])
     if kind not in entry.structures:
         (weights, *_) = state
         entry.structures[kind] = find_structure(weights)  # pyright: ignore[reportArgumentType] a fingerprint of tensors
