@@ -57,7 +57,7 @@ def test_the_prediction_is_the_untouched_model_s_bit_for_bit(model, recorded):
 )
 def test_an_eager_capture_is_the_eager_pass_bit_for_bit(name):
     model, x = make(name), tokens()
-    kernel, padding = model.config._attn_implementation, torch.ones_like(x)
+    kernel, padding = str(model.config._attn_implementation), torch.ones_like(x)
     padding[0, -2:] = padding[1, -1] = 0
     for mask in (None, padding):
         acts = capture(model, x, everything(name), attention_mask=mask, attn_implementation="eager")
