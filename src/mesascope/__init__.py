@@ -8,6 +8,7 @@ fast:
 - :func:`show_patterns`, :func:`show_heads`, :func:`show_text`: attention patterns, scores of heads and coloured text
   in a notebook;
 - :func:`push`: share a run on the Hugging Face Hub;
+- :func:`sync`, :func:`fetch`: send a run to shared storage such as S3, and read it from there;
 - :class:`Run`: a finished run, its results and verdicts;
 - :func:`capture`, :class:`Edit`, :class:`Reduction`: record and edit the activations of a forward pass;
 - :func:`wrap`: a plain PyTorch module as a model for all of these;
@@ -22,7 +23,7 @@ from mesascope.auto_classes import register_auto_classes
 if TYPE_CHECKING:
     from mesascope import analyses, circuits, interventions, probes, studies, tasks
     from mesascope.activations import Edit, Reduction, UnsupportedModel, capture, wrap
-    from mesascope.api import circuit, figures, inspect, rank_algorithms, run, tables
+    from mesascope.api import circuit, fetch, figures, inspect, rank_algorithms, run, sync, tables
     from mesascope.hub import push
     from mesascope.notebook_views import show_heads, show_patterns, show_text
     from mesascope.store import Run
@@ -37,6 +38,7 @@ __all__ = [
     "capture",
     "circuit",
     "circuits",
+    "fetch",
     "figures",
     "inspect",
     "interventions",
@@ -48,6 +50,7 @@ __all__ = [
     "show_patterns",
     "show_text",
     "studies",
+    "sync",
     "tables",
     "tasks",
     "wrap",
@@ -60,6 +63,7 @@ _MODULE_OF_NAME = {
     "Run": "mesascope.store",
     "capture": "mesascope.activations",
     "circuit": "mesascope.api",
+    "fetch": "mesascope.api",
     "figures": "mesascope.api",
     "inspect": "mesascope.api",
     "push": "mesascope.hub",
@@ -68,6 +72,7 @@ _MODULE_OF_NAME = {
     "show_heads": "mesascope.notebook_views",
     "show_patterns": "mesascope.notebook_views",
     "show_text": "mesascope.notebook_views",
+    "sync": "mesascope.api",
     "tables": "mesascope.api",
     "wrap": "mesascope.activations",
 }

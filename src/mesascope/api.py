@@ -1,7 +1,7 @@
 """Python functions for the commands of the command line."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,7 @@ from mesascope.report import write_report
 from mesascope.report.export import collect_figures, collect_tables
 from mesascope.runner import Executor, ProgressCallback, run_study
 from mesascope.store import Run
+from mesascope.store.remote import fetch_run, is_url, keep_synchronised, make_local_path, sync_run
 from mesascope.studies.base import Study
 from mesascope.studies.cell_names import format_cell
 from mesascope.studies.cells import load_cells
@@ -66,7 +67,8 @@ def run(
         study: The name of a study, a ``.py`` file that defines ``STUDY``, or a study as a value.
         scale: smoke, laptop or paper.
         seeds: Number of training replicates; the default of the scale if None.
-        out: The run's directory; ``runs/STUDY-SCALE`` by default, followed by the settings.
+        out: The run's directory; ``runs/STUDY-SCALE`` by default, followed by the settings. Or a URL of shared storage,
+            such as ``s3://bucket/affine``: the run is then written to ``runs/s3/bucket/affine`` and synchronised.
         device: auto, cpu or cuda (also ``cuda:1`` and so on).
         on: serial, processes, ray[:ADDRESS] or torchrun, as in :func:`mesascope.executors.create_executor`, or an
             executor. With torchrun, all its processes call this function; the first one writes the run.
@@ -109,27 +111,42 @@ def run(
         display, name = stack.enter_context(ProgressDisplay(console)), stack.enter_context(_hold_study(study))
         callback, cell = progress or display, _format_settings(settings or {})
         default_path = RUNS_FOLDER / "-".join(filter(None, [load_study(name).name, scale, cell]))
-        path = Path(out) if out is not None else default_path
         if isinstance(executor, TorchrunExecutor) and not executor.is_first:
             executor.follow_jobs()
-            return Run.open(path)
-        created_loggers = create_loggers(loggers, path)
-        finished_run = run_study(
-            f"{name}[{cell}]" if cell else name,
-            scale=scale,
-            seeds=seeds,
-            path=path,
-            device=chosen_device,
-            executor=executor,
-            progress=callback,
-            varied=vary,
-            strategy=executor.strategy if isinstance(executor, TorchrunExecutor) else None,
-        )
-        for cell in load_cells(finished_run.path):
-            write_report(cell.path, callback.log_message)
+            return Run.open(_find_folder(out, default_path))
+        with _hold_folder(out, default_path, callback.log_message) as path:
+            created_loggers = create_loggers(loggers, path)
+            finished_run = run_study(
+                f"{name}[{cell}]" if cell else name,
+                scale=scale,
+                seeds=seeds,
+                path=path,
+                device=chosen_device,
+                executor=executor,
+                progress=callback,
+                varied=vary,
+                strategy=executor.strategy if isinstance(executor, TorchrunExecutor) else None,
+            )
+            for cell in load_cells(finished_run.path):
+                write_report(cell.path, callback.log_message)
         if created_loggers:
             log_run(path, created_loggers, callback.log_message)
     return finished_run
+
+
+@contextmanager
+def _hold_folder(out: Path | str | None, default: Path, log: Callable[[str], None]) -> Iterator[Path]:
+    """Yield the folder of a run; that of a URL is fetched before the ``with`` block and synchronised in it."""
+    folder = _find_folder(out, default)
+    with keep_synchronised(folder, str(out), log) if is_url(out or default) else nullcontext():
+        yield folder
+
+
+def _find_folder(out: Path | str | None, default: Path) -> Path:
+    """Return the folder of a run, which for a URL is that of its working copy."""
+    if is_url(out or default):
+        return make_local_path(str(out), RUNS_FOLDER)
+    return Path(out) if out is not None else default
 
 
 def _format_settings(settings: Mapping[str, str | float | bool | None]) -> str:
@@ -358,6 +375,41 @@ def rank_algorithms(
         trust_remote_code=trust_remote_code,
         log=log,
     )
+
+
+@validate_arguments
+def fetch(url: str, *, weights: bool = True) -> Run:
+    """Fetch a run from shared storage into the user's cache, and verify every file.
+
+    Args:
+        url: The URL of the run, such as ``s3://bucket/affine``.
+        weights: Also fetch checkpoints and training histories.
+
+    Returns:
+        The run as it was last committed.
+
+    Raises:
+        ValueError: If there is no run, or an object is missing, torn or changed; the message is one line.
+    """
+    return Run.open(fetch_run(url, weights=weights))
+
+
+@validate_arguments
+def sync(run: Run | Path | str, url: str | None = None) -> str:
+    """Synchronise a run on this machine with shared storage; what the storage has already is not sent.
+
+    Args:
+        run: A run, or its directory.
+        url: The URL; that with which the run was last synchronised by default.
+
+    Returns:
+        The URL.
+
+    Raises:
+        ValueError: If the URL holds something else, another process writes to it, or it does not answer; the message is
+            one line, and the run stays as it is.
+    """
+    return sync_run(run.path if isinstance(run, Run) else Path(run), url)
 
 
 @validate_arguments

@@ -25,7 +25,14 @@ def run_command(
     study: StudyName,
     scale: Annotated[str, typer.Option(help="smoke, laptop or paper.")] = "laptop",
     seeds: Annotated[int | None, typer.Option(help="Number of training seeds; by default that of the scale.")] = None,
-    out_dir: Annotated[Path | None, typer.Option("--out", help="Run directory; by default runs/STUDY-SCALE.")] = None,
+    out_dir: Annotated[
+        str | None,
+        typer.Option(
+            "--out",
+            metavar="RUN",
+            help="Run directory, by default runs/STUDY-SCALE; or a URL of shared storage, such as s3://bucket/name.",
+        ),
+    ] = None,
     device: Device = "auto",
     on: Annotated[
         str | None,

@@ -1,4 +1,4 @@
-"""Commands about finished and unfinished runs: status, report, verify, compare, table, figures, log, push, runs."""
+"""Commands about runs: status, report, verify, compare, table, figures, log, push, sync, runs."""
 
 import json
 from pathlib import Path
@@ -9,6 +9,7 @@ from rich.markup import escape
 
 from mesascope.cli._app import AsJson, app, err, out, print_line
 from mesascope.cli._exit_codes import EXIT_BAD_INPUT, EXIT_DAMAGED
+from mesascope.cli._locations import RunLocation, RunLocations, open_location, print_log_line
 from mesascope.cli._output import (
     format_status,
     format_verdict_cell,
@@ -19,12 +20,11 @@ from mesascope.cli._output import (
 
 
 @app.command("report")
-def report_command(
-    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run directories.")], as_json: AsJson = False
-) -> None:
+def report_command(runs: RunLocations, as_json: AsJson = False) -> None:
     """Regenerate the reports of runs and show their verdicts."""
     from mesascope.report import NO_CHECKSUMS, summarize_run, write_report
 
+    run_dirs = [open_location(run) for run in runs]
     if as_json:
         print(json.dumps([summarize_run(path) for path in run_dirs], indent=2))
         return
@@ -41,13 +41,13 @@ def report_command(
 
 @app.command("status")
 def status_command(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, also of a run that goes on.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Run directory or URL, also of a run that goes on.")],
     as_json: AsJson = False,
 ) -> None:
     """Show how far every job of a run is, and whether a process works on it."""
     from mesascope.studies.run_status import read_run_status
 
-    status = read_run_status(run_dir)
+    status = read_run_status(open_location(run))
     if as_json:
         print(json.dumps(status.as_json(), indent=2))
         return
@@ -56,33 +56,38 @@ def status_command(
 
 
 @app.command("verify")
-def verify_command(
-    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run directories.")],
-) -> None:
+def verify_command(runs: RunLocations) -> None:
     """Verify the checksum of every file of runs; exit with code 1 if a file is damaged."""
-    from mesascope.store import verify_run
+    from mesascope.store import VerificationResult, verify_run
+    from mesascope.store.remote import DamagedObject, is_url
 
     damaged = False
-    for path in run_dirs:
-        result = verify_run(path)
-        for line in result.problems:
+    for run in runs:
+        problems: list[str] = []
+        try:
+            result = verify_run(open_location(run, problems.append, weights=True))
+        except DamagedObject as error:
+            result = VerificationResult(files=1, problems=(str(error),))
+        problems += result.problems
+        for line in problems:
             print_line(line)
-        damaged = damaged or bool(result.problems)
-        print_line(f"{path}: {result.files} files and checkpoints verified, {len(result.problems)} damaged")
+        damaged = damaged or bool(problems)
+        name = run if is_url(run) else Path(run)
+        print_line(f"{name}: {result.files} files and checkpoints verified, {len(problems)} damaged")
     if damaged:
         raise typer.Exit(EXIT_DAMAGED)
 
 
 @app.command("compare")
 def compare_command(
-    first: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
-    second: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory to compare with.")],
+    first: RunLocation,
+    second: Annotated[str, typer.Argument(metavar="RUN", help="Run directory or URL to compare with.")],
 ) -> None:
     """Compare the verdicts of two runs."""
     from rich.table import Table
 
-    tables = [{row["name"]: row for row in load_verdict_rows(path)} for path in (first, second)]
-    table = Table("claim", escape(str(first)), escape(str(second)))
+    tables = [{row["name"]: row for row in load_verdict_rows(path)} for path in map(open_location, (first, second))]
+    table = Table("claim", escape(first), escape(second))
     for name in dict.fromkeys([*tables[0], *tables[1]]):
         table.add_row(escape(name), *(format_verdict_cell(rows.get(name)) for rows in tables))
     out.print(table)
@@ -90,7 +95,7 @@ def compare_command(
 
 @app.command("table")
 def table_command(
-    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run directories.")],
+    runs: RunLocations,
     form: Annotated[str, typer.Option("--format", help="csv, markdown or latex.")] = "csv",
     results: Annotated[
         str | None,
@@ -106,8 +111,9 @@ def table_command(
     from mesascope.studies.verdict_table import FORMULA_COLUMNS, collect_verdicts
     from mesascope.table_formats import format_table
 
-    if name is not None and (results is not None or len(run_dirs) > 1):
+    if name is not None and (results is not None or len(runs) > 1):
         raise ValueError("--name must be given with one run and without --results; print one table at a time")
+    run_dirs = [open_location(run) for run in runs]
     if name is not None:
         from mesascope.report.export import select_table
 
@@ -162,14 +168,27 @@ def log_command(
 
 @app.command("push")
 def push_command(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+    run: RunLocation,
     repo: Annotated[str, typer.Argument(metavar="REPO", help="Repository on the Hub, such as me/affine.")],
     private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
 ) -> None:
     """Push a finished run with its models to the Hugging Face Hub, with the token of `hf auth login`."""
     from mesascope.hub import push
 
-    print_line(f"Pushed to {push(run_dir, repo, private=private)}")
+    print_line(f"Pushed to {push(open_location(run, weights=True), repo, private=private)}")
+
+
+@app.command("sync")
+def sync_command(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, which no process uses.")],
+    url: Annotated[
+        str | None, typer.Argument(metavar="URL", help="Such as s3://bucket/name; by default that of the last time.")
+    ] = None,
+) -> None:
+    """Synchronise a run with shared storage: S3, or any URL that fsspec opens."""
+    from mesascope.store.remote import sync_run
+
+    print_line(f"Synchronised with {sync_run(run_dir, url, log=print_log_line)}")
 
 
 @app.command("runs")

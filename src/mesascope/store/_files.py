@@ -21,6 +21,7 @@ from mesascope.folder_locks import HOLDER_FILE, LOCK_FILE
 LogFn = Callable[[str], None]
 
 TEMP_PREFIX = ".tmp-"
+SYNC_FOLDER = ".sync"  # in the working copy of a run in shared storage
 _DISK_FULL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _TOO_MANY_FILES_ERRORS = {errno.EMFILE, errno.ENFILE}  # the lock of every cell of a grid is an open file
 

@@ -14,6 +14,7 @@ from mesascope.checksums import FORMAT, RESTORE_HINT, read_run_record, read_verd
 from mesascope.folder_locks import HOLDER_FILE, LOCK_FILE
 from mesascope.formulas import render_plain
 from mesascope.store._files import (
+    SYNC_FOLDER,
     TEMP_PREFIX,
     RunError,
     hold_lock,
@@ -220,7 +221,7 @@ def _check_empty_folder(path: Path) -> None:
     others = sorted(
         item.name
         for item in path.iterdir()
-        if item.name not in (LOCK_FILE, HOLDER_FILE) and not item.name.startswith(TEMP_PREFIX)
+        if item.name not in (LOCK_FILE, HOLDER_FILE, SYNC_FOLDER) and not item.name.startswith(TEMP_PREFIX)
     )
     if others:
         raise RunError(
