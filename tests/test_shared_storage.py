@@ -9,15 +9,15 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import xarray as xr
 from fsspec.implementations.memory import MemoryFileSystem
 
 import mesascope.store.remote as remote
 from faulty_storage import KINDS, Faults, FaultyStorage, empty_storage, inject
-from mesascope.checksums import RunError, hash_file, seal_record
+from mesascope.checksums import RunError, seal_record
 from mesascope.store import Run, verify_run
 from mesascope.store.remote import StorageError, TransferPolicy, fetch_run, keep_synchronised, sync_run
 from mesascope.store.remote._session import SyncSession
+from shared_runs import continue_run, create_run, read_tree, write_checkpoint
 
 URL = "faulty://bucket/group/run"
 NO_RETRIES = TransferPolicy(max_retries=0)
@@ -30,38 +30,9 @@ def storage() -> None:
     empty_storage()
 
 
-def write_checkpoint(run: Run, step: int, *, rolling: bool = False) -> None:
-    def write_files(folder: Path) -> None:
-        (folder / "model.safetensors").write_bytes(bytes([step]) * 400)
-
-    with run.open_log(0, max(0, step - 1)) as log:
-        log.add_row(max(0, step - 1), 1.0 / (step + 1), 0.1, 1.0, float(step))
-    run.write_checkpoint(0, step, write_files, rolling=rolling)
-
-
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """A run with one checkpoint and a result."""
-    run = Run.create(tmp_path / "run", {"study": "affine", "scale": "smoke", "seeds": [0], "parameters": {}})
-    run.write_record("models/seed=0/training", {"steps": 4}, "training")
-    write_checkpoint(run, 1, rolling=True)
-    run.write_results("similarity", xr.Dataset({"score": ("pos", [0.5, 0.25])}))
-    run.write_json("verdicts", [{"name": "a", "status": "inconclusive"}])
-    return run
-
-
-def continue_run(run: Run) -> None:
-    """What a job may do between two commits: a checkpoint more, one less, a new verdict."""
-    write_checkpoint(run, 2)
-    run.remove_resume(0)
-    run.write_json("verdicts", [{"name": "a", "status": "supported"}])
-
-
-def read_tree(folder: Path) -> dict[str, str]:
-    """The digest of every file of a run by its path."""
-    files = [file for file in folder.rglob("*") if file.is_file()]
-    paths = {file: file.relative_to(folder).as_posix() for file in files}
-    return {path: str(hash_file(file)["sha256"]) for file, path in paths.items() if "/." not in f"/{path}"}
+    return create_run(tmp_path / "run")
 
 
 def sync(run: Run, policy: TransferPolicy = NO_RETRIES) -> str:
@@ -203,7 +174,7 @@ def test_damage_in_the_storage_is_named_and_never_read(run: Run, tmp_path: Path,
     assert command("verify", URL)[:2] == (0, f"{URL}: 8 files and checkpoints verified, 0 damaged\n")
     for path, file in sorted(FaultyStorage.store.items()):
         content = file.getvalue()
-        for damaged in (content[:-1], content[:-1] + bytes([content[-1] ^ 1]), b"", None):
+        for damaged in (content[:-2], content[:-2] + bytes([content[-2] ^ 1]) + content[-1:], b"", None):
             shutil.rmtree(tmp_path / "cache", ignore_errors=True)
             if damaged is None:
                 del FaultyStorage.store[path]

@@ -55,17 +55,16 @@ class Bucket:
     Args:
         url: The URL of a run.
         policy: How often a transfer is tried.
-        options: Options of the file system of fsspec, such as an address; they are never recorded or shown.
 
     Raises:
         StorageError: If the URL is invalid, or its package is not installed.
     """
 
-    def __init__(self, url: str, policy: TransferPolicy | None = None, options: dict[str, Any] | None = None) -> None:
+    def __init__(self, url: str, policy: TransferPolicy | None = None) -> None:
         self.url = check_url(url)
         self._policy = policy or TransferPolicy()
         self._stopped = threading.Event()
-        self._filesystem, self._root, self._writer = open_filesystem(self.url, options or {})
+        self._filesystem, self._root, self._writer = open_filesystem(self.url)
 
     def stop_retries(self) -> None:
         """Let every transfer fail at its next error, because the process is about to end."""

@@ -25,7 +25,6 @@ def fetch_run(
     weights: bool = True,
     cache: Path | None = None,
     policy: TransferPolicy | None = None,
-    options: dict[str, Any] | None = None,
     log: Callable[[str], None] = do_nothing,
 ) -> Path:
     """Fetch the newest state of a run from shared storage into the user's cache, and verify every file.
@@ -37,7 +36,6 @@ def fetch_run(
         weights: Also fetch checkpoints and training histories.
         cache: The folder of the cache; that of the user if None.
         policy: How often a transfer is tried.
-        options: Options of the file system of fsspec.
         log: Receives lines of text.
 
     Returns:
@@ -46,7 +44,7 @@ def fetch_run(
     Raises:
         StorageError: If there is no run, the storage does not answer, or an object is missing, torn or changed.
     """
-    bucket = Bucket(url, policy, options)
+    bucket = Bucket(url, policy)
     folder = (cache or _find_cache()) / "runs" / hash_text(bucket.url)
     make_writable_folder(folder)
     with hold_lock(folder, CACHE_LOCK_WAIT):

@@ -100,12 +100,11 @@ class FolderWriter:
             draft.unlink()
 
 
-def open_filesystem(url: str, options: dict[str, Any]) -> tuple[Any, str, ObjectWriter]:
+def open_filesystem(url: str) -> tuple[Any, str, ObjectWriter]:
     """Open the file system of a URL.
 
     Args:
-        url: The URL.
-        options: Options of the file system of fsspec.
+        url: The URL; all else, such as credentials, is from the environment or the configuration of fsspec.
 
     Returns:
         The file system, the path of the URL in it, and the writer of its objects.
@@ -117,7 +116,7 @@ def open_filesystem(url: str, options: dict[str, Any]) -> tuple[Any, str, Object
 
     protocol = url.partition("://")[0].lower()
     try:
-        filesystem, path = fsspec.core.url_to_fs(url, use_listings_cache=False, **options)
+        filesystem, path = fsspec.core.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
     except ImportError as error:
         extra = EXTRAS.get(protocol)
         advice = f"run pip install '{extra}'" if extra else "install the package of fsspec for it"

@@ -43,7 +43,6 @@ class SyncSession:
         folder: The working copy; it may be missing or empty.
         url: The URL of the run.
         policy: How often a transfer is tried.
-        options: Options of the file system of fsspec.
         log: Receives lines of text.
         patience: Seconds to wait for a sign of life of another writer.
         interval: Seconds between renewals of the lock.
@@ -55,13 +54,12 @@ class SyncSession:
         url: str,
         *,
         policy: TransferPolicy | None = None,
-        options: dict[str, Any] | None = None,
         log: Callable[[str], None] = do_nothing,
         patience: float = PATIENCE,
         interval: float = RENEWAL_INTERVAL,
     ) -> None:
         self.folder, self._log = folder, log
-        self.bucket = Bucket(url, policy, options)
+        self.bucket = Bucket(url, policy)
         self._session = uuid.uuid4().hex[:12]
         self._own_sessions = {self._session}
         self._lock = WriterLock(self.bucket, self._session, log, patience=patience, interval=interval)

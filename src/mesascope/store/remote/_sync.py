@@ -4,7 +4,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from mesascope.checksums import RunError
 from mesascope.store._files import do_nothing
@@ -23,7 +22,6 @@ def sync_run(
     url: str | None = None,
     *,
     policy: TransferPolicy | None = None,
-    options: dict[str, Any] | None = None,
     log: Callable[[str], None] = do_nothing,
     patience: float = PATIENCE,
 ) -> str:
@@ -33,7 +31,6 @@ def sync_run(
         folder: The directory of the run, which no process writes to.
         url: The URL; that with which it was last synchronised if None.
         policy: How often a transfer is tried.
-        options: Options of the file system of fsspec.
         log: Receives lines of text.
         patience: Seconds to wait for a sign of life of another writer.
 
@@ -49,7 +46,7 @@ def sync_run(
         raise RunError(
             f"{folder} must have been synchronised before, but was not; give a URL, such as s3://bucket/name"
         )
-    session = SyncSession(folder, chosen, policy=policy, options=options, log=log, patience=patience)
+    session = SyncSession(folder, chosen, policy=policy, log=log, patience=patience)
     with session, run.exclusive_lock():
         session.commit(is_final=True)
     return session.bucket.url
@@ -62,7 +59,6 @@ def keep_synchronised(
     log: Callable[[str], None] = do_nothing,
     *,
     policy: TransferPolicy | None = None,
-    options: dict[str, Any] | None = None,
     interval: float = SYNC_INTERVAL,
     patience: float = PATIENCE,
 ) -> Iterator[None]:
@@ -76,7 +72,6 @@ def keep_synchronised(
         url: The URL.
         log: Receives lines of text.
         policy: How often a transfer is tried.
-        options: Options of the file system of fsspec.
         interval: Seconds between two commits.
         patience: Seconds to wait for a sign of life of another writer.
 
@@ -87,7 +82,7 @@ def keep_synchronised(
         StorageError: If another process writes to the run, or the storage does not answer at the end.
         RunError: If the working copy cannot be used.
     """
-    with SyncSession(folder, url, policy=policy, options=options, log=log, patience=patience) as session:
+    with SyncSession(folder, url, policy=policy, log=log, patience=patience) as session:
         background = _BackgroundSync(session, interval, log)
         try:
             yield
