@@ -307,6 +307,7 @@ def test_the_flags_are_the_ones_that_were_promised(command):
         "compare": {"--help"},
         "table": {"--format", "--results", "--name", "--help"},
         "push": {"--private", "--help"},
+        "sync": {"--help"},
         "log": {"--to", "--help"},
         "figures": {"--format", "--out", "--only", "--help"},
         "which-algorithm": {

@@ -149,6 +149,16 @@ def _find_folder(out: Path | str | None, default: Path) -> Path:
     return Path(out) if out is not None else default
 
 
+def _choose_folder(out: Path | str | None, default: Path) -> Path:
+    """Return the directory of a run that is not of a study; a URL is refused."""
+    if is_url(out or default):
+        raise ValueError(
+            f"the directory of such a run must be a folder, but got {out!r}; write to one, then send it with mesascope "
+            "sync"
+        )
+    return Path(out) if out is not None else default
+
+
 def _format_settings(settings: Mapping[str, str | float | bool | None]) -> str:
     """Return the name of the cell of settings; refuse names that are no settings."""
     wrong = [name for name in settings if not is_setting(name)]
@@ -238,7 +248,7 @@ def inspect(
             task=task,
             tokens=tokens,
             sequences=sequences,
-            path=Path(out) if out is not None else RUNS_FOLDER / f"inspect-{Path(get_model_name(model)).name}",
+            path=_choose_folder(out, RUNS_FOLDER / f"inspect-{Path(get_model_name(model)).name}"),
             analyses=analyses,
             steps=steps,
             device=choose_device(device),
@@ -322,7 +332,7 @@ def circuit(
         )
     else:
         inputs = open_run(Path(subject), study, condition, seed, num_pairs, chosen_device)
-    path = Path(out) if out is not None else RUNS_FOLDER / f"circuit-{Path(subject).name}"
+    path = _choose_folder(out, RUNS_FOLDER / f"circuit-{Path(subject).name}")
     with StageProgressBar(open_console(quiet=quiet or progress is not None)) as bar:
         run = find_circuit(inputs, search, path, progress or bar)
     write_report(run.path)

@@ -17,7 +17,7 @@ from saved import save_tiny
 
 COMMANDS = (
     *("run", "inspect", "circuit", "which-algorithm", "list", "show", "cite", "report", "verify", "compare", "runs"),
-    *("serve", "table", "figures", "log", "push"),
+    *("serve", "table", "figures", "log", "push", "sync"),
     "",
 )
 OPTIONS = (

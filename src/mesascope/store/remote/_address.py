@@ -33,7 +33,10 @@ def is_url(location: object) -> bool:
     """
     text = str(location)
     if isinstance(location, Path) and _COLLAPSED_URL.match(text):
-        raise StorageError(f"a URL must be given as a text, but got the path {text!r}; pass a str with two slashes")
+        raise StorageError(
+            f"a URL must be given as a text to run or sync, but got the path {text!r}; write to a folder, and send it "
+            "with mesascope sync"
+        )
     return bool(_URL.match(text))
 
 
