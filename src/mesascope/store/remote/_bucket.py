@@ -86,7 +86,7 @@ class Bucket:
         return sorted(path.removeprefix(f"{self._root}/") for path in self._attempt("listing", prefix, find))
 
     def read(self, key: str) -> bytes | None:
-        """Return the content of a small object; None if it does not exist.
+        """Return the content of a small object; None if it does not exist, and no bytes if the store finds it torn.
 
         Args:
             key: Its name.
@@ -94,9 +94,14 @@ class Bucket:
 
         def read() -> bytes | None:
             self._filesystem.invalidate_cache()
-            with suppress(FileNotFoundError):
+            try:
                 return self._filesystem.cat_file(self._path(key))
-            return None
+            except FileNotFoundError:
+                return None
+            except Exception as error:
+                if _is_checksum_error(error):
+                    return b""
+                raise
 
         return self._attempt("reading", key, read)
 
@@ -158,8 +163,7 @@ class Bucket:
                 self._writer.create(content, self._path(key))
             except FileExistsError:
                 exists = True
-            self._filesystem.invalidate_cache()
-            stored = self._filesystem.cat_file(self._path(key))
+            stored = self.read(key)
             if stored != content and not exists:
                 raise IncompleteTransfer(f"{key} differs from what was written")
             return stored == content
@@ -192,8 +196,10 @@ class Bucket:
         except FileNotFoundError:
             remove_path(target)
             return False
-        except BaseException:
+        except BaseException as error:
             remove_path(target)
+            if _is_checksum_error(error):
+                raise IncompleteTransfer(f"{key} differs from its checksum in the store") from error
             raise
         if found != checksum:
             remove_path(target)
@@ -226,18 +232,18 @@ class Bucket:
         if isinstance(error, IncompleteTransfer):
             what = "is not whole after it was written" if action == "writing" else "differs from its checksum"
             return f"every object must match its checksum, but {name} {what}{times}; run again, or sync it again"
-        return f"shared storage must answer, but {action} {name} failed{times} ({describe_error(error)}); run again"
+        return f"shared storage must answer, but {action} {name} failed{times} ({format_error_codes(error)}); run again"
 
 
-def describe_error(error: BaseException) -> str:
-    """Describe an error of a store by its type and its codes; its text is left out, as it may hold credentials.
+def format_error_codes(error: BaseException) -> str:
+    """Return the type and the codes of an error of a store; its text is left out, as it may hold credentials.
 
     Args:
         error: The error.
 
-    >>> describe_error(TimeoutError("https://user:password@host"))
+    >>> format_error_codes(TimeoutError("https://user:password@host"))
     'TimeoutError'
-    >>> describe_error(OSError(5, "secret"))
+    >>> format_error_codes(OSError(5, "secret"))
     'OSError: EIO'
     """
     number = getattr(error, "errno", None)
@@ -249,6 +255,11 @@ def describe_error(error: BaseException) -> str:
         codes += [str(code)[:40]] if code and str(code).isalnum() else []
         cause = cause.__cause__ or cause.__context__
     return ": ".join([type(error).__name__, *dict.fromkeys(codes)])
+
+
+def _is_checksum_error(error: BaseException) -> bool:
+    """Return whether a store, such as S3, found that an object differs from the checksum that it was sent with."""
+    return type(error).__name__ == "FlexibleChecksumError"
 
 
 def hash_text(text: str) -> str:

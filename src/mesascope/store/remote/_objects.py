@@ -46,7 +46,7 @@ class ObjectWriter(Protocol):
         ...
 
 
-class StoreWriter:
+class StoreWriter(ObjectWriter):
     """Writes objects through fsspec; creation is conditional where the store offers it, such as S3.
 
     Args:
@@ -77,7 +77,7 @@ class StoreWriter:
             self._filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
 
 
-class FolderWriter:
+class FolderWriter(ObjectWriter):
     """Writes objects as files of a folder: under a temporary name, synced to disk, and renamed."""
 
     def upload(self, file: Path, path: str) -> None:

@@ -204,9 +204,9 @@ class SyncSession:
 
     def _remove_unused(self, numbers: list[int]) -> None:
         """Remove commits before the previous one, and objects that were of use to them or to nothing."""
-        kept = {commit.number for commit in (self._previous, self._base) if commit}
+        retained = {commit.number for commit in (self._previous, self._base) if commit}
         used = {name for commit in (self._previous, self._base) if commit for name in commit.objects}
-        for number in [one for one in numbers if one not in kept]:
+        for number in [one for one in numbers if one not in retained]:
             old = read_commit(self.bucket, number)
             self.bucket.remove([format_commit_key(number)])
             self.bucket.remove(sorted(old.objects - used) if old else [])

@@ -34,7 +34,7 @@ class Snapshot:
     held_back: dict[str, str] = field(default_factory=dict)
 
 
-def take_snapshot(folder: Path, stage: Path, known: Mapping[str, Mapping[str, Signature]]) -> Snapshot:
+def take_snapshot(folder: Path, stage: Path, earlier: Mapping[str, Mapping[str, Signature]]) -> Snapshot:
     """Copy the units of a run that have changed, and verify each copy.
 
     A unit is the folder of one seed, or everything else. A job writes the folder of a seed at any time, so its copy is
@@ -43,7 +43,7 @@ def take_snapshot(folder: Path, stage: Path, known: Mapping[str, Mapping[str, Si
     Args:
         folder: The run.
         stage: An empty folder on the same disk.
-        known: The signatures of an earlier snapshot, whose units are not copied again.
+        earlier: The signatures of an earlier snapshot, whose units are not copied again.
 
     Returns:
         The snapshot.
@@ -53,13 +53,13 @@ def take_snapshot(folder: Path, stage: Path, known: Mapping[str, Mapping[str, Si
         problem = ""
         for attempt in range(MAX_STAGINGS):
             signatures = _list_units(folder).get(unit, {})
-            if known.get(unit) == signatures:
+            if earlier.get(unit) == signatures:
                 snapshot.units[unit] = signatures
                 break
             target = stage / f"{number}-{attempt}"
             problem = _stage_unit(folder, unit, signatures, target)
             if not problem:
-                paths = {path: target / _place(unit, path) for path in signatures}
+                paths = {path: target / _staged_path(unit, path) for path in signatures}
                 snapshot.staged |= {path: (file, hash_file(file)) for path, file in paths.items()}
                 snapshot.units[unit] = signatures
                 break
@@ -91,7 +91,7 @@ def _stage_unit(folder: Path, unit: str, paths: Iterable[str], target: Path) -> 
         if match:
             _copy_file(origin / "run.json", target / "run.json")
         for path in sorted(paths, key=lambda path: bool(_APPENDED.search(path))):
-            _copy_file(folder / path, target / _place(unit, path))
+            _copy_file(folder / path, target / _staged_path(unit, path))
         return next(iter(verify_run(target).problems), "").replace(f"{target}", f"{origin}")
     except FileNotFoundError as error:
         return f"{error.filename} must exist, but is missing"
@@ -99,7 +99,7 @@ def _stage_unit(folder: Path, unit: str, paths: Iterable[str], target: Path) -> 
         return str(error).replace(f"{target}", f"{origin}")
 
 
-def _place(unit: str, path: str) -> str:
+def _staged_path(unit: str, path: str) -> str:
     """Return where a file is staged: models of a cell are those of a run of their own."""
     match = _SEED.match(unit)
     return path.removeprefix(match[1]) if match else path
