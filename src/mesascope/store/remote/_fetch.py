@@ -48,6 +48,7 @@ def fetch_run(
     folder = (cache or _find_cache()) / "runs" / hash_text(bucket.url)
     make_writable_folder(folder)
     with hold_lock(folder, CACHE_LOCK_WAIT):
+        missing: str | None = None
         for _ in range(MAX_NEWER_COMMITS):
             commit = require_commit(bucket, log)
             digest = hash_text(commit.encode().decode())[:8]
@@ -61,7 +62,7 @@ def fetch_run(
                 return target
             if read_newest_commit(bucket) == commit:
                 break
-        raise describe_missing(bucket, missing)
+        raise describe_missing(bucket, missing or "")
 
 
 def describe_missing(bucket: Bucket, key: str) -> DamagedObject:
