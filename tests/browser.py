@@ -37,7 +37,7 @@ const drawn = async () => {
 };
 const whole = async () => {
   await drawn();
-  if (typeof mesascope !== "undefined") mesascope.drawAll();
+  if (typeof mesascope !== "undefined") mesascope.drawAll?.();
   await until(() => !empty().length);
   await wait(50);
 };

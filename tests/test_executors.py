@@ -204,6 +204,11 @@ def test_children_end_with_their_parent(sent: signal.Signals) -> None:
     assert "Traceback" not in errors
 
 
+def test_processes_of_jobs_need_not_wait_for_torch() -> None:
+    code = "import sys, mesascope.executors\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_names_of_executors() -> None:
     assert create_executor("serial") == SerialExecutor()
     assert create_executor("processes") == ProcessExecutor()

@@ -1,4 +1,7 @@
-"""Jobs on the processes that torchrun has started, which train every model together."""
+"""Jobs on the processes that torchrun has started, which train every model together.
+
+torch is imported where it is used, since every process of other executors imports this package first.
+"""
 
 import itertools
 import os
@@ -7,18 +10,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, get_args
-
-import torch
-import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
+from typing import TYPE_CHECKING, Any
 
 from mesascope.executors._jobs import ExecutorError, JobFn, JobLogFn, JobProgressFn, JobStateFn
-from mesascope.runner import TrainingJob
 from mesascope.store import do_nothing
-from mesascope.train import ParallelStrategy
 
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
+
+    from mesascope.train import ParallelStrategy
+
+STRATEGIES = ("ddp", "fsdp")
 TRAINING_TIMEOUT = timedelta(minutes=30)  # in which every process must take part in a sum of gradients
 WAITING_TIMEOUT = timedelta(days=365)  # for the next job: the first process may analyse or simulate for long
 LAUNCHER_POLL_SECONDS = 1.0
@@ -36,14 +38,14 @@ class TorchrunExecutor:
         strategy: ``ddp`` (every process has all weights) or ``fsdp`` (every process has a part of them).
     """
 
-    strategy: ParallelStrategy = "ddp"
+    strategy: "ParallelStrategy" = "ddp"
     _group: list[Any] = field(
         default_factory=list, repr=False, compare=False
     )  # for messages, while processes are joined
 
     def __post_init__(self) -> None:
         """Validate the fields."""
-        if self.strategy not in get_args(ParallelStrategy):
+        if self.strategy not in STRATEGIES:
             raise ValueError(f"strategy must be ddp or fsdp, but got {self.strategy!r}")
 
     @property
@@ -78,6 +80,8 @@ class TorchrunExecutor:
         Raises:
             ExecutorError: If the processes are not joined.
         """
+        from mesascope.runner import TrainingJob
+
         if not self._group:
             raise ExecutorError("the processes must be joined, but are not; call map_jobs inside join_processes")
         results = []
@@ -108,6 +112,10 @@ class TorchrunExecutor:
             ValueError: If this process was not started by torchrun, or has no GPU.
             ExecutorError: If another process is lost, or cannot be reached.
         """
+        import torch.distributed as dist
+        from torch.distributed.distributed_c10d import PrefixStore
+        from torch.distributed.rendezvous import rendezvous
+
         rank, num_processes = _read_number("RANK"), _read_number("WORLD_SIZE")
         backend = _select_backend(device)
         ended = threading.Event()
@@ -140,6 +148,9 @@ class TorchrunExecutor:
 
     def _exchange(self, message: Any) -> Any:
         """Send a message from the first process to the others, and return it in all."""
+        import torch
+        import torch.distributed as dist
+
         messages = [message]
         dist.broadcast_object_list(messages, src=0, group=self._group[0], device=torch.device("cpu"))
         return messages[0]
@@ -158,6 +169,8 @@ def _read_number(name: str) -> int:
 
 def _select_backend(device: str) -> str:
     """Return the backend of a device, and select the GPU of this process."""
+    import torch
+
     if device == "cpu":
         return "gloo"
     local_rank, num_devices = _read_number("LOCAL_RANK"), torch.cuda.device_count()
@@ -170,7 +183,7 @@ def _select_backend(device: str) -> str:
     return "cpu:gloo,cuda:nccl"
 
 
-def _claim_report(store: Store | None) -> bool:
+def _claim_report(store: "Store | None") -> bool:
     """Return whether this process is the first to fail, or cannot ask."""
     if store is None:
         return True
@@ -181,6 +194,8 @@ def _claim_report(store: Store | None) -> bool:
 
 
 def _is_connection_error(error: BaseException) -> bool:
+    import torch.distributed as dist
+
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
