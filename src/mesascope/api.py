@@ -156,7 +156,7 @@ def _choose_folder(out: Path | str | None, default: Path) -> Path:
             f"the directory of such a run must be a folder, but got {out!r}; write to one, then send it with mesascope "
             "sync"
         )
-    return Path(out) if out is not None else default
+    return _find_folder(out, default)
 
 
 def _format_settings(settings: Mapping[str, str | float | bool | None]) -> str:

@@ -15,6 +15,8 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
+from mesascope.user_cache import find_user_cache
+
 COMPILER_FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-ffp-contract=fast", "-shared", "-fPIC")
 KERNEL_CONSTANTS = (
     "PARTS_OF_SUMS",
@@ -78,7 +80,7 @@ def load_kernel(size: KernelSize) -> FusedKernel | None:
     sizes = [f"-D{name}={value}" for name, value in asdict(size).items()]
     key = _library_key(compiler, source, sizes)
     try:
-        folder = _make_private_folder(_cache_dir())
+        folder = _make_private_folder(find_user_cache())
         cached = None if folder is None else _load_cached(folder, key)
         return cached if cached is not None else _build_kernel(folder, key, compiler, source, sizes)
     except (OSError, AttributeError, ValueError, subprocess.CalledProcessError):
@@ -181,12 +183,6 @@ def _run_compiler(compiler: str, arguments: list[str]) -> None:
         if not subprocess.run(command, capture_output=True, check=False).returncode:
             return
     subprocess.run(last, capture_output=True, check=True)
-
-
-def _cache_dir() -> Path:
-    """Return the cache folder; a relative ``XDG_CACHE_HOME`` is ignored, as the XDG specification asks."""
-    given = Path(os.environ.get("XDG_CACHE_HOME") or "")
-    return (given if given.is_absolute() else Path.home() / ".cache") / "mesascope"
 
 
 def _processor_features() -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -123,16 +124,10 @@ def _train_and_analyse(
     run, config = Run.open(job.path).for_condition(condition.name), condition.scales[job.scale]
     task = prepare_task_data(study, condition, job.scale, run, do_nothing)
     model = condition.model_at(job.scale)
-    trained, options = (
-        (task, model, config.training, job.seed, run),
-        {"device": job.device, "progress": progress, "log": log},
-    )
-    if job.strategy is None:
-        train_model(*trained, **options)
-    else:
-        train_parallel(*trained, strategy=job.strategy, **options)
-        if dist.get_rank() > 0:
-            return {}  # the first process analyses
+    train = train_model if job.strategy is None else partial(train_parallel, strategy=job.strategy)
+    train(task, model, config.training, job.seed, run, device=job.device, progress=progress, log=log)
+    if job.strategy is not None and dist.get_rank() > 0:
+        return {}  # the first process analyses
     stamp = stamp_condition(run, condition, task, job.scale, [job.seed])
     with run.exclusive_lock(str(run.seed_path(job.seed).relative_to(run.path))):
         results = load_seed_results(run, condition, job.seed, stamp, log)

@@ -12,6 +12,7 @@ from mesascope.store._files import TEMP_PREFIX, do_nothing, hold_lock, make_writ
 from mesascope.store.remote._address import DamagedObject, StorageError
 from mesascope.store.remote._bucket import Bucket, TransferPolicy, hash_text
 from mesascope.store.remote._commits import Commit, read_newest_commit
+from mesascope.user_cache import find_user_cache
 
 CACHE_LOCK_WAIT = 3600.0  # seconds; another process may be fetching the same run
 MAX_NEWER_COMMITS = 5  # that may be written while one is fetched
@@ -45,7 +46,7 @@ def fetch_run(
         StorageError: If there is no run, the storage does not answer, or an object is missing, torn or changed.
     """
     bucket = Bucket(url, policy)
-    folder = (cache or _find_cache()) / "runs" / hash_text(bucket.url)
+    folder = (cache or find_user_cache()) / "runs" / hash_text(bucket.url)
     make_writable_folder(folder)
     with hold_lock(folder, CACHE_LOCK_WAIT):
         missing: str | None = None
@@ -174,9 +175,3 @@ def _remove_older(folder: Path, current: Path) -> None:
     others = sorted(path for path in folder.iterdir() if path.is_dir() and path != current)
     for path in others[: max(0, len(others) + 1 - KEPT_FOLDERS)]:
         remove_path(path)
-
-
-def _find_cache() -> Path:
-    """Return the user's cache folder; a relative ``XDG_CACHE_HOME`` is ignored, as the XDG specification asks."""
-    given = Path(os.environ.get("XDG_CACHE_HOME") or "")
-    return (given if given.is_absolute() else Path.home() / ".cache") / "mesascope"
