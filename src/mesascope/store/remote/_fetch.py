@@ -1,5 +1,6 @@
 """Fetching of a run from shared storage: every file is verified before the folder is returned."""
 
+import functools
 import os
 import re
 import shutil
@@ -57,7 +58,7 @@ def fetch_run(
                 folder / f"{commit.number:08d}-{digest}{'' if weights else '-light'}" / bucket.url.rsplit("/", 1)[-1]
             )
             files = {path: entry for path, entry in commit.files.items() if weights or not _WEIGHTS.search(path)}
-            missing = fetch_files(bucket, files, target, _find_copies(folder))
+            missing = fetch_files(bucket, files, target, functools.partial(_find_copies, folder))
             if missing is None:
                 _remove_older(folder, target.parent)
                 return target
@@ -99,7 +100,10 @@ def require_commit(bucket: Bucket, log: Callable[[str], None] = do_nothing) -> C
 
 
 def fetch_files(
-    bucket: Bucket, files: Mapping[str, Mapping[str, Any]], target: Path, copies: Mapping[str, Path]
+    bucket: Bucket,
+    files: Mapping[str, Mapping[str, Any]],
+    target: Path,
+    find_copies: Callable[[], Mapping[str, Path]] = dict,
 ) -> str | None:
     """Make a folder hold exactly these files; what it has is verified, and what differs is fetched.
 
@@ -107,7 +111,8 @@ def fetch_files(
         bucket: The objects of a run.
         files: Size, SHA-256 and object by path.
         target: The folder.
-        copies: Files on this machine by their SHA-256, which are linked instead of fetched if they are intact.
+        find_copies: Finds files on this machine by their SHA-256, which are linked instead of fetched if they are
+            intact. It is called once, and only if the folder lacks a file.
 
     Returns:
         None, or the name of an object that does not exist.
@@ -117,6 +122,7 @@ def fetch_files(
         RunError: If the folder cannot be written.
     """
     make_writable_folder(target)
+    list_copies = functools.cache(find_copies)
     for file in list_files(target):
         if file.relative_to(target).as_posix() not in files:
             remove_path(file)
@@ -129,7 +135,7 @@ def fetch_files(
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             remove_path(draft)
-            if not _link_copy(copies.get(entry["sha256"]), draft, checksum) and not bucket.download(
+            if not _link_copy(list_copies().get(entry["sha256"]), draft, checksum) and not bucket.download(
                 entry["object"], draft, checksum
             ):
                 return entry["object"]

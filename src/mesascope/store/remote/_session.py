@@ -234,7 +234,7 @@ class SyncSession:
         if not self._is_ahead(state, newest):
             self._log(f"fetching commit {newest.number} of {self.bucket.url} to {self.folder}")
             self._write_state(newest, is_complete=False)
-            missing = fetch_files(self.bucket, newest.files, self.folder, {})
+            missing = fetch_files(self.bucket, newest.files, self.folder)
             if missing:
                 raise describe_missing(self.bucket, missing)
         self._base = newest
