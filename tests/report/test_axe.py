@@ -12,6 +12,7 @@ import pytest
 
 from browser import UNFOLD, Browser
 from mesascope.report import render_report
+from mesascope.report.comparison_page import render_comparison
 from mesascope.report.index_page import render_index
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs_chromium]
@@ -62,6 +63,14 @@ def test_a_page_has_no_violations(samples, inspected, browser, tmp_path, kind, s
 @pytest.mark.parametrize("screen", SCREENS)
 def test_the_index_of_runs_has_no_violations(runs, browser, screen):
     found = run_axe(browser, render_index(runs), screen)
+    assert found["violations"] == []
+    assert found["passes"] > 15
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+def test_the_comparison_of_runs_has_no_violations(samples, browser, tmp_path, screen):
+    pair = samples.write_comparison(tmp_path / "cells"), samples.write_study(tmp_path / "study")
+    found = run_axe(browser, render_comparison(*pair, tmp_path), screen)
     assert found["violations"] == []
     assert found["passes"] > 15
 

@@ -82,15 +82,31 @@ def verify_command(runs: RunLocations) -> None:
 def compare_command(
     first: RunLocation,
     second: Annotated[str, typer.Argument(metavar="RUN", help="Run directory or URL to compare with.")],
+    page: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FILE.html",
+            help="Also write a page: what differs in settings and environment, and the verdicts of both runs in all "
+            "cells.",
+        ),
+    ] = None,
 ) -> None:
     """Compare the verdicts of two runs."""
     from rich.table import Table
 
-    tables = [{row["name"]: row for row in load_verdict_rows(path)} for path in map(open_location, (first, second))]
+    folders = open_location(first), open_location(second)
+    tables = [{row["name"]: row for row in load_verdict_rows(path)} for path in folders]
     table = Table("claim", escape(first), escape(second))
     for name in dict.fromkeys([*tables[0], *tables[1]]):
         table.add_row(escape(name), *(format_verdict_cell(rows.get(name)) for rows in tables))
+    if page is not None:
+        from mesascope.report import write_comparison
+
+        write_comparison(*folders, page)
     out.print(table)
+    if page is not None:
+        print_line(f"Page: {page}")
 
 
 @app.command("table")
