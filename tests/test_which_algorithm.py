@@ -5,14 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
+import xarray as xr
 
 from mesascope import api
 from mesascope.cli._output import _ranking_table
 from mesascope.ground_truth.models.descent import build_gradient_descent_model
+from mesascope.inspection import AlgorithmReport, describe_ranking, write_rankings
 from mesascope.models.transformer import Decoder, DecoderConfig
 from mesascope.store import Run
 from mesascope.studies.gradient_descent.study import TASK
 from mesascope.studies.registry import load_study
+from report.test_ranking import found as make_ranking
 from saved import save_tiny
 
 
@@ -112,6 +115,48 @@ def test_what_cannot_be_answered_is_one_line(words, line, descending, command, m
     assert code == 2
     assert out == ""
     assert line in " ".join(err.split())
+
+
+def test_a_ranking_becomes_a_run_with_a_report(descending, tmp_path, command):
+    """Its results are those that are returned, and its page is regenerated like any other."""
+    words = ("which-algorithm", descending, "--study", "gradient-descent", "--sequences", "64", "--out", tmp_path / "r")
+    code, out, _ = command(*words)
+    assert code == 0
+    assert "report.html" in out
+    run = Run.open(tmp_path / "r")
+    (report,) = api.rank_algorithms(descending, study="gradient-descent", sequences=64)
+    found = run["which_algorithm"]
+    xr.testing.assert_allclose(found["similarity"], report.results["similarity"])
+    assert found.attrs["title"] == "Nearest algorithm"
+    assert found.attrs["description"].startswith("Task: Regression. ")
+    page = (run.path / "report.html").read_text(encoding="utf-8")
+    assert "Most similar algorithm: " in page
+    assert f"mesascope which-algorithm {descending} --study gradient-descent --sequences 64" in page
+    for again in (("report", run.path), ("verify", run.path), words):
+        assert command(*again)[0] == 0
+
+
+def test_seeds_are_one_axis_of_the_run(tmp_path):
+    results = make_ranking(None).assign_attrs(title="Nearest", description="similarity")
+    reports = [
+        AlgorithmReport(condition=condition, seed=seed, task="Affine", results=results)
+        for condition in ("", "noisy")
+        for seed in (3, 4)
+    ]
+    description = describe_ranking("m", study=None, token_ids=None, sequences=32, seed=0, device="cpu")
+    run = write_rankings(tmp_path / "r", description, reports)
+    assert run.result_names() == ["which_algorithm_1", "which_algorithm_2"]
+    assert run["which_algorithm_2"]["seed"].values.tolist() == [3, 4]
+    assert run["which_algorithm_2"].attrs["title"] == "Nearest: noisy"
+
+
+def test_a_directory_with_something_else_is_refused_before_anything_is_computed(descending, tmp_path, command):
+    Run.create(tmp_path / "run", {"study": "affine"})
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    code, out, err = command("which-algorithm", descending, "--study", "gradient-descent", "--out", tmp_path / "run")
+    assert (code, out) == (2, "")
+    assert "comparing" not in err
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
 
 
 def test_a_run_that_opened_a_language_model_is_refused(tmp_path, command):

@@ -18,6 +18,7 @@ from mesascope.inspection import (
     CircuitSearch,
     StageProgressFn,
     TokenIdsLike,
+    describe_ranking,
     find_circuit,
     find_token_task,
     get_model_name,
@@ -25,6 +26,7 @@ from mesascope.inspection import (
     inspect_model,
     open_language_model,
     open_run,
+    write_rankings,
 )
 from mesascope.loggers import RunLogger, create_loggers, log_run
 from mesascope.progress import ProgressDisplay, StageProgressBar, open_console
@@ -348,6 +350,7 @@ def rank_algorithms(
     token_ids: TokenIdsLike | None = None,
     sequences: int = 128,
     seed: int = 0,
+    out: Path | str | None = None,
     device: str = "cpu",
     trust_remote_code: bool = False,
     log: Callable[[str], None] = lambda line: None,
@@ -364,6 +367,7 @@ def rank_algorithms(
         sequences: Number of sequences to sample, 32 or more. Hyperparameters are fitted on one half, and similarities
             are computed on the other.
         seed: The seed of the sequences.
+        out: A directory, to which results and report are written as a run; by default nothing is written.
         device: cpu, cuda or auto.
         trust_remote_code: Run Python code that comes with a language model.
         log: Receives lines of text.
@@ -372,19 +376,33 @@ def rank_algorithms(
         One report per model, with similarities, fitted hyperparameters and null similarities.
 
     Raises:
-        ValueError: If an argument is invalid; the message is one line.
+        ValueError: If an argument is invalid, or ``out`` holds something else; the message is one line.
     """
-    return identify_algorithms(
+    chosen_device = choose_device(device)
+    description = describe_ranking(
+        get_model_name(subject if isinstance(subject, PreTrainedModel) else str(subject)),
+        study=study,
+        token_ids=str(token_ids) if isinstance(token_ids, Path | str) else None,
+        sequences=sequences,
+        seed=seed,
+        device=chosen_device,
+    )
+    if out is not None and Path(out).exists():
+        Run.create(out, description)  # refuses a directory with something else before anything is computed
+    reports = identify_algorithms(
         subject if isinstance(subject, PreTrainedModel) else str(subject),
         study=study,
         task=task,
         token_ids=token_ids,
         sequences=sequences,
         seed=seed,
-        device=choose_device(device),
+        device=chosen_device,
         trust_remote_code=trust_remote_code,
         log=log,
     )
+    if out is not None:
+        write_report(write_rankings(Path(out), description, reports).path)
+    return reports
 
 
 @validate_arguments

@@ -217,6 +217,10 @@ def which_algorithm_command(
     token_ids: TokenIdsFile = None,
     sequences: Annotated[int, typer.Option(help="Number of sequences to sample, at least 32.")] = 128,
     seed: Annotated[int, typer.Option(help="Random seed of the sequences.")] = 0,
+    out_dir: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="RUN", help="Also write results and a report to this directory."),
+    ] = None,
     device: Device = "cpu",
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
@@ -234,6 +238,7 @@ def which_algorithm_command(
         token_ids=token_ids,
         sequences=sequences,
         seed=seed,
+        out=out_dir,
         device=device,
         trust_remote_code=trust_remote_code,
         log=print_log_line,
@@ -244,6 +249,8 @@ def which_algorithm_command(
         return
     for summary_row in summaries:
         print_ranking(summary_row)
+    if out_dir is not None:
+        print_line(f"Report: {out_dir / 'report.html'}")
 
 
 def parse_settings(options: list[str] | None) -> dict[str, str] | None:

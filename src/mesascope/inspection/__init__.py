@@ -10,6 +10,7 @@ from mesascope.inspection._passes import ANALYSIS_NAMES
 from mesascope.inspection._text import encode_prompt, find_text_prefix, load_sample_text
 from mesascope.inspection._token_ids import TokenIdsLike, find_token_task
 from mesascope.inspection._token_text import TokenDecoder
+from mesascope.inspection.comparisons._ranking_run import describe_ranking, write_rankings
 from mesascope.inspection.comparisons._report import AlgorithmReport
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "StageProgressFn",
     "TokenDecoder",
     "TokenIdsLike",
+    "describe_ranking",
     "encode_prompt",
     "find_circuit",
     "find_text_prefix",
@@ -33,4 +35,5 @@ __all__ = [
     "open_language_model",
     "open_run",
     "open_run_model",
+    "write_rankings",
 ]

@@ -18,6 +18,12 @@ MODEL_SUMMARY_LABELS = {  # facts of a model shown at the top of the page, with 
     "attn_implementation": "attention implementation",
 }
 
+INSPECTIONS = {  # commands that analyse models which exist, with the badge of their page
+    "circuit": "circuit of a model",
+    "inspect": "inspected model",
+    "which-algorithm": "ranking of algorithms",
+}
+
 
 def get_page_title(run: Mapping[str, Any]) -> str:
     """Return the title of the page.
@@ -33,7 +39,7 @@ def get_page_title(run: Mapping[str, Any]) -> str:
 
 
 def is_inspection(run: Mapping[str, Any]) -> bool:
-    """Return whether the run analyses one model, as an inspection or a search for a circuit, rather than a study.
+    """Return whether the run analyses models that exist, as an inspection or a ranking, rather than those of a study.
 
     Args:
         run: the contents of ``run.json``.
@@ -41,7 +47,7 @@ def is_inspection(run: Mapping[str, Any]) -> bool:
     Returns:
         True for an inspection.
     """
-    return run.get("study") in ("inspect", "circuit")
+    return str(run.get("study")) in INSPECTIONS
 
 
 def list_badges(run: Mapping[str, Any]) -> list[str]:
@@ -57,8 +63,7 @@ def list_badges(run: Mapping[str, Any]) -> list[str]:
     tokens = text.get("tokens") if isinstance(text, Mapping) else None
     tokens = f"{tokens:,}" if isinstance(tokens, int) else tokens
     facts = [
-        "circuit of a model" if run.get("study") == "circuit" else "",
-        "inspected model" if run.get("study") == "inspect" else "",
+        INSPECTIONS.get(str(run.get("study")), ""),
         "" if is_inspection(run) else f"study {run['study']}" if run.get("study") else "",
         f"{run['scale']} scale" if run.get("scale") else "",
         format_count(len(run["seeds"]), "seed") if isinstance(run.get("seeds"), list) and run["seeds"] else "",
@@ -128,6 +133,8 @@ def format_command(run: Mapping[str, Any]) -> str:
         return given if isinstance(given, str) else shlex.join(map(str, given))
     if run.get("study") == "circuit":
         return shlex.join(["mesascope", "circuit", str(run.get("model", "MODEL")), *_list_circuit_options(run)])
+    if run.get("study") == "which-algorithm":
+        return shlex.join(["mesascope", "which-algorithm", str(run.get("model", "MODEL")), *_list_ranking_options(run)])
     if is_inspection(run):
         return shlex.join(["mesascope", "inspect", str(run.get("model", "MODEL")), *_list_inspect_options(run)])
     words = ["mesascope", "run", str(run.get("study", "STUDY"))]
@@ -173,6 +180,20 @@ def _list_circuit_options(run: Mapping[str, Any]) -> list[str]:
         "--size": given.get("size"),
         "--device": run.get("device") if run.get("device") != "cpu" else None,
         "--dtype": run.get("dtype") if not of_run and run.get("dtype") != "float32" else None,
+    }
+    return [word for name, value in options.items() if value not in (None, "") for word in (name, str(value))]
+
+
+def _list_ranking_options(run: Mapping[str, Any]) -> list[str]:
+    """Return the options of a ranking of algorithms that differ from the defaults."""
+    given = run.get("parameters")
+    given = given if isinstance(given, Mapping) else {}
+    options = {
+        "--study": given.get("study"),
+        "--token-ids": given.get("token_ids"),
+        "--sequences": given.get("sequences"),
+        "--seed": given.get("seed") or None,
+        "--device": run.get("device") if run.get("device") != "cpu" else None,
     }
     return [word for name, value in options.items() if value not in (None, "") for word in (name, str(value))]
 
