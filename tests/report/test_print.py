@@ -7,7 +7,7 @@ import pytest
 from mesascope.report import render_report
 
 MAX_PAGES = 19
-PAPER_WIDTH, PAPER_HEIGHT = 690, 960  # of the printable area in CSS pixels
+PAPER_WIDTH, PAPER_HEIGHT = 920, 1280  # of the printable area in CSS pixels, at the zoom of 0.75
 
 pytestmark = pytest.mark.needs_chromium
 
@@ -65,3 +65,17 @@ def test_a_printed_study_is_short_complete_and_light(long_run, browser):
     assert after["sizes"][: len(before["sizes"])] == before["sizes"]
     assert len(after["sizes"]) == len(printed["sizes"])
     assert after["folded"] == before["folded"]
+
+
+@pytest.mark.slow
+def test_a_printed_inspection_is_short(inspected, tmp_path, browser):
+    """Maps of 30 layers of 9 heads, and the token view."""
+    run = inspected.write(tmp_path / "run", sequences=2, length=96)
+    with browser.open(browser.save(render_report(run))) as page:
+        before, printed, _ = page.run(PRINT)
+        assert page.read_console() == []
+        assert 3 < page.count_sheets() <= MAX_PAGES
+    assert before["controls"] > 0 == printed["controls"]
+    for width, height, drawn in printed["sizes"]:
+        assert drawn <= width <= PAPER_WIDTH
+        assert height < PAPER_HEIGHT / 2

@@ -52,6 +52,18 @@ def test_one_model_without_controls_has_its_numbers():
     assert panel.data["rows"] == [["layer 0", "trained 3 of 4"], ["layer 1", "trained 4 of 4"]]
 
 
+def test_a_cell_of_many_layers_has_numbers_only():
+    """Here each layer is repeated seven times."""
+    data = counts(step=False)
+    (panel,) = build_panels(data.isel(layer=[0, 1] * 7))
+    assert panel.data["rows"][0] == ["layer 0", "2.5 (3)"]
+    assert panel.data["rows"][13] == ["layer 13", "4 (0)"]
+    assert "Of 4 heads in a layer; in brackets: untrained" in panel.caption
+    (panel,) = build_panels(data.drop_vars("role_count_null_untrained").isel(layer=[0, 1] * 7))
+    assert panel.data["rows"][0] == ["layer 0", "2.5"]
+    assert "brackets" not in panel.caption
+
+
 def heads(**attrs) -> xr.Dataset:
     """Scores of two heads; the draws of the control have random signs."""
     array = xr.DataArray(

@@ -134,7 +134,7 @@ const mesascope = (() => {
     const selection = (data.choices || []).map(spec => spec.selected);
     const plots = [], controls = make("div", { class: "controls" });
     const grid = make("div", { class: "plots" });
-    if (data.plots.length > 1) grid.style.gridTemplateColumns = `repeat(auto-fit, minmax(min(100%, ${data.min_width || 270}px), 1fr))`;
+    if (data.plots.length > 1) grid.style.gridTemplateColumns = `repeat(auto-fit, minmax(min(100%, ${data.min_width || 270}px * var(--shrink, 1)), 1fr))`;
     const redraw = () => plots.forEach((plot, k) => {
       const cells = mesascope.themed(selectCells(data, selection, k));
       Plotly.restyle(plot, Object.fromEntries(Object.entries(cells).map(([name, value]) => [name, [value]])), [0]);

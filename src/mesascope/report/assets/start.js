@@ -30,11 +30,15 @@
   mesascope.drawAll = () => { waiting.forEach(host => near.add(host)); drawNext(); };
   document.querySelectorAll("details.more").forEach(details => details.addEventListener("toggle", drawNext));
   const plots = () => document.querySelectorAll(".js-plotly-plot");
-  // Fit plots to the width of the paper, and make high curves lower.
+  // Fit plots to the width of the paper, and make high curves and maps lower.
+  const paperHeight = plot => {
+    if (plot.data.every(trace => trace.type === "heatmap")) return Math.min(plot.layout.height, 280);
+    const curves = plot.data.every(trace => trace.type === "scatter" && trace.mode !== "markers");
+    return curves && plot.layout.height > 300 ? 190 : plot.layout.height;
+  };
   const fitPaper = () => plots().forEach(plot => {
     plot.screenHeight = plot.layout.height;
-    const lower = plot.layout.height > 300 && plot.data.every(trace => trace.type === "scatter" && trace.mode !== "markers");
-    Plotly.relayout(plot, { width: plot.parentElement.clientWidth, height: lower ? 230 : plot.layout.height });
+    Plotly.relayout(plot, { width: plot.parentElement.clientWidth, height: paperHeight(plot) });
   });
   const verdicts = document.querySelectorAll("details.verdicts");
   let opened = [];
