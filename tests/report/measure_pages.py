@@ -52,9 +52,9 @@ def main() -> None:
         empty.write_text(EMPTY, encoding="utf-8")
         browser = Browser()
         try:
-            print("\t".join(COLUMNS))
+            sys.stdout.write("\t".join(COLUMNS) + "\n")
             for page in [empty, *pages]:
-                print("\t".join(measure_page(browser, page)), flush=True)
+                sys.stdout.write("\t".join(measure_page(browser, page)) + "\n")
         finally:
             browser.close()
 
