@@ -1,5 +1,6 @@
 # make demo           train ten small transformers, analyse them, inspect a language model; the first report is a smoke run
 # make test           run every check: format, lint, types, layers, tests, doctests
+# make test-newest    run the tests of captures with the newest libraries except torch, in an environment of their own
 # make test-slow      run long tests, and the further cases of parametrised ones
 # make test-faults   stop, damage and misuse mesascope on purpose, and write the table of outcomes
 # make lint           run the checks without the tests
@@ -23,6 +24,7 @@ BIN := $(VENV)/bin
 GGUF := .models/SmolLM2-135M-Instruct.Q4_1.gguf
 STAMP := $(VENV)/.installed
 SITE_STAMP := $(VENV)/.site-installed
+NEWEST := .venv-newest
 PUBLISHED := affine affine-2d polynomial meta-learning function-classes gradient-descent newton in-context-convergence \
   induction-heads sparse-regression-heads next-token-convergence multi-concept norm-growth backward-chaining \
   dynamic-halt syntactic-transformations
@@ -30,7 +32,7 @@ WHEELS := $(addprefix --find-links ,$(PIP_FIND_LINKS)) $(addprefix --default-ind
 unexport PYTHONDONTWRITEBYTECODE  # what is imported is compiled once, not by every process
 
 .DEFAULT_GOAL := help
-.PHONY: help setup models index site demo test tests types style test-slow test-faults lint docs docs-paper architectures \
+.PHONY: help setup models index site demo test tests types style test-newest test-slow test-faults lint docs docs-paper architectures \
   ground-truth clean bench bench-opening bench-training bench-seeds bench-capturing bench-circuits \
   bench-scaling
 
@@ -110,6 +112,12 @@ tests: $(STAMP) $(GGUF)
 test: style $(GGUF)
 	@$(MAKE) --no-print-directory -j2 tests types  # types take one core for a while, tests often wait
 
+test-newest: $(STAMP)
+	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
+	$(BIN)/uv pip install --quiet --upgrade --python $(NEWEST)/bin/python $(WHEELS) "$$(grep ^torch== constraints.txt)" -e '.[dev]'
+	$(NEWEST)/bin/python -c "import transformers; print('transformers', transformers.__version__)"
+	$(NEWEST)/bin/pytest -n auto --dist worksteal tests/activations
+
 test-slow: $(STAMP)
 	$(BIN)/pytest -m slow
 
@@ -150,4 +158,4 @@ bench-scaling: $(STAMP) $(GGUF)
 	touch $@
 
 clean:
-	rm -rf $(VENV) .models .peers benchmarks/results runs site .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(NEWEST) .models .peers benchmarks/results runs site .pytest_cache .ruff_cache .import_linter_cache

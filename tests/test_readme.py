@@ -57,8 +57,11 @@ def test_links_inside_lead_somewhere(page):
 
 def test_ci_calls_what_the_readme_names():
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    assert re.search(r"^make test$", script, re.MULTILINE)
     assert "make test" in blocks(ROOT / "README.md", "console")[0]
+    called = re.findall(r"^make .*$", script, re.MULTILINE)
+    assert called == ["make test", "make test-newest"]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert all(one in readme for one in called)
 
 
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
