@@ -2,6 +2,7 @@
 # make test           run every check: format, lint, types, layers, tests, doctests
 # make test-newest    run the tests of captures with the newest libraries except torch, in an environment of their own
 # make test-slow      run long tests, and the further cases of parametrised ones
+# make test-quantized  test quantised models with torchao and bitsandbytes, in an environment of their own
 # make test-faults   stop, damage and misuse mesascope on purpose, and write the table of outcomes
 # make lint           run the checks without the tests
 # make docs           run all studies at laptop scale (three hours) and write their pages under docs/studies
@@ -32,8 +33,8 @@ WHEELS := $(addprefix --find-links ,$(PIP_FIND_LINKS)) $(addprefix --default-ind
 unexport PYTHONDONTWRITEBYTECODE  # what is imported is compiled once, not by every process
 
 .DEFAULT_GOAL := help
-.PHONY: help setup models index site demo test tests types style test-newest test-slow test-faults lint docs docs-paper architectures \
-  ground-truth clean bench bench-opening bench-training bench-seeds bench-capturing bench-circuits \
+.PHONY: help setup models index site demo test tests types style test-newest test-slow test-quantized test-faults lint docs \
+  docs-paper architectures ground-truth clean bench bench-opening bench-training bench-seeds bench-capturing bench-circuits \
   bench-scaling
 
 help:
@@ -120,6 +121,12 @@ test-newest: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/pytest -m slow
+
+# transformers imports torchao wherever it is installed, which would slow every test down
+test-quantized: $(STAMP)
+	test -d .quantized || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps \
+	  --target .quantized torchao bitsandbytes
+	PYTHONPATH=.quantized $(BIN)/pytest -m "" tests/models/test_quantized.py
 
 test-faults: $(STAMP)
 	$(BIN)/python -m tests.faults

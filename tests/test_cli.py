@@ -288,11 +288,11 @@ def test_the_flags_are_the_ones_that_were_promised(command):
         },
         "inspect": {
             *("--text", "--tokens", "--sequences", "--out", "--analyses", "--steps", "--device", "--dtype", "--help"),
-            *("--token-ids", "--study", "--trust-remote-code", "--stream-layers"),
+            *("--token-ids", "--study", "--trust-remote-code", "--stream-layers", "--quantize"),
         },
         "circuit": {
             *("--pairs", "--study", "--condition", "--seed", "--num-pairs", "--steps", "--size", "--out", "--device"),
-            *("--dtype", "--ablation", "--by", "--trust-remote-code", "--help"),
+            *("--dtype", "--ablation", "--by", "--trust-remote-code", "--quantize", "--help"),
         },
         "list": {"--json", "--help"},
         "runs": {"--json", "--html", "--help"},

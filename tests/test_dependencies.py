@@ -18,6 +18,7 @@ EXTRAS = {
     "datasets",
     "figures",
     "gguf",
+    "quantized",
     "ray",
     "serve",
     "stream",

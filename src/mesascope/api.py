@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from mesascope.argument_types import validate_arguments
 from mesascope.executors import SerialExecutor, TorchrunExecutor, create_executor
@@ -202,6 +203,7 @@ def inspect(
     dtype: str = "float32",
     trust_remote_code: bool = False,
     stream_layers: bool = False,
+    quantize: str | QuantizationConfigMixin | None = None,
     progress: StageProgressFn | None = None,
     quiet: bool = False,
 ) -> Run:
@@ -227,6 +229,8 @@ def inspect(
         trust_remote_code: Run Python code that comes with the model; a model that needs it is refused otherwise.
         stream_layers: Read the weights of each layer from the safetensors files whenever it runs, for a model that does
             not fit into memory. The control of random weights is left out.
+        quantize: Quantise the weights of linear modules: int8 or int4 (torchao), nf4 (bitsandbytes), or a quantization
+            config of transformers. The control of random weights is left out.
         progress: Called with (current stage, stages done, total stages). Default: a bar on a terminal and in a
             notebook, nothing in other scripts.
         quiet: Show no progress.
@@ -257,6 +261,7 @@ def inspect(
             dtype=dtype,
             trust_remote_code=trust_remote_code,
             stream_layers=stream_layers,
+            quantize=quantize,
             progress=progress or bar,
         )
     write_report(finished_run.path)
@@ -280,6 +285,7 @@ def circuit(
     device: str = "cpu",
     dtype: str = "float32",
     trust_remote_code: bool = False,
+    quantize: str | QuantizationConfigMixin | None = None,
     progress: StageProgressFn | None = None,
     quiet: bool = False,
 ) -> Run:
@@ -305,6 +311,7 @@ def circuit(
         device: cpu, cuda or auto.
         dtype: Data type of the weights of a language model: float32, bfloat16, float16 or float64.
         trust_remote_code: Run Python code that comes with a language model.
+        quantize: Of a language model: quantise its weights, as in `inspect`.
         progress: Called with (current stage, stages done, total stages). Default: a bar on a terminal and in a
             notebook, nothing in other scripts.
         quiet: Show no progress.
@@ -321,6 +328,8 @@ def circuit(
     if is_run == (pairs is not None):
         given = "a run, which samples its own pairs; omit pairs" if is_run else "a language model; give a pair file"
         raise ValueError(f"pairs must be given for a language model and for nothing else, but {subject} is {given}")
+    if is_run and quantize is not None:
+        raise ValueError(f"quantize must be given for a language model only, but {subject} is a run; omit it")
     if is_run and num_pairs < MIN_PAIRS:
         raise ValueError(f"num_pairs must be {MIN_PAIRS} or more, but got {num_pairs}")
     if pairs is not None:
@@ -331,6 +340,7 @@ def circuit(
             dtype,
             trust_remote_code=trust_remote_code,
             needs_counterfactual=ablation == "counterfactual",
+            quantize=quantize,
         )
     else:
         inputs = open_run(Path(subject), study, condition, seed, num_pairs, chosen_device)

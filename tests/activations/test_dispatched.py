@@ -12,6 +12,7 @@ import small
 from mesascope import api, capture
 from mesascope.activations.linear_inputs import sample_linear_inputs
 from mesascope.activations.sites import UnsupportedModel
+from mesascope.circuits import attribute_edges
 from mesascope.interventions import logit_difference, patch, sweep, zero
 from mesascope.models.weight_checks import hash_weights
 
@@ -65,6 +66,9 @@ def test_sites_gradients_edits_and_readouts_are_those_of_the_model_in_memory(dis
     metric = logit_difference(torch.tensor([1, 2]), torch.tensor([3, 4]))
     patched = [patch(model, X, X.flip(1), metric, "resid_post")["effect"].values for model in (dispatched, plain)]
     assert np.array_equal(*patched)
+    edges = [attribute_edges(model, X, X.flip(1), metric, steps=1)["score"].values for model in (dispatched, plain)]
+    assert np.array_equal(*edges, equal_nan=True)
+    assert np.nanmax(np.abs(edges[1])) > 0
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from mesascope.activations._layer_spec import LayerSpec
 from mesascope.activations.hooks._block_call import ORIGINAL_FORWARD
 from mesascope.activations.hooks._module_hooks import replace_forwards
 from mesascope.activations.sites import UnsupportedModel
+from mesascope.activations.validation.quantized_gradients import validate_quantized_gradients
 from mesascope.tasks.base import Batch
 
 ObjectiveFn = Callable[..., Tensor]  # outputs (batch, pos, d_out) and, with padding, attention_mask
@@ -33,7 +34,11 @@ def enable_activation_gradients(
         model: the model; its weights require no gradient inside the context.
         layers: the specification of every layer.
         activation_checkpointing: recompute each block in the backward pass instead of storing its graph.
+
+    Raises:
+        UnsupportedModel: a quantised module would lose the gradient.
     """
+    validate_quantized_gradients(model)
     trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     names = dict.fromkeys(layer.block for layer in layers)  # once each, in a model that repeats its layers
     blocks = [model.get_submodule(name) for name in names] if activation_checkpointing else []

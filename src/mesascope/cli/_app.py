@@ -30,6 +30,10 @@ TrustRemoteCode = Annotated[
     bool,
     typer.Option("--trust-remote-code", help="Run Python code that comes with the model, if you trust its author."),
 ]
+Quantize = Annotated[
+    str | None,
+    typer.Option(help="Quantise the weights of linear modules: int8 or int4 (torchao), or nf4 (bitsandbytes)."),
+]
 TokenIdsFile = Annotated[
     Path | None,
     typer.Option(help=".npy or .safetensors file of token ids (batch, pos), for a model without a tokenizer."),

@@ -9,6 +9,7 @@ import typer
 from mesascope.cli._app import (
     AsJson,
     Device,
+    Quantize,
     StudyName,
     TokenIdsFile,
     TrustRemoteCode,
@@ -130,6 +131,7 @@ def inspect_command(
             "--stream-layers", help="Read each layer from disk when it runs, for a model that exceeds the memory."
         ),
     ] = False,
+    quantize: Quantize = None,
 ) -> None:
     """Analyse a causal language model on a text or on token ids and write a report. Run again to resume."""
     from mesascope import api
@@ -150,6 +152,7 @@ def inspect_command(
             dtype=dtype,
             trust_remote_code=trust_remote_code,
             stream_layers=stream_layers,
+            quantize=quantize,
             progress=stages,
         )
     for name, reason in finished_run.read_json("model")["skipped"].items():
@@ -181,6 +184,7 @@ def circuit_command(
     device: Device = "cpu",
     dtype: Annotated[str, typer.Option(help="Of a model: float32, bfloat16, float16 or float64.")] = "float32",
     trust_remote_code: TrustRemoteCode = False,
+    quantize: Quantize = None,
 ) -> None:
     """Find the edges that a behaviour depends on, test them on other pairs and write a report. Run again to resume."""
     from mesascope import api
@@ -202,6 +206,7 @@ def circuit_command(
             device=device,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
+            quantize=quantize,
             progress=stages,
         )
     print_circuit(finished_run)

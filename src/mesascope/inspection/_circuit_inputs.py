@@ -15,6 +15,7 @@ from mesascope.inspection._inspect import DTYPES, NUM_CHECKED_TOKENS
 from mesascope.inspection._pair_file import read_pairs, tokenize_pairs
 from mesascope.interventions.metrics import Metric, logit_difference, loss
 from mesascope.models.load import load_checkpoint, load_pretrained, weights_fingerprint
+from mesascope.models.quantized.schemes import Quantization, name_quantization
 from mesascope.models.weight_checks import check_forward_pass, hash_weights
 from mesascope.store import Run
 from mesascope.studies.base import Condition
@@ -67,7 +68,14 @@ class CircuitInputs:
 
 
 def open_language_model(
-    name: str, pair_file: Path, device: str, dtype: str, *, trust_remote_code: bool, needs_counterfactual: bool = True
+    name: str,
+    pair_file: Path,
+    device: str,
+    dtype: str,
+    *,
+    trust_remote_code: bool,
+    needs_counterfactual: bool = True,
+    quantize: Quantization | None = None,
 ) -> CircuitInputs:
     """Load a language model and its pairs of prompts.
 
@@ -79,6 +87,7 @@ def open_language_model(
         trust_remote_code: run Python code that comes with the model.
         needs_counterfactual: whether the file must have counterfactual prompts; the clean prompts are the references of
             a file without them.
+        quantize: how the weights are quantised, as in `load_pretrained`.
 
     Returns:
         The inputs; the metric is the logit difference between answer and wrong answer after the prompt.
@@ -90,7 +99,7 @@ def open_language_model(
     if dtype not in DTYPES:
         raise ValueError(f"a dtype must be one of {', '.join(DTYPES)}, but got {dtype!r}")
     model, tokenizer = load_pretrained(
-        name, DTYPES[dtype], device, trust_remote_code=trust_remote_code, require_tokenizer=False
+        name, DTYPES[dtype], device, trust_remote_code=trust_remote_code, require_tokenizer=False, quantize=quantize
     )
     if tokenizer is None:
         raise ValueError(f"a model must come with its tokenizer to read prompts, but {name} has none; add its files")
@@ -109,6 +118,7 @@ def open_language_model(
             "weights": weights_fingerprint(name, model),
             "device": str(model.device),
             "dtype": dtype,
+            **({} if quantize is None else {"quantize": name_quantization(quantize)}),
             "pairs": {
                 "file": str(pair_file),
                 "number": len(pairs),

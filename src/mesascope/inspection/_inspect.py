@@ -15,6 +15,7 @@ from mesascope.inspection._checkpoints import ModelCheckpoint, resolve_checkpoin
 from mesascope.inspection._inspection import Inspection, StageProgressFn, record_duration
 from mesascope.inspection._loader import CheckpointLoader
 from mesascope.inspection._passes import (
+    NO_QUANTIZED_CONTROL,
     NO_RANDOM_WEIGHTS,
     RANDOM_WEIGHTS,
     InspectionInputs,
@@ -31,6 +32,8 @@ from mesascope.inspection._token_ids import (
     split_token_ids,
 )
 from mesascope.models.load import weights_fingerprint
+from mesascope.models.quantized.schemes import Quantization, name_quantization
+from mesascope.models.quantized.weights import is_quantized
 from mesascope.models.weight_checks import check_forward_pass, check_weight_values, hash_weights
 from mesascope.store import Run
 from mesascope.tasks.base import Task
@@ -57,6 +60,7 @@ def inspect_model(
     dtype: str = "float32",
     trust_remote_code: bool = False,
     stream_layers: bool = False,
+    quantize: Quantization | None = None,
     progress: StageProgressFn = lambda what, done, total: None,
 ) -> Run:
     """Run analyses of a causal language model on a text or on token ids, with controls.
@@ -77,6 +81,8 @@ def inspect_model(
         trust_remote_code: Run Python code that comes with the model.
         stream_layers: Read the weights of each layer from the safetensors files whenever it runs, for a model that does
             not fit into memory. The control of random weights is left out.
+        quantize: Quantise the weights of linear modules, as in `load_pretrained`. The control of random weights is left
+            out.
         progress: Called with (current stage, stages done, total stages).
 
     Returns:
@@ -93,7 +99,14 @@ def inspect_model(
         passes = select_passes(analyses)
         name = get_model_name(model)
         loader = _make_loader(
-            model, tokenizer, resolve_checkpoints(name, steps), device, dtype, trust_remote_code, stream_layers
+            model,
+            tokenizer,
+            resolve_checkpoints(name, steps),
+            device,
+            dtype,
+            trust_remote_code,
+            stream_layers,
+            quantize,
         )
         progress(LOADING_STAGE, 0, 1)
         seconds: dict[str, float] = {}
@@ -104,10 +117,14 @@ def inspect_model(
         skipped: dict[str, str] = {}
         if any(parameter.is_meta for parameter in loaded.parameters()):
             passes, skipped = without_control(passes, RANDOM_WEIGHTS), {f"control: {RANDOM_WEIGHTS}": NO_RANDOM_WEIGHTS}
+        elif is_quantized(loaded):
+            passes = without_control(passes, RANDOM_WEIGHTS)
+            skipped = {f"control: {RANDOM_WEIGHTS}": NO_QUANTIZED_CONTROL}
         weights = _fingerprint_weights(name, loader, loaded)
         file = token_ids if isinstance(token_ids, Path | str) else text
         request = {"model": name, "weights": weights, "device": loader.device, "dtype": _name_dtype(loader.dtype)}
         request |= {"stream_layers": "yes"} if stream_layers else {}
+        request |= {} if quantize is None else {"quantize": name_quantization(quantize)}
         run = Run.create(path, {**request, **_describe_inspection(name, file, tokenized, passes, loader.checkpoints)})
         inputs = InspectionInputs(
             token_ids=tokenized.token_ids,
@@ -186,6 +203,7 @@ def _make_loader(
     dtype: str,
     trust_remote_code: bool,
     stream_layers: bool,
+    quantize: Quantization | None,
 ) -> CheckpointLoader:
     if isinstance(model, str):
         if tokenizer is not None:
@@ -196,9 +214,12 @@ def _make_loader(
             dtype=DTYPES[dtype],
             trust_remote_code=trust_remote_code,
             stream_layers=stream_layers,
+            quantize=quantize,
         )
     if stream_layers:
         raise ValueError("stream_layers must be given with the name of a model, but got a model in memory; omit it")
+    if quantize is not None:
+        raise ValueError("quantize must be given with the name of a model, but got a model in memory; omit it")
     if checkpoints[0].label:
         raise ValueError("steps must be given with the name of a model, but got a model in memory; omit the steps")
     check_weight_values(checkpoints[0].name, model)

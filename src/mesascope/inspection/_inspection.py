@@ -27,6 +27,7 @@ from mesascope.inspection._passes import (
     Pass,
 )
 from mesascope.inspection._text import TokenizedText
+from mesascope.models.quantized.weights import describe_quantization
 from mesascope.store import Run
 
 ANALYSIS_ERRORS = (UnsupportedModel, ValueError)  # raised by analyses that do not support a model
@@ -183,7 +184,7 @@ def describe_model(model: PreTrainedModel) -> dict[str, Any]:
     Args:
         model: The model.
     """
-    config = model.config.get_text_config()
+    config, quantization = model.config.get_text_config(), describe_quantization(model)
     return {
         "class": get_class_name(model),
         "parameters": model.num_parameters(),
@@ -193,6 +194,7 @@ def describe_model(model: PreTrainedModel) -> dict[str, Any]:
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(find_input_device(model)),
         "attn_implementation": attn_implementation(model),
+        **({} if quantization is None else {"quantization": quantization}),
     }
 
 

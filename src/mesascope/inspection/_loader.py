@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mesascope.activations import WrappedModule
 from mesascope.inspection._checkpoints import ModelCheckpoint
 from mesascope.models.load import load_pretrained, make_untrained_factory
+from mesascope.models.quantized.schemes import Quantization
 
 
 @dataclass
@@ -21,6 +22,7 @@ class CheckpointLoader:
         dtype: The data type of their weights.
         trust_remote_code: Whether Python code that comes with a model may run.
         stream_layers: Whether the weights of each layer are read from files whenever it runs.
+        quantize: How the weights are quantised when they are loaded.
         given: A model that the user has in memory, with its tokenizer; nothing is loaded then.
         loaded: The model in memory, if any, with its checkpoint and tokenizer.
         build_untrained: The factory of untrained models, after the first use.
@@ -32,6 +34,7 @@ class CheckpointLoader:
     dtype: torch.dtype
     trust_remote_code: bool = False
     stream_layers: bool = False
+    quantize: Quantization | None = None
     given: tuple[PreTrainedModel, PreTrainedTokenizerBase | None] | None = None
     loaded: tuple[ModelCheckpoint, PreTrainedModel, PreTrainedTokenizerBase | None] | None = None
     build_untrained: Callable[[int], PreTrainedModel] | None = None
@@ -65,6 +68,7 @@ class CheckpointLoader:
                 trust_remote_code=self.trust_remote_code,
                 require_tokenizer=False,
                 stream_layers=self.stream_layers,
+                quantize=self.quantize,
             )
             self.loaded = (checkpoint, model, tokenizer)
         return self.loaded[1:]

@@ -237,6 +237,7 @@ PASSES = (
     ),
 )
 NO_RANDOM_WEIGHTS = "it needs a model of random weights in memory, but the weights of this model are not all in memory"
+NO_QUANTIZED_CONTROL = "it would be a model whose weights are not quantised, but those of this model are"
 ANALYSIS_GROUPS = {"inner": [f"inner_{objective.name}" for objective in objectives.OBJECTIVES]}
 ANALYSIS_NAMES = (
     *ANALYSIS_GROUPS,

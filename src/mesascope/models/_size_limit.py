@@ -18,7 +18,9 @@ SPARE_ELEMENTS, SPARE_TENSORS = 10_000_000, 2_000  # a small excess is harmless,
 
 
 @contextmanager
-def limit_model_size(stored: StoredWeights | None, dtype: torch.dtype | str, *, quantized: bool) -> Iterator[None]:
+def limit_model_size(
+    stored: StoredWeights | None, dtype: torch.dtype | str, *, quantized: bool, num_bytes: float | None = None
+) -> Iterator[None]:
     """Refuse models inside the context that declare many more parameters than the weight files hold.
 
     transformers declares a model on the meta device, which needs no memory, before it allocates weights.
@@ -26,19 +28,21 @@ def limit_model_size(stored: StoredWeights | None, dtype: torch.dtype | str, *, 
     Args:
         stored: The size of the weight files; unlimited if None.
         dtype: The data type in memory.
-        quantized: Whether the files hold packed weights.
+        quantized: Whether the model holds packed weights.
+        num_bytes: The least memory of packed weights; by default that of all numbers of the files in the dtype.
 
     Raises:
         BrokenModelError: The config declares too many parameters, or the free memory is too small for the weights.
     """
     if stored is not None:
-        _check_free_memory(stored, dtype)
+        _check_free_memory(stored, dtype, num_bytes)
     with nullcontext() if stored is None else _count_parameters(stored, quantized):
         yield
 
 
-def _check_free_memory(stored: StoredWeights, dtype: torch.dtype | str) -> None:
+def _check_free_memory(stored: StoredWeights, dtype: torch.dtype | str, num_bytes: float | None) -> None:
     needed = stored.elements * dtype.itemsize if isinstance(dtype, torch.dtype) else stored.num_bytes
+    needed = needed if num_bytes is None else num_bytes
     free = psutil.virtual_memory().available
     if needed > free:
         raise BrokenModelError(

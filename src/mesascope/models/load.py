@@ -22,6 +22,16 @@ from mesascope.models.config import DecoderConfig
 from mesascope.models.encoder_decoder.config import EncoderDecoderConfig
 from mesascope.models.encoder_decoder.model import EncoderDecoder
 from mesascope.models.load_errors import BrokenModelError, ModelNotFound, convert_load_errors
+from mesascope.models.quantized.schemes import (
+    PACKAGES,
+    Quantization,
+    bound_bytes,
+    check_packages,
+    check_scheme,
+    get_stored_method,
+    make_quantization_config,
+)
+from mesascope.models.quantized.weights import compute_in_model_dtype, is_quantized
 from mesascope.models.recurrent.config import RecurrentConfig
 from mesascope.models.recurrent.model import RecurrentTransformer
 from mesascope.models.streaming.stream_layers import build_streamed_model
@@ -103,6 +113,7 @@ def load_pretrained(
     trust_remote_code: bool = False,
     require_tokenizer: Literal[True] = True,
     stream_layers: bool = False,
+    quantize: Quantization | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]: ...
 @overload
 def load_pretrained(
@@ -114,6 +125,7 @@ def load_pretrained(
     trust_remote_code: bool = False,
     require_tokenizer: bool,
     stream_layers: bool = False,
+    quantize: Quantization | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]: ...
 def load_pretrained(
     name: Path | str,
@@ -124,6 +136,7 @@ def load_pretrained(
     trust_remote_code: bool = False,
     require_tokenizer: bool = True,
     stream_layers: bool = False,
+    quantize: Quantization | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """Load a causal language model and its tokenizer, in evaluation mode.
 
@@ -140,15 +153,20 @@ def load_pretrained(
         require_tokenizer: refuse a model without a tokenizer. If false, its tokenizer is ``None``.
         stream_layers: for a model that does not fit into memory: read the weights of each layer from the safetensors
             files whenever it runs, and drop them afterwards. They cannot be trained or changed.
+        quantize: quantise the weights of linear modules: ``int8`` or ``int4`` by torchao, ``nf4`` by bitsandbytes, or a
+            quantization config of transformers. Embeddings, norms and output head keep their precision.
 
     Returns:
         The model and its tokenizer.
 
     Raises:
+        ValueError: there is no such quantisation.
         ModelNotFound: the model does not exist, has no safetensors or GGUF weights, has no tokenizer although one is
             required, or its files are broken, do not match each other or are those of another kind of model; the
             message is one line.
     """
+    if quantize is not None:
+        check_scheme(quantize)
     location, options = _resolve_location(str(name))
     local = Path(location).is_dir()
     explain = (
@@ -161,11 +179,15 @@ def load_pretrained(
         folder = Path(location) if local else find_snapshot(location, revision)
         if stream_layers and "gguf_file" in options:
             raise BrokenModelError("the layers of a .gguf file cannot be streamed; give a folder with safetensors")
+        if quantize is not None:
+            _check_quantizable("gguf_file" in options, stream_layers)
         config, stored = _read_config(location, folder, revision, options, stream_layers=stream_layers)
         if stream_layers:
             model = build_streamed_model(str(name), config, folder, dtype, device, trust_remote_code=trust_remote_code)
         else:
-            model = _build_checked_model(str(name), location, config, stored, revision, dtype, options)
+            model = _build_checked_model(
+                str(name), location, config, stored, revision, dtype, device, quantize, options
+            )
         vocab_size = getattr(config.get_text_config(), "vocab_size", None)
         if not local:
             model.config._commit_hash = folder.name  # of the snapshot; transformers leaves it empty
@@ -174,9 +196,9 @@ def load_pretrained(
             raise BrokenModelError(
                 "it has no tokenizer; add its files, or pass require_tokenizer=False, which returns None in its place"
             )
-        if not stream_layers:
-            model.eval().to(device)  # pyright: ignore[reportArgumentType] transformers wraps torch's method
-        return model, tokenizer
+        if not stream_layers and not is_quantized(model):  # quantised weights are loaded on the device
+            model.to(device)  # pyright: ignore[reportArgumentType] transformers wraps torch's method
+        return model.eval(), tokenizer
 
 
 def _build_checked_model(
@@ -186,15 +208,45 @@ def _build_checked_model(
     stored: StoredWeights | None,
     revision: str,
     dtype: torch.dtype | str,
+    device: torch.device | str,
+    quantize: Quantization | None,
     options: dict[str, Any],
 ) -> PreTrainedModel:
     """Build a model in memory; its size is checked before, and its weights afterwards."""
-    quantized = "gguf_file" not in options and getattr(config, "quantization_config", None) is not None
-    with limit_model_size(stored, dtype, quantized=quantized):
-        model = _build_model(name, location, config, revision, dtype, options)
+    quantized, num_bytes, more_options = False, None, {}
+    if "gguf_file" not in options:
+        quantized, num_bytes, more_options = _choose_quantization(config, stored, dtype, device, quantize)
+    with limit_model_size(stored, dtype, quantized=quantized, num_bytes=num_bytes):
+        model = _build_model(name, location, config, revision, dtype, options | more_options)
+    compute_in_model_dtype(model)
+    if quantize is not None and not is_quantized(model):
+        raise BrokenModelError(
+            f"{type(model).__name__} has no linear module that can be quantised in this way; quantise it to nf4, or "
+            "omit quantize"
+        )
     check_stored_types(name, model, stored, quantized)
     check_weight_values(name, model)
     return model
+
+
+def _choose_quantization(
+    config: PreTrainedConfig,
+    stored: StoredWeights | None,
+    dtype: torch.dtype | str,
+    device: torch.device | str,
+    quantize: Quantization | None,
+) -> tuple[bool, float | None, dict[str, Any]]:
+    """Return whether weights are quantised, the least memory that they need, and options of transformers for them."""
+    method, on_device = get_stored_method(config), {"device_map": {"": device}}
+    if quantize is None:
+        if method is not None:
+            check_packages(method)
+        num_bytes = None if method is None or stored is None else stored.num_bytes
+        return method is not None, num_bytes, on_device if method in PACKAGES else {}
+    if method is not None:
+        raise BrokenModelError(f"its weights are stored quantised by {method} already; omit quantize")
+    options = {"quantization_config": make_quantization_config(quantize, dtype), **on_device}
+    return True, bound_bytes(quantize, stored.elements) if stored else None, options
 
 
 def _build_model(
@@ -243,6 +295,19 @@ def _read_config(
     if folder != Path(location):
         download_weights(location, revision)
     return config, None if stream_layers else read_stored_weights(folder)
+
+
+def _check_quantizable(is_gguf: bool, stream_layers: bool) -> None:
+    """Check that weights are read in a way in which they can be quantised."""
+    if is_gguf:
+        raise BrokenModelError(
+            "the weights of a .gguf file are quantised already, and become floating-point numbers when they are "
+            "loaded; omit quantize, or give a folder with safetensors"
+        )
+    if stream_layers:
+        raise BrokenModelError(
+            "layers that are read from files whenever they run cannot be quantised; omit one of both"
+        )
 
 
 def is_decoder_folder(path: Path) -> bool:

@@ -9,6 +9,7 @@ from torch import nn
 
 from mesascope.models._weight_files import StoredWeights
 from mesascope.models.load_errors import BrokenModelError, ModelNotFound, convert_load_errors
+from mesascope.models.quantized.weights import is_quantized, iterate_stored_tensors, list_scales, list_stored_tensors
 
 _NUMBER = re.compile(r"\.\d+(?=\.)")  # of a layer or an expert
 MAX_WEIGHT = 1e18  # ours: squares of larger weights overflow float32
@@ -50,7 +51,11 @@ def check_weight_values(name: str, model: nn.Module) -> None:
                 f"the numbers that {name} computes from its config must be finite, but {key} has others"
             )
     for key, weight in model.named_parameters():
-        check_weight(name, key, read_weight(model, key) if weight.is_meta else weight)
+        for stored in list_stored_tensors(read_weight(model, key) if weight.is_meta else weight):
+            check_weight(name, key, stored)
+    for path, module in model.named_modules():
+        for scale in list_scales(module):
+            check_weight(name, f"the scale of {path}.weight", scale)
 
 
 def check_weight(name: str, key: str, weight: torch.Tensor) -> None:
@@ -92,7 +97,7 @@ def hash_weights(model: nn.Module) -> str:
         model: The model.
     """
     digest = sha256()
-    for name, tensor in model.state_dict().items():
+    for name, tensor in iterate_stored_tensors(model) if is_quantized(model) else model.state_dict().items():
         value = read_weight(model, name) if tensor.is_meta else tensor
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)

@@ -14,6 +14,7 @@ MODEL_SUMMARY_LABELS = {  # facts of a model shown at the top of the page, with 
     "layers": "layers",
     "heads": "heads",
     "dtype": "dtype",
+    "quantization": "quantised weights",
     "device": "device",
     "attn_implementation": "attention implementation",
 }
@@ -160,8 +161,15 @@ def _list_inspect_options(run: Mapping[str, Any]) -> list[str]:
         "--steps": ",".join(map(str, given.get("steps") or ())),
         "--device": run.get("device") if run.get("device") != "cpu" else None,
         "--dtype": run.get("dtype") if run.get("dtype") != "float32" else None,
+        "--quantize": _get_scheme(run),
     }
     return [word for name, value in options.items() if value for word in (name, str(value))]
+
+
+def _get_scheme(run: Mapping[str, Any]) -> str | None:
+    """Return the name of the quantisation, if it was given by name and not as a configuration."""
+    quantize = run.get("quantize")
+    return quantize if isinstance(quantize, str) and quantize.isalnum() else None
 
 
 def _list_circuit_options(run: Mapping[str, Any]) -> list[str]:
@@ -180,6 +188,7 @@ def _list_circuit_options(run: Mapping[str, Any]) -> list[str]:
         "--size": given.get("size"),
         "--device": run.get("device") if run.get("device") != "cpu" else None,
         "--dtype": run.get("dtype") if not of_run and run.get("dtype") != "float32" else None,
+        "--quantize": _get_scheme(run),
     }
     return [word for name, value in options.items() if value not in (None, "") for word in (name, str(value))]
 

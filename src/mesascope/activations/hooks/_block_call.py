@@ -14,6 +14,7 @@ from mesascope.activations.exclusive_use import guard_hook
 from mesascope.activations.hooks._module_arguments import first_tensor, read_argument, replace_argument, replace_output
 from mesascope.activations.hooks.attention_interface import AttentionCall, route_attention
 from mesascope.activations.sites import UnsupportedModel
+from mesascope.activations.validation.quantized_gradients import validate_quantized_gradients
 
 ORIGINAL_FORWARD = "mesascope_original"  # attribute of a wrapped forward that stores the original
 Stream = Float[Tensor, "batch pos d_model"]
@@ -119,6 +120,8 @@ class BlockCall:
             return self._run(stream, "its MLP")
 
     def _run(self, stream: Stream, part: str) -> Any:
+        if torch.is_grad_enabled() and stream.requires_grad:
+            validate_quantized_gradients(self.model)
         args, kwargs = replace_argument(self.layer.stream_argument, stream, self.args, self.kwargs)
         forward = getattr(self.module.forward, ORIGINAL_FORWARD, self.module.forward)
         try:

@@ -40,11 +40,19 @@ class OutputHead:
 
         Returns:
             The output: logits, or predicted vectors.
+
+        Raises:
+            UnsupportedModel: If a gradient is lost in it.
         """
         x = resid
         with torch.set_grad_enabled(torch.is_grad_enabled() and resid.requires_grad):
             for module, scale in list(zip(self.modules, self.scales, strict=False))[start:]:
                 x = module(x if scale == 1.0 else x * scale)
+            if torch.is_grad_enabled() and not x.requires_grad:
+                raise UnsupportedModel(
+                    "gradients must pass the output head, but one of its modules loses them, as some quantised ones "
+                    "do; omit what needs its gradient"
+                )
         return x if self.scales[-1] == 1.0 else x * self.scales[-1]
 
     def tensors(self) -> list[Tensor]:

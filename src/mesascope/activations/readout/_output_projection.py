@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from mesascope.activations._layer_spec import LayerSpec, ResidualUpdate
 from mesascope.activations.structure._trace import ModuleCall, Trace
 from mesascope.activations.tolerances import allclose, relative_difference, rounding_tolerance
+from mesascope.models.quantized.weights import read_matrices
 
 NUM_RANDOM_VECTORS = 4  # that a parameter must map as the module does
 
@@ -37,7 +38,8 @@ class OutputProjection:
     def compute_matrix(self) -> tuple[Float[Tensor, "head d_head d_model"], Float[Tensor, " d_model"]]:
         """Return the map and its bias, by running the module on unit vectors.
 
-        The module's own parameter is returned where it is the same map, since it is exact.
+        The module's own parameter, dequantised if it is quantised, is returned where it is the same map, since it is
+        exact.
 
         Returns:
             The matrix of each head and the bias, both times the gain.
@@ -55,9 +57,8 @@ class OutputProjection:
         x = x.to(bias)
         expected = self.module(x) - bias
         tolerance = min(rounding_tolerance(x), max(1e-5, 4 * torch.finfo(x.dtype).eps))
-        readable = [p for p in self.module.parameters(recurse=False) if p.ndim == 2 and not p.is_meta]
         shape = (x.shape[-1], expected.shape[-1])
-        for matrix in (candidate for p in readable for candidate in (p.T, p)):
+        for matrix in (candidate for p in read_matrices(self.module) for candidate in (p.T, p)):
             fits = matrix.dtype == x.dtype and matrix.shape == shape
             if fits and relative_difference(x @ matrix, expected, bias.abs().max().item()) <= tolerance:
                 return matrix

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mesascope.activations.readout._output_head import OutputHead
 from mesascope.activations.tolerances import allclose
+from mesascope.models.quantized.weights import read_matrices
 
 UNIT_VECTORS_PER_CHUNK = 64  # unit vectors at a time; their logits are the largest tensor in memory
 
@@ -80,11 +81,9 @@ class Unembedding:
         x = torch.randn(4, len(self._like), generator=torch.Generator().manual_seed(0)).to(self._like)
         expected = self(x)
         scale = self._output_head.scales[self._start] * self._output_head.scales[-1]
-        for parameter in self._output_head.modules[-1].parameters(recurse=False):
-            matrix = parameter.detach()
-            readable = not matrix.is_meta and matrix.dtype == x.dtype
+        for matrix in read_matrices(self._output_head.modules[-1]):
             if (
-                readable
+                matrix.dtype == x.dtype
                 and matrix.shape == (expected.shape[-1], len(self._like))
                 and allclose(x @ matrix.T * scale, expected)
             ):

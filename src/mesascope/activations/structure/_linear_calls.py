@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from mesascope.activations.structure._trace import ModuleCall
 from mesascope.activations.tolerances import relative_difference, rounding_tolerance
+from mesascope.models.quantized.weights import dequantize_weight, explain_unreadable, is_quantized
 
 
 def detect_transposed(module: nn.Module, calls: Sequence[ModuleCall], block: ModuleCall) -> bool | str:
@@ -26,6 +27,8 @@ def detect_transposed(module: nn.Module, calls: Sequence[ModuleCall], block: Mod
         return "its weights are offloaded"
     if list(arrays) != ["weight"] or arrays["weight"].ndim != 2:
         return f"it holds {', '.join(f'{name} {tuple(p.shape)}' for name, p in arrays.items())}, not one weight matrix"
+    if reason := explain_unreadable(module, "weight"):
+        return reason
     if len(calls) != 1:
         return f"it was called {len(calls)} times in one forward pass"
     (call,) = calls
@@ -49,7 +52,8 @@ def detect_transposed(module: nn.Module, calls: Sequence[ModuleCall], block: Mod
 def _apply_weight(module: nn.Module, call: ModuleCall, transposed: bool) -> Tensor | None:
     """Return W x + bias, or ``None`` where its shape or precision differs from the output's."""
     parameters = dict(module.named_parameters(recurse=False))
-    weight, x = parameters["weight"].detach(), get_input(call)
+    weight, x = dequantize_weight(module, "weight"), get_input(call)
+    weight = weight.to(x.dtype) if is_quantized(module) else weight
     weight = weight.T if transposed else weight
     if weight.dtype != x.dtype or weight.shape != (call.output_tensor.shape[-1], x.shape[-1]):
         return None

@@ -13,6 +13,7 @@ from mesascope.activations.sites import UnsupportedModel
 from mesascope.activations.structure._linear_calls import detect_transposed, get_input
 from mesascope.activations.structure._trace import Trace
 from mesascope.activations.tolerances import bitwise_equal
+from mesascope.models.quantized.weights import dequantize_weight, explain_unreadable
 
 PACKED_DTYPES = {torch.int8, torch.uint8, torch.int16, torch.int32}
 
@@ -38,8 +39,14 @@ class LinearModule:
 
     @property
     def weight(self) -> Float[Tensor, "d_out d_in"]:
-        """The current W."""
-        parameter = self.module.get_parameter("weight").detach()
+        """The current W, dequantised if it is quantised.
+
+        Raises:
+            UnsupportedModel: it can no longer be dequantised.
+        """
+        if reason := explain_unreadable(self.module, "weight"):
+            raise UnsupportedModel(f"the weight of {self.name} in layer {self.layer} must be readable, but {reason}")
+        parameter = dequantize_weight(self.module, "weight")
         return parameter.T if self.transposed else parameter
 
     @property

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedConfig
 
+from mesascope.models.quantized.weights import list_scales, list_stored_tensors
 from mesascope.models.streaming.stream_layers import get_streamed_weights
 
 MAX_ENTRIES = 64  # compared entries of a large tensor; a small one is compared as a whole
@@ -64,7 +64,8 @@ def model_tensors(model: nn.Module) -> list[Tensor]:
         model: the model.
 
     Returns:
-        The tensors; one that several modules share is repeated. Streamed weights are left out.
+        The tensors, and the scales of quantised ones; one that several modules share is repeated. Streamed weights are
+        left out.
     """
     return _collect_tensors(list_modules(model))
 
@@ -115,8 +116,12 @@ def _collect_tensors(modules: Sequence[nn.Module]) -> list[Tensor]:
     return [
         tensor
         for module in modules
-        for group in (module.__dict__["_parameters"], module.__dict__["_buffers"])
-        for tensor in group.values()
+        for group in (
+            module.__dict__["_parameters"].values(),
+            module.__dict__["_buffers"].values(),
+            list_scales(module),
+        )
+        for tensor in group
         if tensor is not None and not (tensor.is_meta and get_streamed_weights(module) is not None)
     ]
 
@@ -135,18 +140,10 @@ def fingerprint_tensors(tensors: Iterable[Tensor]) -> Fingerprint:
         if tensor.is_meta:
             return (Offloaded(),)
         identities.append((id(tensor), tensor._version, tensor.shape))
-        for stored in _stored_tensors(tensor.detach()):
+        for stored in list_stored_tensors(tensor.detach()):
             identities.append(stored.data_ptr())
             samples.setdefault((stored.dtype, stored.device), []).append(_sample_entries(stored))
     return (tuple(identities), *((key, _to_bytes(torch.cat(parts))) for key, parts in samples.items()))
-
-
-def _stored_tensors(tensor: Tensor) -> list[Tensor]:
-    """Return the tensors in which a quantised or otherwise composed one is stored; itself if it is an ordinary one."""
-    if type(tensor) is Tensor or not is_traceable_wrapper_subclass(tensor):
-        return [tensor]
-    names, _ = tensor.__tensor_flatten__()
-    return [stored for name in names for stored in _stored_tensors(getattr(tensor, name))]
 
 
 def _sample_entries(tensor: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""Quantised weights: how they are made, and how they are read as floating-point numbers."""
