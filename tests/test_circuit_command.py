@@ -106,6 +106,7 @@ def test_other_bad_input_ends_in_one_line(
         "size must be 1 or more": ["--pairs", str(pairs), "--size", "0"],
         "steps must be 0 or more": ["--pairs", str(pairs), "--steps", "-1"],
         "a dtype must be one of": ["--pairs", str(pairs), "--dtype", "int8"],
+        "quantize must be int8, int4 or nf4": ["--pairs", str(pairs), "--quantize", "int3"],
         "ablation must be one of counterfactual, mean, resample, but got 'zero'": [
             *("--pairs", str(pairs)),
             *("--ablation", "zero"),

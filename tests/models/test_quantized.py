@@ -26,6 +26,7 @@ from mesascope.interventions import logit_difference, patch, zero
 from mesascope.models.load import ModelNotFound, load_pretrained
 from mesascope.models.quantized.weights import dequantize_weight, describe_quantization, is_quantized
 from mesascope.models.weight_checks import check_weight_values, hash_weights
+from saved import save_tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the libraries, when they are imported
 X = torch.randint(0, 96, (2, 12), generator=torch.Generator().manual_seed(0))
@@ -191,6 +192,22 @@ def test_an_inspection_names_the_quantisation(folders, tmp_path):
     assert facts["quantization"] in (run.path / "report.html").read_text(encoding="utf-8")
     with pytest.raises(ValueError, match="quantize must be given with the name of a model, but got a model in memory"):
         api.inspect(load(folders["llama"]), quantize="int8", **options)
+
+
+@pytest.mark.slow
+def test_a_search_for_a_circuit_names_the_quantisation(tmp_path):
+    pytest.importorskip("torchao")
+    words = "the of and to is in".split()
+    pairs = [
+        {"clean": f"{a} {b} {a}", "counterfactual": f"{a} {c} {a}", "answer": f" {b}", "wrong_answer": f" {c}"}
+        for a, b, c in zip(words, words[1:], words[2:], strict=False)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)) + "\n")
+    options = {"pairs": tmp_path / "pairs.jsonl", "size": 5, "steps": 0, "quiet": True}
+    run = api.circuit(save_tiny(tmp_path, grouped=True), quantize="int8", out=tmp_path / "run", **options)
+    assert run.record["quantize"] == "int8"
+    assert run.read_json("model")["quantization"].startswith("torchao Int8Tensor, ")
+    assert "--quantize int8" in (run.path / "report.html").read_text(encoding="utf-8")
 
 
 def test_wrong_use_is_refused(folders, tmp_path):

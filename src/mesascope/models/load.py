@@ -224,7 +224,7 @@ def _build_checked_model(
             f"{type(model).__name__} has no linear module that can be quantised in this way; quantise it to nf4, or "
             "omit quantize"
         )
-    check_stored_types(name, model, stored, quantized)
+    check_stored_types(name, model, stored, quantized and quantize is None)
     check_weight_values(name, model)
     return model
 

@@ -38,6 +38,11 @@ def validate_quantized_gradients(model: PreTrainedModel) -> None:
                 f"gradients must pass every module, but {name} of {type(model).__name__} has a 4-bit weight of "
                 f"bitsandbytes, whose kernel for this processor has no gradient; {UNPACK_ADVICE}"
             )
+        if module.weight.is_meta:
+            raise UnsupportedModel(
+                f"gradients must pass every module, but the quantised weight of {name} of {type(model).__name__} is "
+                "offloaded; load the model in memory"
+            )
         if _VALIDATED.get(module) == id(module.weight):
             continue
         if not _has_gradient_of_matrix(module, model.dtype):

@@ -99,7 +99,7 @@ def get_stored_method(config: PreTrainedConfig) -> str | None:
     if stored is None:
         return None
     method = stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", None)
-    return str(getattr(method, "value", method))
+    return "an unknown method" if method is None else str(getattr(method, "value", method))
 
 
 def check_packages(method: object) -> None:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
+from mesascope.models.quantized.schemes import get_stored_method
+
 UNPACK_ADVICE = "set support_avx512bf16_for_cpu = False on its modules before they run, as load_pretrained does"
 
 
@@ -145,9 +147,8 @@ def describe_quantization(model: PreTrainedModel) -> str | None:
             if weight is not None and (kind := _name_kind(module, weight)):
                 kinds[kind] += _count_entries(module, weight)
     if not kinds:
-        method = getattr(getattr(model.config, "quantization_config", None), "quant_method", None)
-        named = None if method is None else str(getattr(method, "value", method))
-        return None if named == "gguf" else named  # weights of such files are dequantised when they are loaded
+        method = get_stored_method(model.config)
+        return None if method == "gguf" else method  # weights of such files are dequantised when they are loaded
     fraction = sum(kinds.values()) / max(1, model.num_parameters())
     return f"{' and '.join(sorted(kinds))}, {100 * fraction:.0f} % of the parameters"
 
