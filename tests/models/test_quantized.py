@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import accelerate
 import numpy as np
 import pytest
 import torch
@@ -165,6 +166,20 @@ def test_scales_count_in_checks_and_in_the_identity_of_a_model(folders):
     scale.data[0] = torch.nan
     with pytest.raises(ModelNotFound, match=r"layers\.0\.mlp\.up_proj\.weight has NaN"):
         check_weight_values("it", model)
+
+
+def test_weights_that_are_offloaded_as_well(folders):
+    pytest.importorskip("torchao")
+    plain = load(folders["llama"], quantize="int8")
+    offloaded = accelerate.cpu_offload(load(folders["llama"], quantize="int8"), execution_device=torch.device("cpu"))
+    acts, expected = (capture(model, X, ["attn_out", "z", "output"]) for model in (offloaded, plain))
+    assert torch.equal(acts["output"], expected["output"])
+    assert torch.equal(acts.head_out(), expected.head_out())
+    assert hash_weights(offloaded) == hash_weights(plain)
+    with pytest.raises(
+        UnsupportedModel, match=r"quantised weight of model\.layers\.0\.self_attn\.q_proj .* is offloaded"
+    ):
+        capture(offloaded, X, ["resid_pre_grad"])
 
 
 def test_quantised_activations_have_no_gradient_and_no_linear_maps(folders):

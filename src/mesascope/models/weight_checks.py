@@ -1,6 +1,7 @@
 """Checks of a loaded model: all weights are there, all are usable numbers, and the model runs."""
 
 import re
+from collections.abc import Iterator
 from hashlib import sha256
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import nn
 
 from mesascope.models._weight_files import StoredWeights
 from mesascope.models.load_errors import BrokenModelError, ModelNotFound, convert_load_errors
-from mesascope.models.quantized.weights import is_quantized, iterate_stored_tensors, list_scales, list_stored_tensors
+from mesascope.models.quantized.weights import is_quantized, list_scales, list_stored_tensors
 
 _NUMBER = re.compile(r"\.\d+(?=\.)")  # of a layer or an expert
 MAX_WEIGHT = 1e18  # ours: squares of larger weights overflow float32
@@ -97,11 +98,27 @@ def hash_weights(model: nn.Module) -> str:
         model: The model.
     """
     digest = sha256()
-    for name, tensor in iterate_stored_tensors(model) if is_quantized(model) else model.state_dict().items():
-        value = read_weight(model, name) if tensor.is_meta else tensor
+    for name, value in _iterate_tensors(model):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
+
+
+def _iterate_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Iterate over all weights and buffers, with their names; over what quantised ones are stored in.
+
+    The state dict of a quantised model is not read, because that of bitsandbytes packs weights again.
+    """
+    if not is_quantized(model):
+        for name, tensor in model.state_dict().items():
+            yield name, read_weight(model, name) if tensor.is_meta else tensor
+        return
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        for part in list_stored_tensors((read_weight(model, name) if tensor.is_meta else tensor).detach()):
+            yield name, part
+    for path, module in model.named_modules():
+        for scale in list_scales(module):
+            yield f"{path}.scale", scale
 
 
 def read_weight(model: nn.Module, name: str) -> torch.Tensor:

@@ -3,7 +3,6 @@
 import copy
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -111,25 +110,6 @@ def list_scales(module: nn.Module) -> list[Tensor]:
         module: the module.
     """
     return [] if _find_bitsandbytes(module) is None else _list_scales(module)
-
-
-def iterate_stored_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Iterate over all tensors in which a quantised model is stored, with the name of the weight that they belong to.
-
-    The state dict is not read, because that of bitsandbytes packs weights again and rounds their scales.
-
-    Args:
-        model: the model.
-
-    Yields:
-        The name of the weight or buffer, and a tensor; all scales of a module of bitsandbytes have one name.
-    """
-    for path, module in model.named_modules():
-        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-            for part in list_stored_tensors(tensor.detach()):
-                yield f"{path}.{name}", part
-        for scale in list_scales(module):
-            yield f"{path}.scale", scale
 
 
 def describe_quantization(model: PreTrainedModel) -> str | None:
