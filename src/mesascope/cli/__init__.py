@@ -1,5 +1,6 @@
 """Command line of mesascope. Each command imports its dependencies only when it runs."""
 
+import logging
 import math
 import os
 import signal
@@ -24,11 +25,18 @@ if TYPE_CHECKING:
 __all__ = ["EXIT_BAD_INPUT", "EXIT_CONTRADICTED", "EXIT_DAMAGED", "EXIT_INTERRUPTED", "EXIT_OK", "app", "main"]
 MIN_INTERRUPT_INTERVAL = 2.0  # seconds between two signals that both interrupt
 REPEAT_SECONDS = 0.05  # after which an interrupt that was lost is sent again
+QUIET_LOGGERS = (
+    "torchao",
+    "torch.utils._pytree",
+    "bitsandbytes",
+)  # they warn of kernels that are missing, and of casts
 _RESUME_HINT = "interrupted; run the same command again to resume"
 
 
 def main() -> None:
     """Run the command line; user errors print one line and exit with code 2, SIGINT and SIGTERM with code 130."""
+    for name in QUIET_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
     with _handle_interrupts(), _handle_user_errors():
         _load_app()()
 

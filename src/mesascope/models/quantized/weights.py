@@ -41,7 +41,7 @@ def dequantize_weight(module: nn.Module, name: str) -> Shaped[Tensor, "*shape"]:
     """
     if reason := explain_unreadable(module, name):
         raise ValueError(f"a weight must be readable as numbers, but {reason}")
-    weight = module.get_parameter(name).detach()
+    weight: Any = module.get_parameter(name).detach()
     if _has_own_dequantize(weight):
         return weight.dequantize()
     library = _find_bitsandbytes(module)
@@ -188,7 +188,8 @@ def _list_scales(module: Any) -> list[Tensor]:
 
 
 def _has_own_dequantize(weight: Any) -> bool:
-    return is_traceable_wrapper_subclass(weight) and type(weight).dequantize is not Tensor.dequantize
+    kind: Any = type(weight)
+    return is_traceable_wrapper_subclass(weight) and kind.dequantize is not Tensor.dequantize
 
 
 def _name_kind(module: Any, weight: Tensor | None) -> str | None:
