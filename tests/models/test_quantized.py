@@ -271,6 +271,37 @@ def test_a_kernel_without_gradient_is_refused(folders):
 
 
 @needs_bitsandbytes
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"bnb_4bit_quant_type": "fp4"},
+        {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
+        {"bnb_4bit_quant_type": "nf4", "bnb_4bit_quant_storage": torch.bfloat16},
+    ],
+)
+def test_other_layouts_of_four_bits(folders, layout):
+    pytest.importorskip("bitsandbytes")
+    model = load(folders["llama"], quantize=BitsAndBytesConfig(load_in_4bit=True, **layout))
+    with torch.no_grad():
+        expected = model(X).logits
+    assert torch.equal(capture(model, X, ["resid_pre_grad", "output"])["output"], expected)
+    samples = sample_linear_inputs(model, X)
+    assert len(samples.samples) == 14
+    assert not samples.excluded
+
+
+@needs_bitsandbytes
+def test_products_in_another_precision_are_not_linear(folders):
+    pytest.importorskip("bitsandbytes")
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    model = load(folders["llama"], quantize=config)
+    with pytest.raises(UnsupportedModel, match="quantise weights only, and compute in the dtype of"):
+        capture(model, X, ["resid_pre_grad"])
+    with pytest.raises(UnsupportedModel, match="its output is not its weight times its input"):
+        sample_linear_inputs(model, X)
+
+
+@needs_bitsandbytes
 def test_llm_int8_is_captured_and_is_not_linear(folders):
     pytest.importorskip("bitsandbytes")
     model = load(folders["llama"], quantize=BitsAndBytesConfig(load_in_8bit=True))

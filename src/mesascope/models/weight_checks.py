@@ -10,7 +10,7 @@ from torch import nn
 
 from mesascope.models._weight_files import StoredWeights
 from mesascope.models.load_errors import BrokenModelError, ModelNotFound, convert_load_errors
-from mesascope.models.quantized.weights import is_quantized, list_scales, list_stored_tensors
+from mesascope.models.quantized.weights import holds_packed_bytes, is_quantized, list_scales, list_stored_tensors
 
 _NUMBER = re.compile(r"\.\d+(?=\.)")  # of a layer or an expert
 MAX_WEIGHT = 1e18  # ours: squares of larger weights overflow float32
@@ -52,6 +52,9 @@ def check_weight_values(name: str, model: nn.Module) -> None:
                 f"the numbers that {name} computes from its config must be finite, but {key} has others"
             )
     for key, weight in model.named_parameters():
+        path, _, leaf = key.rpartition(".")
+        if holds_packed_bytes(model.get_submodule(path), leaf):
+            continue  # its scales are checked below
         for stored in list_stored_tensors(read_weight(model, key) if weight.is_meta else weight):
             check_weight(name, key, stored)
     for path, module in model.named_modules():

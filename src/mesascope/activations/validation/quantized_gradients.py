@@ -48,7 +48,8 @@ def validate_quantized_gradients(model: PreTrainedModel) -> None:
         if not _has_gradient_of_matrix(module, model.dtype):
             raise UnsupportedModel(
                 f"gradients must pass every module, but the quantised module {name} of {type(model).__name__} has no "
-                "gradient, or another one than its dequantised weight; quantise weights only, not activations"
+                "gradient, or another one than its dequantised weight; quantise weights only, and compute in the dtype "
+                "of the model"
             )
         _VALIDATED[module] = id(module.weight)
 

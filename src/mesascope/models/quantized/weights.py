@@ -45,7 +45,7 @@ def dequantize_weight(module: nn.Module, name: str) -> Shaped[Tensor, "*shape"]:
     if _has_own_dequantize(weight):
         return weight.dequantize()
     library = _find_bitsandbytes(module)
-    if library is None:
+    if library is None or not holds_packed_bytes(module, name):
         return weight
     if isinstance(module, library.nn.Linear8bitLt):
         return library.functional.int8_vectorwise_dequant(weight, _list_scales(module)[0])
@@ -71,7 +71,7 @@ def explain_unreadable(module: nn.Module, name: str) -> str | None:
             return f"bitsandbytes has packed its 4-bit weight for a kernel of this processor; {UNPACK_ADVICE}"
     if library is not None and isinstance(module, library.nn.Linear8bitLt) and not _list_scales(module):
         return "its 8-bit weight has no scales"
-    if is_traceable_wrapper_subclass(weight) and not _has_own_dequantize(weight):
+    if type(weight).__module__.startswith("torchao.") and not _has_own_dequantize(weight):
         return f"its weight is a {type(weight).__name__}, which cannot be dequantised"
     return None
 
@@ -101,6 +101,16 @@ def list_stored_tensors(tensor: Tensor) -> list[Tensor]:
     names, _ = tensor.__tensor_flatten__()
     parts = [getattr(tensor, name) for name in names]
     return [stored for part in parts if part is not None for stored in list_stored_tensors(part)]
+
+
+def holds_packed_bytes(module: nn.Module, name: str) -> bool:
+    """Return whether a parameter is bytes that bitsandbytes has packed; they may have the dtype of any numbers.
+
+    Args:
+        module: the module that holds it.
+        name: the name of the parameter.
+    """
+    return name == "weight" and _find_bitsandbytes(module) is not None
 
 
 def list_scales(module: nn.Module) -> list[Tensor]:
