@@ -289,6 +289,7 @@ def test_the_flags_are_the_ones_that_were_promised(command):
         "inspect": {
             *("--text", "--tokens", "--sequences", "--out", "--analyses", "--steps", "--device", "--dtype", "--help"),
             *("--token-ids", "--study", "--trust-remote-code", "--stream-layers", "--quantize"),
+            "--device-map",
         },
         "circuit": {
             *("--pairs", "--study", "--condition", "--seed", "--num-pairs", "--steps", "--size", "--out", "--device"),

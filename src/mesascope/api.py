@@ -204,6 +204,7 @@ def inspect(
     trust_remote_code: bool = False,
     stream_layers: bool = False,
     quantize: str | QuantizationConfigMixin | None = None,
+    device_map: str | None = None,
     progress: StageProgressFn | None = None,
     quiet: bool = False,
 ) -> Run:
@@ -231,6 +232,8 @@ def inspect(
             not fit into memory. The control of random weights is left out.
         quantize: Quantise the weights of linear modules: int8 or int4 (torchao), nf4 (bitsandbytes), or a quantization
             config of transformers. The control of random weights is left out.
+        device_map: Spread the weights over devices, the processor's memory and the disk: auto, balanced, balanced_low_0
+            or sequential, as in transformers. ``device`` is not used then.
         progress: Called with (current stage, stages done, total stages). Default: a bar on a terminal and in a
             notebook, nothing in other scripts.
         quiet: Show no progress.
@@ -262,6 +265,7 @@ def inspect(
             trust_remote_code=trust_remote_code,
             stream_layers=stream_layers,
             quantize=quantize,
+            device_map=device_map,
             progress=progress or bar,
         )
     write_report(finished_run.path)

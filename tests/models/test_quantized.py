@@ -151,6 +151,8 @@ def test_a_saved_quantised_folder_gives_the_same_logits(folders, tmp_path, quant
         load(tmp_path, quantize=quantize)
     with pytest.raises(ModelNotFound, match="quantised, which streaming does not support"):
         load(tmp_path, stream_layers=True)
+    with pytest.raises(ModelNotFound, match="quantised weights cannot be spread by a device_map"):
+        load(tmp_path, device_map="auto")
 
 
 def test_scales_count_in_checks_and_in_the_identity_of_a_model(folders):

@@ -132,6 +132,12 @@ def inspect_command(
         ),
     ] = False,
     quantize: Quantize = None,
+    device_map: Annotated[
+        str | None,
+        typer.Option(
+            help="Spread the weights over devices, memory and disk: auto, balanced, balanced_low_0 or sequential."
+        ),
+    ] = None,
 ) -> None:
     """Analyse a causal language model on a text or on token ids and write a report. Run again to resume."""
     from mesascope import api
@@ -153,6 +159,7 @@ def inspect_command(
             trust_remote_code=trust_remote_code,
             stream_layers=stream_layers,
             quantize=quantize,
+            device_map=device_map,
             progress=stages,
         )
     for name, reason in finished_run.read_json("model")["skipped"].items():

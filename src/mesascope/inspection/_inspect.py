@@ -61,6 +61,7 @@ def inspect_model(
     trust_remote_code: bool = False,
     stream_layers: bool = False,
     quantize: Quantization | None = None,
+    device_map: str | None = None,
     progress: StageProgressFn = lambda what, done, total: None,
 ) -> Run:
     """Run analyses of a causal language model on a text or on token ids, with controls.
@@ -83,6 +84,7 @@ def inspect_model(
             not fit into memory. The control of random weights is left out.
         quantize: Quantise the weights of linear modules, as in `load_pretrained`. The control of random weights is left
             out.
+        device_map: Spread the weights over devices, the processor's memory and the disk, as in `load_pretrained`.
         progress: Called with (current stage, stages done, total stages).
 
     Returns:
@@ -107,6 +109,7 @@ def inspect_model(
             trust_remote_code,
             stream_layers,
             quantize,
+            device_map,
         )
         progress(LOADING_STAGE, 0, 1)
         seconds: dict[str, float] = {}
@@ -125,6 +128,7 @@ def inspect_model(
         request = {"model": name, "weights": weights, "device": loader.device, "dtype": _name_dtype(loader.dtype)}
         request |= {"stream_layers": "yes"} if stream_layers else {}
         request |= {} if quantize is None else {"quantize": name_quantization(quantize)}
+        request |= {} if device_map is None else {"device_map": device_map}
         run = Run.create(path, {**request, **_describe_inspection(name, file, tokenized, passes, loader.checkpoints)})
         inputs = InspectionInputs(
             token_ids=tokenized.token_ids,
@@ -204,6 +208,7 @@ def _make_loader(
     trust_remote_code: bool,
     stream_layers: bool,
     quantize: Quantization | None,
+    device_map: str | None,
 ) -> CheckpointLoader:
     if isinstance(model, str):
         if tokenizer is not None:
@@ -215,9 +220,12 @@ def _make_loader(
             trust_remote_code=trust_remote_code,
             stream_layers=stream_layers,
             quantize=quantize,
+            device_map=device_map,
         )
     if stream_layers:
         raise ValueError("stream_layers must be given with the name of a model, but got a model in memory; omit it")
+    if device_map is not None:
+        raise ValueError("device_map must be given with the name of a model, but got a model in memory; omit it")
     if quantize is not None:
         raise ValueError("quantize must be given with the name of a model, but got a model in memory; omit it")
     if checkpoints[0].label:

@@ -23,6 +23,7 @@ class CheckpointLoader:
         trust_remote_code: Whether Python code that comes with a model may run.
         stream_layers: Whether the weights of each layer are read from files whenever it runs.
         quantize: How the weights are quantised when they are loaded.
+        device_map: How the weights are spread over devices, memory and disk.
         given: A model that the user has in memory, with its tokenizer; nothing is loaded then.
         loaded: The model in memory, if any, with its checkpoint and tokenizer.
         build_untrained: The factory of untrained models, after the first use.
@@ -35,6 +36,7 @@ class CheckpointLoader:
     trust_remote_code: bool = False
     stream_layers: bool = False
     quantize: Quantization | None = None
+    device_map: str | None = None
     given: tuple[PreTrainedModel, PreTrainedTokenizerBase | None] | None = None
     loaded: tuple[ModelCheckpoint, PreTrainedModel, PreTrainedTokenizerBase | None] | None = None
     build_untrained: Callable[[int], PreTrainedModel] | None = None
@@ -69,6 +71,7 @@ class CheckpointLoader:
                 require_tokenizer=False,
                 stream_layers=self.stream_layers,
                 quantize=self.quantize,
+                device_map=self.device_map,
             )
             self.loaded = (checkpoint, model, tokenizer)
         return self.loaded[1:]

@@ -1,7 +1,7 @@
 """Loading of checkpoints and of pretrained causal language models; pickled weights are never read."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from copy import deepcopy
 from hashlib import sha256
 from importlib.util import find_spec
@@ -12,6 +12,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from mesascope.models._device_map import (
+    DeviceMap,
+    check_can_spread,
+    check_device_map,
+    close_with_model,
+    make_spread_options,
+)
 from mesascope.models._gguf import parse_gguf_once, read_gguf_weights
 from mesascope.models._hub import download_weights, find_snapshot, silence_hub_retries
 from mesascope.models._model_config import check_causal_lm, check_config_file
@@ -114,6 +121,7 @@ def load_pretrained(
     require_tokenizer: Literal[True] = True,
     stream_layers: bool = False,
     quantize: Quantization | None = None,
+    device_map: DeviceMap | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]: ...
 @overload
 def load_pretrained(
@@ -126,6 +134,7 @@ def load_pretrained(
     require_tokenizer: bool,
     stream_layers: bool = False,
     quantize: Quantization | None = None,
+    device_map: DeviceMap | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]: ...
 def load_pretrained(
     name: Path | str,
@@ -137,6 +146,7 @@ def load_pretrained(
     require_tokenizer: bool = True,
     stream_layers: bool = False,
     quantize: Quantization | None = None,
+    device_map: DeviceMap | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """Load a causal language model and its tokenizer, in evaluation mode.
 
@@ -155,18 +165,23 @@ def load_pretrained(
             files whenever it runs, and drop them afterwards. They cannot be trained or changed.
         quantize: quantise the weights of linear modules: ``int8`` or ``int4`` by torchao, ``nf4`` by bitsandbytes, or a
             quantization config of transformers. Embeddings, norms and output head keep their precision.
+        device_map: spread the model over devices, the processor's memory and the disk, in place of ``device``:
+            ``auto``, ``balanced``, ``balanced_low_0`` or ``sequential``, or the device of every part, as in
+            transformers.
 
     Returns:
         The model and its tokenizer.
 
     Raises:
-        ValueError: there is no such quantisation.
+        ValueError: there is no such quantisation or device map.
         ModelNotFound: the model does not exist, has no safetensors or GGUF weights, has no tokenizer although one is
             required, or its files are broken, do not match each other or are those of another kind of model; the
             message is one line.
     """
     if quantize is not None:
         check_scheme(quantize)
+    if device_map is not None:
+        check_device_map(device_map)
     location, options = _resolve_location(str(name))
     local = Path(location).is_dir()
     explain = (
@@ -181,12 +196,14 @@ def load_pretrained(
             raise BrokenModelError("the layers of a .gguf file cannot be streamed; give a folder with safetensors")
         if quantize is not None:
             _check_quantizable("gguf_file" in options, stream_layers)
+        if device_map is not None:
+            check_can_spread(is_gguf="gguf_file" in options, stream_layers=stream_layers)
         config, stored = _read_config(location, folder, revision, options, stream_layers=stream_layers)
         if stream_layers:
             model = build_streamed_model(str(name), config, folder, dtype, device, trust_remote_code=trust_remote_code)
         else:
             model = _build_checked_model(
-                str(name), location, config, stored, revision, dtype, device, quantize, options
+                str(name), location, config, stored, revision, dtype, device, quantize, device_map, options
             )
         vocab_size = getattr(config.get_text_config(), "vocab_size", None)
         if not local:
@@ -196,7 +213,8 @@ def load_pretrained(
             raise BrokenModelError(
                 "it has no tokenizer; add its files, or pass require_tokenizer=False, which returns None in its place"
             )
-        if not stream_layers and not is_quantized(model):  # quantised weights are loaded on the device
+        is_placed = stream_layers or device_map is not None or is_quantized(model)  # loaded where it runs
+        if not is_placed:
             model.to(device)  # pyright: ignore[reportArgumentType] transformers wraps torch's method
         return model.eval(), tokenizer
 
@@ -210,14 +228,21 @@ def _build_checked_model(
     dtype: torch.dtype | str,
     device: torch.device | str,
     quantize: Quantization | None,
+    device_map: DeviceMap | None,
     options: dict[str, Any],
 ) -> PreTrainedModel:
     """Build a model in memory; its size is checked before, and its weights afterwards."""
     quantized, num_bytes, more_options = False, None, {}
     if "gguf_file" not in options:
         quantized, num_bytes, more_options = _choose_quantization(config, stored, dtype, device, quantize)
-    with limit_model_size(stored, dtype, quantized=quantized, num_bytes=num_bytes):
-        model = _build_model(name, location, config, revision, dtype, options | more_options)
+    with ExitStack() as resources:
+        if device_map is not None:
+            if quantized:
+                raise BrokenModelError("quantised weights cannot be spread by a device_map; omit it")
+            num_bytes, more_options = 0, make_spread_options(device_map, resources)  # the memory need not hold them
+        with limit_model_size(stored, dtype, quantized=quantized, num_bytes=num_bytes):
+            model = _build_model(name, location, config, revision, dtype, options | more_options)
+        close_with_model(model, resources)
     compute_in_model_dtype(model)
     if quantize is not None and not is_quantized(model):
         raise BrokenModelError(

@@ -162,6 +162,7 @@ def _list_inspect_options(run: Mapping[str, Any]) -> list[str]:
         "--device": run.get("device") if run.get("device") != "cpu" else None,
         "--dtype": run.get("dtype") if run.get("dtype") != "float32" else None,
         "--quantize": _get_scheme(run),
+        "--device-map": run.get("device_map"),
     }
     return [word for name, value in options.items() if value for word in (name, str(value))]
 
