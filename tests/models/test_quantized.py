@@ -40,7 +40,6 @@ MODELS = {
 }
 LIBRARIES = {"int8": "torchao", "int4": "torchao", "nf4": "bitsandbytes"}
 LARGEST_ERRORS = {"int8": 0.02, "int4": 0.2, "nf4": 0.2}  # of logits, relative to those of float32
-needs_bitsandbytes = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +56,15 @@ def load(folder: Path, **options: object):
     return load_pretrained(folder, require_tokenizer=False, **options)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("quantize", "name"),
     [
         ("int8", "llama"),
-        pytest.param("int4", "llama", marks=pytest.mark.slow),
-        pytest.param("int8", "qwen", marks=pytest.mark.slow),
-        pytest.param("nf4", "llama", marks=needs_bitsandbytes),
-        pytest.param("nf4", "gpt2", marks=needs_bitsandbytes),
+        ("int4", "llama"),
+        ("int8", "qwen"),
+        ("nf4", "llama"),
+        ("nf4", "gpt2"),
     ],
 )
 def test_a_quantised_model_passes_the_checks_of_float32(folders, quantize, name):
@@ -136,7 +136,8 @@ def check_linear_modules(model) -> None:
     assert torch.allclose(acts["resid_pre_grad"][0], gradient, atol=1e-6)
 
 
-@pytest.mark.parametrize("quantize", ["int8", pytest.param("nf4", marks=needs_bitsandbytes)])
+@pytest.mark.slow
+@pytest.mark.parametrize("quantize", ["int8", "nf4"])
 def test_a_saved_quantised_folder_gives_the_same_logits(folders, tmp_path, quantize):
     pytest.importorskip(LIBRARIES[quantize])
     model = load(folders["llama"], quantize=quantize)
@@ -155,6 +156,7 @@ def test_a_saved_quantised_folder_gives_the_same_logits(folders, tmp_path, quant
         load(tmp_path, device_map="auto")
 
 
+@pytest.mark.slow
 def test_scales_count_in_checks_and_in_the_identity_of_a_model(folders):
     pytest.importorskip("torchao")
     model = load(folders["llama"], quantize="int8")
@@ -170,6 +172,7 @@ def test_scales_count_in_checks_and_in_the_identity_of_a_model(folders):
         check_weight_values("it", model)
 
 
+@pytest.mark.slow
 def test_weights_that_are_offloaded_as_well(folders):
     pytest.importorskip("torchao")
     plain = load(folders["llama"], quantize="int8")
@@ -184,6 +187,7 @@ def test_weights_that_are_offloaded_as_well(folders):
         capture(offloaded, X, ["resid_pre_grad"])
 
 
+@pytest.mark.slow
 def test_quantised_activations_have_no_gradient_and_no_linear_maps(folders):
     quantization = pytest.importorskip("torchao.quantization")
     config = TorchAoConfig(quantization.Int8DynamicActivationInt8WeightConfig())
@@ -196,6 +200,7 @@ def test_quantised_activations_have_no_gradient_and_no_linear_maps(folders):
         sample_linear_inputs(model, X)
 
 
+@pytest.mark.slow
 def test_an_inspection_names_the_quantisation(folders, tmp_path):
     pytest.importorskip("torchao")
     options = {"token_ids": X, "analyses": ["norms"], "quiet": True, "out": tmp_path / "run"}
@@ -239,6 +244,7 @@ def test_wrong_use_is_refused(folders, tmp_path):
         load(folders["llama"], quantize="int8", dtype=torch.float64)
 
 
+@pytest.mark.slow
 def test_a_model_without_modules_to_quantise_is_refused(folders):
     pytest.importorskip("torchao")
     with pytest.raises(ModelNotFound, match="GPT2LMHeadModel has no linear module that can be quantised in this way"):
@@ -252,7 +258,7 @@ def test_a_missing_package_is_named(folders, monkeypatch, quantize, package):
         load(folders["llama"], quantize=quantize)
 
 
-@needs_bitsandbytes
+@pytest.mark.slow
 def test_a_kernel_without_gradient_is_refused(folders):
     """On processors with AVX512-BF16, bitsandbytes packs weights when they first run, and loses gradients then."""
     library = pytest.importorskip("bitsandbytes")
@@ -272,7 +278,7 @@ def test_a_kernel_without_gradient_is_refused(folders):
         dequantize_weight(model.model.layers[0].self_attn.q_proj, "weight")
 
 
-@needs_bitsandbytes
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layout",
     [
@@ -292,7 +298,7 @@ def test_other_layouts_of_four_bits(folders, layout):
     assert not samples.excluded
 
 
-@needs_bitsandbytes
+@pytest.mark.slow
 def test_products_in_another_precision_are_not_linear(folders):
     pytest.importorskip("bitsandbytes")
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
@@ -303,7 +309,7 @@ def test_products_in_another_precision_are_not_linear(folders):
         sample_linear_inputs(model, X)
 
 
-@needs_bitsandbytes
+@pytest.mark.slow
 def test_llm_int8_is_captured_and_is_not_linear(folders):
     pytest.importorskip("bitsandbytes")
     model = load(folders["llama"], quantize=BitsAndBytesConfig(load_in_8bit=True))
