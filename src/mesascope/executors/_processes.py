@@ -9,18 +9,26 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import connection, get_context, parent_process, resource_tracker
+from multiprocessing import connection, get_context, parent_process
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from mesascope.executors._jobs import ExecutorError, JobFn, JobLogFn, JobProgressFn, JobStateFn, copy_error
+from mesascope.executors._jobs import (
+    INTERRUPTS,
+    ExecutorError,
+    JobFn,
+    JobLogFn,
+    JobProgressFn,
+    JobStateFn,
+    block_interrupts,
+    copy_error,
+)
 from mesascope.executors._retries import JobQueue, RetryPolicy
 from mesascope.store import do_nothing
 
 SHARED_CPU_SPEED = 0.85  # of two processes on one CPU, relative to one after the other; measured in training
 RESTART_PAUSES = (0.0, 0.1, 1.0)  # seconds before each new attempt to start a process
-_INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 _HUGE_PAGES = ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")  # read by glibc when a program starts; others ignore it
 _USE_FORKSERVER = sys.platform == "linux"  # on other systems, libraries are not safe to fork
 
@@ -166,7 +174,7 @@ class _Pool:
         """Give a job to an idle worker, or to a new one."""
         worker = next((worker for worker in self._workers if worker.job is None), None)
         if worker is None:
-            with _block_interrupts():
+            with block_interrupts():
                 worker = _start_worker(self._context)
                 self._workers.append(worker)
             worker.send_message(self._fn)
@@ -248,24 +256,13 @@ def _huge_pages() -> Iterator[None]:
         os.environ.pop(name, None)
 
 
-@contextmanager
-def _block_interrupts() -> Iterator[None]:
-    """Block SIGINT and SIGTERM, which terminals and `timeout` send to a group: only their parent stops the workers."""
-    resource_tracker.ensure_running()  # starting it later would unblock them
-    old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
-
-
 def _describe_exit_code(code: int | None) -> str:
     return f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
 
 
 def _run_worker(pipe: Connection) -> None:
     """Run a worker process: receive the function, then run jobs until it is killed or its parent is gone."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)  # the fork server may have them unblocked
+    signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)  # the fork server may have them unblocked
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         try:

@@ -109,7 +109,7 @@ class JobQueue:
         """
         self._losses[index] += 1
         self._counted_losses[index] += is_counted
-        label = _label_job(self._jobs[index])
+        label = label_job(self._jobs[index])
         if self._counted_losses[index] > self._retries.max_retries:
             self._set_aside[index] = reason
             self._log(f"{label}: its worker process ended ({reason}) for the last time; the job is set aside")
@@ -127,7 +127,7 @@ class JobQueue:
             ExecutorError: If a job was set aside.
         """
         if self._set_aside:
-            named = [f"{_label_job(self._jobs[one])} ({reason})" for one, reason in sorted(self._set_aside.items())]
+            named = [f"{label_job(self._jobs[one])} ({reason})" for one, reason in sorted(self._set_aside.items())]
             more = f" and {len(named) - MAX_NAMED_JOBS} more" if len(named) > MAX_NAMED_JOBS else ""
             raise ExecutorError(
                 f"every job must finish, but {len(named)} of {len(self._jobs)} were set aside because they ended "
@@ -137,6 +137,11 @@ class JobQueue:
         return [self._results[index] for index in range(len(self._jobs))]
 
 
-def _label_job(job: object) -> str:
+def label_job(job: object) -> str:
+    """Return the text by which messages name a job.
+
+    Args:
+        job: The job.
+    """
     label = str(job)
     return label if len(label) <= MAX_LABEL_LENGTH else label[: MAX_LABEL_LENGTH - 3] + "..."
