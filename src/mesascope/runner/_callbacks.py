@@ -1,6 +1,7 @@
 """Protocols of executors and of progress callbacks."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from mesascope.store import LogFn
@@ -31,6 +32,20 @@ class Executor(Protocol):
 
         Returns:
             The results, in the order of the jobs.
+        """
+        ...
+
+
+@runtime_checkable
+class FolderExecutor(Protocol):
+    """An executor that keeps files in the directory of a run, and whose jobs wait in a queue."""
+
+    def in_run(self, path: Path, load_job: Callable[[Any], Any]) -> Executor:
+        """Return the executor for the jobs of a run.
+
+        Args:
+            path: The directory of the run, which need not exist.
+            load_job: Returns the result of a job that has finished before, and None for any other job.
         """
         ...
 

@@ -17,7 +17,7 @@ from mesascope.runner._evaluation import count_evaluation_sequences, draw_evalua
 from mesascope.runner._seed_results import load_seed_results, load_stamped, save_seed_results, save_stamped
 from mesascope.runner._stamps import stamp_condition, stamp_simulation
 from mesascope.store import LogFn, Run, do_nothing
-from mesascope.studies.base import Condition, Study
+from mesascope.studies.base import Condition, Simulation, Study
 from mesascope.studies.cell_names import split_reference
 from mesascope.studies.registry import load_study
 from mesascope.tasks.base import Task
@@ -197,7 +197,7 @@ def _analyse_steps(
 def _simulate(job: SimulationJob, progress: Callable[[int, int, float], None], log: LogFn) -> dict[str, xr.Dataset]:
     """Simulate one seed of a toy model, unless its result is stored already."""
     simulation, run = load_study(job.study).simulation(job.simulation), Run.open(job.path)
-    name, stamp = f"{simulation.name}-seed={job.seed}", stamp_simulation(simulation, job.scale, [job.seed])
+    name, stamp = name_simulation_part(simulation, job.seed), stamp_simulation(simulation, job.scale, [job.seed])
     dataset = load_stamped(run, name, stamp, log)
     if dataset is None:
         with limit_threads(1):
@@ -205,6 +205,16 @@ def _simulate(job: SimulationJob, progress: Callable[[int, int, float], None], l
         save_stamped(run, name, stamp, dataset)
     progress(1, 1, float("nan"))
     return {simulation.name: dataset}
+
+
+def name_simulation_part(simulation: Simulation, seed: int) -> str:
+    """Return the name under which the result of one seed of a toy model is stored.
+
+    Args:
+        simulation: The simulation.
+        seed: The replicate.
+    """
+    return f"{simulation.name}-seed={seed}"
 
 
 def _with_title(condition: Condition, analysis: Analysis, dataset: xr.Dataset) -> xr.Dataset:

@@ -7,10 +7,12 @@ import xarray as xr
 
 from mesascope.analyses import Analysis
 from mesascope.runner._evaluation import count_evaluation_sequences
-from mesascope.runner._jobs import SimulationJob, TrainingJob, prepare_task_data
+from mesascope.runner._jobs import SimulationJob, TrainingJob, name_simulation_part, prepare_task_data
+from mesascope.runner._seed_results import load_seed_results, load_stamped
 from mesascope.runner._stamps import stamp_condition, stamp_simulation
 from mesascope.store import LogFn, Run, RunError, do_nothing
 from mesascope.studies.base import Condition, Study
+from mesascope.studies.registry import load_study
 
 
 def load_finished_results(
@@ -42,6 +44,34 @@ def load_finished_results(
     stamps = _stamp_results(study, scale, run, seeds)
     same = all(results[name].attrs.get(key) == value for name, stamp in stamps.items() for key, value in stamp.items())
     return results if same else None
+
+
+def load_finished_job(job: object) -> dict[str, xr.Dataset] | None:
+    """Load the results of one job if it has finished, so that it need not wait for a machine.
+
+    Args:
+        job: The job.
+
+    Returns:
+        What :func:`run_job` returns; None if the job has not finished, or one of its files is damaged, or if it is no
+        job of one seed.
+    """
+    if not isinstance(job, TrainingJob | SimulationJob):
+        return None
+    study, run = load_study(job.study), Run.open(job.path)
+    if isinstance(job, SimulationJob):
+        simulation = study.simulation(job.simulation)
+        stamp = stamp_simulation(simulation, job.scale, [job.seed])
+        dataset = load_stamped(run, name_simulation_part(simulation, job.seed), stamp)
+        return None if dataset is None else {simulation.name: dataset}
+    condition = study.condition(job.condition)
+    try:
+        if not _has_all_checkpoints(condition, job.scale, run, [job.seed]):
+            return None
+        stamp = _condition_stamp(study, run, condition, job.scale, [job.seed])
+        return load_seed_results(run.for_condition(condition.name), condition, job.seed, stamp)
+    except RunError:  # the job names the damage, and repairs it where it can
+        return None
 
 
 def _stamp_results(study: Study, scale: str, run: Run, seeds: Sequence[int]) -> dict[str, dict[str, str]]:

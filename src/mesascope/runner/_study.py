@@ -12,7 +12,7 @@ import torch.distributed as dist
 import xarray as xr
 
 from mesascope.checksums import VERDICTS_HINT, read_verdict_rows
-from mesascope.runner._callbacks import Executor, ProgressCallback
+from mesascope.runner._callbacks import Executor, FolderExecutor, ProgressCallback
 from mesascope.runner._description import describe_run
 from mesascope.runner._dry_run import check_readings
 from mesascope.runner._job_states import JobStates
@@ -26,7 +26,12 @@ from mesascope.runner._jobs import (
     train_seed_group,
 )
 from mesascope.runner._preflight import StudyInvalid, check_models
-from mesascope.runner._results import gather_conditions, gather_simulations, load_finished_results
+from mesascope.runner._results import (
+    gather_conditions,
+    gather_simulations,
+    load_finished_job,
+    load_finished_results,
+)
 from mesascope.runner._texts import check_texts
 from mesascope.store import Run, RunError, do_nothing
 from mesascope.studies.base import SCALES, Study
@@ -101,6 +106,8 @@ def run_study(
     replicates = study.select_seeds(scale, seeds)
     if not replicates:
         raise ValueError(f"seeds must be 1 or more, but got {seeds}; pass the number of models to train")
+    if isinstance(executor, FolderExecutor):
+        executor = executor.in_run(path, load_finished_job)
     cell_studies = [_select_cell(study, cell, scale) for cell in study.list_cells(scale, varied)]
     cell_paths = [path if one.is_own else path / CELLS_FOLDER / one.name for one in cell_studies]
     if not (path / "run.json").exists():  # a resumed run has been checked
