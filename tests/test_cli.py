@@ -167,7 +167,7 @@ def test_cite_prints_bibtex(command):
         (["run", "affine", "--scale", "smoke", "--seeds", "-3"], "seeds must be 1 or more, but got -3"),
         (["run", "affine", "--device", "tpu"], "a device must be auto, cpu or cuda, but got 'tpu'"),
         (["run", "affine", "--device", "cuda:99"], "cuda:99 must be on this machine"),
-        (["run", "affine", "--on", "mars"], "an executor must be serial, processes, ray[:ADDRESS] or torchrun"),
+        (["run", "affine", "--on", "mars"], "an executor must be serial, processes, ray[:ADDRESS], slurm or torchrun"),
         (["report", "nowhere"], "a run directory must hold run.json"),
         (["inspect", "./nowhere.gguf"], "a .gguf file must exist"),
         (["inspect", "./nowhere", "--analyses", "aura"], "analyses must be among inner, norms, logit_lens"),

@@ -21,6 +21,7 @@ EXTRAS = {
     "quantized",
     "ray",
     "serve",
+    "slurm",
     "stream",
     "tensorboard",
     "umap",
@@ -107,4 +108,4 @@ def test_package_imports_with_its_declared_dependencies_alone(tmp_path):
     assert ran.returncode == 0, ran.stderr
     modules = set(ran.stdout.split())
     assert "scipy" in modules
-    assert not modules & {*EXTRAS, "starlette", "uvicorn"}
+    assert not modules & {*EXTRAS, "starlette", "submitit", "uvicorn"}

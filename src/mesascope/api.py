@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from mesascope.argument_types import validate_arguments
-from mesascope.executors import SerialExecutor, TorchrunExecutor, create_executor
+from mesascope.executors import SerialExecutor, SlurmExecutor, TorchrunExecutor, create_executor
 from mesascope.formulas import render_plain
 from mesascope.inspection import (
     MIN_PAIRS,
@@ -73,8 +73,8 @@ def run(
         out: The run's directory; ``runs/STUDY-SCALE`` by default, followed by the settings. Or a URL of shared storage,
             such as ``s3://bucket/affine``: the run is then written to ``runs/s3/bucket/affine`` and synchronised.
         device: auto, cpu or cuda (also ``cuda:1`` and so on).
-        on: serial, processes, ray[:ADDRESS] or torchrun, as in :func:`mesascope.executors.create_executor`, or an
-            executor. With torchrun, all its processes call this function; the first one writes the run.
+        on: serial, processes, ray[:ADDRESS], slurm or torchrun, as in :func:`mesascope.executors.create_executor`, or
+            an executor. With torchrun, all its processes call this function; the first one writes the run.
             Default: serial at smoke scale, on a GPU or for a value, processes otherwise. A value must be run serially,
             because other processes cannot load it.
         vary: Names of levels by the name of a factor, such as ``{"block": ["bare", "prenorm"]}``, and values as text by
@@ -95,15 +95,16 @@ def run(
     Raises:
         ValueError: If an argument is invalid; the message is one line.
     """
-    chosen_device, is_value = choose_device(device), isinstance(study, Study)
+    is_value = isinstance(study, Study)
     if is_value and on not in (None, "serial", SerialExecutor()):
         raise ValueError(
             f"a study that is a value must run on 'serial', but got {on!r}; write it to a .py file that defines STUDY, "
             "and pass the path of the file"
         )
+    given = create_executor(on) if on and isinstance(on, str) else on
+    chosen_device = _choose_job_device(device, given)
     one_process = scale == "smoke" or chosen_device != "cpu" or is_value
-    chosen = on or ("serial" if one_process else "processes")
-    executor = create_executor(chosen) if isinstance(chosen, str) else chosen
+    executor = create_executor("serial" if one_process else "processes") if isinstance(given, str | None) else given
     console = open_console(quiet=quiet or progress is not None)
     with ExitStack() as stack:
         if isinstance(executor, TorchrunExecutor):
@@ -135,6 +136,17 @@ def run(
         if created_loggers:
             log_run(path, created_loggers, callback.log_message)
     return finished_run
+
+
+def _choose_job_device(device: str, executor: object) -> str:
+    """Return the device of jobs; those of Slurm have GPUs only if they request them, and this machine may have none."""
+    if not isinstance(executor, SlurmExecutor) or executor.cluster != "slurm":
+        return choose_device(device)
+    if device == "auto":
+        return "cuda" if executor.num_gpus else "cpu"
+    if device == "cuda" and not executor.num_gpus:
+        raise ValueError("jobs on the device cuda must request a GPU of Slurm, but num_gpus is 0; pass num_gpus=1")
+    return device if device == "cuda" else choose_device(device)
 
 
 @contextmanager

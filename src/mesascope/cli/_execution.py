@@ -38,7 +38,7 @@ def run_command(
     on: Annotated[
         str | None,
         typer.Option(
-            help="Executor: serial, processes, ray[:ADDRESS] or torchrun; with options such as ray,num_gpus=1."
+            help="Executor: serial, processes, ray[:ADDRESS], slurm or torchrun; with options such as slurm,time=60."
         ),
     ] = None,
     vary: Annotated[

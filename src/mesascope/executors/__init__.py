@@ -1,4 +1,4 @@
-"""Executors: run jobs in this process, in processes of this machine, on a Ray cluster, or with torchrun.
+"""Executors: run jobs in this process, in processes of this machine, on a Ray or Slurm cluster, or with torchrun.
 
 Each executor has one method, ``map_jobs``: it calls ``fn(job, progress, log)`` for every job and returns the results in
 the order of the jobs. ``fn`` and the jobs must be picklable: a module-level function, and plain values.
@@ -11,6 +11,7 @@ from mesascope.executors._processes import ProcessExecutor
 from mesascope.executors._ray import RayExecutor
 from mesascope.executors._retries import RetryPolicy
 from mesascope.executors._serial import SerialExecutor
+from mesascope.executors._slurm import SlurmExecutor
 from mesascope.executors._torchrun import TorchrunExecutor
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "RayExecutor",
     "RetryPolicy",
     "SerialExecutor",
+    "SlurmExecutor",
     "TorchrunExecutor",
     "create_executor",
 ]
@@ -27,17 +29,34 @@ OPTIONS: dict[str, dict[str, type]] = {
     "serial": {},
     "processes": {"max_workers": int, "max_retries": int},
     "ray": {"num_cpus": float, "num_gpus": float, "memory": int, "max_retries": int},
+    "slurm": {
+        "partition": str,
+        "time": str,
+        "num_cpus": int,
+        "num_gpus": int,
+        "memory": int,
+        "account": str,
+        "qos": str,
+        "constraint": str,
+        "max_jobs": int,
+        "max_retries": int,
+        "cluster": str,
+    },
     "torchrun": {"strategy": str},
 }
 
 
-def create_executor(name: str) -> "SerialExecutor | ProcessExecutor | RayExecutor | TorchrunExecutor":
+def create_executor(
+    name: str,
+) -> "SerialExecutor | ProcessExecutor | RayExecutor | SlurmExecutor | TorchrunExecutor":
     """Create an executor from its name and options.
 
     Args:
-        name: ``serial``, ``processes``, ``ray[:ADDRESS]`` or ``torchrun``, followed by options ``,NAME=VALUE``:
-            ``max_workers`` of processes; ``num_cpus``, ``num_gpus`` and ``memory`` of a job on Ray; ``max_retries`` of
-            both; ``strategy`` of torchrun, ``ddp`` or ``fsdp``.
+        name: ``serial``, ``processes``, ``ray[:ADDRESS]``, ``slurm`` or ``torchrun``, followed by options
+            ``,NAME=VALUE``: ``max_workers`` of processes; ``num_cpus``, ``num_gpus`` and ``memory`` of a job on Ray or
+            Slurm; ``max_retries`` of these three; ``partition``, ``time``, ``account``, ``qos``, ``constraint``,
+            ``max_jobs`` and ``cluster`` of Slurm, which are fields of :class:`SlurmExecutor`; ``strategy`` of torchrun,
+            ``ddp`` or ``fsdp``.
 
     Returns:
         The executor.
@@ -52,7 +71,7 @@ def create_executor(name: str) -> "SerialExecutor | ProcessExecutor | RayExecuto
     base, *options = name.split(",")
     kind, _, address = base.partition(":")
     if kind not in OPTIONS or (address and kind != "ray") or (":" in base and not address):
-        raise ValueError(f"an executor must be serial, processes, ray[:ADDRESS] or torchrun, but got {name!r}")
+        raise ValueError(f"an executor must be serial, processes, ray[:ADDRESS], slurm or torchrun, but got {name!r}")
     values: dict[str, Any] = dict(_parse_option(kind, option) for option in options)
     if kind == "serial":
         return SerialExecutor()
@@ -60,6 +79,8 @@ def create_executor(name: str) -> "SerialExecutor | ProcessExecutor | RayExecuto
         return TorchrunExecutor(**values)
     if "max_retries" in values:
         values["retries"] = RetryPolicy(max_retries=values.pop("max_retries"))
+    if kind == "slurm":
+        return SlurmExecutor(**values)
     return ProcessExecutor(**values) if kind == "processes" else RayExecutor(address=address or None, **values)
 
 
