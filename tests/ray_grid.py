@@ -66,6 +66,9 @@ class Log:
         self._file.write(json.dumps([time.time(), *values]) + "\n")
         self._file.flush()
 
+    def close(self) -> None:
+        self._file.close()
+
     def start_stage(self, name: str, parts: object) -> None:
         self._write("stage", name)
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +25,7 @@ from mesascope import api
 from mesascope.executors import ExecutorError, RetryPolicy, SlurmExecutor, create_executor
 from mesascope.executors import _slurm_job as slurm_job
 from mesascope.executors import _slurm_submission as slurm_submission
+from mesascope.runner import run_study
 from slurm_commands import install_slurm
 
 QUICK = RetryPolicy(pause=0.05)
@@ -104,6 +106,43 @@ def test_jobs_that_have_finished_before_are_not_submitted(jobs: ModuleType, tmp_
     found = where.map_jobs(jobs.square, [3, 4], change_state=lambda *state: states.append(state))
     assert found == [9, "stored"]
     assert (1, "running") not in states
+
+
+@pytest.mark.slow
+def test_a_run_equals_a_serial_one_and_its_finished_jobs_are_loaded(tmp_path: Path) -> None:
+    from faults.small_study import STUDY, list_differences, load_small_study, read_outputs
+
+    file, folder = tmp_path / "fragile.py", tmp_path / "debug"
+    file.write_text(STUDY, encoding="utf-8")
+    run_small_study(file, tmp_path / "serial", "serial")
+    run_small_study(file, folder, "slurm,cluster=debug")
+    outputs = read_outputs(tmp_path / "serial")
+    assert len(outputs) > 10
+    assert list_differences(folder, outputs) == []
+    assert read_states(folder, "running") == [0, 1, 2]  # two conditions and a toy model
+    assert not (folder / ".slurm").exists()
+
+    shutil.rmtree(folder / "results")
+    next(folder.glob("parts/toy-seed=*.part")).unlink()
+    run_small_study(file, folder, "slurm,cluster=debug")
+    assert list_differences(folder, outputs) == []
+    assert read_states(folder, "running")[3:] == [2], "only the job without a result is submitted"
+    assert read_states(folder, "done") == [0, 1, 2, 0, 1, 2]
+    with pytest.raises(ValueError, match="a study that is a value must run on 'serial', but got 'slurm'; write it to"):
+        api.run(load_small_study(), scale="smoke", on="slurm")
+
+
+def run_small_study(file: Path, folder: Path, executor: str) -> None:
+    with closing(ray_grid.Log(folder.with_suffix(".log"))) as log:
+        run_study(
+            str(file),
+            scale="smoke",
+            seeds=1,
+            path=folder,
+            device="cpu",
+            executor=create_executor(executor),
+            progress=log,
+        )
 
 
 def test_jobs_that_slurm_refuses_later_are_submitted_again(
@@ -278,6 +317,62 @@ def test_jobs_that_slurm_refuses_are_one_line(jobs: ModuleType, queue: None, tmp
     assert "\n" not in str(caught.value)
 
 
+SLEEPERS = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born without
+from pathlib import Path
+import cluster_jobs
+from mesascope.executors import SlurmExecutor
+def tell(job, pid, *_):
+    sys.stdout.write(f"{{pid}}\\n")
+    sys.stdout.flush()
+SlurmExecutor(cluster={cluster!r}, folder=Path({folder!r}), max_jobs=4).map_jobs(cluster_jobs.sleep, range(6), tell)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT], ids=lambda one: one.name)
+def test_jobs_of_a_driver_that_has_ended_end_before_others_start(
+    cluster: str, jobs: ModuleType, tmp_path: Path, sent: signal.Signals
+) -> None:
+    """Those that run, and those that wait in the queue. A killed driver leaves them to the next one."""
+    folder = tmp_path / "files"
+    code = SLEEPERS.format(cluster=cluster, folder=str(folder))
+    with (tmp_path / "errors").open("w") as errors, subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
+    ) as driver:  # fmt: skip
+        assert driver.stdout is not None
+        running = [psutil.Process(int(driver.stdout.readline())) for _ in range(2)]
+        if sent == signal.SIGINT:
+            os.killpg(driver.pid, sent)  # a terminal's Ctrl-C goes to all
+        else:
+            driver.kill()
+        driver.wait()
+    said, states = [], []
+
+    def change_state(index: int, state: str) -> None:
+        states.append(state)
+        assert not [one for one in running if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+
+    if sent == signal.SIGKILL:
+        assert all(one.is_running() for one in running), "jobs must go on without the driver"
+        (former,) = folder.iterdir()
+    else:
+        change_state(0, "interrupted")
+        assert not folder.exists()
+    where = SlurmExecutor(cluster=cluster, folder=folder)  # pyright: ignore[reportArgumentType]
+    assert where.map_jobs(jobs.square, [2, 3], log=said.append, change_state=change_state) == [4, 9]
+    assert states.count("done") == 2
+    line = "jobs of an earlier command were cancelled; each resumes from its last checkpoint"
+    assert said.count(line) == (sent == signal.SIGKILL)
+    time.sleep(3.0)  # in which a job of the former driver would start, if it were still in the queue
+    assert not find_job_processes(folder)
+    assert not folder.exists()
+    if sent == signal.SIGKILL:
+        assert not former.exists()
+
+
 SEEDS, STEPS, CHECKPOINTS = 4, 1500, 6
 
 
@@ -287,7 +382,12 @@ def start_driver(folder: Path, executor: str) -> subprocess.Popen:
         "from pathlib import Path; import ray_grid\n"
         f"ray_grid.main(Path({str(folder)!r}), {executor!r}, {SEEDS})"
     )
-    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    with folder.with_suffix(".err").open("w") as errors:  # not a pipe, which jobs would keep open
+        return subprocess.Popen([sys.executable, "-c", code], stderr=errors)
+
+
+def read_errors(folder: Path) -> str:
+    return folder.with_suffix(".err").read_text(encoding="utf-8")
 
 
 def read_states(folder: Path, state: str) -> list[int]:
@@ -300,7 +400,7 @@ def read_states(folder: Path, state: str) -> list[int]:
 def wait_until(condition: Callable[[], object], driver: subprocess.Popen) -> None:
     end = time.monotonic() + PATIENCE
     while not condition():
-        assert driver.poll() is None, f"the driver ended: {driver.stderr and driver.stderr.read()}"
+        assert driver.poll() is None, "the driver has ended"
         assert time.monotonic() < end
         time.sleep(0.1)
 
@@ -324,7 +424,7 @@ def test_a_disturbed_grid_ends_where_an_undisturbed_one_ends(cluster: str, tmp_p
     driver = start_driver(folder, executor)
     wait_until(lambda: len(read_states(folder, "running")) >= 1 and find_job_processes(files), driver)
     driver.kill()
-    driver.communicate()
+    driver.wait()
     assert find_job_processes(files), "jobs must go on without the driver"
     (former,) = files.iterdir()
     time.sleep(2.0)  # jobs write meanwhile
@@ -342,21 +442,19 @@ def test_a_disturbed_grid_ends_where_an_undisturbed_one_ends(cluster: str, tmp_p
     wait_until(lambda: read_states(folder, "done"), driver)
     seen |= first_and_last_checkpoints(folder)
     driver.send_signal(signal.SIGINT)
-    _, errors = driver.communicate(timeout=PATIENCE)
-    assert "KeyboardInterrupt" in errors
+    driver.wait(PATIENCE)
+    assert "KeyboardInterrupt" in read_errors(folder)
     assert not find_job_processes(files)
     assert not files.exists()
 
     before, num_done = len(read_states(folder, "running")), len({*read_states(folder, "done")})
     driver = start_driver(folder, executor)
-    _, errors = driver.communicate(timeout=PATIENCE)
-    assert driver.returncode == 0, errors
+    assert driver.wait(PATIENCE) == 0, read_errors(folder)
     assert not files.exists()
     assert len(read_states(folder, "running")) - before == SEEDS - num_done, (
         "jobs that are done are not submitted again"
     )
-    _, errors = undisturbed.communicate(timeout=PATIENCE)
-    assert undisturbed.returncode == 0, errors
+    assert undisturbed.wait(PATIENCE) == 0, read_errors(tmp_path / "undisturbed")
     outputs = read_outputs(tmp_path / "undisturbed")
     assert len([name for name in outputs if name.endswith("model.safetensors")]) == SEEDS * CHECKPOINTS
     assert list_differences(folder, outputs) == []
