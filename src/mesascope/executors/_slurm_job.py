@@ -35,7 +35,8 @@ def run_submitted_job(fn: JobFn, index: int, job: Any, folder: Path, owns_proces
         ``done`` and the result, or ``failed`` and the error.
     """
     if owns_process:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit ignores it
+        for number in (signal.SIGTERM, signal.SIGCONT):  # which submitit ignores, and Slurm sends before SIGKILL
+            signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # at which submitit stops jobs before the time limit
     messages = _MessageFile(folder, index, owns_process)
     messages.send("started")
