@@ -357,7 +357,6 @@ def test_jobs_of_a_driver_that_has_ended_end_before_others_start(
 
     if sent == signal.SIGKILL:
         assert all(one.is_running() for one in running), "jobs must go on without the driver"
-        (former,) = folder.iterdir()
     else:
         change_state(0, "interrupted")
         assert not folder.exists()
@@ -369,8 +368,6 @@ def test_jobs_of_a_driver_that_has_ended_end_before_others_start(
     time.sleep(3.0)  # in which a job of the former driver would start, if it were still in the queue
     assert not find_job_processes(folder)
     assert not folder.exists()
-    if sent == signal.SIGKILL:
-        assert not former.exists()
 
 
 SEEDS, STEPS, CHECKPOINTS = 4, 1500, 6
