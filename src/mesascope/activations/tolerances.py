@@ -1,7 +1,14 @@
 """Tolerances for rounding errors, all of which are set here."""
 
+from operator import attrgetter
+from typing import Any
+
+import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, finfo
+
+# eps of the inputs to matrix products of float32, by torch's name of the precision; all others are exact
+PRODUCT_EPS = {"tf32": 2.0**-10, "bf16": 2.0**-7, "high": 2.0**-10, "medium": 2.0**-7}
 
 
 def bitwise_equal(a: Shaped[Tensor, "..."], b: Shaped[Tensor, "..."]) -> bool:
@@ -41,9 +48,32 @@ def rounding_tolerance(tensor: Float[Tensor, "..."]) -> float:
 
     Returns:
         max(1e-4, 8 eps) up to 32 bits, and 1e-5 in double precision: most models compute norms and the softmax in
-        single precision inside, whatever the precision of their weights.
+        single precision inside, whatever the precision of their weights. If matrix products of float32 round their
+        inputs to TF32 or bfloat16 on the tensor's device, eps is that of the rounded inputs.
     """
-    return max(1e-4, 8 * finfo(tensor.dtype).eps) if finfo(tensor.dtype).bits <= 32 else 1e-5
+    if finfo(tensor.dtype).bits > 32:
+        return 1e-5
+    eps = finfo(tensor.dtype).eps
+    if tensor.dtype == torch.float32:
+        eps = max(eps, PRODUCT_EPS.get(float32_product_precision(tensor.device), 0.0))
+    return max(1e-4, 8 * eps)
+
+
+def float32_product_precision(device: torch.device) -> str:
+    """Return the precision to which matrix products of float32 on a device round their inputs.
+
+    Args:
+        device: the device.
+
+    Returns:
+        Torch's name of the precision: tf32, bf16, or another one for no rounding; before torch 2.9, high, medium or
+        highest.
+    """
+    products: Any = attrgetter("cuda.matmul" if device.type == "cuda" else "mkldnn.matmul")
+    try:
+        return products(torch.backends).fp32_precision
+    except AttributeError:  # before torch 2.9
+        return torch.get_float32_matmul_precision()
 
 
 def allclose(a: Float[Tensor, "*shape"], b: Float[Tensor, "*shape"], scale: float = 0.0) -> bool:

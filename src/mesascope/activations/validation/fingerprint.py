@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from mesascope.activations.tolerances import float32_product_precision
 from mesascope.models.quantized.weights import list_scales, list_stored_tensors
 from mesascope.models.streaming.stream_layers import get_streamed_weights
 
@@ -27,7 +28,7 @@ def fingerprint_model(model: nn.Module) -> Fingerprint:
 
     It covers the identity of weights, buffers, modules and hooks; all entries of small tensors, and 64 entries of each
     large one, so that writes through ``.data`` are seen; numbers, texts and lists of them in modules and
-    configurations; and autocast.
+    configurations; autocast; and the precision of matrix products.
 
     Args:
         model: the model.
@@ -53,7 +54,15 @@ def fingerprint_model(model: nn.Module) -> Fingerprint:
         tuple(identities),
         tuple(flags),
         tuple((number, _describe_config(config)) for number, config in configs.items()),
-        tuple((kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")),
+        tuple(
+            (
+                kind,
+                torch.is_autocast_enabled(kind),
+                torch.get_autocast_dtype(kind),
+                float32_product_precision(torch.device(kind)),
+            )
+            for kind in ("cpu", "cuda")
+        ),
     )
 
 
