@@ -120,7 +120,7 @@ test-newest: $(STAMP)
 	$(NEWEST)/bin/pytest -n auto --dist worksteal tests/activations
 
 test-slow: $(STAMP)
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m 'slow and not gpu'
 
 # transformers imports torchao wherever it is installed, which would slow every test down
 test-quantized: $(STAMP)

@@ -161,6 +161,17 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
     return report
 
 
+@pytest.fixture(scope="session", params=["cpu", pytest.param("cuda:0", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    """The device of a test, which runs on the processor in `make test` and on a GPU with `-m gpu`."""
+    if request.param != "cpu":
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("a test on a GPU needs a CUDA device, but torch finds none")
+    return request.param
+
+
 @pytest.fixture(scope="session")
 def browser() -> "Iterator[Browser]":
     """The browser of all tests of this process."""

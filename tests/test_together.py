@@ -67,14 +67,14 @@ class Listening:
         self.lines.append(line)
 
 
-def run(place: Path, name: str, watcher: Listening, seeds: int = 2) -> Run:
+def run(place: Path, name: str, watcher: Listening, seeds: int = 2, device: str = "cpu") -> Run:
     (place / "crew.py").write_text(FILE)
     return run_study(
         str(place / "crew.py"),
         scale="smoke",
         seeds=seeds,
         path=place / name,
-        device="cpu",
+        device=device,
         executor=SerialExecutor(),
         progress=watcher,
     )
@@ -98,18 +98,18 @@ def assert_alike(one: Run, two: Run) -> None:
 
 
 def test_seeds_are_trained_together_then_measured_each(
-    plain: tuple[Run, Listening], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plain: tuple[Run, Listening], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
     after = Listening()
-    monkeypatch.setattr("mesascope.runner._study.POPULATION_DEVICES", ("cpu",))
-    crewed = run(tmp_path, "crewed", after)
+    monkeypatch.setattr("mesascope.runner._study.POPULATION_DEVICES", ("cpu", "cuda"))
+    crewed = run(tmp_path, "crewed", after, device=device)
     jobs = ("training and analysis", [f"{arm}seed {seed}" for arm in ("", "kept ") for seed in range(2)])
     assert plain[1].stages == [jobs]
     assert after.stages == [("joint training", ["seeds 0 to 1"]), jobs]  # a history is kept of each by itself
     assert ("joint training", 0, 3) in after.parts
     assert_alike(plain[0], crewed)
     again = Listening()
-    run(tmp_path, "crewed", again)
+    run(tmp_path, "crewed", again, device=device)
     assert again.stages == []
 
 

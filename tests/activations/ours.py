@@ -19,5 +19,5 @@ def decoder(**settings) -> Decoder:
 def inputs(model: Decoder, rows: int = 4, length: int = 10) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     if model.config.vocab_size:
-        return torch.randint(0, 20, (rows, length), generator=generator)
-    return torch.randn(rows, length, 2, generator=generator)
+        return torch.randint(0, 20, (rows, length), generator=generator).to(model.device)
+    return torch.randn(rows, length, 2, generator=generator).to(model.device)

@@ -33,13 +33,19 @@ def llama() -> PreTrainedModel:
     return small.llama()
 
 
+@pytest.fixture(scope="module")
+def placed(llama: PreTrainedModel, device: str) -> PreTrainedModel:
+    """The same model on the device."""
+    return llama if device == "cpu" else small.llama().to(device)
+
+
 def tokens(rows: int = 5, length: int = 9) -> torch.Tensor:
     return torch.randint(3, 20, (rows, length), generator=torch.Generator().manual_seed(1))
 
 
-def test_micro_batches_give_the_same_numbers(llama):
-    whole = capture(llama, tokens(), list(SITES))
-    parts = capture(llama, tokens(), list(SITES), batch_size=2)
+def test_micro_batches_give_the_same_numbers(placed):
+    whole = capture(placed, tokens(), list(SITES))
+    parts = capture(placed, tokens(), list(SITES), batch_size=2)
     for site in SITES:
         assert_close(parts[site], whole[site], rtol=1e-5, atol=1e-6)
 
@@ -89,15 +95,15 @@ def test_what_was_not_recorded_is_a_key_error_that_lists_what_was(llama):
 
 
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])
-def test_the_kernel_that_ran_is_named_and_both_agree(llama, kernel):
-    llama.set_attn_implementation(kernel)
+def test_the_kernel_that_ran_is_named_and_both_agree(placed, kernel):
+    placed.set_attn_implementation(kernel)
     try:
-        recorded = capture(llama, tokens(), list(SITES))
+        recorded = capture(placed, tokens(), list(SITES))
     finally:
-        llama.set_attn_implementation("sdpa")
+        placed.set_attn_implementation("sdpa")
     assert recorded.attn_implementation == kernel
     for site in SITES:
-        assert_close(recorded[site], capture(llama, tokens(), [site])[site], rtol=1e-4, atol=1e-6)
+        assert_close(recorded[site], capture(placed, tokens(), [site])[site], rtol=1e-4, atol=1e-6)
 
 
 def test_eager_attention_is_computed_once_and_neither_it_nor_the_model_s_own_is_traced_again(llama, monkeypatch):
@@ -175,9 +181,9 @@ def test_a_reduction_of_another_shape_than_promised_is_refused(llama):
         capture(llama, tokens(), [], reduce={"pattern": Reduction(site="attn_scores", fn=torch.sum, axes=("batch",))})
 
 
-def test_the_estimate_is_what_is_kept(llama):
-    kept = sum(value.nbytes for value in capture(llama, tokens(), list(SITES)).sites.values())
-    assert estimate_capture_bytes(llama, tokens(), list(SITES)) == kept
+def test_the_estimate_is_what_is_kept(placed):
+    kept = sum(value.nbytes for value in capture(placed, tokens(), list(SITES)).sites.values())
+    assert estimate_capture_bytes(placed, tokens(), list(SITES)) == kept
 
 
 def test_what_does_not_fit_is_refused_before_the_run(llama, monkeypatch):

@@ -53,8 +53,8 @@ def settings(request):
     return VARIANTS[request.param]
 
 
-def test_all_sites_are_right_in_every_variant(settings):
-    model = decoder(**settings)
+def test_all_sites_are_right_in_every_variant(settings, device):
+    model = decoder(**settings).to(device)
     x = inputs(model)
     without_norm = set() if has_final_norm(settings) else {"final_norm"}
     sites = [name for name in FORWARD_SITES if name not in missing(settings) | without_norm]
@@ -89,8 +89,8 @@ def test_the_unembedding_reads_the_final_norm_if_there_is_one(settings):
         capture(model, inputs(model), ["final_norm"])
 
 
-def test_parts_sum_to_the_prediction(settings):
-    model = decoder(**settings)
+def test_parts_sum_to_the_prediction(settings, device):
+    model = decoder(**settings).to(device)
     sites = ["resid_pre", "resid_post", "z", "output"]
     sites += [site for site in ("attn_out", "mlp_out") if site not in missing(settings)]
     recorded = capture(model, inputs(model), sites)

@@ -12,8 +12,8 @@ X = torch.randint(0, 20, (2, 12), generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-def test_all_that_single_precision_has(implementation):
-    model = small.llama(attn_implementation=implementation, initializer_range=0.2).double()
+def test_all_that_single_precision_has(implementation, device):
+    model = small.llama(attn_implementation=implementation, initializer_range=0.2).to(device, torch.float64)
     acts = capture(
         model, X, ["attn_scores", "pattern", "z", "attn_out", "resid_pre", "mlp_out", "resid_post", "output"]
     )

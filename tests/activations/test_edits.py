@@ -15,8 +15,8 @@ MLP = TOKENS | {"intermediate_size": 24, "norm": "rms", "num_key_value_heads": 2
 
 
 @pytest.fixture(scope="module")
-def model() -> Decoder:
-    return decoder(**MLP)
+def model(device: str) -> Decoder:
+    return decoder(**MLP).to(device)
 
 
 @pytest.mark.parametrize("site", EDITABLE)
@@ -61,9 +61,9 @@ def test_replacing_queries_keys_and_values_replaces_what_attention_writes(model)
     assert torch.equal(edited["attn_out"][1], other["attn_out"][1])
 
 
-def test_a_zeroed_head_is_one_whose_rows_of_the_output_projection_are_zero():
+def test_a_zeroed_head_is_one_whose_rows_of_the_output_projection_are_zero(device):
     x = inputs(decoder(**MLP))
-    model, cut = decoder(**MLP), decoder(**MLP)
+    model, cut = decoder(**MLP).to(device), decoder(**MLP).to(device)
     with torch.no_grad():
         cut.layers[1].attention.o_proj.weight[:, 8:12] = 0
     zero = Edit(site="z", where={"layer": 1, "head": 2}, fn=torch.zeros_like)
@@ -83,7 +83,7 @@ def test_a_zeroed_head_of_gpt2_is_one_whose_rows_are_zero():
 
 def test_where_picks_layers_sequences_positions_and_heads(model):
     x = inputs(model)
-    plain = capture(model, x, ["value"])["value"]
+    plain = capture(model, x, ["value"], batch_size=3)["value"]
     where = {"layer": [0, 2], "batch": slice(1, None), "kv_head": 1, "pos": [0, -1]}
     edited = capture(model, x, ["value"], edits=[Edit(site="value", where=where, fn=torch.zeros_like)], batch_size=3)
     assert (edited["value"][0, 1:, 1][:, [0, -1]] == 0).all()

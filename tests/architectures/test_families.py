@@ -55,8 +55,8 @@ def test_the_prediction_is_the_untouched_model_s_bit_for_bit(model, recorded):
 @pytest.mark.parametrize(
     "name", spread(["gemma2", "gpt2", "gpt_oss", "qwen3", "cohere2", "mistral", "granite", "opt"], 3)
 )
-def test_an_eager_capture_is_the_eager_pass_bit_for_bit(name):
-    model, x = make(name), tokens()
+def test_an_eager_capture_is_the_eager_pass_bit_for_bit(name, device):
+    model, x = make(name).to(device), tokens().to(device)
     kernel, padding = str(model.config._attn_implementation), torch.ones_like(x)
     padding[0, -2:] = padding[1, -1] = 0
     for mask in (None, padding):
@@ -72,6 +72,24 @@ def test_an_eager_capture_is_the_eager_pass_bit_for_bit(name):
         assert torch.equal(edited["pattern"][0], acts["pattern"][0])
         assert torch.equal(edited["output"], capture(model, x, attention_mask=mask, edits=edit)["output"])
         model.set_attn_implementation(kernel)
+
+
+@pytest.mark.parametrize("name", spread(["llama", "gpt2", "gemma2", "mixtral", "opt", "gpt_neox", "gpt_oss"], 1))
+def test_the_identities_hold_with_the_kernel_of_the_device(name, device):
+    model = make(name).to(device)
+    sites = everything(name)
+    acts = capture(model, tokens(), sites)
+    with torch.no_grad():
+        assert torch.equal(acts["output"], model(tokens().to(device), use_cache=False).logits)
+    assert torch.equal(acts["resid_post"][:-1], acts["resid_pre"][1:])
+    assert_close(acts["resid_pre"] + acts["attn_out"] + acts["mlp_out"], acts["resid_post"], rtol=1e-5, atol=1e-5)
+    value = acts["value"].repeat_interleave(acts["pattern"].shape[2] // acts["value"].shape[2], dim=2)
+    if name not in SINKS:
+        assert_close((acts["pattern"] @ value).transpose(2, 3), acts["z"], rtol=1e-4, atol=1e-5)
+    assert torch.equal(acts.readout.compute_output(acts["resid_post"][-1]), acts["output"])
+    eager = capture(model, tokens(), sites, attn_implementation="eager")
+    for site in sites:
+        assert_close(eager[site], acts[site], rtol=1e-3, atol=1e-5)
 
 
 def test_writes_sum_to_the_residual_difference(recorded):

@@ -1,5 +1,7 @@
 """What is put in place: exact where it is what was there, and the other run where it is all of the other run."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
@@ -25,9 +27,14 @@ def llama() -> PreTrainedModel:
 MODELS = {"gpt2": gpt2(), "llama": llama()}
 
 
+def placed(name: str, device: str) -> PreTrainedModel:
+    """One of the models on a device."""
+    return MODELS[name] if device == "cpu" else deepcopy(MODELS[name]).to(device)
+
+
 @pytest.fixture(params=MODELS)
-def model(request: pytest.FixtureRequest) -> PreTrainedModel:
-    return MODELS[request.param]
+def model(request: pytest.FixtureRequest, device: str) -> PreTrainedModel:
+    return placed(request.param, device)
 
 
 def tokens(seed: int = 0, rows: int = 3, length: int = 8) -> torch.Tensor:
@@ -53,7 +60,7 @@ def test_patching_everything_is_the_other_run_bit_for_bit(model, site, batch_siz
 
 def test_a_patch_picks_the_same_places_of_the_other_run(model):
     other = capture(model, tokens(1), ["z"], layers=[1])
-    plain = capture(model, tokens(), ["z"])
+    plain = capture(model, tokens(), ["z"], batch_size=2)
     edit = replace("z", other, {"layer": 1, "head": [0, 2], "pos": -1, "batch": slice(1, None)})
     edited = capture(model, tokens(), ["z"], edits=[edit], batch_size=2)["z"]
     assert torch.equal(edited[1, 1:, -1, [0, 2]], other["z"][0, 1:, -1, [0, 2]])
@@ -78,11 +85,11 @@ def test_a_mean_is_over_sequences_and_a_resampled_one_is_anothers(model):
 
 def test_scaling_steering_and_nothing(model):
     plain = capture(model, tokens(), ["resid_post"])["resid_post"]
-    where, direction = {"layer": 2, "pos": 3}, torch.arange(16.0)
+    where, direction = {"layer": 2, "pos": 3}, torch.arange(16.0, device=model.device)
     for edit, expected in (
         (scale("resid_post", 2.0, where), 2 * plain[2, :, 3]),
         (steer("resid_post", direction, 0.5, where), plain[2, :, 3] + 0.5 * direction),
-        (zero("resid_post", where), torch.zeros(3, 16)),
+        (zero("resid_post", where), torch.zeros(3, 16, device=model.device)),
     ):
         edited = capture(model, tokens(), ["resid_post"], edits=[edit])["resid_post"]
         assert torch.equal(edited[2, :, 3], expected)
