@@ -18,6 +18,8 @@
 # make bench-capturing  a capture compared with the same capture in other libraries
 # make bench-circuits   scores of edges compared with another library, and the induction circuit of a language model
 # make bench-scaling    cost of an inspection by sequence length; the cost model of large runs against small ones
+# make bench-gpu      tests and benchmarks on a GPU, in 8 minutes at most; not a part of make bench
+# make gpu-wheels     fetch the packages that a machine with a GPU and without a network may lack
 # make clean          remove everything that make created
 PYTHON ?= python3
 VENV := .venv
@@ -26,6 +28,9 @@ GGUF := .models/SmolLM2-135M-Instruct.Q4_1.gguf
 STAMP := $(VENV)/.installed
 SITE_STAMP := $(VENV)/.site-installed
 NEWEST := .venv-newest
+GPU_PYTHON ?= 3.12
+GPU_PLATFORMS ?= manylinux_2_28_x86_64 manylinux_2_27_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64 \
+  manylinux_2_5_x86_64 manylinux1_x86_64
 PUBLISHED := affine affine-2d polynomial meta-learning function-classes gradient-descent newton in-context-convergence \
   induction-heads sparse-regression-heads next-token-convergence multi-concept norm-growth backward-chaining \
   dynamic-halt syntactic-transformations
@@ -35,7 +40,7 @@ unexport PYTHONDONTWRITEBYTECODE  # what is imported is compiled once, not by ev
 .DEFAULT_GOAL := help
 .PHONY: help setup models index site demo test tests types style test-newest test-slow test-quantized test-faults lint docs \
   docs-paper architectures ground-truth clean bench bench-opening bench-training bench-seeds bench-capturing bench-circuits \
-  bench-scaling
+  bench-scaling bench-gpu gpu-wheels
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -159,10 +164,21 @@ bench-scaling: $(STAMP) $(GGUF)
 	$(BIN)/python benchmarks/scaling.py $(GGUF) .peers
 	$(BIN)/python benchmarks/scaling_model.py
 
+bench-gpu: $(STAMP)
+	$(BIN)/python benchmarks/gpu.py
+
+gpu-wheels: $(STAMP)
+	rm -rf .gpu-wheels
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
+	  --python-version $(GPU_PYTHON) --implementation cp $(addprefix --platform ,$(GPU_PLATFORMS)) \
+	  -c constraints.txt -r benchmarks/peers/gpu.txt --dest .gpu-wheels
+	du -sh .gpu-wheels
+
 .peers/%/.installed: benchmarks/peers/%.txt | $(STAMP)
 	$(PYTHON) -m venv .peers/$*
 	$(BIN)/uv pip install --quiet --python .peers/$*/bin/python $(WHEELS) -r $<
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(NEWEST) .models .peers benchmarks/results runs site .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(NEWEST) .quantized .gpu-wheels .models .peers benchmarks/results runs site .pytest_cache .ruff_cache \
+	  .import_linter_cache
