@@ -63,7 +63,7 @@ def test_tests_that_do_not_pass_are_named_and_none_is_a_failure(gpu):
 
 
 def test_a_capture_that_is_slower_than_a_cache_of_everything_breaks_the_bound(gpu):
-    setting = {"model": "small", "dtype": "float32"}
+    setting = {"model": "GPT-2 size", "dtype": "float32"}
     ours, theirs = gpu.Part("capture", 1.0, status="done"), gpu.Part("lens", 1.0, status="done")
     theirs.rows = [{**setting, "what": "cache of everything", "ms": 3.0}]
     for ms, holds in ((2.0, True), (4.0, False)):
@@ -111,10 +111,10 @@ def test_without_a_card_there_is_one_line_and_code_2(tmp_path):
 
 @pytest.mark.slow
 def test_the_parts_run_on_a_processor(tmp_path):
-    ran = run_script(tmp_path, "--device", "cpu", "--parts", "study,seeds,capture,nnsight", "--peers", "nowhere")
+    ran = run_script(tmp_path, "--device", "cpu", "--parts", "seeds,capture", "--seconds", "800")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     parts = {part["name"]: part for part in json.loads((tmp_path / "gpu.json").read_text())["parts"]}
-    assert [part["status"] for part in parts.values()][:3] == ["done"] * 3
+    assert [part["status"] for part in parts.values()] == ["done"] * 2
     assert len(parts["seeds"]["rows"]) == 6
     assert len(parts["capture"]["rows"]) == 18
     assert all(parts["capture"]["bounds"].values())

@@ -89,7 +89,7 @@ def test_the_identities_hold_with_the_kernel_of_the_device(name, device):
     assert torch.equal(acts.readout.compute_output(acts["resid_post"][-1]), acts["output"])
     eager = capture(model, tokens(), sites, attn_implementation="eager")
     for site in sites:
-        assert_close(eager[site], acts[site], rtol=1e-3, atol=1e-5)
+        assert_close(eager[site], acts[site], rtol=1e-3, atol=1e-4)
 
 
 def test_writes_sum_to_the_residual_difference(recorded):
