@@ -38,7 +38,7 @@ def find_residual_updates(
         UnsupportedModel: the residual stream is not finite.
     """
     resid_post = block.output_tensor
-    if not (resid_pre.isfinite().all() and resid_post.isfinite().all()):
+    if not (resid_pre.isfinite().all() and block.is_finite):
         raise UnsupportedModel(
             f"the residual stream must be finite, but that before or after {block.name} has NaN or infinity; scale the "
             "inputs, or use weights of a larger range such as float32"
@@ -112,9 +112,10 @@ def _list_mlp_candidates(
 
 def _has_stream_shape(trace: Trace, call: ModuleCall, block: ModuleCall) -> bool:
     """Return True if the output is finite and has the shape of the stream, and the block calls the module only once."""
-    if call.output is None or not is_called_once(trace, call, block) or not call.output.isfinite().all():
+    batch, length, width = block.output_tensor.shape
+    if call.output is None or call.output.shape not in ((batch, length, width), (batch * length, width)):
         return False
-    return call.output.shape in (block.output_tensor.shape, block.output_tensor.flatten(0, 1).shape)
+    return is_called_once(trace, call, block) and call.is_finite
 
 
 def is_called_once(trace: Trace, call: ModuleCall, block: ModuleCall) -> bool:

@@ -1,10 +1,11 @@
 """Trace of one small forward pass: order, inputs and outputs of all module calls and attention calls."""
 
 import itertools
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -47,6 +48,11 @@ class ModuleCall:
         if self.output is None:
             raise UnsupportedModel(f"{self.name} must return a tensor, but returned none")
         return self.output
+
+    @cached_property
+    def is_finite(self) -> bool:
+        """``True`` if it returned a tensor without NaN and infinity."""
+        return self.output is not None and bool(self.output.isfinite().all())
 
     def contains_call(self, other: "ModuleCall | TracedAttention") -> bool:
         """Return True if another call happened within this one.
@@ -116,7 +122,7 @@ class Trace:
         Returns:
             Its calls, in the order in which they ended.
         """
-        return [call for call in self.calls if call.name == name]
+        return list(self._calls_by_name.get(name, ()))
 
     def block_call(self, layer: LayerSpec) -> ModuleCall:
         """Return the traced call of a block in which its specification was found.
@@ -155,7 +161,20 @@ class Trace:
         Returns:
             The enclosed calls, in the order in which they ended.
         """
-        return [call for call in self.calls if outer.contains_call(call)]
+        first = bisect_right(self._ends, outer.start)  # calls are in the order in which they ended
+        last = bisect_left(self._ends, outer.end)
+        return [call for call in self.calls[first:last] if outer.contains_call(call)]
+
+    @cached_property
+    def _calls_by_name(self) -> dict[str, list[ModuleCall]]:
+        by_name: dict[str, list[ModuleCall]] = {}
+        for call in self.calls:
+            by_name.setdefault(call.name, []).append(call)
+        return by_name
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        return [call.end for call in self.calls]
 
 
 def trace_forward(model: PreTrainedModel, forward: Callable[[], Mapping[str, Any]]) -> Trace:

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from mesascope.activations._layer_spec import AttentionWeightsMethod
 from mesascope.activations.hooks import _attention_math as attention_math
-from mesascope.activations.hooks.attention_interface import AttentionCall
 from mesascope.activations.sites import UnsupportedModel
 from mesascope.activations.structure._trace import TracedAttention
 from mesascope.activations.tolerances import allclose, relative_difference, rounding_tolerance
@@ -25,66 +25,81 @@ def find_weights_method(attention: TracedAttention) -> tuple[AttentionWeightsMet
     Returns:
         The method, or ``None``; and the reasons why ``pattern`` or ``attn_scores`` is not available.
     """
-    value, out = attention.call.value, attention.output
+    value, out, candidates = attention.call.value, attention.output, _CandidateWeights(attention)
     failures: list[str] = []
     for kind in ("returned", "plain", "delegate", "unit"):
-        pattern = _try_weights_method(kind, attention)
+        pattern = candidates.compute(kind)
         if pattern is None:
             continue
         z = attention_math.mix_values(pattern, value)
         if z.shape == out.shape and allclose(z, out):
-            return _describe_weights_method(kind, attention, pattern)
+            return _describe_weights_method(kind, candidates, pattern)
         difference = f"by {relative_difference(z, out):.1e}" if z.shape == out.shape else "in shape"
         failures.append(f"{kind} weights give a z that differs {difference}")
     why = "; ".join(failures) or "the attention implementation returns none"
     return None, dict.fromkeys(("pattern", "attn_scores"), f"attention weights are not available: {why}")
 
 
-def _try_weights_method(kind: str, attention: TracedAttention) -> Tensor | None:
-    """Compute the attention weights of the trace input by one method; ``None`` where the method does not apply."""
-    call = attention.call
-    if kind == "returned":
-        shape = (*call.query.shape[:3], call.key.shape[2])
-        return (
-            attention.returned_weights
-            if attention.returned_weights is not None and attention.returned_weights.shape == shape
-            else None
-        )
-    eager_pattern = _run_eager_attention(call, call.query)
-    if kind == "delegate":
-        return eager_pattern
-    if kind == "unit":
-        return _call_or_none(lambda: call.run_one_hot(call.query, call.key))
-    return (
-        attention_math.masked_softmax(call.scaled_scores(call.query, call.key), call.score_bias(call.query, call.key))
-        if (eager_pattern is None or _max_eager_difference(call) <= rounding_tolerance(eager_pattern))
-        else None
-    )
+class _CandidateWeights:
+    """The attention weights of one traced call by every method, each computed once.
 
-
-def _max_eager_difference(call: AttentionCall) -> float:
-    """Return the largest relative difference between the softmax of the scaled scores and the model's eager weights.
-
-    It is measured for the traced queries and for scaled ones, on which a soft cap of the scores would show; infinite
-    where the model has no eager function.
+    Args:
+        attention: the traced call of the attention function.
     """
-    worst = 0.0
-    for query in (call.query, SOFTCAP_TEST_FACTOR * call.query):
-        eager_pattern = _run_eager_attention(call, query)
-        if eager_pattern is None:
-            return math.inf
-        score = attention_math.mask_scores(call.scaled_scores(query, call.key), call.score_bias(query, call.key))
-        worst = max(
-            worst,
-            relative_difference(attention_math.scores_to_pattern(score), eager_pattern)
-            if eager_pattern.shape == score.shape
-            else math.inf,
+
+    def __init__(self, attention: TracedAttention) -> None:
+        self._returned, self._call = attention.returned_weights, attention.call
+
+    def compute(self, kind: str) -> Tensor | None:
+        """Compute the weights by one method; ``None`` where the method does not apply."""
+        call = self._call
+        if kind == "returned":
+            shape = (*call.query.shape[:3], call.key.shape[2])
+            return self._returned if self._returned is not None and self._returned.shape == shape else None
+        if kind == "delegate":
+            return self._eager
+        if kind == "unit":
+            return _call_or_none(lambda: call.run_one_hot(call.query, call.key))
+        if self._eager is not None and self.eager_difference > rounding_tolerance(self._eager):
+            return None
+        return attention_math.masked_softmax(
+            call.scaled_scores(call.query, call.key), call.score_bias(call.query, call.key)
         )
-    return worst
 
+    @cached_property
+    def softmax_of_scores(self) -> Tensor:
+        """The softmax of the scaled scores."""
+        return self._softmax(self._call.query)
 
-def _run_eager_attention(call: AttentionCall, query: Tensor) -> Tensor | None:
-    return _call_or_none(lambda: call.run_eager(query, call.key, call.value))
+    @cached_property
+    def eager_difference(self) -> float:
+        """The largest relative difference between the softmax of the scaled scores and the model's eager weights.
+
+        It is measured for the traced queries and for scaled ones, on which a soft cap of the scores would show;
+        infinite where the model has no eager function.
+        """
+        scaled = SOFTCAP_TEST_FACTOR * self._call.query
+        worst = 0.0
+        for eager, softmax in (
+            (self._eager, lambda: self.softmax_of_scores),
+            (self._run_eager(scaled), lambda: self._softmax(scaled)),
+        ):
+            if eager is None:
+                return math.inf
+            expected = softmax()
+            worst = max(worst, relative_difference(expected, eager) if eager.shape == expected.shape else math.inf)
+        return worst
+
+    @cached_property
+    def _eager(self) -> Tensor | None:
+        return self._run_eager(self._call.query)
+
+    def _softmax(self, query: Tensor) -> Tensor:
+        score, bias = self._call.scaled_scores(query, self._call.key), self._call.score_bias(query, self._call.key)
+        return attention_math.scores_to_pattern(attention_math.mask_scores(score, bias))
+
+    def _run_eager(self, query: Tensor) -> Tensor | None:
+        return _call_or_none(lambda: self._call.run_eager(query, self._call.key, self._call.value))
 
 
 def _call_or_none(eager: Callable[[], Tensor | None]) -> Tensor | None:
@@ -96,13 +111,11 @@ def _call_or_none(eager: Callable[[], Tensor | None]) -> Tensor | None:
 
 
 def _describe_weights_method(
-    kind: str, attention: TracedAttention, pattern: Tensor
+    kind: str, candidates: _CandidateWeights, pattern: Tensor
 ) -> tuple[AttentionWeightsMethod, dict[str, str]]:
     """Describe a method whose weights reproduce ``z``: availability of scores, normalisation of rows."""
-    call = attention.call
-    score = attention_math.mask_scores(call.scaled_scores(call.query, call.key), call.score_bias(call.query, call.key))
-    difference = relative_difference(attention_math.scores_to_pattern(score), pattern)
-    eager_difference = _max_eager_difference(call)
+    difference = relative_difference(candidates.softmax_of_scores, pattern)
+    eager_difference = candidates.eager_difference
     difference = difference if math.isinf(eager_difference) else max(difference, eager_difference)
     total = pattern.double().sum(-1)
     softmax = allclose(total.to(pattern.dtype), torch.ones_like(total, dtype=pattern.dtype))
