@@ -98,6 +98,9 @@ def capture_encoder_decoder(
             num_bytes += stack_bytes
         check_memory(num_bytes, pair.target.device)
         readouts = {each: stacks[each].readout(model, requests[each].layers) for each in STACKS}
+        for each in STACKS:
+            if recorders[each].reduces_layers:  # their functions may use the readout, while hooks are attached
+                readouts[each].find_all()
         validate_gradients_unedited([each.needs_gradients for each in recorders.values()], edits)
         validate_objective(objective, batch_size, pair.target_mask)
         run = StackRecorders(

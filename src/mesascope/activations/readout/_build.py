@@ -1,7 +1,7 @@
 """Construction of a `Readout` from one traced forward pass."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from functools import partial
 from weakref import ref
 
 import torch
@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from mesascope.activations._layer_spec import LayerSpec
 from mesascope.activations.forward import run_model
 from mesascope.activations.readout._attention_inputs import AttentionInputs
+from mesascope.activations.readout._deferred import Deferred
 from mesascope.activations.readout._layer_attention_input import LayerAttentionInput
 from mesascope.activations.readout._norm import Norm
 from mesascope.activations.readout._output_head import (
@@ -20,10 +21,13 @@ from mesascope.activations.readout._output_head import (
     find_output_head,
 )
 from mesascope.activations.readout._output_projection import (
+    OutputProjection,
+    TracedProjection,
     compute_residual_update,
-    find_cross_projection,
-    find_output_projection,
+    locate_cross_projection,
+    locate_output_projection,
 )
+from mesascope.activations.readout._output_readout import OutputReadout
 from mesascope.activations.readout._readout import Readout
 from mesascope.activations.readout._stack_inputs import StackInputs
 from mesascope.activations.readout._value_projection import BatchedStream
@@ -47,7 +51,8 @@ def build_readout(
 ) -> Readout:
     """Build the readout of some layers of a model.
 
-    What does not hold in the model is stored as a reason; the readout raises it on first use.
+    What does not hold in the model is stored as a reason; the readout raises it on first use. Many captures use no
+    readout, so that all that runs modules is found on first use, on the tensors of the trace, but the output head.
 
     Args:
         model: the model.
@@ -64,23 +69,31 @@ def build_readout(
     last_call = trace.block_call(layers[-1])
     is_encoder = stack is not None and stack.name == ENCODER
     output_head = ENCODER_HAS_NO_HEAD if is_encoder else _try_find_output_head(model, trace, last_call)
-    final_norm = output_head if isinstance(output_head, str) else _try_find_final_norm(output_head, last_call)
-    output_projections = tuple(find_output_projection(model, layers[n], trace) for n in layer_indices)
-    readout = Readout(
+    head_modules = () if isinstance(output_head, str) else output_head.modules
+    final_norm = Deferred(partial(_try_find_final_norm, output_head, last_call), head_modules)
+    own = [locate_output_projection(model, layers[number], trace) for number in layer_indices]
+    cross = [locate_cross_projection(model, layers[number], trace) for number in layer_indices]
+    return Readout(
         num_heads=attention_layers[0].num_heads if attention_layers else 0,
         num_kv_heads=attention_layers[0].num_kv_heads if attention_layers else 0,
         rows_sum_to_one=tuple(_rows_sum_to_one(layers[n]) for n in layer_indices),
-        projection_modules=output_projections,
-        cross_projection_modules=tuple(find_cross_projection(model, layers[n], trace) for n in layer_indices),
+        projection_search=_defer_check(own),
+        cross_projection_search=_defer_check(cross),
         output_head=output_head,
-        traced_final_norm=final_norm,
+        final_norm_search=final_norm,
         resid_vector=last_call.output_tensor[0, 0],
-        non_additive_reason="",
+        additivity_check=Deferred(
+            partial(_find_non_additive_reason, output_head, final_norm, layers, trace), head_modules
+        ),
         attention_inputs=_build_attention_inputs(model, layers, layer_indices, trace, stack),
         weights=weights,
         head_weights=fingerprint_tensors(() if isinstance(output_head, str) else output_head.tensors()),
     )
-    return replace(readout, non_additive_reason=_find_non_additive_reason(readout, layers, trace))
+
+
+def _defer_check(located: Sequence[TracedProjection | str]) -> Deferred[tuple[OutputProjection | str, ...]]:
+    modules = [each.projection.module for each in located if not isinstance(each, str)]
+    return Deferred(lambda: tuple(each if isinstance(each, str) else each.check() for each in located), modules)
 
 
 def _try_find_output_head(model: PreTrainedModel, trace: Trace, last_call: ModuleCall) -> OutputHead | str:
@@ -91,7 +104,9 @@ def _try_find_output_head(model: PreTrainedModel, trace: Trace, last_call: Modul
         return str(refusal)
 
 
-def _try_find_final_norm(output_head: OutputHead, last_call: ModuleCall) -> Norm | str | None:
+def _try_find_final_norm(output_head: OutputHead | str, last_call: ModuleCall) -> Norm | str | None:
+    if isinstance(output_head, str):
+        return output_head
     try:
         return find_final_norm(output_head, last_call.output_tensor)
     except UnsupportedModel as refusal:
@@ -102,15 +117,18 @@ def _rows_sum_to_one(layer: LayerSpec) -> bool:
     return layer.weights_method is not None and layer.weights_method.rows_sum_to_one
 
 
-def _find_non_additive_reason(readout: Readout, layers: Sequence[LayerSpec], trace: Trace) -> str:
+def _find_non_additive_reason(
+    output_head: OutputHead | str, final_norm: Deferred[Norm | str | None], layers: Sequence[LayerSpec], trace: Trace
+) -> str:
     """Return why embedding, residual updates and bias do not sum to the output; empty if they do."""
     if trace.max_iterations is not None:
         return "the output is read from a weighted average of the states after all iterations, not from the last one"
     missing = {n: layer.missing["attn_out"] for n, layer in enumerate(layers) if layer.attn_out is None}
     if missing:
         return f"attn_out is not available in layers {list(missing)}: {next(iter(missing.values()))}"
-    if isinstance(readout.output_head, str) or isinstance(readout.final_norm, str):
-        return str(readout.output_head if isinstance(readout.output_head, str) else readout.final_norm)
+    norm = final_norm.get()
+    if isinstance(output_head, str) or isinstance(norm, str):
+        return str(output_head if isinstance(output_head, str) else norm)
     first, last = trace.block_call(layers[0]), trace.block_call(layers[-1])
     updates = [
         compute_residual_update(update, trace, trace.block_call(layer))
@@ -119,11 +137,19 @@ def _find_non_additive_reason(readout: Readout, layers: Sequence[LayerSpec], tra
         if update is not None
     ]
     parts = [first.inputs[layers[0].stream_argument], *updates]
-    total, largest = readout.readout_bias, 0.0
+    additive = OutputReadout(
+        output_head=output_head,
+        final_norm_search=final_norm,
+        resid_vector=last.output_tensor[0, 0],
+        additivity_check=Deferred(str, ()),
+        weights=(),
+        head_weights=(),
+    )
+    total, largest = additive.readout_bias, 0.0
     for chunk in torch.stack(parts).split(UPDATES_PER_CHUNK):
-        contributions = readout.attribute_logits(chunk, last.output_tensor)
+        contributions = additive.attribute_logits(chunk, last.output_tensor)
         total, largest = total + contributions.sum(0), max(largest, contributions.abs().max().item())
-    output = readout.output_head(last.output_tensor)
+    output = output_head(last.output_tensor)
     if allclose(total, output, largest):
         return ""
     return (

@@ -1,5 +1,6 @@
 """Output head: the final norm, linear map, scale and soft cap between the last layer and the output."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -210,14 +211,15 @@ def _is_multiple(value: Tensor, x: Tensor | None) -> bool:
     return bool(scale) and allclose(x * scale, value)
 
 
-def _list_output_scales(x: Tensor, logits: Tensor, softcap: float | None) -> list[float]:
-    """List candidate factors on the output of the last module."""
+def _list_output_scales(x: Tensor, logits: Tensor, softcap: float | None) -> Iterator[float]:
+    """Yield candidate factors on the output of the last module."""
+    yield 1.0
     if x.shape != logits.shape:
-        return [1.0]
+        return
     uncapped = logits if softcap is None else softcap * torch.atanh((logits.double() / softcap).clamp(-0.999, 0.999))
     unsaturated = torch.ones_like(logits, dtype=torch.bool) if softcap is None else logits.abs() < 0.9 * softcap
     ratio = _fit_ratio(uncapped[unsaturated], x[unsaturated])
-    return [1.0, float(f"{ratio:.4g}"), ratio]
+    yield from (float(f"{ratio:.4g}"), ratio)
 
 
 def _fit_ratio(a: Tensor, b: Tensor) -> float:

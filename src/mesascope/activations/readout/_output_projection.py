@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from mesascope.activations._layer_spec import LayerSpec, ResidualUpdate
 from mesascope.activations.structure._trace import ModuleCall, Trace
-from mesascope.activations.tolerances import allclose, relative_difference, rounding_tolerance
+from mesascope.activations.tolerances import allclose, bitwise_equal, relative_difference, rounding_tolerance
 from mesascope.models.quantized.weights import read_matrices
 
 NUM_RANDOM_VECTORS = 4  # that a parameter must map as the module does
@@ -65,8 +65,41 @@ class OutputProjection:
         return None
 
 
-def find_output_projection(model: PreTrainedModel, layer: LayerSpec, trace: Trace) -> OutputProjection | str:
-    """Find the output projection of one layer, and check it on the trace input; or return why there is none.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TracedProjection:
+    """An output projection with the tensors by which it is checked.
+
+    Attributes:
+        projection: the projection.
+        z: its input on the trace input.
+        attn_out: the residual update that it gives there.
+    """
+
+    projection: OutputProjection
+    z: Float[Tensor, "batch pos head d_head"]
+    attn_out: Float[Tensor, "batch pos d_model"]
+
+    def check(self) -> OutputProjection | str:
+        """Return the output projection if it gives the residual update, or why it does not."""
+        matrix, bias = self.projection.compute_matrix()
+        predicted = torch.einsum("bphd,hdm->bpm", self.z, matrix) + bias
+        if allclose(predicted, self.attn_out):
+            return self.projection
+        present = self._run_module()  # differs from the trace if weights were written that no fingerprint compares
+        if bitwise_equal(present, self._run_module()) and allclose(predicted, present):
+            return self.projection
+        return (
+            "the output projection is not linear: its result differs from attn_out by "
+            f"{relative_difference(predicted, self.attn_out):.1e}"
+        )
+
+    def _run_module(self) -> Float[Tensor, "batch pos d_model"]:
+        output = self.projection.module(self.z.flatten(2))
+        return output.reshape(self.attn_out.shape) * self.projection.gain
+
+
+def locate_output_projection(model: PreTrainedModel, layer: LayerSpec, trace: Trace) -> TracedProjection | str:
+    """Return the output projection of one layer with its tensors on the trace input, or why there is none.
 
     Args:
         model: the traced model.
@@ -75,11 +108,11 @@ def find_output_projection(model: PreTrainedModel, layer: LayerSpec, trace: Trac
     """
     if layer.projection is None or layer.attn_out is None or layer.attention is None:
         return layer.missing.get("projection", "attn_out is not available")
-    return _check_projection(model, trace, layer, (layer.attention, layer.projection, layer.attn_out))
+    return _locate_projection(model, trace, layer, (layer.attention, layer.projection, layer.attn_out))
 
 
-def find_cross_projection(model: PreTrainedModel, layer: LayerSpec, trace: Trace) -> OutputProjection | str:
-    """Return the output projection of the cross-attention of one layer, as `find_output_projection` does.
+def locate_cross_projection(model: PreTrainedModel, layer: LayerSpec, trace: Trace) -> TracedProjection | str:
+    """Return the output projection of the cross-attention of one layer, as `locate_output_projection` does.
 
     Args:
         model: the traced model.
@@ -91,34 +124,24 @@ def find_cross_projection(model: PreTrainedModel, layer: LayerSpec, trace: Trace
         return "the layer has no cross-attention"
     if cross.projection is None or cross.attn_out is None:
         return layer.missing.get("cross_projection", "cross_attn_out is not available")
-    return _check_projection(model, trace, layer, (cross.module, cross.projection, cross.attn_out))
+    return _locate_projection(model, trace, layer, (cross.module, cross.projection, cross.attn_out))
 
 
-def _check_projection(
+def _locate_projection(
     model: PreTrainedModel, trace: Trace, layer: LayerSpec, found: tuple[str, str, ResidualUpdate]
-) -> OutputProjection | str:
-    """Return the output projection of an attention module if it gives the residual update, or why it does not."""
+) -> TracedProjection:
     attention, module_name, update = found
     block = trace.block_call(layer)
     z = trace.attention_within(block, attention).output
-    module = model.get_submodule(module_name)
     projection = OutputProjection(
-        module=module,
+        module=model.get_submodule(module_name),
         gain=update.gain,
         num_heads=z.shape[-2],
         d_head=z.shape[-1],
         dtype=z.dtype,
         device=z.device,
     )
-    matrix, bias = projection.compute_matrix()
-    attn_out = compute_residual_update(update, trace, block)
-    predicted = torch.einsum("bphd,hdm->bpm", z, matrix) + bias
-    if not allclose(predicted, attn_out):
-        return (
-            "the output projection is not linear: its result differs from attn_out by "
-            f"{relative_difference(predicted, attn_out):.1e}"
-        )
-    return projection
+    return TracedProjection(projection=projection, z=z, attn_out=compute_residual_update(update, trace, block))
 
 
 def compute_residual_update(

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from mesascope.activations.readout._deferred import Deferred
 from mesascope.activations.readout._norm import Norm, refit_norm
 from mesascope.activations.readout._output_head import OutputHead
 from mesascope.activations.readout._unembedding import Unembedding
@@ -21,18 +22,17 @@ class OutputReadout:
 
     Attributes:
         output_head: final norm, unembedding and soft cap, or the reason why there is none.
-        traced_final_norm: the final norm when the structure was found, ``None`` without one, or the reason why it is
-            not known.
+        final_norm_search: finds `traced_final_norm`.
         resid_vector: one vector of the residual stream, which gives its width, dtype and device.
-        non_additive_reason: why the output is not a sum of residual updates; empty where it is.
+        additivity_check: finds `non_additive_reason`.
         weights: fingerprint of the weights of the model when it was captured, by which a later change is detected.
         head_weights: the same of the output head.
     """
 
     output_head: OutputHead | str
-    traced_final_norm: Norm | str | None
+    final_norm_search: Deferred[Norm | str | None]
     resid_vector: Float[Tensor, " d_model"]
-    non_additive_reason: str
+    additivity_check: Deferred[str]
     weights: Fingerprint
     head_weights: Fingerprint
 
@@ -164,12 +164,36 @@ class OutputReadout:
             raise UnsupportedModel(self.final_norm)
         return rows if self.final_norm is None else self.final_norm.apply_transposed(rows) * output_head.scales[0]
 
+    @property
+    def traced_final_norm(self) -> Norm | str | None:
+        """The final norm when it was first read, ``None`` without one, or the reason why it is not known.
+
+        Raises:
+            RuntimeError: parameters of the output head were modified after the capture.
+        """
+        if isinstance(self.output_head, str):
+            return self.output_head
+        self._require_output_head()
+        return self.final_norm_search.get()
+
+    @property
+    def non_additive_reason(self) -> str:
+        """Why the output is not a sum of residual updates; empty where it is.
+
+        Raises:
+            RuntimeError: parameters of the output head were modified after the capture.
+        """
+        if isinstance(self.output_head, OutputHead):
+            self._require_output_head()
+        return self.additivity_check.get()
+
     @cached_property
     def final_norm(self) -> Norm | str | None:
         """The final norm in closed form, ``None`` without one, or the reason why it is not known."""
-        if not isinstance(self.traced_final_norm, Norm):
-            return self.traced_final_norm
-        return refit_norm(self._require_output_head().modules[0], self.traced_final_norm, "the final norm")
+        traced = self.traced_final_norm
+        if not isinstance(traced, Norm):
+            return traced
+        return refit_norm(self._require_output_head().modules[0], traced, "the final norm")
 
     @cached_property
     def readout_bias(self) -> Float[Tensor, " d_out"]:

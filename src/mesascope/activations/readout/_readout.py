@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NoReturn
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from mesascope.activations.readout._attention_inputs import AttentionInputs
+from mesascope.activations.readout._deferred import Deferred
 from mesascope.activations.readout._norm import Norm
 from mesascope.activations.readout._output_projection import OutputProjection
 from mesascope.activations.readout._output_readout import OutputReadout, check_same_weights
@@ -24,16 +26,16 @@ class Readout(OutputReadout):
     Attributes:
         num_heads, num_kv_heads: heads per layer with attention, taken from the first such layer.
         rows_sum_to_one: per recorded layer, True if every row of its attention weights sums to 1 on the trace input.
-        projection_modules: per recorded layer, its output projection, or the reason why there is none.
-        cross_projection_modules: per recorded layer, that of its cross-attention.
+        projection_search: finds `projection_modules`.
+        cross_projection_search: finds `cross_projection_modules`.
         attention_inputs: inputs of attention and embeddings, computed on first use.
     """
 
     num_heads: int
     num_kv_heads: int
     rows_sum_to_one: tuple[bool, ...]
-    projection_modules: tuple[OutputProjection | str, ...]
-    cross_projection_modules: tuple[OutputProjection | str, ...]
+    projection_search: Deferred[tuple[OutputProjection | str, ...]]
+    cross_projection_search: Deferred[tuple[OutputProjection | str, ...]]
     attention_inputs: AttentionInputs
 
     def __repr__(self) -> str:
@@ -42,9 +44,47 @@ class Readout(OutputReadout):
         width, heads = self.resid_vector.shape[-1], f"{self.num_heads} heads of {self.num_layers} layers"
         return f"Readout of {heads}, width {width}: {head}"
 
+    def __getstate__(self) -> NoReturn:
+        """Refuse to be pickled.
+
+        Raises:
+            TypeError: Always: what is found on first use is found by running the model.
+        """
+        raise TypeError("a readout cannot be pickled, since it runs its model; pickle the capture, which leaves it out")
+
     def without_numbers(self) -> "Readout":
         """Return a readout of the same modules whose numbers are read from the weights on first use."""
         return replace(self, attention_inputs=replace(self.attention_inputs))
+
+    def find_all(self) -> None:
+        """Find what is otherwise found on first use, such as before hooks are attached to the modules that it runs."""
+        for search in (
+            self.final_norm_search,
+            self.additivity_check,
+            self.projection_search,
+            self.cross_projection_search,
+        ):
+            search.get()
+
+    @property
+    def projection_modules(self) -> tuple[OutputProjection | str, ...]:
+        """Per recorded layer, its output projection, or the reason why there is none.
+
+        Raises:
+            RuntimeError: parameters were modified after the capture.
+        """
+        self._check_unmodified()
+        return self.projection_search.get()
+
+    @property
+    def cross_projection_modules(self) -> tuple[OutputProjection | str, ...]:
+        """Per recorded layer, that of its cross-attention.
+
+        Raises:
+            RuntimeError: parameters were modified after the capture.
+        """
+        self._check_unmodified()
+        return self.cross_projection_search.get()
 
     @property
     def num_layers(self) -> int:
@@ -179,7 +219,6 @@ class Readout(OutputReadout):
     def _compute_projections(
         self, site: str, modules: tuple[OutputProjection | str, ...]
     ) -> tuple[Float[Tensor, "layer head d_head d_model"], Float[Tensor, "layer d_model"]]:
-        self._check_unmodified()
         missing = {n: each for n, each in enumerate(modules) if isinstance(each, str)}
         if missing:
             raise UnsupportedModel(
