@@ -143,6 +143,7 @@ bench: $(STAMP) $(GGUF) .peers/lens2/.installed .peers/lens4/.installed .peers/n
 
 bench-opening: $(STAMP) $(GGUF)
 	$(BIN)/python benchmarks/recording.py $(GGUF)
+	$(BIN)/python benchmarks/first.py $(GGUF)
 	$(BIN)/python benchmarks/opening.py $(GGUF)
 	$(BIN)/python benchmarks/patching.py $(GGUF)
 	$(BIN)/python benchmarks/attending.py

@@ -27,7 +27,8 @@ class ModelStructure:
         chunks: the chunks of positions, in a model that processes them one after the other; its layers are the calls in
             one chunk.
         validated: the hook points (site, layer) that have been validated.
-        validated_lengths: validated lengths of sequences, with padding or not, with attention weights or not.
+        validated_lengths: validated lengths of sequences, with padding or not, with attention weights or not, with the
+            output at all positions or not.
         validated_padding: validated lengths with numbers of pads on the left, on the right, and between inputs.
     """
 
@@ -37,16 +38,32 @@ class ModelStructure:
     stack: StackInputs | None = None
     chunks: ChunkSpec | None = None
     validated: set[tuple[str, int]] = field(default_factory=set, init=False, repr=False)
-    validated_lengths: set[tuple[int, bool, bool]] = field(default_factory=set, init=False, repr=False)
+    validated_lengths: set[tuple[int, bool, bool, bool]] = field(default_factory=set, init=False, repr=False)
     validated_padding: set[tuple[int, int, int, int]] = field(default_factory=set, init=False, repr=False)
     # built on first use; the model itself is not stored, so that a cached structure does not keep it alive
     _readouts: dict[tuple[int, ...], Readout] = field(default_factory=dict, init=False, repr=False)
+
+    def note_length(self, key: tuple[int, bool, bool, bool]) -> None:
+        """Note that a length has been validated, and with it what is less.
+
+        Args:
+            key: an entry of `validated_lengths`.
+        """
+        length, has_mask, has_weights, has_output = key
+        self.validated_lengths.update(
+            (length, has_mask, weights, output) for weights in {False, has_weights} for output in {False, has_output}
+        )
 
     @property
     def num_iterations(self) -> int | None:
         """The largest number of iterations; ``None`` in a model that calls each layer once."""
         last = self.layers[-1].iteration
         return None if last is None else last + 1
+
+    @property
+    def is_repeated(self) -> bool:
+        """``True`` if a forward pass may call a layer several times."""
+        return self.num_iterations is not None or self.chunks is not None
 
     @property
     def num_blocks(self) -> int:

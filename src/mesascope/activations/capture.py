@@ -39,7 +39,7 @@ from mesascope.activations.validation.arguments import (
     validate_names,
     validate_objective,
 )
-from mesascope.activations.validation.hook_points import validate_hook_points
+from mesascope.activations.validation.hook_points import find_length_check, validate_hook_points, validate_padding
 from mesascope.activations.validation.identities import check_sites_available
 from mesascope.activations.validation.inputs import InputsLike, is_encoder_decoder, prepare_inputs
 from mesascope.activations.validation.token_rows import is_text, tokenize_texts
@@ -227,9 +227,21 @@ def capture(
             shapes = {n: site_shape(structure, n, edit.site, *x.shape[:2]) for n in calls}
             validate_edit(edit, shapes, min(batch_size or len(x), len(x)), structure.trace.logits)
             validate_edit_padding(edit, x, mask)
+        length_check = None
         if check:
-            validate_hook_points(model, structure, layers_by_site, x, mask)
+            runs_alone = min(batch_size or len(x), len(x)) == 1 and len(query_positions) == x.shape[1]
+            is_plain = not edits and not recorder.needs_gradients and not structure.is_repeated
+            if runs_alone and is_plain:
+                length_check = find_length_check(
+                    model, structure, layers_by_site, x, mask, has_output=recorder.needs_output
+                )
+            if length_check is None:
+                validate_hook_points(model, structure, layers_by_site, x, mask, has_output=recorder.needs_output)
+            elif mask is not None:
+                validate_padding(model, structure, x, mask)
         readout = structure.readout(model, selected_calls)
+        if recorder.reduces_layers:  # their functions may use the readout, while hooks are attached
+            readout.find_all()
         run_micro_batches(
             model,
             structure.layers,
@@ -243,6 +255,7 @@ def capture(
                 final_norm=find_final_norm_module(name, readout) if recorder.needs_final_norm else None,
                 objective=objective,
                 chunks=structure.chunks,
+                length_check=length_check,
             ),
             batch_size or len(x),
         )

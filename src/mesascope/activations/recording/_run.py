@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 from jaxtyping import Int, Shaped
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from transformers import PreTrainedModel
 from mesascope.activations._layer_spec import ChunkSpec, LayerSpec
 from mesascope.activations.chunks._joiner import ChunkJoiner
 from mesascope.activations.chunks._layout import find_layout
-from mesascope.activations.forward import run_forward
+from mesascope.activations.forward import run_forward, run_model
 from mesascope.activations.gradients import ObjectiveFn, backpropagate_loss, enable_activation_gradients
 from mesascope.activations.hooks._block_counter import BlockCounter
 from mesascope.activations.hooks._module_hooks import attach_hooks
@@ -19,6 +20,7 @@ from mesascope.activations.hooks._module_outputs import collect_outputs
 from mesascope.activations.readout._readout import Readout
 from mesascope.activations.recording._micro_batch import BatchContext, MicroBatch
 from mesascope.activations.recording._recorder import Recorder
+from mesascope.activations.validation.length_check import LengthCheck
 from mesascope.tasks.base import Batch
 
 
@@ -35,6 +37,7 @@ class RunInputs:
         final_norm: the module of the final norm, if its output is recorded.
         objective: replaces the loss in gradients.
         chunks: the chunks of a model that processes its positions chunk by chunk.
+        length_check: the checks of a new length, made in the pass that runs their sequence alone.
     """
 
     x: Shaped[Tensor, "batch pos *d_in"]
@@ -45,6 +48,7 @@ class RunInputs:
     final_norm: nn.Module | None
     objective: ObjectiveFn | None
     chunks: ChunkSpec | None = None
+    length_check: LengthCheck | None = None
 
 
 def run_micro_batches(
@@ -72,14 +76,19 @@ def _run_micro_batch(
     x, mask, needs_gradients = context.inputs, context.mask, recorder.needs_gradients
     layout = find_layout(model, run.chunks, len(layer_specs), x, mask)
     joiner = None if layout is None else ChunkJoiner(recorder=recorder, layout=layout)
+    check = run.length_check if run.length_check is not None and list(rows) == [run.length_check.row] else None
     with enable_activation_gradients(model, layer_specs) if needs_gradients else nullcontext():
         with (
-            _attach(model, layer_specs, recorder, run)
+            _attach(model, layer_specs, recorder, run, check)
             if joiner is None
             else _attach_to_chunks(model, layer_specs, joiner, run) as counter,
             collect_outputs(run.final_norm) as normed,
+            nullcontext() if check is None else check.record(),
         ):
             output = run_forward(model, x, mask, all_positions=recorder.needs_output)
+        if check is not None:
+            run_plain = partial(run_model, model, x, mask, all_positions=recorder.needs_output)
+            check.compare(output["logits"], counter, run_plain)
         if joiner is not None:
             joiner.record_joined(gradients=False)
         recorder.record_output(output, normed, counter.count_iterations())
@@ -90,14 +99,18 @@ def _run_micro_batch(
 
 
 def _attach(
-    model: PreTrainedModel, layer_specs: Sequence[LayerSpec], recorder: Recorder, run: RunInputs
+    model: PreTrainedModel,
+    layer_specs: Sequence[LayerSpec],
+    recorder: Recorder,
+    run: RunInputs,
+    check: LengthCheck | None,
 ) -> AbstractContextManager[BlockCounter]:
     """Attach the hooks of a model that processes all positions at once."""
     return attach_hooks(
         model,
         layer_specs,
-        recorder.layers_by_site,
-        recorder,
+        recorder.layers_by_site if check is None else check.layers_by_site,
+        recorder if check is None else check.join(recorder),
         queries=run.queries if len(run.queries) < run.x.shape[1] else None,
         on_layer_start=recorder.on_layer_start,
         on_attention_call=recorder.on_attention_call,

@@ -12,10 +12,15 @@ from mesascope.activations._model_structure import ModelStructure
 from mesascope.activations.forward import run_model
 from mesascope.activations.sites import UnsupportedModel
 from mesascope.activations.tolerances import rounding_tolerance
-from mesascope.activations.validation.identities import LONG_SEQUENCE, check_hooked_forward, run_recording_streams
+from mesascope.activations.validation.identities import (
+    ATTENTION_WEIGHTS,
+    LONG_SEQUENCE,
+    check_hooked_forward,
+    run_recording_streams,
+)
+from mesascope.activations.validation.length_check import LengthCheck, LengthKey
 
 MAX_PADS_BEFORE = 8  # padding before the positions that are used to validate new hook points
-ATTENTION_WEIGHTS = ("attn_scores", "pattern")
 
 
 def validate_hook_points(
@@ -24,6 +29,8 @@ def validate_hook_points(
     layers_by_site: Mapping[str, Sequence[int]],
     inputs: Shaped[Tensor, "batch pos *d_in"],
     mask: Int[Tensor, "batch pos"] | None,
+    *,
+    has_output: bool = True,
 ) -> None:
     """Validate a new length or kind of padding on a whole sequence, and other new hook points on up to 256 inputs.
 
@@ -36,6 +43,7 @@ def validate_hook_points(
         layers_by_site: layers by site.
         inputs: tokens or vectors.
         mask: 1 where an input is not padding.
+        has_output: the output is used, not residual streams alone.
 
     Raises:
         UnsupportedModel: a check fails.
@@ -43,10 +51,9 @@ def validate_hook_points(
     row = longest_row(mask)
     row_input, row_mask = inputs[row : row + 1], None if mask is None else mask[row : row + 1]
     new_hook_points = _hook_points(layers_by_site) - structure.validated
-    length_key = (inputs.shape[1], mask is not None, any(layers_by_site.get(site) for site in ATTENTION_WEIGHTS))
-    if length_key not in structure.validated_lengths:
+    if _length_key(layers_by_site, inputs, mask, has_output=has_output) not in structure.validated_lengths:
         check_hooked_forward(model, structure, layers_by_site, row_input, row_mask)
-        structure.validated_lengths.update({length_key, (*length_key[:2], False)})
+        structure.note_length(_length_key(layers_by_site, inputs, mask, has_output=True))
     elif new_hook_points:
         has_chunks = structure.chunks is not None  # a part of the inputs may lack the second chunk
         part = slice(None) if has_chunks else _validation_window(row_mask, inputs.shape[1])
@@ -54,7 +61,50 @@ def validate_hook_points(
         check_hooked_forward(model, structure, layers_by_site, row_input[:, part], part_mask)
     structure.validated.update(new_hook_points)
     if mask is not None:
-        _validate_padding(model, structure, inputs, mask)
+        validate_padding(model, structure, inputs, mask)
+
+
+def find_length_check(
+    model: PreTrainedModel,
+    structure: ModelStructure,
+    layers_by_site: Mapping[str, Sequence[int]],
+    inputs: Shaped[Tensor, "batch pos *d_in"],
+    mask: Int[Tensor, "batch pos"] | None,
+    *,
+    has_output: bool,
+) -> LengthCheck | None:
+    """Return the checks of a new length, for a capture that runs the longest sequence in a pass of its own.
+
+    Args:
+        model: the model, which calls each of its blocks once.
+        structure: its structure, which holds what has been validated.
+        layers_by_site: layers by site.
+        inputs: tokens or vectors.
+        mask: 1 where an input is not padding.
+        has_output: the output is recorded, and is then compared at all positions; otherwise at the last one, and the
+            residual stream after the last layer at all positions.
+
+    Returns:
+        The checks, which have to be made in the pass of this sequence; ``None`` if the length has been validated.
+    """
+    row = longest_row(mask)
+    key = _length_key(layers_by_site, inputs, mask, has_output=has_output)
+    if key in structure.validated_lengths:
+        return None
+    row_mask = None if mask is None else mask[row : row + 1]
+    return LengthCheck(model, structure, layers_by_site, row, row_mask, key)
+
+
+def _length_key(
+    layers_by_site: Mapping[str, Sequence[int]],
+    inputs: Shaped[Tensor, "batch pos *d_in"],
+    mask: Int[Tensor, "batch pos"] | None,
+    *,
+    has_output: bool,
+) -> LengthKey:
+    """Return what a length is validated with; in a long sequence, the output never at all positions."""
+    has_weights = any(layers_by_site.get(site) for site in ATTENTION_WEIGHTS)
+    return inputs.shape[1], mask is not None, has_weights, has_output and inputs.shape[1] <= LONG_SEQUENCE
 
 
 def longest_row(mask: Int[Tensor, "batch pos"] | None) -> int:
@@ -80,13 +130,23 @@ def _validation_window(row_mask: Int[Tensor, "1 pos"] | None, length: int) -> sl
     return slice(start, min(length, max(start, first) + LONG_SEQUENCE - (first - start)))
 
 
-def _validate_padding(
+def validate_padding(
     model: PreTrainedModel,
     structure: ModelStructure,
     inputs: Shaped[Tensor, "batch pos *d_in"],
     mask: Int[Tensor, "batch pos"],
 ) -> None:
-    """Check every new kind of padding: the most on the left, the most on the right, and gaps."""
+    """Check every new kind of padding: the most on the left, the most on the right, and gaps.
+
+    Args:
+        model: the model.
+        structure: its structure, which holds what has been validated.
+        inputs: tokens or vectors.
+        mask: 1 where an input is not padding.
+
+    Raises:
+        UnsupportedModel: padding changes what the model computes at other positions.
+    """
     is_token = mask.bool()
     left = is_token.int().argmax(1)
     right = is_token.flip(1).int().argmax(1)

@@ -15,12 +15,15 @@ from mesascope.activations.chunks._layout import ChunkLayout, find_layout
 from mesascope.activations.exclusive_use import guard_hook
 from mesascope.activations.forward import run_model
 from mesascope.activations.hooks import _attention_math as attention_math
+from mesascope.activations.hooks._block_counter import BlockCounter
 from mesascope.activations.hooks._module_arguments import first_tensor
 from mesascope.activations.hooks._module_hooks import attach_hooks
 from mesascope.activations.sites import CROSS_PREFIX, MEMORY_SITES, UnsupportedModel, split_stack
 from mesascope.activations.tolerances import allclose, bitwise_equal, relative_difference, terms_sum_to
 
 STREAM_SITES = ("resid_pre", "attn_out", "cross_attn_out", "mlp_out", "resid_post")
+ATTENTION_WEIGHTS = ("attn_scores", "pattern")
+CHECKED_SITES = frozenset({*STREAM_SITES, "value", "z", "resid_mid", "cross_resid_mid"})
 SITES_OF_SUM = ("attn_out", "resid_mid", "cross_attn_out", "cross_resid_mid", "mlp_out")
 LONG_SEQUENCE = 256  # positions above which not everything is compared at every position
 NUM_CHECKED_QUERIES = 32  # rows of attention weights that are checked in a long sequence
@@ -92,7 +95,7 @@ def check_hooked_forward(
     run = partial(run_model, model, inputs, mask, all_positions=inputs.shape[1] <= LONG_SEQUENCE)
     layout = find_layout(model, chunks, len(layers), inputs, mask)
     if layout is None:
-        queries = _spread_queries(inputs.shape[1], mask)
+        queries = spread_queries(inputs.shape[1], mask)
         check_hooked_run(model, layers, layers_by_site, run, [mask] * len(layers), queries)
         return
     calls = layout.expand_layers(layers, chunks and chunks.update)
@@ -131,25 +134,14 @@ def check_hooked_run(
     Raises:
         UnsupportedModel: one of the conditions is violated.
     """
-    checker = _IdentityChecker(layers_by_site, layers, masks, queries)
+    checker = IdentityChecker(layers_by_site, layers, masks, queries)
     expected = run_recording_streams(model, [layers[-1].block], run)
     with attach_hooks(model, layers, checker.layers_by_site, checker, queries=queries) as counter:
         hooked = run_recording_streams(model, [layers[-1].block], run)
     name = type(model).__name__
     for before, after in zip(expected, hooked, strict=True):
         check_output_unchanged(name, before, after)
-    wrong_counts = [
-        (site, number)
-        for site, chosen in layers_by_site.items()
-        for number in chosen
-        if checker.count_calls(site, number) != counter.has_run(number)
-    ]
-    if wrong_counts:
-        site, number = wrong_counts[0]
-        raise UnsupportedModel(
-            f"every site must be computed once per forward pass, but {site} in {name_call(layers, number)} of {name} "
-            f"was computed {checker.count_calls(site, number)} times; omit the site"
-        )
+    checker.check_counts(name, layers_by_site, counter)
 
 
 def run_recording_streams(
@@ -179,8 +171,13 @@ def run_recording_streams(
     return output, *(streams[module] for module in modules)
 
 
-def _spread_queries(length: int, mask: Int[Tensor, "1 pos"] | None) -> Int[Tensor, " query"] | None:
-    """Return 32 positions of a long sequence, without padding, the first and the last among them."""
+def spread_queries(length: int, mask: Int[Tensor, "1 pos"] | None) -> Int[Tensor, " query"] | None:
+    """Return 32 positions of a long sequence, without padding, the first and the last among them.
+
+    Args:
+        length: the number of positions.
+        mask: 1 where an input is not padding.
+    """
     if length <= LONG_SEQUENCE:
         return None
     real = torch.arange(length) if mask is None else mask[0].nonzero()[:, 0].cpu()
@@ -200,7 +197,11 @@ def check_output_unchanged(
     Raises:
         UnsupportedModel: a bit differs.
     """
-    if not bitwise_equal(expected, hooked) and not (expected.isnan() & hooked.isnan() | (expected == hooked)).all():
+    if (
+        expected is not hooked
+        and not bitwise_equal(expected, hooked)
+        and not (expected.isnan() & hooked.isnan() | (expected == hooked)).all()
+    ):
         raise UnsupportedModel(
             f"capturing must not change the output (bitwise), but that of {model_name} changes by "
             f"{relative_difference(hooked, expected):.1e} (relative); its modelling file may branch on the "
@@ -209,8 +210,15 @@ def check_output_unchanged(
         )
 
 
-class _IdentityChecker:
-    """Hook that checks identities layer by layer and holds the activations of one layer at most."""
+class IdentityChecker:
+    """Hook that checks identities layer by layer and holds the activations of one layer at most.
+
+    Args:
+        layers_by_site: the hook points that are checked; those whose activations are compared with them are added.
+        layers: the specification of every layer.
+        masks: by layer, 1 where an input is not padding.
+        queries: the rows of attention weights that are checked; all by default.
+    """
 
     def __init__(
         self,
@@ -225,7 +233,7 @@ class _IdentityChecker:
         self._call_counts: dict[tuple[str, int], int] = {}
         requested = {site: set(chosen) for site, chosen in layers_by_site.items()}
         for prefix in ("", CROSS_PREFIX):
-            weights = (requested.get(f"{prefix}{site}", ()) for site in ("pattern", "attn_scores"))
+            weights = (requested.get(f"{prefix}{site}", ()) for site in ATTENTION_WEIGHTS)
             weighted_layers = set().union(*weights)
             for site in ("value", "z"):
                 requested.setdefault(f"{prefix}{site}", set()).update(weighted_layers)
@@ -237,18 +245,41 @@ class _IdentityChecker:
         self.layers_by_site = {site: tuple(sorted(chosen)) for site, chosen in requested.items()}
 
     def __call__(self, site: str, layer: int, value: Float[Tensor, "..."]) -> None:
+        """Check an activation with the others of its layer; this is the hook function."""
         self._call_counts[site, layer] = self._call_counts.get((site, layer), 0) + 1
         if layer != self._layer:
             self._activations.clear()
             self._layer = layer
-        self._activations[site] = value.clone()
+        local = site.removeprefix(CROSS_PREFIX)
+        if local in ATTENTION_WEIGHTS:  # computed by the hooks, so that the model cannot overwrite them
+            is_part = self._queries is None or value.shape[2] == len(self._queries)
+            self._activations[site] = value if is_part else value[:, :, self._queries]
+        elif local in CHECKED_SITES:
+            self._activations[site] = value.clone()
         if site.removeprefix(CROSS_PREFIX) == "z":
             self._check_attention_weights(self._layers[layer], site.removesuffix("z"))
         if site == "resid_post":
             self._check_residual_sum(self._layers[layer])
 
-    def count_calls(self, site: str, layer: int) -> int:
-        return self._call_counts.get((site, layer), 0)
+    def check_counts(self, model_name: str, layers_by_site: Mapping[str, Sequence[int]], counter: BlockCounter) -> None:
+        """Check that every hook point was called once in every layer that ran.
+
+        Args:
+            model_name: the class name of the model.
+            layers_by_site: layers by site.
+            counter: the counter of the calls of blocks.
+
+        Raises:
+            UnsupportedModel: one was not.
+        """
+        for site, chosen in layers_by_site.items():
+            for number in chosen:
+                count = self._call_counts.get((site, number), 0)
+                if count != counter.has_run(number):
+                    raise UnsupportedModel(
+                        f"every site must be computed once per forward pass, but {site} in "
+                        f"{name_call(self._layers, number)} of {model_name} was computed {count} times; omit the site"
+                    )
 
     def _check_attention_weights(self, layer: LayerSpec, prefix: str) -> None:
         """Check that attention weights times values give ``z``, and that the softmax of scores gives the weights."""
