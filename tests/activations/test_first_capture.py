@@ -66,8 +66,8 @@ def test_a_model_that_sets_a_flag_for_its_blocks_is_refused(model):
 class BranchesLate(LlamaForCausalLM):
     """A decoy: its logits depend on the name of the attention implementation in long texts."""
 
-    def forward(self, *args, input_ids: torch.Tensor, **given):
-        output = super().forward(*args, input_ids=input_ids, **given)
+    def forward(self, input_ids=None, **given):
+        output = super().forward(input_ids, **given)
         if input_ids.shape[1] > 20 and self.config._attn_implementation in ("eager", "sdpa"):
             output.logits = output.logits * 2
         return output
