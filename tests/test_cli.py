@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mesascope import cli
+from mesascope import api, cli
 from mesascope.formulas import render_plain
 from mesascope.store import Run
 from mesascope.studies import registry
@@ -165,7 +165,7 @@ def test_cite_prints_bibtex(command):
         (["run", "affine", "--scale", "huge"], "a scale must be one of smoke, laptop, paper, but got 'huge'"),
         (["run", "affine", "--scale", "smoke", "--seeds", "0"], "seeds must be 1 or more, but got 0"),
         (["run", "affine", "--scale", "smoke", "--seeds", "-3"], "seeds must be 1 or more, but got -3"),
-        (["run", "affine", "--device", "tpu"], "a device must be auto, cpu or cuda, but got 'tpu'"),
+        (["run", "affine", "--device", "tpu"], "a device must be auto, cpu, cuda or mps, but got 'tpu'"),
         (["run", "affine", "--device", "cuda:99"], "cuda:99 must be on this machine"),
         (["run", "affine", "--on", "mars"], "an executor must be serial, processes, ray[:ADDRESS], slurm or torchrun"),
         (["report", "nowhere"], "a run directory must hold run.json"),
@@ -353,6 +353,27 @@ def test_an_interrupt_says_how_to_go_on(command, monkeypatch):
     code, _, err = command("run", "affine")
     assert code == 130
     assert "run the same command again" in err
+
+
+@pytest.mark.parametrize("is_available", [False, True])
+def test_an_apple_gpu_is_used_where_there_is_one(monkeypatch, is_available):
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: is_available)
+    assert api.choose_device("auto") != "mps"
+    if is_available:
+        assert api.choose_device("mps") == "mps"
+    else:
+        with pytest.raises(ValueError, match="the device mps must be on this machine, but is not; use the device cpu"):
+            api.choose_device("mps")
+
+
+def test_double_precision_on_an_apple_gpu_is_one_line(command, monkeypatch):
+    def fail(*_, **__):
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64.")
+
+    monkeypatch.setattr("mesascope.api.run", fail)
+    code, out, err = command("run", "affine")
+    assert (code, out) == (2, "")
+    assert "the device mps has no float64, which this command needs; use the device cpu" in " ".join(err.split())
 
 
 def test_a_bug_keeps_its_traceback(command, monkeypatch):

@@ -227,7 +227,7 @@ def test_devices_are_those_of_the_machines_that_run_the_jobs() -> None:
     assert api._choose_job_device("auto", SlurmExecutor()) == "cpu"
     with pytest.raises(ValueError, match="the device cuda must request a GPU of Slurm, but num_gpus is 0"):
         api._choose_job_device("cuda", SlurmExecutor())
-    with pytest.raises(ValueError, match="a device must be auto, cpu or cuda, but got 'tpu'"):
+    with pytest.raises(ValueError, match="a device must be auto, cpu, cuda or mps, but got 'tpu'"):
         api._choose_job_device("tpu", SlurmExecutor())
 
 

@@ -515,7 +515,8 @@ def choose_device(device: str) -> str:
     """Return the name of an available device.
 
     Args:
-        device: auto, cpu, cuda or cuda:N; auto is cuda if a GPU is available.
+        device: auto, cpu, cuda, cuda:N or mps (an Apple GPU); auto is cuda if such a GPU is available, and never mps,
+            which has no float64.
 
     Returns:
         A device name for torch.
@@ -528,8 +529,12 @@ def choose_device(device: str) -> str:
     if device == "cpu":
         return device
     kind, _, number = device.partition(":")
-    if kind != "cuda" or (number and not number.isdigit()):
-        raise ValueError(f"a device must be auto, cpu or cuda, but got {device!r}")
-    if not torch.cuda.is_available() or int(number or 0) >= torch.cuda.device_count():
+    if device != "mps" and (kind != "cuda" or (number and not number.isdigit())):
+        raise ValueError(f"a device must be auto, cpu, cuda or mps, but got {device!r}")
+    if device == "mps":
+        is_there = torch.backends.mps.is_available()
+    else:
+        is_there = torch.cuda.is_available() and int(number or 0) < torch.cuda.device_count()
+    if not is_there:
         raise ValueError(f"the device {device} must be on this machine, but is not; use the device cpu")
     return device

@@ -173,7 +173,7 @@ def test_without_the_packages_the_command_says_what_to_install(capsys, monkeypat
         (["serve", "./nowhere", "--dtype", "int3"], "a dtype must be one of float32"),
         (["serve", "./nowhere", "--seed", "1"], "study, condition and seed need the directory of a run"),
         (["serve", "./nowhere", "--port", "70000"], "a port must be from 0 to 65535, but got 70000"),
-        (["serve", "./nowhere", "--device", "tpu"], "a device must be auto, cpu or cuda"),
+        (["serve", "./nowhere", "--device", "tpu"], "a device must be auto, cpu, cuda or mps"),
     ],
 )
 def test_a_mistake_of_the_command_is_one_line(words, line, capsys, monkeypatch):

@@ -128,6 +128,10 @@ def _handle_user_errors() -> Iterator[None]:
         yield
     except (ValueError, MemoryError) as error:
         _exit_with_error(str(error))
+    except TypeError as error:
+        if "MPS" in str(error) and "float64" in str(error):
+            _exit_with_error("the device mps has no float64, which this command needs; use the device cpu")
+        raise
     except RuntimeError as error:
         if type(error).__module__.startswith("mesascope"):
             _exit_with_error(str(error))

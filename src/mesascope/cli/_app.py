@@ -25,7 +25,7 @@ STATUS_COLOURS = {
 }
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 TrustRemoteCode = Annotated[
     bool,
     typer.Option("--trust-remote-code", help="Run Python code that comes with the model, if you trust its author."),
