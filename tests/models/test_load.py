@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
 from gguf_files import write_gguf
-from mesascope.models import load
+from mesascope.models import load_errors
 from mesascope.models.config import DecoderConfig
 from mesascope.models.load import ModelNotFound, load_checkpoint, load_pretrained
 from mesascope.models.transformer import Decoder
@@ -96,14 +96,14 @@ def test_torn_weights_are_one_line(llama: LlamaForCausalLM, tmp_path: Path) -> N
 
 def test_gguf_without_its_packages_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.gguf").write_bytes(b"GGUF")
-    monkeypatch.setattr(load, "find_spec", lambda name: None if name == "gguf" else util.find_spec("json"))
+    monkeypatch.setattr(load_errors, "find_spec", lambda name: None if name == "gguf" else util.find_spec("json"))
     with pytest.raises(ModelNotFound, match=r"needs gguf, which is not installed; pip install 'mesascope\[gguf\]'"):
         load_pretrained(tmp_path / "a.gguf")
 
 
 def test_a_broken_gguf_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.gguf").write_bytes(b"GGUF")
-    monkeypatch.setattr(load, "find_spec", lambda name: util.find_spec("json"))
+    monkeypatch.setattr(load_errors, "find_spec", lambda name: util.find_spec("json"))
     with pytest.raises(ModelNotFound, match=r"a\.gguf cannot be opened"):
         load_pretrained(tmp_path / "a.gguf")
 

@@ -253,7 +253,7 @@ def test_a_model_without_modules_to_quantise_is_refused(folders):
 
 @pytest.mark.parametrize(("quantize", "package"), LIBRARIES.items())
 def test_a_missing_package_is_named(folders, monkeypatch, quantize, package):
-    monkeypatch.setattr("mesascope.models.quantized.schemes.find_spec", lambda name: None)
+    monkeypatch.setattr("mesascope.models.load_errors.find_spec", lambda name: None)
     with pytest.raises(ModelNotFound, match=rf"{package} need {package} and accelerate, .*'mesascope\[quantized\]'"):
         load(folders["llama"], quantize=quantize)
 

@@ -180,7 +180,7 @@ def test_what_cannot_be_streamed_is_refused(llama, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="stream_layers must be given with the name of a model, but got a model in"):
         api.inspect(load_pretrained(llama)[0], stream_layers=True, out=tmp_path / "no", quiet=True)
     with monkeypatch.context() as patched:
-        patched.setattr("mesascope.models.streaming.stream_layers.find_spec", lambda name: None)
+        patched.setattr("mesascope.models.load_errors.find_spec", lambda name: None)
         with pytest.raises(ModelNotFound, match=r"needs accelerate, .*; pip install 'mesascope\[stream\]'"):
             load_pretrained(llama, stream_layers=True)
     monkeypatch.setattr(LlamaForCausalLM, "_keep_in_fp32_modules_strict", ["norm"])

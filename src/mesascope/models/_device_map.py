@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from importlib.util import find_spec
 from tempfile import TemporaryDirectory
 from typing import Any
 from weakref import finalize
@@ -10,7 +9,7 @@ from weakref import finalize
 import torch
 from torch import nn
 
-from mesascope.models.load_errors import BrokenModelError
+from mesascope.models.load_errors import BrokenModelError, check_installed
 
 DeviceMap = str | Mapping[str, int | str | torch.device]
 NAMED_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -42,8 +41,7 @@ def check_can_spread(*, is_gguf: bool, stream_layers: bool) -> None:
     Raises:
         BrokenModelError: they are not, or accelerate is not installed.
     """
-    if find_spec("accelerate") is None:
-        raise BrokenModelError("a device_map needs accelerate, which is not installed; pip install 'mesascope[stream]'")
+    check_installed("a device_map needs", ["accelerate"], "stream")
     if is_gguf:
         raise BrokenModelError(
             "a .gguf file cannot be spread by a device_map; omit it, or give a folder with safetensors"

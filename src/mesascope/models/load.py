@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from copy import deepcopy
 from hashlib import sha256
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -28,7 +27,7 @@ from mesascope.models._weight_files import StoredWeights, read_json_object, read
 from mesascope.models.config import DecoderConfig
 from mesascope.models.encoder_decoder.config import EncoderDecoderConfig
 from mesascope.models.encoder_decoder.model import EncoderDecoder
-from mesascope.models.load_errors import BrokenModelError, ModelNotFound, convert_load_errors
+from mesascope.models.load_errors import BrokenModelError, ModelNotFound, check_installed, convert_load_errors
 from mesascope.models.quantized.schemes import (
     PACKAGES,
     Quantization,
@@ -426,9 +425,5 @@ def _resolve_location(name: str) -> tuple[str, dict[str, Any]]:
         return (str(path) if path.exists() else name), {}
     if not path.is_file():
         raise ModelNotFound(f"a .gguf file must exist, but {name} does not exist; check the path")
-    missing = [package for package in ("gguf", "accelerate") if find_spec(package) is None]
-    if missing:
-        raise ModelNotFound(
-            f"loading {path.name} needs {' and '.join(missing)}, which is not installed; pip install 'mesascope[gguf]'"
-        )
+    check_installed(f"loading {path.name} needs", ["gguf", "accelerate"], "gguf", error=ModelNotFound)
     return str(path.parent), {"gguf_file": path.name}

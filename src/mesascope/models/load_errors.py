@@ -2,8 +2,9 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from tempfile import TemporaryFile
 from threading import RLock
 
@@ -19,6 +20,28 @@ class ModelNotFound(ValueError):  # noqa: N818  named for the condition
 
 class BrokenModelError(ValueError):
     """The reason why files of a model cannot be used, without the name of the model."""
+
+
+def check_installed(
+    purpose: str,
+    packages: Sequence[str],
+    extra: str,
+    error: type[BrokenModelError] | type[ModelNotFound] = BrokenModelError,
+) -> None:
+    """Check that optional packages are installed.
+
+    Args:
+        purpose: the beginning of the message, such as ``loading model.gguf needs``.
+        packages: the names of the packages.
+        extra: the extra of mesascope that installs them.
+        error: the class of the error.
+
+    Raises:
+        BrokenModelError: one is missing, unless ``error`` is another class.
+    """
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        raise error(f"{purpose} {' and '.join(missing)}, which is not installed; pip install 'mesascope[{extra}]'")
 
 
 @contextmanager

@@ -2,14 +2,13 @@
 
 import json
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedConfig, TorchAoConfig
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from mesascope.models.load_errors import BrokenModelError
+from mesascope.models.load_errors import BrokenModelError, check_installed
 
 SCHEMES = ("int8", "int4", "nf4")
 PACKAGES = {"torchao": ("torchao", "accelerate"), "bitsandbytes": ("bitsandbytes", "accelerate")}  # by quant_method
@@ -112,9 +111,4 @@ def check_packages(method: object) -> None:
         BrokenModelError: one is missing.
     """
     name = str(getattr(method, "value", method))
-    missing = [package for package in PACKAGES.get(name, ()) if find_spec(package) is None]
-    if missing:
-        raise BrokenModelError(
-            f"quantised weights of {name} need {' and '.join(missing)}, which is not installed; "
-            "pip install 'mesascope[quantized]'"
-        )
+    check_installed(f"quantised weights of {name} need", PACKAGES.get(name, ()), "quantized")

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from mesascope.models._size_limit import limit_declared_size
 from mesascope.models._weight_files import StoredWeights
-from mesascope.models.load_errors import BrokenModelError, ModelNotFound, convert_load_errors
+from mesascope.models.load_errors import BrokenModelError, ModelNotFound, check_installed, convert_load_errors
 from mesascope.models.streaming.tensor_files import StoredTensor, read_tensor_table
 from mesascope.models.weight_checks import check_all_layers_used, check_weight
 
@@ -161,10 +160,7 @@ def find_streamed_weights(model: nn.Module) -> StreamedWeights | None:
 
 
 def _check_streamable(config: PreTrainedConfig) -> None:
-    if find_spec("accelerate") is None:
-        raise BrokenModelError(
-            "streaming its layers needs accelerate, which is not installed; pip install 'mesascope[stream]'"
-        )
+    check_installed("streaming its layers needs", ["accelerate"], "stream")
     if getattr(config, "quantization_config", None) is not None:
         raise BrokenModelError(f"its weights are quantised, which streaming does not support; {ADVICE}")
 
