@@ -1,6 +1,7 @@
 """Checks of the identities that recorded activations must satisfy; an error names the check and the deviation."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -154,21 +155,37 @@ def run_recording_streams(
         blocks: the names of the blocks.
         run: runs the model and returns its output.
     """
-    streams: dict[nn.Module, Tensor] = {}
+    with record_streams(model, blocks) as streams:
+        output = run()
+    return output, *(streams[block] for block in blocks)
 
-    def record_stream(module: nn.Module, args: tuple, output: Any) -> None:
+
+@contextmanager
+def record_streams(model: PreTrainedModel, blocks: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Context manager: record the residual stream after the last call of each block, as it is then.
+
+    Args:
+        model: the model.
+        blocks: the names of the blocks.
+
+    Yields:
+        The streams by the name of the block, which are there after the forward pass.
+    """
+    streams: dict[str, Tensor] = {}
+
+    def record_stream(block: str, module: nn.Module, args: tuple, output: Any) -> None:
         tensor = first_tensor(output)
         if tensor is not None:
-            streams[module] = tensor.clone()
+            streams[block] = tensor.clone()
 
-    modules = [model.get_submodule(block) for block in blocks]
-    handles = [module.register_forward_hook(guard_hook(record_stream)) for module in modules]
+    handles = [
+        model.get_submodule(block).register_forward_hook(guard_hook(partial(record_stream, block))) for block in blocks
+    ]
     try:
-        output = run()
+        yield streams
     finally:
         for handle in handles:
             handle.remove()
-    return output, *(streams[module] for module in modules)
 
 
 def spread_queries(length: int, mask: Int[Tensor, "1 pos"] | None) -> Int[Tensor, " query"] | None:

@@ -4,17 +4,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from mesascope.activations._model_structure import ModelStructure
-from mesascope.activations.exclusive_use import guard_hook
 from mesascope.activations.hooks._attention_patterns import SiteHook
 from mesascope.activations.hooks._block_counter import BlockCounter
-from mesascope.activations.hooks._module_arguments import first_tensor
 from mesascope.activations.validation.identities import (
     IdentityChecker,
     check_output_unchanged,
+    record_streams,
     run_recording_streams,
     spread_queries,
 )
@@ -50,7 +49,8 @@ class LengthCheck:
         self._hook_points = {(site, layer) for site, chosen in layers_by_site.items() for layer in chosen}
         masks = [mask] * len(structure.layers)
         self._checker = IdentityChecker(layers_by_site, structure.layers, masks, spread_queries(key[0], mask))
-        self._last_stream: Tensor | None = None
+        self._last_block = structure.layers[-1].block
+        self._streams: Mapping[str, Tensor] = {}
 
     @property
     def layers_by_site(self) -> Mapping[str, Sequence[int]]:
@@ -72,18 +72,9 @@ class LengthCheck:
 
     @contextmanager
     def record(self) -> Iterator[None]:
-        """Context manager: store the residual stream after the last layer; enter it after hooks have been attached."""
-
-        def store_stream(module: nn.Module, args: object, output: object) -> None:
-            stream = first_tensor(output)
-            self._last_stream = None if stream is None else stream.clone()  # the model may write to it
-
-        block = self._model.get_submodule(self._structure.layers[-1].block)
-        handle = block.register_forward_hook(guard_hook(store_stream))
-        try:
+        """Context manager: record the residual stream after the last layer; enter it after hooks have been attached."""
+        with record_streams(self._model, [self._last_block]) as self._streams:
             yield
-        finally:
-            handle.remove()
 
     def compare(
         self, output: Float[Tensor, "batch predicted d_out"], counter: BlockCounter, run: Callable[[], Tensor]
@@ -98,11 +89,10 @@ class LengthCheck:
         Raises:
             UnsupportedModel: a condition of `check_hooked_forward` is violated.
         """
-        name, last = type(self._model).__name__, self._structure.layers[-1].block
-        assert self._last_stream is not None
-        expected_output, expected_stream = run_recording_streams(self._model, [last], run)
+        name = type(self._model).__name__
+        expected_output, expected_stream = run_recording_streams(self._model, [self._last_block], run)
         check_output_unchanged(name, expected_output, output)
-        check_output_unchanged(name, expected_stream, self._last_stream)
+        check_output_unchanged(name, expected_stream, self._streams[self._last_block])
         self._checker.check_counts(name, self._requested, counter)
         self._structure.note_length(self._key)
         self._structure.validated.update(self._hook_points)
