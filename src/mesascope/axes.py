@@ -125,3 +125,16 @@ def with_decoded_tokens(dataset: xr.Dataset, decode_token: Callable[[int], str |
         if str(name).startswith("label_") and array.attrs.get("units") == "token":
             decoded[name] = (array.dims, decode_tokens(array, decode_token), {**array.attrs, "units": "text"})
     return dataset.assign(decoded)
+
+
+def concat_seeds(by_seed: Mapping[int, xr.Dataset]) -> xr.Dataset:
+    """Concatenate the results of training replicates along the axis ``seed``.
+
+    Args:
+        by_seed: The result of each replicate; coordinates that differ are joined, with NaN where a replicate has none.
+
+    Returns:
+        The result of all replicates, with the attributes of the first one.
+    """
+    joined = xr.concat(list(by_seed.values()), dim="seed", join="outer", combine_attrs="override")
+    return joined.assign_coords(seed=list(by_seed))

@@ -13,6 +13,7 @@ import torch
 import xarray as xr
 
 from mesascope.argument_types import summarize_error
+from mesascope.axes import concat_seeds
 from mesascope.models.load import find_decoder_class
 from mesascope.models.transformer import Decoder
 from mesascope.runner._checkpoints import SeedCheckpoints, open_checkpoints
@@ -152,7 +153,11 @@ def analyse_untrained(
             by_seed = [
                 _analyse_seed(condition, scale, CHECK_SEED + seed, only_last, where) for seed in range(num_seeds)
             ]
-        results |= {name: _concat_seeds(study, scale, [one[name] for one in by_seed]) for name in by_seed[0]}
+        seeds = study.select_seeds(scale, num_seeds)
+        results |= {
+            name: concat_seeds({seed: one[name] for seed, one in zip(seeds, by_seed, strict=True)})
+            for name in by_seed[0]
+        }
     return results
 
 
@@ -180,7 +185,8 @@ def simulate_toy_models(study: Study, scale: str, label: str) -> dict[str, xr.Da
                 f"{label}: the simulation {simulation.name} must run, but fails with {summarize_error(error)}; correct "
                 "its toy model"
             ) from error
-        results[simulation.name] = _concat_seeds(study, scale, by_seed)
+        seeds = study.select_seeds(scale, NUM_SIMULATED_SEEDS)
+        results[simulation.name] = concat_seeds(dict(zip(seeds, by_seed, strict=True)))
     return results
 
 
@@ -315,11 +321,6 @@ def _record_history(
 def _fill_steps(dataset: xr.Dataset, steps: Sequence[int]) -> xr.Dataset:
     """Give a result the steps of a run; those that were not analysed have the values of the nearest one."""
     return dataset.reindex(step=steps, method="nearest") if "step" in dataset.indexes else dataset
-
-
-def _concat_seeds(study: Study, scale: str, by_seed: Sequence[xr.Dataset]) -> xr.Dataset:
-    joined = xr.concat(by_seed, dim="seed", join="outer", combine_attrs="override")
-    return joined.assign_coords(seed=list(study.select_seeds(scale, len(by_seed))))
 
 
 def _describe_labels(results: DryResults, message: str) -> str:

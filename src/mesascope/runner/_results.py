@@ -6,6 +6,7 @@ from typing import Any
 import xarray as xr
 
 from mesascope.analyses import Analysis
+from mesascope.axes import concat_seeds
 from mesascope.runner._evaluation import count_evaluation_sequences
 from mesascope.runner._jobs import SimulationJob, TrainingJob, name_simulation_part, prepare_task_data
 from mesascope.runner._seed_results import load_seed_results, load_stamped
@@ -117,7 +118,7 @@ def gather_conditions(
         for analysis in condition.analyses:
             name = condition.result_name(analysis)
             attrs: dict[str, Any] = {**stamp, "sequences": _count_sequences(condition, analysis, scale)}
-            results[name] = _concat_seeds({seed: one[name] for seed, one in by_seed.items()}, attrs)
+            results[name] = concat_seeds({seed: one[name] for seed, one in by_seed.items()}).assign_attrs(attrs)
             run.write_results(name, results[name])
     return results
 
@@ -146,14 +147,10 @@ def gather_simulations(
         name = simulation.name
         by_seed = {job.seed: one[name] for job, one in zip(jobs, outcomes, strict=True) if job.simulation == name}
         attrs = {"simulation": name, "title": simulation.title, "description": simulation.description}
-        results[name] = _concat_seeds(by_seed, attrs | stamp_simulation(simulation, scale, list(by_seed)))
+        attrs |= stamp_simulation(simulation, scale, list(by_seed))
+        results[name] = concat_seeds(by_seed).assign_attrs(attrs)
         run.write_results(name, results[name])
     return results
-
-
-def _concat_seeds(by_seed: Mapping[int, xr.Dataset], attrs: Mapping[str, Any]) -> xr.Dataset:
-    joined = xr.concat(list(by_seed.values()), dim="seed", join="outer", combine_attrs="override")
-    return joined.assign_coords(seed=list(by_seed)).assign_attrs(attrs)
 
 
 def _condition_stamp(study: Study, run: Run, condition: Condition, scale: str, seeds: Sequence[int]) -> dict[str, str]:

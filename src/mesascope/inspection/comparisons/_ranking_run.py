@@ -6,6 +6,7 @@ from typing import Any
 
 import xarray as xr
 
+from mesascope.axes import concat_seeds
 from mesascope.formulas import escape_dollars
 from mesascope.inspection.comparisons._report import AlgorithmReport
 from mesascope.store import Run
@@ -70,7 +71,5 @@ def _join_seeds(reports: Sequence[AlgorithmReport]) -> xr.Dataset:
     attrs = dict(first.results.attrs)
     title = ": ".join(part for part in (attrs["title"], first.condition) if part)
     attrs |= {"title": title, "description": f"Task: {first.task}. {attrs['description']}"}
-    if first.seed is None:
-        return first.results.assign_attrs(attrs)
-    joined = xr.concat([one.results for one in reports], dim="seed", join="outer", combine_attrs="override")
-    return joined.assign_coords(seed=[one.seed for one in reports]).assign_attrs(attrs)
+    by_seed = {one.seed: one.results for one in reports if one.seed is not None}
+    return (concat_seeds(by_seed) if by_seed else first.results).assign_attrs(attrs)
