@@ -159,6 +159,14 @@ def test_a_directory_with_something_else_is_refused_before_anything_is_computed(
     assert (tmp_path / "run" / "run.json").read_bytes() == before
 
 
+def test_a_url_is_no_directory_of_a_ranking(descending, command):
+    code, out, err = command("which-algorithm", descending, "--study", "gradient-descent", "--out", "s3://bucket/name")
+    assert (code, out) == (2, "")
+    assert "comparing" not in err
+    with pytest.raises(ValueError, match="the directory of such a run must be a folder, but got 's3://bucket/name'"):
+        api.rank_algorithms(descending, study="gradient-descent", out="s3://bucket/name")
+
+
 def test_a_run_that_opened_a_language_model_is_refused(tmp_path, command):
     Run.create(tmp_path / "run", {"model": "somebody/something"})
     code, _, err = command("which-algorithm", tmp_path / "run")

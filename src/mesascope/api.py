@@ -405,18 +405,20 @@ def rank_algorithms(
         ValueError: If an argument is invalid, or ``out`` holds something else; the message is one line.
     """
     chosen_device = choose_device(device)
+    model_or_name = subject if isinstance(subject, PreTrainedModel) else str(subject)
     description = describe_ranking(
-        get_model_name(subject if isinstance(subject, PreTrainedModel) else str(subject)),
+        get_model_name(model_or_name),
         study=study,
         token_ids=str(token_ids) if isinstance(token_ids, Path | str) else None,
         sequences=sequences,
         seed=seed,
         device=chosen_device,
     )
-    if out is not None and Path(out).exists():
-        Run.create(out, description)  # refuses a directory with something else before anything is computed
+    path = None if out is None else _choose_folder(out, RUNS_FOLDER)
+    if path is not None and path.exists():
+        Run.create(path, description)  # refuses a directory with something else before anything is computed
     reports = identify_algorithms(
-        subject if isinstance(subject, PreTrainedModel) else str(subject),
+        model_or_name,
         study=study,
         task=task,
         token_ids=token_ids,
@@ -426,8 +428,8 @@ def rank_algorithms(
         trust_remote_code=trust_remote_code,
         log=log,
     )
-    if out is not None:
-        write_report(write_rankings(Path(out), description, reports).path)
+    if path is not None:
+        write_report(write_rankings(path, description, reports).path)
     return reports
 
 
@@ -529,12 +531,12 @@ def choose_device(device: str) -> str:
     if device == "cpu":
         return device
     kind, _, number = device.partition(":")
-    if device != "mps" and (kind != "cuda" or (number and not number.isdigit())):
-        raise ValueError(f"a device must be auto, cpu, cuda or mps, but got {device!r}")
     if device == "mps":
         is_there = torch.backends.mps.is_available()
-    else:
+    elif kind == "cuda" and (not number or number.isdigit()):
         is_there = torch.cuda.is_available() and int(number or 0) < torch.cuda.device_count()
+    else:
+        raise ValueError(f"a device must be auto, cpu, cuda or mps, but got {device!r}")
     if not is_there:
         raise ValueError(f"the device {device} must be on this machine, but is not; use the device cpu")
     return device
