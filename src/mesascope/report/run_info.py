@@ -1,7 +1,7 @@
 """Text parts of the report: metadata of the run, the command line and the citation."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mesascope.formulas import escape_dollars
@@ -132,19 +132,18 @@ def format_command(run: Mapping[str, Any]) -> str:
     """
     if given := run.get("command"):
         return given if isinstance(given, str) else shlex.join(map(str, given))
-    if run.get("study") == "circuit":
-        return shlex.join(["mesascope", "circuit", str(run.get("model", "MODEL")), *_list_circuit_options(run)])
-    if run.get("study") == "which-algorithm":
-        return shlex.join(["mesascope", "which-algorithm", str(run.get("model", "MODEL")), *_list_ranking_options(run)])
     if is_inspection(run):
-        return shlex.join(["mesascope", "inspect", str(run.get("model", "MODEL")), *_list_inspect_options(run)])
+        command = str(run["study"])
+        options = OPTION_LISTS[command](run)
+        words = [word for name, value in options.items() if value not in (None, "") for word in (name, str(value))]
+        return shlex.join(["mesascope", command, str(run.get("model", "MODEL")), *words])
     words = ["mesascope", "run", str(run.get("study", "STUDY"))]
     words += ["--scale", str(run["scale"])] if run.get("scale") else []
     words += ["--seeds", str(len(run["seeds"]))] if isinstance(run.get("seeds"), list) and run["seeds"] else []
     return shlex.join(words)
 
 
-def _list_inspect_options(run: Mapping[str, Any]) -> list[str]:
+def _list_inspect_options(run: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of an inspection that differ from the defaults."""
     text, given = run.get("text"), run.get("parameters")
     text = text if isinstance(text, Mapping) else {}
@@ -164,7 +163,7 @@ def _list_inspect_options(run: Mapping[str, Any]) -> list[str]:
         "--quantize": _get_scheme(run),
         "--device-map": run.get("device_map"),
     }
-    return [word for name, value in options.items() if value for word in (name, str(value))]
+    return {name: value or None for name, value in options.items()}
 
 
 def _get_scheme(run: Mapping[str, Any]) -> str | None:
@@ -173,13 +172,13 @@ def _get_scheme(run: Mapping[str, Any]) -> str | None:
     return quantize if isinstance(quantize, str) and quantize.isalnum() else None
 
 
-def _list_circuit_options(run: Mapping[str, Any]) -> list[str]:
+def _list_circuit_options(run: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a search for a circuit that differ from the defaults."""
     pairs, given = run.get("pairs"), run.get("parameters")
     pairs = pairs if isinstance(pairs, Mapping) else {}
     given = given if isinstance(given, Mapping) else {}
     of_run = "condition" in run
-    options = {
+    return {
         "--pairs": pairs.get("file"),
         "--condition": run.get("condition"),
         "--seed": run.get("seed"),
@@ -191,21 +190,26 @@ def _list_circuit_options(run: Mapping[str, Any]) -> list[str]:
         "--dtype": run.get("dtype") if not of_run and run.get("dtype") != "float32" else None,
         "--quantize": _get_scheme(run),
     }
-    return [word for name, value in options.items() if value not in (None, "") for word in (name, str(value))]
 
 
-def _list_ranking_options(run: Mapping[str, Any]) -> list[str]:
+def _list_ranking_options(run: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a ranking of algorithms that differ from the defaults."""
     given = run.get("parameters")
     given = given if isinstance(given, Mapping) else {}
-    options = {
+    return {
         "--study": given.get("study"),
         "--token-ids": given.get("token_ids"),
         "--sequences": given.get("sequences"),
         "--seed": given.get("seed") or None,
         "--device": run.get("device") if run.get("device") != "cpu" else None,
     }
-    return [word for name, value in options.items() if value not in (None, "") for word in (name, str(value))]
+
+
+OPTION_LISTS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {  # by command
+    "circuit": _list_circuit_options,
+    "inspect": _list_inspect_options,
+    "which-algorithm": _list_ranking_options,
+}
 
 
 def format_citation(run: Mapping[str, Any]) -> dict[str, str] | None:

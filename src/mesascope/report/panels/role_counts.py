@@ -31,7 +31,10 @@ def tabulate_role_counts(variable: PlotVariable) -> Panel:
         control_name(control): _select_replicates(variable, control) for control in variable.controls
     }
     roles, layers = variable.list_labels("role_name"), variable.list_labels("layer")
-    format_cell = _format_numbers if len(layers) > MAX_WORDED_LAYERS else partial(_format_words, num_heads=num_heads)
+    if len(layers) > MAX_WORDED_LAYERS:
+        format_cell, legend = _format_numbers, _describe_numbers(counts, num_heads)
+    else:
+        format_cell, legend = partial(_format_words, num_heads=num_heads), ""
     rows = [
         [
             f"layer {label}",
@@ -43,7 +46,6 @@ def tabulate_role_counts(variable: PlotVariable) -> Panel:
         for layer, label in enumerate(layers)
     ]
     data = {"head": ["", *roles], "rows": rows, "units": ""}
-    legend = _describe_numbers(counts, num_heads) if len(layers) > MAX_WORDED_LAYERS else ""
     caption = variable.build_caption(legend, variable.describe_step(), _describe_replicates(variable, counts))
     return Panel(kind="table", title="Heads with each role", caption=caption, data=data)
 
